@@ -1,0 +1,52 @@
+# The extension moebind/_libllama: cffi's wrappers, the guards and the shim, from what native/cdef.py writes.
+set(native "${CMAKE_CURRENT_SOURCE_DIR}/native")
+set(generated "${CMAKE_CURRENT_BINARY_DIR}/native")
+set(vendored "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp")
+
+set(linked ggml-base ggml llama llama-common)
+set(loaded ${MOEBIND_BACKENDS})
+if(NOT MOEBIND_PORTABLE)
+  list(APPEND linked ${loaded})
+  set(loaded "")
+endif()
+
+set(arguments --cc "${CMAKE_C_COMPILER}" --nm "${CMAKE_NM}" --out "${generated}")
+foreach(folder IN ITEMS include ggml/include)
+  list(APPEND arguments --include "${vendored}/${folder}")
+endforeach()
+foreach(library IN LISTS linked)
+  list(APPEND arguments --library $<TARGET_FILE:${library}>)
+endforeach()
+foreach(library IN LISTS loaded)
+  list(APPEND arguments --module $<TARGET_FILE:${library}>)
+endforeach()
+
+file(GLOB generator CONFIGURE_DEPENDS "${native}/*.py" "${native}/*.h" "${native}/stand-ins/*.h"
+  "${vendored}/include/*.h" "${vendored}/ggml/include/*.h")
+# The generator leaves files that did not change alone; the stamp says when it last ran.
+add_custom_command(
+  OUTPUT "${generated}/generated.stamp"
+  BYPRODUCTS "${generated}/_libllama.c" "${generated}/guards.cpp" "${generated}/guards.h"
+  COMMAND ${Python_EXECUTABLE} "${native}/cdef.py" ${arguments}
+  DEPENDS ${generator} ${linked} ${loaded}
+  COMMENT "Reading llama.cpp's headers"
+  VERBATIM)
+
+python_add_library(_libllama MODULE USE_SABI 3.10 WITH_SOABI
+  "${generated}/generated.stamp" "${generated}/_libllama.c" "${generated}/guards.cpp"
+  native/guard.cpp native/hooks.cpp native/log.cpp native/shim.cpp)
+target_include_directories(_libllama PRIVATE native "${generated}")
+target_include_directories(_libllama SYSTEM PRIVATE # llama-ext.h, and what only C++ has
+  "${vendored}/src" "${vendored}/ggml/src" "${vendored}/common")
+target_link_libraries(_libllama PRIVATE ${linked} ${CMAKE_DL_LIBS})
+target_compile_features(_libllama PRIVATE cxx_std_17)
+target_compile_options(_libllama PRIVATE -Wall -Wextra)
+if(MOEBIND_WERROR)
+  target_compile_options(_libllama PRIVATE -Werror)
+endif()
+# Written by machine: unused cffi helpers, and calls of what llama.h deprecates but still offers.
+set_source_files_properties("${generated}/_libllama.c" "${generated}/guards.cpp" PROPERTIES
+  COMPILE_OPTIONS "-Wno-unused-function;-Wno-unused-parameter;-Wno-missing-field-initializers;-Wno-deprecated-declarations;-Wno-cast-function-type")
+set_target_properties(_libllama PROPERTIES
+  C_VISIBILITY_PRESET hidden CXX_VISIBILITY_PRESET hidden
+  INSTALL_RPATH "$ORIGIN/lib")

@@ -1,0 +1,106 @@
+"""The one door to native code.
+
+``lib`` holds every function and constant of llama.h, ggml-backend.h, gguf.h, ggml-rpc.h, ggml-cpu.h and ggml.h (graph
+building left out), ``ffi`` is cffi's companion to it. Every call through ``lib`` is guarded: a C++ exception or a failed
+assertion inside llama.cpp is raised as :class:`moebind.NativeError`, by the extension itself (``native/guard.h``), so
+that no caller can forget to look.
+
+Callbacks go the other way: libllama calls C++, which calls a function below, which calls the user's. When the user's
+function raises, :func:`_carry` hands the exception to C++ and the callback returns what makes libllama stop; the
+native call that the user made then raises that very exception when it returns. A callback that runs in a thread of
+llama.cpp's own has no such call above it, and its exception goes to ``sys.excepthook``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+from typing import TYPE_CHECKING, Any
+
+from moebind._libllama import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from typing_extensions import TypeAlias
+
+#: A pointer or struct of cffi's. It has no static type.
+CData: TypeAlias = "Any"
+
+__all__ = ["CData", "Hooks", "decoded", "ffi", "lib", "own"]
+
+
+def own(pointer: CData, free: Callable[[CData], object], *keep: object) -> CData:
+    """Have ``free(pointer)`` called once nobody holds the result any more.
+
+    ``keep`` lives until after that: a context keeps its model, whatever order Python collects them in.
+    """
+
+    def release(freed: CData, _keep: tuple[object, ...] = keep) -> None:
+        free(freed)
+
+    return ffi.gc(pointer, release)
+
+
+def decoded(text: CData) -> str:
+    """A C string as str; bytes that are not UTF-8 are replaced, since they come from files."""
+    return bytes(ffi.string(text)).decode("utf-8", "replace") if text else ""
+
+
+def _carry(kind: type[BaseException], exception: BaseException, traceback: TracebackType) -> None:
+    if not lib.moebind_carry(id(exception)):
+        sys.excepthook(kind, exception, traceback)
+
+
+class Hooks:
+    """Python callbacks of one load or one context, and what makes it stop.
+
+    Parameters
+    ----------
+    progress, abort, eval
+        What is called; see ``ModelParams.with_progress_callback``, ``ContextParams.with_abort_callback`` and
+        ``with_eval_callback``.
+    """
+
+    def __init__(
+        self,
+        progress: Callable[[float], bool | None] | None = None,
+        abort: Callable[[], bool] | None = None,
+        eval: Callable[[CData, bool], bool] | None = None,
+    ) -> None:
+        self.progress = progress
+        self.abort = abort
+        self.eval = eval
+        called = (lib.MOEBIND_HOOK_PROGRESS if progress else 0) | (lib.MOEBIND_HOOK_ABORT if abort else 0)
+        called |= lib.MOEBIND_HOOK_EVAL if eval else 0
+        self._handle = ffi.new_handle(self)
+        self.pointer = own(lib.moebind_hooks_new(called, self._handle), lib.moebind_hooks_free, self._handle)
+
+
+@ffi.def_extern(error=False, onerror=_carry)
+def moebind_on_progress(fraction: float, handle: CData) -> bool:
+    return ffi.from_handle(handle).progress(fraction) is not False
+
+
+@ffi.def_extern(error=True, onerror=_carry)
+def moebind_on_abort(handle: CData) -> bool:
+    return bool(ffi.from_handle(handle).abort())
+
+
+@ffi.def_extern(error=False, onerror=_carry)
+def moebind_on_eval(tensor: CData, ask: bool, handle: CData) -> bool:
+    return bool(ffi.from_handle(handle).eval(tensor, ask))
+
+
+@ffi.def_extern(onerror=_carry)
+def moebind_on_log(level: int, text: CData) -> None:
+    from moebind import log
+
+    log.emit(level, decoded(text))
+
+
+lib.moebind_setup()
+lib.moebind_log_start(lib.GGML_LOG_LEVEL_WARN)
+# Threads of llama.cpp's may outlive the interpreter.
+atexit.register(lib.moebind_log_start, lib.GGML_LOG_LEVEL_NONE)

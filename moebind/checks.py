@@ -1,0 +1,132 @@
+"""Checks of arguments, before a native call could see them.
+
+Each returns the value as the C side takes it, or raises with what was given, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, SupportsIndex, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+INT32_MAX = 2**31 - 1
+#: libllama takes thread counts as they come and ends the process when the system cannot start as many.
+THREADS_MAX = 512
+
+EnumT = TypeVar("EnumT", bound=IntEnum)
+
+
+def integer(name: str, value: SupportsIndex, low: int, high: int = INT32_MAX) -> int:
+    """An integer (numpy's included, bool not) between ``low`` and ``high``, both allowed."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value!r}; it takes an integer")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes an integer") from None
+    if not low <= number <= high:
+        raise ValueError(f"{name} is {number}; it takes {low} to {high}")
+    return number
+
+
+def number(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite real number between ``low`` and ``high``, both allowed."""
+    if isinstance(value, (bool, np.bool_, str, bytes)):
+        raise TypeError(f"{name} is {value!r}; it takes a number")
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a number") from None
+    if not math.isfinite(result):
+        raise ValueError(f"{name} is {result}; it takes a finite number")
+    if not low <= result <= high:
+        allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+        raise ValueError(f"{name} is {result:g}; it takes {allowed}")
+    return result
+
+
+def boolean(name: str, value: bool) -> bool:
+    """True or False (numpy's included), nothing that is merely truthy."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes True or False")
+    return bool(value)
+
+
+def member(name: str, value: EnumT | int, kind: type[EnumT], allowed: Sequence[EnumT] | None = None) -> EnumT:
+    """A member of ``kind``, or its number; ``allowed`` narrows it."""
+    if isinstance(value, (bool, float, str)) or (isinstance(value, IntEnum) and not isinstance(value, kind)):
+        raise TypeError(f"{name} is {value!r}; it takes a member of {kind.__name__}")
+    members = list(kind.__members__.values()) if allowed is None else list(allowed)
+    try:
+        chosen = kind(operator.index(value))
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; it takes a member of {kind.__name__}") from None
+    if chosen not in members:
+        names = ", ".join(each.name for each in members)
+        raise ValueError(f"{name} is {value!r}; it takes one of {kind.__name__}: {names}")
+    return chosen
+
+
+def text(name: str, value: str) -> bytes:
+    """A str as UTF-8, for a C string: no NUL, no lone surrogate."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a str")
+    if "\0" in value:
+        raise ValueError(f"{name} contains a NUL character at {value.index(chr(0))}, which a C string cannot hold")
+    return utf8(name, value)
+
+
+def utf8(name: str, value: str) -> bytes:
+    """A str as UTF-8, NUL allowed: for functions that take a length."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a str")
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} contains the lone surrogate {value[error.start]!r} at {error.start}, which UTF-8 cannot hold: "
+            "decode the text with the right encoding, or with errors='replace'"
+        ) from None
+
+
+def path(name: str, value: str | os.PathLike[str]) -> str:
+    """A path as str, without NUL."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a str or a path object")
+    result = os.fspath(value)
+    if isinstance(result, bytes):
+        raise TypeError(f"{name} is a path of bytes; it takes one of str")
+    if "\0" in result:
+        raise ValueError(f"{name} contains a NUL character")
+    if not result:
+        raise ValueError(f"{name} is empty; it takes the path of a file")
+    return result
+
+
+def int32_array(name: str, value: object, low: int, high: int = INT32_MAX) -> NDArray[np.int32]:
+    """A one-dimensional, contiguous int32 array of numbers from ``low`` to ``high``; integers of any width are taken."""
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} is a {type(value).__name__}; it takes a sequence or array of integers")
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{name} cannot be made into an array: {error}") from None
+    if array.ndim != 1:
+        raise ValueError(f"{name} has {array.ndim} dimensions; it takes one")
+    if array.size == 0:
+        return np.empty(0, np.int32)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {array.dtype}; it takes integers")
+    least, most = int(array.min()), int(array.max())
+    if least < low or most > high:
+        at = int(np.argmax((array < low) | (array > high)))
+        raise ValueError(f"{name}[{at}] is {int(array[at])}; it takes {low} to {high}")
+    return np.ascontiguousarray(array, np.int32)

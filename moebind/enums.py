@@ -1,0 +1,346 @@
+"""Enumerations of llama.cpp's headers, with values read from the compiled library.
+
+A value that only a newer llama.cpp knows passes through as a member named ``UNKNOWN_<value>``.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING
+
+from moebind._native import lib
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "AttentionType",
+    "ContextType",
+    "DeviceType",
+    "FlashAttnType",
+    "Ftype",
+    "GgmlType",
+    "GgufType",
+    "LazyMode",
+    "LoadMode",
+    "NumaStrategy",
+    "PoolingType",
+    "RopeScalingType",
+    "RopeType",
+    "SplitMode",
+    "StateSeqFlags",
+    "TokenAttr",
+    "VocabType",
+]
+
+
+class _Open(IntEnum):
+    """An enumeration that lets unknown values through, since libllama may know more than we do."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, int):
+            return None
+        unknown = int.__new__(cls, value)
+        unknown._name_ = f"UNKNOWN_{value}"
+        unknown._value_ = value
+        return unknown
+
+
+class VocabType(_Open):
+    """How a model turns text into tokens."""
+
+    NONE = lib.LLAMA_VOCAB_TYPE_NONE
+    """No vocabulary."""
+    SPM = lib.LLAMA_VOCAB_TYPE_SPM
+    """SentencePiece: byte-level BPE with byte fallback."""
+    BPE = lib.LLAMA_VOCAB_TYPE_BPE
+    """Byte-level BPE, as GPT-2 has it."""
+    WPM = lib.LLAMA_VOCAB_TYPE_WPM
+    """WordPiece, as BERT has it."""
+    UGM = lib.LLAMA_VOCAB_TYPE_UGM
+    """Unigram, as T5 has it."""
+    RWKV = lib.LLAMA_VOCAB_TYPE_RWKV
+    """Greedy, as RWKV has it."""
+    PLAMO2 = lib.LLAMA_VOCAB_TYPE_PLAMO2
+    """Aho-Corasick with dynamic programming, as PLaMo-2 has it."""
+    TEST = lib.LLAMA_VOCAB_TYPE_TEST
+    """llama.cpp's dummy tokenizer for tests."""
+
+
+class RopeType(_Open):
+    """How positions are rotated into the attention."""
+
+    NONE = lib.LLAMA_ROPE_TYPE_NONE
+    """No rotary positions."""
+    NORM = lib.LLAMA_ROPE_TYPE_NORM
+    """Adjacent pairs."""
+    NEOX = lib.LLAMA_ROPE_TYPE_NEOX
+    """Halves, as GPT-NeoX has it."""
+    MROPE = lib.LLAMA_ROPE_TYPE_MROPE
+    """Several position axes."""
+    IMROPE = lib.LLAMA_ROPE_TYPE_IMROPE
+    """Several position axes, interleaved."""
+    VISION = lib.LLAMA_ROPE_TYPE_VISION
+    """Vision encoders."""
+
+
+class RopeScalingType(_Open):
+    """How rotary positions are stretched beyond the trained context."""
+
+    UNSPECIFIED = lib.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED
+    """As the model says."""
+    NONE = lib.LLAMA_ROPE_SCALING_TYPE_NONE
+    """Not at all."""
+    LINEAR = lib.LLAMA_ROPE_SCALING_TYPE_LINEAR
+    """Linearly."""
+    YARN = lib.LLAMA_ROPE_SCALING_TYPE_YARN
+    """YaRN."""
+    LONGROPE = lib.LLAMA_ROPE_SCALING_TYPE_LONGROPE
+    """LongRoPE."""
+
+
+class PoolingType(_Open):
+    """How token embeddings become one embedding of a sequence."""
+
+    UNSPECIFIED = lib.LLAMA_POOLING_TYPE_UNSPECIFIED
+    """As the model says."""
+    NONE = lib.LLAMA_POOLING_TYPE_NONE
+    """Not at all: one embedding a token."""
+    MEAN = lib.LLAMA_POOLING_TYPE_MEAN
+    """Their mean."""
+    CLS = lib.LLAMA_POOLING_TYPE_CLS
+    """That of the first token."""
+    LAST = lib.LLAMA_POOLING_TYPE_LAST
+    """That of the last token."""
+    RANK = lib.LLAMA_POOLING_TYPE_RANK
+    """A classification head: scores of a reranker."""
+
+
+class AttentionType(_Open):
+    """What a token may look at."""
+
+    UNSPECIFIED = lib.LLAMA_ATTENTION_TYPE_UNSPECIFIED
+    """As the model says."""
+    CAUSAL = lib.LLAMA_ATTENTION_TYPE_CAUSAL
+    """Itself and what comes before."""
+    NON_CAUSAL = lib.LLAMA_ATTENTION_TYPE_NON_CAUSAL
+    """Everything in its batch."""
+
+
+class FlashAttnType(_Open):
+    """Whether fused attention kernels are used."""
+
+    AUTO = lib.LLAMA_FLASH_ATTN_TYPE_AUTO
+    """Where the device has them."""
+    DISABLED = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    """Never."""
+    ENABLED = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    """Always; making the context fails where it cannot be."""
+
+
+class SplitMode(_Open):
+    """How a model is spread over several devices."""
+
+    NONE = lib.LLAMA_SPLIT_MODE_NONE
+    """Not: one device takes it all (``main_gpu``)."""
+    LAYER = lib.LLAMA_SPLIT_MODE_LAYER
+    """Whole layers, with their KV cache."""
+    ROW = lib.LLAMA_SPLIT_MODE_ROW
+    """Layers, and rows of matrices where the backend can."""
+    TENSOR = lib.LLAMA_SPLIT_MODE_TENSOR
+    """Every tensor over all devices (experimental)."""
+
+
+class LoadMode(_Open):
+    """How a model's file is read."""
+
+    AUTO = lib.LLAMA_LOAD_MODE_AUTO
+    """Mapped, unless a device cannot take that."""
+    NONE = lib.LLAMA_LOAD_MODE_NONE
+    """Read into memory."""
+    MMAP = lib.LLAMA_LOAD_MODE_MMAP
+    """Mapped."""
+    MLOCK = lib.LLAMA_LOAD_MODE_MLOCK
+    """Read, and locked in memory."""
+    MMAP_MLOCK = lib.LLAMA_LOAD_MODE_MMAP_MLOCK
+    """Mapped, and locked in memory."""
+    DIRECT_IO = lib.LLAMA_LOAD_MODE_DIRECT_IO
+    """Read past the system's cache."""
+
+
+class LazyMode(_Open):
+    """Whether rows of large tensors are read only when they are needed (takes a mapped file)."""
+
+    OFF = lib.LLAMA_LAZY_MODE_OFF
+    """Never."""
+    AUTO = lib.LLAMA_LAZY_MODE_AUTO
+    """For marked tensors above 4 GiB."""
+    ON = lib.LLAMA_LAZY_MODE_ON
+    """For all marked tensors."""
+
+
+class ContextType(_Open):
+    """What a context computes."""
+
+    DEFAULT = lib.LLAMA_CONTEXT_TYPE_DEFAULT
+    """The model."""
+    MTP = lib.LLAMA_CONTEXT_TYPE_MTP
+    """The model's multi-token prediction layers."""
+
+
+class NumaStrategy(_Open):
+    """How threads are placed on a machine with several memory nodes."""
+
+    DISABLED = lib.GGML_NUMA_STRATEGY_DISABLED
+    """Not at all."""
+    DISTRIBUTE = lib.GGML_NUMA_STRATEGY_DISTRIBUTE
+    """Spread over all nodes."""
+    ISOLATE = lib.GGML_NUMA_STRATEGY_ISOLATE
+    """On the node that started the process."""
+    NUMACTL = lib.GGML_NUMA_STRATEGY_NUMACTL
+    """As numactl says."""
+    MIRROR = lib.GGML_NUMA_STRATEGY_MIRROR
+    """Reserved by ggml."""
+
+
+class DeviceType(_Open):
+    """What kind of memory and processor a device has."""
+
+    CPU = lib.GGML_BACKEND_DEVICE_TYPE_CPU
+    """The processor, in system memory."""
+    GPU = lib.GGML_BACKEND_DEVICE_TYPE_GPU
+    """A graphics card with memory of its own; an RPC server counts as one."""
+    IGPU = lib.GGML_BACKEND_DEVICE_TYPE_IGPU
+    """A graphics processor in system memory."""
+    ACCEL = lib.GGML_BACKEND_DEVICE_TYPE_ACCEL
+    """An accelerator used along with the CPU, as BLAS is."""
+    META = lib.GGML_BACKEND_DEVICE_TYPE_META
+    """Several devices as one."""
+
+
+class GgmlType(_Open):
+    """The type of a tensor, quantised or not."""
+
+    F32 = lib.GGML_TYPE_F32
+    F16 = lib.GGML_TYPE_F16
+    Q4_0 = lib.GGML_TYPE_Q4_0
+    Q4_1 = lib.GGML_TYPE_Q4_1
+    Q5_0 = lib.GGML_TYPE_Q5_0
+    Q5_1 = lib.GGML_TYPE_Q5_1
+    Q8_0 = lib.GGML_TYPE_Q8_0
+    Q8_1 = lib.GGML_TYPE_Q8_1
+    Q2_K = lib.GGML_TYPE_Q2_K
+    Q3_K = lib.GGML_TYPE_Q3_K
+    Q4_K = lib.GGML_TYPE_Q4_K
+    Q5_K = lib.GGML_TYPE_Q5_K
+    Q6_K = lib.GGML_TYPE_Q6_K
+    Q8_K = lib.GGML_TYPE_Q8_K
+    IQ2_XXS = lib.GGML_TYPE_IQ2_XXS
+    IQ2_XS = lib.GGML_TYPE_IQ2_XS
+    IQ3_XXS = lib.GGML_TYPE_IQ3_XXS
+    IQ1_S = lib.GGML_TYPE_IQ1_S
+    IQ4_NL = lib.GGML_TYPE_IQ4_NL
+    IQ3_S = lib.GGML_TYPE_IQ3_S
+    IQ2_S = lib.GGML_TYPE_IQ2_S
+    IQ4_XS = lib.GGML_TYPE_IQ4_XS
+    I8 = lib.GGML_TYPE_I8
+    I16 = lib.GGML_TYPE_I16
+    I32 = lib.GGML_TYPE_I32
+    I64 = lib.GGML_TYPE_I64
+    F64 = lib.GGML_TYPE_F64
+    IQ1_M = lib.GGML_TYPE_IQ1_M
+    BF16 = lib.GGML_TYPE_BF16
+    TQ1_0 = lib.GGML_TYPE_TQ1_0
+    TQ2_0 = lib.GGML_TYPE_TQ2_0
+    MXFP4 = lib.GGML_TYPE_MXFP4
+    NVFP4 = lib.GGML_TYPE_NVFP4
+    Q1_0 = lib.GGML_TYPE_Q1_0
+    Q2_0 = lib.GGML_TYPE_Q2_0
+
+
+class Ftype(_Open):
+    """The quantisation of a whole file: what most of its tensors are."""
+
+    ALL_F32 = lib.LLAMA_FTYPE_ALL_F32
+    F16 = lib.LLAMA_FTYPE_MOSTLY_F16
+    Q4_0 = lib.LLAMA_FTYPE_MOSTLY_Q4_0
+    Q4_1 = lib.LLAMA_FTYPE_MOSTLY_Q4_1
+    Q8_0 = lib.LLAMA_FTYPE_MOSTLY_Q8_0
+    Q5_0 = lib.LLAMA_FTYPE_MOSTLY_Q5_0
+    Q5_1 = lib.LLAMA_FTYPE_MOSTLY_Q5_1
+    Q2_K = lib.LLAMA_FTYPE_MOSTLY_Q2_K
+    Q3_K_S = lib.LLAMA_FTYPE_MOSTLY_Q3_K_S
+    Q3_K_M = lib.LLAMA_FTYPE_MOSTLY_Q3_K_M
+    Q3_K_L = lib.LLAMA_FTYPE_MOSTLY_Q3_K_L
+    Q4_K_S = lib.LLAMA_FTYPE_MOSTLY_Q4_K_S
+    Q4_K_M = lib.LLAMA_FTYPE_MOSTLY_Q4_K_M
+    Q5_K_S = lib.LLAMA_FTYPE_MOSTLY_Q5_K_S
+    Q5_K_M = lib.LLAMA_FTYPE_MOSTLY_Q5_K_M
+    Q6_K = lib.LLAMA_FTYPE_MOSTLY_Q6_K
+    IQ2_XXS = lib.LLAMA_FTYPE_MOSTLY_IQ2_XXS
+    IQ2_XS = lib.LLAMA_FTYPE_MOSTLY_IQ2_XS
+    Q2_K_S = lib.LLAMA_FTYPE_MOSTLY_Q2_K_S
+    IQ3_XS = lib.LLAMA_FTYPE_MOSTLY_IQ3_XS
+    IQ3_XXS = lib.LLAMA_FTYPE_MOSTLY_IQ3_XXS
+    IQ1_S = lib.LLAMA_FTYPE_MOSTLY_IQ1_S
+    IQ4_NL = lib.LLAMA_FTYPE_MOSTLY_IQ4_NL
+    IQ3_S = lib.LLAMA_FTYPE_MOSTLY_IQ3_S
+    IQ3_M = lib.LLAMA_FTYPE_MOSTLY_IQ3_M
+    IQ2_S = lib.LLAMA_FTYPE_MOSTLY_IQ2_S
+    IQ2_M = lib.LLAMA_FTYPE_MOSTLY_IQ2_M
+    IQ4_XS = lib.LLAMA_FTYPE_MOSTLY_IQ4_XS
+    IQ1_M = lib.LLAMA_FTYPE_MOSTLY_IQ1_M
+    BF16 = lib.LLAMA_FTYPE_MOSTLY_BF16
+    TQ1_0 = lib.LLAMA_FTYPE_MOSTLY_TQ1_0
+    TQ2_0 = lib.LLAMA_FTYPE_MOSTLY_TQ2_0
+    MXFP4_MOE = lib.LLAMA_FTYPE_MOSTLY_MXFP4_MOE
+    NVFP4 = lib.LLAMA_FTYPE_MOSTLY_NVFP4
+    Q1_0 = lib.LLAMA_FTYPE_MOSTLY_Q1_0
+    Q2_0 = lib.LLAMA_FTYPE_MOSTLY_Q2_0
+    GUESSED = lib.LLAMA_FTYPE_GUESSED
+
+
+class GgufType(_Open):
+    """The type of a metadata value in a GGUF file."""
+
+    UINT8 = lib.GGUF_TYPE_UINT8
+    INT8 = lib.GGUF_TYPE_INT8
+    UINT16 = lib.GGUF_TYPE_UINT16
+    INT16 = lib.GGUF_TYPE_INT16
+    UINT32 = lib.GGUF_TYPE_UINT32
+    INT32 = lib.GGUF_TYPE_INT32
+    FLOAT32 = lib.GGUF_TYPE_FLOAT32
+    BOOL = lib.GGUF_TYPE_BOOL
+    STRING = lib.GGUF_TYPE_STRING
+    ARRAY = lib.GGUF_TYPE_ARRAY
+    UINT64 = lib.GGUF_TYPE_UINT64
+    INT64 = lib.GGUF_TYPE_INT64
+    FLOAT64 = lib.GGUF_TYPE_FLOAT64
+
+
+class TokenAttr(IntFlag):
+    """What kind of token a token is."""
+
+    UNDEFINED = lib.LLAMA_TOKEN_ATTR_UNDEFINED
+    UNKNOWN = lib.LLAMA_TOKEN_ATTR_UNKNOWN
+    UNUSED = lib.LLAMA_TOKEN_ATTR_UNUSED
+    NORMAL = lib.LLAMA_TOKEN_ATTR_NORMAL
+    CONTROL = lib.LLAMA_TOKEN_ATTR_CONTROL
+    USER_DEFINED = lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+    BYTE = lib.LLAMA_TOKEN_ATTR_BYTE
+    NORMALIZED = lib.LLAMA_TOKEN_ATTR_NORMALIZED
+    LSTRIP = lib.LLAMA_TOKEN_ATTR_LSTRIP
+    RSTRIP = lib.LLAMA_TOKEN_ATTR_RSTRIP
+    SINGLE_WORD = lib.LLAMA_TOKEN_ATTR_SINGLE_WORD
+
+
+class StateSeqFlags(IntFlag):
+    """What the saved state of a sequence holds."""
+
+    NONE = lib.LLAMA_STATE_SEQ_FLAGS_NONE
+    """All of it, in host memory."""
+    PARTIAL_ONLY = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+    """Only what cannot be rolled back otherwise: sliding-window and recurrent state."""
+    ON_DEVICE = lib.LLAMA_STATE_SEQ_FLAGS_ON_DEVICE
+    """Data stays in the device's memory: faster, and only good for this context."""

@@ -1,0 +1,138 @@
+"""What moebind raises.
+
+Every exception of moebind's own derives from :class:`MoebindError`. Wrong Python types are ``TypeError``, values out of
+range ``ValueError`` or ``IndexError``, as everywhere in Python.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AbortedError",
+    "BatchError",
+    "ChatTemplateError",
+    "ClosedError",
+    "ContextCreationError",
+    "DecodeError",
+    "EmbeddingsError",
+    "EncodeError",
+    "FitError",
+    "GrammarError",
+    "LoraError",
+    "ModelLoadError",
+    "ModelNotFoundError",
+    "MoebindError",
+    "NativeError",
+    "NoKvSlotError",
+    "SamplerError",
+    "SpeculativeError",
+    "StateError",
+    "TokenizeError",
+]
+
+
+class MoebindError(Exception):
+    """Base of all exceptions of moebind's own."""
+
+
+class NativeError(MoebindError):
+    """A failed assertion or a C++ exception inside llama.cpp; the process goes on.
+
+    An object that was in use when an assertion failed may be left half changed: close it.
+    """
+
+    @property
+    def message(self) -> str:
+        """What llama.cpp said, with file and line for an assertion."""
+        return str(self.args[0]) if self.args else ""
+
+
+class ClosedError(MoebindError):
+    """The object was used after its ``close()``, or after its ownership went to another object."""
+
+
+class ModelLoadError(MoebindError):
+    """The model could not be loaded; the message ends with the last lines that llama.cpp logged."""
+
+
+class ModelNotFoundError(ModelLoadError, FileNotFoundError):
+    """The model's file, or one of its splits, does not exist."""
+
+
+class ContextCreationError(MoebindError):
+    """The context could not be made; the message ends with the last lines that llama.cpp logged."""
+
+
+class DecodeError(MoebindError):
+    """``llama_decode`` did not process the batch.
+
+    Attributes
+    ----------
+    code : int
+        What ``llama_decode`` returned: 1 no room in the cache, 2 aborted, -1 invalid batch, below -1 fatal.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message, code)
+        self.code = code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class NoKvSlotError(DecodeError):
+    """No room in the KV cache for the batch (code 1). The context is as it was before the call."""
+
+
+class AbortedError(DecodeError):
+    """Stopped by ``Context.abort()`` or an abort callback (code 2). What was processed before stays in the cache."""
+
+
+class EncodeError(MoebindError):
+    """``llama_encode`` did not process the batch; ``code`` is what it returned."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message, code)
+        self.code = code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class BatchError(MoebindError, ValueError):
+    """A batch cannot take what was to be added, or cannot be processed as it is."""
+
+
+class EmbeddingsError(MoebindError):
+    """There are no embeddings to read; the message says what to switch on."""
+
+
+class GrammarError(MoebindError, ValueError):
+    """A grammar or a JSON schema cannot be used."""
+
+
+class SamplerError(MoebindError):
+    """A sampler cannot do what was asked."""
+
+
+class TokenizeError(MoebindError, ValueError):
+    """Text could not be turned into tokens, or tokens into text."""
+
+
+class ChatTemplateError(MoebindError):
+    """A chat template is missing or cannot be rendered."""
+
+
+class StateError(MoebindError):
+    """A saved state could not be written, or does not fit this context."""
+
+
+class LoraError(MoebindError):
+    """A LoRA adapter could not be loaded or applied."""
+
+
+class FitError(MoebindError):
+    """No placement keeps to the memory that was given."""
+
+
+class SpeculativeError(MoebindError):
+    """Speculative decoding cannot be done with these models or contexts."""

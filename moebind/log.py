@@ -1,0 +1,78 @@
+"""llama.cpp's log, through Python's ``logging``."""
+
+from __future__ import annotations
+
+import logging
+
+from moebind._native import lib
+
+__all__ = ["logger", "recent_lines", "set_log"]
+
+#: Where llama.cpp's lines go.
+logger = logging.getLogger("moebind.llama")
+
+_LEVELS = {
+    lib.GGML_LOG_LEVEL_DEBUG: logging.DEBUG,
+    lib.GGML_LOG_LEVEL_INFO: logging.INFO,
+    lib.GGML_LOG_LEVEL_WARN: logging.WARNING,
+    lib.GGML_LOG_LEVEL_ERROR: logging.ERROR,
+}
+
+
+def emit(level: int, line: str) -> None:
+    """Log one line of llama.cpp's."""
+    logger.log(_LEVELS.get(level, logging.INFO), "%s", line)
+
+
+def set_log(level: str | int | None = "warning") -> None:
+    """Choose how much of llama.cpp's log is shown.
+
+    Lines go to the logger ``moebind.llama``; without any ``logging`` configuration Python prints warnings and errors
+    to standard error. Lines below ``level`` cost nothing.
+
+    Parameters
+    ----------
+    level
+        ``"debug"``, ``"info"``, ``"warning"`` (the default), ``"error"``, one of ``logging``'s numbers, or None for
+        silence.
+
+    Raises
+    ------
+    ValueError
+        For another word.
+
+    Notes
+    -----
+    Stands on ``llama_log_set``.
+
+    Examples
+    --------
+    >>> moebind.set_log("error")
+    >>> moebind.set_log()
+    """
+    if level is None:
+        lib.moebind_log_start(lib.GGML_LOG_LEVEL_NONE)
+        return
+    if isinstance(level, str):
+        names = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+        if level.lower() not in names:
+            raise ValueError(f"level is {level!r}; it takes one of {', '.join(names)}, a number of logging's, or None")
+        level = names[level.lower()]
+    elif isinstance(level, bool) or not isinstance(level, int):
+        raise TypeError(f"level is {level!r}; it takes a word, a number of logging's, or None")
+    shown = [native for native, number in _LEVELS.items() if number >= level]
+    lib.moebind_log_start(shown[0] if shown else lib.GGML_LOG_LEVEL_NONE)
+    # Otherwise the root logger's level, WARNING, would hide what was just asked for.
+    logger.setLevel(level)
+    if level < logging.WARNING and not logger.hasHandlers():
+        logging.basicConfig()
+
+
+def recent_lines(n: int = 6) -> str:
+    """The last lines that llama.cpp logged in this thread since ``moebind_log_forget``, for an error message."""
+    from moebind._native import ffi
+
+    buffer = ffi.new("char[]", 16384)
+    lib.moebind_log_recent(buffer, len(buffer))
+    lines = bytes(ffi.string(buffer)).decode("utf-8", "replace").splitlines()
+    return "".join(f"\n  llama.cpp: {line}" for line in lines[-n:])

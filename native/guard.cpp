@@ -1,0 +1,121 @@
+#include "guard.h"
+
+#include "ggml-backend-impl.h"
+#include "ggml.h"
+#include "shim.h"
+
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+
+namespace {
+
+// A C string and plain pointers: no destructor of ours runs at a thread's end, when Python may be gone.
+struct thread_state {
+    int        depth;
+    bool       failed;
+    char       text[4096];
+    PyObject * exception;
+};
+
+thread_local thread_state state;
+
+void throw_on_abort(const char * message) {
+    if (state.depth == 0) {
+        // Nobody below us could catch it, and the process ends when we return: at least say why.
+        std::fprintf(stderr, "moebind: llama.cpp failed in a thread of its own: %s\n", message);
+        return;
+    }
+    throw std::runtime_error(message);
+}
+
+PyObject * native_error_type() {
+    PyObject * module = PyImport_ImportModule("moebind.errors");
+    if (module == nullptr) {
+        return nullptr;
+    }
+    PyObject * type = PyObject_GetAttrString(module, "NativeError");
+    Py_DECREF(module);
+    return type;
+}
+
+}  // namespace
+
+namespace moebind {
+
+guard_scope::guard_scope() noexcept {
+    if (state.depth++ == 0) {
+        state.failed = false;
+    }
+}
+
+guard_scope::~guard_scope() noexcept { state.depth--; }
+
+void keep_failure(const char * text) noexcept {
+    state.failed = true;
+    std::snprintf(state.text, sizeof(state.text), "%s", text);
+}
+
+bool exception_waiting() noexcept { return state.exception != nullptr; }
+
+bool carry(PyObject * exception) noexcept {
+    if (state.depth == 0) {
+        return false;
+    }
+    PyGILState_STATE gil = PyGILState_Ensure();
+    // The first one tells what happened; later ones are usually its consequences.
+    if (state.exception == nullptr) {
+        Py_INCREF(exception);
+        state.exception = exception;
+    }
+    PyGILState_Release(gil);
+    return true;
+}
+
+void * find_in_backend(const char * name) {
+    for (size_t i = 0; i < ggml_backend_reg_count(); i++) {
+        // Any function of the backend tells which file it was loaded from.
+        Dl_info info;
+        if (dladdr(reinterpret_cast<void *>(ggml_backend_reg_get(i)->iface.get_name), &info) == 0) {
+            continue;
+        }
+        // The handle is kept: the backend stays loaded for as long as the process runs.
+        void * handle = dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+        if (void * found = handle == nullptr ? nullptr : dlsym(handle, name)) {
+            return found;
+        }
+    }
+    throw std::runtime_error(std::string(name) + " is in a backend that is not loaded");
+}
+
+}  // namespace moebind
+
+PyObject * moebind_result(PyObject * result) {
+    // In a callback, a waiting exception belongs to the call outside it; a failure is always the innermost call's.
+    const bool raise_exception = state.exception != nullptr && state.depth == 0;
+    if (!state.failed && !raise_exception) {
+        return result;
+    }
+    Py_XDECREF(result);
+    PyErr_Clear();
+    state.failed = false;
+    if (raise_exception) {
+        PyObject * exception = state.exception;
+        state.exception      = nullptr;
+        PyErr_SetObject(reinterpret_cast<PyObject *>(Py_TYPE(exception)), exception);
+        Py_DECREF(exception);
+    } else if (PyObject * type = native_error_type()) {
+        PyErr_SetString(type, state.text);
+        Py_DECREF(type);
+    }
+    return nullptr;
+}
+
+void moebind_setup(void) { ggml_set_abort_callback(throw_on_abort); }
+
+bool moebind_carry(uintptr_t exception) {
+    // This very call is guarded too: it takes a second guard for somebody to be waiting.
+    return state.depth > 1 && moebind::carry(reinterpret_cast<PyObject *>(exception));
+}

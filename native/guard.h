@@ -1,0 +1,70 @@
+// Where libllama's failures end.
+//
+// libllama reports some failures by throwing and others by aborting the process. Every call from Python goes through
+// moebind::guard, which catches both (moebind_setup installs an abort callback that throws), keeps the text in this
+// thread, and returns a zeroed value. cffi's wrapper then ends in moebind_result, which raises it as NativeError.
+//
+// The same place carries Python exceptions through C: a callback that fails stores its exception with
+// moebind_carry, tells libllama to stop in whatever way that callback can, and moebind_result raises it from the
+// call that the user made.
+//
+// What is thrown where no guard stands below it - in a thread of OpenMP or of the RPC client - cannot be caught;
+// such preconditions are checked before the call.
+#pragma once
+
+#include <Python.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Raises what the last guarded call of this thread caught, or returns `result` (a new reference, or NULL with an
+// exception set).
+PyObject * moebind_result(PyObject * result);
+
+#ifdef __cplusplus
+}
+
+#include <exception>
+#include <type_traits>
+
+namespace moebind {
+
+// Counts the guards that this thread is inside of, and forgets what an earlier call left behind.
+struct guard_scope {
+    guard_scope() noexcept;
+    ~guard_scope() noexcept;
+};
+
+void keep_failure(const char * text) noexcept;
+
+// Keeps a Python exception for the outermost guard of this thread; false when there is none.
+bool carry(PyObject * exception) noexcept;
+
+// One is being kept.
+bool exception_waiting() noexcept;
+
+template <class Call> auto guard(Call && call) noexcept -> decltype(call()) {
+    using result_t = decltype(call());
+    guard_scope scope;
+    try {
+        return call();
+    } catch (const std::exception & failure) {
+        keep_failure(failure.what());
+    } catch (...) {
+        keep_failure("an exception of unknown type");
+    }
+    if constexpr (!std::is_void_v<result_t>) {
+        return result_t{};
+    }
+}
+
+void * find_in_backend(const char * name);
+
+// A function of a backend that was loaded at run time (MOEBIND_PORTABLE); throws when no loaded backend has it.
+template <class Function> Function * in_backend(const char * name) {
+    return reinterpret_cast<Function *>(find_in_backend(name));
+}
+
+}  // namespace moebind
+#endif

@@ -1,0 +1,118 @@
+// What stops a load or a decode: Ctrl-C, moebind_hooks_abort, or a Python callback that says so or fails.
+//
+// ggml asks after every node of a graph, a thousand times for each token, so the question must be cheap: two loads and a
+// look at the clock. Only every few milliseconds is the interpreter asked, and for signals only in the thread that may
+// handle them.
+#include "callbacks.h"
+#include "guard.h"
+#include "shim.h"
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+
+using steady = std::chrono::steady_clock;
+
+struct moebind_hooks {
+    const int               python;
+    void * const            handle;
+    std::atomic<bool>       abort{ false };
+    steady::time_point      next_signals{};
+    steady::time_point      next_python{};
+};
+
+namespace {
+
+constexpr auto signals_every = std::chrono::milliseconds(50);
+constexpr auto python_every  = std::chrono::milliseconds(1);
+
+bool in_main_thread() { return syscall(SYS_gettid) == getpid(); }
+
+// Runs Python's signal handlers; true when one raised, with the exception on its way to the caller.
+bool interrupted() {
+    static thread_local const bool main_thread = in_main_thread();
+    if (!main_thread) {
+        return false;
+    }
+    PyGILState_STATE gil = PyGILState_Ensure();
+    const bool       raised = PyErr_CheckSignals() != 0;
+    if (raised) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        PyErr_NormalizeException(&type, &value, &traceback);
+        moebind::carry(value);
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+    }
+    PyGILState_Release(gil);
+    return raised;
+}
+
+bool should_stop(moebind_hooks * hooks) {
+    if (hooks->abort.load(std::memory_order_relaxed) || moebind::exception_waiting()) {
+        return true;
+    }
+    const auto now = steady::now();
+    if (now >= hooks->next_signals) {
+        hooks->next_signals = now + signals_every;
+        if (interrupted()) {
+            return true;
+        }
+    }
+    if ((hooks->python & MOEBIND_HOOK_ABORT) != 0 && now >= hooks->next_python) {
+        hooks->next_python = now + python_every;
+        return moebind_on_abort(hooks->handle) || moebind::exception_waiting();
+    }
+    return false;
+}
+
+bool on_abort(void * hooks) { return should_stop(static_cast<moebind_hooks *>(hooks)); }
+
+bool on_progress(float fraction, void * data) {
+    auto * hooks = static_cast<moebind_hooks *>(data);
+    if (should_stop(hooks)) {
+        return false;
+    }
+    if ((hooks->python & MOEBIND_HOOK_PROGRESS) == 0) {
+        return true;
+    }
+    return moebind_on_progress(fraction, hooks->handle) && !moebind::exception_waiting();
+}
+
+bool on_eval(ggml_tensor * tensor, bool ask, void * data) {
+    if (moebind::exception_waiting()) {
+        return false;
+    }
+    return moebind_on_eval(tensor, ask, static_cast<moebind_hooks *>(data)->handle);
+}
+
+}  // namespace
+
+moebind_hooks * moebind_hooks_new(int python_callbacks, void * handle) {
+    return new moebind_hooks{ python_callbacks, handle };
+}
+
+void moebind_hooks_free(moebind_hooks * hooks) { delete hooks; }
+
+void moebind_hooks_into_model_params(moebind_hooks * hooks, llama_model_params * params) {
+    params->progress_callback           = on_progress;
+    params->progress_callback_user_data = hooks;
+}
+
+void moebind_hooks_into_context_params(moebind_hooks * hooks, llama_context_params * params) {
+    params->abort_callback      = on_abort;
+    params->abort_callback_data = hooks;
+    if ((hooks->python & MOEBIND_HOOK_EVAL) != 0) {
+        params->cb_eval           = on_eval;
+        params->cb_eval_user_data = hooks;
+    }
+}
+
+void moebind_hooks_abort(moebind_hooks * hooks) { hooks->abort = true; }
+
+void moebind_hooks_forget(moebind_hooks * hooks) { hooks->abort = false; }
+
+bool moebind_hooks_aborted(const moebind_hooks * hooks) { return hooks->abort; }

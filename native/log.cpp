@@ -1,0 +1,80 @@
+// llama.cpp's log, joined into whole lines and filtered here, so that what nobody reads never waits for the interpreter.
+#include "callbacks.h"
+#include "guard.h"
+#include "shim.h"
+
+#include <atomic>
+#include <cstring>
+#include <deque>
+#include <string>
+
+namespace {
+
+constexpr size_t n_recent = 24;  // lines that an error message can quote
+
+std::atomic<int> lowest{ GGML_LOG_LEVEL_NONE };
+
+struct thread_log {
+    std::string             line;
+    ggml_log_level          level = GGML_LOG_LEVEL_INFO;
+    std::deque<std::string> recent;
+};
+
+thread_log & log_of_this_thread() {
+    thread_local thread_log log;
+    return log;
+}
+
+void finish_line(thread_log & log) {
+    if (log.line.empty()) {
+        return;
+    }
+    if (log.level != GGML_LOG_LEVEL_DEBUG) {
+        log.recent.push_back(log.line);
+        if (log.recent.size() > n_recent) {
+            log.recent.pop_front();
+        }
+    }
+    const int least = lowest.load(std::memory_order_relaxed);
+    if (least != GGML_LOG_LEVEL_NONE && log.level >= least && Py_IsInitialized()) {
+        const std::string line = log.line;
+        log.line.clear();  // before Python, which may log through here again
+        moebind_on_log(log.level, line.c_str());
+    }
+    log.line.clear();
+}
+
+void on_log(ggml_log_level level, const char * text, void *) {
+    thread_log & log = log_of_this_thread();
+    if (level != GGML_LOG_LEVEL_CONT) {
+        finish_line(log);  // one that was left without its newline
+        log.level = level;
+    }
+    for (const char * end; (end = std::strchr(text, '\n')) != nullptr; text = end + 1) {
+        log.line.append(text, end);
+        finish_line(log);
+    }
+    log.line.append(text);
+}
+
+}  // namespace
+
+void moebind_log_start(ggml_log_level level) {
+    lowest = level;
+    llama_log_set(on_log, nullptr);
+}
+
+size_t moebind_log_recent(char * buffer, size_t size) {
+    std::string all;
+    for (const std::string & line : log_of_this_thread().recent) {
+        all += line + '\n';
+    }
+    if (size > 0) {
+        const size_t n = all.size() < size ? all.size() : size - 1;
+        std::memcpy(buffer, all.data() + (all.size() - n), n);  // the end is what matters
+        buffer[n] = '\0';
+    }
+    return all.size();
+}
+
+void moebind_log_forget(void) { log_of_this_thread().recent.clear(); }

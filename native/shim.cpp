@@ -1,0 +1,79 @@
+#include "shim.h"
+
+#include "common.h"
+#include "ggml-cpp.h"
+#include "ggml-rpc/transport.h"
+#include "llama-ext.h"
+#include "llama-model.h"
+
+#include <regex>
+#include <string>
+#include <vector>
+
+const char * moebind_ffn_exps_regex(void) { return LLM_FFN_EXPS_REGEX; }
+
+size_t moebind_regex_search(const char * pattern, const char ** names, size_t n_names, bool * matches) {
+    const std::regex regex(pattern);
+    size_t           found = 0;
+    for (size_t i = 0; i < n_names; i++) {
+        matches[i] = std::regex_search(names[i], regex);
+        found += matches[i];
+    }
+    return found;
+}
+
+int32_t moebind_model_n_expert(const llama_model * model) { return llama_model_n_expert(model); }
+
+int32_t moebind_model_n_devices(const llama_model * model) { return llama_model_n_devices(model); }
+
+ggml_backend_dev_t moebind_model_device(const llama_model * model, int32_t i) {
+    return llama_model_get_device(model, i);
+}
+
+size_t moebind_model_tensors(const llama_model * model, moebind_tensor * tensors, size_t n) {
+    const auto & placed = llama_internal_get_tensor_map(model);
+    for (size_t i = 0; i < n && i < placed.size(); i++) {
+        const ggml_tensor * tensor = placed[i].second;
+        tensors[i].name            = placed[i].first.c_str();
+        tensors[i].nbytes          = ggml_nbytes(tensor);
+        tensors[i].buft            = tensor->buffer ? ggml_backend_buffer_get_type(tensor->buffer) : nullptr;
+    }
+    return placed.size();
+}
+
+size_t moebind_memory_breakdown(const llama_context * ctx, moebind_memory * parts, size_t n) {
+    size_t i = 0;
+    const llama_memory_breakdown breakdown = llama_get_memory_breakdown(ctx);
+    for (const auto & [buft, data] : breakdown) {
+        if (i < n) {
+            parts[i] = { buft, data.model, data.context, data.compute };
+        }
+        i++;
+    }
+    return i;
+}
+
+size_t moebind_rpc_caps_size(void) { return RPC_CONN_CAPS_SIZE; }
+
+void moebind_rpc_remove_server(ggml_backend_reg_t server) {
+    // All RPC devices name the plain RPC backend as theirs, so they go with it; those of the other servers come back.
+    const size_t                    n_gone = ggml_backend_reg_dev_count(server);
+    std::vector<ggml_backend_dev_t> stay;
+    ggml_backend_reg_t              rpc = ggml_backend_reg_by_name("RPC");
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        bool               gone   = ggml_backend_dev_backend_reg(device) != rpc;
+        for (size_t j = 0; j < n_gone && !gone; j++) {
+            gone = device == ggml_backend_reg_dev_get(server, j);
+        }
+        if (!gone) {
+            stay.push_back(device);
+        }
+    }
+    ggml_backend_unload(server);
+    ggml_backend_unload(rpc);
+    ggml_backend_register(rpc);
+    for (ggml_backend_dev_t device : stay) {
+        ggml_backend_device_register(device);
+    }
+}

@@ -1,0 +1,96 @@
+// A C way to what only C++ has, and to what must not wait for the interpreter. Bound like llama.cpp's own headers.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ggml-backend.h"
+#include "ggml.h"
+#include "llama.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// --- failures (guard.cpp) ---
+
+// Called once, at import: failed assertions throw from now on.
+void moebind_setup(void);
+
+// Keep a Python exception (its id()) until the call that the user made returns, and raise it there.
+// False when this thread is in no such call.
+bool moebind_carry(uintptr_t exception);
+
+// --- log (log.cpp) ---
+
+// Send llama.cpp's log to moebind_on_log, whole lines of at least this level; NONE sends nothing.
+void moebind_log_start(enum ggml_log_level level);
+
+// The last lines that llama.cpp logged in this thread since moebind_log_forget, of any level but debug.
+// Returns the length without the final NUL.
+size_t moebind_log_recent(char * buffer, size_t size);
+void   moebind_log_forget(void);
+
+// --- hooks: what stops a load or a decode (hooks.cpp) ---
+
+struct moebind_hooks;
+
+// Which of the Python callbacks are called; Ctrl-C and moebind_hooks_abort always work.
+enum moebind_hook {
+    MOEBIND_HOOK_PROGRESS = 1,
+    MOEBIND_HOOK_ABORT    = 2,
+    MOEBIND_HOOK_EVAL     = 4,
+};
+
+struct moebind_hooks * moebind_hooks_new(int python_callbacks, void * handle);
+void                   moebind_hooks_free(struct moebind_hooks * hooks);
+void                   moebind_hooks_into_model_params(struct moebind_hooks * hooks, struct llama_model_params * params);
+void moebind_hooks_into_context_params(struct moebind_hooks * hooks, struct llama_context_params * params);
+
+// Ask the running (or else the next) computation to stop; any thread may. moebind_hooks_forget takes it back.
+void moebind_hooks_abort(struct moebind_hooks * hooks);
+void moebind_hooks_forget(struct moebind_hooks * hooks);
+bool moebind_hooks_aborted(const struct moebind_hooks * hooks);
+
+// --- what llama.cpp keeps in C++ (shim.cpp) ---
+
+// The regular expression over tensor names that --cpu-moe uses.
+const char * moebind_ffn_exps_regex(void);
+
+// Search each name with a std::regex, as llama.cpp does; returns how many match. An invalid pattern throws.
+size_t moebind_regex_search(const char * pattern, const char ** names, size_t n_names, bool * matches);
+
+int32_t            moebind_model_n_expert(const struct llama_model * model);
+int32_t            moebind_model_n_devices(const struct llama_model * model);
+ggml_backend_dev_t moebind_model_device(const struct llama_model * model, int32_t i);
+
+struct moebind_tensor {
+    const char *               name; // as long as the model
+    size_t                     nbytes;
+    ggml_backend_buffer_type_t buft; // NULL when nothing was allocated
+};
+
+// The model's tensors as they were placed. Writes at most n and returns how many there are.
+size_t moebind_model_tensors(const struct llama_model * model, struct moebind_tensor * tensors, size_t n);
+
+struct moebind_memory {
+    ggml_backend_buffer_type_t buft;
+    size_t                     model;
+    size_t                     context;
+    size_t                     compute;
+};
+
+// Bytes by buffer type. Writes at most n and returns how many there are.
+size_t moebind_memory_breakdown(const struct llama_context * ctx, struct moebind_memory * parts, size_t n);
+
+// The size of the capabilities in RPC's HELLO message.
+size_t moebind_rpc_caps_size(void);
+
+// Take an RPC server's devices out of the registry: ggml_backend_unload does not, since they belong to the plain RPC
+// backend. Nothing may use them any more.
+void moebind_rpc_remove_server(ggml_backend_reg_t server);
+
+#ifdef __cplusplus
+}
+#endif

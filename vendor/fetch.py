@@ -1,0 +1,242 @@
+"""Bring the pinned llama.cpp source into ``vendor/llama.cpp``.
+
+``vendor/llama.cpp.lock`` names one archive by version and SHA-256. This script asks pip for it,
+verifies it, keeps it in the user's cache and unpacks the parts that moebind builds. It does nothing
+when the right tree is already there, and needs no network when the archive is in the cache.
+
+CMake runs it at configure time; run it by hand with ``python vendor/fetch.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+VENDOR = Path(__file__).resolve().parent
+LOCK = VENDOR / "llama.cpp.lock"
+
+#: What is built, relative to llama.cpp's root. Everything else stays in the archive.
+WANTED = (
+    "CMakeLists.txt",
+    "LICENSE",
+    "cmake/",
+    "common/",
+    "ggml/",
+    "include/",
+    "licenses/",
+    "src/",
+    "tools/batched-bench/",
+    "tools/llama-bench/",
+    "tools/mtmd/",
+    "tools/server/",
+    "vendor/",
+)
+#: Parts of the wanted folders that nothing here builds.
+UNWANTED = ("tools/server/tests/", "tools/server/bench/", "tools/mtmd/tests/")
+
+
+class FetchError(Exception):
+    """The source could not be brought; the message is one sentence that says what to do."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What ``llama.cpp.lock`` says."""
+
+    project: str
+    version: str
+    sha256: str
+    commit: str
+    llama_version: str
+
+    @property
+    def archive_name(self) -> str:
+        return f"{self.project.replace('-', '_')}-{self.version}.tar.gz"
+
+    @property
+    def stamp(self) -> str:
+        """Text that changes when the unpacked tree has to."""
+        return "\n".join((self.sha256, *WANTED, *UNWANTED)) + "\n"
+
+
+def read_lock(path: Path = LOCK) -> Pin:
+    """Parse the lock file."""
+    text = path.read_text(encoding="utf-8")
+    requirement = re.search(r"^([\w-]+)==(\S+) --hash=sha256:([0-9a-f]{64})$", text, re.MULTILINE)
+    commit = re.search(r"^# llama\.cpp-commit: (\w+)$", text, re.MULTILINE)
+    version = re.search(r"^# llama\.cpp-version: (\S+)$", text, re.MULTILINE)
+    if requirement is None or commit is None or version is None:
+        raise FetchError(
+            f"{path} is not a lock file: it needs a line 'NAME==VERSION --hash=sha256:...' and the "
+            "comments llama.cpp-commit and llama.cpp-version; restore it from version control."
+        )
+    project, release, sha256 = requirement.groups()
+    return Pin(project, release, sha256, commit[1], version[1])
+
+
+def cache_folder() -> Path:
+    """Where archives are kept: ``$MOEBIND_CACHE``, else ``moebind`` in the user's cache folder."""
+    chosen = os.environ.get("MOEBIND_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moebind"
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def download(pin: Pin, lock: Path, folder: Path) -> Path:
+    """Have pip bring the archive into ``folder``."""
+    # -I: inside an isolated build PYTHONPATH hides the interpreter's own pip.
+    pip = [sys.executable, "-I", "-m", "pip"]
+    if subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode != 0:
+        raise FetchError(
+            f"{sys.executable} has no pip to bring {pin.archive_name} with: run "
+            f"'{sys.executable} -m ensurepip', or put that archive into {folder.parent}."
+        )
+    command = [*pip, "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--no-binary", pin.project, "--require-hashes", "-r", str(lock), "-d", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    archive = folder / pin.archive_name
+    if done.returncode == 0 and archive.is_file():
+        return archive
+    said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    reason = said[-1].removeprefix("ERROR: ") if said else f"pip ended with {done.returncode}"
+    if "No space left" in done.stderr:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+    if "DO NOT MATCH THE HASHES" in done.stderr:
+        raise FetchError(
+            f"the package index offers a {pin.archive_name} whose SHA-256 is not the pinned "
+            f"{pin.sha256[:12]}...: do not use it, and check your index settings (pip config list)."
+        )
+    raise FetchError(
+        f"pip could not download {pin.project}=={pin.version} ({reason}): check the network, or put "
+        f"{pin.archive_name} into {folder.parent} by hand."
+    )
+
+
+def cached_archive(pin: Pin, lock: Path) -> Path:
+    """The verified archive in the cache, downloaded if it is not there."""
+    folder = cache_folder()
+    archive = folder / pin.archive_name
+    if archive.is_file():
+        if sha256_of(archive) == pin.sha256:
+            return archive
+        print(f"fetch: {archive} is damaged or of another pin; downloading it again", flush=True)
+        archive.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"fetch: downloading {pin.archive_name} with pip (77 MB)", flush=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
+        fresh = download(pin, lock, Path(scratch))
+        found = sha256_of(fresh)
+        if found != pin.sha256:
+            raise FetchError(
+                f"the downloaded {pin.archive_name} has SHA-256 {found}, the lock says "
+                f"{pin.sha256}: do not use it, and check your index settings (pip config list)."
+            )
+        fresh.replace(archive)
+    return archive
+
+
+def wanted_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members to unpack, renamed to be relative to llama.cpp's root."""
+    for member in tar:
+        _, found, path = member.name.partition("/vendor/llama.cpp/")
+        if not found or not member.isfile() or ".." in path.split("/"):
+            continue
+        if path.startswith(WANTED) and not path.startswith(UNWANTED):
+            member.name = path
+            member.mode = 0o644
+            yield member
+
+
+def unpack(archive: Path, pin: Pin, tree: Path) -> None:
+    """Replace ``tree`` with the wanted parts of ``archive``, in one rename."""
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".llama.cpp-") as scratch:
+        fresh = Path(scratch) / "new"
+        fresh.mkdir()
+        try:
+            with tarfile.open(archive, "r:gz") as tar:
+                for member in wanted_members(tar):
+                    tar.extract(member, fresh)
+        except (tarfile.TarError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's fault, not the archive's
+            raise FetchError(
+                f"{archive} cannot be unpacked ({error}): delete it and run {Path(__file__).name} again."
+            ) from error
+        if not (fresh / "include/llama.h").is_file():
+            raise FetchError(f"{archive} does not contain llama.cpp: delete it and run fetch.py again.")
+        (fresh / ".pin").write_text(pin.stamp, encoding="utf-8")
+        if tree.exists():
+            tree.rename(Path(scratch) / "old")
+        fresh.rename(tree)
+
+
+def fetch(tree: Path = VENDOR / "llama.cpp", lock: Path = LOCK) -> bool:
+    """Make ``tree`` the pinned source.
+
+    Returns
+    -------
+    bool
+        True if something had to be done, False if the tree was already right.
+
+    Raises
+    ------
+    FetchError
+        With one sentence that says what is missing and what to do.
+    """
+    pin = read_lock(lock)
+    stamp = tree / ".pin"
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == pin.stamp:
+        return False
+    try:
+        archive = cached_archive(pin, lock)
+        print(f"fetch: unpacking llama.cpp {pin.llama_version} ({pin.commit}) into {tree}", flush=True)
+        unpack(archive, pin, tree)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            free = shutil.disk_usage(tree.parent).free >> 20
+            raise FetchError(
+                f"no space is left for llama.cpp's source ({free} MB free at {tree.parent}; 120 MB are "
+                f"needed there and 80 MB in {cache_folder()}): make room, or set MOEBIND_CACHE."
+            ) from error
+        raise FetchError(f"llama.cpp's source could not be written ({error}): check that folder.") from error
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--print", choices=("commit", "version"), help="print a field of the lock and stop")
+    arguments = parser.parse_args()
+    try:
+        if arguments.print:
+            pin = read_lock()
+            print(pin.commit if arguments.print == "commit" else pin.llama_version)
+        elif not fetch():
+            print("fetch: vendor/llama.cpp is up to date")
+    except FetchError as error:
+        print(f"fetch: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
