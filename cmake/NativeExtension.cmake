@@ -10,6 +10,9 @@ if(NOT MOEBIND_PORTABLE)
   set(loaded "")
 endif()
 
+string(REPLACE "\"" "'" verdict "${MOEBIND_CUDA_VERDICT}")
+file(CONFIGURE OUTPUT "${generated}/build_info.h" CONTENT "#define MOEBIND_CUDA_VERDICT \"@verdict@\"\n" @ONLY)
+
 set(arguments --cc "${CMAKE_C_COMPILER}" --nm "${CMAKE_NM}" --out "${generated}")
 foreach(folder IN ITEMS include ggml/include)
   list(APPEND arguments --include "${vendored}/${folder}")

@@ -1,1 +1,141 @@
-"""llama.cpp for Python."""
+"""llama.cpp for Python, with a mixture-of-experts model's experts in host memory.
+
+Examples
+--------
+>>> import moebind
+>>> from moebind import ContextParams, Model, ModelParams
+>>> with Model.load_from_file("moe.gguf", ModelParams().with_cpu_moe_all()) as model:
+...     with model.new_context(ContextParams(n_ctx=2048)) as context:
+...         for piece in context.generate("Once upon a time", max_tokens=64):
+...             print(piece.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moebind._native import ffi, lib
+from moebind.batch import Batch
+from moebind.context import Context
+from moebind.devices import (
+    Device,
+    add_rpc_server,
+    devices,
+    init,
+    load_backends,
+    max_devices,
+    supports_gpu_offload,
+    supports_mlock,
+    supports_mmap,
+    supports_rpc,
+    system_info,
+    time_us,
+)
+from moebind.devices import llama_cpp_version as _llama_cpp_version
+from moebind.enums import (
+    AttentionType,
+    ContextType,
+    DeviceType,
+    FlashAttnType,
+    Ftype,
+    GgmlType,
+    GgufType,
+    LazyMode,
+    LoadMode,
+    NumaStrategy,
+    PoolingType,
+    RopeScalingType,
+    RopeType,
+    SplitMode,
+    StateSeqFlags,
+    TokenAttr,
+    VocabType,
+)
+from moebind.errors import *  # noqa: F403  # its __all__ is the list
+from moebind.errors import __all__ as _errors
+from moebind.generation import Piece
+from moebind.log import set_log
+from moebind.memory import BufferMemory, DeviceMemory, MemoryBreakdown
+from moebind.model import Model
+from moebind.overrides import PlacedOverride, PlacedTensor, TensorOverride
+from moebind.params import ContextParams, ModelParams
+from moebind.sampler import Sampler
+from moebind.timings import Timings
+from moebind.token_data import TokenDataArray
+
+if TYPE_CHECKING:
+    from moebind.placement.loopback import loopback_device
+
+__version__ = "0.1.0"
+#: The version of the llama.cpp inside.
+llama_cpp_version = _llama_cpp_version()
+
+__all__ = [
+    *_errors,
+    "AttentionType",
+    "Batch",
+    "BufferMemory",
+    "Context",
+    "ContextParams",
+    "ContextType",
+    "Device",
+    "DeviceMemory",
+    "DeviceType",
+    "FlashAttnType",
+    "Ftype",
+    "GgmlType",
+    "GgufType",
+    "LazyMode",
+    "LoadMode",
+    "MemoryBreakdown",
+    "Model",
+    "ModelParams",
+    "NumaStrategy",
+    "Piece",
+    "PlacedOverride",
+    "PlacedTensor",
+    "PoolingType",
+    "RopeScalingType",
+    "RopeType",
+    "Sampler",
+    "SplitMode",
+    "StateSeqFlags",
+    "TensorOverride",
+    "Timings",
+    "TokenAttr",
+    "TokenDataArray",
+    "VocabType",
+    "add_rpc_server",
+    "devices",
+    "ffi",
+    "init",
+    "lib",
+    "llama_cpp_version",
+    "load_backends",
+    "loopback_device",
+    "max_devices",
+    "set_log",
+    "supports_gpu_offload",
+    "supports_mlock",
+    "supports_mmap",
+    "supports_rpc",
+    "system_info",
+    "time_us",
+]
+
+#: What needs modules that most programs do not (subprocess, sockets) is imported when it is asked for.
+_LAZY = {"loopback_device": "moebind.placement.loopback"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

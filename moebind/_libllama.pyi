@@ -1,7 +1,5 @@
 # The compiled extension; native/cdef.py writes it from llama.cpp's headers. `lib` has no static types: it is the C API.
 from typing import Any
 
-from cffi import FFI
-
-ffi: FFI
+ffi: Any
 lib: Any

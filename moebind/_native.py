@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moebind._libllama import ffi, lib
@@ -22,13 +23,14 @@ from moebind._libllama import ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import TypeAlias
 
-    from typing_extensions import TypeAlias
-
+#: Where the shared libraries are, beside the extension.
+LIBRARIES = Path(str(sys.modules["moebind._libllama"].__file__)).parent / "lib"
 #: A pointer or struct of cffi's. It has no static type.
 CData: TypeAlias = "Any"
 
-__all__ = ["CData", "Hooks", "decoded", "ffi", "lib", "own"]
+__all__ = ["LIBRARIES", "CData", "Hooks", "decoded", "ffi", "lib", "own"]
 
 
 def own(pointer: CData, free: Callable[[CData], object], *keep: object) -> CData:

@@ -161,7 +161,9 @@ def main() -> None:
     write_if_changed(arguments.out / "cdef.h", cdef)
     write_if_changed(arguments.out / "guards.h", guards.declarations(functions))
     write_if_changed(arguments.out / "guards.cpp", guards.definitions(functions, headers, loaded))
-    write_if_changed(arguments.out / "_libllama.c", extension_source(cdef, functions, [*headers, "guard.h", "guards.h"]))
+    write_if_changed(
+        arguments.out / "_libllama.c", extension_source(cdef, functions, [*headers, "guard.h", "guards.h"])
+    )
     write_if_changed(arguments.out / "omitted.json", json.dumps(omitted, indent=1, sort_keys=True))
     (arguments.out / "generated.stamp").touch()
 

@@ -70,9 +70,7 @@ class Declarations:
 def is_void(node: c_ast.Node) -> bool:
     """Whether a type node is plain ``void``."""
     return (
-        isinstance(node, c_ast.TypeDecl)
-        and isinstance(node.type, c_ast.IdentifierType)
-        and node.type.names == ["void"]
+        isinstance(node, c_ast.TypeDecl) and isinstance(node.type, c_ast.IdentifierType) and node.type.names == ["void"]
     )
 
 

@@ -1,14 +1,33 @@
 #include "shim.h"
 
+#include "build_info.h"
 #include "common.h"
 #include "ggml-cpp.h"
 #include "ggml-rpc/transport.h"
+#include "llama-context.h"
 #include "llama-ext.h"
 #include "llama-model.h"
 
 #include <regex>
 #include <string>
 #include <vector>
+
+// llama_context keeps its output buffer private. An explicit instantiation may name private members, and a friend
+// function of it can hand one on.
+template <auto Member> struct member_access {
+    friend auto & output_of(llama_context & ctx) { return ctx.*Member; }
+};
+auto & output_of(llama_context & ctx);
+template struct member_access<&llama_context::buf_output>;
+
+ggml_backend_buffer_t moebind_take_output(llama_context * ctx) {
+    ctx->synchronize();  // nothing is still being copied into it
+    return output_of(*ctx).release();
+}
+
+const char * moebind_cuda_verdict(void) { return MOEBIND_CUDA_VERDICT; }
+
+int32_t moebind_default_n_threads(void) { return common_cpu_get_num_math(); }
 
 const char * moebind_ffn_exps_regex(void) { return LLM_FFN_EXPS_REGEX; }
 

@@ -55,6 +55,9 @@ bool moebind_hooks_aborted(const struct moebind_hooks * hooks);
 
 // --- what llama.cpp keeps in C++ (shim.cpp) ---
 
+// How many threads llama.cpp's own programs compute with on this machine.
+int32_t moebind_default_n_threads(void);
+
 // The regular expression over tensor names that --cpu-moe uses.
 const char * moebind_ffn_exps_regex(void);
 
@@ -83,6 +86,13 @@ struct moebind_memory {
 
 // Bytes by buffer type. Writes at most n and returns how many there are.
 size_t moebind_memory_breakdown(const struct llama_context * ctx, struct moebind_memory * parts, size_t n);
+
+// Take the buffer that logits and embeddings are in away from the context, which makes itself a new one: for arrays that
+// still show the old one. The caller frees it.
+ggml_backend_buffer_t moebind_take_output(struct llama_context * ctx);
+
+// How this was built: one line on CUDA.
+const char * moebind_cuda_verdict(void);
 
 // The size of the capabilities in RPC's HELLO message.
 size_t moebind_rpc_caps_size(void);

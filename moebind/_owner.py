@@ -1,0 +1,101 @@
+"""What objects that own native memory have in common."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+from moebind._native import CData
+from moebind.errors import ClosedError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["CallLock", "Owner"]
+
+
+class CallLock:
+    """Lets one thread at a time into an object that libllama does not protect, and nobody in from its own callbacks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holder: int | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold it during a native call.
+
+        Raises
+        ------
+        RuntimeError
+            If this thread holds it already: a callback of the object's own calls it again.
+        """
+        me = threading.get_ident()
+        if self._holder == me:
+            raise RuntimeError("this object is in the middle of a call, whose callback must not call it again")
+        with self._lock:
+            self._holder = me
+            try:
+                yield
+            finally:
+                self._holder = None
+
+
+class Owner:
+    """An object that owns one native thing: closed until it has it, and again after ``close()``.
+
+    The pointer is a cffi object that frees what it points to when nobody holds it any more. ``close()`` lets go of it;
+    numpy views and children hold it too, so that memory is never freed under somebody's hands.
+    """
+
+    _pointer: CData | None = None
+    _why_closed = "it was closed"
+    #: Whether to warn when it is collected without having been closed: only where that memory is large.
+    _warn_unclosed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._pointer is None
+
+    def close(self) -> None:
+        """Free the native memory, once no view of it is left. Closing twice does nothing."""
+        self._pointer = None
+
+    def _open(self) -> CData:
+        """The native pointer.
+
+        Raises
+        ------
+        ClosedError
+            If there is none any more.
+        """
+        pointer = self._pointer
+        if pointer is None:
+            raise ClosedError(f"this {type(self).__name__} cannot be used: {self._why_closed}")
+        return pointer
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._warn_unclosed and self._pointer is not None:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+
+
+def close_all(children: WeakSet[Owner]) -> None:
+    """Close those that are still there."""
+    for child in list(children):
+        child.close()

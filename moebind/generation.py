@@ -1,0 +1,175 @@
+"""The loop that generates text."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from moebind._native import lib
+from moebind.batch import Batch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moebind.context import Context
+    from moebind.sampler import Sampler
+
+__all__ = ["Piece", "StopReason"]
+
+StopReason = Literal["eog", "stop", "length", "context"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of generated text.
+
+    Attributes
+    ----------
+    token : int
+        The token that was generated.
+    text : str
+        What can be shown now. It may be empty: a character may be unfinished, or the text may turn out to begin a
+        stop string.
+    index : int
+        How many tokens were generated before this one.
+    stop_reason : str or None
+        On the last piece: ``"eog"`` the model ended, ``"stop"`` a stop string came, ``"length"`` ``max_tokens`` was
+        reached, ``"context"`` the context is full.
+    """
+
+    token: int
+    text: str
+    index: int
+    stop_reason: StopReason | None = None
+
+
+class StopStrings:
+    """Holds text back as long as it may be the beginning of a stop string."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._held = ""
+
+    def add(self, text: str) -> tuple[str, bool]:
+        """Take new text; give what can be shown, and whether a stop string came."""
+        if not self._stop:
+            return text, False
+        text = self._held + text
+        found = [at for at in (text.find(each) for each in self._stop) if at >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        keep = max(self._overlap(text, each) for each in self._stop)
+        shown = len(text) - keep
+        self._held = text[shown:]
+        return text[:shown], False
+
+    def flush(self) -> str:
+        """What was held back, when nothing follows."""
+        text, self._held = self._held, ""
+        return text
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """The length of the longest end of ``text`` that begins ``stop``."""
+        for length in range(min(len(text), len(stop) - 1), 0, -1):
+            if text.endswith(stop[:length]):
+                return length
+        return 0
+
+
+def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """How many tokens two arrays begin with alike."""
+    n = min(a.size, b.size)
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) if differ.size else n
+
+
+def prepare(context: Context, tokens: NDArray[np.int32], seq_id: int, reuse_prefix: bool) -> None:
+    """Bring the prompt into the sequence's cache, with logits for its last token."""
+    history = context._history.pop(seq_id, None)
+    with context._exclusive() as native:
+        memory = lib.llama_get_memory(native)
+        keep = 0
+        if reuse_prefix and history is not None and lib.llama_memory_seq_pos_min(memory, seq_id) == 0:
+            cached = lib.llama_memory_seq_pos_max(memory, seq_id) + 1
+            # The last token is decoded in any case, for its logits.
+            keep = min(common_prefix(history, tokens), cached, tokens.size - 1)
+        if not lib.llama_memory_seq_rm(memory, seq_id, keep, -1):
+            keep = 0  # this memory can only forget a whole sequence
+            lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
+    n_batch = context.n_batch
+    for start in range(keep, tokens.size, n_batch):
+        part = tokens[start : start + n_batch]
+        batch = Batch(part.size)
+        batch.extend(part, start, seq_id, False)
+        batch.logits[-1] = start + part.size == tokens.size
+        context._decode(batch)
+
+
+def generate(
+    context: Context,
+    tokens: NDArray[np.int32],
+    *,
+    sampler: Sampler | None,
+    max_tokens: int | None,
+    stop: Sequence[str],
+    seq_id: int,
+    reuse_prefix: bool,
+) -> Iterator[Piece]:
+    """See :meth:`moebind.Context.generate`, which checks the arguments."""
+    lib.moebind_hooks_forget(context._hooks.pointer)
+    if max_tokens == 0:
+        return
+    prepare(context, tokens, seq_id, reuse_prefix)
+    model = context.model
+    vocab, is_eog, piece_of = model._usable_vocab(), lib.llama_vocab_is_eog, model._piece
+    greedy = sampler is None or sampler._is_greedy
+    choose = None if sampler is None else sampler.sample
+    step = Batch(1)
+    step.extend([0], 0, seq_id, True)
+    token_in, pos_in, native_step = step.token, step.pos, step._struct()
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    held = StopStrings(stop)
+    cached = tokens.tolist()
+    last = context.n_ctx_seq
+    index = 0
+    try:
+        while True:
+            if greedy:
+                # Where only the maximum counts, numpy finds it in the logits themselves; libllama would build and
+                # scan an array of candidates.
+                with context._exclusive() as native:
+                    token = int(context._logits(native, -1).argmax())
+            else:
+                assert choose is not None
+                token = choose(context)
+            reason: StopReason | None = None
+            if is_eog(vocab, token):
+                reason, text = "eog", ""
+            else:
+                text, stopped = held.add(decode(piece_of(vocab, token, False)))
+                if stopped:
+                    reason = "stop"
+                elif max_tokens is not None and index + 1 >= max_tokens:
+                    reason = "length"
+                elif len(cached) >= last:
+                    reason = "context"
+            if reason is not None and reason != "stop":
+                text += held.flush() + decode(b"", True)
+            if reason is not None:
+                yield Piece(token, text, index, reason)
+                return
+            yield Piece(token, text, index)
+            token_in[0] = token
+            pos_in[0] = len(cached)
+            with context._exclusive() as native:
+                context._compute(native, native_step, 1)
+            cached.append(token)
+            index += 1
+    finally:
+        context._history[seq_id] = np.array(cached, np.int32)

@@ -1,0 +1,192 @@
+"""The KV cache: the part of ``Context`` that works on what was decoded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, SupportsIndex
+
+from moebind import checks
+from moebind._native import CData, lib
+from moebind._owner import Owner
+from moebind.batch import POS_MAX
+from moebind.errors import MoebindError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["KvCache"]
+
+
+class KvCache(Owner):
+    """What a context remembers, sequence by sequence. :class:`moebind.Context` has one.
+
+    Ranges of positions are ``[p0, p1)``; None means from the first, or to the last.
+    """
+
+    if TYPE_CHECKING:  # Context has them
+
+        @property
+        def n_seq_max(self) -> int: ...
+
+        def _exclusive(self) -> AbstractContextManager[CData]: ...
+
+        _history: dict[int, NDArray[np.int32]]
+
+    _can_shift_type = True
+    _unified = False
+
+    def _seq(self, name: str, seq_id: SupportsIndex, low: int = 0) -> int:
+        # libllama only asserts that ids are below 256.
+        return checks.integer(name, seq_id, low, self.n_seq_max - 1)
+
+    @staticmethod
+    def _range(p0: SupportsIndex | None, p1: SupportsIndex | None) -> tuple[int, int]:
+        first = -1 if p0 is None else checks.integer("p0", p0, 0, POS_MAX)
+        last = -1 if p1 is None else checks.integer("p1", p1, 0, POS_MAX + 1)
+        return first, last
+
+    def kv_cache_clear(self, data: bool = True) -> None:
+        """Forget all sequences (``llama_memory_clear``).
+
+        Parameters
+        ----------
+        data
+            Overwrite the buffers too, not only what says where things are.
+        """
+        overwrite = checks.boolean("data", data)
+        with self._exclusive() as native:
+            self._history.clear()
+            lib.llama_memory_clear(lib.llama_get_memory(native), overwrite)
+
+    def kv_cache_seq_rm(
+        self, seq_id: SupportsIndex, p0: SupportsIndex | None = None, p1: SupportsIndex | None = None
+    ) -> bool:
+        """Forget a range of a sequence (``llama_memory_seq_rm``).
+
+        Parameters
+        ----------
+        seq_id
+            The sequence; -1: all of them.
+        p0, p1
+            The range of positions.
+
+        Returns
+        -------
+        bool
+            False if the model's memory cannot forget a part; a whole sequence can always be forgotten.
+        """
+        seq, (first, last) = self._seq("seq_id", seq_id, -1), self._range(p0, p1)
+        with self._exclusive() as native:
+            self._history.clear()
+            return bool(lib.llama_memory_seq_rm(lib.llama_get_memory(native), seq, first, last))
+
+    def kv_cache_seq_cp(
+        self,
+        seq_id_src: SupportsIndex,
+        seq_id_dst: SupportsIndex,
+        p0: SupportsIndex | None = None,
+        p1: SupportsIndex | None = None,
+    ) -> None:
+        """Let a sequence share a range of another (``llama_memory_seq_cp``).
+
+        Raises
+        ------
+        ValueError
+            If only a part is asked for and the sequences have caches of their own (``kv_unified=False``).
+        """
+        source, target = self._seq("seq_id_src", seq_id_src), self._seq("seq_id_dst", seq_id_dst)
+        first, last = self._range(p0, p1)
+        if not self._unified and source != target and (first > 0 or last >= 0):
+            raise ValueError(
+                f"positions {p0} to {p1}: sequences with caches of their own can only be copied whole; make the context "
+                "with kv_unified=True to copy parts"
+            )
+        with self._exclusive() as native:
+            self._history.clear()
+            lib.llama_memory_seq_cp(lib.llama_get_memory(native), source, target, first, last)
+
+    def kv_cache_seq_keep(self, seq_id: SupportsIndex) -> None:
+        """Forget all sequences but this one (``llama_memory_seq_keep``)."""
+        seq = self._seq("seq_id", seq_id)
+        with self._exclusive() as native:
+            self._history.clear()
+            lib.llama_memory_seq_keep(lib.llama_get_memory(native), seq)
+
+    def kv_cache_seq_add(
+        self,
+        seq_id: SupportsIndex,
+        p0: SupportsIndex | None,
+        p1: SupportsIndex | None,
+        delta: SupportsIndex,
+    ) -> None:
+        """Move a range of positions (``llama_memory_seq_add``).
+
+        Parameters
+        ----------
+        seq_id
+            The sequence.
+        p0, p1
+            The range of positions.
+        delta
+            How far; negative moves them towards the beginning.
+
+        Raises
+        ------
+        MoebindError
+            If this model's memory cannot be moved (:meth:`kv_cache_can_shift`).
+        """
+        seq, (first, last) = self._seq("seq_id", seq_id), self._range(p0, p1)
+        far = checks.integer("delta", delta, -POS_MAX)
+        with self._exclusive() as native:
+            memory = self._shiftable(native)
+            self._history.clear()
+            highest = lib.llama_memory_seq_pos_max(memory, seq)
+            if highest + far > POS_MAX:
+                raise ValueError(f"delta is {far}; position {highest} would go beyond {POS_MAX}")
+            lib.llama_memory_seq_add(memory, seq, first, last, far)
+
+    def kv_cache_seq_div(
+        self, seq_id: SupportsIndex, p0: SupportsIndex | None, p1: SupportsIndex | None, d: SupportsIndex
+    ) -> None:
+        """Divide a range of positions by an integer, at least 1 (``llama_memory_seq_div``).
+
+        Raises
+        ------
+        MoebindError
+            If this model's memory cannot be moved (:meth:`kv_cache_can_shift`).
+        """
+        seq, (first, last) = self._seq("seq_id", seq_id), self._range(p0, p1)
+        divisor = checks.integer("d", d, 1)
+        with self._exclusive() as native:
+            self._history.clear()
+            lib.llama_memory_seq_div(self._shiftable(native), seq, first, last, divisor)
+
+    def kv_cache_seq_pos_min(self, seq_id: SupportsIndex) -> int:
+        """The first position that a sequence has in the cache, -1 if it is empty (``llama_memory_seq_pos_min``)."""
+        seq = self._seq("seq_id", seq_id)
+        with self._exclusive() as native:
+            return int(lib.llama_memory_seq_pos_min(lib.llama_get_memory(native), seq))
+
+    def kv_cache_seq_pos_max(self, seq_id: SupportsIndex) -> int:
+        """The last position that a sequence has in the cache, -1 if it is empty (``llama_memory_seq_pos_max``)."""
+        seq = self._seq("seq_id", seq_id)
+        with self._exclusive() as native:
+            return int(lib.llama_memory_seq_pos_max(lib.llama_get_memory(native), seq))
+
+    def kv_cache_can_shift(self) -> bool:
+        """Whether positions can be moved (``llama_memory_can_shift``)."""
+        with self._exclusive() as native:
+            return self._can_shift(native)
+
+    def _can_shift(self, native: CData) -> bool:
+        memory = lib.llama_get_memory(native)
+        return bool(memory) and self._can_shift_type and bool(lib.llama_memory_can_shift(memory))
+
+    def _shiftable(self, native: CData) -> CData:
+        if not self._can_shift(native):
+            raise MoebindError(
+                "positions cannot be moved in this context: its model's memory, or the type of its cache, does not allow it"
+            )
+        return lib.llama_get_memory(native)

@@ -1,0 +1,446 @@
+"""Models."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from moebind import checks, gguf, log, overrides
+from moebind._native import CData, Hooks, decoded, ffi, lib, own
+from moebind._owner import Owner, close_all
+from moebind.devices import Device, describe, init, native_device, native_devices, users
+from moebind.enums import DeviceType, Ftype, LoadMode, RopeType
+from moebind.errors import ChatTemplateError, ModelLoadError, NativeError
+from moebind.overrides import PlacedOverride, PlacedTensor
+from moebind.params import ContextParams, ModelParams
+from moebind.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from moebind.context import Context
+
+__all__ = ["Model"]
+
+_warned_no_device = False
+
+
+class Model(Vocabulary):
+    """A loaded model. Made by :meth:`load_from_file`.
+
+    Use it as a context manager, or close it: its memory is large. Closing it closes its contexts first.
+
+    Examples
+    --------
+    >>> with Model.load_from_file("moe.gguf", ModelParams().with_cpu_moe_all()) as model:
+    ...     print(model.desc, model.n_expert, model.placement[0])
+    """
+
+    _warn_unclosed = True
+
+    def __init__(self) -> None:
+        raise TypeError("models are made by Model.load_from_file(path)")
+
+    @classmethod
+    def load_from_file(cls, path: str | os.PathLike[str], params: ModelParams | None = None) -> Model:
+        """Load a model from a GGUF file.
+
+        Parameters
+        ----------
+        path
+            The file, or the first one of a split model (``NAME-00001-of-00004.gguf``).
+        params
+            How to load it; None: llama.cpp's defaults.
+
+        Returns
+        -------
+        Model
+
+        Raises
+        ------
+        ModelNotFoundError
+            If a file does not exist.
+        ModelLoadError
+            If it cannot be loaded, a tensor override matches nothing, or the progress callback stopped it.
+        ValueError
+            If an override's target, or a device, does not exist.
+
+        Notes
+        -----
+        Stands on ``llama_model_load_from_file``. Ctrl-C stops a load.
+        """
+        return cls._load([*gguf.split_paths(checks.path("path", path))], params, split=False)
+
+    @classmethod
+    def load_from_splits(cls, paths: Sequence[str | os.PathLike[str]], params: ModelParams | None = None) -> Model:
+        """Load a model from several files with names of any kind.
+
+        Parameters
+        ----------
+        paths
+            All of them, in their order.
+        params
+            As for :meth:`load_from_file`, which also says what is raised.
+
+        Notes
+        -----
+        Stands on ``llama_model_load_from_splits``.
+        """
+        if isinstance(paths, (str, os.PathLike)):
+            raise TypeError("paths is one path; it takes a sequence of them, or use load_from_file")
+        names = [checks.path("paths", path) for path in paths]
+        if not names:
+            raise ValueError("paths is empty; it takes the files of a model")
+        return cls._load(names, params, split=True)
+
+    @classmethod
+    def _load(cls, paths: list[str], params: ModelParams | None, split: bool) -> Model:
+        chosen = ModelParams() if params is None else params
+        if not isinstance(chosen, ModelParams):
+            raise TypeError(f"params is {chosen!r}; it takes ModelParams")
+        init()
+        sizes = gguf.tensor_sizes(paths)
+        rules = overrides.resolve(chosen.tensor_overrides, list(sizes), paths[0])
+        _warn_without_device(chosen)
+        progress, finish = _progress_of(chosen, os.path.basename(paths[0]))
+        hooks = Hooks(progress=progress)
+        native, keep = _native_params(chosen, rules, hooks)
+        encoded = [ffi.new("char[]", os.fsencode(path)) for path in paths]
+        lib.moebind_log_forget()
+        try:
+            if split:
+                pointer = lib.llama_model_load_from_splits(encoded, len(encoded), native[0])
+            else:
+                pointer = lib.llama_model_load_from_file(encoded[0], native[0])
+        except NativeError as error:
+            raise ModelLoadError(f"{paths[0]} could not be loaded: {error.message}{log.recent_lines()}") from error
+        finally:
+            finish()
+            del keep
+        if not pointer:
+            raise ModelLoadError(f"{paths[0]} could not be loaded{log.recent_lines()}")
+        model = cls.__new__(cls)
+        model._pointer = own(pointer, lib.llama_model_free)
+        model._vocab = lib.llama_model_get_vocab(pointer)
+        model._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
+        model._params, model._paths, model._rules = chosen, tuple(paths), rules
+        model._meta = None
+        model._children = WeakSet()
+        for device in model._native_devices():
+            users.setdefault(decoded(lib.ggml_backend_dev_name(device)), WeakSet()).add(model)
+        return model
+
+    _params: ModelParams
+    _paths: tuple[str, ...]
+    _rules: overrides.Resolved
+    _meta: Mapping[str, str] | None
+    #: Contexts and adapters.
+    _children: WeakSet[Owner]
+
+    def close(self) -> None:
+        """Close the model's contexts, then free it, once no view of them is left. Closing twice does nothing."""
+        if self._pointer is not None:
+            close_all(self._children)
+            super().close()
+
+    def __repr__(self) -> str:
+        return "<Model, closed>" if self.closed else f"<Model {self.desc}>"
+
+    def new_context(self, params: ContextParams | None = None) -> Context:
+        """Make a context to compute with.
+
+        Parameters
+        ----------
+        params
+            How to make it; None: llama.cpp's defaults, with 512 tokens.
+
+        Raises
+        ------
+        ContextCreationError
+            If llama.cpp cannot make it, or the parameters do not go together.
+
+        Notes
+        -----
+        Stands on ``llama_init_from_model``.
+        """
+        from moebind.context import Context
+
+        return Context(self, ContextParams() if params is None else params)
+
+    # --- what it is ---
+
+    @property
+    def params(self) -> ModelParams:
+        """What it was loaded with."""
+        return self._params
+
+    @property
+    def path(self) -> str:
+        """The file that it was loaded from, or the first one."""
+        return self._paths[0]
+
+    @property
+    def meta(self) -> Mapping[str, str]:
+        """The metadata of the file, as text; arrays are shortened (``llama_model_meta_val_str_by_index``)."""
+        pointer = self._open()
+        if self._meta is None:
+            count = range(lib.llama_model_meta_count(pointer))
+            keys = [_text(lib.llama_model_meta_key_by_index, pointer, at) for at in count]
+            values = [_text(lib.llama_model_meta_val_str_by_index, pointer, at) for at in count]
+            self._meta = MappingProxyType(dict(zip(keys, values, strict=True)))
+        return self._meta
+
+    @property
+    def desc(self) -> str:
+        """Architecture, size and type in a few words (``llama_model_desc``)."""
+        return _text(lib.llama_model_desc, self._open())
+
+    @property
+    def ftype(self) -> Ftype:
+        """What most tensors are quantised as (``llama_model_ftype``)."""
+        return Ftype(lib.llama_model_ftype(self._open()))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors (``llama_model_size``)."""
+        return int(lib.llama_model_size(self._open()))
+
+    @property
+    def n_params(self) -> int:
+        """How many parameters it has (``llama_model_n_params``)."""
+        return int(lib.llama_model_n_params(self._open()))
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens of context that it was trained with (``llama_model_n_ctx_train``)."""
+        return int(lib.llama_model_n_ctx_train(self._open()))
+
+    @property
+    def n_embd(self) -> int:
+        """Width of its embeddings (``llama_model_n_embd``)."""
+        return int(lib.llama_model_n_embd(self._open()))
+
+    @property
+    def n_embd_inp(self) -> int:
+        """Width of embeddings that it takes as input (``llama_model_n_embd_inp``)."""
+        return int(lib.llama_model_n_embd_inp(self._open()))
+
+    @property
+    def n_embd_out(self) -> int:
+        """Width of embeddings that it gives out (``llama_model_n_embd_out``)."""
+        return int(lib.llama_model_n_embd_out(self._open()))
+
+    @property
+    def n_layer(self) -> int:
+        """Layers (``llama_model_n_layer``)."""
+        return int(lib.llama_model_n_layer(self._open()))
+
+    @property
+    def n_head(self) -> int:
+        """Attention heads (``llama_model_n_head``); 0 if only the vocabulary was loaded."""
+        return 0 if self._params.vocab_only else int(lib.llama_model_n_head(self._open()))
+
+    @property
+    def n_head_kv(self) -> int:
+        """Attention heads with keys and values of their own (``llama_model_n_head_kv``)."""
+        return 0 if self._params.vocab_only else int(lib.llama_model_n_head_kv(self._open()))
+
+    @property
+    def _n_embd_head_k(self) -> int:
+        """Width of one head's keys."""
+        told = self.meta.get(f"{self.meta.get('general.architecture')}.attention.key_length", "")
+        return int(told) if told.isdecimal() else self.n_embd // max(self.n_head, 1)
+
+    @property
+    def n_swa(self) -> int:
+        """Width of its sliding window, 0 without one (``llama_model_n_swa``)."""
+        return int(lib.llama_model_n_swa(self._open()))
+
+    @property
+    def n_expert(self) -> int:
+        """Experts in a layer, 0 for a model without experts."""
+        return int(lib.moebind_model_n_expert(self._open()))
+
+    @property
+    def n_expert_used(self) -> int:
+        """How many experts work on each token."""
+        told = self.meta.get(f"{self.meta.get('general.architecture')}.expert_used_count", "")
+        return int(told) if told.isdecimal() else 0
+
+    @property
+    def rope_type(self) -> RopeType:
+        """How positions are rotated into its attention (``llama_model_rope_type``)."""
+        return RopeType(lib.llama_model_rope_type(self._open()))
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether it has recurrent state instead of a KV cache (``llama_model_is_recurrent``)."""
+        return bool(lib.llama_model_is_recurrent(self._open()))
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether it has both (``llama_model_is_hybrid``)."""
+        return bool(lib.llama_model_is_hybrid(self._open()))
+
+    @property
+    def is_diffusion(self) -> bool:
+        """Whether it denoises text instead of continuing it (``llama_model_is_diffusion``)."""
+        return bool(lib.llama_model_is_diffusion(self._open()))
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether ``Context.encode`` comes first (``llama_model_has_encoder``)."""
+        return bool(lib.llama_model_has_encoder(self._open()))
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether ``Context.decode`` can be used (``llama_model_has_decoder``)."""
+        return bool(lib.llama_model_has_decoder(self._open()))
+
+    def chat_template(self, name: str | None = None) -> str:
+        """The Jinja template for chats that the file carries (``llama_model_chat_template``).
+
+        Parameters
+        ----------
+        name
+            One of several; None: the default one.
+
+        Raises
+        ------
+        ChatTemplateError
+            If there is none.
+        """
+        encoded = ffi.NULL if name is None else checks.text("name", name)
+        found = lib.llama_model_chat_template(self._open(), encoded)
+        if not found:
+            raise ChatTemplateError(f"{self.path} has no chat template{'' if name is None else f' named {name!r}'}")
+        return decoded(found)
+
+    # --- where it is ---
+
+    def _native_devices(self) -> list[CData]:
+        pointer = self._open()
+        return [lib.moebind_model_device(pointer, i) for i in range(lib.moebind_model_n_devices(pointer))]
+
+    @property
+    def devices(self) -> list[Device]:
+        """The devices that take its layers; none when it is all on the CPU."""
+        listed = native_devices()
+        return [describe(listed.index(device), device) for device in self._native_devices()]
+
+    @property
+    def placement(self) -> tuple[PlacedOverride, ...]:
+        """What each tensor override moved, and where to: as it was allocated, not as it was asked for."""
+        pointer = self._open()
+        count = lib.moebind_model_tensors(pointer, ffi.NULL, 0)
+        tensors = ffi.new("struct moebind_tensor[]", count)
+        lib.moebind_model_tensors(pointer, tensors, count)
+        placed: dict[str, PlacedTensor] = {}
+        for tensor in tensors:
+            name = decoded(tensor.name)
+            where = decoded(lib.ggml_backend_buft_name(tensor.buft)) if tensor.buft else ""
+            placed[name] = PlacedTensor(name, tensor.nbytes, where)
+        return tuple(
+            PlacedOverride(override, tuple(placed[name] for name in names if name in placed))
+            for override, names in self._rules.matches
+        )
+
+
+def _text(function: Any, *arguments: object) -> str:
+    """Call a libllama function that writes text into a buffer, with a buffer that is large enough."""
+    size = 256
+    while True:
+        buffer = ffi.new("char[]", size)
+        length = function(*arguments, buffer, size)
+        if length < size:
+            return bytes(ffi.buffer(buffer, max(length, 0))).decode("utf-8", "replace")
+        size = length + 1
+
+
+def _progress_of(params: ModelParams, name: str) -> tuple[Any, Any]:
+    """The progress callback, and what to call when the load is over."""
+    wanted = params.progress_callback
+    if wanted is not True:
+        return wanted or None, lambda: None
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("progress_callback=True draws its bar with tqdm: pip install 'moebind[cli]'") from error
+    bar = tqdm(total=100, desc=name, unit="%", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}")
+
+    def progress(fraction: float) -> bool:
+        bar.update(100 * fraction - bar.n)
+        return True
+
+    return progress, bar.close
+
+
+def _warn_without_device(params: ModelParams) -> None:
+    global _warned_no_device
+    if params.n_gpu_layers == 0 or params.vocab_only or _warned_no_device:
+        return
+    if params.devices is None:
+        kinds = {lib.ggml_backend_dev_type(device) for device in native_devices()}
+        usable = bool(kinds & {int(DeviceType.GPU), int(DeviceType.IGPU)})
+    else:
+        # An empty tuple says that none is wanted.
+        usable = not params.devices or any(device.type != DeviceType.CPU for device in params.devices)
+    if not usable:
+        _warned_no_device = True
+        warnings.warn(
+            f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. CUDA is "
+            f"{decoded(lib.moebind_cuda_verdict())}. Set n_gpu_layers=0 if that is what you want",
+            stacklevel=4,
+        )
+
+
+def _native_params(params: ModelParams, rules: overrides.Resolved, hooks: Hooks) -> tuple[CData, list[object]]:
+    """``llama_model_params`` from ours, and what they point to."""
+    native = ffi.new("struct llama_model_params *", lib.llama_model_default_params())
+    for name in [
+        "n_gpu_layers",
+        "split_mode",
+        "load_mode",
+        "lazy_mode",
+        "main_gpu",
+        "vocab_only",
+        "check_tensors",
+        "use_extra_bufts",
+        "no_host",
+        "no_alloc",
+        "load_mtp",
+    ]:
+        setattr(native, name, getattr(params, name))
+    if params.no_alloc:
+        native.load_mode = LoadMode.NONE  # nothing is there to be mapped
+    keep: list[object] = [rules, hooks]
+    if params.tensor_overrides:
+        native.tensor_buft_overrides = rules.native
+    if params.devices is not None:
+        chosen = [native_device(device.name) for device in params.devices]
+        native.devices = devices = ffi.new("ggml_backend_dev_t[]", [*chosen, ffi.NULL])
+        keep.append(devices)
+    if params.tensor_split is not None:
+        # libllama reads as many as there can be devices.
+        native.tensor_split = split = ffi.new("float[]", lib.llama_max_devices())
+        split[0 : len(params.tensor_split)] = params.tensor_split
+        keep.append(split)
+    if params.kv_overrides:
+        native.kv_overrides = entries = ffi.new("struct llama_model_kv_override[]", len(params.kv_overrides) + 1)
+        for entry, (key, value) in zip(entries, params.kv_overrides.items(), strict=False):
+            entry.key = key.encode()
+            if isinstance(value, bool):
+                entry.tag, entry.val_bool = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
+            elif isinstance(value, int):
+                entry.tag, entry.val_i64 = lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
+            elif isinstance(value, float):
+                entry.tag, entry.val_f64 = lib.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
+            else:
+                entry.tag, entry.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+        keep.append(entries)
+    lib.moebind_hooks_into_model_params(hooks.pointer, native)
+    return native, keep

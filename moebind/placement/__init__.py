@@ -1,0 +1,1 @@
+"""Where a model's bytes go: devices of other processes, plans and fits."""

@@ -1,0 +1,111 @@
+"""A device for machines without one: another process on this machine."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import SupportsIndex
+from weakref import WeakSet
+
+from moebind import checks
+from moebind._owner import close_all
+from moebind.devices import Device, add_rpc_server, capacities, describe, native_devices, remove_rpc_server, users
+from moebind.errors import MoebindError
+
+__all__ = ["loopback_device"]
+
+#: Seconds that a worker has to begin to serve.
+START_TIMEOUT = 30.0
+#: Ports that were used by this process: libllama would take a new worker for the old one.
+_used_ports: set[int] = set()
+#: Process ids of the workers, by device name: their resident memory is what a device really holds.
+worker_pids: dict[str, int] = {}
+
+
+def _free_port() -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _used_ports:
+            _used_ports.add(port)
+            return port
+
+
+def _start(n_threads: int) -> tuple[subprocess.Popen[bytes], list[Device], str]:
+    port = _free_port()
+    endpoint = f"127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moebind.placement.worker", str(port), str(n_threads)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    give_up = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            return process, add_rpc_server(endpoint), endpoint
+        except MoebindError as error:
+            if process.poll() is not None or time.monotonic() > give_up:
+                _stop(process)
+                raise MoebindError(f"the worker process could not be started: {error}") from error
+            time.sleep(0.02)
+        except BaseException:
+            _stop(process)
+            raise
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stderr):
+        if pipe is not None:
+            pipe.close()
+    process.kill()
+    process.wait()
+
+
+@contextmanager
+def loopback_device(memory: SupportsIndex | None = None, n_threads: SupportsIndex = 1) -> Iterator[Device]:
+    """Start a worker process on this machine, and use its memory as that of a GPU.
+
+    What goes to the device goes to another process's memory and is computed there, through llama.cpp's RPC backend on
+    127.0.0.1: placements can be tried, and measured, without a graphics card. Leaving the ``with`` block closes the
+    models that use the device and ends the worker.
+
+    Parameters
+    ----------
+    memory
+        Bytes that plans count on (``Device.capacity``); None: what the worker reports, which is the machine's memory.
+    n_threads
+        Threads that it computes with.
+
+    Yields
+    ------
+    Device
+
+    Raises
+    ------
+    MoebindError
+        If the worker does not start.
+
+    Examples
+    --------
+    >>> with moebind.loopback_device() as device:
+    ...     params = ModelParams(devices=[device]).with_cpu_moe_all()
+    ...     model = Model.load_from_file("moe.gguf", params)
+    """
+    capacity = None if memory is None else checks.integer("memory", memory, 1, 2**63 - 1)
+    process, found, endpoint = _start(checks.integer("n_threads", n_threads, 1, checks.THREADS_MAX))
+    name = found[0].name
+    try:
+        if capacity is not None:
+            capacities[name] = capacity
+        worker_pids[name] = process.pid
+        yield describe(found[0].index, native_devices()[found[0].index])
+    finally:
+        close_all(users.pop(name, WeakSet()))
+        capacities.pop(name, None)
+        worker_pids.pop(name, None)
+        remove_rpc_server(endpoint)
+        _stop(process)

@@ -1,0 +1,152 @@
+"""Candidates for the next token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moebind import checks
+from moebind._native import CData, ffi
+from moebind.errors import SamplerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from moebind.sampler import Sampler
+
+__all__ = ["TOKEN_DATA", "TokenDataArray"]
+
+#: One candidate, laid out as ``llama_token_data``: token id, log-odds, probability.
+TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+class TokenDataArray:
+    """Candidates for the next token, which samplers filter, sort and choose from.
+
+    Parameters
+    ----------
+    data
+        A structured array with the fields ``id``, ``logit`` and ``p`` (:data:`TOKEN_DATA`), shape ``(n,)``. It is
+        used as it is when it is contiguous, writable and of that type, otherwise copied.
+    sorted
+        Whether it is sorted by falling logit.
+
+    Raises
+    ------
+    ValueError
+        If there are no candidates, or the array has another shape.
+
+    Notes
+    -----
+    Stands on ``llama_token_data_array``.
+
+    Examples
+    --------
+    >>> candidates = context.token_data_array()
+    >>> candidates.apply_sampler(Sampler.top_k(3))
+    >>> len(candidates)
+    3
+    """
+
+    def __init__(self, data: ArrayLike, sorted: bool = False) -> None:
+        array = np.asarray(data, TOKEN_DATA)
+        if array.ndim != 1 or array.size == 0:
+            raise ValueError(f"data has the shape {array.shape}; it takes (n,) with at least one candidate")
+        self._storage = np.require(array, requirements=["C", "W"])
+        self._native = ffi.new("llama_token_data_array *")
+        self._native.data = ffi.from_buffer("llama_token_data[]", self._storage)
+        self._native.size = self._storage.size
+        self._native.selected = -1
+        self._native.sorted = checks.boolean("sorted", sorted)
+
+    @classmethod
+    def from_logits(cls, logits: ArrayLike) -> TokenDataArray:
+        """Candidates for every token of a vocabulary: ids are places in ``logits``, shape ``(n_vocab,)``."""
+        values = np.asarray(logits, np.float32)
+        if values.ndim != 1:
+            raise ValueError(f"logits has the shape {values.shape}; it takes (n_vocab,)")
+        data = np.empty(values.size, TOKEN_DATA)
+        data["id"] = np.arange(values.size, dtype=np.int32)
+        data["logit"] = values
+        data["p"] = 0.0
+        return cls(data)
+
+    @property
+    def data(self) -> NDArray[np.void]:
+        """The candidates that are left: a structured, writable view, valid until a sampler is applied."""
+        return self._storage[: self._native.size]
+
+    @property
+    def sorted(self) -> bool:
+        """Whether they are sorted by falling logit."""
+        return bool(self._native.sorted)
+
+    @property
+    def selected(self) -> int | None:
+        """The place of the candidate that a sampler chose, or None."""
+        return int(self._native.selected) if 0 <= self._native.selected < self._native.size else None
+
+    @property
+    def selected_token(self) -> int | None:
+        """The token that a sampler chose, or None."""
+        return None if self.selected is None else int(self._storage["id"][self.selected])
+
+    def __len__(self) -> int:
+        return int(self._native.size)
+
+    def __iter__(self) -> Iterator[np.void]:
+        return iter(self.data)
+
+    def apply_sampler(self, sampler: Sampler) -> None:
+        """Let a sampler change the candidates, in place (``llama_sampler_apply``)."""
+        sampler.apply(self)
+
+    def with_sampler(self, sampler: Sampler) -> TokenDataArray:
+        """Apply a sampler and return this array, for chaining calls."""
+        sampler.apply(self)
+        return self
+
+    def sample_token(self, seed: int) -> int:
+        """Choose a token at random, by its probability (``llama_sampler_init_dist``).
+
+        Parameters
+        ----------
+        seed
+            0 to 2**32 - 1; the last one means a random seed.
+        """
+        from moebind.sampler import Sampler
+
+        with Sampler.dist(seed) as sampler:
+            return self._choose(sampler)
+
+    def sample_token_greedy(self) -> int:
+        """Choose the token with the highest logit (``llama_sampler_init_greedy``)."""
+        from moebind.sampler import Sampler
+
+        with Sampler.greedy() as sampler:
+            return self._choose(sampler)
+
+    def _choose(self, sampler: Sampler) -> int:
+        self.apply_sampler(sampler)
+        token = self.selected_token
+        if token is None:
+            raise SamplerError("no candidate was chosen: the logits may all be -inf or NaN")
+        return token
+
+    def __repr__(self) -> str:
+        return f"<TokenDataArray of {len(self)} candidates, selected_token={self.selected_token}>"
+
+    def _struct(self) -> CData:
+        return self._native
+
+    def _take_back(self) -> None:
+        """After a sampler: libllama may point to memory of the sampler's own; bring the candidates back here."""
+        ours = ffi.from_buffer("llama_token_data[]", self._storage)
+        if self._native.data != ours:
+            size = self._native.size
+            theirs = np.frombuffer(ffi.buffer(self._native.data, size * TOKEN_DATA.itemsize), TOKEN_DATA)
+            self._storage[:size] = theirs
+            self._native.data = ours

@@ -1,0 +1,264 @@
+"""Text and tokens: the part of ``Model`` that works on its vocabulary."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+
+from moebind import checks
+from moebind._native import CData, ffi, lib
+from moebind._owner import Owner
+from moebind.enums import TokenAttr, VocabType
+from moebind.errors import TokenizeError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Vocabulary"]
+
+#: A token's text is rarely longer; where it is, a second call makes room.
+_PIECE_BYTES = 64
+
+
+class Vocabulary(Owner):
+    """What a model knows about text. :class:`moebind.Model` is one."""
+
+    #: ``const llama_vocab *``, as long as the model.
+    _vocab: CData = ffi.NULL
+    _n_vocab = 0
+
+    @property
+    def n_vocab(self) -> int:
+        """How many tokens there are (``llama_vocab_n_tokens``)."""
+        self._open()
+        return self._n_vocab
+
+    @property
+    def vocab_type(self) -> VocabType:
+        """How text becomes tokens (``llama_vocab_type``)."""
+        self._open()
+        return VocabType(lib.llama_vocab_type(self._vocab))
+
+    def _special(self, token: int) -> int | None:
+        return None if token == lib.LLAMA_TOKEN_NULL else int(token)
+
+    def _usable_vocab(self) -> CData:
+        """The vocabulary; libllama asserts that a model without one is not asked about text."""
+        self._open()
+        if self.vocab_type == VocabType.NONE:
+            raise TokenizeError("this model has no vocabulary: give it token ids, and read token ids from it")
+        return self._vocab
+
+    @property
+    def token_bos(self) -> int | None:
+        """Beginning of a text (``llama_vocab_bos``)."""
+        self._open()
+        return self._special(lib.llama_vocab_bos(self._vocab))
+
+    @property
+    def token_eos(self) -> int | None:
+        """End of a text (``llama_vocab_eos``)."""
+        self._open()
+        return self._special(lib.llama_vocab_eos(self._vocab))
+
+    @property
+    def token_eot(self) -> int | None:
+        """End of a turn (``llama_vocab_eot``)."""
+        self._open()
+        return self._special(lib.llama_vocab_eot(self._vocab))
+
+    @property
+    def token_nl(self) -> int | None:
+        """New line (``llama_vocab_nl``)."""
+        self._open()
+        return self._special(lib.llama_vocab_nl(self._vocab))
+
+    @property
+    def token_sep(self) -> int | None:
+        """Separator of texts (``llama_vocab_sep``)."""
+        self._open()
+        return self._special(lib.llama_vocab_sep(self._vocab))
+
+    @property
+    def token_pad(self) -> int | None:
+        """Padding (``llama_vocab_pad``)."""
+        self._open()
+        return self._special(lib.llama_vocab_pad(self._vocab))
+
+    @property
+    def token_mask(self) -> int | None:
+        """Mask (``llama_vocab_mask``)."""
+        self._open()
+        return self._special(lib.llama_vocab_mask(self._vocab))
+
+    @property
+    def token_fim_pre(self) -> int | None:
+        """Before the gap, when filling in the middle (``llama_vocab_fim_pre``)."""
+        self._open()
+        return self._special(lib.llama_vocab_fim_pre(self._vocab))
+
+    @property
+    def token_fim_suf(self) -> int | None:
+        """After the gap, when filling in the middle (``llama_vocab_fim_suf``)."""
+        self._open()
+        return self._special(lib.llama_vocab_fim_suf(self._vocab))
+
+    @property
+    def token_fim_mid(self) -> int | None:
+        """The gap itself, when filling in the middle (``llama_vocab_fim_mid``)."""
+        self._open()
+        return self._special(lib.llama_vocab_fim_mid(self._vocab))
+
+    def _token(self, token: SupportsIndex) -> int:
+        return checks.integer("token", token, 0, self.n_vocab - 1)
+
+    def is_eog_token(self, token: SupportsIndex) -> bool:
+        """Whether a token ends a generation (``llama_vocab_is_eog``)."""
+        return bool(lib.llama_vocab_is_eog(self._usable_vocab(), self._token(token)))
+
+    def is_control_token(self, token: SupportsIndex) -> bool:
+        """Whether a token steers the model instead of being text (``llama_vocab_is_control``)."""
+        return bool(lib.llama_vocab_is_control(self._usable_vocab(), self._token(token)))
+
+    def token_attr(self, token: SupportsIndex) -> TokenAttr:
+        """What kind of token it is (``llama_vocab_get_attr``)."""
+        return TokenAttr(lib.llama_vocab_get_attr(self._usable_vocab(), self._token(token)))
+
+    def token_score(self, token: SupportsIndex) -> float:
+        """The score that the vocabulary gives it (``llama_vocab_get_score``)."""
+        return float(lib.llama_vocab_get_score(self._usable_vocab(), self._token(token)))
+
+    def str_to_token(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> NDArray[np.int32]:
+        """Turn text into tokens.
+
+        Parameters
+        ----------
+        text
+            Any text.
+        add_special
+            Add the tokens that the model wants at the beginning and end.
+        parse_special
+            Read the text of special tokens as those tokens; without it, it is text like any other.
+
+        Returns
+        -------
+        numpy.ndarray
+            int32, shape ``(n,)``.
+
+        Raises
+        ------
+        TokenizeError
+            If the model has no vocabulary.
+        ValueError
+            If the text holds a lone surrogate.
+
+        Notes
+        -----
+        Stands on ``llama_tokenize``.
+
+        Examples
+        --------
+        >>> model.tokens_to_str(model.str_to_token("Hello, world!"))
+        'Hello, world!'
+        """
+        vocab = self._usable_vocab()
+        encoded = checks.utf8("text", text)
+        special = (checks.boolean("add_special", add_special), checks.boolean("parse_special", parse_special))
+        if len(encoded) > checks.INT32_MAX - 16:
+            raise TokenizeError(f"text has {len(encoded)} bytes; at most {checks.INT32_MAX - 16} are taken")
+        capacity = len(encoded) + 16
+        while True:
+            tokens = np.empty(capacity, np.int32)
+            count = lib.llama_tokenize(
+                vocab, encoded, len(encoded), ffi.from_buffer("llama_token[]", tokens), capacity, *special
+            )
+            if count >= 0:
+                return tokens[:count].copy()
+            if -count <= capacity:
+                raise TokenizeError(f"llama.cpp could not tokenize the text (it returned {count})")
+            capacity = -count
+
+    def tokens_to_str(self, tokens: ArrayLike, *, special: bool = False) -> str:
+        """Turn tokens into text: the inverse of :meth:`str_to_token`.
+
+        Parameters
+        ----------
+        tokens
+            Token ids, shape ``(n,)``.
+        special
+            Write the text of special tokens too.
+
+        Returns
+        -------
+        str
+            Bytes that are not UTF-8 are replaced.
+
+        Raises
+        ------
+        ValueError
+            If an id is not one of the vocabulary's.
+
+        Notes
+        -----
+        Stands on ``llama_detokenize``.
+        """
+        vocab = self._usable_vocab()
+        array = checks.int32_array("tokens", tokens, 0, self._n_vocab - 1)
+        shown = checks.boolean("special", special)
+        capacity = 8 * array.size + _PIECE_BYTES
+        while True:
+            buffer = ffi.new("char[]", capacity)
+            ids = ffi.from_buffer("llama_token[]", array)
+            count = lib.llama_detokenize(vocab, ids, array.size, buffer, capacity, False, shown)
+            if count >= 0:
+                return bytes(ffi.buffer(buffer, count)).decode("utf-8", "replace")
+            capacity = -count
+
+    def token_to_bytes(self, token: SupportsIndex, *, special: bool = False) -> bytes:
+        """The bytes of one token, which may be part of a character (``llama_token_to_piece``).
+
+        Parameters
+        ----------
+        token
+            Its id.
+        special
+            Give the text of a special token too, instead of nothing.
+        """
+        return self._piece(self._usable_vocab(), self._token(token), checks.boolean("special", special))
+
+    @staticmethod
+    def _piece(vocab: CData, token: int, special: bool) -> bytes:
+        buffer = ffi.new("char[]", _PIECE_BYTES)
+        count = lib.llama_token_to_piece(vocab, token, buffer, _PIECE_BYTES, 0, special)
+        if count < 0:
+            buffer = ffi.new("char[]", -count)
+            count = lib.llama_token_to_piece(vocab, token, buffer, -count, 0, special)
+        return bytes(ffi.buffer(buffer, count))
+
+    def token_to_str(self, token: SupportsIndex, *, special: bool = False) -> str:
+        """The text of one token; bytes that are not UTF-8 by themselves are replaced (``llama_token_to_piece``)."""
+        return self.token_to_bytes(token, special=special).decode("utf-8", "replace")
+
+    def token_to_piece(self, token: SupportsIndex, decoder: codecs.IncrementalDecoder, *, special: bool = False) -> str:
+        """The text that a token completes: characters whose bytes are spread over tokens come with their last one.
+
+        Parameters
+        ----------
+        token
+            Its id.
+        decoder
+            Holds unfinished characters between calls: ``codecs.getincrementaldecoder("utf-8")("replace")``.
+        special
+            Give the text of a special token too, instead of nothing.
+        """
+        return decoder.decode(self.token_to_bytes(token, special=special))
+
+    def tokens(self, *, special: bool = True) -> Iterator[tuple[int, bytes]]:
+        """Go through the vocabulary: ids, and the bytes of each token."""
+        vocab = self._usable_vocab()
+        for token in range(self._n_vocab):
+            self._open()
+            yield token, self._piece(vocab, token, checks.boolean("special", special))

@@ -1,0 +1,110 @@
+"""Write ``moebind/_params_methods.py``: a ``with_`` method for every field of ``moebind/params.py``.
+
+``python tools/params_methods.py`` writes it; with ``--check`` it only says whether it is up to date.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import sys
+import textwrap
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent / "moebind"
+SOURCE = PACKAGE / "params.py"
+TARGET = PACKAGE / "_params_methods.py"
+
+HEAD = '''"""The ``with_`` methods of ``params.py``. Written by tools/params_methods.py; change the fields there instead."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from typing_extensions import Self
+
+    from moebind._native import CData
+    from moebind.devices import Device
+    from moebind.enums import (
+        AttentionType,
+        ContextType,
+        FlashAttnType,
+        GgmlType,
+        LazyMode,
+        LoadMode,
+        PoolingType,
+        RopeScalingType,
+        SplitMode,
+    )
+    from moebind.overrides import TensorOverride
+
+
+class _Methods:
+    if TYPE_CHECKING:  # Params defines it
+
+        def _with(self, **changed: object) -> Self: ...
+'''
+
+#: Methods take more than the field stores: any sequence or mapping will do.
+WIDER = {
+    "tuple[Device, ...] | None": "Sequence[Device] | None",
+    "tuple[TensorOverride, ...]": "Sequence[TensorOverride]",
+    "tuple[float, ...] | None": "Sequence[float] | None",
+    "KvOverrides": "Mapping[str, bool | int | float | str]",
+}
+
+
+def fields(class_: ast.ClassDef) -> list[tuple[str, str, str]]:
+    """(name, type, description) of each field that a dataclass declares with option()."""
+    found = []
+    for node, following in itertools.pairwise(class_.body):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            if not isinstance(following, ast.Expr) or not isinstance(following.value, ast.Constant):
+                raise SystemExit(f"{SOURCE.name}: the field {node.target.id} has no description under it")
+            found.append((node.target.id, ast.unparse(node.annotation), str(following.value.value)))
+    return found
+
+
+def method(name: str, annotation: str, description: str) -> str:
+    """The source of one ``with_`` method."""
+    wide = WIDER.get(annotation, annotation)
+    text = " ".join(f"Return a copy with another ``{name}``. {description}".split())
+    body = textwrap.fill(text, 116, initial_indent=8 * " ", subsequent_indent=8 * " ", break_on_hyphens=False)
+    closing = "" if len(body.splitlines()) == 1 and len(body) <= 110 else "\n        "
+    return f'''
+    def with_{name}(self, {name}: {wide}) -> Self:
+        """{body.lstrip()}{closing}"""
+        return self._with({name}={name})
+'''
+
+
+def generate() -> str:
+    """The whole file."""
+    parts = [HEAD]
+    for node in ast.parse(SOURCE.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name in {"ModelParams", "ContextParams"}:
+            parts.append(
+                f'\n\nclass {node.name}Methods(_Methods):\n    """One method for each field of {node.name}."""\n'
+            )
+            parts += [method(*field) for field in fields(node)]
+    return "".join(parts)
+
+
+def main() -> int:
+    """Write the file, or check it."""
+    text = generate()
+    if "--check" in sys.argv:
+        current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
+        if current != text:
+            print(f"{TARGET} is out of date: run python {Path(__file__).name}", file=sys.stderr)
+            return 1
+        return 0
+    TARGET.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
