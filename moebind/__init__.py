@@ -17,21 +17,6 @@ from typing import TYPE_CHECKING
 from moebind._native import ffi, lib
 from moebind.batch import Batch
 from moebind.context import Context
-from moebind.devices import (
-    Device,
-    add_rpc_server,
-    devices,
-    init,
-    load_backends,
-    max_devices,
-    supports_gpu_offload,
-    supports_mlock,
-    supports_mmap,
-    supports_rpc,
-    system_info,
-    time_us,
-)
-from moebind.devices import llama_cpp_version as _llama_cpp_version
 from moebind.enums import (
     AttentionType,
     ContextType,
@@ -59,6 +44,21 @@ from moebind.memory import BufferMemory, DeviceMemory, MemoryBreakdown
 from moebind.model import Model
 from moebind.overrides import PlacedOverride, PlacedTensor, TensorOverride
 from moebind.params import ContextParams, ModelParams
+from moebind.process import (
+    Device,
+    add_rpc_server,
+    devices,
+    init,
+    load_backends,
+    max_devices,
+    supports_gpu_offload,
+    supports_mlock,
+    supports_mmap,
+    supports_rpc,
+    system_info,
+    time_us,
+)
+from moebind.process import llama_cpp_version as _llama_cpp_version
 from moebind.sampler import Sampler
 from moebind.timings import Timings
 from moebind.token_data import TokenDataArray

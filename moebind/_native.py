@@ -1,9 +1,9 @@
 """The one door to native code.
 
 ``lib`` holds every function and constant of llama.h, ggml-backend.h, gguf.h, ggml-rpc.h, ggml-cpu.h and ggml.h (graph
-building left out), ``ffi`` is cffi's companion to it. Every call through ``lib`` is guarded: a C++ exception or a failed
-assertion inside llama.cpp is raised as :class:`moebind.NativeError`, by the extension itself (``native/guard.h``), so
-that no caller can forget to look.
+building left out), ``ffi`` is cffi's companion to it. Every call through ``lib`` is guarded: a C++ exception or
+a failed assertion inside llama.cpp is raised as :class:`moebind.NativeError`, by the extension itself
+(``native/guard.h``), so that no caller can forget to look.
 
 Callbacks go the other way: libllama calls C++, which calls a function below, which calls the user's. When the user's
 function raises, :func:`_carry` hands the exception to C++ and the callback returns what makes libllama stop; the
@@ -16,7 +16,7 @@ from __future__ import annotations
 import atexit
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from moebind._libllama import ffi, lib
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 #: Where the shared libraries are, beside the extension.
 LIBRARIES = Path(str(sys.modules["moebind._libllama"].__file__)).parent / "lib"
+T = TypeVar("T")
 #: A pointer or struct of cffi's. It has no static type.
 CData: TypeAlias = "Any"
 
@@ -80,22 +81,28 @@ class Hooks:
         self.pointer = own(lib.moebind_hooks_new(called, self._handle), lib.moebind_hooks_free, self._handle)
 
 
-@ffi.def_extern(error=False, onerror=_carry)
+def _callback(error: bool | None) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Define one of native/callbacks.h; ``error`` is what it returns when it raises."""
+    decorator: Callable[[Callable[..., T]], Callable[..., T]] = ffi.def_extern(error=error, onerror=_carry)
+    return decorator
+
+
+@_callback(error=False)
 def moebind_on_progress(fraction: float, handle: CData) -> bool:
     return ffi.from_handle(handle).progress(fraction) is not False
 
 
-@ffi.def_extern(error=True, onerror=_carry)
+@_callback(error=True)
 def moebind_on_abort(handle: CData) -> bool:
     return bool(ffi.from_handle(handle).abort())
 
 
-@ffi.def_extern(error=False, onerror=_carry)
+@_callback(error=False)
 def moebind_on_eval(tensor: CData, ask: bool, handle: CData) -> bool:
     return bool(ffi.from_handle(handle).eval(tensor, ask))
 
 
-@ffi.def_extern(onerror=_carry)
+@_callback(error=None)
 def moebind_on_log(level: int, text: CData) -> None:
     from moebind import log
 

@@ -1,4 +1,4 @@
-"""The ``with_`` methods of ``params.py``. Written by tools/params_methods.py; change the fields there instead."""
+"""The ``with_`` methods of ``params.py``. Written by tools/params_methods.py: change the fields instead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from moebind._native import CData
-    from moebind.devices import Device
     from moebind.enums import (
         AttentionType,
         ContextType,
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
         SplitMode,
     )
     from moebind.overrides import TensorOverride
+    from moebind.process import Device
 
 
 class _Methods:
@@ -41,14 +41,14 @@ class ModelParamsMethods(_Methods):
         return self._with(devices=devices)
 
     def with_tensor_overrides(self, tensor_overrides: Sequence[TensorOverride]) -> Self:
-        """Return a copy with another ``tensor_overrides``. Rules that send tensors elsewhere; the first that matches a
-        tensor's name wins.
+        """Return a copy with another ``tensor_overrides``. Rules that send tensors elsewhere; the first that
+        matches a tensor's name wins.
         """
         return self._with(tensor_overrides=tensor_overrides)
 
     def with_n_gpu_layers(self, n_gpu_layers: int) -> Self:
-        """Return a copy with another ``n_gpu_layers``. How many layers go to devices other than the CPU, counted from
-        the last; -1: all.
+        """Return a copy with another ``n_gpu_layers``. How many layers go to devices other than the CPU, counted
+        from the last; -1: all.
         """
         return self._with(n_gpu_layers=n_gpu_layers)
 
@@ -61,18 +61,20 @@ class ModelParamsMethods(_Methods):
         return self._with(load_mode=load_mode)
 
     def with_lazy_mode(self, lazy_mode: LazyMode) -> Self:
-        """Return a copy with another ``lazy_mode``. Whether rows of large tensors are read only when they are needed."""
+        """Return a copy with another ``lazy_mode``. Whether rows of large tensors are read only when they are
+        needed.
+        """
         return self._with(lazy_mode=lazy_mode)
 
     def with_main_gpu(self, main_gpu: int) -> Self:
-        """Return a copy with another ``main_gpu``. The device that takes everything with ``SplitMode.NONE``: an index
-        into the devices in use.
+        """Return a copy with another ``main_gpu``. The device that takes everything with ``SplitMode.NONE``: an
+        index into the devices in use.
         """
         return self._with(main_gpu=main_gpu)
 
     def with_tensor_split(self, tensor_split: Sequence[float] | None) -> Self:
-        """Return a copy with another ``tensor_split``. How much of the model each device takes, in proportion; None:
-        by free memory.
+        """Return a copy with another ``tensor_split``. How much of the model each device takes, in proportion;
+        None: by free memory.
         """
         return self._with(tensor_split=tensor_split)
 
@@ -83,13 +85,15 @@ class ModelParamsMethods(_Methods):
         return self._with(progress_callback=progress_callback)
 
     def with_kv_overrides(self, kv_overrides: Mapping[str, bool | int | float | str]) -> Self:
-        """Return a copy with another ``kv_overrides``. Metadata to take instead of the file's: a mapping from key to
-        bool, int, float or str.
+        """Return a copy with another ``kv_overrides``. Metadata to take instead of the file's: a mapping from key
+        to bool, int, float or str.
         """
         return self._with(kv_overrides=kv_overrides)
 
     def with_vocab_only(self, vocab_only: bool) -> Self:
-        """Return a copy with another ``vocab_only``. Load the vocabulary only: text and tokens work, contexts do not."""
+        """Return a copy with another ``vocab_only``. Load the vocabulary only: text and tokens work, contexts do
+        not.
+        """
         return self._with(vocab_only=vocab_only)
 
     def with_check_tensors(self, check_tensors: bool) -> Self:
@@ -97,8 +101,8 @@ class ModelParamsMethods(_Methods):
         return self._with(check_tensors=check_tensors)
 
     def with_use_extra_bufts(self, use_extra_bufts: bool) -> Self:
-        """Return a copy with another ``use_extra_bufts``. Let weights in host memory be repacked into layouts that the
-        CPU computes faster with.
+        """Return a copy with another ``use_extra_bufts``. Let weights in host memory be repacked into layouts that
+        the CPU computes faster with.
         """
         return self._with(use_extra_bufts=use_extra_bufts)
 
@@ -133,8 +137,8 @@ class ContextParamsMethods(_Methods):
         return self._with(n_batch=n_batch)
 
     def with_n_ubatch(self, n_ubatch: int) -> Self:
-        """Return a copy with another ``n_ubatch``. The most tokens that are computed at once; more make prompts faster
-        and take more memory.
+        """Return a copy with another ``n_ubatch``. The most tokens that are computed at once; more make prompts
+        faster and take more memory.
         """
         return self._with(n_ubatch=n_ubatch)
 
@@ -165,8 +169,8 @@ class ContextParamsMethods(_Methods):
         return self._with(n_threads=n_threads)
 
     def with_n_threads_batch(self, n_threads_batch: int) -> Self:
-        """Return a copy with another ``n_threads_batch``. Threads that compute prompts and batches; by default, one a
-        physical core.
+        """Return a copy with another ``n_threads_batch``. Threads that compute prompts and batches; by default, one
+        a physical core.
         """
         return self._with(n_threads_batch=n_threads_batch)
 
@@ -211,12 +215,14 @@ class ContextParamsMethods(_Methods):
         return self._with(yarn_beta_fast=yarn_beta_fast)
 
     def with_yarn_beta_slow(self, yarn_beta_slow: float) -> Self:
-        """Return a copy with another ``yarn_beta_slow``. YaRN's high correction dimension; negative: from the model."""
+        """Return a copy with another ``yarn_beta_slow``. YaRN's high correction dimension; negative: from the
+        model.
+        """
         return self._with(yarn_beta_slow=yarn_beta_slow)
 
     def with_yarn_orig_ctx(self, yarn_orig_ctx: int) -> Self:
-        """Return a copy with another ``yarn_orig_ctx``. The context that the model was trained with, for YaRN; 0: from
-        the model.
+        """Return a copy with another ``yarn_orig_ctx``. The context that the model was trained with, for YaRN; 0:
+        from the model.
         """
         return self._with(yarn_orig_ctx=yarn_orig_ctx)
 
@@ -225,10 +231,10 @@ class ContextParamsMethods(_Methods):
         return self._with(defrag_thold=defrag_thold)
 
     def with_eval_callback(self, eval_callback: Callable[[CData, bool], bool] | None) -> Self:
-        """Return a copy with another ``eval_callback``. Called as ``fn(tensor, ask)`` around every tensor of a graph:
-        with ``ask=True`` for whether to look at it, then, if so, with ``ask=False`` and its data computed; False
-        then stops the computation. ``tensor`` is a ``struct ggml_tensor *`` of ``moebind.ffi``, valid during the
-        call. Slow: each call waits for the interpreter.
+        """Return a copy with another ``eval_callback``. Called as ``fn(tensor, ask)`` around every tensor of a
+        graph: with ``ask=True`` for whether to look at it, then, if so, with ``ask=False`` and its data
+        computed; False then stops the computation. ``tensor`` is a ``struct ggml_tensor *`` of ``moebind.ffi``,
+        valid during the call. Slow: each call waits for the interpreter.
         """
         return self._with(eval_callback=eval_callback)
 
@@ -241,8 +247,8 @@ class ContextParamsMethods(_Methods):
         return self._with(type_v=type_v)
 
     def with_abort_callback(self, abort_callback: Callable[[], bool] | None) -> Self:
-        """Return a copy with another ``abort_callback``. Called without arguments, about once a millisecond while the
-        CPU computes; True stops the computation.
+        """Return a copy with another ``abort_callback``. Called without arguments, about once a millisecond while
+        the CPU computes; True stops the computation.
         """
         return self._with(abort_callback=abort_callback)
 
@@ -259,8 +265,8 @@ class ContextParamsMethods(_Methods):
         return self._with(no_perf=no_perf)
 
     def with_op_offload(self, op_offload: bool) -> Self:
-        """Return a copy with another ``op_offload``. Let a device compute with weights that are in host memory, when a
-        batch is large enough to be worth it.
+        """Return a copy with another ``op_offload``. Let a device compute with weights that are in host memory,
+        when a batch is large enough to be worth it.
         """
         return self._with(op_offload=op_offload)
 

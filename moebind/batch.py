@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex, cast
 
 import numpy as np
 
@@ -190,11 +190,11 @@ class Batch:
             If the batch is full, or a token can belong to fewer sequences than these.
         """
         self._must_be_tokens()
-        sequences = checks.int32_array("seq_ids", np.atleast_1d(seq_ids), 0, SEQ_ID_MAX)  # type: ignore[arg-type]
+        sequences = checks.int32_array("seq_ids", np.atleast_1d(seq_ids), 0, SEQ_ID_MAX)
         width = self._seq_id.shape[1]
         if not 1 <= sequences.size <= width:
             raise BatchError(
-                f"seq_ids has {sequences.size} ids; this batch takes 1 to {width} a token: make it with a larger n_seq_max"
+                f"seq_ids has {sequences.size} ids; this batch takes 1 to {width} a token: make it with more n_seq_max"
             )
         at = self._reserve(1)
         self._token[at] = checks.integer("token", token, 0)
@@ -292,7 +292,7 @@ class Batch:
     @staticmethod
     def _spread(name: str, value: ArrayLike, n: int, high: int) -> NDArray[np.int32]:
         if np.ndim(value) == 0:
-            return np.full(n, checks.integer(name, value, 0, high), np.int32)  # type: ignore[arg-type]
+            return np.full(n, checks.integer(name, cast("SupportsIndex", value), 0, high), np.int32)
         array = checks.int32_array(name, value, 0, high)
         if array.size != n:
             raise BatchError(f"{name} has {array.size} entries for {n} tokens; it takes one number, or {n}")

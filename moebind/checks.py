@@ -112,7 +112,7 @@ def path(name: str, value: str | os.PathLike[str]) -> str:
 
 
 def int32_array(name: str, value: object, low: int, high: int = INT32_MAX) -> NDArray[np.int32]:
-    """A one-dimensional, contiguous int32 array of numbers from ``low`` to ``high``; integers of any width are taken."""
+    """A one-dimensional, contiguous int32 array of numbers from ``low`` to ``high``, from integers of any width."""
     if isinstance(value, (str, bytes)):
         raise TypeError(f"{name} is a {type(value).__name__}; it takes a sequence or array of integers")
     try:

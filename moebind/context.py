@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
 from moebind import checks, log
-from moebind._native import CData, Hooks, ffi, lib, own
+from moebind._native import CData, Hooks, lib, own
 from moebind._owner import CallLock
 from moebind.batch import Batch
-from moebind.enums import FlashAttnType, GgmlType, PoolingType
+from moebind.enums import GgmlType, PoolingType
 from moebind.errors import (
     AbortedError,
     BatchError,
     ContextCreationError,
     DecodeError,
-    EmbeddingsError,
     EncodeError,
     NativeError,
     NoKvSlotError,
@@ -27,33 +25,21 @@ from moebind.errors import (
 from moebind.generation import Piece, generate
 from moebind.kv_cache import KvCache
 from moebind.memory import MemoryBreakdown, read_breakdown
+from moebind.native_params import native_context_params
+from moebind.outputs import Outputs
 from moebind.params import ContextParams
+from moebind.sampler import Sampler
 from moebind.timings import Timings
-from moebind.token_data import TokenDataArray
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from moebind.model import Model
-    from moebind.sampler import Sampler
 
 __all__ = ["Context"]
 
-#: A cache of more cells is refused: llama.cpp allocates what describes them before it finds that nothing fits.
-CELLS_MAX = 2**27
 
-
-class _Outputs:
-    """What keeps one output buffer for the arrays that show it, after its context has moved on to another."""
-
-    __slots__ = ("__weakref__", "buffer")
-    buffer: CData | None
-
-    def __init__(self) -> None:
-        self.buffer = None
-
-
-class Context(KvCache):
+class Context(Outputs, KvCache):
     """A model at work: a KV cache, and the logits and embeddings of the last batch. Made by ``Model.new_context``.
 
     Calls from several threads wait for each other; :meth:`abort` does not wait. A callback of a context must not call
@@ -61,13 +47,9 @@ class Context(KvCache):
     """
 
     _warn_unclosed = True
-    #: How many outputs the last batch had.
-    _n_outputs = 0
-    #: Which of its tokens had them; None: its only token.
-    _flags: NDArray[np.int8] | None = None
 
     def __init__(self, model: Model, params: ContextParams) -> None:
-        native = _native_params(model, params)
+        native = native_context_params(model, params)
         hooks = Hooks(abort=params.abort_callback, eval=params.eval_callback)
         lib.moebind_hooks_into_context_params(hooks.pointer, native)
         lib.moebind_log_forget()
@@ -88,7 +70,6 @@ class Context(KvCache):
         # The graph that moves cached keys has no kernel for this type.
         self._can_shift_type = params.type_k != GgmlType.BF16
         self._embeddings = params.embeddings
-        self._outputs: weakref.ref[_Outputs] | None = None
         self._outputs_reserved = self._n_seq_max
         self._forget_outputs()
         #: Which tokens each sequence's cache begins with, as far as generate() knows.
@@ -215,8 +196,8 @@ class Context(KvCache):
     def _raise_decode_error(self, code: int, n_tokens: int) -> None:
         if code == 1:
             raise NoKvSlotError(
-                f"the cache has no room for {n_tokens} more tokens (n_ctx is {self.n_ctx}, {self.n_ctx_seq} a sequence): "
-                "remove sequences or parts of them, or make the context with a larger n_ctx",
+                f"the cache has no room for {n_tokens} more tokens (n_ctx is {self.n_ctx}, {self.n_ctx_seq} a "
+                "sequence): remove sequences or parts of them, or make the context with a larger n_ctx",
                 code,
             )
         if code == 2:
@@ -283,193 +264,6 @@ class Context(KvCache):
         if n_outputs > most:
             raise BatchError(f"the batch asks for {n_outputs} outputs; this context takes {most} (n_outputs_max)")
         return n_outputs
-
-    # --- outputs ---
-
-    def _forget_outputs(self) -> None:
-        self._n_outputs = 0
-        self._flags = None
-
-    def _release_outputs(self, native: CData) -> None:
-        """Before libllama makes itself a larger output buffer: leave the old one to the arrays that show it."""
-        outputs = None if self._outputs is None else self._outputs()
-        if outputs is not None:
-            outputs.buffer = own(lib.moebind_take_output(native), lib.ggml_backend_buffer_free)
-            self._outputs = None
-
-    def _view(self, pointer: CData, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """A read-only array over libllama's memory, which stays as long as the array does."""
-        outputs = None if self._outputs is None else self._outputs()
-        if outputs is None:
-            outputs = _Outputs()
-            self._outputs = weakref.ref(outputs)
-        size = int(np.prod(shape))
-        kept = own(ffi.cast("char *", pointer), _nothing, self._open(), outputs)
-        array: NDArray[np.float32] = np.frombuffer(ffi.buffer(kept, 4 * size), np.float32).reshape(shape)
-        array.flags.writeable = False
-        return array
-
-    def _output_row(self, i: int) -> None:
-        """Raise unless the last batch has an output there."""
-        if i < 0:
-            if -i > self._n_outputs:
-                raise IndexError(f"i is {i}; the last batch has {self._n_outputs} outputs{self._hint()}")
-            return
-        if self._n_outputs and self._embeddings:
-            found = self._flags is not None and i < self._flags.size
-        elif self._flags is None:
-            found = self._n_outputs > 0 and i == 0
-        else:
-            found = i < self._flags.size and bool(self._flags[i])
-        if not found or not self._n_outputs:
-            raise IndexError(f"i is {i}; the last batch asked for no output there{self._hint()}")
-
-    def _hint(self) -> str:
-        return "" if self._n_outputs else ": decode a batch that asks for logits first"
-
-    def get_logits(self) -> NDArray[np.float32]:
-        """The logits of all outputs of the last batch.
-
-        Returns
-        -------
-        numpy.ndarray
-            float32, ``(n_outputs, n_vocab)``, rows in the order of the batch: a read-only view without a copy. Its
-            memory stays as long as the array; the next ``decode`` overwrites what is in it.
-
-        Raises
-        ------
-        IndexError
-            If there are none.
-
-        Notes
-        -----
-        Stands on ``llama_get_logits``.
-        """
-        with self._exclusive() as native:
-            self._output_row(-1)
-            return self._view(lib.llama_get_logits(native), (self._n_outputs, self._model.n_vocab))
-
-    def get_logits_ith(self, i: SupportsIndex) -> NDArray[np.float32]:
-        """The logits of one token of the last batch.
-
-        Parameters
-        ----------
-        i
-            Its place in the batch; negative numbers count outputs from the end.
-
-        Returns
-        -------
-        numpy.ndarray
-            float32, ``(n_vocab,)``: a read-only view, as :meth:`get_logits` gives.
-
-        Raises
-        ------
-        IndexError
-            If the batch asked for no output there.
-
-        Notes
-        -----
-        Stands on ``llama_get_logits_ith``.
-        """
-        at = checks.integer("i", i, -checks.INT32_MAX)
-        with self._exclusive() as native:
-            return self._logits(native, at)
-
-    def _logits(self, native: CData, at: int) -> NDArray[np.float32]:
-        self._output_row(at)
-        return self._view(lib.llama_get_logits_ith(native, at), (self._model._n_vocab,))
-
-    def embeddings_ith(self, i: SupportsIndex) -> NDArray[np.float32]:
-        """The embedding of one token of the last batch.
-
-        Parameters
-        ----------
-        i
-            Its place in the batch; negative numbers count outputs from the end.
-
-        Returns
-        -------
-        numpy.ndarray
-            float32, ``(n_embd_out,)``: a read-only view, as :meth:`get_logits` gives.
-
-        Raises
-        ------
-        EmbeddingsError
-            If the context computes none, or pools them.
-        IndexError
-            If the batch asked for no output there.
-
-        Notes
-        -----
-        Stands on ``llama_get_embeddings_ith``.
-        """
-        at = checks.integer("i", i, -checks.INT32_MAX)
-        with self._exclusive() as native:
-            self._must_have_embeddings()
-            self._output_row(at)
-            pointer = lib.llama_get_embeddings_ith(native, at)
-            if not pointer:
-                raise EmbeddingsError(
-                    "there are no embeddings of single tokens: they are pooled; use embeddings_seq_ith"
-                )
-            return self._view(pointer, (lib.llama_model_n_embd_out(self._model._open()),))
-
-    def embeddings_seq_ith(self, seq_id: SupportsIndex) -> NDArray[np.float32]:
-        """The pooled embedding of a sequence of the last batch.
-
-        Parameters
-        ----------
-        seq_id
-            The sequence.
-
-        Returns
-        -------
-        numpy.ndarray
-            float32, a copy: ``(n_embd_out,)``, or ``(n_cls_out,)`` scores with ``PoolingType.RANK``.
-
-        Raises
-        ------
-        EmbeddingsError
-            If the context computes none, does not pool them, or the batch had no such sequence.
-
-        Notes
-        -----
-        Stands on ``llama_get_embeddings_seq``.
-        """
-        seq = self._seq("seq_id", seq_id)
-        with self._exclusive() as native:
-            self._must_have_embeddings()
-            pooling = self.pooling_type
-            if pooling == PoolingType.NONE:
-                raise EmbeddingsError("this context does not pool embeddings: use embeddings_ith, or set pooling_type")
-            pointer = lib.llama_get_embeddings_seq(native, seq)
-            if not pointer:
-                raise EmbeddingsError(f"the last batch had no sequence {seq}")
-            rank = pooling == PoolingType.RANK
-            size = (lib.llama_model_n_cls_out if rank else lib.llama_model_n_embd_out)(self._model._open())
-            # libllama keeps these in a map of vectors, which the next decode empties: nothing to show without a copy.
-            pooled: NDArray[np.float32] = np.frombuffer(ffi.buffer(pointer, 4 * size), np.float32).copy()
-            return pooled
-
-    def _must_have_embeddings(self) -> None:
-        if not self._embeddings:
-            raise EmbeddingsError(
-                "this context computes no embeddings: make it with embeddings=True, or set_embeddings(True)"
-            )
-
-    def token_data_array(self) -> TokenDataArray:
-        """Candidates for the next token, after the last output of the last batch."""
-        return self.token_data_array_ith(-1)
-
-    def token_data_array_ith(self, i: SupportsIndex) -> TokenDataArray:
-        """Candidates for the token after one of the last batch.
-
-        Parameters
-        ----------
-        i
-            As for :meth:`get_logits_ith`.
-        """
-        return TokenDataArray.from_logits(self.get_logits_ith(i))
 
     # --- settings ---
 
@@ -581,6 +375,8 @@ class Context(KvCache):
         limit = None if max_tokens is None else checks.integer("max_tokens", max_tokens, 0)
         tokens = self._prompt_tokens(prompt)
         if sampler is not None:
+            if not isinstance(sampler, Sampler):
+                raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
             sampler._must_choose()
         return generate(
             self,
@@ -605,54 +401,3 @@ class Context(KvCache):
                 "larger n_ctx"
             )
         return tokens
-
-
-def _nothing(pointer: CData) -> None:
-    """What is done to a view's memory at its end: nothing, but it held others until then."""
-
-
-def _native_params(model: Model, params: ContextParams) -> CData:
-    """``llama_context_params`` from ours, after the checks that need the model."""
-    if not isinstance(params, ContextParams):
-        raise TypeError(f"params is {params!r}; it takes ContextParams")
-    if model.params.vocab_only:
-        raise ContextCreationError("the model was loaded with vocab_only: it has no weights for a context")
-    n_ctx = params.n_ctx or model.n_ctx_train
-    if n_ctx > CELLS_MAX:
-        raise ContextCreationError(f"n_ctx is {n_ctx}; at most {CELLS_MAX} are taken")
-    outputs = params.n_outputs_max or min(n_ctx, params.n_batch)
-    if params.n_seq_max > outputs:
-        raise ContextCreationError(
-            f"n_seq_max is {params.n_seq_max}, but a batch has at most {outputs} outputs: raise n_batch, n_ctx or "
-            "n_outputs_max"
-        )
-    if params.flash_attn_type == FlashAttnType.DISABLED:
-        block, width = lib.ggml_blck_size(params.type_k), model._n_embd_head_k
-        if width % block:
-            raise ContextCreationError(
-                f"type_k is {params.type_k.name}, in blocks of {block}, but this model's keys have {width} numbers: "
-                "choose another type_k, or leave flash attention on"
-            )
-    _check_cache_size(model, params, n_ctx)
-    native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
-    for name, _ in ffi.typeof("struct llama_context_params").fields:
-        value: Any = getattr(params, name, None)
-        if value is not None and not callable(value):  # callbacks go through Hooks
-            setattr(native, name, value)
-    return native
-
-
-def _check_cache_size(model: Model, params: ContextParams, n_ctx: int) -> None:
-    """Refuse a cache that no memory of this machine could hold: the system would rather kill the process."""
-    from moebind.devices import devices
-
-    if model.is_recurrent or model.is_hybrid:
-        return
-    heads = model.n_head_kv * model.n_layer * model._n_embd_head_k
-    size = sum(lib.ggml_row_size(kind, 256) / 256 for kind in (params.type_k, params.type_v)) * heads * n_ctx
-    most = sum({(device.backend, device.description): device.memory_total for device in devices()}.values())
-    if size > most:
-        raise ContextCreationError(
-            f"n_ctx is {n_ctx}: its KV cache would take {size / 2**30:.1f} GiB, all devices together have "
-            f"{most / 2**30:.1f} GiB; ask for less, or for smaller cache types"
-        )

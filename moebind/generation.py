@@ -128,8 +128,6 @@ def generate(
     prepare(context, tokens, seq_id, reuse_prefix)
     model = context.model
     vocab, is_eog, piece_of = model._usable_vocab(), lib.llama_vocab_is_eog, model._piece
-    greedy = sampler is None or sampler._is_greedy
-    choose = None if sampler is None else sampler.sample
     step = Batch(1)
     step.extend([0], 0, seq_id, True)
     token_in, pos_in, native_step = step.token, step.pos, step._struct()
@@ -140,14 +138,13 @@ def generate(
     index = 0
     try:
         while True:
-            if greedy:
+            if sampler is None or sampler._is_greedy:
                 # Where only the maximum counts, numpy finds it in the logits themselves; libllama would build and
                 # scan an array of candidates.
                 with context._exclusive() as native:
                     token = int(context._logits(native, -1).argmax())
             else:
-                assert choose is not None
-                token = choose(context)
+                token = sampler.sample(context)
             reason: StopReason | None = None
             if is_eog(vocab, token):
                 reason, text = "eog", ""

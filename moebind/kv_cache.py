@@ -28,7 +28,7 @@ class KvCache(Owner):
     if TYPE_CHECKING:  # Context has them
 
         @property
-        def n_seq_max(self) -> int: ...
+        def n_seq_max(self) -> int: ...  # noqa: D102  # documented in Context
 
         def _exclusive(self) -> AbstractContextManager[CData]: ...
 
@@ -100,8 +100,8 @@ class KvCache(Owner):
         first, last = self._range(p0, p1)
         if not self._unified and source != target and (first > 0 or last >= 0):
             raise ValueError(
-                f"positions {p0} to {p1}: sequences with caches of their own can only be copied whole; make the context "
-                "with kv_unified=True to copy parts"
+                f"positions {p0} to {p1}: sequences with caches of their own can only be copied whole; make the "
+                "context with kv_unified=True to copy parts"
             )
         with self._exclusive() as native:
             self._history.clear()
@@ -187,6 +187,6 @@ class KvCache(Owner):
     def _shiftable(self, native: CData) -> CData:
         if not self._can_shift(native):
             raise MoebindError(
-                "positions cannot be moved in this context: its model's memory, or the type of its cache, does not allow it"
+                "positions cannot be moved in this context: its model's memory, or its cache's type, does not allow it"
             )
         return lib.llama_get_memory(native)

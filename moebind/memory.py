@@ -39,7 +39,7 @@ class DeviceMemory:
     model, context, compute : int
         Weights; KV cache and recurrent state; scratch memory of the computation.
     buffers : tuple[BufferMemory, ...]
-        The same, by buffer type. On the host, repacked weights (``CPU_REPACK``) and pinned memory are lines of their own.
+        The same, by buffer type. Repacked weights (``CPU_REPACK``) and pinned host memory are apart.
     """
 
     name: str

@@ -12,11 +12,12 @@ from weakref import WeakSet
 from moebind import checks, gguf, log, overrides
 from moebind._native import CData, Hooks, decoded, ffi, lib, own
 from moebind._owner import Owner, close_all
-from moebind.devices import Device, describe, init, native_device, native_devices, users
-from moebind.enums import DeviceType, Ftype, LoadMode, RopeType
+from moebind.enums import DeviceType, Ftype, RopeType
 from moebind.errors import ChatTemplateError, ModelLoadError, NativeError
+from moebind.native_params import native_model_params
 from moebind.overrides import PlacedOverride, PlacedTensor
 from moebind.params import ContextParams, ModelParams
+from moebind.process import Device, describe, init, native_devices, users
 from moebind.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Model(Vocabulary):
         _warn_without_device(chosen)
         progress, finish = _progress_of(chosen, os.path.basename(paths[0]))
         hooks = Hooks(progress=progress)
-        native, keep = _native_params(chosen, rules, hooks)
+        native, keep = native_model_params(chosen, rules, hooks)
         encoded = [ffi.new("char[]", os.fsencode(path)) for path in paths]
         lib.moebind_log_forget()
         try:
@@ -342,12 +343,21 @@ class Model(Vocabulary):
         placed: dict[str, PlacedTensor] = {}
         for tensor in tensors:
             name = decoded(tensor.name)
-            where = decoded(lib.ggml_backend_buft_name(tensor.buft)) if tensor.buft else ""
-            placed[name] = PlacedTensor(name, tensor.nbytes, where)
+            placed[name] = PlacedTensor(name, tensor.nbytes, *_where(tensor.buft))
         return tuple(
             PlacedOverride(override, tuple(placed[name] for name in names if name in placed))
             for override, names in self._rules.matches
         )
+
+
+def _where(buffer_type: CData) -> tuple[str, str]:
+    """Names of the device and the buffer type; empty when nothing was allocated."""
+    if not buffer_type:
+        return "", ""
+    device = lib.ggml_backend_buft_get_device(buffer_type)
+    return decoded(lib.ggml_backend_dev_name(device)) if device else "CPU", decoded(
+        lib.ggml_backend_buft_name(buffer_type)
+    )
 
 
 def _text(function: Any, *arguments: object) -> str:
@@ -392,55 +402,7 @@ def _warn_without_device(params: ModelParams) -> None:
     if not usable:
         _warned_no_device = True
         warnings.warn(
-            f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. CUDA is "
-            f"{decoded(lib.moebind_cuda_verdict())}. Set n_gpu_layers=0 if that is what you want",
+            f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. CUDA "
+            f"is {decoded(lib.moebind_cuda_verdict())}. Set n_gpu_layers=0 if that is what you want",
             stacklevel=4,
         )
-
-
-def _native_params(params: ModelParams, rules: overrides.Resolved, hooks: Hooks) -> tuple[CData, list[object]]:
-    """``llama_model_params`` from ours, and what they point to."""
-    native = ffi.new("struct llama_model_params *", lib.llama_model_default_params())
-    for name in [
-        "n_gpu_layers",
-        "split_mode",
-        "load_mode",
-        "lazy_mode",
-        "main_gpu",
-        "vocab_only",
-        "check_tensors",
-        "use_extra_bufts",
-        "no_host",
-        "no_alloc",
-        "load_mtp",
-    ]:
-        setattr(native, name, getattr(params, name))
-    if params.no_alloc:
-        native.load_mode = LoadMode.NONE  # nothing is there to be mapped
-    keep: list[object] = [rules, hooks]
-    if params.tensor_overrides:
-        native.tensor_buft_overrides = rules.native
-    if params.devices is not None:
-        chosen = [native_device(device.name) for device in params.devices]
-        native.devices = devices = ffi.new("ggml_backend_dev_t[]", [*chosen, ffi.NULL])
-        keep.append(devices)
-    if params.tensor_split is not None:
-        # libllama reads as many as there can be devices.
-        native.tensor_split = split = ffi.new("float[]", lib.llama_max_devices())
-        split[0 : len(params.tensor_split)] = params.tensor_split
-        keep.append(split)
-    if params.kv_overrides:
-        native.kv_overrides = entries = ffi.new("struct llama_model_kv_override[]", len(params.kv_overrides) + 1)
-        for entry, (key, value) in zip(entries, params.kv_overrides.items(), strict=False):
-            entry.key = key.encode()
-            if isinstance(value, bool):
-                entry.tag, entry.val_bool = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
-            elif isinstance(value, int):
-                entry.tag, entry.val_i64 = lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
-            elif isinstance(value, float):
-                entry.tag, entry.val_f64 = lib.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
-            else:
-                entry.tag, entry.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
-        keep.append(entries)
-    lib.moebind_hooks_into_model_params(hooks.pointer, native)
-    return native, keep

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from moebind import patterns
 from moebind._native import CData, decoded, ffi, lib
-from moebind.devices import native_devices
 from moebind.errors import ModelLoadError
+from moebind.process import native_devices
 
 __all__ = ["PlacedOverride", "PlacedTensor", "TensorOverride"]
 
@@ -38,10 +38,11 @@ class TensorOverride:
 
 @dataclass(frozen=True)
 class PlacedTensor:
-    """A tensor that an override moved: its name, its size in bytes, and the buffer type that holds it."""
+    """A tensor that an override moved: its name, its size in bytes, the device and the buffer type that hold it."""
 
     name: str
     nbytes: int
+    device: str
     buffer_type: str
 
 
@@ -149,12 +150,12 @@ def resolve(overrides: Sequence[TensorOverride], names: Sequence[str], model: st
 
 
 def _nothing_matched(override: TensorOverride, names: Sequence[str], model: str) -> str:
-    if override.pattern.endswith(patterns.experts_pattern()):
-        if not patterns.matching(patterns.experts_pattern(), names):
-            return (
-                f"{model} has no experts: none of its {len(names)} tensors matches {override.pattern!r}. It is not a "
-                "mixture-of-experts model; load it without, or pass strict=False"
-            )
+    experts = patterns.experts_pattern()
+    if override.pattern.endswith(experts) and not patterns.matching(experts, names):
+        return (
+            f"{model} has no experts: none of its {len(names)} tensors matches {override.pattern!r}. It is not a "
+            "mixture-of-experts model; load it without, or pass strict=False"
+        )
     similar = patterns.similar_names(override.pattern, names)
     return (
         f"the tensor override {override.pattern!r} matches none of the {len(names)} tensors of {model}. Names that it "

@@ -11,12 +11,11 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from moebind import checks, patterns
 from moebind._native import CData, lib
 from moebind._params_methods import ContextParamsMethods, ModelParamsMethods
-from moebind.devices import Device
 from moebind.enums import (
     AttentionType,
     ContextType,
@@ -29,6 +28,7 @@ from moebind.enums import (
     SplitMode,
 )
 from moebind.overrides import TensorOverride
+from moebind.process import Device
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["ContextParams", "ModelParams"]
 
 T = TypeVar("T")
-KvValue = Union[bool, int, float, str]
+KvValue: TypeAlias = "bool | int | float | str"
 
 _MODEL = lib.llama_model_default_params()
 _CONTEXT = lib.llama_context_default_params()

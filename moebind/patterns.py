@@ -19,6 +19,8 @@ __all__ = ["check_pattern", "experts_pattern", "matching", "similar_names"]
 LENGTH_MAX = 1000
 #: So many `*`, `+` or `{n,}` in one pattern still take milliseconds over a model's names, in the worst case.
 REPEATS_MAX = 4
+#: An escaped character, a class, a counted repetition, or any one character.
+_PIECES = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{\d+,?\d*\}|.", re.DOTALL)
 
 
 def experts_pattern() -> str:
@@ -41,7 +43,7 @@ def check_pattern(pattern: str) -> str:
         lib.moebind_regex_search(encoded, ffi.NULL, 0, ffi.NULL)
     except NativeError as error:
         raise ValueError(
-            f"pattern {pattern!r} is not a regular expression of C++'s std::regex, which llama.cpp uses: {error.message}"
+            f"pattern {pattern!r} is not a regular expression of std::regex, which llama.cpp uses: {error.message}"
         ) from None
     repeats = _unbounded_repeats(pattern)
     if repeats > REPEATS_MAX:
@@ -54,27 +56,23 @@ def _unbounded_repeats(pattern: str) -> int:
     count = 0
     open_groups: list[bool] = [False]  # whether each holds something whose repetition could explode
     last_group_explodes = False
-    position = 0
-    while position < len(pattern):
-        piece = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{\d+,?\d*\}|.", re.DOTALL).match(pattern, position)
-        assert piece is not None  # the last alternative takes anything
-        token = piece[0]
-        position = piece.end()
-        if token == "(":
+    for piece in _PIECES.finditer(pattern):
+        symbol = piece[0]
+        if symbol == "(":
             open_groups.append(False)
-        elif token == ")" and len(open_groups) > 1:
+        elif symbol == ")" and len(open_groups) > 1:
             last_group_explodes = open_groups.pop()
             open_groups[-1] |= last_group_explodes
             continue
-        elif token == "|":
+        elif symbol == "|":
             open_groups[-1] = True
-        elif token in {"*", "+"} or re.fullmatch(r"\{\d+,\d*\}", token):
+        elif symbol in {"*", "+"} or re.fullmatch(r"\{\d+,\d*\}", symbol):
             if last_group_explodes:
                 raise ValueError(
-                    f"pattern {pattern!r} repeats a group that holds a choice or a repetition ({token!r} at "
+                    f"pattern {pattern!r} repeats a group that holds a choice or a repetition ({symbol!r} at "
                     f"{piece.start()}), which std::regex may take for ever on: write it without"
                 )
-            count += not re.fullmatch(r"\{\d+,\d+\}", token)
+            count += not re.fullmatch(r"\{\d+,\d+\}", symbol)
             open_groups[-1] = True
         last_group_explodes = False
     return count

@@ -61,7 +61,7 @@ class Sampler(Owner):
     _chooses: bool
     _is_greedy: bool
     #: The samplers of a chain; they point into it.
-    _parts: list[Sampler] = []
+    _parts: list[Sampler]
 
     # --- those that choose ---
 
@@ -279,8 +279,6 @@ class Sampler(Owner):
                 raise SamplerError(f"{self!r} chose no token: {error.message}") from error
 
     def _must_choose(self) -> None:
-        if not isinstance(self, Sampler):
-            raise TypeError(f"sampler is {self!r}; it takes a Sampler")
         self._open()
         if not self._chooses:
             raise SamplerError(f"{self!r} filters, but does not choose: end the chain in greedy() or dist(seed)")

@@ -176,7 +176,8 @@ class Vocabulary(Owner):
                 vocab, encoded, len(encoded), ffi.from_buffer("llama_token[]", tokens), capacity, *special
             )
             if count >= 0:
-                return tokens[:count].copy()
+                found: NDArray[np.int32] = tokens[:count].copy()
+                return found
             if -count <= capacity:
                 raise TokenizeError(f"llama.cpp could not tokenize the text (it returned {count})")
             capacity = -count
@@ -203,11 +204,15 @@ class Vocabulary(Owner):
 
         Notes
         -----
-        Stands on ``llama_detokenize``.
+        Stands on ``llama_detokenize``. A vocabulary may lack characters or bytes, which the tokenizer then leaves out;
+        and SentencePiece takes ``"▁"`` for a space.
         """
         vocab = self._usable_vocab()
         array = checks.int32_array("tokens", tokens, 0, self._n_vocab - 1)
         shown = checks.boolean("special", special)
+        if not shown and array.size and array[0] == lib.llama_vocab_bos(vocab):
+            # It has no text, but would hide from libllama that the space after it was added by the tokenizer.
+            array = array[1:]
         capacity = 8 * array.size + _PIECE_BYTES
         while True:
             buffer = ffi.new("char[]", capacity)

@@ -78,9 +78,8 @@ class CdefGenerator(c_generator.CGenerator):
 
     @staticmethod
     def _unsized(node: c_ast.ArrayDecl) -> c_ast.ArrayDecl:
-        if node.dim is None or isinstance(node.dim, (c_ast.Constant, c_ast.ID)):
-            if not isinstance(node.dim, c_ast.ID):
-                return node
+        if node.dim is None or isinstance(node.dim, c_ast.Constant):
+            return node
         changed = copy.copy(node)
         changed.dim = c_ast.ID("...")
         return changed
@@ -105,9 +104,7 @@ def macro_declaration(name: str, value: str, macros: dict[str, str]) -> str | No
 def cdef_text(found: Declarations, functions: Sequence[Function]) -> str:
     """The declarations, as cffi's ``cdef`` takes them."""
     write = CdefGenerator()
-    lines: list[str] = []
-    for node in found.types:
-        lines.append(re.sub(r"\b_Bool\b", "bool", write.visit(node)) + ";")
+    lines = [write.visit(node) + ";" for node in found.types]
     for constant in found.constants:
         bare = copy.copy(constant)
         bare.init = None
@@ -156,7 +153,7 @@ def main() -> None:
     loaded = exported_symbols(arguments.nm, arguments.module) - linked
     functions, omitted = bound_functions(found, linked | loaded)
     cdef = cdef_text(found, functions)
-    headers = sorted({function.header for function in functions}) + ["callbacks.h"]
+    headers = [*sorted({function.header for function in functions}), "callbacks.h"]
 
     write_if_changed(arguments.out / "cdef.h", cdef)
     write_if_changed(arguments.out / "guards.h", guards.declarations(functions))

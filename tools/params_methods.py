@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "moebind"
 SOURCE = PACKAGE / "params.py"
 TARGET = PACKAGE / "_params_methods.py"
 
-HEAD = '''"""The ``with_`` methods of ``params.py``. Written by tools/params_methods.py; change the fields there instead."""
+HEAD = '''"""The ``with_`` methods of ``params.py``. Written by tools/params_methods.py: change the fields instead."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from moebind._native import CData
-    from moebind.devices import Device
     from moebind.enums import (
         AttentionType,
         ContextType,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
         SplitMode,
     )
     from moebind.overrides import TensorOverride
+    from moebind.process import Device
 
 
 class _Methods:
@@ -72,8 +72,8 @@ def method(name: str, annotation: str, description: str) -> str:
     """The source of one ``with_`` method."""
     wide = WIDER.get(annotation, annotation)
     text = " ".join(f"Return a copy with another ``{name}``. {description}".split())
-    body = textwrap.fill(text, 116, initial_indent=8 * " ", subsequent_indent=8 * " ", break_on_hyphens=False)
-    closing = "" if len(body.splitlines()) == 1 and len(body) <= 110 else "\n        "
+    body = textwrap.fill(text, 113, initial_indent=8 * " ", subsequent_indent=8 * " ", break_on_hyphens=False)
+    closing = "" if len(body.splitlines()) == 1 else "\n        "
     return f'''
     def with_{name}(self, {name}: {wide}) -> Self:
         """{body.lstrip()}{closing}"""

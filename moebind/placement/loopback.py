@@ -13,8 +13,8 @@ from weakref import WeakSet
 
 from moebind import checks
 from moebind._owner import close_all
-from moebind.devices import Device, add_rpc_server, capacities, describe, native_devices, remove_rpc_server, users
 from moebind.errors import MoebindError
+from moebind.process import Device, add_rpc_server, capacities, describe, native_devices, remove_rpc_server, users
 
 __all__ = ["loopback_device"]
 

@@ -11,8 +11,8 @@ import sys
 import threading
 
 from moebind._native import ffi, lib
-from moebind.devices import native_devices
 from moebind.enums import DeviceType
+from moebind.process import native_devices
 
 
 def _end_with_input() -> None:

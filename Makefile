@@ -1,0 +1,35 @@
+# The chores. `make demo` and `make test` set up everything they need.
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.PHONY: help demo test check docs bench environment generated clean
+help:            ## show this
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+environment:     ## .venv with moebind, built in place, and all tools
+	@$(PYTHON) tools/environment.py
+
+demo: environment ## a real mixture-of-experts model, its experts in host memory, and what that saves
+	@$(RUN) examples/demo.py
+
+test: environment ## all tests
+	$(RUN) -m pytest
+
+check: environment ## lint, format, types, import contract, generated files
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(RUN) tools/params_methods.py --check
+
+docs: environment ## the documentation, in docs/_build/html
+	$(RUN) -m sphinx -nW --keep-going -q -b html docs docs/_build/html
+
+bench: environment ## decode speed against llama-bench
+	$(RUN) benchmarks/decode.py
+
+generated: environment ## write the generated files again
+	$(RUN) tools/params_methods.py
+
+clean:           ## remove what was built, not what was downloaded
+	rm -rf build .venv docs/_build

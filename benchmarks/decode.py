@@ -1,0 +1,108 @@
+"""Decode speed against llama.cpp's own llama-bench, on the same libraries, in interleaved pairs.
+
+    python benchmarks/decode.py [MODEL.gguf] [--threads N] [--rounds N] [--tokens N]
+
+Each round runs ``llama-bench -p 0 -n TOKENS`` and then ``Context.generate`` (greedy, with text) for as many tokens. On a
+shared machine only the ratio means something; the median over the rounds is told, with the extremes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import moebind
+from moebind import ContextParams, Model, ModelParams
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def llama_bench() -> Path:
+    """Build llama-bench in the developers' build folder, with the libraries that moebind uses."""
+    folders = [path.parent for path in ROOT.glob("build/cp3*/CMakeCache.txt")]
+    if not folders:
+        raise SystemExit("there is no build folder: run make environment first")
+    subprocess.run(["cmake", "--build", folders[0], "--target", "llama-bench"], check=True, stdout=subprocess.DEVNULL)
+    found: Path = next(folders[0].rglob("llama-bench"))
+    return found
+
+
+def native_speed(program: Path, model: str, threads: int, tokens: int) -> float:
+    """Tokens per second of llama-bench."""
+    command = [
+        program,
+        "-m",
+        model,
+        "-p",
+        "0",
+        "-n",
+        str(tokens),
+        "-t",
+        str(threads),
+        "-r",
+        "1",
+        "-ngl",
+        "0",
+        "-o",
+        "json",
+    ]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(json.loads(done.stdout)[0]["avg_ts"])
+
+
+def our_speed(model: Model, threads: int, tokens: int) -> tuple[float, float]:
+    """Tokens per second of ``Context.generate``, and microseconds a token outside of llama_decode."""
+    params = ContextParams(n_ctx=tokens + 16, n_threads=threads, n_threads_batch=threads)
+    with model.new_context(params) as context:
+        stamps = []
+        start = [model.token_bos or 0]
+        for _ in context.generate(start, max_tokens=tokens + 1):
+            stamps.append(time.perf_counter())
+        elapsed, n = stamps[-1] - stamps[0], len(stamps) - 1
+        decoding = context.timings()
+        outside = elapsed * 1e6 - decoding.t_eval_ms * 1e3 * n / max(decoding.n_eval, 1)
+        return n / elapsed, outside / n
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", help="a GGUF file; without one, the demo model")
+    parser.add_argument("--threads", type=int, default=ContextParams().n_threads)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=96)
+    arguments = parser.parse_args()
+    if arguments.model is None:
+        sys.path.insert(0, str(ROOT / "examples"))
+        from demo_model import demo_model
+
+        arguments.model = str(demo_model())
+    program = llama_bench()
+    rows = []
+    with Model.load_from_file(arguments.model, ModelParams(n_gpu_layers=0)) as model:
+        our_speed(model, arguments.threads, 8)  # the file comes into the cache
+        for _ in range(arguments.rounds):
+            native = native_speed(program, arguments.model, arguments.threads, arguments.tokens)
+            ours, outside = our_speed(model, arguments.threads, arguments.tokens)
+            rows.append((native, ours, ours / native, outside))
+            print(f"llama-bench {native:7.2f}   moebind {ours:7.2f} tokens/s   ratio {ours / native:.3f}", flush=True)
+    ratios = [row[2] for row in rows]
+    print(
+        f"\n{Path(arguments.model).name}, {arguments.threads} threads, {os.cpu_count()} cores, {arguments.tokens} tokens"
+    )
+    print(f"llama.cpp {moebind.llama_cpp_version}, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"median of {len(rows)}: ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), ",
+        end="",
+    )
+    print(f"{statistics.median(row[3] for row in rows):.0f} us a token outside of llama_decode")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Sphinx's settings. Build with ``sphinx-build -nW -b html docs docs/_build/html``, moebind being installed."""
+
+from __future__ import annotations
+
+import moebind
+
+project = "moebind"
+author = project_copyright = "the moebind authors"
+version = release = moebind.__version__
+
+extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
+exclude_patterns = ["_build"]
+nitpicky = True
+#: Types of Python, numpy and cffi: their references are elsewhere, and this site is built without a network.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(np|os|codecs|collections\.abc)\..*"),
+    (r"py:class", r"ArrayLike|NDArray"),
+]
+
+html_theme = "furo"
+html_title = f"moebind {release}"
+html_copy_source = False
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autosummary_generate = False
+numpydoc_show_class_members = False

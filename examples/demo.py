@@ -1,0 +1,107 @@
+"""What experts in host memory save: one prompt, three placements, a table.
+
+    make demo            # or: python examples/demo.py, once moebind is installed with its extra `test`
+
+The device is the first GPU. Without one it is a worker process on this machine, seen through llama.cpp's RPC backend:
+what goes to the device really goes to another process's memory, which the table shows as the system sees it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import psutil
+from demo_model import demo_model
+
+import moebind
+from moebind import ContextParams, Device, DeviceType, MemoryBreakdown, Model, ModelParams
+from moebind.placement.loopback import worker_pids
+
+PROMPT = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
+N_TOKENS = 48
+MIB = 2**20
+
+
+@dataclass
+class Row:
+    """What one placement gave."""
+
+    name: str
+    memory: MemoryBreakdown
+    resident: int | None
+    tokens_per_second: float
+    text: str
+
+
+def run(name: str, params: ModelParams, device: Device, path: str) -> Row:
+    """Load the model, generate, and look at the memory."""
+    worker = psutil.Process(worker_pids[device.name]) if device.name in worker_pids else None
+    with Model.load_from_file(path, params) as model:
+        n_threads = ContextParams().n_threads if worker is None else 1  # a worker computes on the same processor
+        context_params = ContextParams(n_ctx=1024, n_threads=n_threads, n_threads_batch=n_threads)
+        with model.new_context(context_params) as context:
+            print(f"\n{name}")
+            for placed in model.placement:
+                print(f"  [{placed}]")
+            print("  ", end="")
+            text = ""
+            for piece in context.generate(PROMPT, max_tokens=N_TOKENS):
+                print(piece.text.replace("\n", "\n  "), end="", flush=True)
+                text += piece.text
+            print()
+            resident = worker.memory_info().rss if worker else None
+            return Row(name, context.memory_breakdown(), resident, context.timings().tokens_per_second, text)
+
+
+def table(rows: list[Row], device: Device) -> str:
+    """The table, in the form of the published one."""
+    first = rows[0].memory
+    head = ["configuration", "model", "KV", "compute", f"{device.name}", "saved", "reduction", "tokens/s"]
+    if rows[0].resident is not None:
+        head.append("worker RSS")
+    lines = [head]
+    for row in rows:
+        on_device = row.memory.devices[0]
+        sizes = [on_device.model, on_device.context, on_device.compute, on_device.total]
+        saved = first.device_bytes - row.memory.device_bytes
+        line = [row.name, *(f"{size / MIB:.1f}" for size in sizes), f"{saved / MIB:.1f}"]
+        line += [f"{100 * row.memory.reduction_vs(first):.1f} %", f"{row.tokens_per_second:.1f}"]
+        if row.resident is not None:
+            line.append(f"{row.resident / MIB:.1f}")
+        lines.append(line)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in enumerate(zip(line, widths))
+        )
+        for line in lines
+    ]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def main() -> None:
+    """Run the three placements and print the table."""
+    path = str(demo_model())
+    gpus = [device for device in moebind.devices() if device.type in {DeviceType.GPU, DeviceType.IGPU}]
+    with contextlib.ExitStack() as stack:
+        device = gpus[0] if gpus else stack.enter_context(moebind.loopback_device())
+        print(f"device: {device.name} ({device.description}){'' if gpus else ', a worker process on this machine'}")
+        # Read instead of mapped, as llama.cpp advises with overrides: weights in host memory can be laid out for speed.
+        params = ModelParams(n_gpu_layers=-1).with_devices([device]).with_use_mmap(False)
+        rows = [
+            run("all on the device", params, device, path),
+            run("with_n_cpu_moe(15)", params.with_n_cpu_moe(15), device, path),
+            run("with_cpu_moe_all()", params.with_cpu_moe_all(), device, path),
+        ]
+    print(f"\n{path}: device memory in MiB\n\n{table(rows, device)}\n")
+    same = len({row.text for row in rows}) == 1
+    print("The text is the same three times." if same else "The texts differ.")
+    share = rows[2].memory.devices[0].model / rows[0].memory.devices[0].model
+    print(f"With all experts in host memory the device holds {100 * share:.1f} % of the model's bytes.")
+    if not same:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

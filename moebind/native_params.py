@@ -1,0 +1,111 @@
+"""Parameters as llama.cpp takes them, after the checks that need the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from moebind import overrides
+from moebind._native import CData, Hooks, ffi, lib
+from moebind.enums import FlashAttnType, LoadMode
+from moebind.errors import ContextCreationError
+from moebind.params import ContextParams, ModelParams
+from moebind.process import devices, native_device
+
+if TYPE_CHECKING:
+    from moebind.model import Model
+
+#: A cache of more cells is refused: llama.cpp allocates what describes them before it finds that nothing fits.
+CELLS_MAX = 2**27
+
+
+def native_model_params(params: ModelParams, rules: overrides.Resolved, hooks: Hooks) -> tuple[CData, list[object]]:
+    """``llama_model_params`` from ours, and what they point to."""
+    native = ffi.new("struct llama_model_params *", lib.llama_model_default_params())
+    for name in [
+        "n_gpu_layers",
+        "split_mode",
+        "load_mode",
+        "lazy_mode",
+        "main_gpu",
+        "vocab_only",
+        "check_tensors",
+        "use_extra_bufts",
+        "no_host",
+        "no_alloc",
+        "load_mtp",
+    ]:
+        setattr(native, name, getattr(params, name))
+    if params.no_alloc:
+        native.load_mode = LoadMode.NONE  # nothing is there to be mapped
+    keep: list[object] = [rules, hooks]
+    if params.tensor_overrides:
+        native.tensor_buft_overrides = rules.native
+    if params.devices is not None:
+        chosen = [native_device(device.name) for device in params.devices]
+        native.devices = devices = ffi.new("ggml_backend_dev_t[]", [*chosen, ffi.NULL])
+        keep.append(devices)
+    if params.tensor_split is not None:
+        # libllama reads as many as there can be devices.
+        native.tensor_split = split = ffi.new("float[]", lib.llama_max_devices())
+        split[0 : len(params.tensor_split)] = params.tensor_split
+        keep.append(split)
+    if params.kv_overrides:
+        native.kv_overrides = entries = ffi.new("struct llama_model_kv_override[]", len(params.kv_overrides) + 1)
+        for entry, (key, value) in zip(entries, params.kv_overrides.items(), strict=False):
+            entry.key = key.encode()
+            if isinstance(value, bool):
+                entry.tag, entry.val_bool = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
+            elif isinstance(value, int):
+                entry.tag, entry.val_i64 = lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
+            elif isinstance(value, float):
+                entry.tag, entry.val_f64 = lib.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
+            else:
+                entry.tag, entry.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+        keep.append(entries)
+    lib.moebind_hooks_into_model_params(hooks.pointer, native)
+    return native, keep
+
+
+def native_context_params(model: Model, params: ContextParams) -> CData:
+    """``llama_context_params`` from ours, after the checks that need the model."""
+    if not isinstance(params, ContextParams):
+        raise TypeError(f"params is {params!r}; it takes ContextParams")
+    if model.params.vocab_only:
+        raise ContextCreationError("the model was loaded with vocab_only: it has no weights for a context")
+    n_ctx = params.n_ctx or model.n_ctx_train
+    if n_ctx > CELLS_MAX:
+        raise ContextCreationError(f"n_ctx is {n_ctx}; at most {CELLS_MAX} are taken")
+    outputs = params.n_outputs_max or min(n_ctx, params.n_batch)
+    if params.n_seq_max > outputs:
+        raise ContextCreationError(
+            f"n_seq_max is {params.n_seq_max}, but a batch has at most {outputs} outputs: raise n_batch, n_ctx or "
+            "n_outputs_max"
+        )
+    if params.flash_attn_type == FlashAttnType.DISABLED:
+        block, width = lib.ggml_blck_size(params.type_k), model._n_embd_head_k
+        if width % block:
+            raise ContextCreationError(
+                f"type_k is {params.type_k.name}, in blocks of {block}, but this model's keys have {width} numbers: "
+                "choose another type_k, or leave flash attention on"
+            )
+    _check_cache_size(model, params, n_ctx)
+    native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
+    for name, _ in ffi.typeof("struct llama_context_params").fields:
+        value: Any = getattr(params, name, None)
+        if value is not None and not callable(value):  # callbacks go through Hooks
+            setattr(native, name, value)
+    return native
+
+
+def _check_cache_size(model: Model, params: ContextParams, n_ctx: int) -> None:
+    """Refuse a cache that no memory of this machine could hold: the system would rather kill the process."""
+    if model.is_recurrent or model.is_hybrid:
+        return
+    heads = model.n_head_kv * model.n_layer * model._n_embd_head_k
+    size = sum(lib.ggml_row_size(kind, 256) / 256 for kind in (params.type_k, params.type_v)) * heads * n_ctx
+    most = sum({(device.backend, device.description): device.memory_total for device in devices()}.values())
+    if size > most:
+        raise ContextCreationError(
+            f"n_ctx is {n_ctx}: its KV cache would take {size / 2**30:.1f} GiB, all devices together have "
+            f"{most / 2**30:.1f} GiB; ask for less, or for smaller cache types"
+        )

@@ -1,0 +1,248 @@
+"""Logits and embeddings: the part of ``Context`` that reads what the last batch left."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+
+from moebind import checks
+from moebind._native import CData, ffi, lib, own
+from moebind._owner import Owner
+from moebind.enums import PoolingType
+from moebind.errors import EmbeddingsError
+from moebind.token_data import TokenDataArray
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import NDArray
+
+    from moebind.model import Model
+
+__all__ = ["Outputs"]
+
+
+class _Buffer:
+    """What keeps one output buffer for the arrays that show it, after its context has moved on to another."""
+
+    __slots__ = ("__weakref__", "buffer")
+    buffer: CData | None
+
+    def __init__(self) -> None:
+        self.buffer = None
+
+
+def _nothing(pointer: CData) -> None:
+    """What is done to a view's memory at its end: nothing, but it held others until then."""
+
+
+class Outputs(Owner):
+    """What a context computed last. :class:`moebind.Context` has it."""
+
+    if TYPE_CHECKING:  # Context has them
+        _model: Model
+
+        @property
+        def pooling_type(self) -> PoolingType: ...  # noqa: D102  # documented in Context
+
+        def _exclusive(self) -> AbstractContextManager[CData]: ...
+
+        def _seq(self, name: str, seq_id: SupportsIndex, low: int = 0) -> int: ...
+
+    #: How many outputs the last batch had.
+    _n_outputs = 0
+    #: Which of its tokens had them; None: its only token.
+    _flags: NDArray[np.int8] | None = None
+    #: Whether every token has an embedding.
+    _embeddings = False
+    #: How many outputs libllama's buffer has room for.
+    _outputs_reserved = 0
+    #: What the arrays that show the buffer hold.
+    _shown: weakref.ref[_Buffer] | None = None
+
+    def _forget_outputs(self) -> None:
+        self._n_outputs = 0
+        self._flags = None
+
+    def _release_outputs(self, native: CData) -> None:
+        """Before libllama makes itself a larger output buffer: leave the old one to the arrays that show it."""
+        outputs = None if self._shown is None else self._shown()
+        if outputs is not None:
+            outputs.buffer = own(lib.moebind_take_output(native), lib.ggml_backend_buffer_free)
+            self._shown = None
+
+    def _view(self, pointer: CData, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """A read-only array over libllama's memory, which stays as long as the array does."""
+        outputs = None if self._shown is None else self._shown()
+        if outputs is None:
+            outputs = _Buffer()
+            self._shown = weakref.ref(outputs)
+        size = int(np.prod(shape))
+        kept = own(ffi.cast("char *", pointer), _nothing, self._open(), outputs)
+        array: NDArray[np.float32] = np.frombuffer(ffi.buffer(kept, 4 * size), np.float32).reshape(shape)
+        array.flags.writeable = False
+        return array
+
+    def _output_row(self, i: int) -> None:
+        """Raise unless the last batch has an output there."""
+        if i < 0:
+            if -i > self._n_outputs:
+                raise IndexError(f"i is {i}; the last batch has {self._n_outputs} outputs{self._hint()}")
+            return
+        if self._n_outputs and self._embeddings:
+            found = self._flags is not None and i < self._flags.size
+        elif self._flags is None:
+            found = self._n_outputs > 0 and i == 0
+        else:
+            found = i < self._flags.size and bool(self._flags[i])
+        if not found or not self._n_outputs:
+            raise IndexError(f"i is {i}; the last batch asked for no output there{self._hint()}")
+
+    def _hint(self) -> str:
+        return "" if self._n_outputs else ": decode a batch that asks for logits first"
+
+    def get_logits(self) -> NDArray[np.float32]:
+        """The logits of all outputs of the last batch.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, ``(n_outputs, n_vocab)``, rows in the order of the batch: a read-only view without a copy. Its
+            memory stays as long as the array; the next ``decode`` overwrites what is in it.
+
+        Raises
+        ------
+        IndexError
+            If there are none.
+
+        Notes
+        -----
+        Stands on ``llama_get_logits``.
+        """
+        with self._exclusive() as native:
+            self._output_row(-1)
+            return self._view(lib.llama_get_logits(native), (self._n_outputs, self._model.n_vocab))
+
+    def get_logits_ith(self, i: SupportsIndex) -> NDArray[np.float32]:
+        """The logits of one token of the last batch.
+
+        Parameters
+        ----------
+        i
+            Its place in the batch; negative numbers count outputs from the end.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, ``(n_vocab,)``: a read-only view, as :meth:`get_logits` gives.
+
+        Raises
+        ------
+        IndexError
+            If the batch asked for no output there.
+
+        Notes
+        -----
+        Stands on ``llama_get_logits_ith``.
+        """
+        at = checks.integer("i", i, -checks.INT32_MAX)
+        with self._exclusive() as native:
+            return self._logits(native, at)
+
+    def _logits(self, native: CData, at: int) -> NDArray[np.float32]:
+        self._output_row(at)
+        return self._view(lib.llama_get_logits_ith(native, at), (self._model._n_vocab,))
+
+    def embeddings_ith(self, i: SupportsIndex) -> NDArray[np.float32]:
+        """The embedding of one token of the last batch.
+
+        Parameters
+        ----------
+        i
+            Its place in the batch; negative numbers count outputs from the end.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, ``(n_embd_out,)``: a read-only view, as :meth:`get_logits` gives.
+
+        Raises
+        ------
+        EmbeddingsError
+            If the context computes none, or pools them.
+        IndexError
+            If the batch asked for no output there.
+
+        Notes
+        -----
+        Stands on ``llama_get_embeddings_ith``.
+        """
+        at = checks.integer("i", i, -checks.INT32_MAX)
+        with self._exclusive() as native:
+            self._must_have_embeddings()
+            self._output_row(at)
+            pointer = lib.llama_get_embeddings_ith(native, at)
+            if not pointer:
+                raise EmbeddingsError(
+                    "there are no embeddings of single tokens: they are pooled; use embeddings_seq_ith"
+                )
+            return self._view(pointer, (lib.llama_model_n_embd_out(self._model._open()),))
+
+    def embeddings_seq_ith(self, seq_id: SupportsIndex) -> NDArray[np.float32]:
+        """The pooled embedding of a sequence of the last batch.
+
+        Parameters
+        ----------
+        seq_id
+            The sequence.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, a copy: ``(n_embd_out,)``, or ``(n_cls_out,)`` scores with ``PoolingType.RANK``.
+
+        Raises
+        ------
+        EmbeddingsError
+            If the context computes none, does not pool them, or the batch had no such sequence.
+
+        Notes
+        -----
+        Stands on ``llama_get_embeddings_seq``.
+        """
+        seq = self._seq("seq_id", seq_id)
+        with self._exclusive() as native:
+            self._must_have_embeddings()
+            pooling = self.pooling_type
+            if pooling == PoolingType.NONE:
+                raise EmbeddingsError("this context does not pool embeddings: use embeddings_ith, or set pooling_type")
+            pointer = lib.llama_get_embeddings_seq(native, seq)
+            if not pointer:
+                raise EmbeddingsError(f"the last batch had no sequence {seq}")
+            rank = pooling == PoolingType.RANK
+            size = (lib.llama_model_n_cls_out if rank else lib.llama_model_n_embd_out)(self._model._open())
+            # libllama keeps these in a map of vectors, which the next decode empties: nothing to show without a copy.
+            pooled: NDArray[np.float32] = np.frombuffer(ffi.buffer(pointer, 4 * size), np.float32).copy()
+            return pooled
+
+    def _must_have_embeddings(self) -> None:
+        if not self._embeddings:
+            raise EmbeddingsError(
+                "this context computes no embeddings: make it with embeddings=True, or set_embeddings(True)"
+            )
+
+    def token_data_array(self) -> TokenDataArray:
+        """Candidates for the next token, after the last output of the last batch."""
+        return self.token_data_array_ith(-1)
+
+    def token_data_array_ith(self, i: SupportsIndex) -> TokenDataArray:
+        """Candidates for the token after one of the last batch.
+
+        Parameters
+        ----------
+        i
+            As for :meth:`get_logits_ith`.
+        """
+        return TokenDataArray.from_logits(self.get_logits_ith(i))

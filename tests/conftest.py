@@ -1,0 +1,81 @@
+"""Models that the tests share, and a device for machines without one."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import moebind
+from moebind import Context, ContextParams, Device, Model, ModelParams
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny  # beside this file
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+#: Everything on the CPU, without a word about a missing GPU.
+CPU = ModelParams(n_gpu_layers=0)
+#: One thread: two processes that wait by spinning would slow each other down many times.
+SMALL = ContextParams(n_ctx=256, n_threads=1, n_threads_batch=1)
+
+
+@pytest.fixture(scope="session")
+def demo_path() -> Path:
+    """The demo model, made by the example that makes it."""
+    spec = importlib.util.spec_from_file_location("demo_model", EXAMPLES / "demo_model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    path: Path = module.demo_model()
+    return path
+
+
+@pytest.fixture(scope="session")
+def demo(demo_path: Path) -> Iterator[Model]:
+    with Model.load_from_file(demo_path, CPU) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes tiny models, each shape once."""
+    folder = tmp_path_factory.mktemp("tiny")
+    made: dict[tuple[tiny.Shape, int], Path] = {}
+
+    def make(split: int = 1, **fields: object) -> Path:
+        shape = tiny.Shape(**fields)  # type: ignore[arg-type]
+        key = (shape, split)
+        if key not in made:
+            made[key] = tiny.write(folder / f"tiny-{len(made)}.gguf", shape, split)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dense(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(), CPU) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def moe(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(n_expert=4), CPU) as model:
+        yield model
+
+
+@pytest.fixture
+def context(moe: Model) -> Iterator[Context]:
+    with moe.new_context(SMALL) as context:
+        yield context
+
+
+@pytest.fixture(scope="session")
+def device() -> Iterator[Device]:
+    with moebind.loopback_device() as device:
+        yield device

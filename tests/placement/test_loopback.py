@@ -1,0 +1,183 @@
+"""Another process as a device, and RPC servers that are none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+import moebind
+from conftest import SMALL
+from moebind import DeviceType, Model, ModelParams, MoebindError
+from moebind.placement.loopback import worker_pids
+
+MakeTiny = Callable[..., Path]
+
+
+def test_a_loopback_device_comes_and_goes(tiny_path: MakeTiny) -> None:
+    before = [each.name for each in moebind.devices()]
+    with moebind.loopback_device(memory=123 * 2**20) as device:
+        assert device.type is DeviceType.GPU
+        assert device.capacity == 123 * 2**20 < device.memory_total
+        assert [each.name for each in moebind.devices()] == [*before, device.name]
+        assert moebind.devices()[device.index] == device
+        worker = psutil.Process(worker_pids[device.name])
+        model = Model.load_from_file(tiny_path(n_expert=4), ModelParams(devices=(device,)))
+        context = model.new_context(SMALL)
+        list(context.generate("a", max_tokens=2))
+    assert model.closed
+    assert context.closed
+    assert not worker.is_running()
+    assert [each.name for each in moebind.devices()] == before
+    with moebind.loopback_device() as first, moebind.loopback_device() as second:
+        assert first.name != second.name
+        assert first.capacity == first.memory_total
+
+
+def test_one_of_two_goes(tiny_path: MakeTiny) -> None:
+    with moebind.loopback_device() as stays:
+        with moebind.loopback_device() as goes:
+            params = ModelParams(devices=(stays, goes), tensor_split=(1, 1))
+            with Model.load_from_file(tiny_path(n_expert=4), params) as model:
+                assert [each.name for each in model.devices] == [stays.name, goes.name]
+        with Model.load_from_file(tiny_path(n_expert=4), ModelParams(devices=(stays,))) as model:
+            with model.new_context(SMALL) as context:
+                assert len(list(context.generate("a", max_tokens=2)))
+        with pytest.raises(ValueError, match=f"no device '{goes.name}'"):
+            Model.load_from_file(tiny_path(n_expert=4), ModelParams(devices=(goes,)))
+
+
+def test_the_bytes_are_in_the_worker(demo_path: Path) -> None:
+    with moebind.loopback_device() as device:
+        worker = psutil.Process(worker_pids[device.name])
+        empty = worker.memory_info().rss
+        with (
+            Model.load_from_file(demo_path, ModelParams(devices=(device,))) as model,
+            model.new_context(SMALL) as context,
+        ):
+            told = context.memory_breakdown().devices[0]
+            held = worker.memory_info().rss - empty
+        assert told.name == device.name
+        assert held > 0.95 * told.model
+
+
+def test_an_exception_ends_the_worker() -> None:
+    with pytest.raises(ZeroDivisionError):
+        with moebind.loopback_device() as device:
+            pid = worker_pids[device.name]
+            raise ZeroDivisionError
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_worker_does_not_outlive_who_started_it(tmp_path: Path) -> None:
+    code = (
+        "import moebind, time; from moebind.placement.loopback import worker_pids\n"
+        "with moebind.loopback_device() as d:\n"
+        "    print(worker_pids[d.name], flush=True)\n    time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert psutil.pid_exists(pid)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=5)
+    assert not psutil.pid_exists(pid)
+
+
+def test_ctrl_c_leaves_the_worker_alone() -> None:
+    with moebind.loopback_device() as device:
+        os.kill(worker_pids[device.name], signal.SIGINT)
+        time.sleep(0.1)
+        assert moebind.devices()[device.index].memory_total > 0
+
+
+@pytest.mark.parametrize("memory", [0, -1, 1.5, "1"])
+def test_bad_memory(memory: object) -> None:
+    with pytest.raises((TypeError, ValueError), match="memory"):
+        with moebind.loopback_device(memory=memory):  # type: ignore[arg-type]
+            pass
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "localhost", "localhost:", "localhost:0", "localhost:70000", "[::1]:80", "a b:1", ":5"]
+)
+def test_endpoints_that_do_not_read(endpoint: str) -> None:
+    with pytest.raises(ValueError, match="endpoint is"):
+        moebind.add_rpc_server(endpoint)
+
+
+@contextmanager
+def server(reply: bytes | None, close: bool = True) -> Iterator[str]:
+    """A server that answers anything with ``reply``, or accepts and says nothing."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    connections: list[socket.socket] = []
+
+    def serve() -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        connections.append(connection)
+        if reply is not None:
+            connection.sendall(reply)
+            if close:
+                connection.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+        for connection in connections:
+            connection.close()
+
+
+def hello(major: int, minor: int = 0) -> bytes:
+    size = 4 + moebind.lib.moebind_rpc_caps_size()
+    return size.to_bytes(8, "little") + bytes([major, minor]) + bytes(size - 2)
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (b"", "does not answer|closed the connection"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not as an RPC server"),
+        (b"\x1c\0\0\0\0\0\0\0\x07", "closed the connection|does not answer"),
+        (hello(6), "speaks version 6.0 of the protocol, this build 7.0"),
+        (hello(7, 9), "speaks version 7.9"),
+    ],
+)
+def test_servers_that_are_something_else(reply: bytes, message: str) -> None:
+    with server(reply) as endpoint, pytest.raises(MoebindError, match=message):
+        moebind.add_rpc_server(endpoint)
+
+
+def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moebind.process.RPC_TIMEOUT", 0.3)
+    with server(None) as endpoint:
+        started = time.monotonic()
+        with pytest.raises(MoebindError, match="does not answer"):
+            moebind.add_rpc_server(endpoint)
+        assert time.monotonic() - started < 5
+
+
+def test_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(MoebindError, match="does not answer"):
+        moebind.add_rpc_server(f"127.0.0.1:{port}")

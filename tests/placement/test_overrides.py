@@ -1,0 +1,162 @@
+"""Experts in host memory: what moves, and what it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from conftest import CPU, SMALL
+from moebind import Batch, Device, Model, ModelLoadError, ModelParams
+
+MakeTiny = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def on_device(device: Device) -> ModelParams:
+    return ModelParams(devices=(device,), n_gpu_layers=-1)
+
+
+def logits_of(path: Path, params: ModelParams) -> np.ndarray:
+    with Model.load_from_file(path, params) as model, model.new_context(SMALL) as context:
+        batch = Batch(4)
+        batch.add_sequence([1, 5, 9, 200], 0, logits_all=True)
+        context.decode(batch)
+        return context.get_logits().copy()
+
+
+SHAPES: list[dict[str, object]] = [
+    {"n_expert": 4},
+    {"arch": "deepseek", "n_expert": 4, "n_layer": 3, "n_dense_layers": 1},
+    {"arch": "granite_swa", "n_expert": 4},
+    {"arch": "grovemoe", "n_expert": 4},
+]
+KINDS = [{"gate", "up", "down"}, {"gate", "up", "down"}, {"gate_up", "down"}, {"gate", "up", "down"}]
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"), list(zip(SHAPES, KINDS, strict=True)), ids=["llama", "shared", "fused", "chunks"]
+)
+def test_all_experts_move_and_nothing_else(
+    tiny_path: MakeTiny, on_device: ModelParams, shape: dict[str, object], parts: set[str]
+) -> None:
+    path = tiny_path(**shape)
+    sizes = {tensor.name: tensor.n_bytes for tensor in gguf.GGUFReader(path).tensors}
+    experts = {name: size for name, size in sizes.items() if "exps" in name}
+    with Model.load_from_file(path, on_device.with_cpu_moe_all()) as model:
+        (placed,) = model.placement
+        assert {tensor.name: tensor.nbytes for tensor in placed.tensors} == experts
+        assert {tensor.name.split("ffn_")[1].rsplit("_", 1)[0] for tensor in placed.tensors} == parts
+        assert placed.nbytes == sum(experts.values())
+        assert all(where.startswith("CPU") for where in placed.buffer_types)
+        assert f"{len(experts)} tensors" in str(placed)
+        assert [each.name for each in model.devices] == [on_device.devices[0].name]  # type: ignore[index]
+        with model.new_context(SMALL) as context:
+            less = context.memory_breakdown()
+    with Model.load_from_file(path, on_device) as model, model.new_context(SMALL) as context:
+        assert model.placement == ()
+        more = context.memory_breakdown()
+    saved = more.devices[0].model - less.devices[0].model
+    assert saved == pytest.approx(sum(experts.values()), abs=4096)
+    assert less.reduction_vs(more) > 0
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["llama", "shared", "fused", "chunks"])
+def test_placements_compute_the_same(tiny_path: MakeTiny, on_device: ModelParams, shape: dict[str, object]) -> None:
+    path = tiny_path(**shape)
+    expected = logits_of(path, CPU)
+    for params in (
+        on_device,
+        on_device.with_cpu_moe_all(),
+        on_device.with_n_cpu_moe(2),
+        on_device.with_cpu_override("attn"),
+    ):
+        np.testing.assert_allclose(logits_of(path, params), expected, atol=1e-4)
+
+
+def test_the_first_layers_experts(tiny_path: MakeTiny, on_device: ModelParams) -> None:
+    with Model.load_from_file(tiny_path(n_layer=4, n_expert=4), on_device.with_n_cpu_moe(3)) as model:
+        layers = {tensor.name.split(".")[1] for tensor in model.placement[0].tensors}
+    assert layers == {"0", "1", "2"}
+    with Model.load_from_file(tiny_path(n_layer=4, n_expert=4), on_device.with_n_cpu_moe(99)) as model:
+        assert len(model.placement[0].tensors) == 12
+
+
+def test_split_models_too(tiny_path: MakeTiny, on_device: ModelParams) -> None:
+    with Model.load_from_file(tiny_path(split=3, n_expert=4), on_device.with_cpu_moe_all()) as model:
+        assert len(model.placement[0].tensors) == 6
+
+
+def test_the_first_match_wins(tiny_path: MakeTiny, on_device: ModelParams, device: Device) -> None:
+    params = on_device.with_cpu_override("ffn_up_exps").with_tensor_override("_exps", device).with_cpu_override("blk")
+    with Model.load_from_file(tiny_path(n_expert=4), params) as model:
+        up, others, rest = model.placement
+        assert {tensor.name.split(".")[2] for tensor in up.tensors} == {"ffn_up_exps"}
+        assert {tensor.name.split(".")[2] for tensor in others.tensors} == {"ffn_gate_exps", "ffn_down_exps"}
+        assert {tensor.device for tensor in others.tensors} == {device.name}
+        assert {tensor.device for tensor in up.tensors} == {"CPU"}
+        assert not {tensor.name for tensor in rest.tensors} & {tensor.name for tensor in up.tensors + others.tensors}
+
+
+def test_targets_by_name(tiny_path: MakeTiny, on_device: ModelParams, device: Device) -> None:
+    for target in (device, device.name, f"RPC0[{device.description}]", "CPU"):
+        with Model.load_from_file(tiny_path(n_expert=4), on_device.with_tensor_override("_exps", target)) as model:
+            assert len(model.placement[0].tensors) == 6
+    with pytest.raises(ValueError, match=r"the target 'CUDA7' of '_exps' is neither.*there are .*CPU"):
+        Model.load_from_file(tiny_path(n_expert=4), on_device.with_tensor_override("_exps", "CUDA7"))
+
+
+def test_many_overrides_stay_alive(tiny_path: MakeTiny) -> None:
+    params = CPU
+    for layer in range(40):
+        params = params.with_cpu_override(rf"blk\.{layer % 4}\.ffn_(up|down)_exps")
+    with Model.load_from_file(tiny_path(n_layer=4, n_expert=4), params) as model:
+        assert [len(each.tensors) for each in model.placement] == [2] * 4 + [0] * 36
+
+
+def test_a_pattern_that_matches_nothing_shows_names_that_would(tiny_path: MakeTiny) -> None:
+    with pytest.raises(
+        ModelLoadError, match=r"'ffn_up_expert' matches none of the \d+ tensors.*blk\.0\.ffn_up_exps\.weight"
+    ):
+        Model.load_from_file(tiny_path(n_expert=4), CPU.with_cpu_override("ffn_up_expert"))
+    with Model.load_from_file(tiny_path(n_expert=4), CPU.with_cpu_override("ffn_up_expert", strict=False)) as model:
+        assert model.placement[0].tensors == ()
+
+
+def test_a_model_without_experts(tiny_path: MakeTiny) -> None:
+    for params in (CPU.with_cpu_moe_all(), CPU.with_n_cpu_moe(2)):
+        with pytest.raises(ModelLoadError, match="has no experts"):
+            Model.load_from_file(tiny_path(), params)
+    with Model.load_from_file(tiny_path(), CPU.with_cpu_moe_all(strict=False).with_n_cpu_moe(1, strict=False)) as model:
+        assert [each.tensors for each in model.placement] == [(), ()]
+
+
+def test_layers_without_experts(tiny_path: MakeTiny) -> None:
+    path = tiny_path(arch="deepseek", n_expert=4, n_layer=3, n_dense_layers=1)
+    with pytest.raises(ModelLoadError, match="matches none"):
+        Model.load_from_file(path, CPU.with_n_cpu_moe(1))
+
+
+@pytest.fixture(scope="module")
+def demo_texts(demo_path: Path, on_device: ModelParams) -> list[tuple[str, int, int]]:
+    rows = []
+    for params in (on_device, on_device.with_n_cpu_moe(15), on_device.with_cpu_moe_all()):
+        with Model.load_from_file(demo_path, params) as model, model.new_context(SMALL) as context:
+            text = "".join(piece.text for piece in context.generate("Once upon a time", max_tokens=24))
+            memory = context.memory_breakdown().devices[0]
+            rows.append((text, memory.model, memory.total))
+    return rows
+
+
+def test_the_demo_models_text_is_the_same(demo_texts: list[tuple[str, int, int]]) -> None:
+    assert len({text for text, _, _ in demo_texts}) == 1
+    assert len(demo_texts[0][0]) > 40
+
+
+def test_the_demo_models_experts_leave_the_device(demo_texts: list[tuple[str, int, int]]) -> None:
+    everything, half, none = (model for _, model, _ in demo_texts)
+    assert none <= 0.12 * everything
+    assert none < half < everything

@@ -1,0 +1,161 @@
+"""Tiny models with random weights, made from a seed: every shape of mixture-of-experts that placement must know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a tiny model is like. All weights are F32.
+
+    Architectures: llama, dense or with experts; deepseek, whose first layers are dense and which has shared experts;
+    granite_swa, which takes fused gate and up matrices; grovemoe, which has experts for groups of experts (chexps).
+    """
+
+    arch: str = "llama"
+    n_layer: int = 2
+    n_embd: int = 64
+    n_ff: int = 96
+    n_head: int = 4
+    n_head_kv: int = 2
+    n_ctx_train: int = 512
+    n_expert: int = 0
+    n_expert_used: int = 2
+    n_dense_layers: int = 0
+    seed: int = 1
+
+    @property
+    def n_ff_exp(self) -> int:
+        """Width of one expert."""
+        return self.n_ff // 2 if self.arch in {"deepseek", "grovemoe"} else self.n_ff
+
+
+#: Byte tokens and a few special ones: any text can be tokenised.
+TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+TOKENS += [f"▁{word}" for word in ["the", "a", "of", "to", "and", "in", "it", "is", "was", "on"]]
+TOKENS += list("▁abcdefghijklmnopqrstuvwxyz")
+
+
+def write(path: Path, shape: Shape, split: int = 1) -> Path:
+    """Write the model; with ``split`` > 1 in so many files, of which the first is returned."""
+    random = np.random.default_rng(shape.seed)
+    metadata = _metadata(shape)
+    tensors = _tensors(shape, random)
+    if split == 1:
+        _write_file(path, shape.arch, metadata, tensors)
+        return path
+    names = list(tensors)
+    parts = [names[i::split] for i in range(split)]
+    files = [path.with_name(f"{path.stem}-{i + 1:05d}-of-{split:05d}.gguf") for i in range(split)]
+    for number, (file, part) in enumerate(zip(files, parts, strict=True)):
+        extra = {"split.no": np.uint16(number), "split.count": np.uint16(split), "split.tensors.count": len(names)}
+        chosen = {name: tensors[name] for name in part}
+        _write_file(file, shape.arch, {**(metadata if number == 0 else {}), **extra}, chosen)
+    return files[0]
+
+
+def _metadata(shape: Shape) -> dict[str, object]:
+    a = shape.arch
+    kinds = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
+    kinds += [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.NORMAL] * (len(TOKENS) - 259)
+    metadata: dict[str, object] = {
+        "general.name": "tiny",
+        f"{a}.block_count": shape.n_layer,
+        f"{a}.context_length": shape.n_ctx_train,
+        f"{a}.embedding_length": shape.n_embd,
+        f"{a}.feed_forward_length": shape.n_ff,
+        f"{a}.attention.head_count": shape.n_head,
+        f"{a}.attention.head_count_kv": shape.n_head_kv,
+        f"{a}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{a}.rope.dimension_count": shape.n_embd // shape.n_head,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": TOKENS,
+        "tokenizer.ggml.scores": [-float(i) for i in range(len(TOKENS))],
+        "tokenizer.ggml.token_type": [int(kind) for kind in kinds],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
+    if shape.n_expert:
+        metadata[f"{a}.expert_count"] = shape.n_expert
+        metadata[f"{a}.expert_used_count"] = shape.n_expert_used
+    if a == "deepseek":
+        metadata[f"{a}.leading_dense_block_count"] = shape.n_dense_layers
+        metadata[f"{a}.expert_shared_count"] = 1
+        metadata[f"{a}.expert_weights_scale"] = 1.0
+    if a in {"deepseek", "grovemoe"}:
+        metadata[f"{a}.expert_feed_forward_length"] = shape.n_ff_exp
+    if a == "grovemoe":
+        metadata[f"{a}.expert_group_scale"] = 0.05
+        metadata[f"{a}.experts_per_group"] = 2
+        metadata[f"{a}.expert_chunk_feed_forward_length"] = 32
+    if a == "granite_swa":
+        metadata[f"{a}.logit_scale"] = 1.0
+        metadata[f"{a}.attention.sliding_window"] = 64
+        metadata[f"{a}.attention.sliding_window_pattern"] = [layer % 2 == 0 for layer in range(shape.n_layer)]
+    return metadata
+
+
+def _tensors(shape: Shape, random: np.random.Generator) -> dict[str, np.ndarray]:
+    def weights(*size: int) -> np.ndarray:
+        return (random.standard_normal(size) / np.sqrt(size[-1])).astype(np.float32)
+
+    ones = np.ones(shape.n_embd, np.float32)
+    d, kv = shape.n_embd, shape.n_embd * shape.n_head_kv // shape.n_head
+    tensors = {"token_embd.weight": weights(len(TOKENS), d), "output.weight": weights(len(TOKENS), d)}
+    tensors["output_norm.weight"] = ones
+    for layer in range(shape.n_layer):
+        b = f"blk.{layer}."
+        tensors |= {b + "attn_norm.weight": ones, b + "ffn_norm.weight": ones}
+        tensors |= {b + "attn_q.weight": weights(d, d), b + "attn_output.weight": weights(d, d)}
+        tensors |= {b + "attn_k.weight": weights(kv, d), b + "attn_v.weight": weights(kv, d)}
+        if shape.arch == "granite_swa":
+            tensors[b + "attn_sinks.weight"] = weights(shape.n_head)
+        if not shape.n_expert or layer < shape.n_dense_layers:
+            tensors |= {b + f"ffn_{part}.weight": weights(shape.n_ff, d) for part in ("gate", "up")}
+            tensors[b + "ffn_down.weight"] = weights(d, shape.n_ff)
+            continue
+        n, f = shape.n_expert, shape.n_ff_exp
+        tensors[b + "ffn_gate_inp.weight"] = weights(n, d)
+        if shape.arch == "granite_swa":
+            tensors[b + "ffn_gate_up_exps.weight"] = weights(n, 2 * f, d)
+        else:
+            tensors |= {b + f"ffn_{part}_exps.weight": weights(n, f, d) for part in ("gate", "up")}
+        tensors[b + "ffn_down_exps.weight"] = weights(n, d, f)
+        if shape.arch == "grovemoe":
+            head = np.ones(d // shape.n_head, np.float32)
+            tensors |= {b + "attn_q_norm.weight": head, b + "attn_k_norm.weight": head}
+            tensors |= {b + f"ffn_{part}_chexps.weight": weights(n // 2, 32, d) for part in ("gate", "up")}
+            tensors[b + "ffn_down_chexps.weight"] = weights(n // 2, d, 32)
+        if shape.arch == "deepseek":
+            tensors |= {b + f"ffn_{part}_shexp.weight": weights(f, d) for part in ("gate", "up")}
+            tensors[b + "ffn_down_shexp.weight"] = weights(d, f)
+    return tensors
+
+
+def _write_file(path: Path, arch: str, metadata: dict[str, object], tensors: dict[str, np.ndarray]) -> None:
+    writer = gguf.GGUFWriter(path, arch)
+    for key, value in metadata.items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, np.uint16):
+            writer.add_uint16(key, int(value))
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif key == "split.tensors.count":
+            writer.add_int32(key, int(value))  # type: ignore[call-overload]
+        else:
+            writer.add_uint32(key, int(value))  # type: ignore[call-overload]
+    for name, data in tensors.items():
+        writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

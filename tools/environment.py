@@ -1,0 +1,104 @@
+"""Make the developers' environment: .venv with everything that builds, tests and documents moebind, and moebind itself.
+
+``make`` runs it. What it installs is downloaded once into the user's cache, so that a second checkout needs no network;
+what is there already is left alone. Plain standard library, since nothing is installed yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin/python"
+EXTRAS = ("test", "docs", "dev")
+#: Changes to these need a new build; other files are used where they are.
+BUILT_FROM = ("CMakeLists.txt", "cmake", "native", "vendor/llama.cpp.lock", "pyproject.toml")
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$MOEBIND_CACHE``, else ``moebind`` in the user's cache folder."""
+    chosen = os.environ.get("MOEBIND_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moebind"
+
+
+def requirements() -> list[str]:
+    """What pyproject.toml asks for: dependencies, and the extras of developers."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = text[text.index("[project]") : text.index("[tool.")]
+    found: list[str] = []
+    for name in ("dependencies", *EXTRAS):
+        listed = re.search(rf"^{name} = \[(.*?)\]\s*$", project, re.MULTILINE | re.DOTALL)
+        if listed is None:
+            raise SystemExit(f"pyproject.toml has no list '{name}'")
+        found += re.findall(r'"([^"]+)"', listed[1])
+    return found
+
+
+def run(*command: str | Path, **options: object) -> int:
+    """Run a command and give its exit status."""
+    return subprocess.run([str(part) for part in command], check=False, **options).returncode  # type: ignore[call-overload]
+
+
+def install_requirements(wanted: list[str]) -> None:
+    """Install from the cached wheels; download those that are missing."""
+    wheels = cache_folder() / "wheels" / f"py{sysconfig.get_python_version()}"
+    wheels.mkdir(parents=True, exist_ok=True)
+    pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "--quiet")
+    offline = (*pip, "install", "--no-index", "--find-links", wheels, *wanted)
+    if run(*offline, stderr=subprocess.DEVNULL) == 0:
+        return
+    print("environment: downloading what builds and tests moebind", flush=True)
+    if run(*pip, "download", "--only-binary", ":all:", "--dest", wheels, *wanted) != 0 or run(*offline) != 0:
+        raise SystemExit(f"environment: pip could not download the requirements; they are kept in {wheels}")
+
+
+def fingerprint(paths: tuple[str, ...]) -> str:
+    """A hash of those files and folders."""
+    digest = hashlib.sha256(sys.version.encode())
+    for name in paths:
+        path = ROOT / name
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def once(name: str, state: str) -> bool:
+    """Whether a step still has to be done for this state."""
+    stamp = VENV / f".moebind-{name}"
+    return not (stamp.exists() and stamp.read_text(encoding="utf-8") == state)
+
+
+def done(name: str, state: str) -> None:
+    """Remember that the step was done."""
+    (VENV / f".moebind-{name}").write_text(state, encoding="utf-8")
+
+
+def main() -> None:
+    """Bring the environment up to date."""
+    if not PYTHON.exists():
+        venv.create(VENV, with_pip=True)
+    wanted = requirements()
+    if once("requirements", "\n".join(wanted)):
+        install_requirements(wanted)
+        done("requirements", "\n".join(wanted))
+    state = fingerprint(BUILT_FROM)
+    if once("build", state):
+        print("environment: building moebind (6 minutes on 2 cores; seconds when only little has changed)", flush=True)
+        build = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps")
+        if run(*build, "--no-build-isolation", "--no-index", "--editable", ROOT, "-v") != 0:
+            raise SystemExit("environment: the build failed; its messages are above")
+        done("build", state)
+
+
+if __name__ == "__main__":
+    main()
