@@ -2,8 +2,8 @@
 
     python benchmarks/decode.py [MODEL.gguf] [--threads N] [--rounds N] [--tokens N]
 
-Each round runs ``llama-bench -p 0 -n TOKENS`` and then ``Context.generate`` (greedy, with text) for as many tokens. On a
-shared machine only the ratio means something; the median over the rounds is told, with the extremes.
+Each round runs ``llama-bench -p 0 -n TOKENS`` and then ``Context.generate`` (greedy, with text) for as many tokens. On
+a shared machine only the ratio means something; the median over the rounds is told, with the extremes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ def llama_bench() -> Path:
     if not folders:
         raise SystemExit("there is no build folder: run make environment first")
     subprocess.run(["cmake", "--build", folders[0], "--target", "llama-bench"], check=True, stdout=subprocess.DEVNULL)
-    found: Path = next(folders[0].rglob("llama-bench"))
-    return found
+    return next(path for path in folders[0].rglob("llama-bench") if path.is_file())
 
 
 def native_speed(program: Path, model: str, threads: int, tokens: int) -> float:
@@ -60,10 +59,8 @@ def our_speed(model: Model, threads: int, tokens: int) -> tuple[float, float]:
     """Tokens per second of ``Context.generate``, and microseconds a token outside of llama_decode."""
     params = ContextParams(n_ctx=tokens + 16, n_threads=threads, n_threads_batch=threads)
     with model.new_context(params) as context:
-        stamps = []
         start = [model.token_bos or 0]
-        for _ in context.generate(start, max_tokens=tokens + 1):
-            stamps.append(time.perf_counter())
+        stamps = [time.perf_counter() for _ in context.generate(start, max_tokens=tokens + 1)]
         elapsed, n = stamps[-1] - stamps[0], len(stamps) - 1
         decoding = context.timings()
         outside = elapsed * 1e6 - decoding.t_eval_ms * 1e3 * n / max(decoding.n_eval, 1)
@@ -93,14 +90,10 @@ def main() -> None:
             rows.append((native, ours, ours / native, outside))
             print(f"llama-bench {native:7.2f}   moebind {ours:7.2f} tokens/s   ratio {ours / native:.3f}", flush=True)
     ratios = [row[2] for row in rows]
-    print(
-        f"\n{Path(arguments.model).name}, {arguments.threads} threads, {os.cpu_count()} cores, {arguments.tokens} tokens"
-    )
+    name = Path(arguments.model).name
+    print(f"\n{name}, {arguments.threads} threads, {os.cpu_count()} cores, {arguments.tokens} tokens")
     print(f"llama.cpp {moebind.llama_cpp_version}, load {os.getloadavg()[0]:.1f}")
-    print(
-        f"median of {len(rows)}: ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), ",
-        end="",
-    )
+    print(f"ratio {statistics.median(ratios):.3f}, median of {len(rows)} ({min(ratios):.3f} to {max(ratios):.3f})")
     print(f"{statistics.median(row[3] for row in rows):.0f} us a token outside of llama_decode")
 
 

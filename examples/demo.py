@@ -72,9 +72,7 @@ def table(rows: list[Row], device: Device) -> str:
         lines.append(line)
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     text = [
-        "  ".join(
-            cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in enumerate(zip(line, widths))
-        )
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     ]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])

@@ -10,7 +10,9 @@ CMake runs it at configure time; run it by hand with ``python vendor/fetch.py``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,13 +75,16 @@ class Pin:
 
 def read_lock(path: Path = LOCK) -> Pin:
     """Parse the lock file."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
     requirement = re.search(r"^([\w-]+)==(\S+) --hash=sha256:([0-9a-f]{64})$", text, re.MULTILINE)
     commit = re.search(r"^# llama\.cpp-commit: (\w+)$", text, re.MULTILINE)
     version = re.search(r"^# llama\.cpp-version: (\S+)$", text, re.MULTILINE)
     if requirement is None or commit is None or version is None:
         raise FetchError(
-            f"{path} is not a lock file: it needs a line 'NAME==VERSION --hash=sha256:...' and the "
+            f"{path} is missing or not a lock file: it needs a line 'NAME==VERSION --hash=sha256:...' and the "
             "comments llama.cpp-commit and llama.cpp-version; restore it from version control."
         )
     project, release, sha256 = requirement.groups()
@@ -139,7 +145,7 @@ def cached_archive(pin: Pin, lock: Path) -> Path:
         if sha256_of(archive) == pin.sha256:
             return archive
         print(f"fetch: {archive} is damaged or of another pin; downloading it again", flush=True)
-        archive.unlink()
+        archive.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     print(f"fetch: downloading {pin.archive_name} with pip (77 MB)", flush=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
@@ -154,29 +160,31 @@ def cached_archive(pin: Pin, lock: Path) -> Path:
     return archive
 
 
-def wanted_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members to unpack, renamed to be relative to llama.cpp's root."""
+def wanted_files(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """The files to unpack, with their paths relative to llama.cpp's root."""
     for member in tar:
         _, found, path = member.name.partition("/vendor/llama.cpp/")
         if not found or not member.isfile() or ".." in path.split("/"):
             continue
         if path.startswith(WANTED) and not path.startswith(UNWANTED):
-            member.name = path
-            member.mode = 0o644
-            yield member
+            yield path, member
 
 
 def unpack(archive: Path, pin: Pin, tree: Path) -> None:
     """Replace ``tree`` with the wanted parts of ``archive``, in one rename."""
-    tree.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".llama.cpp-") as scratch:
-        fresh = Path(scratch) / "new"
+        fresh, old = Path(scratch) / "new", Path(scratch) / "old"
         fresh.mkdir()
         try:
             with tarfile.open(archive, "r:gz") as tar:
-                for member in wanted_members(tar):
-                    tar.extract(member, fresh)
-        except (tarfile.TarError, EOFError, OSError) as error:
+                for path, member in wanted_files(tar):
+                    # Files get the time of unpacking. The archive's own times are the same for every pin, and
+                    # a build folder would take another pin's sources for those that it has compiled.
+                    target = fresh / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with tar.extractfile(member) as source, target.open("wb") as copy:
+                        shutil.copyfileobj(source, copy)
+        except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's fault, not the archive's
             raise FetchError(
@@ -186,8 +194,31 @@ def unpack(archive: Path, pin: Pin, tree: Path) -> None:
             raise FetchError(f"{archive} does not contain llama.cpp: delete it and run fetch.py again.")
         (fresh / ".pin").write_text(pin.stamp, encoding="utf-8")
         if tree.exists():
-            tree.rename(Path(scratch) / "old")
-        fresh.rename(tree)
+            tree.rename(old)
+        try:
+            fresh.rename(tree)
+        except BaseException:
+            if old.exists():
+                old.rename(tree)
+            raise
+
+
+def is_right(tree: Path, pin: Pin) -> bool:
+    """Whether ``tree`` is what ``pin`` says."""
+    stamp = tree / ".pin"
+    return stamp.is_file() and stamp.read_bytes() == pin.stamp.encode()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let one process at a time work in ``folder``. The lock is on the folder itself, so no file is left behind."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def fetch(tree: Path = VENDOR / "llama.cpp", lock: Path = LOCK) -> bool:
@@ -204,13 +235,16 @@ def fetch(tree: Path = VENDOR / "llama.cpp", lock: Path = LOCK) -> bool:
         With one sentence that says what is missing and what to do.
     """
     pin = read_lock(lock)
-    stamp = tree / ".pin"
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == pin.stamp:
+    if is_right(tree, pin):
         return False
     try:
-        archive = cached_archive(pin, lock)
-        print(f"fetch: unpacking llama.cpp {pin.llama_version} ({pin.commit}) into {tree}", flush=True)
-        unpack(archive, pin, tree)
+        tree.parent.mkdir(parents=True, exist_ok=True)
+        with alone_in(tree.parent):
+            if is_right(tree, pin):
+                return False  # another process brought it meanwhile
+            archive = cached_archive(pin, lock)
+            print(f"fetch: unpacking llama.cpp {pin.llama_version} ({pin.commit}) into {tree}", flush=True)
+            unpack(archive, pin, tree)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             free = shutil.disk_usage(tree.parent).free >> 20
