@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -135,16 +136,15 @@ def generate(
     held = StopStrings(stop)
     cached = tokens.tolist()
     last = context.n_ctx_seq
+    if sampler is None or sampler._is_greedy:
+        choose = context._likeliest
+    else:
+        choose = partial(sampler._sample, context)
     index = 0
     try:
+        with context._exclusive() as native:
+            token = choose(native)
         while True:
-            if sampler is None or sampler._is_greedy:
-                # Where only the maximum counts, numpy finds it in the logits themselves; libllama would build and
-                # scan an array of candidates.
-                with context._exclusive() as native:
-                    token = int(context._logits(native, -1).argmax())
-            else:
-                token = sampler.sample(context)
             reason: StopReason | None = None
             if is_eog(vocab, token):
                 reason, text = "eog", ""
@@ -156,9 +156,9 @@ def generate(
                     reason = "length"
                 elif len(cached) >= last:
                     reason = "context"
-            if reason is not None and reason != "stop":
-                text += held.flush() + decode(b"", True)
             if reason is not None:
+                if reason != "stop":
+                    text += held.flush() + decode(b"", True)
                 yield Piece(token, text, index, reason)
                 return
             yield Piece(token, text, index)
@@ -166,7 +166,8 @@ def generate(
             pos_in[0] = len(cached)
             with context._exclusive() as native:
                 context._compute(native, native_step, 1)
-            cached.append(token)
+                cached.append(token)
+                token = choose(native)
             index += 1
     finally:
         context._history[seq_id] = np.array(cached, np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import TYPE_CHECKING, SupportsIndex
 
@@ -59,6 +60,8 @@ class Outputs(Owner):
     _embeddings = False
     #: How many outputs libllama's buffer has room for.
     _outputs_reserved = 0
+    #: Where the last output was, and an array over it.
+    _last_row: tuple[CData, NDArray[np.float32]] | None = None
     #: What the arrays that show the buffer hold.
     _shown: weakref.ref[_Buffer] | None = None
 
@@ -79,11 +82,24 @@ class Outputs(Owner):
         if outputs is None:
             outputs = _Buffer()
             self._shown = weakref.ref(outputs)
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         kept = own(ffi.cast("char *", pointer), _nothing, self._open(), outputs)
         array: NDArray[np.float32] = np.frombuffer(ffi.buffer(kept, 4 * size), np.float32).reshape(shape)
         array.flags.writeable = False
         return array
+
+    def _likeliest(self, native: CData) -> int:
+        """The token with the highest logit, after the last output. The caller holds the context.
+
+        Where only the maximum counts, numpy finds it in the logits themselves; libllama would build and scan an array
+        of candidates. The array over the same memory is used again, since nobody else sees it.
+        """
+        self._output_row(-1)
+        pointer = lib.llama_get_logits_ith(native, -1)
+        if self._last_row is None or self._last_row[0] != pointer:
+            memory = ffi.buffer(pointer, 4 * self._model._n_vocab)
+            self._last_row = pointer, np.frombuffer(memory, np.float32)
+        return int(self._last_row[1].argmax())
 
     def _output_row(self, i: int) -> None:
         """Raise unless the last batch has an output there."""

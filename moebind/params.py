@@ -19,6 +19,7 @@ from moebind._params_methods import ContextParamsMethods, ModelParamsMethods
 from moebind.enums import (
     AttentionType,
     ContextType,
+    DeviceType,
     FlashAttnType,
     GgmlType,
     LazyMode,
@@ -134,6 +135,8 @@ def _devices(name: str, value: Any) -> tuple[Device, ...] | None:
     for each in chosen:
         if not isinstance(each, Device):
             raise TypeError(f"{name} holds {each!r}; it takes devices from moebind.devices()")
+        if each.type == DeviceType.CPU:
+            raise ValueError(f"{name} holds the CPU, which takes what the others do not; [] keeps everything on it")
     if len({each.name for each in chosen}) != len(chosen):
         raise ValueError(f"{name} names a device twice: {', '.join(each.name for each in chosen)}")
     if len(chosen) >= lib.llama_max_devices():

@@ -271,8 +271,13 @@ class Sampler(Owner):
         """
         self._must_choose()
         at = checks.integer("idx", idx, -checks.INT32_MAX)
-        with ctx._exclusive() as native, self._lock.held():
-            ctx._output_row(at)
+        with ctx._exclusive() as native:
+            return self._sample(ctx, native, at)
+
+    def _sample(self, ctx: Context, native: CData, at: int = -1) -> int:
+        """:meth:`sample`, by somebody who holds the context."""
+        ctx._output_row(at)
+        with self._lock.held():
             try:
                 return int(lib.llama_sampler_sample(self._open(), native, at))
             except NativeError as error:

@@ -29,8 +29,8 @@ class TokenDataArray:
     Parameters
     ----------
     data
-        A structured array with the fields ``id``, ``logit`` and ``p`` (:data:`TOKEN_DATA`), shape ``(n,)``. It is
-        used as it is when it is contiguous, writable and of that type, otherwise copied.
+        A structured array with the fields ``id``, ``logit`` and ``p`` (:data:`moebind.token_data.TOKEN_DATA`), shape
+        ``(n,)``. It is used as it is when it is contiguous, writable and of that type, otherwise copied.
     sorted
         Whether it is sorted by falling logit.
 

@@ -49,7 +49,9 @@ def test_every_public_member_has_a_docstring(kind: str) -> None:
 
 def test_build_options_are_those_of_cmake() -> None:
     cmake = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
-    declared = re.findall(r'^(?:option\((MOEBIND_\w+) ".*" (\w+)\)|set\((MOEBIND_\w+) (\w+) CACHE)', cmake, re.MULTILINE)
+    declared = re.findall(
+        r'^(?:option\((MOEBIND_\w+) ".*" (\w+)\)|set\((MOEBIND_\w+) (\w+) CACHE)', cmake, re.MULTILINE
+    )
     page = (DOCS / "build.md").read_text(encoding="utf-8")
     told = re.findall(r"^\| `(MOEBIND_\w+)` \| `(\w+)` \|", page, re.MULTILINE)
     assert sorted(told) == sorted((a or c, b or d) for a, b, c, d in declared)
@@ -60,7 +62,9 @@ def test_layers_are_those_of_the_import_contract() -> None:
     contract = project.partition("layers = [")[2].partition("]")[0]
     layers = [set(re.findall(r"moebind\.\w+", line)) for line in contract.splitlines()]
     page = (DOCS / "design.md").read_text(encoding="utf-8")
-    rows = [set(re.findall(r"`(moebind\.\w+)`", row.split("|")[2])) for row in page.splitlines() if row.startswith("| ")]
+    rows = [
+        set(re.findall(r"`(moebind\.\w+)`", row.split("|")[2])) for row in page.splitlines() if row.startswith("| ")
+    ]
     assert [row for row in rows if row] == [layer for layer in reversed(layers) if layer]
 
 

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from moebind import (
     ContextParams,
+    Device,
+    DeviceType,
     FlashAttnType,
     GgmlType,
     LoadMode,
@@ -155,9 +157,15 @@ def test_bad_model_values(field: str, bad: object, error: type[Exception]) -> No
         ModelParams(**{field: bad})
 
 
-def test_devices_must_differ() -> None:
+def test_devices_must_differ_and_take_layers() -> None:
+    gpu = Device(1, "GPU0", "", "", DeviceType.GPU, 1, 1, 1)
+    assert ModelParams(devices=[gpu]).devices == (gpu,)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="twice"):
-        ModelParams(devices=[devices()[0], devices()[0]])  # type: ignore[arg-type]
+        ModelParams(devices=[gpu, gpu])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="holds the CPU"):
+        ModelParams(devices=[devices()[0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at most 15"):
+        ModelParams(devices=[dataclasses.replace(gpu, name=str(n)) for n in range(16)])  # type: ignore[arg-type]
 
 
 def test_numpy_numbers_are_numbers() -> None:
