@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
-import importlib.util
-import io
 import os
 import shutil
 import subprocess
@@ -14,147 +12,10 @@ import sys
 import tarfile
 import time
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-VENDOR = Path(__file__).resolve().parent.parent / "vendor"
-NOWHERE = "http://127.0.0.1:1"  # nobody listens there
-ARCHIVE = "tiny_llama-1.0.tar.gz"
-PREFIX = "tiny_llama-1.0/vendor/llama.cpp/"
-
-SOURCES = {
-    "include/llama.h": "// the API\n",
-    "src/llama.cpp": "int main() {}\n",
-    "src/models/deep.cpp": "\n",
-    "tools/server/server.cpp": "// server\n",
-    "LICENSE": "MIT\n",
-}
-NOT_WANTED = {
-    "docs/build.md": "# no\n",
-    "tools/server/tests/test.py": "\n",
-    "tools/run/run.cpp": "\n",
-    "README.md": "\n",
-}
-
-# pip prepares an sdist's metadata even if it only downloads it, so the archive has a build backend of its own.
-PACKAGE = {
-    "PKG-INFO": "Metadata-Version: 2.1\nName: tiny-llama\nVersion: 1.0\n",
-    "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
-    "backend.py": """
-from pathlib import Path
-
-def prepare_metadata_for_build_wheel(folder, config_settings=None):
-    info = Path(folder, "tiny_llama-1.0.dist-info")
-    info.mkdir()
-    info.joinpath("METADATA").write_text("Metadata-Version: 2.1\\nName: tiny-llama\\nVersion: 1.0\\n")
-    return info.name
-""",
-}
-
-
-def load_fetch() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fetch", VENDOR / "fetch.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fetch"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-fetch = load_fetch()
-
-
-def member(name: str, **fields: object) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    for field, value in fields.items():
-        setattr(info, field, value)
-    return info
-
-
-def write_archive(path: Path, files: dict[str, str], extra: Iterable[tuple[tarfile.TarInfo, str]] = ()) -> Path:
-    """A source distribution with these files of llama.cpp; ``extra`` is put in as it is."""
-    with tarfile.open(path, "w:gz") as tar:
-        members = [(member(f"tiny_llama-1.0/{name}"), text) for name, text in PACKAGE.items()]
-        members += [(member(PREFIX + name), text) for name, text in files.items()]
-        for info, text in (*members, *extra):
-            data = text.encode()
-            info.size = len(data) if info.isfile() else 0
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below ``folder``; broken and other links count too."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
-        for path in folder.rglob("*")
-        if path.is_symlink() or not path.is_dir()
-    }
-
-
-class Checkout:
-    """A folder ``vendor`` with fetch.py and a lock in it, a package index and a cache."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.vendor = folder / "vendor"
-        self.tree = self.vendor / "llama.cpp"
-        self.lock = self.vendor / "llama.cpp.lock"
-        self.index = folder / "index"
-        self.cache = folder / "cache"
-        for made in (self.vendor, self.index, self.cache):
-            made.mkdir(parents=True)
-        shutil.copy(VENDOR / "fetch.py", self.vendor)
-        self.pin(write_archive(self.index / ARCHIVE, SOURCES | NOT_WANTED))
-
-    def pin(self, archive: Path, commit: str = "abc123456") -> None:
-        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-        self.lock.write_text(
-            f"tiny-llama==1.0 --hash=sha256:{digest}\n# llama.cpp-commit: {commit}\n# llama.cpp-version: 0.1.0\n"
-        )
-
-    def fill_cache(self) -> None:
-        shutil.copy(self.index / ARCHIVE, self.cache)
-
-    def start(self, *arguments: str, python: str = sys.executable, online: bool = True) -> subprocess.Popen[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-        environment |= {"MOEBIND_CACHE": str(self.cache), "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0"}
-        if online:
-            environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.index)}
-        else:
-            environment |= {"PIP_INDEX_URL": f"{NOWHERE}/simple"}
-        return subprocess.Popen(
-            [python, "-W", "error", str(self.vendor / "fetch.py"), *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *arguments: str, python: str = sys.executable, online: bool = True) -> tuple[int, str, str]:
-        """fetch.py's exit code, output and errors."""
-        process = self.start(*arguments, python=python, online=online)
-        out, err = process.communicate(timeout=60)
-        return process.returncode, out, err
-
-    def fetch(self) -> bool:
-        """The same without a process of its own; the archive has to be in the cache."""
-        return bool(fetch.fetch(self.tree, self.lock))
-
-    def assert_right(self) -> None:
-        assert {name: text.encode() for name, text in SOURCES.items()} == {
-            name: data for name, data in contents(self.tree).items() if name != ".pin"
-        }
-        self.assert_tidy()
-
-    def assert_tidy(self) -> None:
-        """Nothing is left behind, neither here nor in the cache."""
-        assert {path.name for path in self.vendor.iterdir()} - {"fetch.py", "llama.cpp.lock", "llama.cpp"} == set()
-        assert {path.name for path in self.cache.iterdir()} - {ARCHIVE} == set()
+from checkout import ARCHIVE, PREFIX, SOURCES, Checkout, contents, fetch, member, write_archive
 
 
 @pytest.fixture

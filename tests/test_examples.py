@@ -1,0 +1,79 @@
+"""The examples, as a reader would run them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import EXAMPLES
+
+MakeTiny = Callable[..., Path]
+
+
+def run(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=check)
+
+
+def test_generate_on_the_cpu(demo_path: Path) -> None:
+    said = run(
+        EXAMPLES / "generate.py", demo_path, "-p", "The capital of France is", "-n", 8, "-ngl", 0, "-t", 1
+    ).stdout
+    assert said.startswith("The capital of France is Paris")
+    assert "8 tokens in" in said
+    assert re.search(r"decode 7 tokens in \d+ ms", said)
+
+
+def test_generate_with_experts_in_host_memory(demo_path: Path) -> None:
+    said = run(
+        EXAMPLES / "generate.py", demo_path, "-dev", "loopback", "--n-cpu-moe", 3, "-ot", r"blk\.2\d\.ffn_up_exps=CPU",
+        "--cpu-moe", "--no-mmap", "-n", 4, "-t", 1, "-c", 256,
+    ).stdout  # fmt: skip
+    assert re.findall(r"(\d+) tensors, [\d.]+ MiB to CPU", said) == ["10", "9", "71"]
+    assert re.search(r"RPC0 +45\.2", said)
+
+
+def test_generate_repeats_with_a_seed(tiny_path: MakeTiny) -> None:
+    texts = [
+        run(EXAMPLES / "generate.py", tiny_path(), "-ngl", 0, "-s", seed, "--temp", 1.2, "-n", 12, "-t", 1).stdout
+        for seed in (1, 1, 2)
+    ]
+    first = [text.partition(" tokens in")[0] for text in texts]
+    assert first[0] == first[1] != first[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.gguf"], "none.gguf does not exist"),
+        (["{model}", "-dev", "CUDA9"], "there is no device CUDA9; there are CPU"),
+        (["{model}", "--cpu-moe", "-ngl", "0"], "has no experts"),
+        (["{model}", "-ot", "nothing=CPU", "-ngl", "0"], "matches none of"),
+        (["{model}", "-n", "x"], "invalid int value"),
+    ],
+)
+def test_generate_says_what_is_wrong(tiny_path: MakeTiny, arguments: list[str], message: str) -> None:
+    done = run(EXAMPLES / "generate.py", *(each.format(model=tiny_path()) for each in arguments), check=False)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_demo() -> None:
+    said = run(EXAMPLES / "demo.py").stdout
+    assert "The text is the same three times." in said
+    share = re.search(r"the device holds ([\d.]+) % of the model's bytes", said)
+    assert share is not None
+    assert float(share[1]) <= 12
+    assert re.search(r"^configuration +model +KV +compute +\S+ +saved +reduction +tokens/s", said, re.MULTILINE)
+    assert len(re.findall(r"^(?:all on the device|with_\S+) +[\d.]+", said, re.MULTILINE)) == 3
+
+
+def test_demo_model_is_made_once(demo_path: Path) -> None:
+    before = demo_path.stat().st_mtime_ns
+    assert run(EXAMPLES / "demo_model.py").stdout.strip() == str(demo_path)
+    assert demo_path.stat().st_mtime_ns == before

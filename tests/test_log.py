@@ -1,0 +1,87 @@
+"""llama.cpp's log."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import moebind
+from conftest import CPU
+from moebind import Model
+
+MakeTiny = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def defaults() -> Iterator[None]:
+    yield
+    moebind.set_log()
+    moebind.log.logger.setLevel(logging.NOTSET)
+
+
+def lines_of(caplog: pytest.LogCaptureFixture, path: Path, level: str | int | None) -> list[logging.LogRecord]:
+    caplog.clear()
+    moebind.set_log(level)
+    Model.load_from_file(path, CPU.with_cpu_moe_all()).close()
+    return [record for record in caplog.records if record.name == "moebind.llama"]
+
+
+def test_levels(caplog: pytest.LogCaptureFixture, tiny_path: MakeTiny) -> None:
+    path = tiny_path(n_expert=4)
+    assert lines_of(caplog, path, None) == []
+    assert lines_of(caplog, path, "error") == []
+    info = lines_of(caplog, path, "info")
+    debug = lines_of(caplog, path, logging.DEBUG)
+    assert len(debug) > len(info) > 20
+    assert {record.levelno for record in info} <= {logging.INFO, logging.WARNING}
+    assert logging.DEBUG in {record.levelno for record in debug}
+    assert any("print_info: arch" in record.getMessage() for record in info)
+
+
+def test_lines_are_whole(caplog: pytest.LogCaptureFixture, tiny_path: MakeTiny) -> None:
+    for record in lines_of(caplog, tiny_path(n_expert=4), "debug"):
+        assert "\n" not in record.getMessage()
+        assert record.getMessage()
+
+
+def test_percent_signs_are_text(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    moebind.set_log("debug")
+    with pytest.raises(moebind.ModelLoadError):
+        path = tmp_path / "100%s%d.gguf"
+        path.write_bytes(b"GGUF")
+        Model.load_from_file(path, CPU)
+    for record in caplog.records:
+        record.getMessage()
+
+
+def test_errors_of_a_failed_load_are_in_the_message_even_in_silence(tmp_path: Path, tiny_path: MakeTiny) -> None:
+    moebind.set_log(None)
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(tiny_path(n_expert=4).read_bytes()[:-5000])
+    with pytest.raises(moebind.ModelLoadError, match="llama.cpp: .*(not within the file bounds|corrupted|incomplete)"):
+        Model.load_from_file(path, CPU)
+
+
+@pytest.mark.parametrize(
+    ("level", "error"), [("loud", ValueError), (True, TypeError), (1.5, TypeError), ([], TypeError)]
+)
+def test_bad_levels(level: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match="level is"):
+        moebind.set_log(level)  # type: ignore[arg-type]
+
+
+def test_without_logging_warnings_reach_standard_error(tiny_path: MakeTiny) -> None:
+    code = (
+        "from moebind import Model, ModelParams, ContextParams\n"
+        f"with Model.load_from_file({str(tiny_path())!r}, ModelParams(n_gpu_layers=0)) as model:\n"
+        "    model.new_context(ContextParams(n_ctx=1024)).close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert "n_ctx_seq (1024) > n_ctx_train (512)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
