@@ -31,7 +31,7 @@ T = TypeVar("T")
 #: A pointer or struct of cffi's. It has no static type.
 CData: TypeAlias = "Any"
 
-__all__ = ["LIBRARIES", "CData", "Hooks", "decoded", "ffi", "lib", "own"]
+__all__ = ["LIBRARIES", "CData", "Hooks", "decoded", "ffi", "hold", "lib", "own"]
 
 
 def own(pointer: CData, free: Callable[[CData], object], *keep: object) -> CData:
@@ -44,6 +44,10 @@ def own(pointer: CData, free: Callable[[CData], object], *keep: object) -> CData
         free(freed)
 
     return ffi.gc(pointer, release)
+
+
+def hold(pointer: CData) -> None:
+    """What :func:`own` does at the end of a pointer into somebody else's memory: nothing, it only held that one."""
 
 
 def decoded(text: CData) -> str:
@@ -75,6 +79,8 @@ class Hooks:
         self.progress = progress
         self.abort = abort
         self.eval = eval
+        #: Whether the progress callback ended the load.
+        self.stopped = False
         called = (lib.MOEBIND_HOOK_PROGRESS if progress else 0) | (lib.MOEBIND_HOOK_ABORT if abort else 0)
         called |= lib.MOEBIND_HOOK_EVAL if eval else 0
         self._handle = ffi.new_handle(self)
@@ -89,7 +95,9 @@ def _callback(error: bool | None) -> Callable[[Callable[..., T]], Callable[..., 
 
 @_callback(error=False)
 def moebind_on_progress(fraction: float, handle: CData) -> bool:
-    return ffi.from_handle(handle).progress(fraction) is not False
+    hooks = ffi.from_handle(handle)
+    hooks.stopped = hooks.progress(fraction) is False
+    return not hooks.stopped
 
 
 @_callback(error=True)

@@ -68,6 +68,14 @@ class Owner:
         """Free the native memory, once no view of it is left. Closing twice does nothing."""
         self._pointer = None
 
+    @property
+    def native(self) -> CData:
+        """The pointer that functions of ``moebind.lib`` take. It keeps the memory as long as you hold it.
+
+        Calls with it are guarded, but neither checked nor serialised as those of this object are.
+        """
+        return self._open()
+
     def _open(self) -> CData:
         """The native pointer.
 

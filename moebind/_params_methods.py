@@ -113,8 +113,8 @@ class ModelParamsMethods(_Methods):
         return self._with(no_host=no_host)
 
     def with_no_alloc(self, no_alloc: bool) -> Self:
-        """Return a copy with another ``no_alloc``. Read metadata only and simulate allocations, as ``moebind.plan``
-        does; such a model cannot compute.
+        """Return a copy with another ``no_alloc``. Read metadata only and simulate allocations; such a model cannot
+        compute.
         """
         return self._with(no_alloc=no_alloc)
 

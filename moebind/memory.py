@@ -62,6 +62,8 @@ HOST = "Host"
 class MemoryBreakdown:
     """What a live context and its model hold, device by device.
 
+    Weights of a mapped file count from the first to the last that the host has, what lies between included.
+
     Attributes
     ----------
     devices : tuple[DeviceMemory, ...]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from moebind import checks, gguf, log, overrides
-from moebind._native import CData, Hooks, decoded, ffi, lib, own
+from moebind._native import CData, Hooks, decoded, ffi, hold, lib, own
 from moebind._owner import Owner, close_all
 from moebind.enums import DeviceType, Ftype, RopeType
 from moebind.errors import ChatTemplateError, ModelLoadError, NativeError
@@ -122,11 +122,13 @@ class Model(Vocabulary):
         finally:
             finish()
             del keep
+        if hooks.stopped:
+            raise ModelLoadError(f"{paths[0]}: the progress callback stopped the load")
         if not pointer:
             raise ModelLoadError(f"{paths[0]} could not be loaded{log.recent_lines()}")
         model = cls.__new__(cls)
         model._pointer = own(pointer, lib.llama_model_free)
-        model._vocab = lib.llama_model_get_vocab(pointer)
+        model._vocab = own(lib.llama_model_get_vocab(pointer), hold, model._pointer)
         model._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
         model._params, model._paths, model._rules = chosen, tuple(paths), rules
         model._meta = None
@@ -146,6 +148,7 @@ class Model(Vocabulary):
         """Close the model's contexts, then free it, once no view of them is left. Closing twice does nothing."""
         if self._pointer is not None:
             close_all(self._children)
+            self._vocab = None
             super().close()
 
     def __repr__(self) -> str:

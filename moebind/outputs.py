@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from moebind import checks
-from moebind._native import CData, ffi, lib, own
+from moebind._native import CData, ffi, hold, lib, own
 from moebind._owner import Owner
 from moebind.enums import PoolingType
 from moebind.errors import EmbeddingsError
@@ -33,10 +33,6 @@ class _Buffer:
 
     def __init__(self) -> None:
         self.buffer = None
-
-
-def _nothing(pointer: CData) -> None:
-    """What is done to a view's memory at its end: nothing, but it held others until then."""
 
 
 class Outputs(Owner):
@@ -83,7 +79,7 @@ class Outputs(Owner):
             outputs = _Buffer()
             self._shown = weakref.ref(outputs)
         size = math.prod(shape)
-        kept = own(ffi.cast("char *", pointer), _nothing, self._open(), outputs)
+        kept = own(ffi.cast("char *", pointer), hold, self._open(), outputs)
         array: NDArray[np.float32] = np.frombuffer(ffi.buffer(kept, 4 * size), np.float32).reshape(shape)
         array.flags.writeable = False
         return array

@@ -225,7 +225,7 @@ class ModelParams(ModelParamsMethods, Params):
     no_host: bool = option(_MODEL.no_host, checks.boolean)
     """Do not use the devices' pinned host memory, so that extra buffer types can be used."""
     no_alloc: bool = option(_MODEL.no_alloc, checks.boolean)
-    """Read metadata only and simulate allocations, as ``moebind.plan`` does; such a model cannot compute."""
+    """Read metadata only and simulate allocations; such a model cannot compute."""
     load_mtp: bool = option(_MODEL.load_mtp, checks.boolean)
     """Load the layers for multi-token prediction too."""
 

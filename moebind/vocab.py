@@ -26,9 +26,15 @@ _PIECE_BYTES = 64
 class Vocabulary(Owner):
     """What a model knows about text. :class:`moebind.Model` is one."""
 
-    #: ``const llama_vocab *``, as long as the model.
-    _vocab: CData = ffi.NULL
+    #: ``const llama_vocab *``; it holds the model, which another thread may close during a call.
+    _vocab: CData | None = None
     _n_vocab = 0
+
+    def _open_vocab(self) -> CData:
+        vocab = self._vocab
+        if vocab is None:
+            self._open()  # raises
+        return vocab
 
     @property
     def n_vocab(self) -> int:
@@ -39,78 +45,67 @@ class Vocabulary(Owner):
     @property
     def vocab_type(self) -> VocabType:
         """How text becomes tokens (``llama_vocab_type``)."""
-        self._open()
-        return VocabType(lib.llama_vocab_type(self._vocab))
+        return VocabType(lib.llama_vocab_type(self._open_vocab()))
 
     def _special(self, token: int) -> int | None:
         return None if token == lib.LLAMA_TOKEN_NULL else int(token)
 
     def _usable_vocab(self) -> CData:
         """The vocabulary; libllama asserts that a model without one is not asked about text."""
-        self._open()
-        if self.vocab_type == VocabType.NONE:
+        vocab = self._open_vocab()
+        if lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_NONE:
             raise TokenizeError("this model has no vocabulary: give it token ids, and read token ids from it")
-        return self._vocab
+        return vocab
 
     @property
     def token_bos(self) -> int | None:
         """Beginning of a text (``llama_vocab_bos``)."""
-        self._open()
-        return self._special(lib.llama_vocab_bos(self._vocab))
+        return self._special(lib.llama_vocab_bos(self._open_vocab()))
 
     @property
     def token_eos(self) -> int | None:
         """End of a text (``llama_vocab_eos``)."""
-        self._open()
-        return self._special(lib.llama_vocab_eos(self._vocab))
+        return self._special(lib.llama_vocab_eos(self._open_vocab()))
 
     @property
     def token_eot(self) -> int | None:
         """End of a turn (``llama_vocab_eot``)."""
-        self._open()
-        return self._special(lib.llama_vocab_eot(self._vocab))
+        return self._special(lib.llama_vocab_eot(self._open_vocab()))
 
     @property
     def token_nl(self) -> int | None:
         """New line (``llama_vocab_nl``)."""
-        self._open()
-        return self._special(lib.llama_vocab_nl(self._vocab))
+        return self._special(lib.llama_vocab_nl(self._open_vocab()))
 
     @property
     def token_sep(self) -> int | None:
         """Separator of texts (``llama_vocab_sep``)."""
-        self._open()
-        return self._special(lib.llama_vocab_sep(self._vocab))
+        return self._special(lib.llama_vocab_sep(self._open_vocab()))
 
     @property
     def token_pad(self) -> int | None:
         """Padding (``llama_vocab_pad``)."""
-        self._open()
-        return self._special(lib.llama_vocab_pad(self._vocab))
+        return self._special(lib.llama_vocab_pad(self._open_vocab()))
 
     @property
     def token_mask(self) -> int | None:
         """Mask (``llama_vocab_mask``)."""
-        self._open()
-        return self._special(lib.llama_vocab_mask(self._vocab))
+        return self._special(lib.llama_vocab_mask(self._open_vocab()))
 
     @property
     def token_fim_pre(self) -> int | None:
         """Before the gap, when filling in the middle (``llama_vocab_fim_pre``)."""
-        self._open()
-        return self._special(lib.llama_vocab_fim_pre(self._vocab))
+        return self._special(lib.llama_vocab_fim_pre(self._open_vocab()))
 
     @property
     def token_fim_suf(self) -> int | None:
         """After the gap, when filling in the middle (``llama_vocab_fim_suf``)."""
-        self._open()
-        return self._special(lib.llama_vocab_fim_suf(self._vocab))
+        return self._special(lib.llama_vocab_fim_suf(self._open_vocab()))
 
     @property
     def token_fim_mid(self) -> int | None:
         """The gap itself, when filling in the middle (``llama_vocab_fim_mid``)."""
-        self._open()
-        return self._special(lib.llama_vocab_fim_mid(self._vocab))
+        return self._special(lib.llama_vocab_fim_mid(self._open_vocab()))
 
     def _token(self, token: SupportsIndex) -> int:
         return checks.integer("token", token, 0, self.n_vocab - 1)

@@ -16,6 +16,7 @@ namespace {
 struct thread_state {
     int        depth;
     bool       failed;
+    bool       stopping;
     char       text[4096];
     PyObject * exception;
 };
@@ -47,7 +48,8 @@ namespace moebind {
 
 guard_scope::guard_scope() noexcept {
     if (state.depth++ == 0) {
-        state.failed = false;
+        state.failed   = false;
+        state.stopping = false;
     }
 }
 
@@ -59,6 +61,10 @@ void keep_failure(const char * text) noexcept {
 }
 
 bool exception_waiting() noexcept { return state.exception != nullptr; }
+
+void note_stopping() noexcept { state.stopping = true; }
+
+bool stopping() noexcept { return state.stopping || state.exception != nullptr; }
 
 bool carry(PyObject * exception) noexcept {
     if (state.depth == 0) {

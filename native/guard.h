@@ -44,6 +44,11 @@ bool carry(PyObject * exception) noexcept;
 // One is being kept.
 bool exception_waiting() noexcept;
 
+// From now to the end of this thread's call: it is being stopped because somebody asked for it, and what llama.cpp logs
+// about that is no news.
+void note_stopping() noexcept;
+bool stopping() noexcept;
+
 template <class Call> auto guard(Call && call) noexcept -> decltype(call()) {
     using result_t = decltype(call());
     guard_scope scope;

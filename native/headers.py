@@ -52,7 +52,7 @@ class Function:
             self.header == "ggml.h"
             and struct_behind(self.decl.type.type) == "ggml_tensor"
             and any(struct_behind(parameter.type) == "ggml_tensor" for parameter in parameters)
-            and any(struct_behind(parameter.type) == "ggml_context" for parameter in parameters)
+            and any(struct_behind(parameter.type, writable=True) == "ggml_context" for parameter in parameters)
         )
 
 
@@ -74,9 +74,11 @@ def is_void(node: c_ast.Node) -> bool:
     )
 
 
-def struct_behind(node: c_ast.Node) -> str | None:
-    """The name of the struct that a one-level pointer type points to."""
+def struct_behind(node: c_ast.Node, writable: bool = False) -> str | None:
+    """The name of the struct that a one-level pointer type points to; with ``writable``, only if it is not const."""
     if not isinstance(node, c_ast.PtrDecl) or not isinstance(node.type, c_ast.TypeDecl):
+        return None
+    if writable and "const" in node.type.quals:
         return None
     target = node.type.type
     return target.name if isinstance(target, c_ast.Struct) else None

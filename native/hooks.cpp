@@ -69,17 +69,24 @@ bool should_stop(moebind_hooks * hooks) {
     return false;
 }
 
-bool on_abort(void * hooks) { return should_stop(static_cast<moebind_hooks *>(hooks)); }
+bool stop_if(bool stop) {
+    if (stop) {
+        moebind::note_stopping();
+    }
+    return stop;
+}
+
+bool on_abort(void * hooks) { return stop_if(should_stop(static_cast<moebind_hooks *>(hooks))); }
 
 bool on_progress(float fraction, void * data) {
     auto * hooks = static_cast<moebind_hooks *>(data);
-    if (should_stop(hooks)) {
+    if (stop_if(should_stop(hooks))) {
         return false;
     }
     if ((hooks->python & MOEBIND_HOOK_PROGRESS) == 0) {
         return true;
     }
-    return moebind_on_progress(fraction, hooks->handle) && !moebind::exception_waiting();
+    return !stop_if(!moebind_on_progress(fraction, hooks->handle) || moebind::exception_waiting());
 }
 
 bool on_eval(ggml_tensor * tensor, bool ask, void * data) {

@@ -36,7 +36,7 @@ void finish_line(thread_log & log) {
         }
     }
     const int least = lowest.load(std::memory_order_relaxed);
-    if (least != GGML_LOG_LEVEL_NONE && log.level >= least && Py_IsInitialized()) {
+    if (least != GGML_LOG_LEVEL_NONE && log.level >= least && !moebind::stopping() && Py_IsInitialized()) {
         const std::string line = log.line;
         log.line.clear();  // before Python, which may log through here again
         moebind_on_log(log.level, line.c_str());

@@ -7,7 +7,6 @@ what is there already is left alone. Plain standard library, since nothing is in
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import subprocess
 import sys
@@ -16,17 +15,14 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "vendor"))
+from fetch import cache_folder  # noqa: E402  # the archive's cache is ours too
+
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin/python"
 EXTRAS = ("test", "docs", "dev")
 #: Changes to these need a new build; other files are used where they are.
 BUILT_FROM = ("CMakeLists.txt", "cmake", "native", "vendor/llama.cpp.lock", "pyproject.toml")
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``$MOEBIND_CACHE``, else ``moebind`` in the user's cache folder."""
-    chosen = os.environ.get("MOEBIND_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moebind"
 
 
 def requirements() -> list[str]:

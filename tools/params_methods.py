@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -26,20 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from moebind._native import CData
-    from moebind.enums import (
-        AttentionType,
-        ContextType,
-        FlashAttnType,
-        GgmlType,
-        LazyMode,
-        LoadMode,
-        PoolingType,
-        RopeScalingType,
-        SplitMode,
-    )
-    from moebind.overrides import TensorOverride
-    from moebind.process import Device
+{imports}
 
 
 class _Methods:
@@ -81,16 +69,31 @@ def method(name: str, annotation: str, description: str) -> str:
 '''
 
 
+def imports(tree: ast.Module, used: str) -> str:
+    """Those of params.py's own imports whose names the methods use."""
+    lines: list[str] = []
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("moebind."):
+            names = [alias.name for alias in node.names if re.search(rf"\b{alias.name}\b", used)]
+            if len(names) > 3:
+                lines += [f"    from {node.module} import (", *(f"        {name}," for name in names), "    )"]
+            elif names:
+                lines.append(f"    from {node.module} import {', '.join(names)}")
+    return "\n".join(lines)
+
+
 def generate() -> str:
     """The whole file."""
-    parts = [HEAD]
-    for node in ast.parse(SOURCE.read_text(encoding="utf-8")).body:
+    tree = ast.parse(SOURCE.read_text(encoding="utf-8"))
+    parts = []
+    used = ""
+    for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name in {"ModelParams", "ContextParams"}:
-            parts.append(
-                f'\n\nclass {node.name}Methods(_Methods):\n    """One method for each field of {node.name}."""\n'
-            )
+            described = f'"""One method for each field of {node.name}."""'
+            parts.append(f"\n\nclass {node.name}Methods(_Methods):\n    {described}\n")
             parts += [method(*field) for field in fields(node)]
-    return "".join(parts)
+            used += " ".join(annotation for _, annotation, _ in fields(node))
+    return HEAD.format(imports=imports(tree, used)) + "".join(parts)
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from moebind import Context, Model, NativeError, ffi, lib
 
 def decode_raw(context: Context, tokens: list[int]) -> int:
     native = ffi.new("llama_token[]", tokens)
-    return int(lib.llama_decode(context._open(), lib.llama_batch_get_one(native, len(tokens))))
+    return int(lib.llama_decode(context.native, lib.llama_batch_get_one(native, len(tokens))))
 
 
 def test_failed_assertion_in_decode_raises_and_the_context_goes_on(moe: Model) -> None:
@@ -25,17 +25,17 @@ def test_failed_assertion_in_decode_raises_and_the_context_goes_on(moe: Model) -
         with pytest.raises(NativeError, match=r"llama-context.cpp:\d+: GGML_ASSERT\(n_tokens_all <= cparams.n_batch\)"):
             decode_raw(context, [1] * 9)
         assert decode_raw(context, [1, 5, 7]) == 0
-        after = np.frombuffer(ffi.buffer(lib.llama_get_logits_ith(context._open(), -1), 4 * moe.n_vocab), np.float32)
+        after = np.frombuffer(ffi.buffer(lib.llama_get_logits_ith(context.native, -1), 4 * moe.n_vocab), np.float32)
         with moe.new_context(SMALL) as fresh:
             assert decode_raw(fresh, [1, 5, 7]) == 0
-            before = np.frombuffer(ffi.buffer(lib.llama_get_logits_ith(fresh._open(), -1), 4 * moe.n_vocab), np.float32)
+            before = np.frombuffer(ffi.buffer(lib.llama_get_logits_ith(fresh.native, -1), 4 * moe.n_vocab), np.float32)
             np.testing.assert_array_equal(after, before)
 
 
 def test_cpp_exception_in_tokens_to_text(moe: Model) -> None:
     buffer = ffi.new("char[]", 8)
     with pytest.raises(NativeError) as caught:
-        lib.llama_token_to_piece(moe._vocab, 10**6, buffer, 8, 0, False)
+        lib.llama_token_to_piece(lib.llama_model_get_vocab(moe.native), 10**6, buffer, 8, 0, False)
     assert caught.value.message
     assert moe.tokens_to_str(moe.str_to_token("still here")).strip() == "still here"
 
@@ -45,19 +45,19 @@ def test_cpp_exception_in_tokenizing(moe: Model) -> None:
     tokens = ffi.new("llama_token[]", 16)
     # SPM takes any bytes; the length is what it cannot take.
     with pytest.raises(NativeError):
-        lib.llama_tokenize(moe._vocab, above_unicode, -5, tokens, 16, False, False)
+        lib.llama_tokenize(lib.llama_model_get_vocab(moe.native), above_unicode, -5, tokens, 16, False, False)
     assert moe.str_to_token("still here").size
 
 
 def test_cpp_exception_in_tokenizing_invalid_codepoint(demo: Model) -> None:
     tokens = ffi.new("llama_token[]", 16)
     with pytest.raises(NativeError, match="invalid codepoint"):
-        lib.llama_tokenize(demo._vocab, b"\xf7\xbf\xbf\xbf", 4, tokens, 16, False, False)
+        lib.llama_tokenize(lib.llama_model_get_vocab(demo.native), b"\xf7\xbf\xbf\xbf", 4, tokens, 16, False, False)
     assert demo.tokens_to_str(demo.str_to_token("still here")) == "still here"
 
 
 def test_cpp_exception_in_a_grammar(moe: Model) -> None:
-    sampler = lib.llama_sampler_init_grammar(moe._vocab, b'root ::= "a"', b"root")
+    sampler = lib.llama_sampler_init_grammar(lib.llama_model_get_vocab(moe.native), b'root ::= "a"', b"root")
     assert sampler
     try:
         with pytest.raises(NativeError):
