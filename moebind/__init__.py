@@ -46,7 +46,6 @@ from moebind.overrides import PlacedOverride, PlacedTensor, TensorOverride
 from moebind.params import ContextParams, ModelParams
 from moebind.process import (
     Device,
-    add_rpc_server,
     devices,
     init,
     load_backends,
@@ -65,6 +64,7 @@ from moebind.token_data import TokenDataArray
 
 if TYPE_CHECKING:
     from moebind.placement.loopback import loopback_device
+    from moebind.rpc import add_rpc_server
 
 __version__ = "0.1.0"
 #: The version of the llama.cpp inside.
@@ -124,7 +124,7 @@ __all__ = [
 ]
 
 #: What needs modules that most programs do not (subprocess, sockets) is imported when it is asked for.
-_LAZY = {"loopback_device": "moebind.placement.loopback"}
+_LAZY = {"add_rpc_server": "moebind.rpc", "loopback_device": "moebind.placement.loopback"}
 
 
 def __getattr__(name: str) -> object:

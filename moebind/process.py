@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import socket
-import struct
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +16,6 @@ from moebind.errors import MoebindError
 
 __all__ = [
     "Device",
-    "add_rpc_server",
     "devices",
     "init",
     "llama_cpp_version",
@@ -33,10 +29,8 @@ __all__ = [
     "time_us",
 ]
 
-#: Seconds that an RPC server has to take a connection and to answer its first message.
-RPC_TIMEOUT = 5.0
-
-_lock = threading.RLock()
+#: Held while the list of devices is read or changed.
+lock = threading.RLock()
 _initialised = False
 #: What a device is taken to have, where somebody said so (``loopback_device(memory=...)``).
 capacities: dict[str, int] = {}
@@ -103,7 +97,7 @@ def init(numa: NumaStrategy = NumaStrategy.DISABLED) -> None:
     global _initialised
     allowed = [each for each in NumaStrategy if each is not NumaStrategy.MIRROR]
     strategy = checks.member("numa", numa, NumaStrategy, allowed)
-    with _lock:
+    with lock:
         if _initialised:
             if strategy is not NumaStrategy.DISABLED:
                 raise MoebindError(
@@ -144,14 +138,14 @@ def load_backends(path: str | os.PathLike[str] | None = None) -> None:
         folder = Path(checks.path("path", path))
         if not folder.is_dir():
             raise NotADirectoryError(f"path is {str(folder)!r}, which is not a folder")
-    with _lock:
+    with lock:
         lib.ggml_backend_load_all_from_path(checks.text("path", str(folder)))
 
 
 def native_devices() -> list[CData]:
     """The devices as ``ggml_backend_dev_t``, in order."""
     init()
-    with _lock:
+    with lock:
         return [lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count())]
 
 
@@ -198,83 +192,6 @@ def native_device(name: str) -> CData:
     if name not in found:
         raise ValueError(f"there is no device {name!r}; there are {', '.join(found)}")
     return found[name]
-
-
-def _ask_rpc_server(endpoint: str) -> None:
-    """Connect and say HELLO, since libllama would end the process, or wait forever, where this raises."""
-    match = re.fullmatch(r"([^:\s]+):(\d{1,5})", endpoint)
-    if match is None or not 0 < int(match[2]) < 65536:
-        raise ValueError(f"endpoint is {endpoint!r}; it takes 'host:port' with a port from 1 to 65535 (IPv4 or a name)")
-    request = bytes(lib.moebind_rpc_caps_size())
-    reply_size = 4 + lib.moebind_rpc_caps_size()
-    try:
-        with socket.create_connection((match[1], int(match[2])), timeout=RPC_TIMEOUT) as connection:
-            connection.settimeout(RPC_TIMEOUT)
-            command = 14  # RPC_CMD_HELLO: ggml-rpc.cpp asserts that it always is
-            connection.sendall(struct.pack("<BQ", command, len(request)) + request)
-            reply = b""
-            while len(reply) < 8 + reply_size:
-                part = connection.recv(8 + reply_size - len(reply))
-                if not part:
-                    raise MoebindError(f"{endpoint} closed the connection: it is not an RPC server of llama.cpp's")
-                reply += part
-                if len(reply) >= 8 and struct.unpack_from("<Q", reply)[0] != reply_size:
-                    raise MoebindError(f"{endpoint} answers, but not as an RPC server of llama.cpp's does")
-    except OSError as error:
-        raise MoebindError(f"the RPC server {endpoint} does not answer ({error}): check that it runs") from error
-    major, minor = reply[8], reply[9]
-    wanted = (lib.RPC_PROTO_MAJOR_VERSION, lib.RPC_PROTO_MINOR_VERSION)
-    if major != wanted[0] or minor > wanted[1]:
-        raise MoebindError(
-            f"the RPC server {endpoint} speaks version {major}.{minor} of the protocol, this build {wanted[0]}."
-            f"{wanted[1]}: use the same llama.cpp on both sides"
-        )
-
-
-def add_rpc_server(endpoint: str) -> list[Device]:
-    """Make the devices of an RPC server usable.
-
-    llama.cpp's RPC protocol has no authentication and no encryption: use it on networks that you trust. A server that
-    stops while a model uses it ends this process.
-
-    Parameters
-    ----------
-    endpoint
-        ``"host:port"``.
-
-    Returns
-    -------
-    list[Device]
-        The server's devices; adding a server again returns the same ones.
-
-    Raises
-    ------
-    ValueError
-        If ``endpoint`` does not read as host and port.
-    MoebindError
-        If nothing answers there within 5 seconds, or something other than a matching RPC server does.
-
-    Notes
-    -----
-    Stands on ``ggml_backend_rpc_add_server``.
-    """
-    checks.text("endpoint", endpoint)
-    init()
-    with _lock:
-        _ask_rpc_server(endpoint)
-        server = lib.ggml_backend_rpc_add_server(endpoint.encode())
-        if not server:
-            raise MoebindError(f"the RPC server {endpoint} offers no devices")
-        lib.ggml_backend_register(server)
-        own = {lib.ggml_backend_reg_dev_get(server, i) for i in range(lib.ggml_backend_reg_dev_count(server))}
-        return [describe(index, native) for index, native in enumerate(native_devices()) if native in own]
-
-
-def remove_rpc_server(endpoint: str) -> None:
-    """Take a server's devices out of the list. Nothing may use them any more."""
-    with _lock:
-        # The registry returns the one that was added under this name, without asking the server.
-        lib.moebind_rpc_remove_server(lib.ggml_backend_rpc_add_server(endpoint.encode()))
 
 
 def supports_gpu_offload() -> bool:

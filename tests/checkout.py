@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-VENDOR = Path(__file__).resolve().parent.parent / "vendor"
+ROOT = Path(__file__).resolve().parent.parent
+VENDOR = ROOT / "vendor"
 NOWHERE = "http://127.0.0.1:1"  # nobody listens there
 ARCHIVE = "tiny_llama-1.0.tar.gz"
 PREFIX = "tiny_llama-1.0/vendor/llama.cpp/"
@@ -60,6 +61,14 @@ def load_fetch() -> ModuleType:
 
 
 fetch = load_fetch()
+
+
+def offline() -> dict[str, str]:
+    """The environment for a process that is to reach no network, and that takes nothing from pip's settings."""
+    dropped = {"NO_PROXY", "no_proxy", "PYTHONPATH"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_") and name not in dropped}
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"), NOWHERE)
+    return kept | proxies | {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_RETRIES": "0"}
 
 
 def member(name: str, **fields: object) -> tarfile.TarInfo:
@@ -114,13 +123,20 @@ class Checkout:
     def fill_cache(self) -> None:
         shutil.copy(self.index / ARCHIVE, self.cache)
 
+    def add_build_files(self) -> None:
+        """What CMake and a source distribution need besides."""
+        for name in ("CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.folder)
+        for name in ("cmake", "native", "moebind"):
+            shutil.copytree(ROOT / name, self.folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+
     def start(self, *arguments: str, python: str = sys.executable, online: bool = True) -> subprocess.Popen[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-        environment |= {"MOEBIND_CACHE": str(self.cache), "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0"}
+        environment = offline() | {"MOEBIND_CACHE": str(self.cache)}
         if online:
-            environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.index)}
+            environment["PIP_FIND_LINKS"] = str(self.index)
         else:
-            environment |= {"PIP_INDEX_URL": f"{NOWHERE}/simple"}
+            del environment["PIP_NO_INDEX"]
+            environment["PIP_INDEX_URL"] = f"{NOWHERE}/simple"
         return subprocess.Popen(
             [python, "-W", "error", str(self.vendor / "fetch.py"), *arguments],
             env=environment,

@@ -14,7 +14,8 @@ from weakref import WeakSet
 from moebind import checks
 from moebind._owner import close_all
 from moebind.errors import MoebindError
-from moebind.process import Device, add_rpc_server, capacities, describe, native_devices, remove_rpc_server, users
+from moebind.process import Device, capacities, describe, native_devices, users
+from moebind.rpc import add_rpc_server, remove_rpc_server
 
 __all__ = ["loopback_device"]
 

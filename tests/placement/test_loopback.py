@@ -168,7 +168,7 @@ def test_servers_that_are_something_else(reply: bytes, message: str) -> None:
 
 
 def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moebind.process.RPC_TIMEOUT", 0.3)
+    monkeypatch.setattr("moebind.rpc.RPC_TIMEOUT", 0.3)
     with server(None) as endpoint:
         started = time.monotonic()
         with pytest.raises(MoebindError, match="does not answer"):
