@@ -26,7 +26,7 @@ TOP_LEVEL = {
 }
 LICENCES = {
     *("llama.cpp", "nlohmann-json", "cpp-httplib", "sha256", "rotate-bits", "xxhash"),
-    *("miniaudio", "stb_image", "subprocess"),
+    *("llamafile", "miniaudio", "stb_image", "subprocess"),
 }
 
 
@@ -267,7 +267,7 @@ def test_installed_libraries_come_from_the_wheel(installed: Path) -> None:
 def test_bundled_server_runs(installed: Path) -> None:
     code = "import moebind, pathlib; print(pathlib.Path(moebind.__file__).parent / 'bin' / 'llama-server')"
     server = run([str(installed), "-I", "-c", code]).strip()
-    assert f"({fetch.read_lock().commit})" in run([server, "--version"])
+    assert f"commit {fetch.read_lock().commit})" in run([server, "--version"])
 
 
 def test_nothing_is_left_in_the_checkout(installed: Path) -> None:

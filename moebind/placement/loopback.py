@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ __all__ = ["loopback_device"]
 
 #: Seconds that a worker has to begin to serve.
 START_TIMEOUT = 30.0
+#: The worker finds moebind where this process did, whatever lies in the current folder.
+_WORKER = "import sys; sys.path[:] = sys.argv[3:]; from moebind.placement.worker import main; main()"
 #: Ports that were used by this process: libllama would take a new worker for the old one.
 _used_ports: set[int] = set()
 #: Process ids of the workers, by device name: their resident memory is what a device really holds.
@@ -40,30 +43,36 @@ def _free_port() -> int:
 def _start(n_threads: int) -> tuple[subprocess.Popen[bytes], list[Device], str]:
     port = _free_port()
     endpoint = f"127.0.0.1:{port}"
-    command = [sys.executable, "-m", "moebind.placement.worker", str(port), str(n_threads)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
-    give_up = time.monotonic() + START_TIMEOUT
-    while True:
-        try:
-            return process, add_rpc_server(endpoint), endpoint
-        except MoebindError as error:
-            if process.poll() is not None or time.monotonic() > give_up:
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(port), str(n_threads), *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
+        )
+        give_up = time.monotonic() + START_TIMEOUT
+        while True:
+            try:
+                return process, add_rpc_server(endpoint), endpoint
+            except MoebindError as error:
+                if process.poll() is not None or time.monotonic() > give_up:
+                    _stop(process)
+                    said.seek(0)
+                    last = said.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+                    reason = last[0] if last else str(error)
+                    raise MoebindError(f"the worker process could not be started: {reason}") from error
+                time.sleep(0.02)
+            except BaseException:
                 _stop(process)
-                raise MoebindError(f"the worker process could not be started: {error}") from error
-            time.sleep(0.02)
-        except BaseException:
-            _stop(process)
-            raise
+                raise
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    for pipe in (process.stdin, process.stderr):
-        if pipe is not None:
-            pipe.close()
     process.kill()
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 @contextmanager

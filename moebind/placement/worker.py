@@ -1,6 +1,7 @@
-"""A process that serves its memory and processor as a device: ``python -m moebind.placement.worker PORT THREADS``.
+"""A process that serves its memory and processor as a device; ``loopback_device`` starts it.
 
-It listens on the loopback interface only, and ends when its standard input does: when whoever started it is gone.
+Its arguments are a port and a number of threads. It listens on the loopback interface only, and ends when its standard
+input does: when whoever started it is gone.
 """
 
 from __future__ import annotations
@@ -29,7 +30,3 @@ def main() -> None:
     served = ffi.new("ggml_backend_dev_t[]", chosen)
     lib.ggml_backend_rpc_start_server(f"127.0.0.1:{port}".encode(), ffi.NULL, n_threads, len(chosen), served)
     sys.exit(f"port {port} cannot be served")
-
-
-if __name__ == "__main__":
-    main()

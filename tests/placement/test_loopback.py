@@ -79,6 +79,23 @@ def test_an_exception_ends_the_worker() -> None:
     assert not psutil.pid_exists(pid)
 
 
+def test_a_worker_finds_moebind_where_we_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "moebind").mkdir()
+    (tmp_path / "moebind/__init__.py").write_text("raise ImportError('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    with moebind.loopback_device() as device:
+        assert device.type is DeviceType.GPU
+
+
+def test_a_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moebind.placement.loopback._WORKER", "raise SystemExit('no such luck')")
+    before = len(psutil.Process().children())
+    with pytest.raises(MoebindError, match="could not be started: no such luck"):
+        with moebind.loopback_device():
+            pass
+    assert len(psutil.Process().children()) == before
+
+
 def test_a_worker_does_not_outlive_who_started_it(tmp_path: Path) -> None:
     code = (
         "import moebind, time; from moebind.placement.loopback import worker_pids\n"
