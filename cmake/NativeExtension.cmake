@@ -24,7 +24,8 @@ foreach(library IN LISTS loaded)
   list(APPEND arguments --module $<TARGET_FILE:${library}>)
 endforeach()
 
-file(GLOB generator CONFIGURE_DEPENDS "${native}/*.py" "${native}/*.h" "${native}/stand-ins/*.h"
+# Globbed when CMake runs, as it does in every install.
+file(GLOB generator "${native}/*.py" "${native}/*.h" "${native}/stand-ins/*.h"
   "${vendored}/include/*.h" "${vendored}/ggml/include/*.h")
 # The generator leaves files that did not change alone; the stamp says when it last ran.
 add_custom_command(
