@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from moebind._native import lib
+from moebind._native import ffi, lib
 
 __all__ = ["logger", "recent_lines", "set_log"]
 
@@ -70,8 +70,6 @@ def set_log(level: str | int | None = "warning") -> None:
 
 def recent_lines(n: int = 6) -> str:
     """The last lines that llama.cpp logged in this thread since ``moebind_log_forget``, for an error message."""
-    from moebind._native import ffi
-
     buffer = ffi.new("char[]", 16384)
     lib.moebind_log_recent(buffer, len(buffer))
     lines = bytes(ffi.string(buffer)).decode("utf-8", "replace").splitlines()

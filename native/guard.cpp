@@ -93,7 +93,7 @@ void * find_in_backend(const char * name) {
             return found;
         }
     }
-    throw std::runtime_error(std::string(name) + " is in a backend that is not loaded");
+    throw std::runtime_error(std::string(name) + " is in a backend that is not loaded; moebind.init() loads them");
 }
 
 }  // namespace moebind

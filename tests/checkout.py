@@ -34,10 +34,11 @@ NOT_WANTED = {
     "README.md": "\n",
 }
 
-# pip prepares an sdist's metadata even if it only downloads it, so the archive has a build backend of its own.
+# pip prepares an sdist's metadata even if it only downloads it, so the archive has a build backend of its own. What it
+# says to require is on no index: nothing but the archive is to be downloaded.
 PACKAGE = {
     "PKG-INFO": "Metadata-Version: 2.1\nName: tiny-llama\nVersion: 1.0\n",
-    "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+    "pyproject.toml": '[build-system]\nrequires = ["on-no-index"]\nbuild-backend = "backend"\nbackend-path = ["."]\n',
     "backend.py": """
 from pathlib import Path
 
@@ -78,10 +79,15 @@ def member(name: str, **fields: object) -> tarfile.TarInfo:
     return info
 
 
-def write_archive(path: Path, files: dict[str, str], extra: Iterable[tuple[tarfile.TarInfo, str]] = ()) -> Path:
+def write_archive(
+    path: Path,
+    files: dict[str, str],
+    extra: Iterable[tuple[tarfile.TarInfo, str]] = (),
+    package: dict[str, str] = PACKAGE,
+) -> Path:
     """A source distribution with these files of llama.cpp; ``extra`` is put in as it is."""
     with tarfile.open(path, "w:gz") as tar:
-        members = [(member(f"tiny_llama-1.0/{name}"), text) for name, text in PACKAGE.items()]
+        members = [(member(f"tiny_llama-1.0/{name}"), text) for name, text in package.items()]
         members += [(member(PREFIX + name), text) for name, text in files.items()]
         for info, text in (*members, *extra):
             data = text.encode()

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 import zlib
 from pathlib import Path
 
 import pytest
-from checkout import ARCHIVE, PREFIX, SOURCES, Checkout, contents, fetch, member, write_archive
+from checkout import ARCHIVE, PACKAGE, PREFIX, SOURCES, Checkout, contents, fetch, member, write_archive
 
 
 @pytest.fixture
@@ -104,6 +105,22 @@ def test_fetches_through_pip_and_once(checkout: Checkout) -> None:
     times = {path: path.stat().st_mtime_ns for path in checkout.folder.rglob("*")}
     assert checkout.run(online=False) == (0, "fetch: vendor/llama.cpp is up to date\n", "")
     assert times == {path: path.stat().st_mtime_ns for path in checkout.folder.rglob("*")}
+
+
+def test_pip_brings_a_build_backend_that_is_not_installed(checkout: Checkout) -> None:
+    backend = '[build-system]\nrequires = ["tiny-backend"]\nbuild-backend = "tiny_backend"\n'
+    package = {"PKG-INFO": PACKAGE["PKG-INFO"], "pyproject.toml": backend}
+    checkout.pin(write_archive(checkout.index / ARCHIVE, SOURCES, package=package))
+    assert "check the network" in the_sentence(checkout.run())
+    with zipfile.ZipFile(checkout.index / "tiny_backend-1.0-py3-none-any.whl", "w") as wheel:
+        info = "tiny_backend-1.0.dist-info"
+        wheel.writestr("tiny_backend.py", PACKAGE["backend.py"])
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-backend\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    code, _, err = checkout.run()
+    assert (code, err) == (0, "")
+    checkout.assert_right()
 
 
 def test_second_call_does_nothing(checkout: Checkout) -> None:

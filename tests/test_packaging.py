@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -209,10 +210,16 @@ def test_libraries_find_each_other_wherever_the_wheel_lies(wheel: Path, tmp_path
 
 
 def test_no_path_of_the_build_machine_is_in_the_libraries(wheel: Path) -> None:
+    # Failed assertions name their source file, which is to be "vendor/llama.cpp/..." or "../../vendor/llama.cpp/...".
+    named = 0
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             if name.endswith(".so") or "/bin/" in name:
-                assert str(ROOT).encode() not in archive.read(name), name
+                data = archive.read(name)
+                named += len(re.findall(rb"vendor/llama\.cpp/[\w/-]+\.cpp", data))
+                assert not re.findall(rb"(?<![.\w])/[\w./-]*vendor/llama\.cpp/[\w./-]*", data), name
+                assert str(ROOT).encode() not in data, name
+    assert named > 100
 
 
 def test_wheel_needs_only_libgomp_besides_the_system(wheel: Path) -> None:

@@ -81,7 +81,7 @@ def done(name: str, state: str) -> None:
 
 def main() -> None:
     """Bring the environment up to date."""
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036  # whatever python3 is, it begins here
         raise SystemExit(f"environment: {sys.executable} is too old; set PYTHON to Python 3.10 or newer")
     if not PYTHON.exists():
         venv.create(VENV, with_pip=True)

@@ -118,7 +118,11 @@ def download(pin: Pin, lock: Path, folder: Path) -> Path:
         )
     command = [*pip, "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--no-binary", pin.project, "--require-hashes", "-r", str(lock), "-d", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # pip prepares an archive's metadata even if it only downloads it. That takes the archive's build backend, which is
+    # ours too and so at hand when we are being built. Only where it is not, pip has to bring one first.
+    done = subprocess.run([*command, "--no-build-isolation"], capture_output=True, text=True, check=False)
+    if "No module named" in done.stderr or "BackendUnavailable" in done.stderr:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     archive = folder / pin.archive_name
     if done.returncode == 0 and archive.is_file():
         return archive

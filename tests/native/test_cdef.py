@@ -103,6 +103,18 @@ def test_constants(bound: set[str]) -> None:
     assert not set(numbers) - bound
 
 
+def test_every_constant_that_a_search_finds(bound: set[str]) -> None:
+    literal = r"""[-+]?(?:0x[0-9a-fA-F]+|\d[\d.]*(?:e[-+]?\d+)?)[uUlLf]*|"[^"]*"|'.'"""
+    pattern = rf"^#\s*define ([A-Za-z]\w*)[ \t]+\(?(?:{literal})\)?[ \t]*(?://.*|/\*.*)?$"
+    names: set[str] = set()
+    for folder in ("include", "ggml/include"):
+        for header in (LLAMA / folder).glob("*.h"):
+            if header.name in headers.API_HEADERS:
+                names.update(re.findall(pattern, header.read_text(encoding="utf-8"), re.MULTILINE))
+    assert len(names) > 40
+    assert not names - bound
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
