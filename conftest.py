@@ -7,6 +7,7 @@ The blocks of a page share their names and run in order, in a folder of their ow
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 ROOT = Path(__file__).resolve().parent
+
+# Threads of OpenMP's wait by spinning, which takes minutes instead of seconds on a machine that is busy otherwise.
+# Some examples compute with several, as their readers will.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],

@@ -29,7 +29,7 @@ from moebind.native_params import native_context_params
 from moebind.outputs import Outputs
 from moebind.params import ContextParams
 from moebind.sampler import Sampler
-from moebind.timings import Timings
+from moebind.timings import Timings, read_timings
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -312,7 +312,7 @@ class Context(Outputs, KvCache):
     def timings(self) -> Timings:
         """How long it took so far (``llama_perf_context``)."""
         with self._exclusive() as native:
-            return Timings.from_native(lib.llama_perf_context(native))
+            return read_timings(lib.llama_perf_context(native))
 
     def reset_timings(self) -> None:
         """Start measuring anew (``llama_perf_context_reset``)."""

@@ -17,7 +17,7 @@ from moebind.errors import ChatTemplateError, ModelLoadError, NativeError
 from moebind.native_params import native_model_params
 from moebind.overrides import PlacedOverride, PlacedTensor
 from moebind.params import ContextParams, ModelParams
-from moebind.process import Device, describe, init, native_devices, users
+from moebind.process import Device, describe, init, leases, native_devices, users
 from moebind.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -127,14 +127,15 @@ class Model(Vocabulary):
         if not pointer:
             raise ModelLoadError(f"{paths[0]} could not be loaded{log.recent_lines()}")
         model = cls.__new__(cls)
-        model._pointer = own(pointer, lib.llama_model_free)
+        names = {decoded(lib.ggml_backend_dev_name(device)) for device in (*_devices_of(pointer), *rules.devices())}
+        model._pointer = own(pointer, lib.llama_model_free, *(leases[name] for name in names if name in leases))
         model._vocab = own(lib.llama_model_get_vocab(pointer), hold, model._pointer)
         model._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
         model._params, model._paths, model._rules = chosen, tuple(paths), rules
         model._meta = None
         model._children = WeakSet()
-        for device in model._native_devices():
-            users.setdefault(decoded(lib.ggml_backend_dev_name(device)), WeakSet()).add(model)
+        for name in names:
+            users.setdefault(name, WeakSet()).add(model)
         return model
 
     _params: ModelParams
@@ -326,15 +327,11 @@ class Model(Vocabulary):
 
     # --- where it is ---
 
-    def _native_devices(self) -> list[CData]:
-        pointer = self._open()
-        return [lib.moebind_model_device(pointer, i) for i in range(lib.moebind_model_n_devices(pointer))]
-
     @property
     def devices(self) -> list[Device]:
         """The devices that take its layers; none when it is all on the CPU."""
         listed = native_devices()
-        return [describe(listed.index(device), device) for device in self._native_devices()]
+        return [describe(listed.index(device), device) for device in _devices_of(self._open())]
 
     @property
     def placement(self) -> tuple[PlacedOverride, ...]:
@@ -351,6 +348,11 @@ class Model(Vocabulary):
             PlacedOverride(override, tuple(placed[name] for name in names if name in placed))
             for override, names in self._rules.matches
         )
+
+
+def _devices_of(pointer: CData) -> list[CData]:
+    """The devices that a ``llama_model`` has layers on."""
+    return [lib.moebind_model_device(pointer, i) for i in range(lib.moebind_model_n_devices(pointer))]
 
 
 def _where(buffer_type: CData) -> tuple[str, str]:

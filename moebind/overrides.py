@@ -113,6 +113,11 @@ class Resolved:
     keep: tuple[CData, ...]
     matches: tuple[tuple[TensorOverride, tuple[str, ...]], ...]
 
+    def devices(self) -> list[CData]:
+        """The devices that tensors are sent to; host memory can be nobody's."""
+        targets = [lib.ggml_backend_buft_get_device(self.native[at].buft) for at in range(len(self.matches))]
+        return [device for device in targets if device]
+
 
 def resolve(overrides: Sequence[TensorOverride], names: Sequence[str], model: str) -> Resolved:
     """Match overrides against the tensors of a model.

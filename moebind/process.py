@@ -36,6 +36,8 @@ _initialised = False
 capacities: dict[str, int] = {}
 #: Models by the names of the devices that hold them, for a device that goes away.
 users: dict[str, WeakSet[Owner]] = {}
+#: What keeps a device there, by its name. The memory of models on it holds this, so that it is freed first.
+leases: dict[str, object] = {}
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,6 @@ class Timings:
     n_eval: int
     n_reused: int = 0
 
-    @classmethod
-    def from_native(cls, data: CData) -> Timings:
-        """Read a ``struct llama_perf_context_data``."""
-        return cls(
-            data.t_start_ms, data.t_load_ms, data.t_p_eval_ms, data.t_eval_ms, data.n_p_eval, data.n_eval, data.n_reused
-        )
-
     @property
     def prompt_tokens_per_second(self) -> float:
         """Speed of prompts and batches."""
@@ -58,3 +51,10 @@ class Timings:
             f"prompt {self.n_p_eval} tokens in {self.t_p_eval_ms:.0f} ms ({self.prompt_tokens_per_second:.1f}/s); "
             f"decode {self.n_eval} tokens in {self.t_eval_ms:.0f} ms ({self.tokens_per_second:.1f}/s)"
         )
+
+
+def read_timings(data: CData) -> Timings:
+    """From a ``struct llama_perf_context_data``."""
+    return Timings(
+        data.t_start_ms, data.t_load_ms, data.t_p_eval_ms, data.t_eval_ms, data.n_p_eval, data.n_eval, data.n_reused
+    )

@@ -17,8 +17,8 @@ import tiny  # beside this file
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
-#: Everything on the CPU, without a word about a missing GPU.
-CPU = ModelParams(n_gpu_layers=0)
+#: Everything on the CPU, whatever devices there are, without a word about a missing GPU.
+CPU = ModelParams(n_gpu_layers=0, devices=())
 #: One thread: two processes that wait by spinning would slow each other down many times.
 SMALL = ContextParams(n_ctx=256, n_threads=1, n_threads_batch=1)
 

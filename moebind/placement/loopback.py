@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import SupportsIndex
@@ -15,7 +16,7 @@ from weakref import WeakSet
 from moebind import checks
 from moebind._owner import close_all
 from moebind.errors import MoebindError
-from moebind.process import Device, capacities, describe, native_devices, users
+from moebind.process import Device, capacities, describe, leases, native_devices, users
 from moebind.rpc import add_rpc_server, remove_rpc_server
 
 __all__ = ["loopback_device"]
@@ -75,13 +76,21 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
+class _Lease:
+    """What models on the device hold: the worker ends when nobody does any more."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        # Not when the interpreter ends: what is freed after that still asks the worker, which ends by itself.
+        weakref.finalize(self, _stop, process).atexit = False
+
+
 @contextmanager
 def loopback_device(memory: SupportsIndex | None = None, n_threads: SupportsIndex = 1) -> Iterator[Device]:
     """Start a worker process on this machine, and use its memory as that of a GPU.
 
     What goes to the device goes to another process's memory and is computed there, through llama.cpp's RPC backend on
     127.0.0.1: placements can be tried, and measured, without a graphics card. Leaving the ``with`` block closes the
-    models that use the device and ends the worker.
+    models that use the device and ends the worker, or leaves it until the last view of their memory is gone.
 
     Parameters
     ----------
@@ -108,6 +117,7 @@ def loopback_device(memory: SupportsIndex | None = None, n_threads: SupportsInde
     capacity = None if memory is None else checks.integer("memory", memory, 1, 2**63 - 1)
     process, found, endpoint = _start(checks.integer("n_threads", n_threads, 1, checks.THREADS_MAX))
     name = found[0].name
+    leases[name] = _Lease(process)
     try:
         if capacity is not None:
             capacities[name] = capacity
@@ -118,4 +128,4 @@ def loopback_device(memory: SupportsIndex | None = None, n_threads: SupportsInde
         capacities.pop(name, None)
         worker_pids.pop(name, None)
         remove_rpc_server(endpoint)
-        _stop(process)
+        del leases[name]

@@ -18,7 +18,7 @@ import pytest
 
 import moebind
 from conftest import SMALL
-from moebind import DeviceType, Model, ModelParams, MoebindError
+from moebind import Batch, DeviceType, Model, ModelParams, MoebindError
 from moebind.placement.loopback import worker_pids
 
 MakeTiny = Callable[..., Path]
@@ -69,6 +69,43 @@ def test_the_bytes_are_in_the_worker(demo_path: Path) -> None:
             held = worker.memory_info().rss - empty
         assert told.name == device.name
         assert held > 0.95 * told.model
+
+
+def test_a_view_that_somebody_holds_keeps_the_worker(tiny_path: MakeTiny) -> None:
+    with moebind.loopback_device() as device:
+        worker = psutil.Process(worker_pids[device.name])
+        model = Model.load_from_file(tiny_path(n_expert=4), ModelParams(devices=(device,)))
+        context = model.new_context(SMALL)
+        context.decode(Batch.get_one([1, 2, 3]))
+        view = context.get_logits_ith(-1)
+        kept = view.copy()
+    assert context.closed
+    assert worker.is_running()
+    assert (view == kept).all()
+    del view
+    assert not worker.is_running()
+
+
+def test_a_model_with_only_an_override_on_the_device_is_closed_too(tiny_path: MakeTiny) -> None:
+    with moebind.loopback_device() as device:
+        params = ModelParams(devices=(), n_gpu_layers=0).with_tensor_override("ffn_down_exps", device)
+        model = Model.load_from_file(tiny_path(n_expert=4), params)
+        assert {tensor.device for tensor in model.placement[0].tensors} == {device.name}
+    assert model.closed
+
+
+def test_an_interpreter_that_ends_in_the_middle(tiny_path: MakeTiny) -> None:
+    code = (
+        "import sys, moebind\n"
+        "worker = moebind.loopback_device()\n"
+        "device = worker.__enter__()\n"
+        "model = moebind.Model.load_from_file(sys.argv[1], moebind.ModelParams(devices=(device,)))\n"
+        "context = model.new_context(moebind.ContextParams(n_ctx=64))\n"
+        "context.decode(moebind.Batch.get_one([1, 2]))\n"
+        "held = context.get_logits()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tiny_path()], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_exception_ends_the_worker() -> None:
