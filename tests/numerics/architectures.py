@@ -167,7 +167,7 @@ def tensors(made: nn.Module) -> Iterator[tuple[str, np.ndarray]]:
             short = _LAYER[part]
             if arch == "gpt_oss" and short == "ffn_norm":
                 short = "post_attention_norm"
-            yield f"blk.{layer}.{short}.{kind}", weight.squeeze().contiguous().numpy()
+            yield f"blk.{layer}.{short}.{kind}", weight.numpy()
     for name, each in experts.items():
         yield name, torch.stack(each).numpy()
     scaling = getattr(config, "rope_scaling", None) or {}
@@ -254,7 +254,6 @@ def write(path: Path, made: nn.Module) -> None:
 
 def _metadata(writer: gguf.GGUFWriter, config: transformers.PretrainedConfig) -> None:
     arch = config.model_type
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -263,9 +262,13 @@ def _metadata(writer: gguf.GGUFWriter, config: transformers.PretrainedConfig) ->
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
-    writer.add_rope_dimension_count(head)
-    writer.add_key_length(head)
-    writer.add_value_length(head)
+    if (head := getattr(config, "head_dim", None)) is not None:
+        writer.add_key_length(head)
+        writer.add_value_length(head)
+    if arch in {"llama", "mixtral", "phimoe"}:
+        writer.add_rope_dimension_count(head or config.hidden_size // config.num_attention_heads)
+    if arch in {"llama", "mixtral"}:
+        writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     if arch != "llama":
         writer.add_expert_count(getattr(config, "num_local_experts", None) or config.num_experts)

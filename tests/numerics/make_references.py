@@ -120,11 +120,17 @@ def set_spread(way: Way) -> None:
         parameter.data *= scale
 
 
-def make(name: str, folder: Path) -> None:
-    """One model and its references."""
+def finished(name: str) -> nn.Module:
+    """The model, with logits of the spread."""
     model = architectures.model(architectures.configs()[name], SEED)
     set_spread(next(iter(ways(name, model).values())))
-    computed = ways(name, model)  # again: some hold a copy of the model
+    return model
+
+
+def make(name: str, folder: Path) -> None:
+    """One model and its references."""
+    model = finished(name)
+    computed = ways(name, model)
     tokens = clear_tokens(computed.values())
     logits = {key: way.run(tokens).numpy() for key, way in computed.items()}
     architectures.write(folder / f"{name}.gguf", model)
