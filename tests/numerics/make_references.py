@@ -69,6 +69,7 @@ def ways(name: str, model: nn.Module) -> dict[str, Way]:
         return {
             "graph": Way(model, partial(phimoe.logits, model)),
             "graph_long": Way(model, partial(phimoe.logits, model, long=True)),
+            "graph_mscale": Way(model, partial(phimoe.logits, model, parts=("norm", "router"))),
             "transformers": Way.plain(model),
         }
     return {"transformers": Way.plain(model)}

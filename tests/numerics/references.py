@@ -8,7 +8,7 @@ It needs moebind alone. ``make_references.py`` says where the files in ``data/``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Comparison:
     reference: str
     bound: float
     n_ctx: int = 256
+    params: ModelParams = CPU
 
     def __str__(self) -> str:
         return f"{self.name}-{self.reference}"
@@ -50,12 +51,17 @@ class Comparison:
         with np.load(DATA / f"{self.name}.npz") as arrays:
             return arrays["tokens"]
 
+    def context(self) -> AbstractContextManager[Context]:
+        """What moebind computes it with."""
+        return context_of(self.name, EXACT.with_n_ctx(self.n_ctx), self.params)
+
     def logits(self) -> np.ndarray:
         """float32, ``(n_tokens, n_vocab)``."""
         with np.load(DATA / f"{self.name}.npz") as arrays:
             return arrays[self.reference]
 
 
+ATTN_FACTOR = "phimoe.rope.scaling.attn_factor"
 #: How llama.cpp computes each architecture: what transformers does, but for the last two.
 COMPARISONS = (
     *(Comparison(name, "transformers", 1e-4) for name in NAMES[:5]),
@@ -65,6 +71,8 @@ COMPARISONS = (
     # larger n_ctx takes the long rotary factors.
     Comparison("phimoe", "graph", 1e-4),
     Comparison("phimoe", "graph_long", 1e-4, n_ctx=512),
+    # The same with the config's own scale instead of the file's.
+    Comparison("phimoe", "graph_mscale", 1e-4, params=CPU.with_kv_override(ATTN_FACTOR, 1.243163121016122)),
 )
 #: Where llama.cpp differs from transformers.
 DIFFERING = (Comparison("gpt-oss", "transformers", 5e-2), Comparison("phimoe", "transformers", np.inf))
@@ -125,7 +133,7 @@ WAYS: dict[str, tuple[ContextParams, Callable[[Context, np.ndarray], np.ndarray]
 
 def measured(each: Comparison) -> tuple[int, float, float]:
     """Positions, the largest difference, and how often the likeliest token is the same."""
-    with context_of(each.name, EXACT.with_n_ctx(each.n_ctx)) as context:
+    with each.context() as context:
         computed, expected = batch_logits(context, each.tokens()), each.logits()
     return len(expected), difference(computed, expected), agreement(computed, expected)
 

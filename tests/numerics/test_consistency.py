@@ -54,7 +54,7 @@ def computed(model: Model, params: ContextParams, tokens: np.ndarray) -> np.ndar
 
 def test_threads_change_nothing() -> None:
     # For whole batches of every model, test_the_documentation_has_the_figures_that_are_measured shows it.
-    tokens = tokens_of("mixtral")[:16]
+    tokens = tokens_of("mixtral")[:4]
     two, _ = WAYS["another number of threads"]
     with context_of("mixtral") as one, context_of("mixtral", two) as other:
         assert np.array_equal(step_logits(one, tokens), step_logits(other, tokens))
@@ -147,8 +147,7 @@ def test_quantised_weights_amplify_the_last_bits(demo: Model, demo_path: Path, d
     # 135 million weights in Q4_1: activations are rounded to eight bits, and a last bit can tip one over.
     tokens = demo.str_to_token(
         "The city was founded on the river, where ships from the sea could land their goods, and it grew quickly. "
-        "Two hundred years later a bridge of stone took the place of the ferry. Merchants built their houses near the "
-        "market, and behind them, in narrow streets, lived those who worked for them."
+        "Two hundred years later a bridge of stone took the place of the ferry."
     )
     whole = computed(demo, SMALL, tokens)
     single = computed(demo, SMALL.with_n_ubatch(1), tokens)  # other kernels

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from references import (
     COMPARISONS,
+    CPU,
     DATA,
     DIFFERING,
     EXACT,
@@ -37,7 +38,7 @@ GPT_OSS, PHIMOE = DIFFERING
 @pytest.mark.parametrize("compute", [batch_logits, step_logits], ids=["batch", "steps"])
 @pytest.mark.parametrize("each", COMPARISONS, ids=str)
 def test_logits_are_those_of_the_reference(each: Comparison, compute: Callable[..., np.ndarray]) -> None:
-    with context_of(each.name, EXACT.with_n_ctx(each.n_ctx)) as context:
+    with each.context() as context:
         computed = compute(context, each.tokens())
     expected = each.logits()
     assert computed.shape == expected.shape
@@ -62,9 +63,17 @@ def test_phimoe_is_another_model_in_transformers() -> None:
     assert agreement(computed, PHIMOE.logits()) < 0.9
 
 
+def test_the_scale_of_the_file_can_be_overridden() -> None:
+    overridden = next(each for each in COMPARISONS if each.reference == "graph_mscale")
+    with context_of("phimoe") as context:
+        assert float(context.model.meta["phimoe.rope.scaling.attn_factor"]) == pytest.approx((1 + 3 / 8) ** 0.5)
+        computed = batch_logits(context, overridden.tokens())
+    assert difference(computed, overridden.logits()) > 0.1
+
+
 def test_a_longer_context_takes_the_long_factors_for_the_same_tokens() -> None:
     # 257 is padded to 512, which is more than the 256 of the file.
-    short, long = (each for each in COMPARISONS if each.name == "phimoe")
+    short, long, _ = (each for each in COMPARISONS if each.name == "phimoe")
     with context_of("phimoe", EXACT.with_n_ctx(257)) as context:
         assert context.n_ctx == 512
         computed = batch_logits(context, short.tokens())
@@ -79,6 +88,8 @@ def test_padding_does_not_reach_the_long_factors() -> None:
         assert difference(batch_logits(context, short.tokens()), short.logits()) < short.bound
 
 
+#: Those of experts that a placement's parameters alone give.
+SAME_PARAMS = [each for each in COMPARISONS if each.name in MOE and (each.n_ctx, each.params) == (256, CPU)]
 PLACEMENTS = {
     "device": lambda params: params,
     "cpu_moe_all": ModelParams.with_cpu_moe_all,
@@ -90,7 +101,7 @@ PLACEMENTS = {
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("each", [each for each in COMPARISONS if each.name in MOE and each.n_ctx == 256], ids=str)
+@pytest.mark.parametrize("each", SAME_PARAMS, ids=str)
 def test_logits_do_not_depend_on_where_the_weights_are(each: Comparison, placement: str, device: Device) -> None:
     params = PLACEMENTS[placement](ModelParams(devices=[device]))
     with context_of(each.name, EXACT, params) as context:
@@ -109,7 +120,7 @@ def test_logits_after_a_chosen_prefix(each: Comparison) -> None:
     # Only some positions asked for, in batches of uneven size: the same numbers in the same rows.
     tokens, expected = each.tokens(), each.logits()
     asked = np.arange(len(tokens)) % 3 == 0
-    with context_of(each.name, EXACT.with_n_ctx(each.n_ctx)) as context:
+    with each.context() as context:
         for first, last in [(0, 1), (1, 24), (24, 31), (31, len(tokens))]:
             batch = Batch(last - first)
             batch.extend(tokens[first:last], first, 0, asked[first:last])
