@@ -30,7 +30,7 @@ from torch.nn import functional
 
 DATA = Path(__file__).resolve().parent / "data"
 SEED = 3
-#: More than the sliding window, and than YaRN's original context.
+#: More than gpt-oss's sliding window, and than the original context of llama's rotary factors.
 N_TOKENS = 64
 #: The logits' standard deviation, about what real models have.
 SPREAD = 2.0

@@ -62,7 +62,7 @@ class Comparison:
 
 
 ATTN_FACTOR = "phimoe.rope.scaling.attn_factor"
-#: How llama.cpp computes each architecture: what transformers does, but for the last two.
+#: What llama.cpp computes: for the first five architectures what transformers does.
 COMPARISONS = (
     *(Comparison(name, "transformers", 1e-4) for name in NAMES[:5]),
     # gpt-oss with the range of YaRN's blend rounded to whole dimensions, as llama.cpp has it.
