@@ -119,5 +119,6 @@ def moebind_on_log(level: int, text: CData) -> None:
 
 lib.moebind_setup()
 lib.moebind_log_start(lib.GGML_LOG_LEVEL_WARN)
-# Threads of llama.cpp's may outlive the interpreter.
+# Threads that compute may outlive the interpreter.
+atexit.register(lib.moebind_end)
 atexit.register(lib.moebind_log_start, lib.GGML_LOG_LEVEL_NONE)

@@ -1,15 +1,21 @@
-"""What objects that own native memory have in common."""
+"""What objects that own native memory have in common.
+
+A fork copies the memory of the process, but neither its threads nor what devices hold. So in the child of a fork every
+object is closed, and nothing that it had is freed: that is the parent's. What the child makes itself works.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from moebind._native import CData
+from moebind._native import CData, ffi, lib
 from moebind.errors import ClosedError
 
 if TYPE_CHECKING:
@@ -54,6 +60,12 @@ class Owner:
     numpy views and children hold it too, so that memory is never freed under somebody's hands.
     """
 
+    def __new__(cls, *_arguments: object, **_keywords: object) -> Self:
+        """Make it known to the child of a fork."""
+        made = super().__new__(cls)
+        _everything.add(made)
+        return made
+
     _pointer: CData | None = None
     _why_closed = "it was closed"
     #: Whether to warn when it is collected without having been closed: only where that memory is large.
@@ -89,6 +101,14 @@ class Owner:
             raise ClosedError(f"this {type(self).__name__} cannot be used: {self._why_closed}")
         return pointer
 
+    def _leave_to_parent(self) -> None:
+        """In the child of a fork: close without freeing."""
+        if self._pointer is not None:
+            with suppress(TypeError):  # a sampler in a chain has no destructor of its own
+                ffi.gc(self._pointer, None)
+            self._pointer = None
+            self._why_closed = "it belongs to the process that this one was forked from; make one here"
+
     def __enter__(self) -> Self:
         self._open()
         return self
@@ -98,9 +118,21 @@ class Owner:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if self._warn_unclosed and self._pointer is not None:
+    def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self._warn_unclosed and self._pointer is not None and not _ending():
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+
+
+#: Every object there is.
+_everything: WeakSet[Owner] = WeakSet()
+
+
+def _after_fork() -> None:
+    for owner in list(_everything):
+        owner._leave_to_parent()
+
+
+os.register_at_fork(before=lib.moebind_before_fork, after_in_child=_after_fork)
 
 
 def close_all(children: WeakSet[Owner]) -> None:

@@ -31,6 +31,8 @@ __all__ = [
 
 #: Held while the list of devices is read or changed.
 lock = threading.RLock()
+# A child of a fork would wait for ever for a thread that it does not have.
+os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 _initialised = False
 #: What a device is taken to have, where somebody said so (``loopback_device(memory=...)``).
 capacities: dict[str, int] = {}

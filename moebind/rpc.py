@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import struct
@@ -15,6 +16,9 @@ __all__ = ["add_rpc_server"]
 
 #: Seconds that a server has to take a connection and to answer its first message.
 RPC_TIMEOUT = 5.0
+#: Servers in use; and those whose connections belong to the process that this one was forked from.
+_endpoints: set[str] = set()
+_of_parent: set[str] = set()
 
 
 def _ask_rpc_server(endpoint: str) -> None:
@@ -77,12 +81,18 @@ def add_rpc_server(endpoint: str) -> list[Device]:
     """
     checks.text("endpoint", endpoint)
     init()
+    if endpoint in _of_parent:
+        raise MoebindError(
+            f"the RPC server {endpoint} is connected to the process that this one was forked from, and llama.cpp would "
+            "use that connection: use another server, or start a process instead of forking one"
+        )
     with lock:
         _ask_rpc_server(endpoint)
         server = lib.ggml_backend_rpc_add_server(endpoint.encode())
         if not server:
             raise MoebindError(f"the RPC server {endpoint} offers no devices")
         lib.ggml_backend_register(server)
+        _endpoints.add(endpoint)
         own = {lib.ggml_backend_reg_dev_get(server, i) for i in range(lib.ggml_backend_reg_dev_count(server))}
         return [describe(index, native) for index, native in enumerate(native_devices()) if native in own]
 
@@ -90,5 +100,15 @@ def add_rpc_server(endpoint: str) -> list[Device]:
 def remove_rpc_server(endpoint: str) -> None:
     """Take a server's devices out of the list. Nothing may use them any more."""
     with lock:
+        _endpoints.discard(endpoint)
         # The registry returns the one that was added under this name, without asking the server.
         lib.moebind_rpc_remove_server(lib.ggml_backend_rpc_add_server(endpoint.encode()))
+
+
+def _after_fork() -> None:
+    _of_parent.update(_endpoints)
+    for endpoint in tuple(_endpoints):
+        remove_rpc_server(endpoint)
+
+
+os.register_at_fork(after_in_child=_after_fork)

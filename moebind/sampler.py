@@ -207,6 +207,8 @@ class Sampler(Owner):
 
     def close(self) -> None:
         """Free the sampler, and those in it. Closing twice does nothing."""
+        if self._pointer is None:
+            return
         with self._lock.held():
             for part in self._parts:
                 part._why_closed = "its chain was closed"

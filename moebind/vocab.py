@@ -30,6 +30,10 @@ class Vocabulary(Owner):
     _vocab: CData | None = None
     _n_vocab = 0
 
+    def _leave_to_parent(self) -> None:
+        self._vocab = None
+        super()._leave_to_parent()
+
     def _open_vocab(self) -> CData:
         vocab = self._vocab
         if vocab is None:

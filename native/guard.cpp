@@ -5,10 +5,15 @@
 #include "shim.h"
 
 #include <dlfcn.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 namespace {
 
@@ -22,6 +27,10 @@ struct thread_state {
 };
 
 thread_local thread_state state;
+
+// How many threads are on their way to the interpreter or in it, and whether it lets in no more.
+std::atomic<int>  calls_of_python{ 0 };
+std::atomic<bool> ending{ false };
 
 void throw_on_abort(const char * message) {
     if (state.depth == 0) {
@@ -45,6 +54,18 @@ PyObject * native_error_type() {
 }  // namespace
 
 namespace moebind {
+
+bool in_main_thread() noexcept {
+    return syscall(SYS_gettid) == getpid();  // not remembered: a fork makes its thread the main one
+}
+
+python_call::python_call() noexcept {
+    calls_of_python++;
+    // The main thread is the one that ends the interpreter, and may still call it.
+    allowed_ = !ending || in_main_thread();
+}
+
+python_call::~python_call() noexcept { calls_of_python--; }
 
 guard_scope::guard_scope() noexcept {
     if (state.depth++ == 0) {
@@ -117,6 +138,14 @@ PyObject * moebind_result(PyObject * result) {
         Py_DECREF(type);
     }
     return nullptr;
+}
+
+void moebind_end(void) {
+    ending = true;
+    // The interpreter is not held here, so that those in it can leave. One that does not is Python code that is waiting.
+    for (int i = 0; i < 2000 && calls_of_python > 0; i++) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
 }
 
 void moebind_setup(void) { ggml_set_abort_callback(throw_on_abort); }

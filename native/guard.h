@@ -49,6 +49,23 @@ bool exception_waiting() noexcept;
 void note_stopping() noexcept;
 bool stopping() noexcept;
 
+bool in_main_thread() noexcept;
+
+// Stands around every call of Python that C++ makes in the middle of a native call. When it is false, Python must not be
+// called: the interpreter is ending, and would end a thread that comes to it by unwinding its stack, through our guards.
+// While it lives, the interpreter does not end.
+class python_call {
+  public:
+    python_call() noexcept;
+    ~python_call() noexcept;
+    python_call(const python_call &)             = delete;
+    python_call & operator=(const python_call &) = delete;
+    explicit operator bool() const noexcept { return allowed_; }
+
+  private:
+    bool allowed_;
+};
+
 template <class Call> auto guard(Call && call) noexcept -> decltype(call()) {
     using result_t = decltype(call());
     guard_scope scope;

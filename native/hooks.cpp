@@ -7,9 +7,6 @@
 #include "guard.h"
 #include "shim.h"
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <atomic>
 #include <chrono>
 
@@ -28,12 +25,9 @@ namespace {
 constexpr auto signals_every = std::chrono::milliseconds(50);
 constexpr auto python_every  = std::chrono::milliseconds(1);
 
-bool in_main_thread() { return syscall(SYS_gettid) == getpid(); }
-
 // Runs Python's signal handlers; true when one raised, with the exception on its way to the caller.
 bool interrupted() {
-    static thread_local const bool main_thread = in_main_thread();
-    if (!main_thread) {
+    if (!moebind::in_main_thread()) {
         return false;
     }
     PyGILState_STATE gil = PyGILState_Ensure();
@@ -64,7 +58,8 @@ bool should_stop(moebind_hooks * hooks) {
     }
     if ((hooks->python & MOEBIND_HOOK_ABORT) != 0 && now >= hooks->next_python) {
         hooks->next_python = now + python_every;
-        return moebind_on_abort(hooks->handle) || moebind::exception_waiting();
+        const moebind::python_call python;
+        return !python || moebind_on_abort(hooks->handle) || moebind::exception_waiting();
     }
     return false;
 }
@@ -86,14 +81,16 @@ bool on_progress(float fraction, void * data) {
     if ((hooks->python & MOEBIND_HOOK_PROGRESS) == 0) {
         return true;
     }
-    return !stop_if(!moebind_on_progress(fraction, hooks->handle) || moebind::exception_waiting());
+    const moebind::python_call python;
+    return python && !stop_if(!moebind_on_progress(fraction, hooks->handle) || moebind::exception_waiting());
 }
 
 bool on_eval(ggml_tensor * tensor, bool ask, void * data) {
     if (moebind::exception_waiting()) {
         return false;
     }
-    return moebind_on_eval(tensor, ask, static_cast<moebind_hooks *>(data)->handle);
+    const moebind::python_call python;
+    return python && moebind_on_eval(tensor, ask, static_cast<moebind_hooks *>(data)->handle);
 }
 
 }  // namespace

@@ -39,7 +39,9 @@ void finish_line(thread_log & log) {
     if (least != GGML_LOG_LEVEL_NONE && log.level >= least && !moebind::stopping() && Py_IsInitialized()) {
         const std::string line = log.line;
         log.line.clear();  // before Python, which may log through here again
-        moebind_on_log(log.level, line.c_str());
+        if (const moebind::python_call python; python) {
+            moebind_on_log(log.level, line.c_str());
+        }
     }
     log.line.clear();
 }

@@ -18,6 +18,9 @@ extern "C" {
 // Called once, at import: failed assertions throw from now on.
 void moebind_setup(void);
 
+// Called once, when the interpreter is about to end: threads that compute no longer call Python. Waits for those that do.
+void moebind_end(void);
+
 // Keep a Python exception (its id()) until the call that the user made returns, and raise it there.
 // False when this thread is in no such call.
 bool moebind_carry(uintptr_t exception);
@@ -52,6 +55,11 @@ void moebind_hooks_into_context_params(struct moebind_hooks * hooks, struct llam
 void moebind_hooks_abort(struct moebind_hooks * hooks);
 void moebind_hooks_forget(struct moebind_hooks * hooks);
 bool moebind_hooks_aborted(const struct moebind_hooks * hooks);
+
+// --- fork (fork.cpp) ---
+
+// Called in the thread that is about to fork: its child can compute with several threads then.
+void moebind_before_fork(void);
 
 // --- what llama.cpp keeps in C++ (shim.cpp) ---
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -81,7 +82,12 @@ class _Lease:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         # Not when the interpreter ends: what is freed after that still asks the worker, which ends by itself.
-        weakref.finalize(self, _stop, process).atexit = False
+        weakref.finalize(self, self._end, process, os.getpid()).atexit = False
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes], starter: int) -> None:
+        if os.getpid() == starter:  # the child of a fork leaves it alone
+            _stop(process)
 
 
 @contextmanager
