@@ -38,7 +38,7 @@ add_custom_command(
 
 python_add_library(_libllama MODULE USE_SABI 3.10 WITH_SOABI
   "${generated}/generated.stamp" "${generated}/_libllama.c" "${generated}/guards.cpp"
-  native/fork.cpp native/guard.cpp native/hooks.cpp native/log.cpp native/shim.cpp)
+  native/adapters.cpp native/fork.cpp native/guard.cpp native/hooks.cpp native/log.cpp native/shim.cpp native/state.cpp)
 target_include_directories(_libllama PRIVATE native "${generated}")
 target_include_directories(_libllama SYSTEM PRIVATE # llama-ext.h, and what only C++ has
   "${vendored}/src" "${vendored}/ggml/src" "${vendored}/common")

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moebind._native import ffi, lib
+from moebind.adapters import LoraAdapter
 from moebind.batch import Batch
 from moebind.context import Context
 from moebind.enums import (
@@ -59,6 +60,7 @@ from moebind.process import (
 )
 from moebind.process import llama_cpp_version as _llama_cpp_version
 from moebind.sampler import Sampler
+from moebind.state import SeqState
 from moebind.timings import Timings
 from moebind.token_data import TokenDataArray
 
@@ -87,6 +89,7 @@ __all__ = [
     "GgufType",
     "LazyMode",
     "LoadMode",
+    "LoraAdapter",
     "MemoryBreakdown",
     "Model",
     "ModelParams",
@@ -98,6 +101,7 @@ __all__ = [
     "RopeScalingType",
     "RopeType",
     "Sampler",
+    "SeqState",
     "SplitMode",
     "StateSeqFlags",
     "TensorOverride",

@@ -31,7 +31,7 @@ T = TypeVar("T")
 #: A pointer or struct of cffi's. It has no static type.
 CData: TypeAlias = "Any"
 
-__all__ = ["LIBRARIES", "CData", "Hooks", "decoded", "ffi", "hold", "lib", "own"]
+__all__ = ["LIBRARIES", "CData", "Hooks", "decoded", "ffi", "hold", "lib", "own", "text_from"]
 
 
 def own(pointer: CData, free: Callable[[CData], object], *keep: object) -> CData:
@@ -53,6 +53,17 @@ def hold(pointer: CData) -> None:
 def decoded(text: CData) -> str:
     """A C string as str; bytes that are not UTF-8 are replaced, since they come from files."""
     return bytes(ffi.string(text)).decode("utf-8", "replace") if text else ""
+
+
+def text_from(function: Callable[..., int], *arguments: object) -> str:
+    """What a libllama function writes into a buffer, with one that is large enough."""
+    size = 256
+    while True:
+        buffer = ffi.new("char[]", size)
+        length = function(*arguments, buffer, size)
+        if length < size:
+            return bytes(ffi.buffer(buffer, max(length, 0))).decode("utf-8", "replace")
+        size = length + 1
 
 
 def _carry(kind: type[BaseException], exception: BaseException, traceback: TracebackType) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
 INT32_MAX = 2**31 - 1
 #: libllama takes thread counts as they come and ends the process when the system cannot start as many.
@@ -130,3 +131,14 @@ def int32_array(name: str, value: object, low: int, high: int = INT32_MAX) -> ND
         at = int(np.argmax((array < low) | (array > high)))
         raise ValueError(f"{name}[{at}] is {int(array[at])}; it takes {low} to {high}")
     return np.ascontiguousarray(array, np.int32)
+
+
+def octets(name: str, value: Buffer) -> memoryview:
+    """Bytes, as a flat view: of bytes, bytearray, memoryview, or an array of bytes. A copy if they are not contiguous."""
+    try:
+        view = memoryview(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes bytes") from None
+    if view.itemsize != 1 or view.format not in {"B", "b", "c"}:
+        raise TypeError(f"{name} has elements of format {view.format!r}; it takes bytes")
+    return view.cast("B") if view.c_contiguous and view.nbytes else memoryview(view.tobytes())

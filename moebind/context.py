@@ -11,6 +11,7 @@ import numpy as np
 from moebind import checks, log
 from moebind._native import CData, Hooks, lib, own
 from moebind._owner import CallLock
+from moebind.adapters import Adapters
 from moebind.batch import Batch
 from moebind.enums import GgmlType, PoolingType
 from moebind.errors import (
@@ -29,6 +30,7 @@ from moebind.native_params import native_context_params
 from moebind.outputs import Outputs
 from moebind.params import ContextParams
 from moebind.sampler import Sampler
+from moebind.state import State
 from moebind.timings import Timings, read_timings
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 
-class Context(Outputs, KvCache):
+class Context(Outputs, KvCache, State, Adapters):
     """A model at work: a KV cache, and the logits and embeddings of the last batch. Made by ``Model.new_context``.
 
     Calls from several threads wait for each other; :meth:`abort` does not wait. A callback of a context must not call
@@ -54,7 +56,8 @@ class Context(Outputs, KvCache):
         lib.moebind_hooks_into_context_params(hooks.pointer, native)
         lib.moebind_log_forget()
         try:
-            pointer = lib.llama_init_from_model(model._open(), native[0])
+            with model._listing:  # the graphs have room for all of the model's adapters
+                pointer = lib.llama_init_from_model(model._open(), native[0])
         except NativeError as error:
             raise ContextCreationError(f"{model!r} with {params!r}: {error.message}{log.recent_lines()}") from error
         if not pointer:
@@ -74,6 +77,7 @@ class Context(Outputs, KvCache):
         self._forget_outputs()
         #: Which tokens each sequence's cache begins with, as far as generate() knows.
         self._history: dict[int, NDArray[np.int32]] = {}
+        self._on_device = {}
         model._children.add(self)
 
     @contextmanager
@@ -88,6 +92,7 @@ class Context(Outputs, KvCache):
             return
         with self._lock.held():
             self._pointer = None
+            self._loras = ()
 
     def __repr__(self) -> str:
         if self.closed:

@@ -18,6 +18,7 @@ __all__ = [
     "FitError",
     "GrammarError",
     "LoraError",
+    "LoraNotFoundError",
     "ModelLoadError",
     "ModelNotFoundError",
     "MoebindError",
@@ -26,6 +27,7 @@ __all__ = [
     "SamplerError",
     "SpeculativeError",
     "StateError",
+    "StateNotFoundError",
     "TokenizeError",
 ]
 
@@ -123,11 +125,19 @@ class ChatTemplateError(MoebindError):
 
 
 class StateError(MoebindError):
-    """A saved state could not be written, or does not fit this context."""
+    """A state could not be saved, or is damaged, or is none of this context's model and kind of cache."""
+
+
+class StateNotFoundError(StateError, FileNotFoundError):
+    """The file of a saved state, or the folder that it is to be saved in, does not exist."""
 
 
 class LoraError(MoebindError):
     """A LoRA adapter could not be loaded or applied."""
+
+
+class LoraNotFoundError(LoraError, FileNotFoundError):
+    """The adapter's file does not exist."""
 
 
 class FitError(MoebindError):

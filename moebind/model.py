@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from moebind import checks, gguf, log, overrides
-from moebind._native import CData, Hooks, decoded, ffi, hold, lib, own
+from moebind import checks, files, gguf, log, overrides
+from moebind._native import CData, Hooks, decoded, ffi, hold, lib, own, text_from
 from moebind._owner import Owner, close_all
+from moebind.adapters import LoraAdapter
 from moebind.enums import DeviceType, Ftype, RopeType
 from moebind.errors import ChatTemplateError, ModelLoadError, NativeError
 from moebind.native_params import native_model_params
@@ -132,7 +134,9 @@ class Model(Vocabulary):
         model._vocab = own(lib.llama_model_get_vocab(pointer), hold, model._pointer)
         model._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
         model._params, model._paths, model._rules = chosen, tuple(paths), rules
-        model._meta = None
+        model._files = {os.path.abspath(path): files.signature(path) for path in paths}
+        model._meta = model._fingerprint = None
+        model._listing = threading.RLock()
         model._children = WeakSet()
         for name in names:
             users.setdefault(name, WeakSet()).add(model)
@@ -142,6 +146,12 @@ class Model(Vocabulary):
     _paths: tuple[str, ...]
     _rules: overrides.Resolved
     _meta: Mapping[str, str] | None
+    #: Its files as they were when it was loaded, and what tells the model from others.
+    _files: dict[str, files.Signature]
+    _fingerprint: bytes | None
+    #: A model lists its adapters, and its contexts read the list when they make graphs: one thread at a time. Reentrant,
+    #: since an adapter may be collected in the thread that holds it.
+    _listing: threading.RLock
     #: Contexts and adapters.
     _children: WeakSet[Owner]
 
@@ -176,6 +186,32 @@ class Model(Vocabulary):
 
         return Context(self, ContextParams() if params is None else params)
 
+    def lora_adapter_init(self, path: str | os.PathLike[str]) -> LoraAdapter:
+        """Load a LoRA adapter for this model.
+
+        Parameters
+        ----------
+        path
+            A GGUF file, as llama.cpp's ``convert_lora_to_gguf.py`` writes it.
+
+        Returns
+        -------
+        LoraAdapter
+            For :meth:`Context.set_lora_adapters`. Its memory lies beside that of the weights that it changes.
+
+        Raises
+        ------
+        LoraNotFoundError
+            If there is no such file.
+        LoraError
+            If it is no adapter or one of another model, or llama.cpp cannot apply it; the message names the field.
+
+        Notes
+        -----
+        Stands on ``llama_adapter_lora_init``.
+        """
+        return LoraAdapter._load(self, checks.path("path", path))
+
     # --- what it is ---
 
     @property
@@ -194,15 +230,15 @@ class Model(Vocabulary):
         pointer = self._open()
         if self._meta is None:
             count = range(lib.llama_model_meta_count(pointer))
-            keys = [_text(lib.llama_model_meta_key_by_index, pointer, at) for at in count]
-            values = [_text(lib.llama_model_meta_val_str_by_index, pointer, at) for at in count]
+            keys = [text_from(lib.llama_model_meta_key_by_index, pointer, at) for at in count]
+            values = [text_from(lib.llama_model_meta_val_str_by_index, pointer, at) for at in count]
             self._meta = MappingProxyType(dict(zip(keys, values, strict=True)))
         return self._meta
 
     @property
     def desc(self) -> str:
         """Architecture, size and type in a few words (``llama_model_desc``)."""
-        return _text(lib.llama_model_desc, self._open())
+        return text_from(lib.llama_model_desc, self._open())
 
     @property
     def ftype(self) -> Ftype:
@@ -363,17 +399,6 @@ def _where(buffer_type: CData) -> tuple[str, str]:
     return decoded(lib.ggml_backend_dev_name(device)) if device else "CPU", decoded(
         lib.ggml_backend_buft_name(buffer_type)
     )
-
-
-def _text(function: Any, *arguments: object) -> str:
-    """Call a libllama function that writes text into a buffer, with a buffer that is large enough."""
-    size = 256
-    while True:
-        buffer = ffi.new("char[]", size)
-        length = function(*arguments, buffer, size)
-        if length < size:
-            return bytes(ffi.buffer(buffer, max(length, 0))).decode("utf-8", "replace")
-        size = length + 1
 
 
 def _progress_of(params: ModelParams, name: str) -> tuple[Any, Any]:

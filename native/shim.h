@@ -99,6 +99,45 @@ size_t moebind_memory_breakdown(const struct llama_context * ctx, struct moebind
 // still show the old one. The caller frees it.
 ggml_backend_buffer_t moebind_take_output(struct llama_context * ctx);
 
+// --- saved states (state.cpp) ---
+
+// What the numbers in a cache depend on besides the model, its types, and what was decoded. Contexts in which this is
+// equal can read each other's states.
+struct moebind_state_layout {
+    uint32_t n_stream;  // how many parts the cache has: one for each sequence, or one
+    bool     v_trans;   // values are stored transposed: the context was made without flash attention
+    bool     rope_long;
+    int32_t  ctx_type;
+    int32_t  rope_scaling_type;
+    uint32_t n_ctx_orig_yarn;
+    float    rope[6];
+};
+
+void moebind_state_layout_of(const struct llama_context * ctx, struct moebind_state_layout * layout);
+
+// Free what llama_state_seq_get_data_ext left of a sequence on devices. It would use that memory again without looking
+// whether it is large enough.
+void moebind_state_forget_on_device(struct llama_context * ctx, int32_t seq_id);
+
+// --- adapters (adapters.cpp) ---
+
+struct moebind_weight {
+    int64_t        ne[4];
+    enum ggml_type type;
+    bool           allocated;
+};
+
+// One of the model's tensors by name; false when there is none.
+bool moebind_model_weight(const struct llama_model * model, const char * name, struct moebind_weight * weight);
+
+// Whether the matrix that makes logits is that of the token embeddings.
+bool moebind_model_ties_output(const struct llama_model * model);
+
+// Build graphs and scratch memory for the adapters that the context has now, as its next computation would.
+void moebind_reserve(struct llama_context * ctx);
+
+// --- the build ---
+
 // How this was built: one line on CUDA.
 const char * moebind_cuda_verdict(void);
 

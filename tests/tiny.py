@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ class Shape:
     n_expert_used: int = 2
     n_dense_layers: int = 0
     seed: int = 1
+    #: Whether the token embeddings make the logits too.
+    tied: bool = False
 
     @property
     def n_ff_exp(self) -> int:
@@ -41,11 +44,16 @@ TOKENS += [f"▁{word}" for word in ["the", "a", "of", "to", "and", "in", "it", 
 TOKENS += list("▁abcdefghijklmnopqrstuvwxyz")
 
 
-def write(path: Path, shape: Shape, split: int = 1) -> Path:
-    """Write the model; with ``split`` > 1 in so many files, of which the first is returned."""
+def write(path: Path, shape: Shape, split: int = 1, *, add: Mapping[str, np.ndarray] | None = None) -> Path:
+    """Write the model; with ``split`` > 1 in so many files, of which the first is returned.
+
+    ``add`` is added to the tensors of these names.
+    """
     random = np.random.default_rng(shape.seed)
     metadata = _metadata(shape)
     tensors = _tensors(shape, random)
+    for name, change in (add or {}).items():
+        tensors[name] = (tensors[name] + change).astype(np.float32)
     if split == 1:
         _write_file(path, shape.arch, metadata, tensors)
         return path
@@ -108,6 +116,8 @@ def _tensors(shape: Shape, random: np.random.Generator) -> dict[str, np.ndarray]
     ones = np.ones(shape.n_embd, np.float32)
     d, kv = shape.n_embd, shape.n_embd * shape.n_head_kv // shape.n_head
     tensors = {"token_embd.weight": weights(len(TOKENS), d), "output.weight": weights(len(TOKENS), d)}
+    if shape.tied:
+        del tensors["output.weight"]
     tensors["output_norm.weight"] = ones
     for layer in range(shape.n_layer):
         b = f"blk.{layer}."

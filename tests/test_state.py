@@ -1,0 +1,527 @@
+"""Saved states as bytes: whole contexts and single sequences."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import CPU, SMALL
+from moebind import (
+    Batch,
+    ClosedError,
+    Context,
+    ContextParams,
+    Device,
+    FlashAttnType,
+    GgmlType,
+    Model,
+    ModelParams,
+    SeqState,
+    StateError,
+    StateSeqFlags,
+)
+from moebind.state_format import SEAL_SIZE
+
+MakeTiny = Callable[..., Path]
+TOKENS = [1, 5, 9, 40, 7, 100]
+SEVERAL = SMALL.with_n_seq_max(3).with_n_ctx(768)
+
+
+def fill(context: Context, tokens: list[int] = TOKENS, seq_id: int = 0) -> None:
+    batch = Batch(len(tokens))
+    batch.add_sequence(tokens, seq_id)
+    context.decode(batch)
+
+
+def what_follows(context: Context, seq_id: int = 0, pos: int = len(TOKENS), token: int = 8) -> np.ndarray:
+    """The logits after one more token, which is taken out again."""
+    batch = Batch(1)
+    batch.add(token, pos, [seq_id], True)
+    context.decode(batch)
+    logits = context.get_logits_ith(0).copy()
+    context.kv_cache_seq_rm(seq_id, pos)
+    return logits
+
+
+def lengths(context: Context) -> list[int]:
+    return [context.kv_cache_seq_pos_max(seq) + 1 for seq in range(context.n_seq_max)]
+
+
+@pytest.fixture
+def saved(context: Context) -> tuple[bytes, np.ndarray]:
+    fill(context)
+    return context.state_get(), what_follows(context)
+
+
+@pytest.fixture(scope="module")
+def other(tiny_path: MakeTiny) -> Iterator[Model]:
+    """Of the same shape, with the same metadata, and other weights."""
+    with Model.load_from_file(tiny_path(n_expert=4, seed=2), CPU) as model:
+        yield model
+
+
+# --- whole contexts ---
+
+
+def test_a_context_goes_on_from_where_it_was(moe: Model, saved: tuple[bytes, np.ndarray]) -> None:
+    state, expected = saved
+    with moe.new_context(SMALL) as context:
+        context.state_set(state)
+        assert lengths(context) == [len(TOKENS)]
+        np.testing.assert_array_equal(what_follows(context), expected)
+
+
+def test_size(context: Context) -> None:
+    empty = context.state_size
+    assert empty == len(context.state_get())
+    fill(context)
+    assert context.state_size == len(context.state_get()) > empty + 6 * 2 * 2 * 2 * 32
+
+
+def test_all_sequences_are_in_it(moe: Model) -> None:
+    with moe.new_context(SEVERAL) as context, moe.new_context(SEVERAL) as second:
+        fill(context, [1, 2, 3], 0)
+        fill(context, [1, 7], 2)
+        second.state_set(context.state_get())
+        assert lengths(second) == [3, 0, 2]
+        np.testing.assert_array_equal(what_follows(second, 2, 2), what_follows(context, 2, 2))
+
+
+def test_sequences_that_share_cells(moe: Model) -> None:
+    with moe.new_context(SEVERAL.with_kv_unified(True)) as context:
+        fill(context)
+        context.kv_cache_seq_cp(0, 1)
+        state = context.state_get()
+        size = context.state_size
+        context.kv_cache_clear()
+        context.state_set(state)
+        assert lengths(context) == [6, 6, 0]
+        assert context.state_size == size
+
+
+def test_outputs_are_not_part_of_it(context: Context, saved: tuple[bytes, np.ndarray]) -> None:
+    context.state_set(saved[0])
+    with pytest.raises(IndexError, match="decode a batch"):
+        context.get_logits_ith(-1)
+
+
+@pytest.mark.parametrize(
+    "as_bytes",
+    [
+        bytearray,
+        memoryview,
+        lambda data: np.frombuffer(data, np.uint8),
+        lambda data: np.frombuffer(data, np.int8),
+        lambda data: np.repeat(np.frombuffer(data, np.uint8), 2)[::2],
+        lambda data: memoryview(np.repeat(np.frombuffer(data, np.uint8), 3))[::3],
+    ],
+)
+def test_bytes_of_every_kind(context: Context, saved: tuple[bytes, np.ndarray], as_bytes: Callable[..., bytes]) -> None:
+    context.kv_cache_clear()
+    context.state_set(as_bytes(saved[0]))
+    np.testing.assert_array_equal(what_follows(context), saved[1])
+
+
+@pytest.mark.parametrize("data", ["text", 7, None, [1, 2], np.zeros(4), np.zeros(4, np.uint16), object()])
+def test_what_is_not_bytes(context: Context, data: object) -> None:
+    for take in (context.state_set, SeqState.from_bytes):
+        with pytest.raises(TypeError, match="it takes bytes"):
+            take(data)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("data", [b"", b"x", bytes(95), bytes(200), b"\xff" * 96, np.empty((0, 4), np.uint8)])
+def test_what_is_no_state(context: Context, data: bytes) -> None:
+    fill(context)
+    for take in (context.state_set, SeqState.from_bytes):
+        with pytest.raises(StateError, match="does not end as a state"):
+            take(data)
+    assert lengths(context) == [len(TOKENS)]
+
+
+def test_many_bytes_that_are_no_state(context: Context) -> None:
+    with pytest.raises(StateError, match="does not end as a state"):
+        context.state_set(np.zeros(2**31 + 5, np.uint8))  # never touched: it takes no memory
+
+
+# --- foreign and damaged ones ---
+
+
+def test_another_model_of_equal_shape(other: Model, saved: tuple[bytes, np.ndarray]) -> None:
+    with other.new_context(SMALL) as context:
+        fill(context)
+        expected = what_follows(context)
+        with pytest.raises(StateError, match="another model"):
+            context.state_set(saved[0])
+        np.testing.assert_array_equal(what_follows(context), expected)
+
+
+def test_another_model_of_another_shape(dense: Model, saved: tuple[bytes, np.ndarray]) -> None:
+    with dense.new_context(SMALL) as context, pytest.raises(StateError, match="another model"):
+        context.state_set(saved[0])
+
+
+def test_a_model_with_changed_metadata(tiny_path: MakeTiny, saved: tuple[bytes, np.ndarray]) -> None:
+    changed = CPU.with_kv_override("llama.attention.layer_norm_rms_epsilon", 1e-3)
+    with Model.load_from_file(tiny_path(n_expert=4), changed) as model, model.new_context(SMALL) as context:
+        with pytest.raises(StateError, match="another model"):
+            context.state_set(saved[0])
+
+
+def test_the_same_model_in_several_files(tiny_path: MakeTiny, saved: tuple[bytes, np.ndarray]) -> None:
+    with Model.load_from_file(tiny_path(n_expert=4, split=3), CPU) as model, model.new_context(SMALL) as context:
+        context.state_set(saved[0])
+        np.testing.assert_array_equal(what_follows(context), saved[1])
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (SMALL.with_type_k(GgmlType.F32), "its type_k is F16, this context's F32"),
+        (SMALL.with_type_v(GgmlType.F32), "its type_v is F16, this context's F32"),
+        (SMALL.with_flash_attn_type(FlashAttnType.DISABLED), "flash attention"),
+        (SMALL.with_n_seq_max(2), "n_seq_max"),
+        (SMALL.with_rope_freq_base(77.0), "positions"),
+        (SMALL.with_rope_freq_scale(0.5), "positions"),
+    ],
+)
+def test_another_kind_of_cache(
+    moe: Model, saved: tuple[bytes, np.ndarray], params: ContextParams, message: str
+) -> None:
+    with moe.new_context(params) as context:
+        fill(context)
+        expected = what_follows(context)
+        with pytest.raises(StateError, match=message):
+            context.state_set(saved[0])
+        np.testing.assert_array_equal(what_follows(context), expected)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_damage_is_found(context: Context, saved: tuple[bytes, np.ndarray], data: st.DataObject) -> None:
+    state = bytearray(saved[0])
+    if data.draw(st.booleans(), label="cut"):
+        state = state[: data.draw(st.integers(0, len(state) - 1))]
+    else:
+        # The last part is the seal, and the first one what llama.cpp reads first.
+        place = data.draw(st.one_of(st.integers(0, len(state) - 1), st.integers(0, 63), st.integers(-SEAL_SIZE, -1)))
+        state[place] ^= data.draw(st.integers(1, 255))
+    context.state_set(saved[0])
+    with pytest.raises(StateError):
+        context.state_set(state)
+    np.testing.assert_array_equal(what_follows(context), saved[1])
+
+
+def test_a_state_that_finds_no_room_leaves_what_was_there(moe: Model) -> None:
+    large = SMALL.with_n_ctx(512)
+    with moe.new_context(large) as context, moe.new_context(SMALL) as small:
+        fill(context, [7] * 300)
+        state = context.state_get()
+        with pytest.raises(StateError, match="does not fit this context, which holds what it held"):
+            small.state_set(state)
+        assert lengths(small) == [0]
+        fill(small)
+        expected = what_follows(small)
+        with pytest.raises(StateError, match="not enough cells"):
+            small.state_set(state)
+        assert lengths(small) == [len(TOKENS)]
+        np.testing.assert_array_equal(what_follows(small), expected)
+
+
+def test_sequences_that_there_are_not_leave_what_was_there(moe: Model) -> None:
+    unified = SMALL.with_kv_unified(True)
+    with moe.new_context(unified.with_n_seq_max(4)) as context, moe.new_context(unified.with_n_seq_max(2)) as small:
+        fill(context, [1, 2], 3)
+        fill(small, seq_id=1)
+        expected = what_follows(small, 1)
+        with pytest.raises(StateError, match="out of range"):
+            small.state_set(context.state_get())
+        assert lengths(small) == [0, 6]
+        np.testing.assert_array_equal(what_follows(small, 1), expected)
+
+
+# --- placements ---
+
+
+def test_states_go_from_one_placement_to_another(tiny_path: MakeTiny, device: Device) -> None:
+    everywhere = ModelParams(devices=[device])
+    placements = [everywhere, everywhere.with_cpu_moe_all(), CPU]
+    states, followed = [], []
+    for params in placements:
+        with Model.load_from_file(tiny_path(n_expert=4), params) as model, model.new_context(SMALL) as context:
+            fill(context)
+            states.append((context.state_get(), bytes(context.state_seq_get(0))))
+            followed.append(what_follows(context))
+    for params, expected in zip(placements, followed, strict=True):
+        with Model.load_from_file(tiny_path(n_expert=4), params) as model, model.new_context(SMALL) as context:
+            for whole, sequence in states:
+                context.state_set(whole)
+                np.testing.assert_allclose(what_follows(context), expected, atol=1e-2)
+                context.kv_cache_clear()
+                context.state_seq_set(SeqState.from_bytes(sequence), 0)
+                np.testing.assert_allclose(what_follows(context), expected, atol=1e-2)
+
+
+def test_a_state_left_on_a_device(tiny_path: MakeTiny, device: Device) -> None:
+    with Model.load_from_file(tiny_path(n_expert=4), ModelParams(devices=[device])) as model:
+        with model.new_context(SEVERAL) as context:
+            fill(context)
+            expected = what_follows(context)
+            state = context.state_seq_get(0, StateSeqFlags.ON_DEVICE)
+            assert state.nbytes < context.state_seq_get(0).nbytes
+            context.kv_cache_clear()
+            for seq in (0, 2):
+                context.state_seq_set(state, seq)
+                np.testing.assert_allclose(what_follows(context, seq), expected, atol=1e-5)
+
+
+# --- one sequence ---
+
+
+def test_a_sequence_becomes_another(moe: Model) -> None:
+    with moe.new_context(SEVERAL) as context:
+        fill(context)
+        fill(context, [1, 2], 1)
+        expected = what_follows(context)
+        state = context.state_seq_get(0)
+        assert state.flags == StateSeqFlags.NONE
+        assert state.nbytes == len(bytes(state)) == context.state_seq_size(0)
+        context.state_seq_set(state, 2)
+        assert lengths(context) == [6, 2, 6]
+        np.testing.assert_array_equal(what_follows(context, 2), expected)
+        context.state_seq_set(state, 1)
+        assert lengths(context) == [6, 6, 6]
+        np.testing.assert_array_equal(what_follows(context, 1), expected)
+
+
+def test_an_empty_sequence_empties(moe: Model) -> None:
+    with moe.new_context(SEVERAL) as context:
+        fill(context)
+        context.state_seq_set(context.state_seq_get(1), 0)
+        assert lengths(context) == [0, 0, 0]
+
+
+def test_a_state_can_be_kept(moe: Model, context: Context) -> None:
+    fill(context)
+    expected = what_follows(context)
+    state = context.state_seq_get(0)
+    assert "96" not in repr(state) or str(state.nbytes) in repr(state)
+    for kept in (SeqState.from_bytes(bytes(state)), pickle.loads(pickle.dumps(state))):  # noqa: S301
+        assert bytes(kept) == bytes(state)
+        with moe.new_context(SMALL) as second:
+            second.state_seq_set(kept, 0)
+            np.testing.assert_array_equal(what_follows(second), expected)
+
+
+@pytest.mark.parametrize("flags", [StateSeqFlags.NONE, StateSeqFlags.PARTIAL_ONLY])
+def test_a_model_with_a_sliding_window(tiny_path: MakeTiny, flags: StateSeqFlags) -> None:
+    path = tiny_path(arch="granite_swa", n_expert=4, n_layer=4)
+    with Model.load_from_file(path, CPU) as model, model.new_context(SMALL) as context:
+        fill(context)
+        expected = what_follows(context)
+        state = context.state_seq_get(0, flags)
+        assert state.flags == flags
+        if flags:
+            assert state.nbytes < context.state_seq_size(0)
+        else:
+            context.kv_cache_clear()
+        context.state_seq_set(state, 0)
+        np.testing.assert_array_equal(what_follows(context), expected)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_a_sequence_that_finds_no_room_leaves_what_was_there(moe: Model, unified: bool) -> None:
+    with moe.new_context(SMALL.with_n_ctx(512)) as context:
+        fill(context, [7] * 300)
+        state = context.state_seq_get(0)
+    params = SMALL.with_n_seq_max(2).with_n_ctx(256 if unified else 512).with_kv_unified(unified)
+    if not unified:  # as many parts in both
+        with moe.new_context(params.with_n_ctx(1024)) as context:
+            fill(context, [7] * 256)
+            fill(context, [7] * 256, 1)
+            batch = Batch(44)
+            batch.extend([7] * 44, 256, 0, False)
+            context.decode(batch)
+            state = context.state_seq_get(0)
+    with moe.new_context(params) as small:
+        fill(small)
+        if unified:
+            small.kv_cache_seq_cp(0, 1)
+        else:
+            fill(small, seq_id=1)
+        expected = [what_follows(small, seq) for seq in (0, 1)]
+        with pytest.raises(StateError, match="which holds what it held"):
+            small.state_seq_set(state, 0)
+        assert lengths(small) == [6, 6]
+        for seq in (0, 1):
+            np.testing.assert_array_equal(what_follows(small, seq), expected[seq])
+        small.kv_cache_seq_rm(1)
+        with pytest.raises(StateError, match="which holds what it held"):
+            small.state_seq_set(state, 1)
+        assert lengths(small) == [6, 0]
+
+
+def test_states_of_the_wrong_kind(context: Context) -> None:
+    fill(context)
+    state = context.state_seq_get(0)
+    with pytest.raises(StateError, match="use state_seq_set"):
+        context.state_set(bytes(state))
+    with pytest.raises(StateError, match="use state_set"):
+        SeqState.from_bytes(context.state_get())
+    for wrong in (bytes(state), None, context, 3):
+        with pytest.raises(TypeError, match="SeqState"):
+            context.state_seq_set(wrong, 0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="state_seq_get"):
+        SeqState()
+
+
+def test_another_models_sequence(context: Context, other: Model) -> None:
+    fill(context)
+    state = context.state_seq_get(0)
+    with other.new_context(SMALL) as second:
+        fill(second)
+        expected = what_follows(second)
+        with pytest.raises(StateError, match="another model"):
+            second.state_seq_set(state, 0)
+        np.testing.assert_array_equal(what_follows(second), expected)
+
+
+@pytest.mark.parametrize("seq_id", [-1, 1, 255, 256, 2**31, "0", None, True, 0.0])
+def test_sequences_that_there_are_not(context: Context, seq_id: int) -> None:
+    state = context.state_seq_get(0)
+    for call in (context.state_seq_get, context.state_seq_size, lambda seq: context.state_seq_set(state, seq)):
+        with pytest.raises((ValueError, TypeError), match="seq_id"):
+            call(seq_id)
+
+
+@pytest.mark.parametrize("flags", [-1, 4, 2**32, 2**70, "ON_DEVICE", None, 1.0, True])
+def test_flags_that_there_are_not(context: Context, flags: int) -> None:
+    for call in (context.state_seq_get, context.state_seq_size):
+        with pytest.raises((ValueError, TypeError), match="flags"):
+            call(0, flags)
+
+
+# --- on the device ---
+
+
+def test_a_state_on_the_device_is_only_good_for_its_context(moe: Model) -> None:
+    with moe.new_context(SEVERAL) as context, moe.new_context(SEVERAL) as second:
+        fill(context)
+        expected = what_follows(context)
+        state = context.state_seq_get(0, StateSeqFlags.ON_DEVICE)
+        for refused in (lambda: bytes(state), lambda: pickle.dumps(state)):
+            with pytest.raises(StateError, match="ON_DEVICE"):
+                refused()
+        with pytest.raises(StateError, match="another context"):
+            second.state_seq_set(state, 0)
+        context.kv_cache_clear()
+        context.state_seq_set(state, 1)
+        np.testing.assert_array_equal(what_follows(context, 1), expected)
+        newer = context.state_seq_get(0, StateSeqFlags.ON_DEVICE)
+        with pytest.raises(StateError, match="only the last one"):
+            context.state_seq_set(state, 1)
+        context.state_seq_set(newer, 1)
+        assert lengths(context) == [0, 0, 0]
+
+
+def test_pieces_of_every_size_on_the_device(moe: Model) -> None:
+    # Without flash attention values lie in many pieces. llama.cpp would put a second state into the memory of the first
+    # one, and end the process when its pieces do not fit.
+    params = SMALL.with_flash_attn_type(FlashAttnType.DISABLED).with_n_seq_max(2).with_kv_unified(True)
+    with moe.new_context(params) as context:
+        fill(context, [1, 2, 3, 4], 0)
+        context.state_seq_get(0, StateSeqFlags.ON_DEVICE)
+        context.kv_cache_clear()
+        for pos in range(4):  # sequences take turns
+            batch = Batch(2)
+            batch.add(pos + 1, pos, 0, True)
+            batch.add(pos + 9, pos, 1, False)
+            context.decode(batch)
+        expected = what_follows(context, 0, 4)
+        state = context.state_seq_get(0, StateSeqFlags.ON_DEVICE)
+        context.kv_cache_seq_rm(0)
+        context.state_seq_set(state, 0)
+        np.testing.assert_array_equal(what_follows(context, 0, 4), expected)
+
+
+def test_quantised_caches_stay_in_host_memory(demo: Model) -> None:
+    with demo.new_context(SMALL.with_type_k(GgmlType.Q8_0).with_type_v(GgmlType.Q8_0)) as context:
+        fill(context)
+        expected = what_follows(context)
+        with pytest.raises(StateError, match="type_k is Q8_0"):
+            context.state_seq_get(0, StateSeqFlags.ON_DEVICE)
+        state = context.state_seq_get(0)
+        context.kv_cache_clear()
+        context.state_seq_set(state, 0)
+        np.testing.assert_array_equal(what_follows(context), expected)
+
+
+def test_no_room_on_the_device_leaves_what_was_there(moe: Model) -> None:
+    params = SMALL.with_n_seq_max(2).with_kv_unified(True)
+    with moe.new_context(params) as context:
+        fill(context, [7] * 100)
+        state = context.state_seq_get(0, StateSeqFlags.ON_DEVICE)
+        fill(context, [9] * 120, 1)
+        context.kv_cache_seq_rm(0, 50)
+        expected = what_follows(context, 1, 120)
+        batch = Batch(60)
+        batch.extend([3] * 60, 120, 1, False)
+        context.decode(batch)
+        with pytest.raises(StateError, match="which holds what it held"):
+            context.state_seq_set(state, 0)
+        assert lengths(context) == [50, 180]
+        context.kv_cache_seq_rm(1, 120)
+        np.testing.assert_allclose(what_follows(context, 1, 120), expected, atol=1e-5)
+
+
+# --- objects ---
+
+
+def test_closed_contexts(moe: Model) -> None:
+    context = moe.new_context(SMALL)
+    state, data = context.state_seq_get(0), context.state_get()
+    context.close()
+    for call in (
+        context.state_get,
+        lambda: context.state_set(data),
+        lambda: context.state_size,
+        lambda: context.state_seq_get(0),
+        lambda: context.state_seq_set(state, 0),
+        lambda: context.state_seq_size(0),
+    ):
+        with pytest.raises(ClosedError):
+            call()
+
+
+def test_the_models_file_must_still_be_there(tiny_path: MakeTiny, tmp_path: Path) -> None:
+    path = tmp_path / "gone.gguf"
+    path.write_bytes(tiny_path(n_expert=4).read_bytes())
+    with Model.load_from_file(path, CPU) as model, model.new_context(SMALL) as context:
+        path.unlink()
+        with pytest.raises(StateError, match="cannot be read any more"):
+            context.state_get()
+        path.write_bytes(tiny_path(n_expert=4, seed=2).read_bytes())
+        with pytest.raises(StateError, match="was changed"):
+            context.state_get()
+
+
+def test_a_callback_must_not_ask_for_the_state(moe: Model) -> None:
+    errors: list[str] = []
+
+    def abort() -> bool:
+        for call in (context.state_get, lambda: context.state_seq_get(0), lambda: context.state_size):
+            try:
+                call()
+            except RuntimeError as error:
+                errors.append(str(error))
+        return False
+
+    with moe.new_context(SMALL.with_abort_callback(abort)) as context:
+        fill(context)
+        fill(context, [7] * 200)
+    assert all("callback" in each for each in errors)
