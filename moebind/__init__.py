@@ -60,7 +60,7 @@ from moebind.process import (
 )
 from moebind.process import llama_cpp_version as _llama_cpp_version
 from moebind.sampler import Sampler
-from moebind.state import SeqState
+from moebind.seq_state import SeqState
 from moebind.timings import Timings
 from moebind.token_data import TokenDataArray
 

@@ -238,8 +238,8 @@ def _vectors(data: ArrayLike, n_layer: int, n_embd: int) -> NDArray[np.float32]:
         raise TypeError(f"data has dtype {given.dtype}; it takes numbers")
     if given.shape not in {(n_layer, n_embd), (n_layer - 1, n_embd)}:
         raise ValueError(
-            f"data has the shape {given.shape}; for this model it takes {(n_layer, n_embd)}, or {(n_layer - 1, n_embd)} "
-            "without layer 0"
+            f"data has the shape {given.shape}; for this model it takes {(n_layer, n_embd)}, or "
+            f"{(n_layer - 1, n_embd)} without layer 0"
         )
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(given, np.float32)

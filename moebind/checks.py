@@ -134,7 +134,7 @@ def int32_array(name: str, value: object, low: int, high: int = INT32_MAX) -> ND
 
 
 def octets(name: str, value: Buffer) -> memoryview:
-    """Bytes, as a flat view: of bytes, bytearray, memoryview, or an array of bytes. A copy if they are not contiguous."""
+    """A flat view of bytes, bytearray, memoryview or an array of bytes; of a copy if they are not contiguous."""
     try:
         view = memoryview(value)
     except TypeError:

@@ -1,4 +1,4 @@
-"""LoRA files, looked at before llama.cpp does: it asserts some of what is in them, and trusts the rest until it computes."""
+"""LoRA files, looked at before llama.cpp does: some of what is in them it asserts, the rest it trusts."""
 
 from __future__ import annotations
 
@@ -95,14 +95,9 @@ def _check_metadata(path: str, header: CData, model: Model) -> None:
     index = lib.gguf_find_key(header, _INVOCATION.encode())
     if index < 0:
         return
-    if (
-        lib.gguf_get_kv_type(header, index) != GgufType.ARRAY
-        or lib.gguf_get_arr_type(header, index) != GgufType.UINT32
-    ):
+    if lib.gguf_get_kv_type(header, index) != GgufType.ARRAY or lib.gguf_get_arr_type(header, index) != GgufType.UINT32:
         raise LoraError(f"{path}: the metadata {_INVOCATION} must be an array of UINT32")
-    tokens = ffi.unpack(
-        ffi.cast("uint32_t *", lib.gguf_get_arr_data(header, index)), lib.gguf_get_arr_n(header, index)
-    )
+    tokens = ffi.unpack(ffi.cast("uint32_t *", lib.gguf_get_arr_data(header, index)), lib.gguf_get_arr_n(header, index))
     if any(token >= model.n_vocab for token in tokens):
         raise LoraError(f"{path}: the metadata {_INVOCATION} has a token outside the vocabulary of {model.n_vocab}")
 
@@ -137,8 +132,8 @@ def _check_pair(path: str, name: str, a: _Matrix, b: _Matrix, model: Model) -> N
     if name == _EMBEDDINGS:
         if lib.moebind_model_ties_output(model._open()):
             raise LoraError(
-                f"{path} changes {name}, which is this model's output matrix too: llama.cpp cannot apply that; leave the "
-                "embeddings out of the adapter"
+                f"{path} changes {name}, which is this model's output matrix too: llama.cpp cannot apply that; leave "
+                "the embeddings out of the adapter"
             )
         # Rows of A are looked up here, so the roles are exchanged.
         rank = a.shape[0]

@@ -149,8 +149,8 @@ class Model(Vocabulary):
     #: Its files as they were when it was loaded, and what tells the model from others.
     _files: dict[str, files.Signature]
     _fingerprint: bytes | None
-    #: A model lists its adapters, and its contexts read the list when they make graphs: one thread at a time. Reentrant,
-    #: since an adapter may be collected in the thread that holds it.
+    #: A model lists its adapters, and its contexts read the list when they make graphs: one thread at a time.
+    #: Reentrant, since an adapter may be collected in the thread that holds it.
     _listing: threading.RLock
     #: Contexts and adapters.
     _children: WeakSet[Owner]

@@ -4,103 +4,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
-from moebind import checks, files, log
-from moebind._native import CData, ffi, lib
+from moebind import checks, files, state_data
+from moebind._native import CData, decoded, ffi, lib
 from moebind._owner import Owner
 from moebind.enums import StateSeqFlags
-from moebind.errors import NativeError, StateError, StateNotFoundError
+from moebind.errors import StateError, StateNotFoundError
+from moebind.seq_state import SeqState
 from moebind.state_format import SEAL_SIZE, Cache, Kind, Seal
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from numpy.typing import ArrayLike, NDArray
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Buffer
 
     from moebind.model import Model
     from moebind.params import ContextParams
 
-__all__ = ["SeqState", "State"]
+__all__ = ["State"]
 
 #: What llama.cpp's files begin with: magic, version, number of tokens.
 _HEAD = 12
 #: What it writes before a sequence in memory, and not in a file.
 _PREFIX = 8
-
-
-class SeqState:
-    """One sequence as it was, from :meth:`Context.state_seq_get`: for the same context, or another of the same model.
-
-    ``bytes(state)`` is all of it, to be kept; :meth:`from_bytes` takes it back. It can be pickled. Neither can be done
-    with a state that was taken with ``ON_DEVICE``, whose data is in the memory of the context's devices.
-
-    Examples
-    --------
-    >>> state = context.state_seq_get(0)
-    >>> context.state_seq_set(SeqState.from_bytes(bytes(state)), 1)
-    """
-
-    __slots__ = ("_cache", "_data", "_flags", "_ticket", "_tokens")
-    _cache: Cache
-    _data: Buffer
-    _flags: StateSeqFlags
-    #: Of ON_DEVICE: what the context knows it by.
-    _ticket: object
-    #: What generate() knew of the sequence.
-    _tokens: NDArray[np.int32] | None
-
-    def __init__(self) -> None:
-        raise TypeError("states are taken with Context.state_seq_get(seq_id), or made with SeqState.from_bytes(data)")
-
-    @classmethod
-    def _of(cls, cache: Cache, data: Buffer, flags: StateSeqFlags, ticket: object = None) -> Self:
-        state = cls.__new__(cls)
-        state._cache, state._data, state._flags, state._ticket, state._tokens = cache, data, flags, ticket, None
-        return state
-
-    @classmethod
-    def from_bytes(cls, data: Buffer) -> Self:
-        """Make one of ``bytes(state)``.
-
-        Parameters
-        ----------
-        data
-            bytes, bytearray, memoryview or an array of bytes; it is copied.
-
-        Raises
-        ------
-        StateError
-            If it is damaged, cut short, or something else.
-        """
-        view = checks.octets("data", data)
-        seal = Seal.read("data", view, [Kind.SEQUENCE])
-        return cls._of(seal.cache, bytes(view[: seal.size]), seal.flags)
-
-    @property
-    def flags(self) -> StateSeqFlags:
-        """How it was taken."""
-        return self._flags
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes that it has in host memory: those of ``bytes(state)``, if it can be asked for."""
-        return memoryview(self._data).nbytes + SEAL_SIZE
-
-    def __bytes__(self) -> bytes:
-        if self._flags & StateSeqFlags.ON_DEVICE:
-            raise StateError("a state that was taken with ON_DEVICE is in its context's devices: take one without")
-        size = memoryview(self._data).nbytes
-        return bytes(self._data) + Seal(self._cache, Kind.SEQUENCE, size, self._flags).bytes_for([self._data])
-
-    def __reduce__(self) -> tuple[Callable[[Buffer], SeqState], tuple[bytes]]:
-        return SeqState.from_bytes, (bytes(self),)
-
-    def __repr__(self) -> str:
-        return f"<SeqState, {self.nbytes} bytes, flags={self._flags!r}>"
 
 
 class State(Owner):
@@ -152,7 +83,7 @@ class State(Owner):
         Stands on ``llama_state_get_data``.
         """
         with self._exclusive() as native:
-            cache, data = self._cache_kind(native), _read(native)
+            cache, data = self._cache_kind(native), state_data.read(native)
         return b"".join([data, Seal(cache, Kind.CONTEXT, len(data)).bytes_for([data])])
 
     def state_set(self, data: Buffer) -> None:
@@ -180,7 +111,6 @@ class State(Owner):
         with self._exclusive() as native:
             self._check(native, "data", seal.cache)
             self._replace(native, "data", view[: seal.size])
-            self._history.clear()
 
     def state_save_file(self, path: str | os.PathLike[str], tokens: ArrayLike | None = None) -> None:
         """Save all sequences and a list of tokens to a file.
@@ -233,9 +163,8 @@ class State(Owner):
         with self._exclusive() as native:
             self._check(native, name, seal.cache)
             self._replace(native, name, body)
-            self._history.clear()
             self._history[0] = tokens
-        return tokens.copy()
+        return np.array(tokens)
 
     # --- one sequence ---
 
@@ -278,7 +207,7 @@ class State(Owner):
             if chosen & StateSeqFlags.ON_DEVICE:
                 self._make_room(native, seq)
                 ticket = self._on_device[seq] = object()
-            state = SeqState._of(cache, _read_seq(native, seq, chosen), chosen, ticket)
+            state = SeqState._of(cache, state_data.read_seq(native, seq, chosen), chosen, ticket)
             state._tokens = self._history.get(seq)
         return state
 
@@ -303,7 +232,7 @@ class State(Owner):
         Stands on ``llama_state_seq_set_data_ext``. If the sequence holds something, a copy is kept during the call.
         """
         if not isinstance(state, SeqState):
-            raise TypeError(f"state is {state!r}; it takes a SeqState: from state_seq_get, or SeqState.from_bytes(data)")
+            raise TypeError(f"state is {state!r}; it takes a SeqState, from state_seq_get or SeqState.from_bytes")
         seq = self._seq("seq_id", seq_id)
         with self._exclusive() as native:
             if state._flags & StateSeqFlags.ON_DEVICE and not any(
@@ -316,7 +245,8 @@ class State(Owner):
             self._check(native, "the state", state._cache)
             self._replace_seq(native, "the state", state._data, seq, state._flags)
             # A part says nothing of what the rest of the sequence is.
-            self._remember(seq, None if state._flags & StateSeqFlags.PARTIAL_ONLY else state._tokens)
+            if state._tokens is not None and not state._flags & StateSeqFlags.PARTIAL_ONLY:
+                self._history[seq] = state._tokens
 
     def state_seq_save_file(
         self, path: str | os.PathLike[str], seq_id: SupportsIndex, tokens: ArrayLike | None = None
@@ -374,15 +304,10 @@ class State(Owner):
         with self._exclusive() as native:
             self._check(native, name, seal.cache)
             self._replace_seq(native, name, body, seq, StateSeqFlags.NONE)
-            self._remember(seq, tokens)
-        return tokens.copy()
+            self._history[seq] = tokens
+        return np.array(tokens)
 
     # --- underneath; the caller holds the context ---
-
-    def _remember(self, seq: int, tokens: NDArray[np.int32] | None) -> None:
-        self._history.pop(seq, None)
-        if tokens is not None:
-            self._history[seq] = tokens
 
     def _cache_kind(self, native: CData) -> Cache:
         if self._cache is None:
@@ -397,8 +322,8 @@ class State(Owner):
         """Before a sequence is left on devices: llama.cpp ends the process when that does not work."""
         for name in ("type_k", "type_v"):
             kind = getattr(self._params, name)
-            # It counts blocks where it means elements.
-            if lib.ggml_blck_size(kind) > 1:
+            # It would copy as many elements as there are blocks, and lose the rest without a word.
+            if lib.ggml_blck_size(kind) > 1 and not self._model.is_recurrent:
                 raise StateError(f"{name} is {kind.name}: ON_DEVICE takes caches of F32, F16 and BF16 only")
         self._on_device.pop(seq, None)
         lib.moebind_state_forget_on_device(native, seq)
@@ -407,48 +332,68 @@ class State(Owner):
         for device in self._model._native_devices():
             lib.ggml_backend_dev_memory(device, free, total)
             if total[0] and size > free[0]:
-                device_name = ffi.string(lib.ggml_backend_dev_name(device)).decode()
-                raise StateError(f"the sequence's {size} bytes do not fit {device_name}, which has {free[0]} free")
+                where = decoded(lib.ggml_backend_dev_name(device))
+                raise StateError(f"the sequence's {size} bytes do not fit {where}, which has {free[0]} free")
 
     def _replace(self, native: CData, name: str, data: Buffer) -> None:
         """Take all sequences, or keep those that there are."""
         memory = lib.llama_get_memory(native)
-        held = None
+        put_back = None
         if any(lib.llama_memory_seq_pos_max(memory, seq) >= 0 for seq in range(self._n_seq_max)):
-            held = _read(native)
-        failure = _write(native, data)
-        if failure is None:
-            self._forget_outputs()
-            return
-        lib.llama_memory_clear(memory, True)
-        self._put_back(name, failure, None if held is None else _write(native, held))
+            put_back = partial(state_data.write, native, state_data.read(native))
+        self._exchange(
+            name, partial(state_data.write, native, data), partial(lib.llama_memory_clear, memory, True), put_back
+        )
+        self._forget_outputs()
 
     def _replace_seq(self, native: CData, name: str, data: Buffer, seq: int, flags: StateSeqFlags) -> None:
         """Take one sequence, or keep what it holds."""
         memory = lib.llama_get_memory(native)
         recurrent = self._model.is_recurrent or self._model.is_hybrid
-        # A sequence that shares cells with others can only be brought back as it was together with them.
-        shared = self._n_seq_max > 1 and (self._unified or recurrent)
-        held = None
+        put_back = None
         if lib.llama_memory_seq_pos_max(memory, seq) >= 0:
-            held = _read(native) if shared else _read_seq(native, seq, StateSeqFlags.NONE)
-        failure = _write_seq(native, data, seq, flags)
-        if failure is None:
-            return
-        lib.llama_memory_seq_rm(memory, seq, -1, -1)  # what was taken of it
-        if held is None:
-            self._put_back(name, failure, None)
-        elif shared:
-            self._put_back(name, failure, _write(native, held))
-        else:
-            self._put_back(name, failure, _write_seq(native, held, seq, StateSeqFlags.NONE))
+            # A sequence that shares cells with others can only be brought back as it was together with them.
+            if self._n_seq_max > 1 and (self._unified or recurrent):
+                put_back = partial(state_data.write, native, state_data.read(native))
+            else:
+                held = state_data.read_seq(native, seq, StateSeqFlags.NONE)
+                put_back = partial(state_data.write_seq, native, held, seq, StateSeqFlags.NONE)
+        remove = partial(lib.llama_memory_seq_rm, memory, seq, -1, -1)
 
-    def _put_back(self, name: str, failure: str, again: str | None) -> None:
-        if again is None:
-            raise StateError(f"{name} does not fit this context, which holds what it held{failure}")
-        lib.llama_memory_clear(lib.llama_get_memory(self._open()), True)
+        def write() -> str | None:
+            if not flags & StateSeqFlags.PARTIAL_ONLY:
+                remove()  # llama.cpp does not, for an empty state
+            return state_data.write_seq(native, data, seq, flags)
+
+        self._exchange(name, write, remove, put_back, seq)
+
+    def _exchange(
+        self,
+        name: str,
+        write: Callable[[], str | None],
+        remove: Callable[[], object],
+        put_back: Callable[[], str | None] | None,
+        replaced: int | None = None,
+    ) -> None:
+        """Write a state: a sequence's, or all. Whatever comes of it, the context holds the new one, or what it held."""
+        known = dict(self._history)
         self._history.clear()
-        raise StateError(f"{name} does not fit this context, and what it held could not be brought back{failure}{again}")
+        try:
+            failure = write()
+        except BaseException:  # Ctrl-C, after llama.cpp was done
+            remove()
+            if put_back is None or put_back() is None:
+                self._history.update(known)
+            raise
+        if failure is not None:
+            remove()
+            again = None if put_back is None else put_back()
+            if again is not None:
+                lib.llama_memory_clear(lib.llama_get_memory(self._open()), True)
+                raise StateError(f"{name} does not fit, and what the context held could not be kept{failure}{again}")
+            self._history.update(known)
+            raise StateError(f"{name} does not fit this context, which holds what it held{failure}")
+        self._history.update({} if replaced is None else {seq: known[seq] for seq in known if seq != replaced})
 
     # --- files ---
 
@@ -459,12 +404,12 @@ class State(Owner):
             known = self._history.get(seq, np.empty(0, np.int32)) if given is None else given
             cache = self._cache_kind(native)
             if kind is Kind.CONTEXT_FILE:
-                data, prefix = memoryview(_read(native)), bytes(_PREFIX)
+                data, prefix = memoryview(state_data.read(native)), bytes(_PREFIX)
             else:
-                whole = memoryview(_read_seq(native, seq, StateSeqFlags.NONE))
+                whole = memoryview(state_data.read_seq(native, seq, StateSeqFlags.NONE))
                 data, prefix = whole[_PREFIX:], bytes(whole[:_PREFIX])
         head = np.array([kind.magic, kind.version, known.size], "<u4").tobytes()
-        parts = [head, known.astype("<i4").tobytes(), data]
+        parts: list[Buffer] = [head, known.astype("<i4").tobytes(), data]
         size = sum(memoryview(part).nbytes for part in parts)
         seal = Seal(cache, kind, size, prefix=prefix).bytes_for(parts)
         try:
@@ -507,50 +452,3 @@ def _flags(flags: StateSeqFlags | int) -> StateSeqFlags:
         raise TypeError(f"flags is {flags!r}; it takes StateSeqFlags")
     number = checks.integer("flags", flags, 0, int(StateSeqFlags.PARTIAL_ONLY | StateSeqFlags.ON_DEVICE))
     return StateSeqFlags(number)
-
-
-def _read(native: CData) -> bytearray:
-    return _read_with(
-        lambda: lib.llama_state_get_size(native),
-        lambda buffer, size: lib.llama_state_get_data(native, buffer, size),
-    )
-
-
-def _read_seq(native: CData, seq: int, flags: StateSeqFlags) -> bytearray:
-    return _read_with(
-        lambda: lib.llama_state_seq_get_size_ext(native, seq, flags),
-        lambda buffer, size: lib.llama_state_seq_get_data_ext(native, buffer, size, seq, flags),
-    )
-
-
-def _read_with(measure: Callable[[], int], read: Callable[[CData, int], int]) -> bytearray:
-    lib.moebind_log_forget()
-    try:
-        size = measure()
-        data = bytearray(size)
-        with ffi.from_buffer("uint8_t[]", data) as buffer:
-            written = read(buffer, size)
-    except NativeError as error:
-        raise StateError(f"llama.cpp could not write the state: {error.message}") from error
-    if not size or written != size:
-        raise StateError(f"llama.cpp could not write the state{log.recent_lines(3)}")
-    return data
-
-
-def _write(native: CData, data: Buffer) -> str | None:
-    return _write_with(data, lambda buffer, size: lib.llama_state_set_data(native, buffer, size))
-
-
-def _write_seq(native: CData, data: Buffer, seq: int, flags: StateSeqFlags) -> str | None:
-    return _write_with(data, lambda buffer, size: lib.llama_state_seq_set_data_ext(native, buffer, size, seq, flags))
-
-
-def _write_with(data: Buffer, write: Callable[[CData, int], int]) -> str | None:
-    """Give llama.cpp a state; returns what it says when it does not take it."""
-    lib.moebind_log_forget()
-    try:
-        with ffi.from_buffer("uint8_t[]", data) as buffer:
-            size = len(buffer)
-            return None if write(buffer, size) == size else log.recent_lines(3)
-    except NativeError as error:
-        return f"\n  llama.cpp: {error.message}"

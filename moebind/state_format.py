@@ -98,7 +98,7 @@ class Cache:
         if "model" in names:
             return "it is of another model"
         if "positions" in names:
-            return "positions are rotated into its keys in another way (rope_*, yarn_*, or an n_ctx beyond the trained one)"
+            return "positions are in its keys in another way (rope_*, yarn_*, or an n_ctx beyond the trained one)"
         for name in ("type_k", "type_v"):
             if name in names:
                 theirs, ours = GgmlType(getattr(self, name)).name, GgmlType(getattr(other, name)).name
@@ -184,7 +184,9 @@ class Seal:
         if kind not in set(kinds):
             raise StateError(f"{name} is {_CONTENT.get(kind, 'of a kind that only a newer moebind knows')}")
         if version != Kind(kind).version:
-            raise StateError(f"{name} is of version {version} of llama.cpp's format; this one reads {Kind(kind).version}")
+            raise StateError(
+                f"{name} is of version {version} of llama.cpp's format; this one reads {Kind(kind).version}"
+            )
         return Seal(Cache(model, positions, *rest), Kind(kind), size, StateSeqFlags(flags), prefix)
 
 

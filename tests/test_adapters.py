@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
+import lora
 import numpy as np
 import pytest
-
-import lora
 import tiny
+
 from conftest import CPU, SMALL
 from moebind import (
     Batch,
     ClosedError,
     Context,
     Device,
+    FlashAttnType,
     GgmlType,
     LoraAdapter,
     LoraError,
@@ -32,7 +33,7 @@ from moebind import (
 MakeTiny = Callable[..., Path]
 TOKENS = [1, 5, 9, 40, 7, 100]
 #: As exact as llama.cpp computes.
-EXACT = SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32)
+EXACT = SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32).with_flash_attn_type(FlashAttnType.DISABLED)
 SHAPE = tiny.Shape(n_expert=4)
 WEIGHTS = {
     "token_embd.weight": (len(tiny.TOKENS), 64),
@@ -158,13 +159,14 @@ def test_without_alpha_the_scale_is_all(exact: Context, moe: Model, tmp_path: Pa
 
 
 def test_half_precision_and_quantised_matrices(exact: Context, moe: Model, tmp_path: Path) -> None:
-    matrices = lora.pairs({"blk.0.attn_q.weight": (64, 64)}, rank=32)
+    # After the router, where the last bit cannot choose other experts.
+    matrices = lora.pairs({"output.weight": WEIGHTS["output.weight"]}, rank=32)
     plain = logits(exact)
     merged = logits_of(tiny.write(tmp_path / "merged.gguf", SHAPE, add=lora.added(matrices, 1)))
     half = {name: (a.astype(np.float16), b.astype(np.float16)) for name, (a, b) in matrices.items()}
     with moe.lora_adapter_init(lora.write(tmp_path / "half.gguf", half)) as adapter:
         exact.set_lora_adapters({adapter: 1})
-        assert np.abs(logits(exact) - merged).max() < 0.05 * np.abs(merged - plain).max()
+        assert np.abs(logits(exact) - merged).max() < 0.01 * np.abs(merged - plain).max()
     writer = gguf.GGUFWriter(tmp_path / "q8.gguf", "llama")
     writer.add_string("general.type", "adapter")
     writer.add_string("adapter.type", "lora")
@@ -179,7 +181,7 @@ def test_half_precision_and_quantised_matrices(exact: Context, moe: Model, tmp_p
     writer.close()
     with moe.lora_adapter_init(tmp_path / "q8.gguf") as adapter:
         exact.set_lora_adapters({adapter: 1})
-        assert np.abs(logits(exact) - merged).max() < 0.1 * np.abs(merged - plain).max()
+        assert np.abs(logits(exact) - merged).max() < 0.05 * np.abs(merged - plain).max()
 
 
 def test_norms_are_left_out_as_llama_cpp_does(exact: Context, moe: Model, first: lora.Pairs, tmp_path: Path) -> None:
@@ -212,7 +214,7 @@ def test_a_change_makes_generate_decode_its_prompt_again(exact: Context, adapter
     exact.reset_timings()
     exact.set_lora_adapters({adapter: 1})  # no change
     list(exact.generate(prompt, max_tokens=1))
-    assert exact.timings().n_prompt_eval <= 1
+    assert exact.timings().n_p_eval == 1
 
 
 # --- the object ---
@@ -228,11 +230,11 @@ def test_metadata(moe: Model, adapter: LoraAdapter, first: lora.Pairs, tmp_path:
     assert adapter.alora_invocation_tokens.shape == (0,)
     with pytest.raises(TypeError, match="does not support item assignment"):
         adapter.meta["x"] = "y"  # type: ignore[index]
-    told = {**lora.METADATA, "general.description": "ü" * 1000, "adapter.lora.task_name": ""}
+    told = {**lora.METADATA, "general.description": "ü" * 1000, "adapter.lora.task_name": "x"}
     told["adapter.alora.invocation_tokens"] = np.array([5, 9, 13], np.uint32)
     with moe.lora_adapter_init(lora.write(tmp_path / "told.gguf", first, metadata=told)) as activated:
         assert activated.meta["general.description"] == "ü" * 1000
-        assert activated.meta["adapter.lora.task_name"] == ""
+        assert activated.meta["adapter.lora.task_name"] == "x"
         assert activated.alora_invocation_tokens.dtype == np.int32
         assert activated.alora_invocation_tokens.tolist() == [5, 9, 13]
 
@@ -433,7 +435,8 @@ def matrix(*shape: int, dtype: type = np.float32) -> np.ndarray:
         ({"blk.0.attn_q.weight": (matrix(4, 64, dtype=np.int32), matrix(64, 4))}, "lora_a is I32"),
         ({"blk.0.attn_q.weight": (matrix(4, 64), matrix(64, 4, dtype=np.int8))}, "lora_b is I8"),
         ({"blk.0.attn_q.weight": (matrix(4, 64, dtype=np.float64), matrix(64, 4))}, "lora_a is F64"),
-        ({"token_embd.weight": (matrix(295, 4), matrix(64, 5))}, "must be 4 x 64"),
+        ({"token_embd.weight": (matrix(295, 4), matrix(64, 4))}, "must be 4 x 296"),
+        ({"token_embd.weight": (matrix(296, 4), matrix(64, 5))}, "must be 4 x 64"),
     ],
 )
 def test_matrices_that_are_wrong(
@@ -443,7 +446,9 @@ def test_matrices_that_are_wrong(
         moe.lora_adapter_init(lora.write(tmp_path / "bad.gguf", matrices))
 
 
-@pytest.mark.parametrize("name", ["blk.0.attn_q.weight", "x.lora_c", "lora_a", "a.lora_b.lora_a", "blk.0.attn_q.lora_a.x"])
+@pytest.mark.parametrize(
+    "name", ["blk.0.attn_q.weight", "x.lora_c", "lora_a", "a.lora_b.lora_a", "blk.0.attn_q.lora_a.x"]
+)
 def test_tensors_that_belong_to_no_pair(moe: Model, first: lora.Pairs, tmp_path: Path, name: str) -> None:
     extra = {name: matrix(4, 64)}
     with pytest.raises(LoraError, match=r"neither NAME\.lora_a nor NAME\.lora_b"):

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 import tiny
+
 from conftest import CPU, SMALL
-from moebind import Batch, ClosedError, Context, Device, GgmlType, Model, ModelParams
+from moebind import Batch, ClosedError, Context, Device, FlashAttnType, GgmlType, Model, ModelParams
 
 MakeTiny = Callable[..., Path]
 TOKENS = [1, 5, 9, 40, 7, 100]
-EXACT = SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32)
+EXACT = SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32).with_flash_attn_type(FlashAttnType.DISABLED)
 SHAPE = tiny.Shape(n_layer=4)
 
 

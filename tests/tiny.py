@@ -15,7 +15,8 @@ class Shape:
     """What a tiny model is like. All weights are F32.
 
     Architectures: llama, dense or with experts; deepseek, whose first layers are dense and which has shared experts;
-    granite_swa, which takes fused gate and up matrices; grovemoe, which has experts for groups of experts (chexps).
+    granite_swa, which takes fused gate and up matrices; grovemoe, which has experts for groups of experts (chexps);
+    mamba, which has recurrent state instead of a KV cache.
     """
 
     arch: str = "llama"
@@ -102,6 +103,11 @@ def _metadata(shape: Shape) -> dict[str, object]:
         metadata[f"{a}.expert_group_scale"] = 0.05
         metadata[f"{a}.experts_per_group"] = 2
         metadata[f"{a}.expert_chunk_feed_forward_length"] = 32
+    if a == "mamba":
+        sizes = {"conv_kernel": 4, "inner_size": 2 * shape.n_embd, "state_size": 8, "time_step_rank": 4}
+        metadata |= {f"{a}.ssm.{name}": size for name, size in sizes.items()}
+        metadata |= {f"{a}.attention.head_count": 0, f"{a}.attention.head_count_kv": 0, f"{a}.feed_forward_length": 0}
+        del metadata[f"{a}.rope.dimension_count"]
     if a == "granite_swa":
         metadata[f"{a}.logit_scale"] = 1.0
         metadata[f"{a}.attention.sliding_window"] = 64
@@ -121,6 +127,14 @@ def _tensors(shape: Shape, random: np.random.Generator) -> dict[str, np.ndarray]
     tensors["output_norm.weight"] = ones
     for layer in range(shape.n_layer):
         b = f"blk.{layer}."
+        if shape.arch == "mamba":
+            inner = 2 * d
+            tensors |= {b + "attn_norm.weight": ones, b + "ssm_in.weight": weights(2 * inner, d)}
+            tensors |= {b + "ssm_conv1d.weight": weights(inner, 4), b + "ssm_conv1d.bias": weights(inner)}
+            tensors |= {b + "ssm_x.weight": weights(4 + 2 * 8, inner), b + "ssm_dt.weight": weights(inner, 4)}
+            tensors |= {b + "ssm_dt.bias": weights(inner), b + "ssm_a": -np.abs(weights(inner, 8))}
+            tensors |= {b + "ssm_d": weights(inner), b + "ssm_out.weight": weights(d, inner)}
+            continue
         tensors |= {b + "attn_norm.weight": ones, b + "ffn_norm.weight": ones}
         tensors |= {b + "attn_q.weight": weights(d, d), b + "attn_output.weight": weights(d, d)}
         tensors |= {b + "attn_k.weight": weights(kv, d), b + "attn_v.weight": weights(kv, d)}
