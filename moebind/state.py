@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, SupportsIndex
@@ -71,7 +72,7 @@ class State(Owner):
         Returns
         -------
         bytes
-            llama.cpp's data, and 96 bytes that say which model and kind of cache it is of.
+            llama.cpp's data, and 80 bytes that say which model and kind of cache it is of.
 
         Raises
         ------
@@ -134,7 +135,7 @@ class State(Owner):
 
         Notes
         -----
-        What comes before the last 96 bytes is what ``llama_state_save_file`` writes.
+        What comes before the last 80 bytes is what ``llama_state_save_file`` writes.
         """
         self._save(path, tokens, 0, Kind.CONTEXT_FILE)
 
@@ -271,7 +272,7 @@ class State(Owner):
 
         Notes
         -----
-        ``llama_state_seq_load_file`` can load the file: what comes before the last 96 bytes is what
+        ``llama_state_seq_load_file`` can load the file: what comes before the last 80 bytes is what
         ``llama_state_seq_save_file`` writes.
         """
         self._save(path, tokens, self._seq("seq_id", seq_id), Kind.SEQUENCE_FILE)
@@ -315,6 +316,8 @@ class State(Owner):
         return self._cache
 
     def _check(self, native: CData, name: str, cache: Cache) -> None:
+        if self._model.params.no_alloc:
+            raise StateError("the model was loaded with no_alloc: this context's cache has no memory for a state")
         if difference := cache.difference(self._cache_kind(native)):
             raise StateError(f"{name} does not go with this context: {difference}")
 
@@ -337,6 +340,10 @@ class State(Owner):
 
     def _replace(self, native: CData, name: str, data: Buffer) -> None:
         """Take all sequences, or keep those that there are."""
+        architecture = self._model.meta["general.architecture"].encode()
+        # llama.cpp makes room for a name of any length before it looks whether it is this one.
+        if bytes(memoryview(data)[: 4 + len(architecture)]) != struct.pack("<I", len(architecture)) + architecture:
+            raise StateError(f"{name} is damaged: it does not begin with the model's architecture")
         memory = lib.llama_get_memory(native)
         put_back = None
         if any(lib.llama_memory_seq_pos_max(memory, seq) >= 0 for seq in range(self._n_seq_max)):
@@ -440,6 +447,8 @@ class State(Owner):
             raise
         n_tokens = int.from_bytes(data[_HEAD - 4 : _HEAD], "little")
         start = _HEAD + 4 * n_tokens
+        if start > seal.size:
+            raise StateError(f"{name} is damaged: it has no room for {n_tokens} tokens")
         tokens = np.frombuffer(data[_HEAD:start], "<i4").astype(np.int32)
         if kind is Kind.SEQUENCE_FILE:
             start -= _PREFIX  # its place is where the head or the tokens were

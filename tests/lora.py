@@ -7,7 +7,25 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import tiny
 
+from conftest import CPU, SMALL
+from moebind import Batch, Context, FlashAttnType, GgmlType, Model
+
+TOKENS = [1, 5, 9, 40, 7, 100]
+#: As exact as llama.cpp computes.
+EXACT = SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32).with_flash_attn_type(FlashAttnType.DISABLED)
+SHAPE = tiny.Shape(n_expert=4)
+WEIGHTS = {
+    "token_embd.weight": (len(tiny.TOKENS), 64),
+    "output.weight": (len(tiny.TOKENS), 64),
+    "blk.0.attn_q.weight": (64, 64),
+    "blk.1.attn_v.weight": (32, 64),
+    "blk.1.attn_output.weight": (64, 64),
+    "blk.0.ffn_gate_exps.weight": (4, 96, 64),
+    "blk.0.ffn_up_exps.weight": (4, 96, 64),
+    "blk.1.ffn_down_exps.weight": (4, 64, 96),
+}
 #: What a right adapter's metadata is.
 METADATA: dict[str, object] = {
     "general.type": "adapter",
@@ -71,3 +89,16 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def logits(context: Context) -> np.ndarray:
+    context.kv_cache_clear()
+    batch = Batch(len(TOKENS))
+    batch.add_sequence(TOKENS, 0, logits_all=True)
+    context.decode(batch)
+    return context.get_logits().copy()
+
+
+def logits_of(path: Path) -> np.ndarray:
+    with Model.load_from_file(path, CPU) as model, model.new_context(EXACT) as context:
+        return logits(context)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +26,9 @@ from moebind import (
     ModelParams,
     SeqState,
     StateError,
+    state_data,
 )
-from moebind.state_format import SEAL_SIZE
+from moebind.state_format import SEAL_SIZE, Kind, Seal
 
 MakeTiny = Callable[..., Path]
 
@@ -111,7 +115,7 @@ def test_what_is_not_bytes(context: Context, data: object) -> None:
             take(data)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("data", [b"", b"x", bytes(95), bytes(200), b"\xff" * 96, np.empty((0, 4), np.uint8)])
+@pytest.mark.parametrize("data", [b"", b"x", bytes(79), bytes(200), b"\xff" * 80, np.empty((0, 4), np.uint8)])
 def test_what_is_no_state(context: Context, data: bytes) -> None:
     fill(context)
     for take in (context.state_set, SeqState.from_bytes):
@@ -190,6 +194,29 @@ def test_any_damage_is_found(context: Context, saved: tuple[bytes, np.ndarray], 
     context.state_set(saved[0])
     with pytest.raises(StateError):
         context.state_set(state)
+    np.testing.assert_array_equal(what_follows(context), saved[1])
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damage_under_a_right_seal(context: Context, saved: tuple[bytes, np.ndarray], data: st.DataObject) -> None:
+    # Somebody could write such a state. It may be taken, for what is in the cache is numbers; nothing may break.
+    context.state_set(saved[0])
+    body = bytearray(saved[0][:-SEAL_SIZE])
+    seal = Seal.read("the state", memoryview(saved[0]), [Kind.CONTEXT])
+    for _ in range(data.draw(st.integers(1, 3))):
+        # What says how much of something there is comes first.
+        place = data.draw(st.one_of(st.integers(0, 60), st.integers(0, len(body) - 4)))
+        value = data.draw(st.sampled_from([0, 1, 2, 3, 5, 7, 255, 256, 2**31 - 1, 2**31, 2**32 - 1]))
+        body[place : place + 4] = value.to_bytes(4, "little")
+    body = body[: data.draw(st.sampled_from([len(body), len(body) - 1, len(body) // 2, 60, 0]))]
+    state = bytes(body) + replace(seal, size=len(body)).bytes_for([body])
+    try:
+        context.state_set(state)
+    except StateError:
+        np.testing.assert_array_equal(what_follows(context), saved[1])
+    context.kv_cache_clear()
+    context.state_set(saved[0])
     np.testing.assert_array_equal(what_follows(context), saved[1])
 
 
@@ -272,6 +299,82 @@ def test_the_models_file_must_still_be_there(tiny_path: MakeTiny, tmp_path: Path
         path.write_bytes(tiny_path(n_expert=4, seed=2).read_bytes())
         with pytest.raises(StateError, match="was changed"):
             context.state_get()
+
+
+def test_a_context_without_memory(moe: Model, tmp_path: Path) -> None:
+    with moe.new_context(SMALL) as context:
+        fill(context)
+        state, sequence = context.state_get(), context.state_seq_get(0)
+        context.state_save_file(tmp_path / "whole")
+        context.state_seq_save_file(tmp_path / "sequence", 0)
+    with Model.load_from_file(moe.path, CPU.with_no_alloc(True)) as model, model.new_context(SMALL) as context:
+        for take in (
+            lambda: context.state_set(state),
+            lambda: context.state_seq_set(sequence, 0),
+            lambda: context.state_load_file(tmp_path / "whole"),
+            lambda: context.state_seq_load_file(tmp_path / "sequence", 0),
+        ):
+            with pytest.raises(StateError, match="no_alloc"):
+                take()
+
+
+@pytest.mark.parametrize("takes", ["state_set", "state_seq_set"])
+def test_ctrl_c_as_soon_as_llama_cpp_is_done(
+    context: Context, saved: tuple[bytes, np.ndarray], monkeypatch: pytest.MonkeyPatch, takes: str
+) -> None:
+    context.kv_cache_clear()
+    fill(context, [3, 3, 3])
+    given = saved[0] if takes == "state_set" else context.state_seq_get(0)
+    arguments = (given,) if takes == "state_set" else (given, 0)
+    context.kv_cache_clear()
+    fill(context)
+    expected = what_follows(context)
+    list(context.generate(TOKENS, max_tokens=1))
+    known = {seq: tokens.tolist() for seq, tokens in context._history.items()}
+    name = "write" if takes == "state_set" else "write_seq"
+    really_write = getattr(state_data, name)
+
+    calls: list[object] = []
+
+    def interrupted(*arguments: object) -> str | None:
+        calls.append(arguments)
+        failure: str | None = really_write(*arguments)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return failure
+
+    monkeypatch.setattr(state_data, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(context, takes)(*arguments)
+    assert {seq: tokens.tolist() for seq, tokens in context._history.items()} == known == {0: TOKENS}
+    np.testing.assert_array_equal(what_follows(context), expected)
+
+
+def test_several_threads(moe: Model, context: Context, saved: tuple[bytes, np.ndarray]) -> None:
+    failures: list[BaseException] = []
+
+    def work(what: int) -> None:
+        try:
+            for _ in range(15):
+                if what == 0:
+                    context.state_set(saved[0])
+                elif what == 1:
+                    assert context.state_get()
+                elif what == 2:
+                    context.state_seq_set(context.state_seq_get(0), 0)
+                else:
+                    context.kv_cache_seq_rm(0)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(i % 4,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    context.state_set(saved[0])
+    np.testing.assert_array_equal(what_follows(context), saved[1])
 
 
 def test_a_callback_must_not_ask_for_the_state(demo: Model) -> None:
