@@ -14,7 +14,7 @@ nitpicky = True
 #: Types of Python, numpy and cffi: their references are elsewhere, and this site is built without a network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(np|os|codecs|collections\.abc)\..*"),
-    (r"py:class", r"ArrayLike|NDArray|CData"),
+    (r"py:class", r"ArrayLike|NDArray|CData|Buffer"),
 ]
 
 html_theme = "furo"

@@ -26,6 +26,8 @@ from moebind import (
     ModelParams,
     SeqState,
     StateError,
+    ffi,
+    lib,
     state_data,
 )
 from moebind.state_format import SEAL_SIZE, Kind, Seal
@@ -62,6 +64,15 @@ def test_size(context: Context) -> None:
     assert empty == len(context.state_get())
     fill(context)
     assert context.state_size == len(context.state_get()) > empty + 6 * 2 * 2 * 2 * 32
+
+
+def test_eighty_bytes_are_ours(context: Context) -> None:
+    fill(context)
+    ours = context.state_get()
+    theirs = bytearray(context.state_size - SEAL_SIZE)
+    assert lib.llama_state_get_data(context.native, ffi.from_buffer("uint8_t[]", theirs), len(theirs)) == len(theirs)
+    assert ours[:-80] == theirs
+    assert SEAL_SIZE == 80
 
 
 def test_all_sequences_are_in_it(moe: Model) -> None:
