@@ -243,29 +243,32 @@ def test_no_room_on_the_device_leaves_what_was_there(moe: Model) -> None:
         np.testing.assert_allclose(what_follows(context, 1, 120), expected, atol=1e-5)
 
 
-# --- recurrent state ---
+# --- recurrent state, alone and beside a KV cache ---
 
 
-@pytest.fixture(scope="module")
-def recurrent(tiny_path: MakeTiny) -> Iterator[Model]:
-    with Model.load_from_file(tiny_path(arch="mamba"), CPU) as model:
+@pytest.fixture(scope="module", params=["mamba", "lfm2", "lfm2 with a sliding window"])
+def recurrent(tiny_path: MakeTiny, request: pytest.FixtureRequest) -> Iterator[Model]:
+    arch, _, window = request.param.partition(" ")
+    with Model.load_from_file(tiny_path(arch=arch, n_swa=16 if window else 0), CPU) as model:
+        assert model.is_recurrent == (arch == "mamba")
+        assert model.is_hybrid == (arch == "lfm2")
         yield model
 
 
 def next_logits(context: Context, seq_id: int) -> np.ndarray:
     """What follows, in a copy of the sequence: this memory cannot take a token out again."""
-    context.kv_cache_seq_cp(seq_id, 2)
+    spare = context.n_seq_max - 1
+    context.kv_cache_seq_cp(seq_id, spare)
     batch = Batch(1)
-    batch.add(8, context.kv_cache_seq_pos_max(2) + 1, [2], True)
+    batch.add(8, context.kv_cache_seq_pos_max(spare) + 1, [spare], True)
     context.decode(batch)
     logits = context.get_logits_ith(0).copy()
-    context.kv_cache_seq_rm(2)
+    context.kv_cache_seq_rm(spare)
     return logits
 
 
 def test_recurrent_state(recurrent: Model) -> None:
-    assert recurrent.is_recurrent
-    with recurrent.new_context(SEVERAL) as context, recurrent.new_context(SEVERAL.with_n_seq_max(4)) as second:
+    with recurrent.new_context(SEVERAL) as context, recurrent.new_context(SEVERAL) as second:
         fill(context)
         expected = next_logits(context, 0)
         whole, state = context.state_get(), context.state_seq_get(0)
@@ -279,15 +282,37 @@ def test_recurrent_state(recurrent: Model) -> None:
             np.testing.assert_array_equal(next_logits(second, 0), expected)
 
 
-def test_recurrent_state_that_does_not_fit_leaves_what_was_there(recurrent: Model) -> None:
-    with recurrent.new_context(SEVERAL.with_n_seq_max(6)) as context, recurrent.new_context(SEVERAL) as small:
-        for seq in range(5):
-            fill(context, TOKENS[: seq + 1], seq)
+def test_only_what_cannot_be_rolled_back(recurrent: Model) -> None:
+    with recurrent.new_context(SEVERAL) as context:
+        fill(context)
+        expected = next_logits(context, 0)
+        part = context.state_seq_get(0, StateSeqFlags.PARTIAL_ONLY)
+        assert part.nbytes <= context.state_seq_size(0)
+        context.state_seq_set(part, 0)
+        np.testing.assert_array_equal(next_logits(context, 0), expected)
+        assert lengths(context) == [6, 0, 0]
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_recurrent_state_that_does_not_fit_leaves_what_was_there(recurrent: Model, unified: bool) -> None:
+    small_params = SMALL.with_n_seq_max(3).with_kv_unified(True) if unified else SEVERAL
+    large_params = small_params.with_n_ctx(1536).with_n_seq_max(6 if unified or recurrent.is_recurrent else 3)
+    with recurrent.new_context(large_params) as context, recurrent.new_context(small_params) as small:
+        for seq in range(large_params.n_seq_max - 1):
+            fill(context, [7] * 250 if recurrent.is_hybrid else TOKENS, seq)
+        if recurrent.is_hybrid:
+            batch = Batch(150)
+            batch.extend([7] * 150, 250, 0, False)
+            context.decode(batch)
         fill(small)
-        fill(small, [1, 2], 1)
+        small.kv_cache_seq_cp(0, 1)
         expected = [next_logits(small, seq) for seq in (0, 1)]
         with pytest.raises(StateError, match="which holds what it held"):
             small.state_set(context.state_get())
-        assert lengths(small) == [6, 2, 0]
+        if recurrent.is_hybrid:
+            for flags in (StateSeqFlags.NONE, StateSeqFlags.ON_DEVICE):
+                with pytest.raises(StateError, match="which holds what it held|another context"):
+                    small.state_seq_set(context.state_seq_get(0, flags), 0)
+        assert lengths(small) == [6, 6, 0]
         for seq in (0, 1):
             np.testing.assert_array_equal(next_logits(small, seq), expected[seq])

@@ -16,7 +16,7 @@ class Shape:
 
     Architectures: llama, dense or with experts; deepseek, whose first layers are dense and which has shared experts;
     granite_swa, which takes fused gate and up matrices; grovemoe, which has experts for groups of experts (chexps);
-    mamba, which has recurrent state instead of a KV cache.
+    mamba, which has recurrent state instead of a KV cache; lfm2, in which every other layer has.
     """
 
     arch: str = "llama"
@@ -32,6 +32,8 @@ class Shape:
     seed: int = 1
     #: Whether the token embeddings make the logits too.
     tied: bool = False
+    #: Of lfm2: the width of its sliding window.
+    n_swa: int = 0
 
     @property
     def n_ff_exp(self) -> int:
@@ -108,6 +110,11 @@ def _metadata(shape: Shape) -> dict[str, object]:
         metadata |= {f"{a}.ssm.{name}": size for name, size in sizes.items()}
         metadata |= {f"{a}.attention.head_count": 0, f"{a}.attention.head_count_kv": 0, f"{a}.feed_forward_length": 0}
         del metadata[f"{a}.rope.dimension_count"]
+    if a == "lfm2":
+        metadata[f"{a}.shortconv.l_cache"] = 3
+        metadata[f"{a}.attention.head_count_kv"] = [shape.n_head_kv * (layer % 2) for layer in range(shape.n_layer)]
+        if shape.n_swa:
+            metadata[f"{a}.attention.sliding_window"] = shape.n_swa
     if a == "granite_swa":
         metadata[f"{a}.logit_scale"] = 1.0
         metadata[f"{a}.attention.sliding_window"] = 64
@@ -124,7 +131,7 @@ def _tensors(shape: Shape, random: np.random.Generator) -> dict[str, np.ndarray]
     tensors = {"token_embd.weight": weights(len(TOKENS), d), "output.weight": weights(len(TOKENS), d)}
     if shape.tied:
         del tensors["output.weight"]
-    tensors["output_norm.weight"] = ones
+    tensors["token_embd_norm.weight" if shape.arch == "lfm2" else "output_norm.weight"] = ones
     for layer in range(shape.n_layer):
         b = f"blk.{layer}."
         if shape.arch == "mamba":
@@ -136,8 +143,15 @@ def _tensors(shape: Shape, random: np.random.Generator) -> dict[str, np.ndarray]
             tensors |= {b + "ssm_d": weights(inner), b + "ssm_out.weight": weights(d, inner)}
             continue
         tensors |= {b + "attn_norm.weight": ones, b + "ffn_norm.weight": ones}
-        tensors |= {b + "attn_q.weight": weights(d, d), b + "attn_output.weight": weights(d, d)}
-        tensors |= {b + "attn_k.weight": weights(kv, d), b + "attn_v.weight": weights(kv, d)}
+        if shape.arch == "lfm2" and layer % 2 == 0:
+            tensors |= {b + "shortconv.conv.weight": weights(d, 3), b + "shortconv.in_proj.weight": weights(3 * d, d)}
+            tensors[b + "shortconv.out_proj.weight"] = weights(d, d)
+        else:
+            tensors |= {b + "attn_q.weight": weights(d, d), b + "attn_output.weight": weights(d, d)}
+            tensors |= {b + "attn_k.weight": weights(kv, d), b + "attn_v.weight": weights(kv, d)}
+        if shape.arch == "grovemoe" or (shape.arch == "lfm2" and layer % 2):
+            head = np.ones(d // shape.n_head, np.float32)
+            tensors |= {b + "attn_q_norm.weight": head, b + "attn_k_norm.weight": head}
         if shape.arch == "granite_swa":
             tensors[b + "attn_sinks.weight"] = weights(shape.n_head)
         if not shape.n_expert or layer < shape.n_dense_layers:
@@ -152,8 +166,6 @@ def _tensors(shape: Shape, random: np.random.Generator) -> dict[str, np.ndarray]
             tensors |= {b + f"ffn_{part}_exps.weight": weights(n, f, d) for part in ("gate", "up")}
         tensors[b + "ffn_down_exps.weight"] = weights(n, d, f)
         if shape.arch == "grovemoe":
-            head = np.ones(d // shape.n_head, np.float32)
-            tensors |= {b + "attn_q_norm.weight": head, b + "attn_k_norm.weight": head}
             tensors |= {b + f"ffn_{part}_chexps.weight": weights(n // 2, 32, d) for part in ("gate", "up")}
             tensors[b + "ffn_down_chexps.weight"] = weights(n // 2, d, 32)
         if shape.arch == "deepseek":
