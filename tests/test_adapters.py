@@ -244,6 +244,21 @@ def test_an_adapter_in_use_outlives_its_closing(exact: Context, moe: Model, firs
     assert np.abs(logits(exact) - expected).max() > 0.1
 
 
+def test_its_memory_is_freed_when_nobody_needs_it(moe: Model, first: lora.Pairs, tmp_path: Path) -> None:
+    file = lora.write(tmp_path / "one.gguf", first)
+    for let_go in (Context.close, Context.clear_lora_adapters):
+        with moe.new_context(EXACT) as context:
+            adapter = moe.lora_adapter_init(file)
+            memory = weakref.ref(adapter.native)
+            context.set_lora_adapters({adapter: 1})
+            adapter.close()
+            gc.collect()
+            assert memory() is not None
+            let_go(context)
+            gc.collect()
+            assert memory() is None
+
+
 def test_closing_a_model_closes_its_adapters(tiny_path: MakeTiny, first: lora.Pairs, tmp_path: Path) -> None:
     file = lora.write(tmp_path / "one.gguf", first)
     for order in ("model", "adapter", "context"):

@@ -16,6 +16,7 @@ from states import SEVERAL, TOKENS, fill, lengths, what_follows
 
 from conftest import CPU, SMALL
 from moebind import (
+    Batch,
     ClosedError,
     Context,
     ContextParams,
@@ -245,6 +246,23 @@ def test_a_state_that_finds_no_room_leaves_what_was_there(moe: Model) -> None:
             small.state_set(state)
         assert lengths(small) == [len(TOKENS)]
         np.testing.assert_array_equal(what_follows(small), expected)
+
+
+def test_a_state_that_fits_one_of_two_caches(tiny_path: MakeTiny) -> None:
+    # A model with a sliding window has a second, smaller cache, whose size depends on n_ubatch.
+    path = tiny_path(arch="granite_swa", n_expert=4, n_layer=4)
+    params = SMALL.with_n_ctx(1024).with_swa_full(False)
+    with Model.load_from_file(path, CPU) as model, model.new_context(params) as context:
+        for start in range(0, 600, 300):
+            batch = Batch(300)
+            batch.extend([7] * 300, start, 0, False)
+            context.decode(batch)
+        with model.new_context(params.with_n_ubatch(64)) as small, model.new_context(params) as fresh:
+            with pytest.raises(StateError, match="which holds what it held"):
+                small.state_set(context.state_get())
+            for each in (small, fresh):
+                fill(each)
+            np.testing.assert_allclose(what_follows(small), what_follows(fresh), atol=1e-5)
 
 
 def test_sequences_that_there_are_not_leave_what_was_there(moe: Model) -> None:

@@ -117,6 +117,23 @@ def test_a_sequence_that_finds_no_room_leaves_what_was_there(moe: Model, unified
         assert lengths(small) == [6, 0]
 
 
+def test_a_sequence_that_shares_its_cells_is_brought_back_sharing(moe: Model) -> None:
+    with moe.new_context(SMALL) as context:
+        fill(context, [9] * 100)
+        state = context.state_seq_get(0)
+    with moe.new_context(SMALL.with_n_seq_max(2).with_kv_unified(True)) as context:
+        fill(context, [7] * 200)
+        context.kv_cache_seq_cp(0, 1)  # there would be no room for two of it
+        size = context.state_size
+        expected = [what_follows(context, seq, 200) for seq in (0, 1)]
+        with pytest.raises(StateError, match="which holds what it held"):
+            context.state_seq_set(state, 0)
+        assert lengths(context) == [200, 200]
+        assert context.state_size == size
+        for seq in (0, 1):
+            np.testing.assert_array_equal(what_follows(context, seq, 200), expected[seq])
+
+
 def test_states_of_the_wrong_kind(context: Context) -> None:
     fill(context)
     state = context.state_seq_get(0)
