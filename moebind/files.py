@@ -62,13 +62,13 @@ def write_whole(path: str, parts: Sequence[Buffer]) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Have the new name on the disk as well."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):  # not every file system can
+    """Have the new name on the disk as well, where the system lets us: the file is there already."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_whole(path: str) -> bytearray:

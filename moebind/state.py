@@ -332,7 +332,8 @@ class State(Owner):
         lib.moebind_state_forget_on_device(native, seq)
         size = int(lib.llama_state_seq_get_size_ext(native, seq, StateSeqFlags.NONE))
         free, total = ffi.new("size_t *"), ffi.new("size_t *")
-        for device in self._model._native_devices():
+        model = self._model._open()
+        for device in (lib.moebind_model_device(model, i) for i in range(lib.moebind_model_n_devices(model))):
             lib.ggml_backend_dev_memory(device, free, total)
             if total[0] and size > free[0]:
                 where = decoded(lib.ggml_backend_dev_name(device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,10 +22,13 @@ from moebind import (
     ClosedError,
     Context,
     Device,
+    Ftype,
     LoraAdapter,
     LoraError,
     Model,
     ModelParams,
+    ffi,
+    lib,
 )
 
 MakeTiny = Callable[..., Path]
@@ -152,6 +156,25 @@ def test_half_precision_and_quantised_matrices(exact: Context, moe: Model, tmp_p
     with moe.lora_adapter_init(tmp_path / "q8.gguf") as adapter:
         exact.set_lora_adapters({adapter: 1})
         assert np.abs(logits(exact) - merged).max() < 0.05 * np.abs(merged - plain).max()
+
+
+def test_weights_that_the_cpu_holds_in_another_order(tmp_path: Path) -> None:
+    shape = tiny.Shape(n_embd=256, n_ff=512)
+    params = ffi.new("struct llama_model_quantize_params *", lib.llama_model_quantize_default_params())
+    params.ftype, params.nthread = Ftype.Q4_0, 1
+    plain, quantised = tiny.write(tmp_path / "f32.gguf", shape), tmp_path / "q4_0.gguf"
+    assert lib.llama_model_quantize(os.fsencode(plain), os.fsencode(quantised), params) == 0
+    matrices = lora.pairs({"blk.0.attn_q.weight": (256, 256), "blk.1.ffn_down.weight": (256, 512)})
+    file = lora.write(tmp_path / "one.gguf", matrices)
+    found = []
+    for use_extra_bufts in (True, False):
+        other = CPU.with_use_extra_bufts(use_extra_bufts)
+        with Model.load_from_file(quantised, other) as model, model.new_context(EXACT) as context:
+            with model.lora_adapter_init(file) as adapter:
+                context.set_lora_adapters({adapter: 1})
+                found.append(logits(context))
+    np.testing.assert_allclose(*found, atol=1e-3)
+    assert np.abs(found[0] - logits_of(quantised)).max() > 0.1
 
 
 def test_norms_are_left_out_as_llama_cpp_does(exact: Context, moe: Model, first: lora.Pairs, tmp_path: Path) -> None:

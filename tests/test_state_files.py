@@ -417,6 +417,19 @@ def test_any_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_folder_that_cannot_be_synchronised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really_open = os.open
+
+    def open_files_only(path: str, *rest: int) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied")
+        return really_open(path, *rest)
+
+    monkeypatch.setattr(os, "open", open_files_only)
+    files.write_whole(str(tmp_path / "file"), [b"new"])
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
 def test_several_parts_are_one_file(tmp_path: Path) -> None:
     parts = [b"", b"a", bytearray(b"bc"), memoryview(b"d"), np.arange(3, dtype=np.uint8)]
     files.write_whole(str(tmp_path / "file"), parts)
