@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, SupportsIndex
@@ -127,6 +128,13 @@ class Adapters(Owner):
 
     #: The adapters in use, which they outlive.
     _loras: tuple[tuple[CData, float], ...] = ()
+
+    def _leave_to_parent(self) -> None:
+        for pointer, _ in self._loras:  # some may be closed, and held by nobody else
+            with suppress(TypeError):  # several contexts may have one
+                ffi.gc(pointer, None)
+        self._loras = ()
+        super()._leave_to_parent()
 
     def set_lora_adapters(self, adapters: Mapping[LoraAdapter, float]) -> None:
         """Use these LoRA adapters, and no others.

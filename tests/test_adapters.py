@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -280,6 +282,39 @@ def test_its_memory_is_freed_when_nobody_needs_it(moe: Model, first: lora.Pairs,
             let_go(context)
             gc.collect()
             assert memory() is None
+
+
+#: Forks while an adapter is in use that only a context still has.
+FORKS = """
+import gc, os, sys
+import moebind
+from moebind import Batch, ContextParams, Model, ModelParams
+with moebind.loopback_device() as device:
+    model = Model.load_from_file(sys.argv[1], ModelParams(devices=(device,)))
+    context = model.new_context(ContextParams(n_ctx=256, n_threads=1, n_threads_batch=1))
+    adapter, other = model.lora_adapter_init(sys.argv[2]), model.lora_adapter_init(sys.argv[2])
+    context.set_lora_adapters({adapter: 1.0, other: 0.5})
+    adapter.close()
+    del adapter
+    context.decode(Batch.get_one([1, 5, 9]))
+    before = context.get_logits_ith(-1).copy()
+    child = os.fork()
+    if child == 0:
+        assert other.closed and context.closed and model.closed
+        del context, other, model
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    context.kv_cache_clear()
+    context.decode(Batch.get_one([1, 5, 9]))
+    assert (context.get_logits_ith(-1) == before).all()
+"""
+
+
+def test_a_child_of_a_fork_leaves_adapters_to_its_parent(moe: Model, adapter: LoraAdapter) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKS, moe.path, adapter.path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_closing_a_model_closes_its_adapters(tiny_path: MakeTiny, first: lora.Pairs, tmp_path: Path) -> None:
