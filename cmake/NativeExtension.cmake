@@ -38,7 +38,8 @@ add_custom_command(
 
 python_add_library(_libllama MODULE USE_SABI 3.10 WITH_SOABI
   "${generated}/generated.stamp" "${generated}/_libllama.c" "${generated}/guards.cpp"
-  native/adapters.cpp native/fork.cpp native/guard.cpp native/hooks.cpp native/log.cpp native/shim.cpp native/state.cpp)
+  native/adapters.cpp native/big_stack.cpp native/chat.cpp native/fork.cpp native/guard.cpp native/hooks.cpp
+  native/log.cpp native/shim.cpp native/state.cpp native/template_limits.cpp native/tokenize.cpp)
 target_include_directories(_libllama PRIVATE native "${generated}")
 target_include_directories(_libllama SYSTEM PRIVATE # llama-ext.h, and what only C++ has
   "${vendored}/src" "${vendored}/ggml/src" "${vendored}/common")
@@ -51,6 +52,8 @@ endif()
 # Written by machine: unused cffi helpers, and calls of what llama.h deprecates but still offers.
 set_source_files_properties("${generated}/_libllama.c" "${generated}/guards.cpp" PROPERTIES
   COMPILE_OPTIONS "-Wno-unused-function;-Wno-unused-parameter;-Wno-missing-field-initializers;-Wno-deprecated-declarations;-Wno-cast-function-type")
+# It defines functions in the place of llama-common's, which must be seen to be called.
+set_source_files_properties(native/template_limits.cpp PROPERTIES COMPILE_OPTIONS "-fvisibility=default")
 set_target_properties(_libllama PROPERTIES
   C_VISIBILITY_PRESET hidden CXX_VISIBILITY_PRESET hidden
   INSTALL_RPATH "$ORIGIN/lib")

@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING
 from moebind._native import ffi, lib
 from moebind.adapters import LoraAdapter
 from moebind.batch import Batch
+from moebind.chat import chat_builtin_templates
+from moebind.chat_prompt import ChatMessage, ChatPrompt, ChatTrigger, ToolCall, ToolFunction
 from moebind.context import Context
+from moebind.conversation import ChatReply
 from moebind.enums import (
     AttentionType,
     ContextType,
@@ -77,6 +80,10 @@ __all__ = [
     "AttentionType",
     "Batch",
     "BufferMemory",
+    "ChatMessage",
+    "ChatPrompt",
+    "ChatReply",
+    "ChatTrigger",
     "Context",
     "ContextParams",
     "ContextType",
@@ -108,8 +115,11 @@ __all__ = [
     "Timings",
     "TokenAttr",
     "TokenDataArray",
+    "ToolCall",
+    "ToolFunction",
     "VocabType",
     "add_rpc_server",
+    "chat_builtin_templates",
     "devices",
     "ffi",
     "init",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, SupportsIndex, TypeVar
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 INT32_MAX = 2**31 - 1
 #: libllama takes thread counts as they come and ends the process when the system cannot start as many.
 THREADS_MAX = 512
+
+_BRACKETS = re.compile(r"[\[\]{}]")
 
 EnumT = TypeVar("EnumT", bound=IntEnum)
 
@@ -96,6 +99,15 @@ def utf8(name: str, value: str) -> bytes:
             f"{name} contains the lone surrogate {value[error.start]!r} at {error.start}, which UTF-8 cannot hold: "
             "decode the text with the right encoding, or with errors='replace'"
         ) from None
+
+
+def nesting(text: str) -> int:
+    """How deeply brackets are nested, at most, in text that may be JSON; those in strings may count."""
+    depth = deepest = 0
+    for bracket in _BRACKETS.finditer(text):
+        depth = depth + 1 if bracket[0] in "[{" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def path(name: str, value: str | os.PathLike[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, SupportsIndex
 
@@ -13,6 +13,7 @@ from moebind._native import CData, Hooks, lib, own
 from moebind._owner import CallLock
 from moebind.adapters import Adapters
 from moebind.batch import Batch
+from moebind.conversation import Conversation
 from moebind.enums import GgmlType, PoolingType
 from moebind.errors import (
     AbortedError,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 
-class Context(Outputs, KvCache, State, Adapters):
+class Context(Outputs, KvCache, State, Adapters, Conversation):
     """A model at work: a KV cache, and the logits and embeddings of the last batch. Made by ``Model.new_context``.
 
     Calls from several threads wait for each other; :meth:`abort` does not wait. A callback of a context must not call
@@ -73,6 +74,7 @@ class Context(Outputs, KvCache, State, Adapters):
         # The graph that moves cached keys has no kernel for this type.
         self._can_shift_type = params.type_k != GgmlType.BF16
         self._embeddings = params.embeddings
+        self._suppress = model._suppressed() if model._suppressed().size else None
         self._outputs_reserved = self._n_seq_max
         self._forget_outputs()
         #: Which tokens each sequence's cache begins with, as far as generate() knows.
@@ -331,7 +333,7 @@ class Context(Outputs, KvCache, State, Adapters):
 
     def generate(
         self,
-        prompt: str | ArrayLike,
+        prompt: str | ArrayLike | Sequence[Mapping[str, object]],
         *,
         sampler: Sampler | None = None,
         max_tokens: int | None = None,
@@ -344,7 +346,8 @@ class Context(Outputs, KvCache, State, Adapters):
         Parameters
         ----------
         prompt
-            Text, or token ids. Text is read with its special tokens, and begins as the model wants it to.
+            Text, token ids, or messages, which are rendered as :meth:`chat` does. Text is read with its special
+            tokens, and begins as the model wants it to.
         sampler
             How tokens are chosen; None: always the likeliest. It accepts the tokens that it chooses.
         max_tokens
@@ -373,6 +376,27 @@ class Context(Outputs, KvCache, State, Adapters):
         >>> for piece in context.generate("Once upon a time", max_tokens=32):
         ...     print(piece.text, end="", flush=True)
         """
+        return self._generate(
+            prompt,
+            frozenset(),
+            sampler=sampler,
+            max_tokens=max_tokens,
+            stop=stop,
+            seq_id=seq_id,
+            reuse_prefix=reuse_prefix,
+        )
+
+    def _generate(
+        self,
+        prompt: str | ArrayLike | Sequence[Mapping[str, object]],
+        shown: frozenset[int],
+        *,
+        sampler: Sampler | None,
+        max_tokens: int | None,
+        stop: str | Sequence[str],
+        seq_id: SupportsIndex,
+        reuse_prefix: bool,
+    ) -> Iterator[Piece]:
         texts = [stop] if isinstance(stop, str) else list(stop)
         for each in texts:
             if not checks.utf8("stop", each):
@@ -391,9 +415,12 @@ class Context(Outputs, KvCache, State, Adapters):
             stop=texts,
             seq_id=self._seq("seq_id", seq_id),
             reuse_prefix=checks.boolean("reuse_prefix", reuse_prefix),
+            shown=shown,
         )
 
-    def _prompt_tokens(self, prompt: str | ArrayLike) -> NDArray[np.int32]:
+    def _prompt_tokens(self, prompt: str | ArrayLike | Sequence[Mapping[str, object]]) -> NDArray[np.int32]:
+        if isinstance(prompt, (list, tuple)) and any(isinstance(each, Mapping) for each in prompt):
+            prompt = self._model.apply_chat_template(prompt)
         if isinstance(prompt, str):
             tokens = self._model.str_to_token(prompt)
         else:

@@ -121,8 +121,12 @@ def generate(
     stop: Sequence[str],
     seq_id: int,
     reuse_prefix: bool,
+    shown: frozenset[int],
 ) -> Iterator[Piece]:
-    """See :meth:`moebind.Context.generate`, which checks the arguments."""
+    """See :meth:`moebind.Context.generate`, which checks the arguments.
+
+    ``shown`` are special tokens whose text is given out.
+    """
     lib.moebind_hooks_forget(context._hooks.pointer)
     if max_tokens == 0:
         return
@@ -149,7 +153,7 @@ def generate(
             if is_eog(vocab, token):
                 reason, text = "eog", ""
             else:
-                text, stopped = held.add(decode(piece_of(vocab, token, False)))
+                text, stopped = held.add(decode(piece_of(vocab, token, token in shown)))
                 if stopped:
                     reason = "stop"
                 elif max_tokens is not None and index + 1 >= max_tokens:

@@ -14,8 +14,9 @@ from moebind import checks, files, gguf, log, overrides
 from moebind._native import CData, Hooks, decoded, ffi, hold, lib, own, text_from
 from moebind._owner import Owner, close_all
 from moebind.adapters import LoraAdapter
+from moebind.chat import ChatTemplates
 from moebind.enums import DeviceType, Ftype, RopeType
-from moebind.errors import ChatTemplateError, ModelLoadError, NativeError
+from moebind.errors import ModelLoadError, NativeError
 from moebind.native_params import native_model_params
 from moebind.overrides import PlacedOverride, PlacedTensor
 from moebind.params import ContextParams, ModelParams
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["Model"]
 
 _warned_no_device = False
+_SAMPLING_KEYS = range(lib.LLAMA_MODEL_META_KEY_SAMPLING_SEQUENCE, lib.LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_ETA + 1)
 
 
-class Model(Vocabulary):
+class Model(ChatTemplates, Vocabulary):
     """A loaded model. Made by :meth:`load_from_file`.
 
     Use it as a context manager, or close it: its memory is large. Closing it closes its contexts first.
@@ -160,6 +162,7 @@ class Model(Vocabulary):
         if self._pointer is not None:
             close_all(self._children)
             self._vocab = None
+            self._ready = None
             super().close()
 
     def __repr__(self) -> str:
@@ -342,24 +345,38 @@ class Model(Vocabulary):
         """Whether ``Context.decode`` can be used (``llama_model_has_decoder``)."""
         return bool(lib.llama_model_has_decoder(self._open()))
 
-    def chat_template(self, name: str | None = None) -> str:
-        """The Jinja template for chats that the file carries (``llama_model_chat_template``).
+    @property
+    def n_layer_nextn(self) -> int:
+        """Layers that predict tokens further ahead (``llama_model_n_layer_nextn``)."""
+        return int(lib.llama_model_n_layer_nextn(self._open()))
 
-        Parameters
-        ----------
-        name
-            One of several; None: the default one.
+    @property
+    def rope_freq_scale_train(self) -> float:
+        """The scale of rotary frequencies that it was trained with (``llama_model_rope_freq_scale_train``)."""
+        return float(lib.llama_model_rope_freq_scale_train(self._open()))
 
-        Raises
-        ------
-        ChatTemplateError
-            If there is none.
-        """
-        encoded = ffi.NULL if name is None else checks.text("name", name)
-        found = lib.llama_model_chat_template(self._open(), encoded)
-        if not found:
-            raise ChatTemplateError(f"{self.path} has no chat template{'' if name is None else f' named {name!r}'}")
-        return decoded(found)
+    @property
+    def n_cls_out(self) -> int:
+        """How many scores it gives as a classifier (``llama_model_n_cls_out``)."""
+        return int(lib.llama_model_n_cls_out(self._open()))
+
+    @property
+    def cls_labels(self) -> tuple[str, ...]:
+        """What those scores are for; empty where the file does not say (``llama_model_cls_label``)."""
+        pointer = self._open()
+        labels = [lib.llama_model_cls_label(pointer, index) for index in range(self.n_cls_out)]
+        return tuple(decoded(label) for label in labels if label)
+
+    @property
+    def decode_start_token(self) -> int | None:
+        """What the decoder of an encoder-decoder model begins with (``llama_model_decoder_start_token``)."""
+        return self._special(lib.llama_model_decoder_start_token(self._open()))
+
+    @property
+    def sampling_meta(self) -> Mapping[str, str]:
+        """How the file's author wants it sampled, such as ``{"temp": "0.7"}`` (``llama_model_meta_key_str``)."""
+        known = (decoded(lib.llama_model_meta_key_str(key)) for key in _SAMPLING_KEYS)
+        return MappingProxyType({key.rpartition(".")[2]: self.meta[key] for key in known if key in self.meta})
 
     # --- where it is ---
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
@@ -58,6 +60,8 @@ class Outputs(Owner):
     _outputs_reserved = 0
     #: Where the last output was, and an array over it.
     _last_row: tuple[CData, NDArray[np.float32]] | None = None
+    #: The model's suppressed tokens; None where it has none.
+    _suppress: NDArray[np.int32] | None = None
     #: What the arrays that show the buffer hold.
     _shown: weakref.ref[_Buffer] | None = None
 
@@ -95,7 +99,29 @@ class Outputs(Owner):
         if self._last_row is None or self._last_row[0] != pointer:
             memory = ffi.buffer(pointer, 4 * self._model._n_vocab)
             self._last_row = pointer, np.frombuffer(memory, np.float32)
-        return int(self._last_row[1].argmax())
+        row = self._last_row[1]
+        if self._suppress is not None:
+            with self._suppressing(native, -1):
+                return int(row.argmax())
+        return int(row.argmax())
+
+    @contextmanager
+    def _suppressing(self, native: CData, at: int) -> Iterator[None]:
+        """Make the model's suppressed tokens impossible in an output, for as long as somebody chooses from it.
+
+        llama.cpp's programs give them a bias of -inf. The caller holds the context; views show them again afterwards.
+        """
+        pointer = lib.llama_get_logits_ith(native, at)
+        if self._suppress is None or not pointer:
+            yield
+            return
+        row = np.frombuffer(ffi.buffer(pointer, 4 * self._model._n_vocab), np.float32)
+        before = row[self._suppress]
+        row[self._suppress] = -np.inf
+        try:
+            yield
+        finally:
+            row[self._suppress] = before
 
     def _output_row(self, i: int) -> None:
         """Raise unless the last batch has an output there."""

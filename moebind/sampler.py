@@ -281,6 +281,9 @@ class Sampler(Owner):
         ctx._output_row(at)
         with self._lock.held():
             try:
+                if ctx._suppress is not None:
+                    with ctx._suppressing(native, at):
+                        return int(lib.llama_sampler_sample(self._open(), native, at))
                 return int(lib.llama_sampler_sample(self._open(), native, at))
             except NativeError as error:
                 raise SamplerError(f"{self!r} chose no token: {error.message}") from error

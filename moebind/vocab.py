@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from moebind import checks
-from moebind._native import CData, ffi, lib
+from moebind._native import CData, decoded, ffi, lib
 from moebind._owner import Owner
 from moebind.enums import TokenAttr, VocabType
-from moebind.errors import TokenizeError
+from moebind.errors import NativeError, TokenizeError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -111,6 +111,63 @@ class Vocabulary(Owner):
         """The gap itself, when filling in the middle (``llama_vocab_fim_mid``)."""
         return self._special(lib.llama_vocab_fim_mid(self._open_vocab()))
 
+    @property
+    def token_fim_pad(self) -> int | None:
+        """Padding, when filling in the middle (``llama_vocab_fim_pad``)."""
+        return self._special(lib.llama_vocab_fim_pad(self._open_vocab()))
+
+    @property
+    def token_fim_rep(self) -> int | None:
+        """Before the name of a repository, when filling in the middle (``llama_vocab_fim_rep``)."""
+        return self._special(lib.llama_vocab_fim_rep(self._open_vocab()))
+
+    @property
+    def token_fim_sep(self) -> int | None:
+        """Before a file, when filling in the middle (``llama_vocab_fim_sep``)."""
+        return self._special(lib.llama_vocab_fim_sep(self._open_vocab()))
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether the tokenizer begins a text with :attr:`token_bos` (``llama_vocab_get_add_bos``)."""
+        return bool(lib.llama_vocab_get_add_bos(self._open_vocab()))
+
+    @property
+    def add_eos(self) -> bool:
+        """Whether the tokenizer ends a text with :attr:`token_eos` (``llama_vocab_get_add_eos``)."""
+        return bool(lib.llama_vocab_get_add_eos(self._open_vocab()))
+
+    @property
+    def add_sep(self) -> bool:
+        """Whether :attr:`token_sep` goes between two texts, when reranking (``llama_vocab_get_add_sep``)."""
+        return bool(lib.llama_vocab_get_add_sep(self._open_vocab()))
+
+    @property
+    def suppress_tokens(self) -> NDArray[np.int32]:
+        """Tokens that the model is never to write, sorted (``llama_vocab_get_suppress_tokens``).
+
+        ``Context.generate`` and ``Sampler.sample`` keep to it, as llama.cpp's programs do.
+
+        Returns
+        -------
+        numpy.ndarray
+            int32, shape ``(n,)``, a copy; empty for most models.
+        """
+        copy: NDArray[np.int32] = self._suppressed().copy()
+        return copy
+
+    #: What :meth:`_suppressed` found.
+    _suppress: NDArray[np.int32] | None = None
+
+    def _suppressed(self) -> NDArray[np.int32]:
+        vocab = self._open_vocab()
+        if self._suppress is None:
+            count = ffi.new("int32_t *")
+            tokens = lib.llama_vocab_get_suppress_tokens(vocab, count)
+            found = np.unique(np.array([tokens[i] for i in range(count[0])], np.int32))
+            usable: NDArray[np.int32] = found[(found >= 0) & (found < self._n_vocab)]
+            self._suppress = usable
+        return self._suppress
+
     def _token(self, token: SupportsIndex) -> int:
         return checks.integer("token", token, 0, self.n_vocab - 1)
 
@@ -129,6 +186,13 @@ class Vocabulary(Owner):
     def token_score(self, token: SupportsIndex) -> float:
         """The score that the vocabulary gives it (``llama_vocab_get_score``)."""
         return float(lib.llama_vocab_get_score(self._usable_vocab(), self._token(token)))
+
+    def token_text(self, token: SupportsIndex) -> str:
+        """How the vocabulary writes it, such as ``"▁the"`` or ``"Ġthe"`` (``llama_vocab_get_text``).
+
+        :meth:`token_to_str` gives the text that it stands for.
+        """
+        return decoded(lib.llama_vocab_get_text(self._usable_vocab(), self._token(token)))
 
     def str_to_token(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> NDArray[np.int32]:
         """Turn text into tokens.
@@ -150,13 +214,14 @@ class Vocabulary(Owner):
         Raises
         ------
         TokenizeError
-            If the model has no vocabulary.
+            If the model has no vocabulary, or its pre-tokenizer would need more memory for the text than there is.
         ValueError
             If the text holds a lone surrogate.
 
         Notes
         -----
-        Stands on ``llama_tokenize``.
+        Stands on ``llama_tokenize``. Some pre-tokenizers recurse over every run of letters, digits or spaces, with 320
+        bytes a character; long texts are read on a thread with as large a stack as they may need.
 
         Examples
         --------
@@ -171,9 +236,11 @@ class Vocabulary(Owner):
         capacity = len(encoded) + 16
         while True:
             tokens = np.empty(capacity, np.int32)
-            count = lib.llama_tokenize(
-                vocab, encoded, len(encoded), ffi.from_buffer("llama_token[]", tokens), capacity, *special
-            )
+            ids = ffi.from_buffer("llama_token[]", tokens)
+            try:
+                count = lib.moebind_tokenize(vocab, encoded, len(encoded), ids, capacity, *special)
+            except NativeError as error:
+                raise TokenizeError(f"the text cannot be tokenized: {error.message}") from None
             if count >= 0:
                 found: NDArray[np.int32] = tokens[:count].copy()
                 return found
@@ -234,17 +301,36 @@ class Vocabulary(Owner):
         return self._piece(self._usable_vocab(), self._token(token), checks.boolean("special", special))
 
     @staticmethod
-    def _piece(vocab: CData, token: int, special: bool) -> bytes:
+    def _piece(vocab: CData, token: int, special: bool, lstrip: int = 0) -> bytes:
         buffer = ffi.new("char[]", _PIECE_BYTES)
-        count = lib.llama_token_to_piece(vocab, token, buffer, _PIECE_BYTES, 0, special)
+        count = lib.llama_token_to_piece(vocab, token, buffer, _PIECE_BYTES, lstrip, special)
         if count < 0:
             buffer = ffi.new("char[]", -count)
-            count = lib.llama_token_to_piece(vocab, token, buffer, -count, 0, special)
+            count = lib.llama_token_to_piece(vocab, token, buffer, -count, lstrip, special)
         return bytes(ffi.buffer(buffer, count))
 
     def token_to_str(self, token: SupportsIndex, *, special: bool = False) -> str:
         """The text of one token; bytes that are not UTF-8 by themselves are replaced (``llama_token_to_piece``)."""
         return self.token_to_bytes(token, special=special).decode("utf-8", "replace")
+
+    def token_to_piece_bytes(self, token: SupportsIndex, *, special: bool = False, lstrip: SupportsIndex = 0) -> bytes:
+        """The bytes of one token, without so many spaces at their beginning (``llama_token_to_piece``).
+
+        Parameters
+        ----------
+        token
+            Its id.
+        special
+            Give the text of a special token too, instead of nothing.
+        lstrip
+            Leave out up to so many spaces.
+        """
+        return self._piece(
+            self._usable_vocab(),
+            self._token(token),
+            checks.boolean("special", special),
+            checks.integer("lstrip", lstrip, 0),
+        )
 
     def token_to_piece(self, token: SupportsIndex, decoder: codecs.IncrementalDecoder, *, special: bool = False) -> str:
         """The text that a token completes: characters whose bytes are spread over tokens come with their last one.

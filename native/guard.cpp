@@ -2,6 +2,7 @@
 
 #include "ggml-backend-impl.h"
 #include "ggml.h"
+#include "log.h"
 #include "shim.h"
 
 #include <dlfcn.h>
@@ -83,6 +84,22 @@ void keep_failure(const char * text) noexcept {
 
 bool exception_waiting() noexcept { return state.exception != nullptr; }
 
+PyObject * take_exception() noexcept {
+    PyObject * exception = state.exception;
+    state.exception      = nullptr;
+    return exception;
+}
+
+void adopt_exception(PyObject * exception) noexcept {
+    if (exception != nullptr && state.exception == nullptr) {
+        state.exception = exception;
+    } else if (const python_call python; exception != nullptr && python) {
+        PyGILState_STATE gil = PyGILState_Ensure();
+        Py_DECREF(exception);
+        PyGILState_Release(gil);
+    }
+}
+
 void note_stopping() noexcept { state.stopping = true; }
 
 bool stopping() noexcept { return state.stopping || state.exception != nullptr; }
@@ -148,7 +165,11 @@ void moebind_end(void) {
     }
 }
 
-void moebind_setup(void) { ggml_set_abort_callback(throw_on_abort); }
+void moebind_setup(void) {
+    ggml_set_abort_callback(throw_on_abort);
+    // llama-common would write to standard error, from a thread of its own. What matters it also throws.
+    common_log_set_verbosity_thold(-1);
+}
 
 bool moebind_carry(uintptr_t exception) {
     // This very call is guarded too: it takes a second guard for somebody to be waiting.

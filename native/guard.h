@@ -44,6 +44,13 @@ bool carry(PyObject * exception) noexcept;
 // One is being kept.
 bool exception_waiting() noexcept;
 
+// Move it to another thread, which waits for this one: nullptr when there is none.
+PyObject * take_exception() noexcept;
+void       adopt_exception(PyObject * exception) noexcept;
+
+// Runs Python's signal handlers, where this thread may; true when one raised, with the exception kept for the caller.
+bool interrupted();
+
 // From now to the end of this thread's call: it is being stopped because somebody asked for it, and what llama.cpp logs
 // about that is no news.
 void note_stopping() noexcept;

@@ -25,9 +25,12 @@ namespace {
 constexpr auto signals_every = std::chrono::milliseconds(50);
 constexpr auto python_every  = std::chrono::milliseconds(1);
 
-// Runs Python's signal handlers; true when one raised, with the exception on its way to the caller.
+}  // namespace
+
+namespace moebind {
+
 bool interrupted() {
-    if (!moebind::in_main_thread()) {
+    if (!in_main_thread()) {
         return false;
     }
     PyGILState_STATE gil = PyGILState_Ensure();
@@ -45,6 +48,10 @@ bool interrupted() {
     return raised;
 }
 
+}  // namespace moebind
+
+namespace {
+
 bool should_stop(moebind_hooks * hooks) {
     if (hooks->abort.load(std::memory_order_relaxed) || moebind::exception_waiting()) {
         return true;
@@ -52,7 +59,7 @@ bool should_stop(moebind_hooks * hooks) {
     const auto now = steady::now();
     if (now >= hooks->next_signals) {
         hooks->next_signals = now + signals_every;
-        if (interrupted()) {
+        if (moebind::interrupted()) {
             return true;
         }
     }

@@ -1,5 +1,6 @@
 #include "shim.h"
 
+#include "big_stack.h"
 #include "build_info.h"
 #include "common.h"
 #include "ggml-cpp.h"
@@ -8,6 +9,8 @@
 #include "llama-ext.h"
 #include "llama-model.h"
 
+#include <algorithm>
+#include <cstring>
 #include <regex>
 #include <string>
 #include <vector>
@@ -32,12 +35,19 @@ int32_t moebind_default_n_threads(void) { return common_cpu_get_num_math(); }
 const char * moebind_ffn_exps_regex(void) { return LLM_FFN_EXPS_REGEX; }
 
 size_t moebind_regex_search(const char * pattern, const char ** names, size_t n_names, bool * matches) {
-    const std::regex regex(pattern);
-    size_t           found = 0;
+    // Compiling recurses over the pattern, searching over the longest name.
+    size_t longest = std::strlen(pattern);
     for (size_t i = 0; i < n_names; i++) {
-        matches[i] = std::regex_search(names[i], regex);
-        found += matches[i];
+        longest = std::max(longest, std::strlen(names[i]));
     }
+    size_t found = 0;
+    moebind::on_big_stack((size_t(1) << 20) + 4096 * longest, [&] {
+        const std::regex regex(pattern);
+        for (size_t i = 0; i < n_names; i++) {
+            matches[i] = std::regex_search(names[i], regex);
+            found += matches[i];
+        }
+    });
     return found;
 }
 

@@ -72,6 +72,10 @@ const char * moebind_ffn_exps_regex(void);
 // Search each name with a std::regex, as llama.cpp does; returns how many match. An invalid pattern throws.
 size_t moebind_regex_search(const char * pattern, const char ** names, size_t n_names, bool * matches);
 
+// llama_tokenize, with as much stack as a pre-tokenizer's regular expressions need for this text (tokenize.cpp).
+int32_t moebind_tokenize(const struct llama_vocab * vocab, const char * text, int32_t text_len, llama_token * tokens,
+                         int32_t n_tokens_max, bool add_special, bool parse_special);
+
 int32_t            moebind_model_n_expert(const struct llama_model * model);
 int32_t            moebind_model_n_devices(const struct llama_model * model);
 ggml_backend_dev_t moebind_model_device(const struct llama_model * model, int32_t i);
@@ -147,6 +151,27 @@ size_t moebind_rpc_caps_size(void);
 // Take an RPC server's devices out of the registry: ggml_backend_unload does not, since they belong to the plain RPC
 // backend. Nothing may use them any more.
 void moebind_rpc_remove_server(ggml_backend_reg_t server);
+
+// --- chat templates and replies (chat.cpp) ---
+
+// Text with its length. The caller frees it.
+struct moebind_text;
+
+const char * moebind_text_data(const struct moebind_text * text);
+size_t       moebind_text_size(const struct moebind_text * text);
+void         moebind_text_free(struct moebind_text * text);
+
+struct moebind_chat_templates;
+
+// A template ready to be rendered; without a source those of the model's file. What is wrong with it throws.
+struct moebind_chat_templates * moebind_chat_templates_new(const struct llama_model * model, const char * source,
+                                                           size_t size);
+void                            moebind_chat_templates_free(struct moebind_chat_templates * templates);
+
+// Render messages, and parse a reply: JSON in, JSON out. moebind/chat.py says what is in them.
+struct moebind_text * moebind_chat_apply(const struct moebind_chat_templates * templates, const char * request,
+                                         size_t size);
+struct moebind_text * moebind_chat_parse(const char * request, size_t size);
 
 #ifdef __cplusplus
 }

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 GOOD = """
+from collections.abc import Mapping
+
 import numpy as np
-from moebind import Batch, Context, ContextParams, GgmlType, Model, ModelParams, Sampler
+from moebind import Batch, ChatMessage, Context, ContextParams, GgmlType, Model, ModelParams, Sampler
 
 def main(path: str) -> str:
     params = ModelParams(n_gpu_layers=-1).with_n_cpu_moe(12).with_tensor_override("x", "CPU", strict=False)
@@ -22,6 +24,11 @@ def main(path: str) -> str:
         row: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = context.get_logits_ith(-1)
         token: int = Sampler.chain([Sampler.top_k(4), Sampler.dist(1)]).sample(context)
         n: int | None = model.token_bos
+        messages: list[Mapping[str, object]] = [{"role": "user", "content": "Hello"}]
+        message: ChatMessage = context.chat([{"role": "user", "content": "Hello"}], max_tokens=4).complete()
+        messages.append(message)
+        names: list[str] = [call["function"]["name"] for call in message["tool_calls"]]
+        print(model.apply_chat_template(messages, enable_thinking=False), names)
         return "".join(piece.text for piece in context.generate([token, n or 0], stop=["."])) + str(row.argmax())
 """
 BAD = {

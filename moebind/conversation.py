@@ -1,0 +1,154 @@
+"""Chatting: the part of ``Context`` that answers messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+from moebind._owner import Owner
+from moebind.chat_prompt import ChatMessage, ChatPrompt
+from moebind.generation import Piece, StopReason
+
+if TYPE_CHECKING:
+    from moebind.model import Model
+    from moebind.sampler import Sampler
+
+__all__ = ["ChatReply", "Conversation"]
+
+
+class ChatReply(Iterator[Piece]):
+    """A reply while it is generated: an iterator of pieces. Made by ``Context.chat``.
+
+    Attributes
+    ----------
+    prompt : ChatPrompt
+        The chat as it was rendered.
+    text : str
+        What was generated so far, as the model wrote it.
+    stop_reason : str or None
+        Why it ended; None as long as it goes on. See :class:`Piece`.
+
+    Examples
+    --------
+    >>> reply = context.chat([{"role": "user", "content": "Hello"}], max_tokens=64)
+    >>> for piece in reply:
+    ...     print(piece.text, end="", flush=True)
+    >>> messages.append(reply.message)
+    """
+
+    def __init__(self, prompt: ChatPrompt, pieces: Iterator[Piece]) -> None:
+        self.prompt = prompt
+        self.text = ""
+        self.stop_reason: StopReason | None = None
+        self._pieces = pieces
+
+    def __next__(self) -> Piece:
+        piece = next(self._pieces)
+        self.text += piece.text
+        self.stop_reason = piece.stop_reason
+        return piece
+
+    @property
+    def message(self) -> ChatMessage:
+        """The reply as a message: a dict with ``role``, ``content``, ``reasoning_content`` and ``tool_calls``.
+
+        It can be asked for at any time, and is read from the beginning each time. Before the end, and when something
+        else than the model ended the reply, it is what can be told so far. It can be appended to the messages of the
+        next call.
+
+        Raises
+        ------
+        ChatTemplateError
+            If the reply is not as the template's replies are; ``text`` is what the model wrote.
+        """
+        return self.prompt.parse(self.text, partial=self.stop_reason != "eog")
+
+    def complete(self) -> ChatMessage:
+        """Generate the rest, and give the whole as :attr:`message`."""
+        for _ in self:
+            pass
+        return self.message
+
+
+class Conversation(Owner):
+    """What answers messages. :class:`moebind.Context` has it."""
+
+    if TYPE_CHECKING:  # Context has them
+        _model: Model
+
+        def _generate(
+            self,
+            prompt: str,
+            shown: frozenset[int],
+            *,
+            sampler: Sampler | None,
+            max_tokens: int | None,
+            stop: str | Sequence[str],
+            seq_id: SupportsIndex,
+            reuse_prefix: bool,
+        ) -> Iterator[Piece]: ...
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        sampler: Sampler | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        tools: Sequence[Mapping[str, object]] | None = None,
+        template: str | None = None,
+        seq_id: SupportsIndex = 0,
+        reuse_prefix: bool = True,
+        **kwargs: object,
+    ) -> ChatReply:
+        """Answer messages, piece by piece.
+
+        Parameters
+        ----------
+        messages, tools, template, kwargs
+            The chat, and how it is rendered. As for ``Model.chat_format``.
+        sampler, max_tokens, stop, seq_id, reuse_prefix
+            How the reply is generated. As for :meth:`generate`. The texts that end a reply of this template are added
+            to ``stop``.
+
+        Returns
+        -------
+        ChatReply
+            An iterator of :class:`Piece`; its ``message`` is the reply, read.
+
+        Raises
+        ------
+        ChatTemplateError
+            If the chat cannot be rendered.
+        ValueError, TypeError
+            If a message is not as it has to be, or the prompt does not fit the context.
+
+        Notes
+        -----
+        The reply is not held to the grammar of the tools or of ``json_schema``: put a sampler with
+        ``ChatPrompt.grammar`` into the chain for that.
+
+        Examples
+        --------
+        >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
+        >>> print(context.chat(messages, max_tokens=32).complete()["content"])
+        """
+        given: dict[str, Any] = kwargs
+        model = self._model
+        prompt = model.chat_format(messages, tools=tools, template=template, **given)
+        texts = [stop] if isinstance(stop, str) else list(stop)
+        shown = set()
+        for text in prompt.preserved_tokens:
+            tokens = model.str_to_token(text, add_special=False)
+            if tokens.size == 1:
+                shown.add(int(tokens[0]))
+        pieces = self._generate(
+            prompt.prompt,
+            frozenset(shown),
+            sampler=sampler,
+            max_tokens=max_tokens,
+            stop=[*texts, *(text for text in prompt.additional_stops if text)],
+            seq_id=seq_id,
+            reuse_prefix=reuse_prefix,
+        )
+        return ChatReply(prompt, pieces)
