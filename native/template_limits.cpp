@@ -3,11 +3,13 @@
 //
 // The engine offers no place to look at what it does, but it is in a shared library, whose calls of its own functions
 // are resolved by name: those defined here come first, since the extension comes before the libraries it is linked to.
-// They check, and call the engine's own. This file is compiled with its symbols visible for that; must_have_worked()
-// notices a build in which they are not found.
+// They check, and call the engine's own. This file is compiled with its symbols visible for that; work() tells whether
+// they are found.
 #include "template_limits.h"
 
 #include "big_stack.h"
+#include "jinja/lexer.h"
+#include "jinja/parser.h"
 #include "jinja/runtime.h"
 #include "jinja/value.h"
 
@@ -145,19 +147,43 @@ void check_range(const jinja::func_args & args) {
     }
 }
 
+size_t asked_by(const std::string & source) {
+    jinja::lexer      lexer;
+    jinja::program    program = jinja::parse_from_tokens(lexer.tokenize(source));
+    jinja::context    ctx;
+    jinja::runtime    runtime(ctx);
+    std::atomic<bool> stop{ false };
+    current = { &stop, 0, 0, nullptr, 0 };
+    runtime.execute(program);
+    return current.asked;
+}
+
+// Whether the engine's calls of itself come here: the sum asks for itself, and the engine for its two parts.
+bool work() {
+    try {
+        if (asked_by("{{ 1 + 1 }}") < 3) {
+            return false;
+        }
+        asked_by("{{ range(" + std::to_string(range_max + 1) + ") }}");
+    } catch (const std::exception &) {
+        return true;
+    }
+    return false;
+}
+
 }  // namespace
 
 namespace moebind {
 
-template_limits::template_limits(const std::atomic<bool> & stop) { current = { &stop, 0, 0, nullptr, 0 }; }
-
-template_limits::~template_limits() { current = {}; }
-
-void template_limits::must_have_worked() const {
-    if (current.asked == 0) {
+template_limits::template_limits(const std::atomic<bool> & stop) {
+    static const bool working = work();
+    if (!working) {
         throw std::runtime_error("templates are not run: this build of moebind cannot limit them");
     }
+    current = { &stop, 0, 0, nullptr, 0 };
 }
+
+template_limits::~template_limits() { current = {}; }
 
 }  // namespace moebind
 

@@ -148,6 +148,11 @@ def test_templates_of_llama_cpps_own(bare: Model) -> None:
         bare.apply_chat_template([{"role": "user", "content": "a\0b"}], template="llama3")
 
 
+def test_templates_that_do_nothing(model: Model) -> None:
+    assert model.apply_chat_template(HELLO, template="{# nothing #}") == ""
+    assert model.apply_chat_template(HELLO, template="Text{# and nothing #}") == "Text"
+
+
 def test_many_templates_in_turn(model: Model) -> None:
     for turn in range(3):
         for number in range(12):
