@@ -2,9 +2,9 @@
 // memory, a list may contain itself, a loop may take for ever, and divisibleby(0) divides by zero.
 //
 // The engine offers no place to look at what it does, but it is in a shared library, whose calls of its own functions
-// are resolved by name: those defined here come first, since the extension comes before the libraries it is linked to.
-// They check, and call the engine's own. This file is compiled with its symbols visible for that; work() tells whether
-// they are found.
+// are resolved by name: the two defined here come first, since the extension comes before the libraries it is linked to.
+// They check, and do what the engine's own do. This file is compiled with its symbols visible for that; work() tells
+// whether they are found. Filters and functions of templates are looked up in tables, which are changed here.
 #include "template_limits.h"
 
 #include "big_stack.h"
@@ -15,6 +15,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <typeinfo>
@@ -26,9 +27,10 @@ constexpr size_t stack_min  = size_t(4) << 20;      // what a single statement m
 constexpr size_t range_max  = 10'000;   // a loop cannot be stopped while it begins, which takes 25 us an item
 constexpr size_t array_max  = 100'000;  // items
 constexpr size_t text_max   = size_t(16) << 20;     // bytes
-constexpr size_t parts_max  = 1'000'000;            // pieces of text
+constexpr size_t parts_max  = 200'000;              // pieces of text
 constexpr int    nested_max = 500;                  // of arrays and objects
 constexpr size_t values_max = 1'000'000;
+constexpr double moved_max  = 2e9;                  // bytes
 
 struct limits {
     const std::atomic<bool> * stop;
@@ -57,24 +59,28 @@ struct level {
     ~level() { current.depth--; }
 };
 
-void check_shape(const jinja::value & value, int depth, size_t & seen) {
-    if (depth > nested_max || ++seen > values_max) {
+void check_shape(const jinja::value & value, int depth, size_t & seen, size_t & bytes) {
+    if (jinja::is_val<jinja::value_string>(value)) {
+        bytes += static_cast<const jinja::value_string_t &>(*value).val_str.length();
+    }
+    if (depth > nested_max || ++seen > values_max || bytes > 4 * text_max) {
         refuse("builds a value that is nested too deeply, contains itself or is too large");
     }
     if (jinja::is_val<jinja::value_array>(value)) {
         for (const jinja::value & item : value->as_array()) {
-            check_shape(item, depth + 1, seen);
+            check_shape(item, depth + 1, seen, bytes);
         }
     } else if (jinja::is_val<jinja::value_object>(value)) {
         for (const auto & [key, item] : value->as_ordered_object()) {
-            check_shape(item, depth + 1, seen);
+            check_shape(item, depth + 1, seen, bytes);
         }
     }
 }
 
 void check_shape(const jinja::value & value) {
-    size_t seen = 0;
-    check_shape(value, 0, seen);
+    size_t seen  = 0;
+    size_t bytes = 0;
+    check_shape(value, 0, seen, bytes);
 }
 
 void check_size(const jinja::value & value) {
@@ -101,7 +107,11 @@ bool plain(const jinja::statement_ptr & expression) {
 }
 
 // What can make a value that contains itself, or nest values by a loop.
-void check_changes(const jinja::statement & done, jinja::context & ctx) {
+void check_changes(const jinja::statement & done, const jinja::value & result, jinja::context & ctx) {
+    if (typeid(done) == typeid(jinja::array_literal) || typeid(done) == typeid(jinja::object_literal) ||
+        typeid(done) == typeid(jinja::tuple_literal) || typeid(done) == typeid(jinja::binary_expression)) {
+        check_shape(result);
+    }
     if (typeid(done) == typeid(jinja::set_statement)) {
         const auto & assignee = static_cast<const jinja::set_statement &>(done).assignee;
         if (const auto * name = jinja::cast_stmt<jinja::identifier>(assignee)) {
@@ -130,21 +140,147 @@ template <class Function> Function * next(const char * name) {
     return reinterpret_cast<Function *>(found);
 }
 
-int64_t positional(const jinja::func_args & args, size_t i, int64_t otherwise) {
-    if (args.count() <= i || !jinja::is_val<jinja::value_int>(args.get_pos(i))) {
-        return otherwise;
-    }
-    return args.get_pos(i)->as_int();
+// --- filters and functions ---
+
+using arguments = jinja::func_args;
+
+std::string text_of(const jinja::value & value) {
+    return jinja::is_val<jinja::value_string>(value) ? value->as_string().str() : std::string();
 }
 
-void check_range(const jinja::func_args & args) {
+std::string text_at(const arguments & args, size_t i) { return i < args.count() ? text_of(args.get_pos(i)) : std::string(); }
+
+int64_t number_at(const arguments & args, size_t i, int64_t otherwise) {
+    return i < args.count() && jinja::is_val<jinja::value_int>(args.get_pos(i)) ? args.get_pos(i)->as_int() : otherwise;
+}
+
+// Bytes of all texts in a value.
+double text_in(const jinja::value & value) {
+    double all = 8;  // brackets, commas, numbers
+    if (jinja::is_val<jinja::value_string>(value)) {
+        all += double(static_cast<const jinja::value_string_t &>(*value).val_str.length());
+    } else if (jinja::is_val<jinja::value_array>(value)) {
+        for (const jinja::value & item : value->as_array()) {
+            all += text_in(item);
+        }
+    } else if (jinja::is_val<jinja::value_object>(value)) {
+        for (const auto & [key, item] : value->as_ordered_object()) {
+            all += text_in(key) + text_in(item);
+        }
+    }
+    return all;
+}
+
+size_t occurrences(const std::string & text, const std::string & part) {
+    size_t count = 0;
+    for (size_t at = 0; !part.empty() && (at = text.find(part, at)) != std::string::npos; at += part.size()) {
+        count++;
+    }
+    return part.empty() ? text.size() + 1 : count;
+}
+
+void check_text(double bytes) {
+    if (bytes > double(text_max)) {
+        refuse("makes a text of more than 16 MiB");
+    }
+}
+
+// The engine moves the rest of a text for each part that it finds.
+void check_moves(size_t count, size_t length) {
+    if (double(count) * double(length) > moved_max) {
+        refuse("splits or replaces too much in a text");
+    }
+}
+
+void check_range(const arguments & args) {
     const bool   from_zero = args.count() == 1;
-    const double start     = from_zero ? 0.0 : double(positional(args, 0, 0));
-    const double stop      = double(positional(args, from_zero ? 0 : 1, 0));
-    const double step      = double(positional(args, 2, 1));
+    const double start     = from_zero ? 0.0 : double(number_at(args, 0, 0));
+    const double stop      = double(number_at(args, from_zero ? 0 : 1, 0));
+    const double step      = double(number_at(args, 2, 1));
     if (step != 0 && (stop - start) / step > double(range_max)) {
         refuse("asks for a range of more than 10,000 numbers");
     }
+}
+
+void check_divisor(const arguments & args) {
+    const int64_t by = number_at(args, 1, 1);
+    if (by == 0 || by == -1) {
+        refuse("asks what is divisible by zero, or by minus one");
+    }
+}
+
+void check_split(const arguments & args) {
+    const std::string text  = text_at(args, 0);
+    const size_t      count = occurrences(text, args.count() > 1 ? text_at(args, 1) : " ");
+    if (count > array_max) {
+        refuse("makes a list of more than 100,000 items");
+    }
+    check_moves(count, text.size());
+}
+
+void check_replace(const arguments & args) {
+    const std::string text = text_at(args, 0), before = text_at(args, 1), after = text_at(args, 2);
+    const size_t      count = occurrences(text, before);
+    check_text(double(text.size()) + double(count) * double(after.size()));
+    check_moves(before.empty() || before.size() == after.size() ? 0 : count, std::max(text.size(), count * after.size()));
+}
+
+void check_indent(const arguments & args) {
+    const std::string  text  = text_at(args, 0);
+    const jinja::value given = args.get_kwarg_or_pos("width", 1);
+    const double       width = jinja::is_val<jinja::value_int>(given) ? double(given->as_int()) : double(text_of(given).size());
+    check_text(double(text.size()) + double(occurrences(text, "\n") + 1) * width);
+}
+
+void check_joined(const arguments & args) {
+    double all = 0;
+    for (const jinja::value & value : args.get_args()) {
+        all += text_in(value);
+    }
+    const double separators = args.count() > 0 && jinja::is_val<jinja::value_array>(args.get_pos(0)) ?
+                                  double(args.get_pos(0)->as_array().size()) :
+                                  0.0;
+    check_text(all + separators * double(text_of(args.get_kwarg_or_pos("d", 1)).size()));
+}
+
+void check_tojson(const arguments & args) {
+    const jinja::value indent = args.get_kwarg_or_pos("indent", 2);
+    if (jinja::is_val<jinja::value_int>(indent) && indent->as_int() > 100) {
+        refuse("indents by more than 100 spaces");
+    }
+    check_text(args.count() > 0 ? text_in(args.get_pos(0)) : 0);
+}
+
+void limit(const jinja::func_builtins & table, const char * name, void (*check)(const arguments &)) {
+    // Not const when it was filled, and nobody runs a template yet.
+    jinja::func_handler & entry = const_cast<jinja::func_builtins &>(table).at(name);
+    entry                       = [check, own = entry](const arguments & args) {
+        if (current.stop != nullptr) {
+            check(args);
+        }
+        return own(args);
+    };
+}
+
+void limit_all() {
+    const jinja::func_builtins & functions = jinja::global_builtins();
+    limit(functions, "range", check_range);
+    limit(functions, "test_is_divisibleby", check_divisor);
+    limit(functions, "tojson", check_tojson);
+    const jinja::func_builtins & of_text = jinja::value_string_t().get_builtins();
+    limit(of_text, "split", check_split);
+    limit(of_text, "rsplit", check_split);
+    limit(of_text, "replace", check_replace);
+    limit(of_text, "indent", check_indent);
+    limit(of_text, "format", check_joined);
+    const jinja::func_builtins & of_lists = jinja::value_array_t().get_builtins();
+    limit(of_lists, "join", check_joined);
+    limit(of_lists, "string", check_tojson);
+    limit(of_lists, "tojson", check_tojson);
+    const jinja::func_builtins & of_objects = jinja::value_object_t().get_builtins();
+    limit(of_objects, "join", check_joined);
+    limit(of_objects, "string", check_tojson);
+    limit(of_objects, "tojson", check_tojson);
 }
 
 size_t asked_by(const std::string & source) {
@@ -160,15 +296,16 @@ size_t asked_by(const std::string & source) {
 
 // Whether the engine's calls of itself come here: the sum asks for itself, and the engine for its two parts.
 bool work() {
+    limit_all();
+    const size_t asked   = asked_by("{{ 1 + 1 }}");
+    bool         refused = false;
     try {
-        if (asked_by("{{ 1 + 1 }}") < 3) {
-            return false;
-        }
         asked_by("{{ range(" + std::to_string(range_max + 1) + ") }}");
     } catch (const std::exception &) {
-        return true;
+        refused = true;
     }
-    return false;
+    current = {};
+    return asked >= 3 && refused;
 }
 
 }  // namespace
@@ -199,7 +336,7 @@ jinja::value jinja::statement::execute(jinja::context & ctx) const {
     const level  here;
     jinja::value result = own(this, ctx);
     check_size(result);
-    check_changes(*this, ctx);
+    check_changes(*this, result, ctx);
     return result;
 }
 
@@ -221,29 +358,4 @@ jinja::string & jinja::string::append(const jinja::string & other) {
         parts.insert(parts.end(), other.parts.begin(), other.parts.end());
     }
     return *this;
-}
-
-const jinja::func_builtins & jinja::global_builtins() {
-    static const func_builtins builtins = [] {
-        Dl_info info;
-        if (dladdr(reinterpret_cast<void *>(&jinja::global_builtins), &info) == 0 || info.dli_sname == nullptr) {
-            throw std::runtime_error("this build of moebind cannot limit templates");
-        }
-        func_builtins      all        = next<const func_builtins &()>(info.dli_sname)();
-        const func_handler range      = all.at("range");
-        const func_handler divisible  = all.at("test_is_divisibleby");
-        all["range"]                  = [range](const func_args & args) {
-            check_range(args);
-            return range(args);
-        };
-        all["test_is_divisibleby"] = [divisible](const func_args & args) {
-            const int64_t by = positional(args, 1, 1);
-            if (by == 0) {
-                refuse("asks what is divisible by zero");
-            }
-            return by == -1 ? jinja::value(mk_val<value_bool>(true)) : divisible(args);
-        };
-        return all;
-    }();
-    return builtins;
 }

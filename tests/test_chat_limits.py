@@ -175,7 +175,10 @@ model.close()
 print("done")
 """
 
-#: Each ends the process, or does not end at all, in llama.cpp as it is.
+#: Texts of two megabytes, and of nine hundred kilobytes.
+LONG = "('" + "a" * 1000 + "' * 2000)"
+SHORTER = "('" + "a" * 1000 + "' * 900)"
+#: Each ends the process, or takes hours, in llama.cpp as it is.
 DEADLY = {
     "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}": "recurses too deeply",
     "{% macro f(g) %}{{ g(g) }}{% endmacro %}{{ f(f) }}": "recurses too deeply",
@@ -189,11 +192,22 @@ DEADLY = {
     "{{ 'a' * 1000000000000 }}": "16 MiB",
     "{% set n = namespace(s='aa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}": "16 MiB",
     "{% set n = namespace(l=[1]) %}{% for i in range(60) %}{% set n.l = n.l + n.l %}{% endfor %}": "100,000 items",
+    f"{{{{ {LONG} | replace('a', {LONG}) }}}}": "16 MiB",
+    f"{{{{ {SHORTER} | replace('a', 'bb') }}}}": "splits or replaces too much",
+    f"{{{{ {SHORTER}.split('a') }}}}": "100,000 items",
+    "{{ ('a ' * 90000).split() | length }}": "splits or replaces too much",
+    "{{ 'a' | indent(1000000000000) }}": "16 MiB",
+    "{{ ('a\\n' * 9000) | indent(9000) }}": "16 MiB",
+    f"{{{{ range(9999) | join({LONG}) }}}}": "16 MiB",
+    "{{ [{'a': 1}] | tojson(indent=1000000000) }}": "indents by more than",
+    f"{{% set s = {LONG} %}}{{{{ [" + "s," * 9000 + "] }}": "16 MiB|too large",
+    f"{{% set s = {LONG} %}}{{{{ '" + "{}" * 9000 + "'.format(" + "s," * 8999 + "s) }}": "16 MiB",
+    f"{{% set s = {LONG} %}}" + "{% for i in range(9999) %}{{ s }}{% endfor %}": "16 MiB",
     "{{ " + "[" * 60_000 + "]" * 60_000 + " }}": "recurses too deeply",
     "{{ " + "not " * 30_000 + "1 }}": "recurses too deeply",
     "{{ 'a'" + "~'a'" * 30_000 + " }}": "recurses too deeply",
     "{{ 'a'" + "|upper" * 20_000 + " }}": "recurses too deeply",
-    "{{ " + "(" * 130_000 + " }}": "wrong",
+    "{{ " + "(" * 60_000 + " }}": "wrong",
     "{% if 1 %}" * 10_000 + "{% endif %}" * 2_000: "wrong",
 }
 
