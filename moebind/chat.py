@@ -60,7 +60,7 @@ class ChatTemplates(Owner):
         ChatTemplateError
             If there is none.
         """
-        encoded = ffi.NULL if name in {None, "default"} else checks.text("name", name or "")
+        encoded = ffi.NULL if name is None or name == "default" else checks.text("name", name)
         found = lib.llama_model_chat_template(self._open(), encoded)
         if not found:
             raise ChatTemplateError(
@@ -181,7 +181,7 @@ class ChatTemplates(Owner):
         kept ready.
         """
         wanted = checked_tools(tools)
-        builtin = template in chat_builtin_templates() and template not in {"chatml", *self.chat_template_names}
+        builtin = self._is_builtin(template)
         thinking = kwargs.get("enable_thinking", True)
         if not isinstance(thinking, bool):
             raise TypeError(f"enable_thinking is {thinking!r}; it takes True or False")
@@ -250,9 +250,8 @@ class ChatTemplates(Owner):
         """A template, ready to be rendered."""
         model = self._open()
         source = self._source(template)
-        if self._ready is None:
-            self._ready = {}
-        ready = self._ready.pop(source, None)
+        kept = {**(self._ready or {})}  # a copy: other threads may be here too
+        ready = kept.pop(source, None)
         if ready is None:
             encoded = checks.text("template", source)
             if len(encoded) > TEMPLATE_BYTES_MAX:
@@ -262,9 +261,8 @@ class ChatTemplates(Owner):
             except NativeError as error:
                 raise ChatTemplateError(f"the chat template is wrong: {told(error.message)}") from None
             ready = own(pointer, lib.moebind_chat_templates_free)
-        self._ready[source] = ready
-        while len(self._ready) > _READY_MAX:
-            self._ready.pop(next(iter(self._ready)), None)
+        kept[source] = ready
+        self._ready = dict(list(kept.items())[-_READY_MAX:])
         return ready
 
     def _source(self, template: str | None) -> str:
@@ -281,9 +279,13 @@ class ChatTemplates(Owner):
             raise ValueError("template is empty; it takes a name, Jinja source, or None for the file's own")
         if any(mark in template for mark in ("{{", "{%", "{#")) or template == "chatml":
             return template
-        if template in chat_builtin_templates() and template not in self.chat_template_names:
-            return template
-        return self.chat_template(template)
+        return template if self._is_builtin(template) else self.chat_template(template)
+
+    def _is_builtin(self, template: str | None) -> bool:
+        """Whether it names a template of llama.cpp's own code, which the file has no other one for."""
+        if template is None or template == "chatml" or template in self.chat_template_names:
+            return False
+        return template in chat_builtin_templates()
 
 
 def chat_builtin_templates() -> tuple[str, ...]:

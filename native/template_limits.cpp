@@ -22,15 +22,15 @@
 
 namespace {
 
-constexpr size_t depth_max  = 1000;                 // of statements and expressions, one in another
-constexpr size_t stack_min  = size_t(4) << 20;      // what a single statement may need
-constexpr size_t range_max  = 10'000;   // a loop cannot be stopped while it begins, which takes 25 us an item
-constexpr size_t array_max  = 100'000;  // items
-constexpr size_t text_max   = size_t(16) << 20;     // bytes
-constexpr size_t parts_max  = 200'000;              // pieces of text
-constexpr int    nested_max = 500;                  // of arrays and objects
+constexpr size_t depth_max  = 1000;              // of statements and expressions, one in another
+constexpr size_t stack_min  = size_t(4) << 20;   // what a single statement may need
+constexpr size_t range_max  = 10'000;            // a loop cannot be stopped while it begins, which takes 25 us an item
+constexpr size_t array_max  = 100'000;           // items
+constexpr size_t text_max   = size_t(16) << 20;  // bytes
+constexpr size_t parts_max  = 200'000;           // pieces of text
+constexpr int    nested_max = 500;               // of arrays and objects
 constexpr size_t values_max = 1'000'000;
-constexpr double moved_max  = 2e9;                  // bytes
+constexpr double moved_max  = 2e9;               // bytes
 
 struct limits {
     const std::atomic<bool> * stop;
@@ -97,15 +97,6 @@ void check_size(const jinja::value & value) {
     }
 }
 
-// Evaluating these again changes nothing.
-bool plain(const jinja::statement_ptr & expression) {
-    if (const auto * member = jinja::cast_stmt<jinja::member_expression>(expression)) {
-        return plain(member->object) && plain(member->property);
-    }
-    return jinja::is_stmt<jinja::identifier>(expression) || jinja::is_stmt<jinja::integer_literal>(expression) ||
-           jinja::is_stmt<jinja::string_literal>(expression);
-}
-
 // What can make a value that contains itself, or nest values by a loop.
 void check_changes(const jinja::statement & done, const jinja::value & result, jinja::context & ctx) {
     if (typeid(done) == typeid(jinja::array_literal) || typeid(done) == typeid(jinja::object_literal) ||
@@ -122,12 +113,6 @@ void check_changes(const jinja::statement & done, const jinja::value & result, j
             for (const auto & each : tuple->val) {
                 check_shape(each->execute(ctx));
             }
-        }
-    } else if (typeid(done) == typeid(jinja::call_expression)) {
-        const auto & callee = static_cast<const jinja::call_expression &>(done).callee;
-        const auto * member = jinja::cast_stmt<jinja::member_expression>(callee);
-        if (member != nullptr && plain(callee)) {
-            check_shape(member->object->execute(ctx));
         }
     }
 }
@@ -251,9 +236,13 @@ void check_tojson(const arguments & args) {
     check_text(args.count() > 0 ? text_in(args.get_pos(0)) : 0);
 }
 
+// Not const when it was filled, and nobody runs a template yet.
+jinja::func_handler & entry_of(const jinja::func_builtins & table, const char * name) {
+    return const_cast<jinja::func_builtins &>(table).at(name);
+}
+
 void limit(const jinja::func_builtins & table, const char * name, void (*check)(const arguments &)) {
-    // Not const when it was filled, and nobody runs a template yet.
-    jinja::func_handler & entry = const_cast<jinja::func_builtins &>(table).at(name);
+    jinja::func_handler & entry = entry_of(table, name);
     entry                       = [check, own = entry](const arguments & args) {
         if (current.stop != nullptr) {
             check(args);
@@ -275,6 +264,12 @@ void limit_all() {
     limit(of_text, "format", check_joined);
     const jinja::func_builtins & of_lists = jinja::value_array_t().get_builtins();
     limit(of_lists, "join", check_joined);
+    jinja::func_handler & append = entry_of(of_lists, "append");
+    append                       = [own = append](const arguments & args) {
+        jinja::value list = own(args);
+        check_shape(list);
+        return list;
+    };
     limit(of_lists, "string", check_tojson);
     limit(of_lists, "tojson", check_tojson);
     const jinja::func_builtins & of_objects = jinja::value_object_t().get_builtins();

@@ -188,6 +188,13 @@ DEADLY = {
     "{% set n = namespace() %}{% set n.n = n %}{{ n }}": "contains itself",
     "{% set l = [1] %}{% set x = l.append(l) %}{{ l }}": "contains itself",
     "{% set n = namespace(l=[1]) %}{{ n.l.append(n) }}{{ n }}": "contains itself",
+    "{% set l = [1] %}{% set x = [l][0].append(l) %}{{ l }}": "contains itself",
+    "{% set l = [1] %}{% set x = l['app' ~ 'end'](l) %}{{ l }}": "contains itself",
+    "{% set l = [1] %}{% set x = {'a': l}.get('a').append(l) %}{{ l }}": "contains itself",
+    "{% set l = [1] %}{% set m = [l, l] %}{% set x = m.pop().append(l) %}{{ l }}": "contains itself",
+    "{% set l = [1] %}{% set m = [l, l] %}{% set x = m.pop().append(m.pop()) %}{{ l }}": "contains itself",
+    "{% set l = [1] %}{{ l | append(l) }}": "contains itself",
+    "{% set l = [1] %}{% set x = [l] | map('append', l) | list %}{{ l }}": "contains itself|map",
     "{% for i in range(10000) %}{% set a = [a] %}{% endfor %}{{ a }}": "contains itself|nested",
     "{{ 'a' * 1000000000000 }}": "16 MiB",
     "{% set n = namespace(s='aa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}": "16 MiB",
@@ -232,6 +239,17 @@ for template, message in {DEADLY!r}.items():
         raise AssertionError((template[:80], text[:80]))
 """
     in_a_child(code, tmp_path)
+
+
+def test_what_templates_usually_do_with_lists(model: Model) -> None:
+    template = """
+{%- set n = namespace(l=[], m={'a': []}) %}
+{%- for i in range(5) %}{% set _ = n.l.append([i]) %}{% set _ = n.m['a'].append(n.l[-1]) %}{% endfor %}
+{%- set _ = n.l.pop() %}{% set copy = n.l %}{{ copy | length }} {{ n.m.a | tojson }} {{ n.l.pop().append(1) is none }}
+{%- for i in n.l %} {{ i[0] }}{% endfor %}"""
+    text = model.apply_chat_template(HELLO, template=template)
+    assert text.startswith("4 [[0], [1], [2], [3], [4]] ")
+    assert text.endswith(" 0 1 2")
 
 
 def test_ctrl_c_stops_a_template(tmp_path: Path) -> None:
