@@ -13,29 +13,19 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
+
+from programs import demo_model, program
 
 import moebind
 from moebind import ContextParams, Model, ModelParams
 
-ROOT = Path(__file__).resolve().parent.parent
 
-
-def llama_bench() -> Path:
-    """Build llama-bench in the developers' build folder, with the libraries that moebind uses."""
-    folders = [path.parent for path in ROOT.glob("build/cp3*/CMakeCache.txt")]
-    if not folders:
-        raise SystemExit("there is no build folder: run make environment first")
-    subprocess.run(["cmake", "--build", folders[0], "--target", "llama-bench"], check=True, stdout=subprocess.DEVNULL)
-    return next(path for path in folders[0].rglob("llama-bench") if path.is_file())
-
-
-def native_speed(program: Path, model: str, threads: int, tokens: int) -> float:
+def native_speed(bench: Path, model: str, threads: int, tokens: int) -> float:
     """Tokens per second of llama-bench."""
     command = [
-        program,
+        bench,
         "-m",
         model,
         "-p",
@@ -76,16 +66,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96)
     arguments = parser.parse_args()
     if arguments.model is None:
-        sys.path.insert(0, str(ROOT / "examples"))
-        from demo_model import demo_model
-
-        arguments.model = str(demo_model())
-    program = llama_bench()
+        arguments.model = demo_model()
+    bench = program("llama-bench")
     rows = []
     with Model.load_from_file(arguments.model, ModelParams(n_gpu_layers=0)) as model:
         our_speed(model, arguments.threads, 8)  # the file comes into the cache
         for _ in range(arguments.rounds):
-            native = native_speed(program, arguments.model, arguments.threads, arguments.tokens)
+            native = native_speed(bench, arguments.model, arguments.threads, arguments.tokens)
             ours, outside = our_speed(model, arguments.threads, arguments.tokens)
             rows.append((native, ours, ours / native, outside))
             print(f"llama-bench {native:7.2f}   moebind {ours:7.2f} tokens/s   ratio {ours / native:.3f}", flush=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from moebind._native import ffi, lib
 from moebind.adapters import LoraAdapter
 from moebind.batch import Batch
+from moebind.batch_ext import BatchExt
 from moebind.chat import chat_builtin_templates
 from moebind.chat_prompt import ChatMessage, ChatPrompt, ChatTrigger, ToolCall, ToolFunction
 from moebind.context import Context
@@ -33,8 +34,10 @@ from moebind.enums import (
     LoadMode,
     NumaStrategy,
     PoolingType,
+    ProcessType,
     RopeScalingType,
     RopeType,
+    SchedPriority,
     SplitMode,
     StateSeqFlags,
     TokenAttr,
@@ -42,6 +45,7 @@ from moebind.enums import (
 )
 from moebind.errors import *  # noqa: F403  # its __all__ is the list
 from moebind.errors import __all__ as _errors
+from moebind.eval_tensor import EvalTensor, TensorObserver
 from moebind.generation import Piece
 from moebind.log import set_log
 from moebind.memory import BufferMemory, DeviceMemory, MemoryBreakdown
@@ -64,6 +68,7 @@ from moebind.process import (
 from moebind.process import llama_cpp_version as _llama_cpp_version
 from moebind.sampler import Sampler
 from moebind.seq_state import SeqState
+from moebind.threadpool import ThreadPool
 from moebind.timings import Timings
 from moebind.token_data import TokenDataArray
 
@@ -79,6 +84,7 @@ __all__ = [
     *_errors,
     "AttentionType",
     "Batch",
+    "BatchExt",
     "BufferMemory",
     "ChatMessage",
     "ChatPrompt",
@@ -90,6 +96,7 @@ __all__ = [
     "Device",
     "DeviceMemory",
     "DeviceType",
+    "EvalTensor",
     "FlashAttnType",
     "Ftype",
     "GgmlType",
@@ -105,13 +112,17 @@ __all__ = [
     "PlacedOverride",
     "PlacedTensor",
     "PoolingType",
+    "ProcessType",
     "RopeScalingType",
     "RopeType",
     "Sampler",
+    "SchedPriority",
     "SeqState",
     "SplitMode",
     "StateSeqFlags",
+    "TensorObserver",
     "TensorOverride",
+    "ThreadPool",
     "Timings",
     "TokenAttr",
     "TokenDataArray",

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from moebind._native import CData
     from moebind.enums import (
         AttentionType,
         ContextType,
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
         RopeScalingType,
         SplitMode,
     )
+    from moebind.eval_tensor import EvalTensor, TensorObserver
     from moebind.overrides import TensorOverride
     from moebind.process import Device
 
@@ -183,7 +183,9 @@ class ContextParamsMethods(_Methods):
         return self._with(rope_scaling_type=rope_scaling_type)
 
     def with_pooling_type(self, pooling_type: PoolingType) -> Self:
-        """Return a copy with another ``pooling_type``. How token embeddings become one embedding of a sequence."""
+        """Return a copy with another ``pooling_type``. How token embeddings become one embedding of a sequence.
+        MEAN takes an ``n_ubatch`` that is a multiple of ``n_seq_max``.
+        """
         return self._with(pooling_type=pooling_type)
 
     def with_attention_type(self, attention_type: AttentionType) -> Self:
@@ -230,11 +232,11 @@ class ContextParamsMethods(_Methods):
         """Return a copy with another ``defrag_thold``. Deprecated in llama.cpp, which ignores it."""
         return self._with(defrag_thold=defrag_thold)
 
-    def with_eval_callback(self, eval_callback: Callable[[CData, bool], bool] | None) -> Self:
-        """Return a copy with another ``eval_callback``. Called as ``fn(tensor, ask)`` around every tensor of a
-        graph: with ``ask=True`` for whether to look at it, then, if so, with ``ask=False`` and its data
-        computed; False then stops the computation. ``tensor`` is a ``struct ggml_tensor *`` of ``moebind.ffi``,
-        valid during the call. Slow: each call waits for the interpreter.
+    def with_eval_callback(self, eval_callback: Callable[[EvalTensor, bool], bool | None] | TensorObserver | None) -> Self:
+        """Return a copy with another ``eval_callback``. A :class:`TensorObserver`, called for certain tensors of a
+        graph when they are computed. Or a function, called as ``fn(tensor, ask)`` with each :class:`EvalTensor`:
+        with ``ask=True`` for whether to look at it, then, if so, with ``ask=False`` and its data computed; False
+        then stops the computation. The function is slow: each call waits for the interpreter.
         """
         return self._with(eval_callback=eval_callback)
 

@@ -303,6 +303,30 @@ class Batch:
         self._native.n_tokens = self._n_tokens
         return self._native[0]
 
+    def _sequences(self) -> list[int]:
+        """The sequences that its tokens belong to, in order."""
+        n = self._n_tokens
+        if self._seq_id.shape[1] == 1:
+            return [int(seq) for seq in np.unique(self._seq_id[:n, 0])]
+        used = np.arange(self._seq_id.shape[1]) < self._n_seq_id[:n, None]
+        return [int(seq) for seq in np.unique(self._seq_id[:n][used])]
+
+    def _first_sequences(self) -> NDArray[np.int32]:
+        """The sequence of each token, the first one of those that have several."""
+        return self._seq_id[: self._n_tokens, 0]
+
+    def _shared(self) -> bool:
+        """Whether a token belongs to several sequences."""
+        return int(self._n_seq_id[: self._n_tokens].max()) > 1
+
+    def _check_contents(self, n_vocab: int, width: int) -> None:
+        """Raise unless a model of this vocabulary, which takes embeddings of this width, can take what is in it."""
+        if self._embd is not None:
+            if self._embd.shape[1] != width:
+                raise BatchError(f"the embeddings have {self._embd.shape[1]} columns; this model takes {width}")
+        elif int(self.token.max()) >= n_vocab or int(self.token.min()) < 0:
+            raise BatchError(f"the batch has a token outside the vocabulary of {n_vocab}")
+
     def n_outputs(self) -> int:
         """How many of the tokens have outputs."""
         return int(np.count_nonzero(self.logits))

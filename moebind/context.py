@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
@@ -12,26 +12,20 @@ from moebind import checks, log
 from moebind._native import CData, Hooks, lib, own
 from moebind._owner import CallLock
 from moebind.adapters import Adapters
-from moebind.batch import Batch
+from moebind.backend_sampling import BackendSampling, checked_chains
+from moebind.batched import BatchedGeneration
 from moebind.conversation import Conversation
 from moebind.enums import GgmlType, PoolingType
-from moebind.errors import (
-    AbortedError,
-    BatchError,
-    ContextCreationError,
-    DecodeError,
-    EncodeError,
-    NativeError,
-    NoKvSlotError,
-)
-from moebind.generation import Piece, generate
+from moebind.errors import BatchError, ContextCreationError, EmbeddingsError, NativeError
+from moebind.eval_tensor import TensorObserver, hook
+from moebind.generation import Piece, checked_limits, generate
 from moebind.kv_cache import KvCache
 from moebind.memory import MemoryBreakdown, read_breakdown
-from moebind.native_params import native_context_params
-from moebind.outputs import Outputs
+from moebind.native_params import native_context_params, pooling_problem
 from moebind.params import ContextParams
 from moebind.sampler import Sampler
 from moebind.state import State
+from moebind.threadpool import ThreadPool
 from moebind.timings import Timings, read_timings
 
 if TYPE_CHECKING:
@@ -42,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 
-class Context(Outputs, KvCache, State, Adapters, Conversation):
+class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conversation):
     """A model at work: a KV cache, and the logits and embeddings of the last batch. Made by ``Model.new_context``.
 
     Calls from several threads wait for each other; :meth:`abort` does not wait. A callback of a context must not call
@@ -51,20 +45,45 @@ class Context(Outputs, KvCache, State, Adapters, Conversation):
 
     _warn_unclosed = True
 
-    def __init__(self, model: Model, params: ContextParams) -> None:
-        native = native_context_params(model, params)
-        hooks = Hooks(abort=params.abort_callback, eval=params.eval_callback)
+    def __init__(
+        self,
+        model: Model,
+        params: ContextParams,
+        *,
+        ctx_other: Context | None = None,
+        samplers: Mapping[int, Sampler] | None = None,
+    ) -> None:
+        if not isinstance(params, ContextParams):
+            raise TypeError(f"params is {params!r}; it takes ContextParams")
+        if ctx_other is not None and not isinstance(ctx_other, Context):
+            raise TypeError(f"ctx_other is {ctx_other!r}; it takes a Context")
+        chains = checked_chains(samplers, params, model)
+        native, keep = native_context_params(model, params, chains, ctx_other)
+        callback = params.eval_callback
+        hooks = Hooks(abort=params.abort_callback, eval=hook(callback))
+        if isinstance(callback, TensorObserver):
+            callback._into(hooks.pointer)
         lib.moebind_hooks_into_context_params(hooks.pointer, native)
         lib.moebind_log_forget()
-        try:
-            with model._listing:  # the graphs have room for all of the model's adapters
+        with ExitStack() as held:
+            for chain in chains.values():
+                held.enter_context(chain._lock.held())
+                chain._attach(model.n_vocab)  # whatever comes of it: libllama asserts that it is not given one again
+            held.enter_context(model._listing)  # the graphs have room for all of the model's adapters
+            try:
                 pointer = lib.llama_init_from_model(model._open(), native[0])
-        except NativeError as error:
-            raise ContextCreationError(f"{model!r} with {params!r}: {error.message}{log.recent_lines()}") from error
+            except NativeError as error:
+                raise ContextCreationError(f"{model!r} with {params!r}: {error.message}{log.recent_lines()}") from error
         if not pointer:
             raise ContextCreationError(f"no context for {model!r} with {params!r}{log.recent_lines()}")
-        self._pointer = own(pointer, lib.llama_free, model._open(), hooks)
+        # What libllama points to, now and later, lives until the native context is freed.
+        self._attached_pointers: dict[int, CData] = {}
+        self._pool_pointers: list[CData] = []
+        held_by_it = (keep, hooks, self._attached_pointers, self._pool_pointers)
+        self._pointer = own(pointer, lib.llama_free, model._open(), *held_by_it)
+        self._pools: list[ThreadPool] = []
         self._lock = CallLock()
+        self._other = ctx_other
         self._hooks = hooks
         self._model = model
         self._params = params
@@ -73,20 +92,35 @@ class Context(Outputs, KvCache, State, Adapters, Conversation):
         self._unified = params.kv_unified
         # The graph that moves cached keys has no kernel for this type.
         self._can_shift_type = params.type_k != GgmlType.BF16
+        self._encodes = not lib.llama_get_memory(pointer)
+        self._crosses = model.meta.get("general.architecture") == "t5"
+        self._n_pos = int(lib.moebind_model_n_pos(model._open()))
         self._embeddings = params.embeddings
         self._suppress = model._suppressed() if model._suppressed().size else None
         self._outputs_reserved = self._n_seq_max
+        self._attached: dict[int, Sampler] = {}
         self._forget_outputs()
         #: Which tokens each sequence's cache begins with, as far as generate() knows.
         self._history: dict[int, NDArray[np.int32]] = {}
         self._on_device = {}
+        for seq, chain in chains.items():
+            self._attach(seq, chain)
         model._children.add(self)
 
     @contextmanager
     def _exclusive(self) -> Iterator[CData]:
-        """Hold the context during a native call."""
-        with self._lock.held():
-            yield self._open()
+        """Hold the context, and the one whose memory it uses, during a native call."""
+        if self._other is None:
+            with self._lock.held():
+                yield self._open()
+        else:
+            with self._lock.held(), self._other._lock.held():
+                yield self._open()
+
+    def _use_also(self) -> None:
+        # A pool that was taken away is paused by the next computation, which must not happen to one that works.
+        pools = {id(pool): pool._lock for pool in self._pools}
+        self._also_used = (*(chain._lock for chain in self._attached.values()), *pools.values())
 
     def close(self) -> None:
         """Free the context, once no view of it is left; waits for a running call. Closing twice does nothing."""
@@ -140,6 +174,11 @@ class Context(Outputs, KvCache, State, Adapters, Conversation):
         return self._n_seq_max
 
     @property
+    def n_rs_seq(self) -> int:
+        """Snapshots of recurrent state kept a sequence (``llama_n_rs_seq``)."""
+        return int(lib.llama_n_rs_seq(self._open()))
+
+    @property
     def n_threads(self) -> int:
         """Threads that compute single tokens (``llama_n_threads``)."""
         return int(lib.llama_n_threads(self._open()))
@@ -154,123 +193,10 @@ class Context(Outputs, KvCache, State, Adapters, Conversation):
         """How token embeddings become one of a sequence (``llama_pooling_type``)."""
         return PoolingType(lib.llama_pooling_type(self._open()))
 
-    # --- computing ---
-
-    def decode(self, batch: Batch) -> None:
-        """Process a batch: its tokens enter the cache, its outputs can be read afterwards.
-
-        Parameters
-        ----------
-        batch
-            At most ``n_batch`` tokens.
-
-        Raises
-        ------
-        BatchError
-            If the batch is empty, too large, or names tokens or sequences that there are not.
-        NoKvSlotError
-            If the cache has no room; the context is as before.
-        AbortedError
-            If :meth:`abort` or an abort callback stopped it; what was processed stays in the cache.
-        DecodeError
-            If llama.cpp refuses the batch for another reason, such as positions that do not continue the sequence.
-
-        Notes
-        -----
-        Stands on ``llama_decode``. The outputs of an earlier batch are overwritten.
-        """
-        self._history.clear()
-        self._decode(batch)
-
-    def _decode(self, batch: Batch) -> None:
-        with self._exclusive() as native:
-            n_outputs = self._check_batch(native, batch)
-            self._compute(native, batch._struct(), n_outputs)
-            self._flags = batch.logits.copy()
-
-    def _compute(self, native: CData, batch: CData, n_outputs: int) -> None:
-        """``llama_decode``, for a batch that is known to be good. The caller holds the context."""
-        if n_outputs > self._outputs_reserved:
-            self._release_outputs(native)
-            self._outputs_reserved = n_outputs
-        self._forget_outputs()
-        # Asked for before it began: not every device would look.
-        code = 2 if lib.moebind_hooks_aborted(self._hooks.pointer) else lib.llama_decode(native, batch)
-        if code != 0:
-            self._raise_decode_error(code, batch.n_tokens)
-        self._n_outputs = n_outputs
-
-    def _raise_decode_error(self, code: int, n_tokens: int) -> None:
-        if code == 1:
-            raise NoKvSlotError(
-                f"the cache has no room for {n_tokens} more tokens (n_ctx is {self.n_ctx}, {self.n_ctx_seq} a "
-                "sequence): remove sequences or parts of them, or make the context with a larger n_ctx",
-                code,
-            )
-        if code == 2:
-            lib.moebind_hooks_forget(self._hooks.pointer)
-            raise AbortedError("the computation was aborted; what was processed before is in the cache", code)
-        reason = "the batch does not fit the context" if code == -1 else "the computation failed"
-        raise DecodeError(f"llama_decode returned {code}: {reason}{log.recent_lines(3)}", code)
-
-    def encode(self, batch: Batch) -> None:
-        """Process a batch with the encoder of an encoder-decoder model, or without a cache.
-
-        Raises
-        ------
-        BatchError
-            If the batch is empty or larger than ``n_ubatch``, or the model has only a decoder.
-        EncodeError
-            If llama.cpp refuses the batch.
-
-        Notes
-        -----
-        Stands on ``llama_encode``.
-        """
-        with self._exclusive() as native:
-            if lib.llama_get_memory(native) and not lib.llama_model_has_encoder(self._model._open()):
-                raise BatchError("this model has no encoder; use decode()")
-            if batch.n_tokens > self.n_ubatch:
-                raise BatchError(f"the batch has {batch.n_tokens} tokens; encode() takes {self.n_ubatch} (n_ubatch)")
-            n_outputs = self._check_batch(native, batch)
-            self._release_outputs(native)
-            self._outputs_reserved = max(self._outputs_reserved, n_outputs)
-            self._forget_outputs()
-            code = lib.llama_encode(native, batch._struct())
-            if code != 0:
-                raise EncodeError(f"llama_encode returned {code}{log.recent_lines(3)}", code)
-            self._n_outputs = n_outputs
-            self._flags = batch.logits.copy()
-
-    def _check_batch(self, native: CData, batch: Batch) -> int:
-        """What libllama only asserts, or does not look at. Returns how many outputs there will be."""
-        if not isinstance(batch, Batch):
-            raise TypeError(f"batch is {batch!r}; it takes a Batch, such as Batch.get_one(tokens)")
-        if self._model.params.no_alloc:
-            raise BatchError("the model was loaded with no_alloc: it has no weights to compute with")
-        n = batch.n_tokens
-        if not 1 <= n <= self._n_batch:
-            raise BatchError(f"the batch has {n} tokens; this context takes 1 to {self._n_batch} (n_batch)")
-        if not lib.llama_get_causal_attn(native) and n > self.n_ubatch:
-            raise BatchError(
-                f"the batch has {n} tokens; without causal attention, {self.n_ubatch} are taken (n_ubatch)"
-            )
-        if batch._embd is not None:
-            width = lib.llama_model_n_embd_inp(self._model._open())
-            if batch._embd.shape[1] != width:
-                raise BatchError(f"the embeddings have {batch._embd.shape[1]} columns; this model takes {width}")
-        elif int(batch.token.max()) >= self._model.n_vocab or int(batch.token.min()) < 0:
-            raise BatchError(f"the batch has a token outside the vocabulary of {self._model.n_vocab}")
-        used = np.arange(batch._seq_id.shape[1]) < batch._n_seq_id[:n, None]
-        if int(batch._seq_id[:n][used].max()) >= self._n_seq_max:
-            raise BatchError(f"the batch has a sequence beyond {self._n_seq_max - 1}: n_seq_max is {self._n_seq_max}")
-        if not batch._automatic and int(batch.pos.min()) < 0:
-            raise BatchError("the batch has a negative position")
-        n_outputs = n if self._embeddings else batch.n_outputs()
-        most = self._params.n_outputs_max or self._n_batch
-        if n_outputs > most:
-            raise BatchError(f"the batch asks for {n_outputs} outputs; this context takes {most} (n_outputs_max)")
-        return n_outputs
+    @property
+    def causal_attn(self) -> bool:
+        """Whether tokens look at what comes before only (``llama_get_causal_attn``)."""
+        return bool(lib.llama_get_causal_attn(self._open()))
 
     # --- settings ---
 
@@ -288,8 +214,17 @@ class Context(Outputs, KvCache, State, Adapters, Conversation):
             lib.llama_set_n_threads(native, single, several)
 
     def set_embeddings(self, embeddings: bool) -> None:
-        """Compute embeddings from now on, or no longer (``llama_set_embeddings``)."""
+        """Compute embeddings from now on, or no longer (``llama_set_embeddings``).
+
+        Raises
+        ------
+        EmbeddingsError
+            If this context cannot pool them: see ``ContextParams.pooling_type``.
+        """
         wanted = checks.boolean("embeddings", embeddings)
+        problem = pooling_problem(self._model, self._params) if wanted else None
+        if problem is not None:
+            raise EmbeddingsError(problem)
         with self._exclusive() as native:
             lib.llama_set_embeddings(native, wanted)
             self._embeddings = wanted
@@ -301,6 +236,36 @@ class Context(Outputs, KvCache, State, Adapters, Conversation):
         wanted = checks.boolean("causal_attn", causal_attn)
         with self._exclusive() as native:
             lib.llama_set_causal_attn(native, wanted)
+
+    def attach_threadpool(self, pool: ThreadPool, pool_batch: ThreadPool | None = None) -> None:
+        """Compute with these threads (``llama_attach_threadpool``).
+
+        Parameters
+        ----------
+        pool
+            For single tokens. Contexts that share a pool take turns.
+        pool_batch
+            For prompts and batches; None: the same.
+
+        Notes
+        -----
+        ``n_threads`` and ``n_threads_batch`` still say how many of a pool's threads compute.
+        """
+        pools = [pool] if pool_batch is None else [pool, pool_batch]
+        for each in pools:
+            if not isinstance(each, ThreadPool):
+                raise TypeError(f"pool is {each!r}; it takes a ThreadPool")
+        with self._exclusive() as native:
+            pointers = [each._open() for each in pools]
+            lib.llama_attach_threadpool(native, pointers[0], pointers[-1])
+            self._pools += [each for each in pools if each not in self._pools]
+            self._pool_pointers += pointers
+            self._use_also()
+
+    def detach_threadpool(self) -> None:
+        """Compute with threads of its own again (``llama_detach_threadpool``)."""
+        with self._exclusive() as native:
+            lib.llama_detach_threadpool(native)
 
     def synchronize(self) -> None:
         """Wait until everything is computed; reading outputs does it too (``llama_synchronize``)."""
@@ -349,7 +314,8 @@ class Context(Outputs, KvCache, State, Adapters, Conversation):
             Text, token ids, or messages, which are rendered as :meth:`chat` does. Text is read with its special
             tokens, and begins as the model wants it to.
         sampler
-            How tokens are chosen; None: always the likeliest. It accepts the tokens that it chooses.
+            How tokens are chosen; None: by the sequence's backend sampler (:meth:`set_sampler`), or always the
+            likeliest. It accepts the tokens that it chooses.
         max_tokens
             Stop after so many; None: when the model ends or the context is full.
         stop
@@ -397,23 +363,21 @@ class Context(Outputs, KvCache, State, Adapters, Conversation):
         seq_id: SupportsIndex,
         reuse_prefix: bool,
     ) -> Iterator[Piece]:
-        texts = [stop] if isinstance(stop, str) else list(stop)
-        for each in texts:
-            if not checks.utf8("stop", each):
-                raise ValueError("stop holds an empty text, which would stop everything")
-        limit = None if max_tokens is None else checks.integer("max_tokens", max_tokens, 0)
+        texts, limit = checked_limits(stop, max_tokens)
         tokens = self._prompt_tokens(prompt)
-        if sampler is not None:
-            if not isinstance(sampler, Sampler):
-                raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
-            sampler._must_choose()
+        seq = self._seq("seq_id", seq_id)
+        if sampler is not None and not isinstance(sampler, Sampler):
+            raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
+        chooses = self._attached.get(seq) if sampler is None else sampler
+        if chooses is not None:
+            chooses._must_choose()
         return generate(
             self,
             tokens,
             sampler=sampler,
             max_tokens=limit,
             stop=texts,
-            seq_id=self._seq("seq_id", seq_id),
+            seq_id=seq,
             reuse_prefix=checks.boolean("reuse_prefix", reuse_prefix),
             shown=shown,
         )
@@ -427,9 +391,16 @@ class Context(Outputs, KvCache, State, Adapters, Conversation):
             tokens = checks.int32_array("prompt", prompt, 0, self._model.n_vocab - 1)
         if tokens.size == 0:
             raise ValueError("prompt has no tokens; it takes at least one")
-        if tokens.size > self.n_ctx_seq:
+        if self._encodes:
+            raise BatchError("this model has no cache, so it cannot generate text: encode() gives embeddings")
+        if tokens.size > self._length_max:
             raise ValueError(
-                f"prompt has {tokens.size} tokens; a sequence of this context takes {self.n_ctx_seq}: make it with a "
+                f"prompt has {tokens.size} tokens; a sequence of this context takes {self._length_max}: make it with a "
                 "larger n_ctx"
             )
         return tokens
+
+    @property
+    def _length_max(self) -> int:
+        """Tokens that a sequence can have, in its cache and for its model."""
+        return min(self.n_ctx_seq, self._n_pos or self.n_ctx_seq)

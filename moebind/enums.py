@@ -25,8 +25,10 @@ __all__ = [
     "LoadMode",
     "NumaStrategy",
     "PoolingType",
+    "ProcessType",
     "RopeScalingType",
     "RopeType",
+    "SchedPriority",
     "SplitMode",
     "StateSeqFlags",
     "TokenAttr",
@@ -344,3 +346,27 @@ class StateSeqFlags(IntFlag):
     """Only what cannot be rolled back otherwise: sliding-window and recurrent state."""
     ON_DEVICE = lib.LLAMA_STATE_SEQ_FLAGS_ON_DEVICE
     """Data stays in the device's memory: faster, and only good for this context."""
+
+
+class SchedPriority(_Open):
+    """What the operating system is to think of threads."""
+
+    LOW = lib.GGML_SCHED_PRIO_LOW
+    """Others first."""
+    NORMAL = lib.GGML_SCHED_PRIO_NORMAL
+    """Like any other."""
+    MEDIUM = lib.GGML_SCHED_PRIO_MEDIUM
+    """Before most; takes privileges."""
+    HIGH = lib.GGML_SCHED_PRIO_HIGH
+    """Before nearly all; takes privileges."""
+    REALTIME = lib.GGML_SCHED_PRIO_REALTIME
+    """Before all; takes privileges."""
+
+
+class ProcessType(_Open):
+    """What processes an extended batch."""
+
+    ENCODE = lib.LLAMA_PROCESS_TYPE_ENCODE
+    """The encoder."""
+    DECODE = lib.LLAMA_PROCESS_TYPE_DECODE
+    """The decoder."""

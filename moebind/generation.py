@@ -1,15 +1,17 @@
-"""The loop that generates text."""
+"""The loop that generates text; ``batched.py`` has the one for several prompts at once."""
 
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, SupportsIndex
 
 import numpy as np
 
+from moebind import checks
 from moebind._native import lib
 from moebind.batch import Batch
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moebind.context import Context
+    from moebind.model import Model
     from moebind.sampler import Sampler
 
 __all__ = ["Piece", "StopReason"]
@@ -83,6 +86,71 @@ class StopStrings:
         return 0
 
 
+class Writer:
+    """Turns the tokens of one sequence into pieces, up to the one that ends it.
+
+    Parameters
+    ----------
+    model
+        Whose tokens they are.
+    n_prompt
+        How many tokens the prompt has.
+    length_max
+        How many tokens a sequence can have.
+    max_tokens, stop
+        As for :meth:`moebind.Context.generate`.
+    shown
+        Special tokens whose text is given out.
+    """
+
+    __slots__ = ("_decode", "_held", "_index", "_is_eog", "_last", "_limit", "_piece", "_shown", "_vocab")
+
+    def __init__(
+        self,
+        model: Model,
+        n_prompt: int,
+        length_max: int,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
+        self._vocab, self._is_eog, self._piece = model._usable_vocab(), lib.llama_vocab_is_eog, model._piece
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._held = StopStrings(stop)
+        self._index = 0
+        self._shown = shown
+        #: The index of the last token that the context has room to go on from, and of the last that was asked for.
+        self._last = length_max - n_prompt
+        self._limit = math.inf if max_tokens is None else max_tokens - 1
+
+    def take(self, token: int) -> Piece:
+        """The piece of the token that comes next."""
+        index = self._index
+        self._index = index + 1
+        if self._is_eog(self._vocab, token):
+            return Piece(token, self._rest(), index, "eog")
+        text, stopped = self._held.add(self._decode(self._piece(self._vocab, token, token in self._shown)))
+        if stopped:
+            return Piece(token, text, index, "stop")
+        if index >= self._limit:
+            return Piece(token, text + self._rest(), index, "length")
+        if index >= self._last:
+            return Piece(token, text + self._rest(), index, "context")
+        return Piece(token, text, index)
+
+    def _rest(self) -> str:
+        return self._held.flush() + self._decode(b"", True)
+
+
+def checked_limits(stop: str | Sequence[str], max_tokens: SupportsIndex | None) -> tuple[list[str], int | None]:
+    """``stop`` and ``max_tokens`` of everything that generates."""
+    texts = [stop] if isinstance(stop, str) else list(stop)
+    for each in texts:
+        if not checks.utf8("stop", each):
+            raise ValueError("stop holds an empty text, which would stop everything")
+    return texts, None if max_tokens is None else checks.integer("max_tokens", max_tokens, 0)
+
+
 def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
     """How many tokens two arrays begin with alike."""
     n = min(a.size, b.size)
@@ -131,47 +199,32 @@ def generate(
     if max_tokens == 0:
         return
     prepare(context, tokens, seq_id, reuse_prefix)
-    model = context.model
-    vocab, is_eog, piece_of = model._usable_vocab(), lib.llama_vocab_is_eog, model._piece
+    writer = Writer(context.model, tokens.size, context._length_max, max_tokens, stop, shown)
     step = Batch(1)
     step.extend([0], 0, seq_id, True)
     token_in, pos_in, native_step = step.token, step.pos, step._struct()
-    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-    held = StopStrings(stop)
     cached = tokens.tolist()
-    last = context.n_ctx_seq
-    if sampler is None or sampler._is_greedy:
+    attached = context._attached.get(seq_id)
+    chooses = attached if sampler is None else sampler
+    if chooses is None or (attached is None and chooses._is_greedy):
         choose = context._likeliest
     else:
-        choose = partial(sampler._sample, context)
-    index = 0
+        choose = partial(chooses._sample, context)
     try:
         with context._exclusive() as native:
             token = choose(native)
         while True:
-            reason: StopReason | None = None
-            if is_eog(vocab, token):
-                reason, text = "eog", ""
-            else:
-                text, stopped = held.add(decode(piece_of(vocab, token, token in shown)))
-                if stopped:
-                    reason = "stop"
-                elif max_tokens is not None and index + 1 >= max_tokens:
-                    reason = "length"
-                elif len(cached) >= last:
-                    reason = "context"
-            if reason is not None:
-                if reason != "stop":
-                    text += held.flush() + decode(b"", True)
-                yield Piece(token, text, index, reason)
+            piece = writer.take(token)
+            yield piece
+            if piece.stop_reason is not None:
                 return
-            yield Piece(token, text, index)
             token_in[0] = token
             pos_in[0] = len(cached)
             with context._exclusive() as native:
                 context._compute(native, native_step, 1)
+                if context._attached:
+                    context._remember_sequences(step)
                 cached.append(token)
                 token = choose(native)
-            index += 1
     finally:
         context._history[seq_id] = np.array(cached, np.int32)

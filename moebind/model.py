@@ -15,18 +15,19 @@ from moebind._native import CData, Hooks, decoded, ffi, hold, lib, own, text_fro
 from moebind._owner import Owner, close_all
 from moebind.adapters import LoraAdapter
 from moebind.chat import ChatTemplates
+from moebind.embedding import Embedding
 from moebind.enums import DeviceType, Ftype, RopeType
 from moebind.errors import ModelLoadError, NativeError
 from moebind.native_params import native_model_params
 from moebind.overrides import PlacedOverride, PlacedTensor
 from moebind.params import ContextParams, ModelParams
 from moebind.process import Device, describe, init, leases, native_devices, users
-from moebind.vocab import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from moebind.context import Context
+    from moebind.sampler import Sampler
 
 __all__ = ["Model"]
 
@@ -34,7 +35,7 @@ _warned_no_device = False
 _SAMPLING_KEYS = range(lib.LLAMA_MODEL_META_KEY_SAMPLING_SEQUENCE, lib.LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_ETA + 1)
 
 
-class Model(ChatTemplates, Vocabulary):
+class Model(ChatTemplates, Embedding):
     """A loaded model. Made by :meth:`load_from_file`.
 
     Use it as a context manager, or close it: its memory is large. Closing it closes its contexts first.
@@ -168,18 +169,31 @@ class Model(ChatTemplates, Vocabulary):
     def __repr__(self) -> str:
         return "<Model, closed>" if self.closed else f"<Model {self.desc}>"
 
-    def new_context(self, params: ContextParams | None = None) -> Context:
+    def new_context(
+        self,
+        params: ContextParams | None = None,
+        *,
+        ctx_other: Context | None = None,
+        samplers: Mapping[int, Sampler] | None = None,
+    ) -> Context:
         """Make a context to compute with.
 
         Parameters
         ----------
         params
             How to make it; None: llama.cpp's defaults, with 512 tokens.
+        ctx_other
+            A context of the model that this one drafts for, where such a model (EAGLE-3, DFlash, Gemma 4's assistant)
+            takes embeddings or memory from it. It is kept as long as this one; other models do not look at it.
+        samplers
+            Chains of samplers to run in the graph, by sequence; see :meth:`Context.set_sampler`.
 
         Raises
         ------
         ContextCreationError
             If llama.cpp cannot make it, or the parameters do not go together.
+        SamplerError
+            If one of ``samplers`` cannot be run in a graph.
 
         Notes
         -----
@@ -187,7 +201,8 @@ class Model(ChatTemplates, Vocabulary):
         """
         from moebind.context import Context
 
-        return Context(self, ContextParams() if params is None else params)
+        chosen = ContextParams() if params is None else params
+        return Context(self, chosen, ctx_other=ctx_other, samplers=samplers)
 
     def lora_adapter_init(self, path: str | os.PathLike[str]) -> LoraAdapter:
         """Load a LoRA adapter for this model.

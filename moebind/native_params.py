@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from moebind import overrides
 from moebind._native import CData, Hooks, ffi, lib
-from moebind.enums import FlashAttnType, LoadMode
+from moebind.enums import FlashAttnType, LoadMode, PoolingType
 from moebind.errors import ContextCreationError
 from moebind.params import ContextParams, ModelParams
 from moebind.process import devices, native_device
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from moebind.context import Context
     from moebind.model import Model
+    from moebind.sampler import Sampler
 
 #: A cache of more cells is refused: llama.cpp allocates what describes them before it finds that nothing fits.
 CELLS_MAX = 2**27
@@ -66,8 +70,13 @@ def native_model_params(params: ModelParams, rules: overrides.Resolved, hooks: H
     return native, keep
 
 
-def native_context_params(model: Model, params: ContextParams) -> CData:
-    """``llama_context_params`` from ours, after the checks that need the model."""
+def native_context_params(
+    model: Model,
+    params: ContextParams,
+    chains: Mapping[int, Sampler] | None = None,
+    ctx_other: Context | None = None,
+) -> tuple[CData, list[object]]:
+    """``llama_context_params`` from ours, after the checks that need the model, and what they point to."""
     if not isinstance(params, ContextParams):
         raise TypeError(f"params is {params!r}; it takes ContextParams")
     if model.params.vocab_only:
@@ -89,12 +98,79 @@ def native_context_params(model: Model, params: ContextParams) -> CData:
                 "choose another type_k, or leave flash attention on"
             )
     _check_cache_size(model, params, n_ctx)
+    _check_kind(model, params)
     native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
     for name, _ in ffi.typeof("struct llama_context_params").fields:
         value: Any = getattr(params, name, None)
         if value is not None and not callable(value):  # callbacks go through Hooks
             setattr(native, name, value)
-    return native
+    keep: list[object] = []
+    if chains:
+        native.samplers = configs = ffi.new("struct llama_sampler_seq_config[]", len(chains))
+        native.n_samplers = len(chains)
+        for config, (seq, chain) in zip(configs, chains.items(), strict=True):
+            config.seq_id, config.sampler = seq, chain._open()
+        keep.append(configs)
+    if ctx_other is not None:
+        native.ctx_other = other = _other(model, ctx_other)
+        keep.append(other)
+    return native, keep
+
+
+def pooling_problem(model: Model, params: ContextParams) -> str | None:
+    """Why a context with these parameters cannot pool embeddings."""
+    pooling = params.pooling_type
+    if pooling == PoolingType.UNSPECIFIED:
+        pooling = model._own_pooling()
+    if pooling == PoolingType.RANK and not lib.moebind_model_n_scores(model._open()):
+        return "pooling_type is RANK, but this model has no classification head to score with"
+    # For means, llama.cpp plans with this many tokens, as many for each sequence.
+    n_ctx = -(-(params.n_ctx or model.n_ctx_train) // 256) * 256
+    n_tokens = min(n_ctx, params.n_batch, params.n_ubatch)
+    if pooling != PoolingType.MEAN or (
+        n_tokens % params.n_seq_max == 0 and (params.n_outputs_max or n_tokens) >= n_tokens
+    ):
+        return None
+    return (
+        f"n_ubatch is {n_tokens} and n_seq_max is {params.n_seq_max}: pooling by MEAN takes an n_ubatch that is a "
+        "multiple of n_seq_max, and not more than n_outputs_max"
+    )
+
+
+def _check_kind(model: Model, params: ContextParams) -> None:
+    """What some kinds of models cannot do, and libllama notices too late or not at all."""
+    problem = pooling_problem(model, params) if params.embeddings else None
+    if problem is not None:
+        raise ContextCreationError(problem)
+    if model.meta.get("general.architecture") != "t5":
+        return
+    if params.n_seq_max > 1 and not params.kv_unified:
+        raise ContextCreationError(
+            f"n_seq_max is {params.n_seq_max}: an encoder-decoder model takes kv_unified=True for several sequences"
+        )
+    if params.pooling_type not in {PoolingType.UNSPECIFIED, PoolingType.NONE}:
+        raise ContextCreationError(
+            f"pooling_type is {params.pooling_type.name}: the decoder of an encoder-decoder model needs the encoder's "
+            "embeddings of all tokens; use NONE"
+        )
+
+
+def _other(model: Model, other: Context) -> CData:
+    """``ctx_other``, which the draft models that use it take for one of the model that they were trained for."""
+    pointer = other._open()
+    arch = model.meta.get("general.architecture", "")
+    if arch == "gemma4-assistant":
+        theirs = other.model.meta.get("general.architecture", "")
+        if theirs != "gemma4":
+            raise ContextCreationError(f"ctx_other has a model of architecture {theirs}; {arch} takes one of gemma4")
+        if not lib.llama_get_memory(pointer):
+            raise ContextCreationError("ctx_other has no memory to share")
+    if arch in {"gemma4-assistant", "eagle3", "dflash"} and other.model.n_vocab < model.n_vocab:
+        raise ContextCreationError(
+            f"ctx_other has a vocabulary of {other.model.n_vocab}, smaller than this model's {model.n_vocab}: give it "
+            "a context of the model that this one drafts for"
+        )
+    return pointer
 
 
 def _check_cache_size(model: Model, params: ContextParams, n_ctx: int) -> None:

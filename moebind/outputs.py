@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moebind.model import Model
+    from moebind.sampler import Sampler
 
 __all__ = ["Outputs"]
 
@@ -54,6 +55,12 @@ class Outputs(Owner):
     _n_outputs = 0
     #: Which of its tokens had them; None: its only token.
     _flags: NDArray[np.int8] | None = None
+    #: Whether logits were computed; encoders give embeddings only.
+    _has_logits = True
+    #: Chains that run in the graph, by sequence; the logits of those sequences are not copied.
+    _attached: dict[int, Sampler]
+    #: The sequence of each token of the last batch, where there are such chains.
+    _output_seqs: NDArray[np.int32] | None = None
     #: Whether every token has an embedding.
     _embeddings = False
     #: How many outputs libllama's buffer has room for.
@@ -68,6 +75,8 @@ class Outputs(Owner):
     def _forget_outputs(self) -> None:
         self._n_outputs = 0
         self._flags = None
+        self._has_logits = True
+        self._output_seqs = None
 
     def _release_outputs(self, native: CData) -> None:
         """Before libllama makes itself a larger output buffer: leave the old one to the arrays that show it."""
@@ -76,7 +85,15 @@ class Outputs(Owner):
             outputs.buffer = own(lib.moebind_take_output(native), lib.ggml_backend_buffer_free)
             self._shown = None
 
-    def _view(self, pointer: CData, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    @overload
+    def _view(self, pointer: CData, shape: tuple[int, ...]) -> NDArray[np.float32]: ...
+
+    @overload
+    def _view(self, pointer: CData, shape: tuple[int, ...], dtype: type[np.int32]) -> NDArray[np.int32]: ...
+
+    def _view(
+        self, pointer: CData, shape: tuple[int, ...], dtype: type[np.float32 | np.int32] = np.float32
+    ) -> NDArray[np.float32] | NDArray[np.int32]:
         """A read-only array over libllama's memory, which stays as long as the array does."""
         outputs = None if self._shown is None else self._shown()
         if outputs is None:
@@ -84,9 +101,10 @@ class Outputs(Owner):
             self._shown = weakref.ref(outputs)
         size = math.prod(shape)
         kept = own(ffi.cast("char *", pointer), hold, self._open(), outputs)
-        array: NDArray[np.float32] = np.frombuffer(ffi.buffer(kept, 4 * size), np.float32).reshape(shape)
+        array: Any = np.frombuffer(ffi.buffer(kept, 4 * size), dtype).reshape(shape)
         array.flags.writeable = False
-        return array
+        viewed: NDArray[np.float32] | NDArray[np.int32] = array
+        return viewed
 
     def _likeliest(self, native: CData) -> int:
         """The token with the highest logit, after the last output. The caller holds the context.
@@ -94,7 +112,7 @@ class Outputs(Owner):
         Where only the maximum counts, numpy finds it in the logits themselves; libllama would build and scan an array
         of candidates. The array over the same memory is used again, since nobody else sees it.
         """
-        self._output_row(-1)
+        self._logits_row(-1)
         pointer = lib.llama_get_logits_ith(native, -1)
         if self._last_row is None or self._last_row[0] != pointer:
             memory = ffi.buffer(pointer, 4 * self._model._n_vocab)
@@ -138,6 +156,31 @@ class Outputs(Owner):
         if not found or not self._n_outputs:
             raise IndexError(f"i is {i}; the last batch asked for no output there{self._hint()}")
 
+    def _sampling_row(self, i: int) -> None:
+        """Raise unless a sampler can choose there, from logits or from what a backend sampler left of them."""
+        self._output_row(i)
+        if not self._has_logits:
+            raise IndexError("this model's encoder gives no logits: read embeddings, or decode")
+
+    def _logits_row(self, i: int) -> None:
+        """Raise unless the last batch has logits there."""
+        self._sampling_row(i)
+        if self._attached:
+            seq = self._sequence_of_output(i)
+            if seq in self._attached:
+                raise IndexError(
+                    f"the logits of sequence {seq} stayed where its backend sampler ran: read sampled_logits_ith"
+                )
+
+    def _sequence_of_output(self, i: int) -> int:
+        """The sequence of an output that there is; -1 where no chain runs."""
+        seqs = self._output_seqs
+        if seqs is None:
+            return -1
+        if i < 0 and self._flags is not None and not self._embeddings:
+            seqs = seqs[self._flags != 0]
+        return int(seqs[i])
+
     def _hint(self) -> str:
         return "" if self._n_outputs else ": decode a batch that asks for logits first"
 
@@ -153,14 +196,17 @@ class Outputs(Owner):
         Raises
         ------
         IndexError
-            If there are none.
+            If there are none, or those of some stayed with a backend sampler.
 
         Notes
         -----
         Stands on ``llama_get_logits``.
         """
         with self._exclusive() as native:
-            self._output_row(-1)
+            if self._attached:
+                for i in range(-self._n_outputs, 0):
+                    self._logits_row(i)
+            self._logits_row(-1)
             return self._view(lib.llama_get_logits(native), (self._n_outputs, self._model.n_vocab))
 
     def get_logits_ith(self, i: SupportsIndex) -> NDArray[np.float32]:
@@ -190,8 +236,34 @@ class Outputs(Owner):
             return self._logits(native, at)
 
     def _logits(self, native: CData, at: int) -> NDArray[np.float32]:
-        self._output_row(at)
+        self._logits_row(at)
         return self._view(lib.llama_get_logits_ith(native, at), (self._model._n_vocab,))
+
+    def get_embeddings(self) -> NDArray[np.float32]:
+        """The embeddings of all outputs of the last batch, token by token.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, ``(n_outputs, n_embd_out)``, rows in the order of the batch: a read-only view, as
+            :meth:`get_logits` gives.
+
+        Raises
+        ------
+        EmbeddingsError
+            If the context computes none, or pools them.
+        IndexError
+            If there are none.
+
+        Notes
+        -----
+        Stands on ``llama_get_embeddings``.
+        """
+        with self._exclusive() as native:
+            self._must_have_token_embeddings()
+            self._output_row(-1)
+            width = lib.llama_model_n_embd_out(self._model._open())
+            return self._view(lib.llama_get_embeddings(native), (self._n_outputs, width))
 
     def embeddings_ith(self, i: SupportsIndex) -> NDArray[np.float32]:
         """The embedding of one token of the last batch.
@@ -219,14 +291,10 @@ class Outputs(Owner):
         """
         at = checks.integer("i", i, -checks.INT32_MAX)
         with self._exclusive() as native:
-            self._must_have_embeddings()
+            self._must_have_token_embeddings()
             self._output_row(at)
-            pointer = lib.llama_get_embeddings_ith(native, at)
-            if not pointer:
-                raise EmbeddingsError(
-                    "there are no embeddings of single tokens: they are pooled; use embeddings_seq_ith"
-                )
-            return self._view(pointer, (lib.llama_model_n_embd_out(self._model._open()),))
+            width = lib.llama_model_n_embd_out(self._model._open())
+            return self._view(lib.llama_get_embeddings_ith(native, at), (width,))
 
     def embeddings_seq_ith(self, seq_id: SupportsIndex) -> NDArray[np.float32]:
         """The pooled embedding of a sequence of the last batch.
@@ -264,6 +332,12 @@ class Outputs(Owner):
             # libllama keeps these in a map of vectors, which the next decode empties: nothing to show without a copy.
             pooled: NDArray[np.float32] = np.frombuffer(ffi.buffer(pointer, 4 * size), np.float32).copy()
             return pooled
+
+    def _must_have_token_embeddings(self) -> None:
+        self._must_have_embeddings()
+        # libllama has a buffer for them all the same, with nothing in it.
+        if self.pooling_type != PoolingType.NONE:
+            raise EmbeddingsError("there are no embeddings of single tokens: they are pooled; use embeddings_seq_ith")
 
     def _must_have_embeddings(self) -> None:
         if not self._embeddings:

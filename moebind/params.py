@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from moebind import checks, patterns
-from moebind._native import CData, lib
+from moebind._native import lib
 from moebind._params_methods import ContextParamsMethods, ModelParamsMethods
 from moebind.enums import (
     AttentionType,
@@ -28,6 +28,7 @@ from moebind.enums import (
     RopeScalingType,
     SplitMode,
 )
+from moebind.eval_tensor import EvalTensor, TensorObserver
 from moebind.overrides import TensorOverride
 from moebind.process import Device
 
@@ -76,6 +77,10 @@ def _callback(name: str, value: T) -> T:
     if value is not None and not callable(value):
         raise TypeError(f"{name} is {value!r}; it takes a function or None")
     return value
+
+
+def _eval_callback(name: str, value: Any) -> Any:
+    return value if isinstance(value, TensorObserver) else _callback(name, value)
 
 
 def _progress(name: str, value: Any) -> Any:
@@ -372,7 +377,8 @@ class ContextParams(ContextParamsMethods, Params):
     rope_scaling_type: RopeScalingType = option(RopeScalingType(_CONTEXT.rope_scaling_type), _member(RopeScalingType))
     """How positions are stretched beyond the trained context."""
     pooling_type: PoolingType = option(PoolingType(_CONTEXT.pooling_type), _member(PoolingType))
-    """How token embeddings become one embedding of a sequence."""
+    """How token embeddings become one embedding of a sequence. MEAN takes an ``n_ubatch`` that is a multiple of
+    ``n_seq_max``."""
     attention_type: AttentionType = option(AttentionType(_CONTEXT.attention_type), _member(AttentionType))
     """What a token may look at."""
     flash_attn_type: FlashAttnType = option(FlashAttnType(_CONTEXT.flash_attn_type), _member(FlashAttnType))
@@ -393,10 +399,11 @@ class ContextParams(ContextParamsMethods, Params):
     """The context that the model was trained with, for YaRN; 0: from the model."""
     defrag_thold: float = option(_CONTEXT.defrag_thold, _number(-float("inf")))
     """Deprecated in llama.cpp, which ignores it."""
-    eval_callback: Callable[[CData, bool], bool] | None = option(None, _callback)
-    """Called as ``fn(tensor, ask)`` around every tensor of a graph: with ``ask=True`` for whether to look at it, then,
-    if so, with ``ask=False`` and its data computed; False then stops the computation. ``tensor`` is a
-    ``struct ggml_tensor *`` of ``moebind.ffi``, valid during the call. Slow: each call waits for the interpreter."""
+    eval_callback: Callable[[EvalTensor, bool], bool | None] | TensorObserver | None = option(None, _eval_callback)
+    """A :class:`TensorObserver`, called for certain tensors of a graph when they are computed. Or a function, called as
+    ``fn(tensor, ask)`` with each :class:`EvalTensor`: with ``ask=True`` for whether to look at it, then, if so, with
+    ``ask=False`` and its data computed; False then stops the computation. The function is slow: each call waits for
+    the interpreter."""
     type_k: GgmlType = option(GgmlType(_CONTEXT.type_k), _member(GgmlType, CACHE_TYPES))
     """Type of the cached keys."""
     type_v: GgmlType = option(GgmlType(_CONTEXT.type_v), _member(GgmlType, CACHE_TYPES))

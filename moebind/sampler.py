@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind import checks
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from moebind.context import Context
+    from moebind.outputs import Outputs
     from moebind.token_data import TokenDataArray
 
 __all__ = ["Sampler"]
@@ -62,6 +64,15 @@ class Sampler(Owner):
     _is_greedy: bool
     #: The samplers of a chain; they point into it.
     _parts: list[Sampler]
+    #: Whether it is, or was, run by a context: it can be used with that one only.
+    _attached = False
+    #: The highest token that it accepts.
+    _limit = checks.INT32_MAX
+    #: What must fit a model when a context runs it: candidates that top_k keeps, the vocabulary that penalties was made
+    #: for, the highest token that a bias or an accepted token names.
+    _k = 0
+    _n_vocab = 0
+    _token_max = -1
 
     # --- those that choose ---
 
@@ -88,7 +99,10 @@ class Sampler(Owner):
     @classmethod
     def top_k(cls, k: SupportsIndex) -> Self:
         """Keep the ``k`` most likely candidates; 0 keeps all (``llama_sampler_init_top_k``)."""
-        return cls._make(lib.llama_sampler_init_top_k(checks.integer("k", k, 0)))
+        count = checks.integer("k", k, 0)
+        sampler = cls._make(lib.llama_sampler_init_top_k(count))
+        sampler._k = count
+        return sampler
 
     @classmethod
     def top_p(cls, p: float, min_keep: SupportsIndex = 1) -> Self:
@@ -128,6 +142,8 @@ class Sampler(Owner):
         penalty_repeat: float = 1.0,
         penalty_freq: float = 0.0,
         penalty_present: float = 0.0,
+        *,
+        n_vocab: SupportsIndex = 0,
     ) -> Self:
         """Make tokens that were accepted lately less likely (``llama_sampler_init_penalties``).
 
@@ -141,12 +157,17 @@ class Sampler(Owner):
             Subtracted once for each time the token occurred; 0 disables it.
         penalty_present
             Subtracted if the token occurred; 0 disables it.
+        n_vocab
+            The size of the vocabulary; needed only to run it in a context's graph (``Context.set_sampler``).
         """
         last_n = checks.integer("penalty_last_n", penalty_last_n, 0, LAST_N_MAX)
         repeat = checks.number("penalty_repeat", penalty_repeat, 1e-6)
         freq = checks.number("penalty_freq", penalty_freq)
         present = checks.number("penalty_present", penalty_present)
-        return cls._make(lib.llama_sampler_init_penalties(0, last_n, repeat, freq, present))
+        size = checks.integer("n_vocab", n_vocab, 0)
+        sampler = cls._make(lib.llama_sampler_init_penalties(size, last_n, repeat, freq, present))
+        sampler._n_vocab = size
+        return sampler
 
     # --- chains ---
 
@@ -165,12 +186,16 @@ class Sampler(Owner):
         ------
         ClosedError
             If a sampler was closed or belongs to a chain already.
+        SamplerError
+            If one was attached to a context.
         """
         parts = list(samplers)
         for part in parts:
             if not isinstance(part, Sampler):
                 raise TypeError(f"samplers holds {part!r}; it takes samplers")
             part._open()
+            if part._attached:
+                raise SamplerError(f"{part!r} is, or was, attached to a context: put its clone() into the chain")
         if len({id(part) for part in parts}) != len(parts):
             raise ClosedError("a sampler is in the list twice; use its clone()")
         chooses = bool(parts) and parts[-1]._chooses
@@ -203,6 +228,7 @@ class Sampler(Owner):
         shown._lock = self._lock
         shown._keep = (*part._keep, self._pointer)
         shown._chooses, shown._is_greedy, shown._parts = part._chooses, part._is_greedy, part._parts
+        shown._k, shown._n_vocab, shown._token_max = part._k, part._n_vocab, part._token_max
         self._parts.append(shown)
 
     def close(self) -> None:
@@ -214,6 +240,12 @@ class Sampler(Owner):
                 part._why_closed = "its chain was closed"
                 part._pointer = None
             self._pointer = None
+
+    def _attach(self, n_vocab: int) -> None:
+        """A context runs it from now on, and those in it: tokens beyond the vocabulary would end the process."""
+        self._attached, self._limit = True, n_vocab - 1
+        for part in self._parts:
+            part._attach(n_vocab)
 
     def __len__(self) -> int:
         """How many samplers the chain has; a single sampler has none in it."""
@@ -276,15 +308,19 @@ class Sampler(Owner):
         with ctx._exclusive() as native:
             return self._sample(ctx, native, at)
 
-    def _sample(self, ctx: Context, native: CData, at: int = -1) -> int:
+    def _sample(self, ctx: Outputs, native: CData, at: int = -1) -> int:
         """:meth:`sample`, by somebody who holds the context."""
-        ctx._output_row(at)
+        ctx._sampling_row(at)
+        if self._attached and ctx._attached.get(ctx._sequence_of_output(at)) is not self:
+            raise SamplerError(
+                f"{self!r} runs, or ran, in the graph of a context for another sequence: sample with a clone() of it"
+            )
         with self._lock.held():
             try:
-                if ctx._suppress is not None:
-                    with ctx._suppressing(native, at):
-                        return int(lib.llama_sampler_sample(self._open(), native, at))
-                return int(lib.llama_sampler_sample(self._open(), native, at))
+                with ctx._suppressing(native, at) if ctx._suppress is not None else nullcontext():
+                    token = int(lib.llama_sampler_sample(self._open(), native, at))
+                self._token_max = max(self._token_max, token)
+                return token
             except NativeError as error:
                 raise SamplerError(f"{self!r} chose no token: {error.message}") from error
 
@@ -301,14 +337,16 @@ class Sampler(Owner):
 
     def accept(self, token: SupportsIndex) -> None:
         """Tell the sampler that a token was chosen: penalties count it (``llama_sampler_accept``)."""
-        number = checks.integer("token", token, 0)
+        number = checks.integer("token", token, 0, self._limit)
         with self._lock.held():
             lib.llama_sampler_accept(self._open(), number)
+            self._token_max = max(self._token_max, number)
 
     def accept_many(self, tokens: ArrayLike) -> None:
         """:meth:`accept` each of these tokens."""
-        array = checks.int32_array("tokens", tokens, 0)
+        array = checks.int32_array("tokens", tokens, 0, self._limit)
         with self._lock.held():
+            self._token_max = max(self._token_max, int(array.max(initial=-1)))
             for token in array.tolist():
                 lib.llama_sampler_accept(self._open(), token)
 
@@ -327,6 +365,7 @@ class Sampler(Owner):
         with self._lock.held():
             copy = self._make(lib.llama_sampler_clone(self._open()), *self._keep, chooses=self._chooses)
             copy._is_greedy = self._is_greedy
+            copy._k, copy._n_vocab, copy._token_max = self._k, self._n_vocab, self._token_max
             native = copy._open()
             for index, part in enumerate(self._parts):
                 copy._show(lib.llama_sampler_chain_get(native, index), part)

@@ -3,12 +3,19 @@
 // ggml asks after every node of a graph, a thousand times for each token, so the question must be cheap: two loads and a
 // look at the clock. Only every few milliseconds is the interpreter asked, and for signals only in the thread that may
 // handle them.
+//
+// And which tensors an eval callback sees: ggml asks for every one of them, and where the names are known beforehand
+// the interpreter is not asked.
 #include "callbacks.h"
 #include "guard.h"
 #include "shim.h"
 
 #include <atomic>
 #include <chrono>
+#include <regex>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
 
 using steady = std::chrono::steady_clock;
 
@@ -18,6 +25,12 @@ struct moebind_hooks {
     std::atomic<bool>       abort{ false };
     steady::time_point      next_signals{};
     steady::time_point      next_python{};
+
+    // Which tensors the eval callback sees; without these it is asked itself.
+    bool                                  chosen = false;
+    std::unordered_set<std::string>       names{};
+    std::regex                            pattern{};
+    std::unordered_map<std::string, bool> matched{};  // the pattern is searched once a name
 };
 
 namespace {
@@ -92,12 +105,44 @@ bool on_progress(float fraction, void * data) {
     return python && !stop_if(!moebind_on_progress(fraction, hooks->handle) || moebind::exception_waiting());
 }
 
+// Names come again with every graph; those of unnamed tensors count them, up to the size of a graph.
+constexpr size_t matched_max = 1 << 16;
+
+bool wanted(moebind_hooks * hooks, const char * name) {
+    if (!hooks->names.empty()) {
+        return hooks->names.count(name) != 0;
+    }
+    const auto known = hooks->matched.find(name);
+    if (known != hooks->matched.end()) {
+        return known->second;
+    }
+    const bool found = std::regex_search(name, hooks->pattern);
+    if (hooks->matched.size() < matched_max) {
+        hooks->matched.emplace(name, found);
+    }
+    return found;
+}
+
 bool on_eval(ggml_tensor * tensor, bool ask, void * data) {
+    auto * hooks = static_cast<moebind_hooks *>(data);
     if (moebind::exception_waiting()) {
-        return false;
+        return !ask;
+    }
+    if (ask && hooks->chosen) {
+        return wanted(hooks, tensor->name);
     }
     const moebind::python_call python;
-    return python && moebind_on_eval(tensor, ask, static_cast<moebind_hooks *>(data)->handle);
+    const bool result = python && moebind_on_eval(tensor, ask, hooks->handle);
+    if (ask) {
+        return result;
+    }
+    // ggml takes a false for the end of this part of the graph, leaves the rest uncomputed and reports success. So it is
+    // told to go on, and the abort callback, or the waiting exception, stops it at the next node.
+    if (!result && !moebind::exception_waiting()) {
+        hooks->abort = true;
+        moebind::note_stopping();
+    }
+    return true;
 }
 
 }  // namespace
@@ -107,6 +152,14 @@ moebind_hooks * moebind_hooks_new(int python_callbacks, void * handle) {
 }
 
 void moebind_hooks_free(moebind_hooks * hooks) { delete hooks; }
+
+void moebind_hooks_observe(moebind_hooks * hooks, const char * pattern, const char ** names, size_t n_names) {
+    if (pattern != nullptr) {
+        hooks->pattern = std::regex(pattern);
+    }
+    hooks->names.insert(names, names + n_names);
+    hooks->chosen = true;
+}
 
 void moebind_hooks_into_model_params(moebind_hooks * hooks, llama_model_params * params) {
     params->progress_callback           = on_progress;

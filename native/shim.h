@@ -51,6 +51,10 @@ void                   moebind_hooks_free(struct moebind_hooks * hooks);
 void                   moebind_hooks_into_model_params(struct moebind_hooks * hooks, struct llama_model_params * params);
 void moebind_hooks_into_context_params(struct moebind_hooks * hooks, struct llama_context_params * params);
 
+// Show the eval callback only tensors with one of these names, or, without names, those in whose name the std::regex is
+// found. Nobody is asked then.
+void moebind_hooks_observe(struct moebind_hooks * hooks, const char * pattern, const char ** names, size_t n_names);
+
 // Ask the running (or else the next) computation to stop; any thread may. moebind_hooks_forget takes it back.
 void moebind_hooks_abort(struct moebind_hooks * hooks);
 void moebind_hooks_forget(struct moebind_hooks * hooks);
@@ -139,6 +143,17 @@ bool moebind_model_ties_output(const struct llama_model * model);
 
 // Build graphs and scratch memory for the adapters that the context has now, as its next computation would.
 void moebind_reserve(struct llama_context * ctx);
+
+// --- what a context computes (context.cpp) ---
+
+// Whether the graph that was computed last gave logits: those of encoders give embeddings only.
+bool moebind_has_logits(struct llama_context * ctx);
+
+// How many positions the model's learned position embeddings have; 0 when it has none, and positions are unlimited.
+int64_t moebind_model_n_pos(const struct llama_model * model);
+
+// How many scores the model's classification head gives; 0 when it has no head.
+int64_t moebind_model_n_scores(const struct llama_model * model);
 
 // --- the build ---
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
+
+#: Random F32 weights of a shape.
+Weights = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class Shape:
 
     Architectures: llama, dense or with experts; deepseek, whose first layers are dense and which has shared experts;
     granite_swa, which takes fused gate and up matrices; grovemoe, which has experts for groups of experts (chexps);
-    mamba, which has recurrent state instead of a KV cache; lfm2, in which every other layer has.
+    mamba, which has recurrent state instead of a KV cache; lfm2, in which every other layer has; bert, an encoder, with
+    ``n_cls_out`` > 0 a classification head; t5, an encoder and a decoder.
     """
 
     arch: str = "llama"
@@ -30,6 +34,7 @@ class Shape:
     n_expert_used: int = 2
     n_dense_layers: int = 0
     seed: int = 1
+    n_cls_out: int = 0
     #: Whether the token embeddings make the logits too.
     tied: bool = False
     #: Of lfm2: the width of its sliding window.
@@ -105,6 +110,17 @@ def _metadata(shape: Shape) -> dict[str, object]:
         metadata[f"{a}.expert_group_scale"] = 0.05
         metadata[f"{a}.experts_per_group"] = 2
         metadata[f"{a}.expert_chunk_feed_forward_length"] = 32
+    if a == "bert":
+        metadata[f"{a}.attention.layer_norm_epsilon"] = 1e-5
+        metadata[f"{a}.attention.causal"] = False
+        metadata["tokenizer.ggml.token_type_count"] = 1
+        metadata["tokenizer.ggml.seperator_token_id"] = 2  # spelled so in GGUF
+        metadata["tokenizer.ggml.add_bos_token"] = metadata["tokenizer.ggml.add_eos_token"] = True
+        if shape.n_cls_out:
+            metadata[f"{a}.classifier.output_labels"] = [f"label {i}" for i in range(shape.n_cls_out)]
+    if a == "t5":
+        metadata[f"{a}.attention.relative_buckets_count"] = 32
+        metadata[f"{a}.decoder_start_token_id"] = 5
     if a == "mamba":
         sizes = {"conv_kernel": 4, "inner_size": 2 * shape.n_embd, "state_size": 8, "time_step_rank": 4}
         metadata |= {f"{a}.ssm.{name}": size for name, size in sizes.items()}
@@ -126,6 +142,8 @@ def _tensors(shape: Shape, random: np.random.Generator) -> dict[str, np.ndarray]
     def weights(*size: int) -> np.ndarray:
         return (random.standard_normal(size) / np.sqrt(size[-1])).astype(np.float32)
 
+    if shape.arch in OTHERS:
+        return OTHERS[shape.arch](shape, weights)
     ones = np.ones(shape.n_embd, np.float32)
     d, kv = shape.n_embd, shape.n_embd * shape.n_head_kv // shape.n_head
     tensors = {"token_embd.weight": weights(len(TOKENS), d), "output.weight": weights(len(TOKENS), d)}
@@ -174,11 +192,51 @@ def _tensors(shape: Shape, random: np.random.Generator) -> dict[str, np.ndarray]
     return tensors
 
 
+def _bert(shape: Shape, weights: Weights) -> dict[str, np.ndarray]:
+    d = shape.n_embd
+    tensors = {"token_embd.weight": weights(len(TOKENS), d), "token_types.weight": weights(1, d)}
+    tensors["position_embd.weight"] = weights(shape.n_ctx_train, d)
+    norms = ["token_embd_norm"]
+    for layer in range(shape.n_layer):
+        b = f"blk.{layer}."
+        tensors |= {f"{b}attn_{part}.weight": weights(d, d) for part in ("q", "k", "v", "output")}
+        tensors |= {b + "ffn_up.weight": weights(shape.n_ff, d), b + "ffn_down.weight": weights(d, shape.n_ff)}
+        norms += [b + "attn_output_norm", b + "layer_output_norm"]
+    for norm in norms:
+        tensors |= {norm + ".weight": np.ones(d, np.float32), norm + ".bias": weights(d)}
+    if shape.n_cls_out:
+        tensors |= {"cls.output.weight": weights(shape.n_cls_out, d), "cls.output.bias": weights(shape.n_cls_out)}
+    return tensors
+
+
+def _t5(shape: Shape, weights: Weights) -> dict[str, np.ndarray]:
+    d, f = shape.n_embd, shape.n_ff
+    ones = np.ones(d, np.float32)
+    tensors = {"token_embd.weight": weights(len(TOKENS), d), "output.weight": weights(len(TOKENS), d)}
+    tensors |= {"enc.output_norm.weight": ones, "dec.output_norm.weight": ones}
+    for layer in range(shape.n_layer):
+        for side, attentions in (("enc", ("attn",)), ("dec", ("attn", "cross_attn"))):
+            b = f"{side}.blk.{layer}."
+            tensors |= {b + "ffn_norm.weight": ones}
+            tensors |= {b + "ffn_up.weight": weights(f, d), b + "ffn_down.weight": weights(d, f)}
+            for attention in attentions:
+                tensors[f"{b}{attention}_norm.weight"] = ones
+                tensors |= {f"{b}{attention}_{part}.weight": weights(d, d) for part in ("q", "k", "v", "o")}
+            tensors[b + "attn_rel_b.weight"] = weights(32, shape.n_head)
+    return tensors
+
+
+#: Architectures that are not built like llama.
+OTHERS: dict[str, Callable[[Shape, Weights], dict[str, np.ndarray]]] = {"bert": _bert, "t5": _t5}
+
+
 def _write_file(path: Path, arch: str, metadata: dict[str, object], tensors: dict[str, np.ndarray]) -> None:
     writer = gguf.GGUFWriter(path, arch)
     for key, value in metadata.items():
         if isinstance(value, str):
             writer.add_string(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
         elif isinstance(value, list):
             writer.add_array(key, value)
         elif isinstance(value, np.uint16):

@@ -1,0 +1,366 @@
+"""Models that are no plain decoders, several sequences in one batch, and how a context computes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import CPU, SMALL
+from moebind import (
+    Batch,
+    BatchError,
+    ClosedError,
+    Context,
+    ContextCreationError,
+    EmbeddingsError,
+    FlashAttnType,
+    GgmlType,
+    Model,
+    PoolingType,
+    Sampler,
+    SchedPriority,
+    ThreadPool,
+)
+
+TOKENS = [1, 7, 8, 9, 10, 61]
+EXACT = SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32).with_flash_attn_type(FlashAttnType.DISABLED)
+
+
+@pytest.fixture(scope="module")
+def t5(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(arch="t5", n_head_kv=4), CPU) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def mamba(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(arch="mamba"), CPU) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def swa(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(arch="granite_swa", n_expert=4), CPU) as model:
+        yield model
+
+
+def logits_of(model: Model, tokens: list[int], start: list[int] | None = None) -> np.ndarray:
+    """The logits after these tokens, computed in a context of their own."""
+    with model.new_context(EXACT) as context:
+        if start is not None:
+            context.encode(Batch.get_one(start))
+        context.decode(Batch.get_one(tokens))
+        return context.get_logits_ith(-1).copy()
+
+
+# --- an encoder and a decoder ---
+
+
+def test_a_decoder_looks_at_what_was_encoded(t5: Model) -> None:
+    assert (t5.has_encoder, t5.has_decoder) == (True, True)
+    first = logits_of(t5, [5, 7], start=[10, 11, 12])
+    assert np.isfinite(first).all()
+    np.testing.assert_array_equal(first, logits_of(t5, [5, 7], start=[10, 11, 12]))
+    assert not np.allclose(first, logits_of(t5, [5, 7], start=[10, 11, 13]), atol=1e-3)
+
+
+def test_decoding_goes_on_step_by_step(t5: Model) -> None:
+    expected = logits_of(t5, [5, 7, 8], start=[10, 11, 12])
+    with t5.new_context(EXACT) as context:
+        context.encode(Batch.get_one([10, 11, 12]))
+        for token in (5, 7, 8):
+            context.decode(Batch.get_one([token]))
+        np.testing.assert_allclose(context.get_logits_ith(-1), expected, atol=1e-4)
+
+
+def test_what_was_not_encoded_is_not_decoded(t5: Model) -> None:
+    # libllama asserts it in the middle of a decode, or lets a sequence look at nothing.
+    with t5.new_context(EXACT.with_n_seq_max(2).with_kv_unified(True)) as context:
+        with pytest.raises(BatchError, match="sequence 0 was not encoded"):
+            context.decode(Batch.get_one([5]))
+        with pytest.raises(BatchError, match="was not encoded"):
+            context.generate([5, 6]).__next__()
+        context.encode(Batch.get_one([10, 11, 12]))
+        context.decode(Batch.get_one([5]))
+        batch = Batch(1)
+        batch.add(5, 0, 1, True)
+        with pytest.raises(BatchError, match="sequence 1 was not encoded"):
+            context.decode(batch)
+
+
+def test_sequences_are_encoded_together(t5: Model) -> None:
+    with t5.new_context(EXACT.with_n_seq_max(2).with_kv_unified(True)) as context:
+        batch = Batch(5)
+        batch.add_sequence([10, 11, 12], 0)
+        batch.add_sequence([20, 21], 1)
+        context.encode(batch)
+        batch = Batch(4)
+        batch.add_sequence([5, 7], 0)
+        batch.add_sequence([5, 8], 1)
+        context.decode(batch)
+        np.testing.assert_allclose(context.get_logits_ith(1), logits_of(t5, [5, 7], [10, 11, 12]), atol=1e-4)
+        np.testing.assert_allclose(context.get_logits_ith(3), logits_of(t5, [5, 8], [20, 21]), atol=1e-4)
+
+
+def test_encoder_outputs(t5: Model) -> None:
+    with t5.new_context(EXACT.with_embeddings(True)) as context:
+        context.encode(Batch.get_one([10, 11, 12]))
+        assert context.get_embeddings().shape == (3, t5.n_embd_out)
+        assert np.isfinite(context.get_embeddings()).all()
+        with pytest.raises(IndexError, match="no logits"):
+            context.get_logits()
+        with Sampler.greedy() as greedy, pytest.raises(IndexError, match="no logits"):
+            greedy.sample(context)
+        context.decode(Batch.get_one([5]))
+        assert context.get_logits().shape == (1, t5.n_vocab)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (EXACT.with_n_seq_max(2).with_n_ctx(512), "kv_unified=True"),
+        (EXACT.with_embeddings(True).with_pooling_type(PoolingType.MEAN), "use NONE"),
+    ],
+)
+def test_contexts_that_an_encoder_decoder_cannot_have(t5: Model, params, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ContextCreationError, match=message):
+        t5.new_context(params)
+
+
+def test_encode_takes_an_encoder(dense: Model, t5: Model) -> None:
+    with dense.new_context(SMALL) as context, pytest.raises(BatchError, match="no encoder"):
+        context.encode(Batch.get_one([1]))
+    with t5.new_context(EXACT.with_n_ubatch(4)) as context:
+        with pytest.raises(BatchError, match="encoding takes 4"):
+            context.encode(Batch.get_one([1, 2, 3, 4, 5]))
+        with pytest.raises(TypeError, match="Batch"):
+            context.encode([1])  # type: ignore[arg-type]
+    with pytest.raises(ClosedError):
+        context.encode(Batch.get_one([1]))
+
+
+# --- recurrent state ---
+
+
+def test_a_recurrent_state_goes_forward_only(mamba: Model) -> None:
+    assert mamba.is_recurrent
+    with mamba.new_context(EXACT.with_n_seq_max(2)) as context:
+        context.decode(Batch.get_one(TOKENS))
+        assert context.kv_cache_seq_rm(0, 3) is False  # a part cannot be forgotten
+        assert context.kv_cache_seq_pos_max(0) == 5
+        context.kv_cache_seq_cp(0, 1)
+        batch = Batch(2)
+        batch.add(7, 6, 0, True)
+        batch.add(8, 6, 1, True)
+        context.decode(batch)
+        np.testing.assert_allclose(context.get_logits_ith(0), logits_of(mamba, [*TOKENS, 7]), atol=1e-4)
+        np.testing.assert_allclose(context.get_logits_ith(1), logits_of(mamba, [*TOKENS, 8]), atol=1e-4)
+        assert context.kv_cache_seq_rm(0)
+        assert context.kv_cache_seq_pos_max(0) == -1
+        context.kv_cache_seq_keep(1)
+        context.kv_cache_seq_add(1, None, None, 2)
+        context.kv_cache_seq_div(1, None, None, 2)
+        assert context.kv_cache_seq_pos_max(1) == 4
+
+
+def test_a_recurrent_model_generates_anew(mamba: Model) -> None:
+    with mamba.new_context(EXACT) as context:
+        first = [piece.token for piece in context.generate(TOKENS, max_tokens=6)]
+        assert [piece.token for piece in context.generate(TOKENS, max_tokens=6)] == first
+        assert [piece.token for piece in context.generate(TOKENS[:3], max_tokens=2)]
+
+
+def test_snapshots(mamba: Model, dense: Model) -> None:
+    for model in (mamba, dense):  # neither can go back in llama.cpp
+        with model.new_context(EXACT.with_n_rs_seq(4)) as context:
+            assert context.n_rs_seq in {0, 4}
+
+
+# --- sliding windows ---
+
+
+def test_a_window_forgets_what_is_behind_it(swa: Model) -> None:
+    assert swa.n_swa == 64
+    tokens = [3 + i % 200 for i in range(400)]
+    params = EXACT.with_n_ctx(512).with_n_ubatch(32)
+    with swa.new_context(params.with_swa_full(False)) as context:
+        context.decode(Batch.get_one(tokens))
+        assert context.kv_cache_seq_pos_max(0) == 399
+        assert context.kv_cache_seq_pos_min(0) > 0
+        after = context.get_logits_ith(-1).copy()
+    with swa.new_context(params.with_swa_full(True)) as context:
+        context.decode(Batch.get_one(tokens))
+        assert context.kv_cache_seq_pos_min(0) == 0
+        np.testing.assert_allclose(after, context.get_logits_ith(-1), atol=1e-2)
+
+
+# --- several sequences ---
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_sequences_of_one_batch_do_not_see_each_other(dense: Model, unified: bool) -> None:
+    sequences = [TOKENS, [1, 60], [1, 270, 271], [5]]
+    params = EXACT.with_n_ctx(1024).with_n_seq_max(4).with_kv_unified(unified)
+    with dense.new_context(params) as context:
+        batch = Batch(sum(map(len, sequences)))
+        for seq, tokens in enumerate(sequences):
+            batch.add_sequence(tokens, seq)
+        context.decode(batch)
+        rows = context.get_logits()
+        for row, tokens in zip(rows, sequences, strict=True):
+            np.testing.assert_allclose(row, logits_of(dense, tokens), atol=1e-4)
+
+
+def test_sequences_share_a_prefix(dense: Model) -> None:
+    # Once as tokens of all of them, once copied.
+    params = EXACT.with_n_seq_max(3).with_kv_unified(True)
+    expected = [logits_of(dense, [*TOKENS, last]) for last in (5, 6, 7)]
+    for way in ("together", "copied"):
+        with dense.new_context(params) as context:
+            if way == "together":
+                batch = Batch(len(TOKENS), n_seq_max=3)
+                for pos, token in enumerate(TOKENS):
+                    batch.add(token, pos, [0, 1, 2], False)
+            else:
+                batch = Batch(len(TOKENS))
+                batch.add_sequence(TOKENS, 0)
+            context.decode(batch)
+            if way == "copied":
+                context.kv_cache_seq_cp(0, 1)
+                context.kv_cache_seq_cp(0, 2)
+            batch = Batch(3)
+            batch.extend([5, 6, 7], [len(TOKENS)] * 3, [0, 1, 2], True)
+            context.decode(batch)
+            np.testing.assert_allclose(context.get_logits(), expected, atol=1e-4)
+
+
+def test_tokens_of_several_sequences_take_one_cache(dense: Model) -> None:
+    with dense.new_context(EXACT.with_n_ctx(512).with_n_seq_max(2)) as context:
+        batch = Batch(1, n_seq_max=2)
+        batch.add(5, 0, [0, 1], True)
+        with pytest.raises(BatchError, match="kv_unified=True"):
+            context.decode(batch)
+
+
+# --- how a context computes ---
+
+
+def test_attention_can_look_ahead(dense: Model) -> None:
+    with dense.new_context(EXACT.with_n_ubatch(8)) as context:
+        assert context.causal_attn
+        context.set_causal_attn(False)
+        assert not context.causal_attn
+        rows = []
+        for last in (60, 61):
+            context.kv_cache_clear()
+            batch = Batch(3)
+            batch.add_sequence([1, 7, last], 0, logits_all=True)
+            context.decode(batch)
+            rows.append(context.get_logits_ith(0).copy())
+        assert not np.allclose(rows[0], rows[1], atol=1e-3)
+        with pytest.raises(BatchError, match="without causal attention, 8"):
+            context.decode(Batch.get_one([1] * 9))
+        context.set_causal_attn(True)
+        context.kv_cache_clear()
+        context.decode(Batch.get_one([1] * 9))
+
+
+def test_embeddings_of_a_generating_model(dense: Model) -> None:
+    with dense.new_context(EXACT) as context:
+        context.set_embeddings(True)
+        context.decode(Batch.get_one(TOKENS))
+        embeddings = context.get_embeddings()
+        assert embeddings.shape == (len(TOKENS), dense.n_embd_out)
+        kept = embeddings.copy()
+        context.set_embeddings(False)
+        with pytest.raises(EmbeddingsError):
+            context.get_embeddings()
+        context.kv_cache_clear()
+        context.decode(Batch.get_one(TOKENS[::-1] * 4))
+        np.testing.assert_array_equal(embeddings, kept)
+
+
+def test_mean_pooling_takes_a_multiple(dense: Model) -> None:
+    params = EXACT.with_n_seq_max(3).with_kv_unified(True).with_pooling_type(PoolingType.MEAN)
+    with pytest.raises(ContextCreationError, match="multiple of n_seq_max"):
+        dense.new_context(params.with_embeddings(True))
+    with dense.new_context(params) as context, pytest.raises(EmbeddingsError, match="multiple of n_seq_max"):
+        context.set_embeddings(True)
+
+
+# --- threads ---
+
+
+def test_pools_compute(dense: Model) -> None:
+    expected = logits_of(dense, TOKENS)
+    with ThreadPool(1) as pool, ThreadPool(2, priority=SchedPriority.NORMAL, poll=0) as other:
+        assert pool.n_threads == 1
+        with dense.new_context(EXACT) as context, dense.new_context(EXACT) as second:
+            context.attach_threadpool(pool)
+            second.attach_threadpool(pool, other)
+            for each in (context, second):
+                each.decode(Batch.get_one(TOKENS))
+                np.testing.assert_allclose(each.get_logits_ith(-1), expected, atol=1e-5)
+            pool.pause()
+            pool.resume()
+            context.detach_threadpool()
+            second.attach_threadpool(other)
+            pool.close()  # libllama pauses what it used last
+            for each in (context, second):
+                each.kv_cache_clear()
+                each.decode(Batch.get_one(TOKENS))
+                np.testing.assert_allclose(each.get_logits_ith(-1), expected, atol=1e-5)
+        with pytest.raises(ClosedError):
+            pool.pause()
+        assert repr(pool) == "<ThreadPool, closed>"
+        assert repr(other) == "<ThreadPool of 2 threads>"
+
+
+def test_a_closed_pool_is_not_attached(context: Context) -> None:
+    pool = ThreadPool(1)
+    pool.close()
+    with pytest.raises(ClosedError):
+        context.attach_threadpool(pool)
+    for wrong in (None, 3, context):
+        with pytest.raises(TypeError, match="ThreadPool"):
+            context.attach_threadpool(wrong)  # type: ignore[arg-type]
+    context.detach_threadpool()
+    context.close()
+    with pytest.raises(ClosedError):
+        context.detach_threadpool()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"n_threads": 0}, ValueError),
+        ({"n_threads": -1}, ValueError),
+        ({"n_threads": 513}, ValueError),
+        ({"n_threads": 2**31}, ValueError),
+        ({"n_threads": 1.5}, TypeError),
+        ({"n_threads": None}, TypeError),
+        ({"priority": 99}, ValueError),
+        ({"priority": "high"}, TypeError),
+        ({"poll": -1}, ValueError),
+        ({"poll": 101}, ValueError),
+        ({"strict": 1}, TypeError),
+        ({"cpus": [-1]}, ValueError),
+        ({"cpus": [512]}, ValueError),
+        ({"cpus": [511]}, ValueError),
+        ({"cpus": 3}, TypeError),
+        ({"cpus": ["a"]}, TypeError),
+    ],
+)
+def test_bad_pools(options: dict[str, object], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        ThreadPool(**{"n_threads": 1, **options})  # type: ignore[arg-type]
+
+
+def test_pools_have_their_place() -> None:
+    # Its threads, and no others: computing in this one would move it there for good.
+    with ThreadPool(1, cpus=os.sched_getaffinity(0), strict=True) as pool:
+        assert pool.n_threads == 1

@@ -1,0 +1,331 @@
+"""Embeddings and scores: of tokens, of sequences, and of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny  # put on the path by conftest.py
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import CPU, SMALL
+from moebind import (
+    Batch,
+    BatchError,
+    ClosedError,
+    ContextCreationError,
+    EmbeddingsError,
+    FlashAttnType,
+    GgmlType,
+    Model,
+    PoolingType,
+)
+
+POOLED = [PoolingType.MEAN, PoolingType.CLS, PoolingType.LAST]
+#: F32 throughout, so that what is computed in another order differs by rounding only.
+EXACT = SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32).with_embeddings(True).with_kv_unified(True)
+EXACT = EXACT.with_flash_attn_type(FlashAttnType.DISABLED)  # it rounds to F16
+EXACT = EXACT.with_n_ubatch(240)  # whatever n_seq_max: MEAN takes a multiple of it
+SEQUENCES = [[1, 7, 8, 9, 2], [1, 60, 2], [1, 270, 270, 271, 61, 5, 5, 2]]
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(arch="bert", n_head_kv=4, n_ctx_train=64), CPU) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def ranker(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(arch="bert", n_head_kv=4, n_ctx_train=64, n_cls_out=3), CPU) as model:
+        yield model
+
+
+def batch_of(sequences: list[list[int]]) -> Batch:
+    batch = Batch(sum(map(len, sequences)))
+    for seq, tokens in enumerate(sequences):
+        batch.add_sequence(tokens, seq, logits_all=True)
+    return batch
+
+
+def pooled(model: Model, pooling: PoolingType, sequences: list[list[int]]) -> list[np.ndarray]:
+    params = EXACT.with_pooling_type(pooling).with_n_seq_max(len(sequences))
+    with model.new_context(params) as context:
+        context.decode(batch_of(sequences))
+        return [context.embeddings_seq_ith(seq) for seq in range(len(sequences))]
+
+
+def of_tokens(model: Model, sequences: list[list[int]]) -> list[np.ndarray]:
+    params = EXACT.with_pooling_type(PoolingType.NONE).with_n_seq_max(len(sequences))
+    with model.new_context(params) as context:
+        context.decode(batch_of(sequences))
+        rows = context.get_embeddings().copy()
+        assert all(np.array_equal(context.embeddings_ith(i), row) for i, row in enumerate(rows))
+    ends = np.cumsum([len(tokens) for tokens in sequences])
+    return np.split(rows, ends[:-1])
+
+
+@pytest.mark.parametrize("name", ["bert", "dense"])
+def test_pooling_is_what_numpy_makes_of_the_tokens(name: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(name)
+    rows = of_tokens(model, SEQUENCES)
+    expected = {
+        PoolingType.MEAN: [each.mean(axis=0) for each in rows],
+        PoolingType.CLS: [each[0] for each in rows],
+        PoolingType.LAST: [each[-1] for each in rows],
+    }
+    for pooling in POOLED:
+        np.testing.assert_allclose(pooled(model, pooling, SEQUENCES), expected[pooling], atol=1e-4)
+
+
+def test_an_encoder_sees_what_comes_after(bert: Model, dense: Model) -> None:
+    for model, changes in ((bert, True), (dense, False)):
+        first = of_tokens(model, [[1, 7, 8], [1, 7, 9]])
+        assert np.allclose(first[0][1], first[1][1], atol=1e-5) is not changes
+
+
+def test_sequences_of_one_batch_do_not_see_each_other(bert: Model) -> None:
+    together = of_tokens(bert, SEQUENCES)
+    for rows, tokens in zip(together, SEQUENCES, strict=True):
+        np.testing.assert_allclose(rows, of_tokens(bert, [tokens])[0], atol=1e-4)
+
+
+def test_encode_is_decode_without_a_cache(bert: Model) -> None:
+    with bert.new_context(EXACT.with_pooling_type(PoolingType.NONE)) as context:
+        context.encode(Batch.get_one(SEQUENCES[0]))
+        encoded = context.get_embeddings().copy()
+        context.decode(Batch.get_one(SEQUENCES[0]))
+        np.testing.assert_array_equal(context.get_embeddings(), encoded)
+        assert encoded.shape == (5, bert.n_embd_out)
+        with pytest.raises(ValueError, match="read-only"):
+            context.get_embeddings()[0] = 0
+
+
+def test_encoders_have_no_logits(bert: Model) -> None:
+    with bert.new_context(EXACT.with_pooling_type(PoolingType.NONE)) as context:
+        context.decode(Batch.get_one([1, 7, 2]))
+        for read in (context.get_logits, lambda: context.get_logits_ith(-1), context.token_data_array):
+            with pytest.raises(IndexError, match="no logits"):
+                read()
+        with pytest.raises(BatchError, match="cannot generate"):
+            context.generate([1, 7])
+        with pytest.raises(BatchError, match="cannot generate"):
+            context.generate_many([[1, 7]])
+
+
+def test_positions_end_where_the_model_has_no_more(bert: Model) -> None:
+    # Beyond its table of positions the CPU reads out of bounds, or ends the process from another thread.
+    with bert.new_context(EXACT.with_pooling_type(PoolingType.NONE)) as context:
+        context.decode(Batch.get_one([5] * 64))
+        with pytest.raises(BatchError, match="position 64"):
+            context.decode(Batch.get_one([5] * 65))
+        batch = Batch(1)
+        batch.add(5, 64, 0, True)
+        with pytest.raises(BatchError, match="position 64"):
+            context.encode(batch)
+
+
+def test_pooled_contexts_have_no_token_embeddings(bert: Model) -> None:
+    with bert.new_context(EXACT.with_pooling_type(PoolingType.MEAN)) as context:
+        context.decode(Batch.get_one([1, 7, 2]))
+        for read in (context.get_embeddings, lambda: context.embeddings_ith(0)):
+            with pytest.raises(EmbeddingsError, match="embeddings_seq_ith"):
+                read()
+
+
+def test_a_sequence_is_pooled_whole_or_not_at_all(dense: Model) -> None:
+    params = EXACT.with_pooling_type(PoolingType.MEAN).with_n_ubatch(4)
+    with dense.new_context(params) as context:
+        with pytest.raises(BatchError, match="pooled"):
+            context.decode(Batch.get_one([1, 2, 3, 4, 5]))
+        context.decode(Batch.get_one([1, 2, 3, 4]))
+    apart = EXACT.with_kv_unified(False).with_n_ctx(512).with_n_seq_max(2)
+    with dense.new_context(apart.with_pooling_type(PoolingType.MEAN)) as context:
+        with pytest.raises(BatchError, match="kv_unified=True"):
+            context.decode(batch_of([[1, 2, 3], [1, 2]]))
+        context.decode(batch_of([[1, 2, 3], [1, 5, 6]]))
+        np.testing.assert_allclose(
+            context.embeddings_seq_ith(1), pooled(dense, PoolingType.MEAN, [[1, 5, 6]])[0], atol=1e-4
+        )
+
+
+# --- scores ---
+
+
+def test_rank_is_the_head_over_the_first_token(ranker: Model, tiny_path: Callable[..., Path]) -> None:
+    from gguf import GGUFReader
+
+    path = tiny_path(arch="bert", n_head_kv=4, n_ctx_train=64, n_cls_out=3)
+    tensors = {tensor.name: np.array(tensor.data) for tensor in GGUFReader(path).tensors}
+    first = [rows[0] for rows in of_tokens(ranker, SEQUENCES)]
+    expected = np.array(first) @ tensors["cls.output.weight"].T + tensors["cls.output.bias"]
+    scores = pooled(ranker, PoolingType.RANK, SEQUENCES)
+    assert scores[0].shape == (3,)
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
+def test_rank_takes_a_head(bert: Model, dense: Model) -> None:
+    for model in (bert, dense):
+        with pytest.raises(ContextCreationError, match="classification head"):
+            model.new_context(EXACT.with_pooling_type(PoolingType.RANK))
+        with pytest.raises(EmbeddingsError, match="classification head"):
+            model.rerank("a", ["b"])
+
+
+def rewritten(path: Path, shape: tiny.Shape, **metadata: object) -> Path:
+    """A tiny model with more metadata."""
+    told = {**tiny._metadata(shape), **{key.replace("__", "."): value for key, value in metadata.items()}}
+    tiny._write_file(path, shape.arch, told, tiny._tensors(shape, np.random.default_rng(shape.seed)))
+    return path
+
+
+def test_a_file_can_ask_for_scores_without_a_head(tmp_path: Path) -> None:
+    shape = tiny.Shape(arch="bert", n_head_kv=4, n_ctx_train=64)
+    path = rewritten(tmp_path / "model.gguf", shape, bert__pooling_type=int(PoolingType.RANK))
+    with Model.load_from_file(path, CPU) as model:
+        with pytest.raises(ContextCreationError, match="classification head"):
+            model.new_context(EXACT)
+        with model.new_context(EXACT.with_embeddings(False)) as context:
+            with pytest.raises(EmbeddingsError, match="classification head"):
+                context.set_embeddings(True)
+        with pytest.raises(EmbeddingsError, match="scores texts"):
+            model.embed("a")
+        assert model.embed("a", pooling_type=PoolingType.CLS).shape == (1, model.n_embd_out)
+
+
+def test_rerank_takes_the_models_template(tmp_path: Path) -> None:
+    shape = tiny.Shape(arch="bert", n_head_kv=4, n_ctx_train=64, n_cls_out=1)
+    told = {"tokenizer__chat_template__rerank": "<s>{query}: {document}</s>"}
+    with Model.load_from_file(rewritten(tmp_path / "model.gguf", shape, **told), CPU) as model:
+        # What is said in braces stays as it is.
+        pair = model.str_to_token("<s>it {document}: {query} is</s>", add_special=False)
+        expected = pooled(model, PoolingType.RANK, [pair.tolist()])[0]
+        np.testing.assert_allclose(
+            model.rerank("it {document}", "{query} is", context_params=EXACT), expected, atol=1e-4
+        )
+
+
+def test_rerank_puts_pairs_together_as_llama_server_does(ranker: Model) -> None:
+    query, texts = "the cat", ["it is", "a", "of the to"]
+    bos, eos = ranker.token_bos, ranker.token_eos
+
+    def plain(text: str) -> list[int]:
+        return ranker.str_to_token(text, add_special=False).tolist()
+
+    pairs = [[bos, *plain(query), eos, *plain(text), eos] for text in texts]
+    expected = [score[0] for score in pooled(ranker, PoolingType.RANK, pairs)]
+    scores = ranker.rerank(query, texts, context_params=EXACT)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    np.testing.assert_allclose(ranker.rerank(query, texts[0], context_params=EXACT), expected[:1], atol=1e-4)
+    assert ranker.rerank(query, []).shape == (0,)
+
+
+# --- texts ---
+
+
+@pytest.mark.parametrize("pooling", POOLED)
+def test_embed_is_the_pooled_embedding(bert: Model, dense: Model, pooling: PoolingType) -> None:
+    texts = ["the cat", "it", "was on the a of " * 3]
+    for model in (bert, dense):
+        expected = pooled(model, pooling, [model.str_to_token(text).tolist() for text in texts])
+        exact = EXACT.with_n_seq_max(2)  # two batches
+        got = model.embed(texts, pooling_type=pooling, context_params=exact)
+        assert got.shape == (3, model.n_embd_out)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+        unit = model.embed(texts, pooling_type=pooling, normalize=True, context_params=exact)
+        np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(unit, got / np.linalg.norm(got, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_embed_means_by_default(dense: Model) -> None:
+    expected = dense.embed("the cat", pooling_type=PoolingType.MEAN)
+    np.testing.assert_array_equal(dense.embed("the cat"), expected)
+    np.testing.assert_array_equal(dense.embed([dense.str_to_token("the cat")]), expected)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 290), min_size=1, max_size=20), max_size=9), st.integers(1, 4))
+def test_batches_do_not_change_embeddings(bert: Model, rows: list[list[int]], n_seq_max: int) -> None:
+    params = EXACT.with_n_ubatch(24).with_n_batch(24).with_n_seq_max(n_seq_max)
+    got = bert.embed(rows, context_params=params)
+    assert got.shape == (len(rows), bert.n_embd_out)
+    for row, vector in zip(rows, got, strict=True):
+        np.testing.assert_allclose(vector, pooled(bert, PoolingType.MEAN, [row])[0], atol=1e-4)
+
+
+def test_long_texts_are_named_or_cut(bert: Model) -> None:
+    texts = ["a", "the " * 100]
+    with pytest.raises(ValueError, match=r"texts\[1\] has \d+ tokens; at most 64"):
+        bert.embed(texts)
+    cut = bert.embed(texts, truncate=True, context_params=EXACT)
+    expected = bert.embed([bert.str_to_token(texts[1])[:64]], context_params=EXACT)
+    np.testing.assert_allclose(cut[1], expected[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"texts": 3}, TypeError, "list of texts"),
+        ({"texts": b"a"}, TypeError, "list of texts"),
+        ({"texts": {"a": 1}}, TypeError, "list of texts"),
+        ({"texts": [3.5]}, ValueError, "dimensions"),
+        ({"texts": [None]}, ValueError, "dimensions"),
+        ({"texts": ["a", []]}, ValueError, r"texts\[1\] has no tokens"),
+        ({"texts": [[-1]]}, ValueError, r"texts\[0\]\[0\] is -1"),
+        ({"texts": [[10**6]]}, ValueError, r"texts\[0\]\[0\] is 1000000"),
+        ({"texts": [np.array([1.5])]}, TypeError, "integers"),
+        ({"texts": ["\ud800"]}, ValueError, "surrogate"),
+        ({"normalize": 1}, TypeError, "normalize"),
+        ({"truncate": None}, TypeError, "truncate"),
+        ({"pooling_type": PoolingType.NONE}, EmbeddingsError, "NONE"),
+        ({"pooling_type": PoolingType.RANK}, EmbeddingsError, "RANK"),
+        ({"pooling_type": 17}, ValueError, "pooling_type"),
+        ({"pooling_type": "mean"}, TypeError, "pooling_type"),
+        ({"context_params": 3}, TypeError, "ContextParams"),
+    ],
+)
+def test_bad_arguments_of_embed(bert: Model, options: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        bert.embed(**{"texts": ["a"], **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("query", "texts", "error", "message"),
+    [
+        (3, ["a"], TypeError, "query"),
+        ("\ud800", ["a"], ValueError, "surrogate"),
+        ("a", [3], TypeError, "text"),
+        ("a", ["\udfff"], ValueError, "surrogate"),
+        ("a", None, TypeError, "list of texts"),
+        ("a", ["b", "the " * 100], ValueError, r"texts\[1\] has"),
+    ],
+)
+def test_bad_arguments_of_rerank(
+    ranker: Model, query: object, texts: object, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ranker.rerank(query, texts)  # type: ignore[arg-type]
+
+
+def test_closed_models(tiny_path: Callable[..., Path]) -> None:
+    model = Model.load_from_file(tiny_path(), CPU)
+    model.close()
+    with pytest.raises(ClosedError):
+        model.embed("a")
+    with pytest.raises(ClosedError):
+        model.rerank("a", "b")
+
+
+def test_outputs_are_asked_for_before_they_are_read(bert: Model, dense: Model) -> None:
+    with bert.new_context(EXACT) as context:
+        with pytest.raises(IndexError, match="decode a batch"):
+            context.get_embeddings()
+    with dense.new_context(SMALL) as context:
+        context.decode(Batch.get_one([1]))
+        with pytest.raises(EmbeddingsError, match="computes no embeddings"):
+            context.get_embeddings()
