@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny  # put on the path by conftest.py
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -185,6 +186,20 @@ def test_what_must_be_encoded_first(tiny_path: Callable[..., Path]) -> None:
     with Model.load_from_file(tiny_path(arch="t5", n_head_kv=4), CPU) as model, model.new_context(SMALL) as context:
         with pytest.raises(BatchError, match="encode"):
             context.generate_many([[1]])
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_suppressed_tokens_are_not_chosen(tmp_path: Path, dense: Model, embeddings: bool) -> None:
+    chosen = {token for prompt in PROMPTS for token in alone(dense, prompt, max_tokens=4)[1]}
+    shape = tiny.Shape()
+    told = {**tiny._metadata(shape), "tokenizer.ggml.suppress_tokens": sorted(chosen)}
+    path = tmp_path / "model.gguf"
+    tiny._write_file(path, shape.arch, told, tiny._tensors(shape, np.random.default_rng(shape.seed)))
+    with Model.load_from_file(path, CPU) as model:
+        expected = [alone(model, prompt, max_tokens=4) for prompt in PROMPTS]
+        with model.new_context(EXACT.with_embeddings(embeddings)) as context:
+            assert texts_of(context, PROMPTS, len(PROMPTS), max_tokens=4) == expected
+    assert chosen.isdisjoint(token for _, tokens, _ in expected for token in tokens)
 
 
 def test_the_context_is_empty_afterwards(dense: Model) -> None:
