@@ -47,6 +47,7 @@ from moebind.errors import *  # noqa: F403  # its __all__ is the list
 from moebind.errors import __all__ as _errors
 from moebind.eval_tensor import EvalTensor, TensorObserver
 from moebind.generation import Piece
+from moebind.gguf import Gguf, GgufTensor
 from moebind.log import set_log
 from moebind.memory import BufferMemory, DeviceMemory, MemoryBreakdown
 from moebind.model import Model
@@ -74,6 +75,8 @@ from moebind.token_data import TokenDataArray
 
 if TYPE_CHECKING:
     from moebind.placement.loopback import loopback_device
+    from moebind.quantization import quantize
+    from moebind.quantize_plan import QuantizedTensor, QuantizeResult
     from moebind.rpc import add_rpc_server
 
 __version__ = "0.1.0"
@@ -100,6 +103,8 @@ __all__ = [
     "FlashAttnType",
     "Ftype",
     "GgmlType",
+    "Gguf",
+    "GgufTensor",
     "GgufType",
     "LazyMode",
     "LoadMode",
@@ -113,6 +118,8 @@ __all__ = [
     "PlacedTensor",
     "PoolingType",
     "ProcessType",
+    "QuantizeResult",
+    "QuantizedTensor",
     "RopeScalingType",
     "RopeType",
     "Sampler",
@@ -139,6 +146,7 @@ __all__ = [
     "load_backends",
     "loopback_device",
     "max_devices",
+    "quantize",
     "set_log",
     "supports_gpu_offload",
     "supports_mlock",
@@ -149,7 +157,13 @@ __all__ = [
 ]
 
 #: What needs modules that most programs do not (subprocess, sockets) is imported when it is asked for.
-_LAZY = {"add_rpc_server": "moebind.rpc", "loopback_device": "moebind.placement.loopback"}
+_LAZY = {
+    "QuantizeResult": "moebind.quantize_plan",
+    "QuantizedTensor": "moebind.quantize_plan",
+    "add_rpc_server": "moebind.rpc",
+    "loopback_device": "moebind.placement.loopback",
+    "quantize": "moebind.quantization",
+}
 
 
 def __getattr__(name: str) -> object:

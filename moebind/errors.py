@@ -24,6 +24,7 @@ __all__ = [
     "MoebindError",
     "NativeError",
     "NoKvSlotError",
+    "QuantizeError",
     "SamplerError",
     "SpeculativeError",
     "StateError",
@@ -146,3 +147,7 @@ class FitError(MoebindError):
 
 class SpeculativeError(MoebindError):
     """Speculative decoding cannot be done with these models or contexts."""
+
+
+class QuantizeError(MoebindError):
+    """A model could not be quantised that way; the message ends with the last lines that llama.cpp logged."""

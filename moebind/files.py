@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Signature", "read_whole", "signature", "write_whole"]
+__all__ = ["Signature", "read_whole", "same_file", "signature", "staged", "write_whole"]
 
 #: What tells a file from others, and from itself when it was changed.
 Signature = tuple[int, int, int, int]
@@ -59,6 +61,48 @@ def write_whole(path: str, parts: Sequence[Buffer]) -> None:
             os.unlink(temporary)
         raise
     _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def staged(target: str) -> Iterator[str]:
+    """A folder beside ``target``, in which somebody else writes what takes its place.
+
+    What lies in the folder when the block ends goes to the disk and is moved beside ``target``, each file over the one
+    of its name; after an exception nothing is. The folder, named ``.NAME.xxxxxxxx``, goes in either case; it stays
+    behind when the process is killed.
+
+    Raises
+    ------
+    OSError
+        If the folder of ``target`` is missing or may not be written to, or ``target`` is a folder.
+    """
+    folder, name = os.path.split(target)
+    if os.path.isdir(target):
+        raise IsADirectoryError(f"{target} is a folder; it takes the path of a file")
+    if not os.path.isdir(folder or "."):
+        raise FileNotFoundError(f"the folder of {target} does not exist")
+    stage = tempfile.mkdtemp(prefix=f".{os.fsdecode(os.fsencode(name)[:200])}.", dir=folder or ".")
+    try:
+        yield stage
+        # The first of several files last: who finds it finds the others.
+        for written in sorted(os.listdir(stage), reverse=True):
+            with open(os.path.join(stage, written), "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(os.path.join(stage, written), os.path.join(folder, written))
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    _sync_folder(folder or ".")
+
+
+def same_file(path: str, others: Iterable[str]) -> str | None:
+    """Which of ``others`` is the same file as ``path``, through links of either kind; None when it is none of them."""
+    for other in others:
+        try:
+            if os.path.samefile(path, other):
+                return other
+        except FileNotFoundError:
+            continue
+    return None
 
 
 def _sync_folder(folder: str) -> None:

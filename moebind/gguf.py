@@ -1,67 +1,367 @@
-"""GGUF files: what a load has to know before it reads any weights."""
+"""GGUF files: their metadata and their tensors' table, read without their tensors' data."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+
+from moebind import checks, log
 from moebind._native import CData, decoded, ffi, lib, own
-from moebind.errors import ModelLoadError, ModelNotFoundError
+from moebind.enums import GgmlType, GgufType
+from moebind.errors import ModelLoadError, ModelNotFoundError, NativeError
 
-__all__ = ["split_paths", "tensor_sizes"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Gguf", "GgufTensor", "GgufValue"]
+
+#: What a metadata value is in Python.
+GgufValue: TypeAlias = "bool | int | float | str | list[str] | NDArray[np.generic]"
+
+_NUMBERS: dict[GgufType, tuple[np.dtype[Any], Any]] = {
+    GgufType.UINT8: (np.dtype("u1"), lib.gguf_get_val_u8),
+    GgufType.INT8: (np.dtype("i1"), lib.gguf_get_val_i8),
+    GgufType.UINT16: (np.dtype("u2"), lib.gguf_get_val_u16),
+    GgufType.INT16: (np.dtype("i2"), lib.gguf_get_val_i16),
+    GgufType.UINT32: (np.dtype("u4"), lib.gguf_get_val_u32),
+    GgufType.INT32: (np.dtype("i4"), lib.gguf_get_val_i32),
+    GgufType.FLOAT32: (np.dtype("f4"), lib.gguf_get_val_f32),
+    GgufType.BOOL: (np.dtype("?"), lib.gguf_get_val_bool),
+    GgufType.UINT64: (np.dtype("u8"), lib.gguf_get_val_u64),
+    GgufType.INT64: (np.dtype("i8"), lib.gguf_get_val_i64),
+    GgufType.FLOAT64: (np.dtype("f8"), lib.gguf_get_val_f64),
+}
+#: Tensors of these types are arrays of numbers that numpy knows; others are rows of bytes.
+_PLAIN = {
+    GgmlType.F32: "f4",
+    GgmlType.F16: "f2",
+    GgmlType.F64: "f8",
+    GgmlType.I8: "i1",
+    GgmlType.I16: "i2",
+    GgmlType.I32: "i4",
+    GgmlType.I64: "i8",
+}
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor of a GGUF file, without its data.
+
+    Attributes
+    ----------
+    name : str
+        Its name.
+    shape : tuple[int, ...]
+        Its dimensions as llama.cpp orders them: the first is the length of a row. numpy's order is the reverse.
+    type : GgmlType
+        How its numbers are stored.
+    offset : int
+        Bytes from the beginning of its file to its data.
+    nbytes : int
+        Bytes of its data.
+    path : str
+        The file that it is in, which matters for a model of several files.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: GgmlType
+    offset: int
+    nbytes: int
+    path: str
+
+    @property
+    def n_elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    def data(self) -> NDArray[np.generic]:
+        """Its data, mapped from the file and read where you look.
+
+        Returns
+        -------
+        NDArray
+            Read-only, in numpy's order, which is ``shape`` reversed. F32, F16, F64 and integers are numbers; a
+            quantised type, or BF16, gives rows of bytes: ``uint8``, the last dimension being the bytes of a row.
+            It stays valid as long as you hold it; the file must not be shortened while you do.
+
+        Raises
+        ------
+        ModelLoadError
+            If the file is shorter than its header says, or gone.
+        """
+        columns = self.shape[0] if self.shape else 1
+        rows = self.shape[:0:-1]
+        plain = _PLAIN.get(self.type)
+        if plain is None:
+            dtype, columns = np.dtype("u1"), int(lib.ggml_row_size(self.type, columns))
+        else:
+            dtype = np.dtype(plain)
+        if self.nbytes == 0:
+            return np.empty((*rows, columns), dtype)
+        try:
+            if os.path.getsize(self.path) < self.offset + self.nbytes:
+                raise ModelLoadError(
+                    f"{self.path} is truncated: the data of {self.name} would end at {self.offset + self.nbytes} bytes"
+                )
+            return np.memmap(self.path, dtype, "r", self.offset, (*rows, columns))
+        except OSError as error:
+            raise ModelLoadError(f"the data of {self.name} cannot be read: {error}") from error
+
+
+class Gguf(Mapping[str, GgufValue]):
+    """The metadata of a GGUF file, as a mapping, and the table of its tensors. Made by :meth:`from_file`.
+
+    Values are bool, int, float or str; an array of texts is a list of str, one of numbers a read-only numpy array.
+    It is immutable, reads no tensor data, and makes a value when you ask for it. As everywhere in llama.cpp, texts end
+    at a NUL character; bytes that are not UTF-8 are replaced.
+
+    Examples
+    --------
+    >>> file = Gguf.from_file("moe.gguf")
+    >>> file["general.architecture"], len(file.tensors)
+    """
+
+    _headers: tuple[CData, ...]
+    _paths: tuple[str, ...]
+    _keys: dict[str, int]
+    _tensors: Mapping[str, GgufTensor] | None
+
+    def __init__(self) -> None:
+        raise TypeError("they are made by Gguf.from_file(path)")
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Gguf:
+        """Read the header of a GGUF file.
+
+        Parameters
+        ----------
+        path
+            The file, or any one of a split model (``NAME-00003-of-00004.gguf``), whose other files are beside it.
+
+        Raises
+        ------
+        ModelNotFoundError
+            If a file does not exist.
+        ModelLoadError
+            If it is no GGUF file, is damaged, or claims more than any model has: memory is never allocated for what
+            a file merely claims.
+
+        Notes
+        -----
+        Stands on ``gguf_init_from_file``.
+        """
+        given = checks.path("path", path)
+        header = open_header(given)
+        return cls._from_files(_files_of(given, header), {given: header})
+
+    @classmethod
+    def _from_files(cls, paths: Sequence[str], opened: Mapping[str, CData] | None = None) -> Gguf:
+        file = cls.__new__(cls)
+        file._paths = tuple(paths)
+        file._headers = tuple((opened or {}).get(path) or open_header(path) for path in paths)
+        first = file._headers[0]
+        file._keys = {decoded(lib.gguf_get_key(first, at)): at for at in range(lib.gguf_get_n_kv(first))}
+        file._tensors = None
+        return file
+
+    # --- metadata ---
+
+    def __getitem__(self, key: str) -> GgufValue:
+        at, header = self._keys[key], self._headers[0]
+        kind = GgufType(lib.gguf_get_kv_type(header, at))
+        if kind == GgufType.STRING:
+            return decoded(lib.gguf_get_val_str(header, at))
+        if kind != GgufType.ARRAY:
+            value: bool | int | float = _NUMBERS[kind][1](header, at)
+            return value
+        if lib.gguf_get_arr_type(header, at) == GgufType.STRING:
+            return self._texts(key).decode("utf-8", "replace").split("\0")[:-1]
+        dtype, _ = _NUMBERS[GgufType(lib.gguf_get_arr_type(header, at))]
+        count = lib.gguf_get_arr_n(header, at)
+        content = bytes(ffi.buffer(lib.gguf_get_arr_data(header, at), count * dtype.itemsize)) if count else b""
+        # A bool is any byte in a file.
+        items: NDArray[np.generic] = np.frombuffer(content, "u1" if dtype == np.bool_ else dtype)
+        if dtype == np.bool_:
+            items = items != 0
+            items.flags.writeable = False
+        return items
+
+    def _texts(self, key: str) -> bytes:
+        """All texts of an array, each with a NUL behind it."""
+        at, header = self._keys[key], self._headers[0]
+        buffer = ffi.new("char[]", max(lib.moebind_gguf_strings(header, at, ffi.NULL, 0), 1))
+        used = lib.moebind_gguf_strings(header, at, buffer, len(buffer))
+        return bytes(ffi.buffer(buffer, used))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+    # A mapping's comparison would compare arrays.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def type_of(self, key: str) -> GgufType:
+        """The type that a value has in the file; for an array, of its items see :meth:`item_type_of`.
+
+        Raises
+        ------
+        KeyError
+            If there is no such key.
+        """
+        return GgufType(lib.gguf_get_kv_type(self._headers[0], self._keys[key]))
+
+    def item_type_of(self, key: str) -> GgufType:
+        """The type of an array's items.
+
+        Raises
+        ------
+        KeyError
+            If there is no such key.
+        TypeError
+            If it is no array.
+        """
+        if self.type_of(key) != GgufType.ARRAY:
+            raise TypeError(f"{key} is no array, but {self.type_of(key).name}")
+        return GgufType(lib.gguf_get_arr_type(self._headers[0], self._keys[key]))
+
+    # --- tensors ---
+
+    @property
+    def tensors(self) -> Mapping[str, GgufTensor]:
+        """All tensors by name, in the files' order."""
+        if self._tensors is None:
+            table: dict[str, GgufTensor] = {}
+            for path, header in zip(self._paths, self._headers, strict=True):
+                start = lib.gguf_get_data_offset(header)
+                for at in range(lib.gguf_get_n_tensors(header)):
+                    name = decoded(lib.gguf_get_tensor_name(header, at))
+                    table[name] = GgufTensor(
+                        name,
+                        _shape(list(lib.gguf_get_tensor_ne(header, at)[0 : lib.GGML_MAX_DIMS])),
+                        GgmlType(lib.gguf_get_tensor_type(header, at)),
+                        start + lib.gguf_get_tensor_offset(header, at),
+                        lib.gguf_get_tensor_size(header, at),
+                        path,
+                    )
+            self._tensors = MappingProxyType(table)
+        return self._tensors
+
+    # --- the file ---
+
+    @property
+    def path(self) -> str:
+        """The file, or the first one of a split model."""
+        return self._paths[0]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All files of the model."""
+        return self._paths
+
+    @property
+    def version(self) -> int:
+        """The version of the format."""
+        return int(lib.gguf_get_version(self._headers[0]))
+
+    @property
+    def alignment(self) -> int:
+        """What the offsets of tensors are multiples of, in bytes."""
+        return int(lib.gguf_get_alignment(self._headers[0]))
+
+    @property
+    def data_offset(self) -> int:
+        """Bytes from the beginning of the (first) file to its tensors' data."""
+        return int(lib.gguf_get_data_offset(self._headers[0]))
+
+    def __repr__(self) -> str:
+        files = f", {len(self._paths)} files" if len(self._paths) > 1 else ""
+        return f"<Gguf {self.path}: {len(self)} keys, {len(self.tensors)} tensors{files}>"
+
+    def __str__(self) -> str:
+        width = max(map(len, self), default=0)
+        lines = [f"{key:{width}}  {self._type_name(key):<9} {_shortened(self[key])}" for key in self]
+        kinds: dict[str, list[int]] = {}
+        for tensor in self.tensors.values():
+            kinds.setdefault(tensor.type.name, []).append(tensor.nbytes)
+        lines += [f"{len(sizes):6} tensors {name:<8} {sum(sizes) / 2**20:10.1f} MiB" for name, sizes in kinds.items()]
+        return "\n".join([repr(self)[1:-1], *lines])
+
+    def _type_name(self, key: str) -> str:
+        kind = self.type_of(key)
+        return f"{self.item_type_of(key).name}[]" if kind == GgufType.ARRAY else kind.name
+
+
+def _shape(dimensions: list[int]) -> tuple[int, ...]:
+    """Without the ones that llama.cpp pads it with; the file's own number of dimensions is not kept."""
+    while len(dimensions) > 1 and dimensions[-1] == 1:
+        dimensions.pop()
+    return tuple(dimensions)
+
+
+def _shortened(value: GgufValue) -> str:
+    if isinstance(value, (list, np.ndarray)):
+        first = list(value[:4]) if isinstance(value, list) else value[:4].tolist()
+        return f"{len(value)}: {', '.join(map(repr, first))}{', ...' * (len(value) > 4)}"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def open_header(path: str) -> CData:
     """Read metadata and tensor table of one file into a ``gguf_context``; no tensor data is read."""
-    if not os.path.exists(path):
-        raise ModelNotFoundError(f"{path} does not exist")
-    if not os.path.isfile(path):
-        # A directory is nothing to read, and a pipe would be waited for.
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        # A directory is nothing to read, a pipe would be waited for, and some devices never end.
         raise ModelLoadError(f"{path} is not a regular file")
-    header = lib.gguf_init_from_file(os.fsencode(path), {"no_alloc": True, "ctx": ffi.NULL})
+    encoded = os.fsencode(path)
+    lib.moebind_log_forget()
+    try:
+        lib.moebind_gguf_scan(encoded)
+        header = lib.gguf_init_from_file(encoded, {"no_alloc": True, "ctx": ffi.NULL})
+    except NativeError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.message}") from error
     if not header:
-        raise ModelLoadError(f"{path} is not a GGUF file that this llama.cpp can read")
+        raise ModelLoadError(f"{path} is not a GGUF file that this llama.cpp can read{log.recent_lines()}")
     return own(header, lib.gguf_free)
 
 
-def split_paths(path: str) -> list[str]:
-    """All files of the model that ``path`` is the first file of.
-
-    Raises
-    ------
-    ModelNotFoundError
-        If a file is missing.
-    ModelLoadError
-        If a file cannot be read, or its name is not that of a first split while its metadata says it has others.
-    """
-    header = open_header(path)
+def _files_of(path: str, header: CData) -> list[str]:
+    """All files of the model that ``path`` is one of, in their order."""
     key = lib.gguf_find_key(header, b"split.count")
     if key < 0:
         return [path]
-    if lib.gguf_get_kv_type(header, key) != lib.GGUF_TYPE_UINT16:
+    if lib.gguf_get_kv_type(header, key) != GgufType.UINT16:
         raise ModelLoadError(f"{path}: the metadata split.count is not a 16-bit number; the file is damaged")
-    count = lib.gguf_get_val_u16(header, key)
+    count = int(lib.gguf_get_val_u16(header, key))
     if count <= 1:
         return [path]
     match = re.search(r"-(\d{5})-of-(\d{5})\.gguf$", path)
-    if match is None or int(match[1]) != 1 or int(match[2]) != count:
+    if match is None or not 1 <= int(match[1]) <= count == int(match[2]):
         raise ModelLoadError(
-            f"{path} is one of {count} files; give the first one, named like NAME-00001-of-{count:05d}.gguf, or all "
-            "of them to Model.load_from_splits"
+            f"{path} is one of {count} files; give one that is named like NAME-00001-of-{count:05d}.gguf, with the "
+            "others beside it, or all of them to Model.load_from_splits"
         )
     paths = [f"{path[: match.start()]}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
     for each in paths:
         if not os.path.exists(each):
             raise ModelNotFoundError(f"{each} does not exist; {path} says that the model has {count} files")
     return paths
-
-
-def tensor_sizes(paths: Sequence[str]) -> dict[str, int]:
-    """Names and sizes in bytes of all tensors, in the files' order."""
-    sizes: dict[str, int] = {}
-    for path in paths:
-        header = open_header(path)
-        for index in range(lib.gguf_get_n_tensors(header)):
-            sizes[decoded(lib.gguf_get_tensor_name(header, index))] = lib.gguf_get_tensor_size(header, index)
-    return sizes

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from moebind import checks, files, gguf, log, overrides
+from moebind import checks, files, log, overrides
 from moebind._native import CData, Hooks, decoded, ffi, hold, lib, own, text_from
 from moebind._owner import Owner, close_all
 from moebind.adapters import LoraAdapter
@@ -18,10 +18,14 @@ from moebind.chat import ChatTemplates
 from moebind.embedding import Embedding
 from moebind.enums import DeviceType, Ftype, RopeType
 from moebind.errors import ModelLoadError, NativeError
+from moebind.gguf import Gguf
+from moebind.header_checks import check_model
 from moebind.native_params import native_model_params
 from moebind.overrides import PlacedOverride, PlacedTensor
 from moebind.params import ContextParams, ModelParams
 from moebind.process import Device, describe, init, leases, native_devices, users
+from moebind.progress import progress_bar
+from moebind.saving import Saving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +39,7 @@ _warned_no_device = False
 _SAMPLING_KEYS = range(lib.LLAMA_MODEL_META_KEY_SAMPLING_SEQUENCE, lib.LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_ETA + 1)
 
 
-class Model(ChatTemplates, Embedding):
+class Model(ChatTemplates, Embedding, Saving):
     """A loaded model. Made by :meth:`load_from_file`.
 
     Use it as a context manager, or close it: its memory is large. Closing it closes its contexts first.
@@ -58,7 +62,7 @@ class Model(ChatTemplates, Embedding):
         Parameters
         ----------
         path
-            The file, or the first one of a split model (``NAME-00001-of-00004.gguf``).
+            The file, or any one of a split model (``NAME-00001-of-00004.gguf``), whose other files are beside it.
         params
             How to load it; None: llama.cpp's defaults.
 
@@ -71,7 +75,8 @@ class Model(ChatTemplates, Embedding):
         ModelNotFoundError
             If a file does not exist.
         ModelLoadError
-            If it cannot be loaded, a tensor override matches nothing, or the progress callback stopped it.
+            If it cannot be loaded, holds what llama.cpp would not survive (the message names the field), a tensor
+            override matches nothing, or the progress callback stopped it.
         ValueError
             If an override's target, or a device, does not exist.
 
@@ -79,7 +84,7 @@ class Model(ChatTemplates, Embedding):
         -----
         Stands on ``llama_model_load_from_file``. Ctrl-C stops a load.
         """
-        return cls._load([*gguf.split_paths(checks.path("path", path))], params, split=False)
+        return cls._load(Gguf.from_file(path), params, split=False)
 
     @classmethod
     def load_from_splits(cls, paths: Sequence[str | os.PathLike[str]], params: ModelParams | None = None) -> Model:
@@ -101,16 +106,17 @@ class Model(ChatTemplates, Embedding):
         names = [checks.path("paths", path) for path in paths]
         if not names:
             raise ValueError("paths is empty; it takes the files of a model")
-        return cls._load(names, params, split=True)
+        return cls._load(Gguf._from_files(names), params, split=True)
 
     @classmethod
-    def _load(cls, paths: list[str], params: ModelParams | None, split: bool) -> Model:
+    def _load(cls, file: Gguf, params: ModelParams | None, split: bool) -> Model:
         chosen = ModelParams() if params is None else params
         if not isinstance(chosen, ModelParams):
             raise TypeError(f"params is {chosen!r}; it takes ModelParams")
         init()
-        sizes = gguf.tensor_sizes(paths)
-        rules = overrides.resolve(chosen.tensor_overrides, list(sizes), paths[0])
+        paths = file.paths
+        check_model(file, chosen.kv_overrides, vocab_only=chosen.vocab_only, mapped=chosen.use_mmap)
+        rules = overrides.resolve(chosen.tensor_overrides, list(file.tensors), paths[0])
         _warn_without_device(chosen)
         progress, finish = _progress_of(chosen, os.path.basename(paths[0]))
         hooks = Hooks(progress=progress)
@@ -136,7 +142,7 @@ class Model(ChatTemplates, Embedding):
         model._pointer = own(pointer, lib.llama_model_free, *(leases[name] for name in names if name in leases))
         model._vocab = own(lib.llama_model_get_vocab(pointer), hold, model._pointer)
         model._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
-        model._params, model._paths, model._rules = chosen, tuple(paths), rules
+        model._params, model._paths, model._rules = chosen, paths, rules
         model._files = {os.path.abspath(path): files.signature(path) for path in paths}
         model._meta = model._fingerprint = None
         model._listing = threading.RLock()
@@ -436,19 +442,7 @@ def _where(buffer_type: CData) -> tuple[str, str]:
 def _progress_of(params: ModelParams, name: str) -> tuple[Any, Any]:
     """The progress callback, and what to call when the load is over."""
     wanted = params.progress_callback
-    if wanted is not True:
-        return wanted or None, lambda: None
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError("progress_callback=True draws its bar with tqdm: pip install 'moebind[cli]'") from error
-    bar = tqdm(total=100, desc=name, unit="%", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}")
-
-    def progress(fraction: float) -> bool:
-        bar.update(100 * fraction - bar.n)
-        return True
-
-    return progress, bar.close
+    return progress_bar(name) if wanted is True else (wanted or None, lambda: None)
 
 
 def _warn_without_device(params: ModelParams) -> None:

@@ -8,7 +8,7 @@ from moebind import overrides
 from moebind._native import CData, Hooks, ffi, lib
 from moebind.enums import FlashAttnType, LoadMode, PoolingType
 from moebind.errors import ContextCreationError
-from moebind.params import ContextParams, ModelParams
+from moebind.params import ContextParams, KvOverrides, ModelParams
 from moebind.process import devices, native_device
 
 if TYPE_CHECKING:
@@ -54,20 +54,26 @@ def native_model_params(params: ModelParams, rules: overrides.Resolved, hooks: H
         split[0 : len(params.tensor_split)] = params.tensor_split
         keep.append(split)
     if params.kv_overrides:
-        native.kv_overrides = entries = ffi.new("struct llama_model_kv_override[]", len(params.kv_overrides) + 1)
-        for entry, (key, value) in zip(entries, params.kv_overrides.items(), strict=False):
-            entry.key = key.encode()
-            if isinstance(value, bool):
-                entry.tag, entry.val_bool = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
-            elif isinstance(value, int):
-                entry.tag, entry.val_i64 = lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
-            elif isinstance(value, float):
-                entry.tag, entry.val_f64 = lib.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
-            else:
-                entry.tag, entry.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+        native.kv_overrides = entries = native_kv_overrides(params.kv_overrides)
         keep.append(entries)
     lib.moebind_hooks_into_model_params(hooks.pointer, native)
     return native, keep
+
+
+def native_kv_overrides(overrides: KvOverrides) -> CData:
+    """An array of ``llama_model_kv_override``, with the empty key that ends it."""
+    entries = ffi.new("struct llama_model_kv_override[]", len(overrides) + 1)
+    for entry, (key, value) in zip(entries, overrides.items(), strict=False):
+        entry.key = key.encode()
+        if isinstance(value, bool):
+            entry.tag, entry.val_bool = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
+        elif isinstance(value, int):
+            entry.tag, entry.val_i64 = lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
+        elif isinstance(value, float):
+            entry.tag, entry.val_f64 = lib.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
+        else:
+            entry.tag, entry.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+    return entries
 
 
 def native_context_params(

@@ -8,7 +8,7 @@
 // the interpreter is not asked.
 #include "callbacks.h"
 #include "guard.h"
-#include "shim.h"
+#include "internal.h"
 
 #include <atomic>
 #include <chrono>
@@ -146,6 +146,8 @@ bool on_eval(ggml_tensor * tensor, bool ask, void * data) {
 }
 
 }  // namespace
+
+bool moebind::progress(moebind_hooks * hooks, float fraction) { return on_progress(fraction, hooks); }
 
 moebind_hooks * moebind_hooks_new(int python_callbacks, void * handle) {
     return new moebind_hooks{ python_callbacks, handle };

@@ -7,6 +7,7 @@
 
 #include "ggml-backend.h"
 #include "ggml.h"
+#include "gguf.h"
 #include "llama.h"
 
 #ifdef __cplusplus
@@ -64,6 +65,30 @@ bool moebind_hooks_aborted(const struct moebind_hooks * hooks);
 
 // Called in the thread that is about to fork: its child can compute with several threads then.
 void moebind_before_fork(void);
+
+// --- GGUF files (files.cpp) ---
+
+// Throws when the metadata claims more than any model has: gguf_init_from_file would allocate what a sparse file claims.
+void moebind_gguf_scan(const char * path);
+
+// The texts of an array, each with its final NUL. Writes those that fit and returns how many bytes they take.
+size_t moebind_gguf_strings(const struct gguf_context * file, int64_t key, char * buffer, size_t size);
+
+// Index of the first text in an array that was there before; -1 when all differ. Empty ones do not count.
+int64_t moebind_gguf_repeated(const struct gguf_context * file, int64_t key);
+
+// The name of a tensor whose data cannot be read back, as the CPU's repacked layouts cannot; NULL when all can.
+const char * moebind_model_unreadable(const struct llama_model * model);
+
+// --- quantising (quantize.cpp) ---
+
+// llama_model_quantize with progress, and Ctrl-C between two tensors: 0 done, 1 failed, 2 stopped.
+int32_t moebind_quantize(const char * source, const char * target, const struct llama_model_quantize_params * params,
+                         struct moebind_hooks * hooks);
+
+// Of this thread's last one: each tensor's name and new type (after a dry run; empty when it keeps its type), each with its
+// final NUL. Writes what fits and returns how many bytes they take.
+size_t moebind_quantize_rows(char * buffer, size_t size);
 
 // --- what llama.cpp keeps in C++ (shim.cpp) ---
 

@@ -1,0 +1,36 @@
+"""Progress bars, where tqdm is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["progress_bar"]
+
+
+def progress_bar(name: str, *, only_on_terminals: bool = False) -> tuple[Callable[[float], bool], Callable[[], None]]:
+    """A bar from 0 to 100 %: what to call with a fraction, and what to call at the end.
+
+    Parameters
+    ----------
+    name
+        What stands before it.
+    only_on_terminals
+        Draw nothing into a file or a pipe.
+
+    Raises
+    ------
+    ImportError
+        If tqdm is not installed.
+    """
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("progress bars are drawn with tqdm: pip install 'moebind[cli]'") from error
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
+    bar = tqdm(total=100, desc=name, unit="%", bar_format=form, disable=None if only_on_terminals else False)
+
+    def progress(fraction: float) -> bool:
+        bar.update(100 * fraction - bar.n)
+        return True
+
+    return progress, bar.close

@@ -1,0 +1,23 @@
+// What the C++ files of this folder say to each other.
+#pragma once
+
+#include "shim.h"
+
+namespace moebind {
+
+// Sees each text that llama.cpp logs in this thread before anything else does. It may throw, through llama.cpp.
+struct log_tap {
+    void (*see)(void * data, const char * text);
+    void * data;
+};
+
+// Only this thread's; taken away at the end of the scope.
+struct log_tap_scope {
+    explicit log_tap_scope(const log_tap & tap) noexcept;
+    ~log_tap_scope() noexcept;
+};
+
+// Tell Python's progress callback, if there is one; false when what runs is to stop, be it for Ctrl-C.
+bool progress(moebind_hooks * hooks, float fraction);
+
+}  // namespace moebind

@@ -1,0 +1,228 @@
+"""Tiny models of every architecture that libllama knows, with each number changed and each tensor left out.
+
+    python tests/fuzz/gguf_architectures.py [ARCHITECTURE ...]
+
+Nothing is known of an architecture but its name: a model is completed from what libllama, and moebind, say is missing
+or of the wrong shape. Those that load are then loaded again, and computed with, with each key 0, odd, or missing, and
+without each tensor. Whatever ends the process belongs into moebind/architecture_checks.py. All of them take minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import re
+import struct
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import gguf_files
+import tiny
+from gguf_files import ARRAY, STRING, File, Tensor, Value
+
+SOURCE = Path(__file__).resolve().parents[2] / "vendor" / "llama.cpp" / "src" / "llama-arch.cpp"
+HANG_SECONDS = 20
+STEPS_MAX = 400
+#: What a tiny model has; libllama says what else it wants.
+NUMBERS: dict[str, object] = {
+    "block_count": 2,
+    "context_length": 512,
+    "embedding_length": 64,
+    "feed_forward_length": 96,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 4,
+    "attention.key_length": 16,
+    "attention.value_length": 16,
+    "attention.sliding_window": 32,
+    "attention.layer_norm_epsilon": 1e-5,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "rope.dimension_count": 16,
+    "rope.dimension_sections": [4, 4, 0, 0],
+    "expert_count": 4,
+    "expert_used_count": 2,
+    "expert_shared_count": 1,
+    "expert_feed_forward_length": 32,
+    "expert_shared_feed_forward_length": 32,
+    "expert_gating_func": 2,
+    "ssm.conv_kernel": 4,
+    "ssm.inner_size": 128,
+    "ssm.state_size": 16,
+    "ssm.time_step_rank": 4,
+    "ssm.group_count": 1,
+    "wkv.head_size": 16,
+    "full_attention_interval": 2,
+    "attention.sliding_window_pattern": [1, 0],
+    "attention.indexer.key_length": 16,
+    "attention.indexer.head_count": 4,
+}
+
+
+def names() -> list[str]:
+    """All architectures of this llama.cpp."""
+    table = SOURCE.read_text(encoding="utf-8").partition("LLM_ARCH_NAMES = {")[2].partition("};")[0]
+    return re.findall(r'\{ LLM_ARCH_\w+,\s*"([^"]+)"', table)
+
+
+@dataclass
+class Candidate:
+    """A model in the making."""
+
+    architecture: str
+    vocabulary: list[Value]
+    numbers: dict[str, object]
+    tensors: dict[str, list[int]]
+
+    def file(self) -> File:
+        file = File([Value(b"general.architecture", STRING, STRING, [self.architecture.encode()]), *self.vocabulary])
+        file.values += [_encoded(f"{self.architecture}.{key}", value) for key, value in self.numbers.items()]
+        integers = 26  # tables of ids
+        for name, shape in self.tensors.items():
+            file.tensors.append(Tensor(name.encode(), list(shape), integers if "tid2eid" in name else 0, 0))
+        return file
+
+    def follow(self, complaint: str) -> bool:
+        """Do what libllama asks for; False when it asks for nothing that we know."""
+        if found := re.search(r"tensor '([^']+)' not found", complaint):
+            self.tensors[found[1]] = [1]
+        elif found := re.search(r"tensor '([^']+)' has wrong shape; expected ([\d, ]+?),? got", complaint):
+            self.tensors[found[1]] = [int(each) for each in found[2].replace(" ", "").strip(",").split(",")]
+        elif found := re.search(r"does without (.+?)(?: or |\n|$)", complaint):
+            self.tensors |= {name: [1] for name in found[1].split(", ") if name not in self.tensors}
+        elif found := re.search(r"key not found in model: [^.]+\.(\S+)", complaint):
+            if found[1] in self.numbers:
+                return False
+            self.numbers[found[1]] = 2
+        elif found := re.search(r"key [^.]+\.(\S+) has wrong type \w+ but expected type (\w+)", complaint):
+            wanted = {"f32": 1.0, "u32": 2, "bool": True, "str": "silu", "arr": [2, 2]}.get(found[2])
+            if self.numbers.get(found[1]) == wanted:
+                return False
+            self.numbers[found[1]] = wanted
+        else:
+            return False
+        return True
+
+    def changed(self) -> Iterator[tuple[str, Candidate]]:
+        """Every variant, with what it is called."""
+        for name in self.tensors:
+            if not name.startswith("blk.1."):
+                yield f"without {name}", self._with(tensors={k: v for k, v in self.tensors.items() if k != name})
+        for key, value in self.numbers.items():
+            others = [None, *({int: [0, 3], float: [0.0, float("nan")]}.get(type(value), []))]
+            others += [[0] * len(value)] if isinstance(value, list) else []
+            for other in others:
+                numbers = {k: v for k, v in self.numbers.items() if k != key}
+                yield f"{key}={other}", self._with(numbers=numbers if other is None else {**numbers, key: other})
+
+    def _with(self, **fields: object) -> Candidate:
+        copy = deepcopy(self)
+        for name, value in fields.items():
+            setattr(copy, name, value)
+        return copy
+
+
+def _encoded(key: str, value: object) -> Value:
+    items = value if isinstance(value, list) else [value]
+    kind, form = {str: (STRING, ""), float: (6, "<f"), bool: (7, "<?"), int: (4, "<I")}[type(items[0])]
+    content = [each.encode() if isinstance(each, str) else struct.pack(form, each) for each in items]
+    return Value(key.encode(), ARRAY if isinstance(value, list) else kind, kind, content)
+
+
+def _work(pipe: Connection) -> None:
+    import moebind
+
+    moebind.set_log(None)
+    params = moebind.ContextParams(n_ctx=64, n_threads=1, n_threads_batch=1)
+    while (path := pipe.recv()) is not None:
+        try:
+            with moebind.Model.load_from_file(path, moebind.ModelParams(n_gpu_layers=0)) as model:
+                with model.new_context(params) as context:
+                    context.decode(moebind.Batch.get_one([1, 2, 40]))
+            pipe.send("works")
+        except (moebind.MoebindError, ValueError) as error:
+            pipe.send(str(error))
+
+
+class Loader:
+    """Loads files in a process that may die."""
+
+    def __init__(self, folder: str) -> None:
+        self._path = f"{folder}/candidate.gguf"
+        self._start()
+
+    def _start(self) -> None:
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._worker = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs,))
+        self._worker.start()
+        theirs.close()
+
+    def outcome(self, candidate: Candidate) -> str:
+        """``works``, what the exception says, or ``!`` and how the process ended."""
+        file = candidate.file()
+        header = file.header()
+        with open(self._path, "wb") as target:
+            target.write(header)
+            target.truncate(len(header) + file.data_size())
+        try:
+            self._pipe.send(self._path)
+            if self._pipe.poll(HANG_SECONDS):
+                return str(self._pipe.recv())
+            self._worker.kill()
+            ended = "hangs"
+        except (EOFError, ConnectionError):
+            self._worker.join()
+            ended = f"the process ended with {self._worker.exitcode}"
+        self._worker.join()
+        self._start()
+        return f"!{ended}"
+
+    def close(self) -> None:
+        self._pipe.send(None)
+        self._worker.join()
+
+
+def examine(architectures: list[str]) -> tuple[dict[str, str], Counter[str], list[str]]:
+    """What became of each architecture's own model, how the variants ended, and what ended the process."""
+    completed, outcomes, findings = {}, Counter[str](), []
+    with tempfile.TemporaryDirectory() as folder:
+        plain, _ = gguf_files.parse(tiny.write(Path(folder) / "plain.gguf", tiny.Shape()))
+        vocabulary = [value for value in plain.values if value.key.startswith(b"tokenizer.")]
+        loader = Loader(folder)
+        for architecture in architectures:
+            candidate = Candidate(architecture, vocabulary, dict(NUMBERS), {})
+            outcome = loader.outcome(candidate)
+            for _ in range(STEPS_MAX):
+                if not candidate.follow(outcome):
+                    break
+                outcome = loader.outcome(candidate)
+            completed[architecture] = outcome
+            variants = candidate.changed() if outcome == "works" else iter([("as it is", candidate)])
+            for what, variant in variants:
+                outcome = loader.outcome(variant)
+                outcomes[outcome if outcome == "works" or outcome[0] == "!" else "refused"] += 1
+                if outcome[0] == "!":
+                    findings.append(f"{architecture}, {what}: {outcome[1:]}")
+        loader.close()
+    return completed, outcomes, findings
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("architectures", nargs="*")
+    completed, outcomes, findings = examine(parser.parse_args().architectures or names())
+    for architecture, outcome in completed.items():
+        print(f"{architecture:24} {outcome if outcome == 'works' else outcome[-140:]!r}")
+    print(f"{sum(outcome == 'works' for outcome in completed.values())} of {len(completed)} work; variants: {outcomes}")
+    print(*findings, sep="\n")
+    return bool(findings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,484 @@
+"""Quantising: types, sizes, importance matrices, splits, and what is refused before ggml could fail at it."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf as reference
+import numpy as np
+import pytest
+import tiny
+
+import moebind
+from conftest import CPU, SMALL
+from moebind import Batch, Ftype, GgmlType, Gguf, Model, ModelLoadError, QuantizeError, QuantizeResult
+
+MakeTiny = Callable[..., Path]
+NEED_IMATRIX = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"}
+FTYPES = [name for name in Ftype.__members__ if name not in {"GUESSED", "NVFP4"}]
+
+
+def quantize(src: object, dst: object, ftype: object = Ftype.Q8_0, **options: object) -> QuantizeResult:
+    return moebind.quantize(src, dst, ftype, **{"n_threads": 1, "progress": False, **options})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def wide(tiny_path: MakeTiny) -> Path:
+    """Rows that divide into all blocks."""
+    return tiny_path(n_expert=2, n_embd=256, n_ff=256, n_layer=2)
+
+
+@pytest.fixture(scope="module")
+def one_layer(tiny_path: MakeTiny) -> Path:
+    """The same with a single layer: some quantisers are slow."""
+    return tiny_path(n_expert=2, n_embd=256, n_ff=256, n_layer=1)
+
+
+def importance(path: Path) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(1)
+    tensors = Gguf.from_file(path).tensors.values()
+    return {
+        each.name: random.uniform(0.1, 2, each.shape[0] * math.prod(each.shape[2:])).astype(np.float32)
+        for each in tensors
+        if len(each.shape) > 1
+    }
+
+
+@pytest.mark.parametrize("name", FTYPES)
+def test_every_ftype(one_layer: Path, tmp_path: Path, name: str) -> None:
+    target = tmp_path / "small.gguf"
+    imatrix = importance(one_layer) if name in NEED_IMATRIX else None
+    planned = quantize(one_layer, None, Ftype[name], dry_run=True, imatrix=imatrix)
+    assert os.listdir(tmp_path) == []
+    done = quantize(one_layer, target, Ftype[name], imatrix=imatrix)
+    assert os.listdir(tmp_path) == ["small.gguf"]
+    assert done.paths == (str(target),)
+    assert planned.paths == ()
+    assert (done.tensors, done.ftype, done.nbytes) == (planned.tensors, Ftype[name], planned.nbytes)
+    written = Gguf.from_file(target)
+    assert [(each.name, each.type, each.nbytes) for each in written.tensors.values()] == [
+        (each.name, each.type, each.nbytes) for each in done.tensors
+    ]
+    assert sum(each.nbytes for each in written.tensors.values()) == done.nbytes
+    assert done.source_nbytes == sum(each.nbytes for each in Gguf.from_file(one_layer).tensors.values())
+    with Model.load_from_file(target, CPU) as model, model.new_context(SMALL) as context:
+        assert model.ftype is Ftype[name]
+        context.decode(Batch.get_one([1, 5, 40]))
+        assert np.isfinite(context.get_logits_ith(-1)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("Q8_0", 0.01), ("Q6_K", 0.03), ("Q5_K_M", 0.06), ("Q4_K_M", 0.1), ("Q4_0", 0.12), ("BF16", 0.004)],
+)
+def test_weights_are_those_of_the_source_within_bounds(wide: Path, tmp_path: Path, name: str, most: float) -> None:
+    """By the gguf package's own arithmetic: relative root mean square error."""
+    quantize(wide, tmp_path / "small.gguf", Ftype[name])
+    before = {each.name: each for each in reference.GGUFReader(wide).tensors}
+    for tensor in reference.GGUFReader(tmp_path / "small.gguf").tensors:
+        source = before[tensor.name].data.astype(np.float32)
+        weights = reference.dequantize(tensor.data, tensor.tensor_type).reshape(source.shape)
+        if tensor.tensor_type == reference.GGMLQuantizationType.F32:
+            assert np.array_equal(weights, source)
+        else:
+            assert np.sqrt(np.mean((weights - source) ** 2) / np.mean(source**2)) < most
+
+
+def test_types_by_pattern(wide: Path, tmp_path: Path) -> None:
+    types = {r"ffn_down_exps": GgmlType.Q3_K, r"blk\.1\.": GgmlType.Q8_0, "attn_q": int(GgmlType.NVFP4)}
+    done = quantize(wide, tmp_path / "small.gguf", Ftype.Q4_K_S, tensor_types=types)
+    found = {each.name: each.type for each in done.tensors}
+    assert found["blk.1.ffn_down_exps.weight"] is GgmlType.Q3_K  # the first match wins
+    assert found["blk.1.attn_q.weight"] is GgmlType.Q8_0
+    assert found["blk.0.attn_q.weight"] is GgmlType.NVFP4
+    assert found["blk.0.ffn_norm.weight"] is GgmlType.F32
+
+
+def test_output_and_embeddings(wide: Path, tmp_path: Path) -> None:
+    done = quantize(
+        wide, None, Ftype.Q4_0, dry_run=True, output_tensor_type=GgmlType.F16, token_embedding_type=GgmlType.Q5_1
+    )
+    found = {each.name: each.type for each in done.tensors}
+    assert (found["output.weight"], found["token_embd.weight"]) == (GgmlType.F16, GgmlType.Q5_1)
+    kept = quantize(wide, None, Ftype.Q4_0, dry_run=True, quantize_output_tensor=False)
+    assert {each.name: each.type for each in kept.tensors}["output.weight"] is GgmlType.F32
+    pure = quantize(wide, None, Ftype.Q4_K_M, dry_run=True, pure=True)
+    assert {each.type for each in pure.tensors if len(each.shape) > 1 and "gate_inp" not in each.name} == {
+        GgmlType.Q4_K
+    }
+
+
+def test_rows_that_do_not_fit_fall_back(tiny_path: MakeTiny) -> None:
+    done = quantize(tiny_path(), None, Ftype.Q4_K_M, dry_run=True)
+    assert {each.type for each in done.tensors} <= {GgmlType.F32, GgmlType.Q5_0, GgmlType.Q8_0}
+
+
+def test_several_threads_write_the_same(wide: Path, tmp_path: Path) -> None:
+    for threads in (1, 2):
+        quantize(wide, tmp_path / f"{threads}.gguf", Ftype.Q4_K_M, n_threads=threads)
+    assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "2.gguf").read_bytes()
+    small = quantize(wide, tmp_path / "slabs.gguf", Ftype.Q4_K_M, max_buf_size=4096)
+    assert (tmp_path / "slabs.gguf").read_bytes() == (tmp_path / "1.gguf").read_bytes()
+    assert small.bits_per_weight < 6
+
+
+def test_it_prints(wide: Path) -> None:
+    text = str(quantize(wide, None, Ftype.Q4_K_S, dry_run=True))
+    assert "F32 -> Q4_K" in text
+    assert "bits a weight" in text
+
+
+def test_metadata(wide: Path, tmp_path: Path) -> None:
+    quantize(wide, tmp_path / "small.gguf", kv_overrides={"general.name": "new", "llama.expert_used_count": 1})
+    file, source = Gguf.from_file(tmp_path / "small.gguf"), Gguf.from_file(wide)
+    assert (file["general.name"], file["llama.expert_used_count"]) == ("new", 1)
+    assert file["general.file_type"] == Ftype.Q8_0
+    assert file["tokenizer.ggml.tokens"] == source["tokenizer.ggml.tokens"]
+    with pytest.raises(ModelLoadError, match="expert_used_count"):
+        quantize(wide, None, dry_run=True, kv_overrides={"llama.expert_used_count": 9})
+    with pytest.raises(ValueError, match="general.alignment"):
+        quantize(wide, None, dry_run=True, kv_overrides={"general.alignment": 64})
+
+
+def test_another_alignment_is_not_carried_on(tmp_path: Path) -> None:
+    """llama.cpp would write the source's alignment into a file that it aligns to 32."""
+    writer = reference.GGUFWriter(tmp_path / "wide.gguf", "llama")
+    writer.add_custom_alignment(256)
+    plain = tiny.write(tmp_path / "t.gguf", tiny.Shape(n_expert=4))
+    reader = reference.GGUFReader(plain)
+    for field in list(reader.fields.values())[3:]:
+        if field.name != "general.architecture":
+            kind = field.types[0]
+            item = field.types[-1] if kind == reference.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), kind, item)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert Gguf.from_file(tmp_path / "wide.gguf").alignment == 256
+    quantize(tmp_path / "wide.gguf", tmp_path / "small.gguf")
+    assert Gguf.from_file(tmp_path / "small.gguf").alignment == 32
+    with Model.load_from_file(tmp_path / "small.gguf", CPU) as model:
+        assert model.n_layer == 2
+
+
+# --- importance matrices ---
+
+
+def write_imatrix(path: Path, weights: dict[str, np.ndarray], experts: int = 2) -> Path:
+    writer = reference.GGUFWriter(path, "imatrix")
+    for name, values in weights.items():
+        matrices = experts if "exps" in name else 1
+        writer.add_tensor(f"{name}.in_sum2", values.reshape(matrices, -1) * 10)
+        writer.add_tensor(f"{name}.counts", np.full((matrices, 1), 10, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_legacy(path: Path, weights: dict[str, np.ndarray]) -> Path:
+    parts = [struct.pack("<i", len(weights))]
+    for name, values in weights.items():
+        parts.append(struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 10, values.size))
+        parts.append((values * 10).astype(np.float32).tobytes())
+    path.write_bytes(b"".join([*parts, struct.pack("<ii", 3, 4), b"text"]))
+    return path
+
+
+def test_importance_from_files_and_arrays(one_layer: Path, tmp_path: Path) -> None:
+    weights = importance(one_layer)
+    sources = [
+        weights,
+        write_imatrix(tmp_path / "imatrix.gguf", weights),
+        write_legacy(tmp_path / "imatrix.dat", weights),
+    ]
+    files = []
+    for at, source in enumerate(sources):
+        quantize(one_layer, tmp_path / f"{at}.gguf", Ftype.IQ2_S, imatrix=source)
+        files.append(Gguf.from_file(tmp_path / f"{at}.gguf").tensors["blk.0.ffn_up_exps.weight"].data())
+    # The mean of a sum differs from the number in the last bit at most.
+    for other in files[1:]:
+        assert np.mean(files[0] == other) > 0.99
+    quantize(one_layer, tmp_path / "plain.gguf", Ftype.Q4_0)
+    quantize(one_layer, tmp_path / "weighted.gguf", Ftype.Q4_0, imatrix=weights)
+    assert (tmp_path / "plain.gguf").read_bytes() != (tmp_path / "weighted.gguf").read_bytes()
+
+
+def test_types_that_need_importance(wide: Path, tmp_path: Path) -> None:
+    planned = quantize(wide, None, Ftype.IQ1_S, dry_run=True)
+    assert "blk.0.ffn_up_exps.weight" in planned.needs_imatrix
+    with pytest.raises(QuantizeError, match="takes an importance matrix"):
+        quantize(wide, tmp_path / "small.gguf", Ftype.IQ1_S)
+    weights = importance(wide)
+    del weights["blk.1.ffn_up_exps.weight"]
+    with pytest.raises(QuantizeError, match=r"blk\.1\.ffn_up_exps\.weight would be IQ1_S, but imatrix has no entry"):
+        quantize(wide, tmp_path / "small.gguf", Ftype.IQ1_S, imatrix=weights)
+    # Of the embeddings llama.cpp does not ask, and ggml fails in a thread.
+    with pytest.raises(QuantizeError, match="importance matrix"):
+        quantize(wide, tmp_path / "small.gguf", Ftype.Q4_0, token_embedding_type=GgmlType.IQ2_XXS, n_threads=2)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("values", [[], [1, math.nan], [math.inf], [-1.0] * 256, [3e38], ["a"], [[1], [2, 3]]])
+def test_importance_that_is_no_number(wide: Path, values: object) -> None:
+    with pytest.raises(ValueError, match=r"imatrix\['blk.0.attn_q.weight'\]"):
+        quantize(wide, None, dry_run=True, imatrix={"blk.0.attn_q.weight": values})
+
+
+def test_importance_of_another_model(wide: Path) -> None:
+    with pytest.raises(QuantizeError, match="has 255 numbers; the tensor takes 256"):
+        quantize(wide, None, dry_run=True, imatrix={"blk.0.attn_q.weight": np.ones(255)})
+    with pytest.raises(QuantizeError, match="has 256 numbers; the tensor takes 512"):
+        quantize(wide, None, dry_run=True, imatrix={"blk.0.ffn_up_exps.weight": np.ones(256)})
+
+
+@pytest.mark.parametrize("fill", [0.0, 1e20])
+def test_extreme_importance(tiny_path: MakeTiny, tmp_path: Path, fill: float) -> None:
+    wide = tiny_path(n_embd=256, n_ff=256, n_layer=1)
+    weights = {name: np.full_like(values, fill) for name, values in importance(wide).items()}
+    for ftype in (Ftype.IQ2_XXS, Ftype.IQ3_S, Ftype.Q4_K_M, Ftype.Q2_K):
+        done = quantize(wide, tmp_path / "small.gguf", ftype, imatrix=weights, n_threads=2)
+        assert Gguf.from_file(done.paths[0]).tensors
+
+
+def test_imatrix_files_that_are_none(wide: Path, tmp_path: Path) -> None:
+    legacy = write_legacy(tmp_path / "good.dat", importance(wide)).read_bytes()
+    broken = tmp_path / "bad.dat"
+    for content in (b"", b"\0\0\0\0", b"\xff" * 64, struct.pack("<ii", 1, 2**31 - 1), legacy[:100], legacy[:-4000]):
+        broken.write_bytes(content)
+        with pytest.raises(QuantizeError, match="importance matrix"):
+            quantize(wide, None, dry_run=True, imatrix=broken)
+    with pytest.raises(QuantizeError, match="holds no importance matrix"):
+        quantize(wide, None, dry_run=True, imatrix=wide)
+    with pytest.raises(FileNotFoundError):
+        quantize(wide, None, dry_run=True, imatrix=tmp_path / "none.dat")
+    with pytest.raises(TypeError, match="imatrix"):
+        quantize(wide, None, dry_run=True, imatrix=3)
+
+
+# --- files ---
+
+
+def test_the_source_is_never_written_over(wide: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source.gguf"
+    source.write_bytes(wide.read_bytes())
+    os.link(source, tmp_path / "hard.gguf")
+    (tmp_path / "soft.gguf").symlink_to(source)
+    for target in ("source.gguf", "hard.gguf", "soft.gguf"):
+        with pytest.raises(ValueError, match="same file as the source"):
+            quantize(source, tmp_path / target)
+    assert source.read_bytes() == wide.read_bytes()
+
+
+def test_places_that_cannot_be_written(wide: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="the folder of"):
+        quantize(wide, tmp_path / "none" / "small.gguf")
+    with pytest.raises(IsADirectoryError):
+        quantize(wide, tmp_path)
+    with pytest.raises(ValueError, match="dst is empty"):
+        quantize(wide, None)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_leaves_what_was_there(wide: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small.gguf"
+    target.write_bytes(b"old")
+    code = (
+        "import resource, signal, sys, moebind\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
+        "try:\n"
+        "    moebind.quantize(sys.argv[1], sys.argv[2], moebind.Ftype.Q8_0, n_threads=1)\n"
+        "except (OSError, moebind.QuantizeError) as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, wide, target], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in {"OSError", "QuantizeError"}
+    assert os.listdir(tmp_path) == ["small.gguf"]
+    assert target.read_bytes() == b"old"
+
+
+def test_splits(wide: Path, tmp_path: Path) -> None:
+    first = tiny.write(tmp_path / "m.gguf", tiny.Shape(n_expert=2, n_embd=256, n_ff=256), split=3)
+    joined = quantize(first.with_name("m-00002-of-00003.gguf"), tmp_path / "joined.gguf", only_copy=True)
+    assert joined.source_nbytes == joined.nbytes
+    whole = {each.name: each for each in Gguf.from_file(wide).tensors.values()}
+    for name, tensor in Gguf.from_file(tmp_path / "joined.gguf").tensors.items():
+        assert np.array_equal(tensor.data(), whole[name].data())
+    kept = quantize(first, tmp_path / "new.gguf", keep_split=True)
+    assert [Path(path).name for path in kept.paths] == [f"new-0000{at}-of-00003.gguf" for at in (1, 2, 3)]
+    with Model.load_from_file(kept.paths[1], CPU) as model:
+        assert model.size == kept.nbytes
+    with pytest.raises(ValueError, match="same file as the source"):
+        quantize(first, tmp_path / "m.gguf", keep_split=True)
+    alone = quantize(wide, tmp_path / "alone.gguf", keep_split=True)
+    assert alone.paths == (str(tmp_path / "alone.gguf"),)
+
+
+def test_a_part_without_tensors_cannot_be_kept(tmp_path: Path) -> None:
+    """llama.cpp would follow a null pointer."""
+    first = tiny.write(tmp_path / "m.gguf", tiny.Shape(), split=30)
+    with pytest.raises(ValueError, match="would have no tensors"):
+        quantize(first, None, keep_split=True, dry_run=True)
+    assert quantize(first, tmp_path / "joined.gguf").paths
+
+
+def test_layers_can_be_left_out(tiny_path: MakeTiny, tmp_path: Path) -> None:
+    source = tiny_path(n_layer=4, n_expert=4)
+    done = quantize(source, tmp_path / "small.gguf", Ftype.Q8_0, prune_layers=[2, np.int64(1), 2])
+    assert Gguf.from_file(tmp_path / "small.gguf")["llama.block_count"] == 2
+    with Model.load_from_file(tmp_path / "small.gguf", CPU) as model:
+        assert (model.n_layer, model.size) == (2, done.nbytes)
+    kept = quantize(source, tmp_path / "copy.gguf", only_copy=True, prune_layers=[0, 1, 2])
+    before, after = Gguf.from_file(source).tensors, Gguf.from_file(tmp_path / "copy.gguf").tensors
+    assert np.array_equal(before["blk.3.attn_q.weight"].data(), after["blk.0.attn_q.weight"].data())
+    assert len(kept.tensors) == len(after)
+    for wrong in ([4], [-1], range(4)):
+        with pytest.raises(ValueError, match="prune_layers"):
+            quantize(source, None, dry_run=True, prune_layers=wrong)
+    for wrong in ("12", 3, [1.5], [None]):
+        with pytest.raises(TypeError, match="prune_layers"):
+            quantize(source, None, dry_run=True, prune_layers=wrong)
+
+
+# --- progress, stopping ---
+
+
+def test_progress(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    quantize(wide, tmp_path / "small.gguf", progress=seen.append)
+    assert len(seen) == 24
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == (0.0, 1.0)
+    quantize(wide, tmp_path / "small.gguf", progress=True)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    quantize(wide, tmp_path / "small.gguf", progress=True)
+
+
+def test_the_progress_callback_can_stop_it(wide: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match="the progress callback stopped it"):
+        quantize(wide, tmp_path / "small.gguf", progress=lambda fraction: fraction < 0.5)
+
+    def broken(fraction: float) -> bool:
+        if fraction > 0.5:
+            raise LookupError("mine")
+        return True
+
+    with pytest.raises(LookupError, match="mine"):
+        quantize(wide, tmp_path / "small.gguf", progress=broken, n_threads=2)
+    assert os.listdir(tmp_path) == []
+    # Nothing is left behind in libllama either.
+    assert quantize(wide, tmp_path / "small.gguf", n_threads=2).nbytes
+
+
+def test_ctrl_c(wide: Path, tmp_path: Path) -> None:
+    def interrupt(fraction: float) -> None:
+        if fraction > 0.3:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(wide, tmp_path / "small.gguf", progress=interrupt)
+    assert os.listdir(tmp_path) == []
+    assert quantize(wide, tmp_path / "small.gguf").nbytes
+
+
+def test_two_at_once(wide: Path, tmp_path: Path) -> None:
+    targets = [tmp_path / f"{at}.gguf" for at in range(3)]
+    threads = [threading.Thread(target=quantize, args=(wide, target, Ftype.Q4_0)) for target in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({target.read_bytes() for target in targets}) == 1
+    assert len(os.listdir(tmp_path)) == 3
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize("kind", [4, 5, 31, 36, 43, -1, 99, GgmlType.I32, GgmlType.F64, GgmlType.Q8_1, GgmlType.Q8_K])
+@pytest.mark.parametrize("name", ["output_tensor_type", "token_embedding_type", "tensor_types"])
+def test_types_that_cannot_be_made(wide: Path, name: str, kind: int) -> None:
+    value = {"attn_q": kind} if name == "tensor_types" else kind
+    with pytest.raises(ValueError, match=f"{name}.*takes one of GgmlType"):
+        quantize(wide, None, dry_run=True, **{name: value})
+
+
+@pytest.mark.parametrize("kind", [GgmlType.Q4_K, GgmlType.IQ2_XXS, GgmlType.TQ1_0, GgmlType.Q1_0])
+def test_types_that_do_not_divide_the_rows(tiny_path: MakeTiny, kind: GgmlType) -> None:
+    for name in ("output_tensor_type", "token_embedding_type"):
+        with pytest.raises(ValueError, match=rf"{name} is {kind.name}, in blocks of"):
+            quantize(tiny_path(), None, dry_run=True, **{name: kind})
+
+
+@pytest.mark.parametrize("ftype", [Ftype.GUESSED, Ftype.NVFP4, -1, 4, 99, 10**9])
+def test_ftypes_that_are_none(wide: Path, ftype: int) -> None:
+    with pytest.raises(ValueError, match="ftype"):
+        quantize(wide, None, ftype, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"ftype": "Q4_0"}, TypeError),
+        ({"ftype": GgmlType.Q4_0}, TypeError),
+        ({"ftype": None}, TypeError),
+        ({"n_threads": 0}, ValueError),
+        ({"n_threads": 513}, ValueError),
+        ({"n_threads": 2**40}, ValueError),
+        ({"n_threads": 1.5}, TypeError),
+        ({"max_buf_size": -1}, ValueError),
+        ({"pure": 1}, TypeError),
+        ({"only_copy": None}, TypeError),
+        ({"tensor_types": [("a", 2)]}, TypeError),
+        ({"tensor_types": {"nothing_like_it": GgmlType.Q4_0}}, ValueError),
+        ({"tensor_types": {"(.*)*x": GgmlType.Q4_0}}, ValueError),
+        ({"tensor_types": {"(": GgmlType.Q4_0}}, ValueError),
+        ({"tensor_types": {"a\0": GgmlType.Q4_0}}, ValueError),
+        ({"tensor_types": {"attn_q": GgmlType.Q4_0}, "ftype": Ftype.F16}, ValueError),
+        ({"tensor_types": {"attn_q": GgmlType.Q4_0}, "only_copy": True}, ValueError),
+        ({"imatrix": {"a\0b": [1.0]}}, ValueError),
+        ({"imatrix": {3: [1.0]}}, TypeError),
+        ({"kv_overrides": {"": 1}}, ValueError),
+    ],
+    ids=str,
+)
+def test_arguments_that_are_refused(wide: Path, options: dict[str, object], error: type[Exception]) -> None:
+    ftype = options.pop("ftype", Ftype.Q4_0) if "ftype" in options else Ftype.Q4_0
+    with pytest.raises(error):
+        quantize(wide, None, ftype, dry_run=True, **options)
+
+
+def test_quantised_sources(demo_path: Path, wide: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match="quantised already.*allow_requantize"):
+        quantize(demo_path, None, Ftype.Q8_0, dry_run=True)
+    assert quantize(demo_path, None, Ftype.Q8_0, dry_run=True, allow_requantize=True).nbytes
+    assert quantize(demo_path, None, only_copy=True, dry_run=True).nbytes
+    quantize(wide, tmp_path / "q8.gguf", Ftype.Q8_0)
+    done = quantize(tmp_path / "q8.gguf", tmp_path / "q4.gguf", Ftype.Q4_0, allow_requantize=True)
+    assert GgmlType.Q4_0 in {each.type for each in done.tensors}
+
+
+def test_sources_that_are_none(tmp_path: Path, wide: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        quantize(tmp_path / "none.gguf", None, dry_run=True)
+    with pytest.raises(ModelLoadError, match="not a regular file"):
+        quantize("/dev/zero", None, dry_run=True)
+    (tmp_path / "cut.gguf").write_bytes(wide.read_bytes()[:-1000])
+    with pytest.raises(ModelLoadError, match="truncated"):
+        quantize(tmp_path / "cut.gguf", tmp_path / "small.gguf")
+    for wrong in (3, None, b"a"):
+        with pytest.raises(TypeError, match="src"):
+            quantize(wrong, None, dry_run=True)
