@@ -70,10 +70,11 @@ from moebind.process import llama_cpp_version as _llama_cpp_version
 from moebind.sampler import Sampler
 from moebind.seq_state import SeqState
 from moebind.threadpool import ThreadPool
-from moebind.timings import Timings
+from moebind.timings import SamplerTimings, Timings
 from moebind.token_data import TokenDataArray
 
 if TYPE_CHECKING:
+    from moebind.json_schema import json_schema_to_grammar
     from moebind.placement.loopback import loopback_device
     from moebind.quantization import quantize
     from moebind.quantize_plan import QuantizedTensor, QuantizeResult
@@ -123,6 +124,7 @@ __all__ = [
     "RopeScalingType",
     "RopeType",
     "Sampler",
+    "SamplerTimings",
     "SchedPriority",
     "SeqState",
     "SplitMode",
@@ -141,6 +143,7 @@ __all__ = [
     "devices",
     "ffi",
     "init",
+    "json_schema_to_grammar",
     "lib",
     "llama_cpp_version",
     "load_backends",
@@ -161,6 +164,7 @@ _LAZY = {
     "QuantizeResult": "moebind.quantize_plan",
     "QuantizedTensor": "moebind.quantize_plan",
     "add_rpc_server": "moebind.rpc",
+    "json_schema_to_grammar": "moebind.json_schema",
     "loopback_device": "moebind.placement.loopback",
     "quantize": "moebind.quantization",
 }

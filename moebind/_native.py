@@ -128,6 +128,32 @@ def moebind_on_log(level: int, text: CData) -> None:
     log.emit(level, decoded(text))
 
 
+@_callback(error=False)
+def moebind_on_sampler_apply(candidates: CData, handle: CData) -> bool:
+    ffi.from_handle(handle).apply(candidates)
+    return True
+
+
+@_callback(error=False)
+def moebind_on_sampler_accept(token: int, handle: CData) -> bool:
+    ffi.from_handle(handle).accept(token)
+    return True
+
+
+@_callback(error=False)
+def moebind_on_sampler_reset(handle: CData) -> bool:
+    ffi.from_handle(handle).reset()
+    return True
+
+
+@_callback(error=False)
+def moebind_on_sampler_clone(handle: CData, object: CData, copy: CData) -> bool:
+    clone = ffi.from_handle(handle).clone()
+    lib.moebind_reference(id(clone))
+    object[0], copy[0] = id(clone), clone.handle
+    return True
+
+
 lib.moebind_setup()
 lib.moebind_log_start(lib.GGML_LOG_LEVEL_WARN)
 # Threads that compute may outlive the interpreter.

@@ -85,6 +85,8 @@ class _Walk:
         """Check those in a chain."""
         for part in chain:
             name = part.name
+            if part._is_checked and not len(part):  # whatever a sampler in Python is called
+                raise SamplerError(f"{name} cannot be in a chain that a context runs: it takes all candidates out of it")
             if name.startswith("?"):
                 continue  # it does nothing
             if name == "chain":

@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, SupportsIndex
 
+import numpy as np
+
 from moebind import checks
-from moebind._native import CData, decoded, ffi, lib, own
-from moebind._owner import CallLock, Owner
+from moebind._native import CData, decoded, ffi, hold, lib, own
+from moebind._owner import CallLock
 from moebind.errors import ClosedError, NativeError, SamplerError
+from moebind.grammar import GrammarKinds
+from moebind.python_sampler import PythonSampler, applying
+from moebind.timings import SamplerTimings
+from moebind.token_data import TokenDataArray
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
     from moebind.context import Context
     from moebind.outputs import Outputs
-    from moebind.token_data import TokenDataArray
 
 __all__ = ["Sampler"]
 
-#: ``llama_sampler_init_penalties`` allocates a ring of this many tokens.
-LAST_N_MAX = 2**20
-SEED_MAX = 2**32 - 1
+#: libllama, and this module, go through chains in chains by recursion.
+NESTING_MAX = 32
+#: Choices that a lazy grammar may refuse, in one step, before it is an error.
+REFUSED_MAX = 100
 
 
-class Sampler(Owner):
+class Sampler(GrammarKinds):
     """One sampler, or a chain of them. Made by the class methods.
 
-    Most filter or change the candidates; :meth:`greedy` and :meth:`dist` choose one, and a chain that is to choose
-    tokens ends in one of those. A sampler that was put into a chain belongs to it and cannot be used alone any more.
+    Most filter or change the candidates; :meth:`greedy`, :meth:`dist`, :meth:`mirostat`, :meth:`mirostat_v2` and
+    :meth:`adaptive_p` choose one, as :meth:`from_callable` can, and a chain that is to choose tokens ends in one of
+    those. A sampler that was put into a chain belongs to it and cannot be used alone any more.
 
     Calls on one sampler from several threads wait for each other.
 
@@ -44,7 +51,7 @@ class Sampler(Owner):
         raise TypeError("samplers are made by class methods, such as Sampler.greedy() or Sampler.chain_simple([...])")
 
     @classmethod
-    def _make(cls, pointer: CData, *keep: object, chooses: bool = False) -> Self:
+    def _make(cls, pointer: CData, *keep: object, chooses: bool = False, greedy: bool = False) -> Self:
         if not pointer:
             raise SamplerError("llama.cpp could not make the sampler")
         sampler = cls.__new__(cls)
@@ -52,7 +59,7 @@ class Sampler(Owner):
         sampler._lock = CallLock()
         sampler._keep = keep
         sampler._chooses = chooses
-        sampler._is_greedy = False
+        sampler._is_greedy = greedy
         sampler._parts = []
         return sampler
 
@@ -62,111 +69,50 @@ class Sampler(Owner):
     #: Whether it chooses a token, or only filters.
     _chooses: bool
     _is_greedy: bool
-    #: The samplers of a chain; they point into it.
-    _parts: list[Sampler]
     #: Whether it is, or was, run by a context: it can be used with that one only.
     _attached = False
     #: The highest token that it accepts.
     _limit = checks.INT32_MAX
-    #: What must fit a model when a context runs it: candidates that top_k keeps, the vocabulary that penalties was made
-    #: for, the highest token that a bias or an accepted token names.
-    _k = 0
-    _n_vocab = 0
-    _token_max = -1
-
-    # --- those that choose ---
+    #: How many chains are in each other here.
+    _nesting = 0
+    #: The samplers of a chain; they point into it.
+    _parts: list[Sampler]
 
     @classmethod
-    def greedy(cls) -> Self:
-        """Choose the token with the highest logit (``llama_sampler_init_greedy``)."""
-        sampler = cls._make(lib.llama_sampler_init_greedy(), chooses=True)
-        sampler._is_greedy = True
-        return sampler
-
-    @classmethod
-    def dist(cls, seed: SupportsIndex) -> Self:
-        """Choose at random, by probability (``llama_sampler_init_dist``).
+    def from_callable(cls, fn: Callable[[TokenDataArray], None], name: str = "python") -> Self:
+        """A sampler written in Python.
 
         Parameters
         ----------
-        seed
-            0 to 2**32 - 1; the last one means a random seed.
+        fn
+            Called with the candidates, which it edits in place: ``candidates.data`` is a structured array over the very
+            memory that the samplers work on, without a copy. It may change logits, narrow and reorder them with
+            ``candidates.keep(...)`` and ``candidates.sort()``, and choose with ``candidates.select(token)``. It returns
+            None. What it raises reaches the caller of ``sample``, ``apply`` or ``generate``, and nothing is chosen.
+
+            An object that can be called may also have ``accept(token)`` and ``reset()``, which are called when the
+            sampler's are, and ``clone()``, for the sampler's; one without ``clone`` is copied with ``copy.deepcopy`` if
+            it has either of the others.
+        name
+            What ``name`` tells.
+
+        Notes
+        -----
+        Stands on ``llama_sampler_init``. While it runs, the sampler and the context are in the middle of a call:
+        calling them raises RuntimeError.
+
+        Examples
+        --------
+        >>> def no_digits(candidates):
+        ...     candidates.data["logit"][digits[candidates.data["id"]]] = -np.inf
+        >>> sampler = Sampler.chain([Sampler.from_callable(no_digits), Sampler.greedy()])
         """
-        return cls._make(lib.llama_sampler_init_dist(checks.integer("seed", seed, 0, SEED_MAX)), chooses=True)
-
-    # --- those that filter and change ---
-
-    @classmethod
-    def top_k(cls, k: SupportsIndex) -> Self:
-        """Keep the ``k`` most likely candidates; 0 keeps all (``llama_sampler_init_top_k``)."""
-        count = checks.integer("k", k, 0)
-        sampler = cls._make(lib.llama_sampler_init_top_k(count))
-        sampler._k = count
-        return sampler
-
-    @classmethod
-    def top_p(cls, p: float, min_keep: SupportsIndex = 1) -> Self:
-        """Keep the most likely candidates that together reach probability ``p`` (``llama_sampler_init_top_p``).
-
-        Parameters
-        ----------
-        p
-            0 to 1; 1 keeps all.
-        min_keep
-            Keep at least so many.
-        """
-        return cls._make(lib.llama_sampler_init_top_p(checks.number("p", p, 0.0, 1.0), _min_keep(min_keep)))
-
-    @classmethod
-    def min_p(cls, p: float, min_keep: SupportsIndex = 1) -> Self:
-        """Keep candidates at least ``p`` times as likely as the likeliest (``llama_sampler_init_min_p``).
-
-        Parameters
-        ----------
-        p
-            0 to 1; 0 keeps all.
-        min_keep
-            Keep at least so many.
-        """
-        return cls._make(lib.llama_sampler_init_min_p(checks.number("p", p, 0.0, 1.0), _min_keep(min_keep)))
-
-    @classmethod
-    def temp(cls, t: float) -> Self:
-        """Divide the logits by ``t``; 0 leaves the likeliest candidate only (``llama_sampler_init_temp``)."""
-        return cls._make(lib.llama_sampler_init_temp(checks.number("t", t, 0.0)))
-
-    @classmethod
-    def penalties(
-        cls,
-        penalty_last_n: SupportsIndex,
-        penalty_repeat: float = 1.0,
-        penalty_freq: float = 0.0,
-        penalty_present: float = 0.0,
-        *,
-        n_vocab: SupportsIndex = 0,
-    ) -> Self:
-        """Make tokens that were accepted lately less likely (``llama_sampler_init_penalties``).
-
-        Parameters
-        ----------
-        penalty_last_n
-            How many accepted tokens count; 0 disables it.
-        penalty_repeat
-            Divides positive logits and multiplies negative ones, above 0; 1 disables it.
-        penalty_freq
-            Subtracted once for each time the token occurred; 0 disables it.
-        penalty_present
-            Subtracted if the token occurred; 0 disables it.
-        n_vocab
-            The size of the vocabulary; needed only to run it in a context's graph (``Context.set_sampler``).
-        """
-        last_n = checks.integer("penalty_last_n", penalty_last_n, 0, LAST_N_MAX)
-        repeat = checks.number("penalty_repeat", penalty_repeat, 1e-6)
-        freq = checks.number("penalty_freq", penalty_freq)
-        present = checks.number("penalty_present", penalty_present)
-        size = checks.integer("n_vocab", n_vocab, 0)
-        sampler = cls._make(lib.llama_sampler_init_penalties(size, last_n, repeat, freq, present))
-        sampler._n_vocab = size
+        if not callable(fn):
+            raise TypeError(f"fn is {fn!r} ({type(fn).__name__}); it takes something that can be called")
+        python = PythonSampler(fn)
+        native = lib.moebind_sampler_python(checks.text("name", name), id(python), python.handle)
+        sampler = cls._make(native, chooses=True)
+        sampler._is_checked = True
         return sampler
 
     # --- chains ---
@@ -187,7 +133,7 @@ class Sampler(Owner):
         ClosedError
             If a sampler was closed or belongs to a chain already.
         SamplerError
-            If one was attached to a context.
+            If one was attached to a context, or chains nest deeper than 32.
         """
         parts = list(samplers)
         for part in parts:
@@ -198,6 +144,8 @@ class Sampler(Owner):
                 raise SamplerError(f"{part!r} is, or was, attached to a context: put its clone() into the chain")
         if len({id(part) for part in parts}) != len(parts):
             raise ClosedError("a sampler is in the list twice; use its clone()")
+        if 1 + max((part._nesting for part in parts), default=0) > NESTING_MAX:
+            raise SamplerError(f"chains nest deeper than {NESTING_MAX}")
         chooses = bool(parts) and parts[-1]._chooses
         native = lib.llama_sampler_chain_init({"no_perf": checks.boolean("no_perf", no_perf)})
         chain = cls._make(native, *(kept for part in parts for kept in part._keep), chooses=chooses)
@@ -205,7 +153,10 @@ class Sampler(Owner):
             moved = part._give_away()
             lib.llama_sampler_chain_add(native, moved)
             chain._show(moved, part)
+            part._disown("its chain belongs to another chain now")
         chain._is_greedy = len(parts) == 1 and parts[0]._is_greedy
+        chain._nesting = 1 + max((part._nesting for part in parts), default=0)
+        chain._is_checked = any(part._is_checked for part in parts)
         return chain
 
     @classmethod
@@ -215,37 +166,59 @@ class Sampler(Owner):
 
     def _give_away(self) -> CData:
         """Let a chain have the native sampler: it frees it from now on."""
-        pointer = self._open()
-        ffi.gc(pointer, None)
-        self._pointer = None
-        self._why_closed = "it belongs to a chain now"
-        return pointer
+        with self._lock.held():
+            pointer = self._open()
+            ffi.gc(pointer, None)
+            self._pointer = None
+            self._why_closed = "it belongs to a chain now"
+            return pointer
+
+    def _disown(self, why: str) -> None:
+        """Close what this sampler shows of its chain."""
+        for part in self._parts:
+            part._why_closed = why
+            part._pointer = None
+            part._disown(why)
 
     def _show(self, pointer: CData, part: Sampler) -> None:
-        """Add a sampler that the native chain has to those that this one shows."""
+        """Add a sampler that the native chain has, and is like ``part``, to those that this one shows."""
         shown = type(part).__new__(type(part))
-        shown._pointer = pointer
+        # It holds the chain, which owns it.
+        shown._pointer = own(ffi.cast("struct llama_sampler *", pointer), hold, self._open())
         shown._lock = self._lock
-        shown._keep = (*part._keep, self._pointer)
-        shown._chooses, shown._is_greedy, shown._parts = part._chooses, part._is_greedy, part._parts
-        shown._k, shown._n_vocab, shown._token_max = part._k, part._n_vocab, part._token_max
+        shown._keep = part._keep
+        shown._why_closed = Sampler._why_closed
+        shown._become(part)
+        shown._parts = []
+        for index, inner in enumerate(part._parts):
+            shown._show(lib.llama_sampler_chain_get(pointer, index), inner)
         self._parts.append(shown)
+
+    def _become(self, other: Sampler) -> None:
+        """Be of the same kind."""
+        self._chooses, self._is_greedy, self._is_adaptive = other._chooses, other._is_greedy, other._is_adaptive
+        self._is_grammar, self._is_checked = other._is_grammar, other._is_checked
+        self._nesting = other._nesting
+        self._k, self._n_vocab, self._token_max = other._k, other._n_vocab, other._token_max
+
+    def _all(self) -> Iterator[Sampler]:
+        """The sampler itself and all in it."""
+        yield self
+        for part in self._parts:
+            yield from part._all()
 
     def close(self) -> None:
         """Free the sampler, and those in it. Closing twice does nothing."""
         if self._pointer is None:
             return
         with self._lock.held():
-            for part in self._parts:
-                part._why_closed = "its chain was closed"
-                part._pointer = None
+            self._disown("its chain was closed")
             self._pointer = None
 
     def _attach(self, n_vocab: int) -> None:
         """A context runs it from now on, and those in it: tokens beyond the vocabulary would end the process."""
-        self._attached, self._limit = True, n_vocab - 1
-        for part in self._parts:
-            part._attach(n_vocab)
+        for part in self._all():
+            part._attached, part._limit = True, n_vocab - 1
 
     def __len__(self) -> int:
         """How many samplers the chain has; a single sampler has none in it."""
@@ -315,40 +288,133 @@ class Sampler(Owner):
             raise SamplerError(
                 f"{self!r} runs, or ran, in the graph of a context for another sequence: sample with a clone() of it"
             )
-        with self._lock.held():
-            try:
-                with ctx._suppressing(native, at) if ctx._suppress is not None else nullcontext():
-                    token = int(lib.llama_sampler_sample(self._open(), native, at))
-                self._token_max = max(self._token_max, token)
-                return token
-            except NativeError as error:
-                raise SamplerError(f"{self!r} chose no token: {error.message}") from error
+        with self._lock.held(), ctx._suppressing(native, at) if ctx._suppress is not None else nullcontext():
+            if self._is_checked:
+                return self._sample_checked(ctx._logits(native, at))
+            with _failures(self):
+                token = int(lib.llama_sampler_sample(self._open(), native, at))
+            self._token_max = max(self._token_max, token)
+            return token
+
+    def _sample_checked(self, logits: NDArray[np.float32]) -> int:
+        """``llama_sampler_sample`` on candidates that Python may see, whose choice the grammars are asked about."""
+        refused: list[int] = []
+        while True:
+            array = TokenDataArray.from_logits(logits)
+            array.data["logit"][refused] = -np.inf
+            self._run(array)
+            token = array.selected_token
+            if token is None:
+                raise SamplerError(f"{self!r} chose no token")
+            if not 0 <= token < logits.size:
+                raise SamplerError(f"{self!r} chose token {token}; the vocabulary has {logits.size}")
+            forbidding = self._forbidding(token)
+            if forbidding is None:
+                break
+            # Only a lazy grammar sees a forbidden token come too late: the token that starts it, with more behind.
+            if not lib.moebind_grammar_waits(forbidding._open()) or len(refused) == REFUSED_MAX:
+                raise SamplerError(f"{self!r} chose token {token}, which its grammar forbids: put the grammar first")
+            refused.append(token)
+        self._accept(token)
+        return token
 
     def _must_choose(self) -> None:
         self._open()
         if not self._chooses:
             raise SamplerError(f"{self!r} filters, but does not choose: end the chain in greedy() or dist(seed)")
 
+    def _forbidding(self, token: int) -> Sampler | None:
+        """The grammar in this sampler that forbids a token, if one does."""
+        if not self._is_checked:
+            return None
+        with _failures(self):
+            for part in self._all():
+                if part._is_grammar and not lib.moebind_grammar_allows(part._open(), token):
+                    return part
+        return None
+
+    def _run(self, array: TokenDataArray) -> None:
+        """``llama_sampler_apply``, by somebody who holds the sampler."""
+        native = self._open()
+        with array._lock, applying(array), _failures(self):
+            try:
+                lib.llama_sampler_apply(native, array._struct())
+            finally:
+                array._take_back()
+
     def apply(self, array: TokenDataArray) -> None:
-        """Change candidates in place, without a copy (``llama_sampler_apply``)."""
+        """Change candidates in place, without a copy (``llama_sampler_apply``).
+
+        Parameters
+        ----------
+        array
+            The candidates. Those that a grammar forbids stay, with a logit of -inf.
+
+        Raises
+        ------
+        SamplerError
+            If a grammar forbids what was chosen, or all that is left.
+        """
+        if not isinstance(array, TokenDataArray):
+            raise TypeError(f"array is {array!r} ({type(array).__name__}); it takes a TokenDataArray")
         with self._lock.held():
-            lib.llama_sampler_apply(self._open(), array._struct())
-            array._take_back()
+            self._run(array)
+            if not self._is_checked or not any(part._is_grammar for part in self._all()):
+                return
+            token = array.selected_token
+            if token is not None and self._forbidding(token) is not None:
+                array.selected = None
+                raise SamplerError(f"{self!r} chose token {token}, which its grammar forbids: put the grammar first")
+            if token is None and not (array.data["logit"] > -np.inf).any():
+                raise SamplerError(f"{self!r} left nothing to choose that its grammar allows: put the grammar first")
 
     def accept(self, token: SupportsIndex) -> None:
-        """Tell the sampler that a token was chosen: penalties count it (``llama_sampler_accept``)."""
+        """Tell the sampler that a token was chosen: penalties count it, grammars go on (``llama_sampler_accept``).
+
+        Raises
+        ------
+        SamplerError
+            If a grammar forbids it. Nothing has changed then; :meth:`try_accept` does not raise.
+        """
         number = checks.integer("token", token, 0, self._limit)
         with self._lock.held():
-            lib.llama_sampler_accept(self._open(), number)
-            self._token_max = max(self._token_max, number)
+            self._accept(number)
+
+    def _accept(self, token: int) -> None:
+        native = self._open()
+        if self._forbidding(token) is not None:
+            raise SamplerError(f"{self!r}: the grammar forbids token {token} here; it was not accepted")
+        with _failures(self):
+            lib.llama_sampler_accept(native, token)
+        self._token_max = max(self._token_max, token)
+
+    def try_accept(self, token: SupportsIndex) -> bool:
+        """:meth:`accept` a token if the grammars allow it.
+
+        Returns
+        -------
+        bool
+            False if one forbids it: nothing has changed then.
+
+        Raises
+        ------
+        SamplerError
+            If that cannot be told, since the grammar is too ambiguous or a trigger's pattern takes too long.
+        """
+        number = checks.integer("token", token, 0, self._limit)
+        with self._lock.held():
+            self._open()
+            if self._forbidding(number) is not None:
+                return False
+            self._accept(number)
+            return True
 
     def accept_many(self, tokens: ArrayLike) -> None:
-        """:meth:`accept` each of these tokens."""
+        """:meth:`accept` each of these tokens; those before one that a grammar forbids are accepted."""
         array = checks.int32_array("tokens", tokens, 0, self._limit)
         with self._lock.held():
-            self._token_max = max(self._token_max, int(array.max(initial=-1)))
             for token in array.tolist():
-                lib.llama_sampler_accept(self._open(), token)
+                self._accept(token)
 
     def with_tokens(self, tokens: ArrayLike) -> Self:
         """:meth:`accept` these tokens and return the sampler, for chaining calls."""
@@ -361,15 +427,44 @@ class Sampler(Owner):
             lib.llama_sampler_reset(self._open())
 
     def clone(self) -> Sampler:
-        """A copy with the same state (``llama_sampler_clone``)."""
+        """A copy with the same state (``llama_sampler_clone``).
+
+        Of :meth:`adaptive_p`, llama.cpp copies the average but begins again with the random numbers.
+        """
         with self._lock.held():
-            copy = self._make(lib.llama_sampler_clone(self._open()), *self._keep, chooses=self._chooses)
-            copy._is_greedy = self._is_greedy
-            copy._k, copy._n_vocab, copy._token_max = self._k, self._n_vocab, self._token_max
+            copy = self._make(lib.llama_sampler_clone(self._open()), *self._keep)
+            copy._become(self)
             native = copy._open()
             for index, part in enumerate(self._parts):
                 copy._show(lib.llama_sampler_chain_get(native, index), part)
+            for part in copy._all():
+                if part._is_adaptive:
+                    # The copy remembers what was chosen last, but not its probability, which it would read.
+                    lib.llama_sampler_accept(part._open(), checks.INT32_MAX)
             return copy
+
+    def timings(self) -> SamplerTimings:
+        """How long a chain took so far; zeros with ``no_perf`` (``llama_perf_sampler``).
+
+        Raises
+        ------
+        SamplerError
+            If this is a single sampler: only chains measure.
+        """
+        with self._lock.held():
+            data = lib.llama_perf_sampler(self._chain())
+            return SamplerTimings(float(data.t_sample_ms), int(data.n_sample))
+
+    def reset_timings(self) -> None:
+        """Have a chain start measuring anew (``llama_perf_sampler_reset``)."""
+        with self._lock.held():
+            lib.llama_perf_sampler_reset(self._chain())
+
+    def _chain(self) -> CData:
+        native = self._open()
+        if not lib.llama_sampler_chain_get(native, -1):
+            raise SamplerError(f"{self!r} is no chain, and only chains measure: Sampler.chain([...])")
+        return native
 
     def __repr__(self) -> str:
         if self.closed:
@@ -378,5 +473,10 @@ class Sampler(Owner):
         return f"<Sampler {self.name}{inside}>"
 
 
-def _min_keep(value: SupportsIndex) -> int:
-    return checks.integer("min_keep", value, 0)
+@contextmanager
+def _failures(sampler: Sampler) -> Iterator[None]:
+    """Tell what llama.cpp or a grammar could not do."""
+    try:
+        yield
+    except NativeError as error:
+        raise SamplerError(f"{sampler!r}: {error.message}") from error

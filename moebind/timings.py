@@ -1,4 +1,4 @@
-"""How long a context took."""
+"""How long contexts and samplers took."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from moebind._native import CData
 
-__all__ = ["Timings"]
+__all__ = ["SamplerTimings", "Timings"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,22 @@ def read_timings(data: CData) -> Timings:
     return Timings(
         data.t_start_ms, data.t_load_ms, data.t_p_eval_ms, data.t_eval_ms, data.n_p_eval, data.n_eval, data.n_reused
     )
+
+
+@dataclass(frozen=True)
+class SamplerTimings:
+    """What a chain of samplers measured since it was made or its timings were reset (``llama_perf_sampler``).
+
+    Attributes
+    ----------
+    t_sample_ms : float
+        Milliseconds spent on applying and accepting.
+    n_sample : int
+        Tokens accepted.
+    """
+
+    t_sample_ms: float
+    n_sample: int
+
+    def __str__(self) -> str:
+        return f"{self.n_sample} tokens sampled in {self.t_sample_ms:.1f} ms"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
@@ -61,6 +62,8 @@ class TokenDataArray:
         self._native.size = self._storage.size
         self._native.selected = -1
         self._native.sorted = checks.boolean("sorted", sorted)
+        # Samplers in several threads take turns; one in Python may apply others.
+        self._lock = threading.RLock()
 
     @classmethod
     def from_logits(cls, logits: ArrayLike) -> TokenDataArray:
@@ -89,6 +92,10 @@ class TokenDataArray:
         """The place of the candidate that a sampler chose, or None."""
         return int(self._native.selected) if 0 <= self._native.selected < self._native.size else None
 
+    @selected.setter
+    def selected(self, place: SupportsIndex | None) -> None:
+        self._native.selected = -1 if place is None else checks.integer("selected", place, 0, len(self) - 1)
+
     @property
     def selected_token(self) -> int | None:
         """The token that a sampler chose, or None."""
@@ -99,6 +106,60 @@ class TokenDataArray:
 
     def __iter__(self) -> Iterator[np.void]:
         return iter(self.data)
+
+    def select(self, token: SupportsIndex) -> None:
+        """Choose a token that is among the candidates.
+
+        Raises
+        ------
+        ValueError
+            If it is not.
+        """
+        number = checks.integer("token", token, -checks.INT32_MAX)
+        places = np.flatnonzero(self.data["id"] == number)
+        if not places.size:
+            raise ValueError(f"token {number} is not among the {len(self)} candidates")
+        self.selected = int(places[0])
+
+    def keep(self, which: ArrayLike | slice) -> None:
+        """Keep some candidates, in the order in which they are named; the rest is gone.
+
+        Parameters
+        ----------
+        which
+            A slice, an array of places, or a boolean array of shape ``(n,)``.
+
+        Raises
+        ------
+        ValueError
+            If none would be left.
+        IndexError
+            If a place does not exist, or a boolean array has another shape.
+        """
+        with self._lock:
+            index = which if isinstance(which, slice) else np.asarray(which)
+            if not isinstance(index, slice) and (index.ndim != 1 or (index.size and index.dtype.kind not in "biu")):
+                raise TypeError(f"which has the shape {index.shape} and dtype {index.dtype}; it takes places or a mask")
+            if not isinstance(index, slice) and not index.size:
+                raise ValueError("which is empty; at least one candidate has to be left")
+            places = np.arange(len(self))[index]
+            if not places.size or places.size > self._storage.size:
+                raise ValueError(f"which names {places.size} of {len(self)} candidates; 1 to {len(self)} can be left")
+            selected = np.flatnonzero(places == self._native.selected)
+            self._storage[: places.size] = self.data[places]
+            self._native.size = places.size
+            self._native.selected = int(selected[0]) if selected.size else -1
+            self._check_sorted()
+
+    def sort(self) -> None:
+        """Sort the candidates by falling logit."""
+        self.keep(np.argsort(-self.data["logit"], kind="stable"))
+        self._native.sorted = True
+
+    def _check_sorted(self) -> None:
+        """After Python could change them: samplers rely on it."""
+        logits = self.data["logit"]
+        self._native.sorted = bool(self._native.sorted and (logits[:-1] >= logits[1:]).all())
 
     def apply_sampler(self, sampler: Sampler) -> None:
         """Let a sampler change the candidates, in place (``llama_sampler_apply``)."""
@@ -131,10 +192,11 @@ class TokenDataArray:
 
     def _choose(self, sampler: Sampler) -> int:
         self.apply_sampler(sampler)
-        token = self.selected_token
-        if token is None:
-            raise SamplerError("no candidate was chosen: the logits may all be -inf or NaN")
-        return token
+        place = self.selected
+        if place is None or not self.data["logit"][place] > -np.inf:
+            self.selected = None
+            raise SamplerError("no candidate can be chosen: all logits are -inf, or some are NaN")
+        return int(self.data["id"][place])
 
     def __repr__(self) -> str:
         return f"<TokenDataArray of {len(self)} candidates, selected_token={self.selected_token}>"

@@ -90,6 +90,41 @@ int32_t moebind_quantize(const char * source, const char * target, const struct 
 // final NUL. Writes what fits and returns how many bytes they take.
 size_t moebind_quantize_rows(char * buffer, size_t size);
 
+// --- samplers of our own (python_sampler.cpp) ---
+
+// Have a Python object (its id()) live longer by one reference.
+void moebind_reference(uintptr_t object);
+
+// A sampler that calls moebind_on_sampler_*. It has a reference to the object until it is freed.
+struct llama_sampler * moebind_sampler_python(const char * name, uintptr_t object, void * handle);
+
+// llama_sampler_init_infill, which takes time with the square of the candidates; more than `most` throw.
+struct llama_sampler * moebind_sampler_infill(const struct llama_vocab * vocab, size_t most);
+
+// --- grammars (grammar_*.cpp, json_schema.cpp) ---
+
+// Throws what is wrong with a grammar, with its place.
+void moebind_grammar_check(const char * grammar, const char * root);
+
+// A sampler that lets only through what the grammar allows, and throws when nothing is left.
+struct llama_sampler * moebind_sampler_grammar(const struct llama_vocab * vocab, const char * grammar,
+                                               const char * root);
+
+// Before its first use.
+void moebind_grammar_begin(struct llama_sampler * grammar);
+
+// Instead of that: let everything through until a word, a pattern (std::regex) or a token comes. An invalid pattern
+// throws.
+void moebind_grammar_wait(struct llama_sampler * grammar, const char ** words, size_t n_words, const char ** patterns,
+                          size_t n_patterns, const llama_token * tokens, size_t n_tokens);
+bool moebind_grammar_waits(const struct llama_sampler * grammar);
+
+// Whether accepting the token would succeed.
+bool moebind_grammar_allows(const struct llama_sampler * grammar, llama_token token);
+
+// The grammar of a JSON schema, by llama-common. Writes at most `size` bytes and returns how many there are.
+size_t moebind_json_schema_to_grammar(const char * schema, char * buffer, size_t size);
+
 // --- what llama.cpp keeps in C++ (shim.cpp) ---
 
 // How many threads llama.cpp's own programs compute with on this machine.

@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import moebind
 from moebind import Context, ContextParams, Device, Model, ModelParams
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny  # beside this file
+
+# Several programs may share the machine: how long an example takes says nothing.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import SMALL
-from moebind import Batch, ClosedError, Context, Model, Sampler, SamplerError, TokenDataArray
+from moebind import Batch, ClosedError, Context, Model, Sampler, SamplerError, SamplerTimings, TokenDataArray
 from moebind.token_data import TOKEN_DATA
 
 logit_lists = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=60)
@@ -206,6 +206,15 @@ def test_chains_in_chains() -> None:
         assert candidates.selected_token == 1
 
 
+def test_chains_nest_only_so_deep() -> None:
+    chain = Sampler.chain([Sampler.greedy()])
+    with pytest.raises(SamplerError, match="deeper than 32"):
+        for _ in range(40):
+            chain = Sampler.chain([chain])
+    assert TokenDataArray.from_logits([1.0, 2.0]).with_sampler(chain).selected_token == 1
+    assert chain.clone()[0][0][0].name == "chain"
+
+
 def test_parts_keep_working_after_their_chain_was_collected() -> None:
     part = Sampler.chain([Sampler.top_k(1)])[0]
     gc.collect()
@@ -239,6 +248,24 @@ def test_sample_from_a_context(context: Context) -> None:
         for idx in (0, 5, -2):
             with pytest.raises(IndexError):
                 greedy.sample(context, idx)
+
+
+def test_chains_measure(context: Context) -> None:
+    context.decode(Batch.get_one([1]))
+    parts = [Sampler.temp(0.5), Sampler.greedy()]
+    with Sampler.chain(parts) as chain, Sampler.chain([Sampler.greedy()], no_perf=True) as quiet:
+        for _ in range(3):
+            chain.sample(context)
+            quiet.sample(context)
+        assert chain.timings().n_sample == 3
+        assert chain.timings().t_sample_ms > 0
+        assert "3 tokens" in str(chain.timings())
+        assert quiet.timings().t_sample_ms == 0
+        chain.reset_timings()
+        assert chain.timings() == SamplerTimings(0.0, 0)
+        for use in (chain[0].timings, chain[1].reset_timings):
+            with pytest.raises(SamplerError, match="no chain"):
+                use()
 
 
 def test_a_filter_does_not_choose(context: Context) -> None:

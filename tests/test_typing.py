@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from moebind import Batch, ChatMessage, Context, ContextParams, GgmlType, Model, ModelParams, Sampler
+from moebind import json_schema_to_grammar
 
 def main(path: str) -> str:
     params = ModelParams(n_gpu_layers=-1).with_n_cpu_moe(12).with_tensor_override("x", "CPU", strict=False)
@@ -29,6 +30,9 @@ def main(path: str) -> str:
         messages.append(message)
         names: list[str] = [call["function"]["name"] for call in message["tool_calls"]]
         print(model.apply_chat_template(messages, enable_thinking=False), names)
+        shape = {"type": "array", "items": {"type": "integer"}}
+        Sampler.chain([Sampler.json_schema(model, shape), Sampler.from_callable(lambda c: c.sort()), Sampler.greedy()])
+        grammar: str = json_schema_to_grammar(shape) + str(Sampler.grammar(model, "root ::= x").try_accept(token))
         return "".join(piece.text for piece in context.generate([token, n or 0], stop=["."])) + str(row.argmax())
 """
 BAD = {
@@ -38,6 +42,8 @@ BAD = {
     "ModelParams().with_cpu_moe_all(1)": "call-arg|misc",
     "Model.load_from_file(3)": "arg-type",
     "Sampler.top_p('0.9')": "arg-type",
+    "Sampler.logit_bias([(1, 2.0)])": "arg-type",
+    "Sampler.from_callable(lambda candidates: 3)": "arg-type|return-value|misc",
 }
 
 

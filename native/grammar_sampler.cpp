@@ -1,0 +1,474 @@
+// A grammar as a sampler: llama.cpp's language and parser, and its own steps.
+//
+// It differs from llama_sampler_init_grammar in what happens where that one ends the process or does not end: a token
+// that the grammar forbids is refused and leaves the state as it was, nothing left to choose is an error, and time is
+// bounded (grammar_steps.h). Control tokens are not text: only a rule that names the token lets one through.
+#include "grammar_rules.h"
+#include "grammar_steps.h"
+#include "grammar_trigger.h"
+#include "llama-sampler.h"
+#include "llama-vocab.h"
+#include "shim.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <unordered_set>
+
+namespace {
+
+using namespace moebind;
+
+struct state {
+    std::vector<grammar_stack>                  stacks;
+    std::string                                 unfinished;  // bytes of a character
+    bool                                        waiting = false;
+    std::string                                 text;    // while waiting
+    std::vector<std::pair<llama_token, size_t>> tokens;  // of that text, and where each ends
+};
+
+// The tokens as grammars see them. The text is the vocabulary's.
+struct token_text {
+    enum : uint8_t { text, end, hidden } kind;
+    const std::string * piece;
+};
+
+using token_texts = std::vector<token_text>;
+
+std::shared_ptr<const token_texts> read_tokens(const llama_vocab & vocab) {
+    auto texts = std::make_shared<token_texts>();
+    for (llama_token id = 0; id < static_cast<llama_token>(vocab.n_tokens()); id++) {
+        const std::string & piece   = vocab.token_to_piece(id);
+        const bool          special = vocab.token_get_attr(id) & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN);
+        const bool          hidden  = special || piece.empty() || piece.find('\0') != std::string::npos;
+        const auto          other   = hidden ? token_text::hidden : token_text::text;
+        texts->push_back({ vocab.is_eog(id) ? token_text::end : other, &piece });
+    }
+    return texts;
+}
+
+struct grammar_sampler {
+    std::shared_ptr<const token_texts>      tokens;
+    std::shared_ptr<const grammar_rules>    rules;
+    std::shared_ptr<const grammar_triggers> triggers;  // of a lazy one
+    state                                   now;
+
+    void reset() {
+        now         = {};
+        now.stacks  = rules->start;
+        now.waiting = triggers != nullptr;
+    }
+};
+
+grammar_sampler & of(const llama_sampler * sampler) { return *static_cast<grammar_sampler *>(sampler->ctx); }
+
+bool complete(const state & at) {
+    return at.unfinished.empty() && std::any_of(at.stacks.begin(), at.stacks.end(),
+                                                [](const grammar_stack & stack) { return stack.empty(); });
+}
+
+// Takes a piece of text into the grammar, which some rule may instead take as a token (token >= 0).
+void take(state & at, grammar_steps & steps, llama_token token, const std::string & piece) {
+    std::vector<uint32_t> now, found;
+    for (const auto & stack : at.stacks) {
+        const uint32_t id = steps.intern(stack);
+        if (stack.empty()) {
+            continue;
+        }
+        if (!is_token_rule(stack.back())) {
+            now.push_back(id);
+        } else if (token >= 0 && at.unfinished.empty() && matches_token(stack.back(), token)) {
+            const auto & next = steps.after(id);
+            found.insert(found.end(), next.begin(), next.end());
+        }
+    }
+    const std::string text = at.unfinished + piece;
+    const char *      pos  = text.data();
+    const char *      end  = pos + text.size();
+    std::string       unfinished;
+    if (piece.empty()) {
+        now.clear();
+    }
+    while (pos < end && !now.empty()) {
+        const character       read = read_character(pos, end);
+        std::vector<uint32_t> next;
+        for (uint32_t id : now) {
+            const auto & stack = steps.stack(id);
+            steps.work(1);
+            if (read.kind == character::invalid || stack.empty() || is_token_rule(stack.back()) ||
+                !matches(stack.back(), read)) {
+                continue;
+            }
+            if (read.kind == character::partial) {
+                next.push_back(id);
+            } else {
+                const auto & after = steps.after(id);
+                next.insert(next.end(), after.begin(), after.end());
+            }
+        }
+        std::sort(next.begin(), next.end());
+        next.erase(std::unique(next.begin(), next.end()), next.end());
+        now = std::move(next);
+        if (read.kind == character::partial) {
+            unfinished.assign(pos, end);
+        }
+        pos = read.next;
+    }
+    found.insert(found.end(), now.begin(), now.end());
+    std::sort(found.begin(), found.end());
+    found.erase(std::unique(found.begin(), found.end()), found.end());
+    if (found.empty()) {
+        throw rejection("the grammar forbids token " + std::to_string(token) + " here");
+    }
+    std::vector<grammar_stack> stacks;
+    for (uint32_t id : found) {
+        stacks.push_back(steps.stack(id));
+    }
+    at.stacks     = std::move(stacks);
+    at.unfinished = std::move(unfinished);
+}
+
+// The state after a token; throws a rejection.
+state after(const grammar_sampler & grammar, llama_token token) {
+    if (token < 0 || static_cast<size_t>(token) >= grammar.tokens->size()) {
+        throw rejection("token " + std::to_string(token) + " is not in the vocabulary");
+    }
+    const auto [kind, text]   = (*grammar.tokens)[token];
+    const std::string & piece = *text;
+    state               next  = grammar.now;
+    grammar_steps       steps(grammar.rules->rules);
+    if (next.waiting) {
+        const auto & tokens = grammar.triggers->tokens;
+        if (std::find(tokens.begin(), tokens.end(), token) != tokens.end()) {
+            next.waiting = false;
+            next.text.clear();
+            next.tokens.clear();
+            take(next, steps, token, piece);
+            return next;
+        }
+        const size_t old = next.text.size();
+        next.text += piece;
+        next.tokens.emplace_back(token, next.text.size());
+        const size_t start = grammar.triggers->find(next.text, old);
+        if (start == std::string::npos) {
+            return next;
+        }
+        next.waiting = false;
+        size_t begin = 0;
+        for (const auto & [id, end] : next.tokens) {
+            if (end > start) {
+                const bool whole = begin >= start;
+                const size_t from = whole ? begin : start;
+                take(next, steps, whole ? id : LLAMA_TOKEN_NULL, next.text.substr(from, end - from));
+            }
+            begin = end;
+        }
+        next.text.clear();
+        next.tokens.clear();
+        return next;
+    }
+    if (kind == token_text::end) {
+        if (!complete(next)) {
+            throw rejection("the grammar's text is not complete, so that token " + std::to_string(token) +
+                            ", which ends it, is forbidden");
+        }
+        return next;
+    }
+    take(next, steps, token, kind == token_text::text ? piece : std::string());
+    return next;
+}
+
+// Which of the candidates the grammar lets through, all of them walking through the grammar side by side.
+class filter {
+  public:
+    filter(const grammar_sampler & grammar, llama_token_data_array & candidates) :
+        now(grammar.now), tokens(*grammar.tokens), candidates(candidates), steps(grammar.rules->rules) {}
+
+    void apply() {
+        const bool at_end = complete(now);
+        for (const auto & stack : now.stacks) {
+            if (!stack.empty()) {
+                (is_token_rule(stack.back()) ? token_rules : first).push_back(steps.intern(stack));
+            }
+        }
+        for (size_t i = 0; i < candidates.size; i++) {
+            llama_token_data & candidate = candidates.data[i];
+            if (!(candidate.logit > -INFINITY)) {
+                continue;  // nobody chooses it
+            }
+            const bool known = candidate.id >= 0 && static_cast<size_t>(candidate.id) < tokens.size();
+            const auto kind  = known ? tokens[candidate.id].kind : token_text::hidden;
+            if (known && (kind == token_text::end ? at_end : named(candidate.id))) {
+                n_allowed++;
+            } else if (kind != token_text::text || !add(i, *tokens[candidate.id].piece)) {
+                candidate.logit = -INFINITY;
+            }
+        }
+        walk();
+        for (const auto & item : items) {
+            if (item.allowed) {
+                n_allowed++;
+            } else {
+                candidates.data[item.index].logit = -INFINITY;
+            }
+        }
+        if (n_allowed == 0) {
+            throw std::runtime_error(
+                at_end ? "the grammar's text is complete, and no token that ends a text is left to choose"
+                       : "the grammar forbids every candidate that is left: put it first in the chain, before samplers "
+                         "that remove candidates");
+        }
+    }
+
+  private:
+    struct item {
+        uint32_t     index;
+        bool         allowed;
+        uint32_t     level;  // in which it was read last
+        character    read;
+        const char * end;
+    };
+
+    // Candidates that have come equally far. Many stacks may share one.
+    using list = std::shared_ptr<const std::vector<uint32_t>>;
+
+    // What was found out about a list in this level.
+    struct steps_from {
+        std::unordered_map<uint64_t, list>                  after;  // by terminal
+        std::unordered_map<uint32_t, std::vector<uint32_t>> by_character;
+        std::vector<uint32_t>                               unfinished;
+    };
+
+    const state &                             now;
+    const token_texts &                       tokens;
+    llama_token_data_array &                  candidates;
+    grammar_steps                             steps;
+    std::vector<uint32_t>                     first;        // stacks that go on with a character
+    std::vector<uint32_t>                     token_rules;  // and with a token
+    std::vector<item>                         items;
+    std::deque<std::string>                   texts;                   // that do not lie in the vocabulary
+    std::vector<const llama_grammar_element *> beginnings;             // the terminals of the first, each once
+    char                                      begins_with[128] = {};  // whether one of them has it, where asked
+    size_t                                    n_allowed        = 0;
+
+    bool named(llama_token id) const {
+        return now.unfinished.empty() && std::any_of(token_rules.begin(), token_rules.end(), [&](uint32_t rule) {
+                   return matches_token(steps.stack(rule).back(), id);
+               });
+    }
+
+    // Terminals with the same number match the same: one character has its own, a class that of its place.
+    static uint64_t number(const llama_grammar_element * terminal) {
+        const auto behind = terminal[1].type;
+        const bool single = terminal->type == LLAMA_GRETYPE_CHAR && behind != LLAMA_GRETYPE_CHAR_ALT &&
+                            behind != LLAMA_GRETYPE_CHAR_RNG_UPPER;
+        return single ? uint64_t(1) << 63 | terminal->value : reinterpret_cast<uint64_t>(terminal);
+    }
+
+    static bool is_single(uint64_t number) { return number >> 63 != 0; }
+
+    bool begins(const character & read) {
+        if (beginnings.empty()) {
+            std::unordered_set<uint64_t> seen;
+            for (uint32_t id : first) {
+                if (seen.insert(number(steps.stack(id).back())).second) {
+                    beginnings.push_back(steps.stack(id).back());
+                }
+            }
+        }
+        const bool ascii = read.kind == character::whole && read.low < sizeof(begins_with);
+        if (ascii && begins_with[read.low] != 0) {
+            return begins_with[read.low] > 0;
+        }
+        steps.work(beginnings.size());
+        const bool found = read.kind != character::invalid &&
+                           std::any_of(beginnings.begin(), beginnings.end(),
+                                       [&](const auto * terminal) { return matches(terminal, read); });
+        if (ascii) {
+            begins_with[read.low] = found ? 1 : -1;
+        }
+        return found;
+    }
+
+    // False if already its first character is forbidden.
+    bool add(size_t i, const std::string & piece) {
+        const std::string & text = now.unfinished.empty() ? piece : texts.emplace_back(now.unfinished + piece);
+        const char *        end  = text.data() + text.size();
+        const character     read = read_character(text.data(), end);
+        if (first.empty() || !begins(read)) {
+            return false;
+        }
+        items.push_back({ uint32_t(i), false, 0, read, end });
+        return true;
+    }
+
+    // All candidates go through the grammar side by side, a character at a time.
+    void walk() {
+        auto all = std::make_shared<std::vector<uint32_t>>(items.size());
+        for (uint32_t i = 0; i < items.size(); i++) {
+            (*all)[i] = i;
+        }
+        std::unordered_map<uint32_t, std::vector<list>> here, next;
+        for (uint32_t id : first) {
+            here[id].push_back(all);
+        }
+        for (uint32_t level = 0; !here.empty() && !items.empty(); level++) {
+            std::unordered_map<const void *, steps_from> known;
+            std::vector<list>                            merged;  // lives as long as what is known of it
+            next.clear();
+            for (auto & [id, lists] : here) {
+                const grammar_stack & stack = steps.stack(id);
+                if (stack.empty() || is_token_rule(stack.back()) || steps.after(id).empty()) {
+                    continue;
+                }
+                if (lists.size() > 1) {
+                    lists = { merge(lists) };
+                }
+                merged.push_back(lists[0]);
+                const list matched = step(level, lists[0], known[lists[0].get()], stack.back());
+                if (!matched->empty()) {
+                    for (uint32_t follower : steps.after(id)) {
+                        auto & others = next[follower];
+                        if (std::find(others.begin(), others.end(), matched) == others.end()) {
+                            others.push_back(matched);
+                        }
+                        steps.work(1);
+                    }
+                }
+            }
+            std::swap(here, next);
+        }
+    }
+
+    // Several ways may lead to one stack, each with some of the candidates.
+    list merge(const std::vector<list> & lists) {
+        auto whole = std::make_shared<std::vector<uint32_t>>();
+        for (const list & each : lists) {
+            steps.work(each->size());
+            whole->insert(whole->end(), each->begin(), each->end());
+        }
+        std::sort(whole->begin(), whole->end());
+        whole->erase(std::unique(whole->begin(), whole->end()), whole->end());
+        return whole;
+    }
+
+    const character & read(uint32_t level, item & candidate) {
+        if (candidate.level != level) {
+            candidate.read  = read_character(candidate.read.next, candidate.end);
+            candidate.level = level;
+        }
+        return candidate.read;
+    }
+
+    // Which of these candidates go on behind a terminal; those that end there are allowed.
+    list step(uint32_t level, const list & from, steps_from & known, const llama_grammar_element * terminal) {
+        const uint64_t key   = number(terminal);
+        const auto     found = known.after.find(key);
+        if (found != known.after.end()) {
+            return found->second;
+        }
+        auto       matched = std::make_shared<std::vector<uint32_t>>();
+        const auto look_at = [&](const std::vector<uint32_t> & some) {
+            char answers[128] = {};  // for ASCII, which is asked again and again
+            steps.work(some.size());
+            for (uint32_t i : some) {
+                item & candidate = items[i];
+                if (candidate.allowed) {
+                    continue;
+                }
+                const character & now_read = read(level, candidate);
+                if (now_read.kind == character::whole && now_read.low < sizeof(answers)) {
+                    char & answer = answers[now_read.low];
+                    if (answer == 0) {
+                        answer = matches(terminal, now_read) ? 1 : -1;
+                    }
+                    if (answer < 0) {
+                        continue;
+                    }
+                } else if (now_read.kind == character::invalid || !matches(terminal, now_read)) {
+                    continue;
+                }
+                if (now_read.next == candidate.end) {
+                    candidate.allowed = true;
+                } else {
+                    matched->push_back(i);
+                }
+            }
+        };
+        // Sorting the candidates by character pays when many single ones are asked for: a list of words.
+        if (is_single(key) && known.after.size() >= 4) {
+            if (known.by_character.empty() && known.unfinished.empty()) {
+                steps.work(from->size());
+                for (uint32_t i : *from) {
+                    const character & one = read(level, items[i]);
+                    (one.low == one.high ? known.by_character[one.low] : known.unfinished).push_back(i);
+                }
+            }
+            const auto some = known.by_character.find(terminal->value);
+            if (some != known.by_character.end()) {
+                look_at(some->second);
+            }
+            look_at(known.unfinished);
+        } else {
+            look_at(*from);
+        }
+        return known.after[key] = std::move(matched);
+    }
+};
+
+const char * grammar_name(const llama_sampler *) { return "grammar"; }
+
+void grammar_accept(llama_sampler * sampler, llama_token token) { of(sampler).now = after(of(sampler), token); }
+
+void grammar_apply(llama_sampler * sampler, llama_token_data_array * candidates) {
+    if (!of(sampler).now.waiting) {
+        filter(of(sampler), *candidates).apply();
+    }
+}
+
+void grammar_reset(llama_sampler * sampler) { of(sampler).reset(); }
+
+llama_sampler * grammar_clone(const llama_sampler * sampler);
+
+void grammar_free(llama_sampler * sampler) { delete &of(sampler); }
+
+llama_sampler_i grammar_interface = {
+    grammar_name, grammar_accept, grammar_apply, grammar_reset, grammar_clone, grammar_free,
+    nullptr,      nullptr,        nullptr,       nullptr,       nullptr,       nullptr,
+};
+
+llama_sampler * grammar_clone(const llama_sampler * sampler) {
+    return llama_sampler_init(&grammar_interface, new grammar_sampler(of(sampler)));
+}
+
+}  // namespace
+
+llama_sampler * moebind_sampler_grammar(const llama_vocab * vocab, const char * grammar, const char * root) {
+    auto rules = read_grammar(vocab, grammar, root);
+    return llama_sampler_init(&grammar_interface,
+                              new grammar_sampler{ read_tokens(*vocab), std::move(rules), nullptr, {} });
+}
+
+void moebind_grammar_begin(llama_sampler * sampler) { of(sampler).reset(); }
+
+void moebind_grammar_wait(llama_sampler * sampler, const char ** words, size_t n_words, const char ** patterns,
+                          size_t n_patterns, const llama_token * tokens, size_t n_tokens) {
+    auto triggers = std::make_shared<grammar_triggers>();
+    triggers->words.assign(words, words + n_words);
+    triggers->patterns.assign(patterns, patterns + n_patterns);
+    triggers->tokens.assign(tokens, tokens + n_tokens);
+    triggers->compile();
+    of(sampler).triggers = std::move(triggers);
+    of(sampler).reset();
+}
+
+bool moebind_grammar_allows(const llama_sampler * sampler, llama_token token) {
+    try {
+        after(of(sampler), token);
+        return true;
+    } catch (const rejection &) {
+        return false;
+    }
+}
+
+bool moebind_grammar_waits(const llama_sampler * sampler) { return of(sampler).now.waiting; }

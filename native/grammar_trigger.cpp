@@ -1,0 +1,114 @@
+#include "grammar_trigger.h"
+
+#include "big_stack.h"
+
+#include <algorithm>
+#include <iterator>
+#include <stdexcept>
+
+namespace {
+
+// std::regex backtracks without a limit. It moves over text through iterators, and these count: one search may take so
+// many steps, about 30 ms, and a stack of at most 60 MiB.
+constexpr size_t steps_max  = 400 * 1000;
+constexpr size_t stack_size = size_t(256) << 20;
+
+class counted {
+  public:
+    using iterator_category = std::bidirectional_iterator_tag;
+    using value_type        = char;
+    using difference_type   = std::ptrdiff_t;
+    using pointer           = const char *;
+    using reference         = const char &;
+
+    counted() = default;
+    counted(const char * at, size_t * steps) : at(at), steps(steps) {}
+
+    reference operator*() const {
+        count();
+        return *at;
+    }
+    counted & operator++() {
+        count();
+        ++at;
+        return *this;
+    }
+    counted operator++(int) {
+        counted before = *this;
+        ++*this;
+        return before;
+    }
+    counted & operator--() {
+        count();
+        --at;
+        return *this;
+    }
+    counted operator--(int) {
+        counted before = *this;
+        --*this;
+        return before;
+    }
+    bool operator==(const counted & other) const { return at == other.at; }
+    bool operator!=(const counted & other) const { return at != other.at; }
+
+    const char * at    = nullptr;
+
+  private:
+    size_t * steps = nullptr;
+
+    void count() const {
+        if (++*steps > steps_max) {
+            throw std::runtime_error("a trigger pattern takes too long on the text so far: write it simpler");
+        }
+    }
+};
+
+bool starts_with(const std::string & text, const char * beginning) { return text.rfind(beginning, 0) == 0; }
+
+}  // namespace
+
+namespace moebind {
+
+void grammar_triggers::compile() {
+    on_big_stack(stack_size, [&]() {
+        for (const std::string & pattern : patterns) {
+            compiled.emplace_back(pattern);
+        }
+    });
+}
+
+size_t grammar_triggers::find(const std::string & text, size_t old) const {
+    size_t first = std::string::npos;
+    for (const std::string & word : words) {
+        first = std::min(first, text.find(word, old - std::min(old, word.size() - 1)));
+    }
+    if (first != std::string::npos || patterns.empty()) {
+        return first;
+    }
+    size_t steps = 0;  // of all of them
+    on_big_stack(stack_size, [&]() {
+        for (size_t i = 0; i < patterns.size() && first == std::string::npos; i++) {
+            const std::string &         pattern = patterns[i];
+            const counted               begin(text.data(), &steps), end(text.data() + text.size(), &steps);
+            std::match_results<counted> match;
+            const bool anchored = pattern.front() == '^' && pattern.back() == '$';
+            if (!(anchored && std::regex_match(begin, end, match, compiled[i]))) {
+                // What begins with anything at all matches at the beginning or nowhere.
+                const auto flags = starts_with(pattern, "[\\s\\S]*") ? std::regex_constants::match_continuous
+                                                                     : std::regex_constants::match_default;
+                if (!std::regex_search(begin, end, match, compiled[i], flags)) {
+                    continue;
+                }
+            }
+            // As llama.cpp: from the first group that matched something, or else from the beginning of the match.
+            size_t group = 1;
+            while (group < match.size() && match.length(group) == 0) {
+                group++;
+            }
+            first = match[group < match.size() ? group : 0].first.at - text.data();
+        }
+    });
+    return first;
+}
+
+}  // namespace moebind
