@@ -18,6 +18,7 @@ constexpr size_t nesting_max  = 1000;
 constexpr size_t repeats_max  = 2000;
 // A repetition is written out: "abc"{1000} becomes 3000 elements.
 constexpr size_t elements_max = 1 << 18;
+constexpr size_t token_max    = 1000;
 constexpr size_t stack_size   = size_t(64) << 20;
 
 std::string where(const std::string & text, size_t at) {
@@ -59,6 +60,9 @@ class scanner {
                 case '<':
                     at   = text.find('>', at);
                     item = 1;
+                    if (at != std::string::npos && at - start > token_max) {
+                        fail(start, "the text of a token has more than " + std::to_string(token_max) + " bytes");
+                    }
                     break;
                 case '(':
                     if (++nested > nesting_max) {

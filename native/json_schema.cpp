@@ -8,7 +8,8 @@
 
 size_t moebind_json_schema_to_grammar(const char * schema, char * buffer, size_t size) {
     std::string grammar;
-    moebind::on_big_stack(size_t(256) << 20, [&]() { grammar = json_schema_to_grammar(common_json::parse(schema), true); });
+    moebind::on_big_stack(size_t(256) << 20,
+                          [&]() { grammar = json_schema_to_grammar(common_json::parse(schema), true); });
     const size_t written = std::min(grammar.size(), size);
     std::memcpy(buffer, grammar.data(), written);
     return grammar.size();

@@ -323,6 +323,7 @@ def rules(n: int, last: str = '"z"') -> str:
         ("root ::= <[300000]>", "no token 300000"),
         ("root ::= <[99999999999999999999]>", "stoul"),
         ("root ::= <two tokens>", "invalid token"),
+        ("root ::= <" + "a" * 300_000 + ">", "more than 1000 bytes"),
         ("root ::= *", "expecting preceding item"),
         (
             "\n".join([f'r{i} ::= r{i + 1} "x" | r{i + 1} "y"' for i in range(50)] + ['r50 ::= "z"', "root ::= r0"]),
