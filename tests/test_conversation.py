@@ -176,6 +176,19 @@ def test_suppressed_tokens_are_told(suppressing: Model, moe: Model) -> None:
     assert moe.suppress_tokens.size == 0
 
 
+def test_grammars_and_samplers_in_python_keep_to_them(suppressing: Model) -> None:
+    parts = [
+        Sampler.grammar(suppressing, "root ::= [a-z ]*"),
+        Sampler.from_callable(lambda c: c.sort()),
+        Sampler.dist(1),
+    ]
+    with suppressing.new_context(SMALL) as context, Sampler.chain(parts) as chain:
+        pieces = list(context.generate([1, 5], max_tokens=12, sampler=chain))
+        assert len(pieces) == 12
+        assert all(piece.token % 2 for piece in pieces)
+        assert {*"".join(piece.text for piece in pieces)} <= {*"abcdefghijklmnopqrstuvwxyz "}
+
+
 def test_greedy_generation_keeps_to_them(suppressing: Model) -> None:
     with suppressing.new_context(SMALL) as context:
         pieces = list(context.generate([1, 5], max_tokens=20))
