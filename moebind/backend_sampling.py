@@ -85,14 +85,13 @@ class _Walk:
         """Check those in a chain."""
         for part in chain:
             name = part.name
-            if part._is_checked and not len(part):  # whatever a sampler in Python is called
-                raise SamplerError(f"{name} cannot be in a chain that a context runs: it takes all candidates out of it")
-            if name.startswith("?"):
+            own = part._is_checked and not len(part)  # a grammar, or a sampler in Python, whatever it is called
+            if name.startswith("?") and not own:
                 continue  # it does nothing
-            if name == "chain":
+            if name == "chain" and not own:
                 self.through(part)
                 continue
-            if name not in _IN_GRAPH | _ON_CPU:
+            if own or name not in _IN_GRAPH | _ON_CPU:
                 raise SamplerError(
                     f"{name} cannot be in a chain that a context runs: it takes all candidates out of it"
                 )

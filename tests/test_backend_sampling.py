@@ -296,6 +296,19 @@ def test_chains_that_do_not_fit(dense: Model, make, message: str) -> None:  # ty
         context.decode(Batch.get_one(TOKENS))
 
 
+def test_grammars_and_samplers_in_python_are_not_run_in_the_graph(dense: Model) -> None:
+    for part in (
+        Sampler.grammar(dense, "root ::= [a-z]*"),
+        Sampler.from_callable(lambda candidates: candidates.sort(), name="?nothing"),
+        Sampler.chain([Sampler.from_callable(lambda candidates: candidates.sort(), name="temp")]),
+    ):
+        with pytest.raises(SamplerError, match="cannot be in a chain that a context runs"):
+            dense.new_context(SMALL, samplers={0: Sampler.chain([part, Sampler.greedy()])})
+    biases = Sampler.chain([Sampler.logit_bias({dense.n_vocab: 1.0}), Sampler.greedy()])
+    with pytest.raises(SamplerError, match="the vocabulary ends at"):
+        dense.new_context(SMALL, samplers={0: biases})
+
+
 @pytest.mark.parametrize("samplers", [3, [], "a", {0: None}, {0: 3}, {"a": Sampler.greedy()}])
 def test_samplers_of_the_wrong_type(dense: Model, samplers: object) -> None:
     with pytest.raises(TypeError):
