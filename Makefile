@@ -21,6 +21,7 @@ check: environment ## lint, format, types, import contract, generated files
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	$(RUN) tools/params_methods.py --check
+	$(RUN) tools/c_api_table.py --check
 
 docs: environment ## the documentation, in docs/_build/html
 	$(RUN) -m sphinx -nW --keep-going -q -b html docs docs/_build/html
@@ -30,6 +31,7 @@ bench: environment ## decode speed against llama-bench
 
 generated: environment ## write the generated files again
 	$(RUN) tools/params_methods.py
+	$(RUN) tools/c_api_table.py
 
 clean:           ## remove what was built, not what was downloaded
 	rm -rf build .venv docs/_build

@@ -42,7 +42,7 @@ class ModelParamsMethods(_Methods):
 
     def with_tensor_overrides(self, tensor_overrides: Sequence[TensorOverride]) -> Self:
         """Return a copy with another ``tensor_overrides``. Rules that send tensors elsewhere; the first that
-        matches a tensor's name wins.
+        matches a tensor's name wins. There can be one less than ``llama_max_tensor_buft_overrides`` says.
         """
         return self._with(tensor_overrides=tensor_overrides)
 
@@ -143,7 +143,9 @@ class ContextParamsMethods(_Methods):
         return self._with(n_ubatch=n_ubatch)
 
     def with_n_seq_max(self, n_seq_max: int) -> Self:
-        """Return a copy with another ``n_seq_max``. The most sequences that the cache holds side by side."""
+        """Return a copy with another ``n_seq_max``. The most sequences that the cache holds side by side, up to
+        ``llama_max_parallel_sequences``.
+        """
         return self._with(n_seq_max=n_seq_max)
 
     def with_n_rs_seq(self, n_rs_seq: int) -> Self:

@@ -32,7 +32,7 @@ class LoraAdapter(Owner):
     """A LoRA adapter, made by :meth:`Model.lora_adapter_init` and used by :meth:`Context.set_lora_adapters`.
 
     It keeps its model's memory, and closing the model closes it. A context that uses it keeps the adapter's memory,
-    even when it is closed meanwhile.
+    even when it is closed meanwhile. It is freed by ``llama_adapter_lora_free``.
 
     Examples
     --------
@@ -82,7 +82,11 @@ class LoraAdapter(Owner):
 
     @property
     def meta(self) -> Mapping[str, str]:
-        """The metadata of the file, as text, without arrays (``llama_adapter_meta_val_str_by_index``)."""
+        """The metadata of the file, as text, without arrays.
+
+        Stands on ``llama_adapter_meta_count``, ``llama_adapter_meta_key_by_index`` and
+        ``llama_adapter_meta_val_str_by_index``.
+        """
         pointer = self._open()
         if self._meta is None:
             count = range(lib.llama_adapter_meta_count(pointer))
@@ -102,7 +106,7 @@ class LoraAdapter(Owner):
 
         Notes
         -----
-        Stands on ``llama_adapter_get_alora_invocation_tokens``.
+        Stands on ``llama_adapter_get_alora_n_invocation_tokens`` and ``llama_adapter_get_alora_invocation_tokens``.
         """
         pointer = self._open()
         count = int(lib.llama_adapter_get_alora_n_invocation_tokens(pointer))

@@ -231,7 +231,9 @@ class BackendSampling(Outputs):
             return None if token == lib.LLAMA_TOKEN_NULL else token
 
     def sampled_probs_ith(self, i: SupportsIndex = -1) -> NDArray[np.float32] | None:
-        """Probabilities of the candidates that a backend sampler left (``llama_get_sampled_probs_ith``).
+        """Probabilities of the candidates that a backend sampler left.
+
+        Stands on ``llama_get_sampled_probs_ith`` and ``llama_get_sampled_probs_count_ith``.
 
         Parameters
         ----------
@@ -247,7 +249,9 @@ class BackendSampling(Outputs):
         return self._sampled("probs", i)
 
     def sampled_logits_ith(self, i: SupportsIndex = -1) -> NDArray[np.float32] | None:
-        """Logits of the candidates that a backend sampler left (``llama_get_sampled_logits_ith``).
+        """Logits of the candidates that a backend sampler left.
+
+        Stands on ``llama_get_sampled_logits_ith`` and ``llama_get_sampled_logits_count_ith``.
 
         Parameters
         ----------
@@ -263,7 +267,9 @@ class BackendSampling(Outputs):
         return self._sampled("logits", i)
 
     def sampled_candidates_ith(self, i: SupportsIndex = -1) -> NDArray[np.int32] | None:
-        """Token ids of the candidates that a backend sampler left (``llama_get_sampled_candidates_ith``).
+        """Token ids of the candidates that a backend sampler left.
+
+        Stands on ``llama_get_sampled_candidates_ith`` and ``llama_get_sampled_candidates_count_ith``.
 
         Parameters
         ----------

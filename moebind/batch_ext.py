@@ -39,7 +39,8 @@ class BatchExt(Owner):
 
     Notes
     -----
-    Stands on ``llama_batch_ext``, which is experimental in llama.cpp. Process it with :meth:`Context.process`.
+    Stands on ``llama_batch_ext_init`` and ``llama_batch_ext_free``, which are experimental in llama.cpp.
+    Process it with :meth:`Context.process`.
 
     Examples
     --------
@@ -50,6 +51,10 @@ class BatchExt(Owner):
     """
 
     def __init__(self, context: Context) -> None:
+        from moebind.context import Context
+
+        if not isinstance(context, Context):
+            raise TypeError(f"context is {context!r}; it takes the Context that will process the batch")
         with context._exclusive() as native:
             model = context.model
             self._context = context
@@ -97,6 +102,9 @@ class BatchExt(Owner):
         output: bool = False,
     ) -> int:
         """Add one entry.
+
+        Stands on ``llama_batch_ext_add`` and ``llama_batch_ext_add_token``, ``llama_batch_ext_set_embd_token``,
+        ``llama_batch_ext_add_seq``, ``llama_batch_ext_set_pos`` and ``llama_batch_ext_set_output_logits``.
 
         Parameters
         ----------

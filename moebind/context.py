@@ -123,7 +123,10 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
         self._also_used = (*(chain._lock for chain in self._attached.values()), *pools.values())
 
     def close(self) -> None:
-        """Free the context, once no view of it is left; waits for a running call. Closing twice does nothing."""
+        """Free the context, once no view of it is left (``llama_free``); waits for a running call.
+
+        Closing twice does nothing.
+        """
         if self._pointer is None:
             return
         with self._lock.held():

@@ -89,6 +89,8 @@ class MemoryBreakdown:
 
     def reduction_vs(self, other: MemoryBreakdown) -> float:
         """How much less this holds on devices than ``other`` does, as a fraction of ``other``'s: 0.94 is 94 % saved."""
+        if not isinstance(other, MemoryBreakdown):
+            raise TypeError(f"other is {other!r}; it takes a MemoryBreakdown")
         return 1.0 - self.device_bytes / other.device_bytes if other.device_bytes else 0.0
 
     def __str__(self) -> str:

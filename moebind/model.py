@@ -165,7 +165,10 @@ class Model(ChatTemplates, Embedding, Saving):
     _children: WeakSet[Owner]
 
     def close(self) -> None:
-        """Close the model's contexts, then free it, once no view of them is left. Closing twice does nothing."""
+        """Close the model's contexts, then free it, once no view of them is left (``llama_model_free``).
+
+        Closing twice does nothing.
+        """
         if self._pointer is not None:
             close_all(self._children)
             self._vocab = None
@@ -250,7 +253,11 @@ class Model(ChatTemplates, Embedding, Saving):
 
     @property
     def meta(self) -> Mapping[str, str]:
-        """The metadata of the file, as text; arrays are shortened (``llama_model_meta_val_str_by_index``)."""
+        """The metadata of the file, as text; arrays are shortened.
+
+        Stands on ``llama_model_meta_count``, ``llama_model_meta_key_by_index`` and
+        ``llama_model_meta_val_str_by_index``.
+        """
         pointer = self._open()
         if self._meta is None:
             count = range(lib.llama_model_meta_count(pointer))

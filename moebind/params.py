@@ -190,7 +190,7 @@ class Params:
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class ModelParams(ModelParamsMethods, Params):
-    """How a model is loaded: ``llama_model_params``.
+    """How a model is loaded: ``llama_model_params``, with the defaults of ``llama_model_default_params``.
 
     Immutable; ``with_`` methods return changed copies. Fields are also keywords:
     ``ModelParams(n_gpu_layers=-1) == ModelParams().with_n_gpu_layers(-1)``.
@@ -204,7 +204,8 @@ class ModelParams(ModelParamsMethods, Params):
     devices: tuple[Device, ...] | None = option(None, _devices)
     """Devices that take layers, from ``moebind.devices()``; None: all GPUs. An empty tuple keeps all on the CPU."""
     tensor_overrides: tuple[TensorOverride, ...] = option((), _tensor_overrides)
-    """Rules that send tensors elsewhere; the first that matches a tensor's name wins."""
+    """Rules that send tensors elsewhere; the first that matches a tensor's name wins. There can be one less than
+    ``llama_max_tensor_buft_overrides`` says."""
     n_gpu_layers: int = option(_MODEL.n_gpu_layers, _integer(-1))
     """How many layers go to devices other than the CPU, counted from the last; -1: all."""
     split_mode: SplitMode = option(SplitMode(_MODEL.split_mode), _member(SplitMode))
@@ -343,7 +344,7 @@ def _numbers_below(count: int) -> str:
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class ContextParams(ContextParamsMethods, Params):
-    """How a context is made: ``llama_context_params``.
+    """How a context is made: ``llama_context_params``, with the defaults of ``llama_context_default_params``.
 
     Immutable; ``with_`` methods return changed copies. Fields are also keywords:
     ``ContextParams(n_ctx=4096) == ContextParams().with_n_ctx(4096)``.
@@ -361,7 +362,7 @@ class ContextParams(ContextParamsMethods, Params):
     n_ubatch: int = option(_CONTEXT.n_ubatch, _integer(1))
     """The most tokens that are computed at once; more make prompts faster and take more memory."""
     n_seq_max: int = option(_CONTEXT.n_seq_max, _integer(1, lib.llama_max_parallel_sequences()))
-    """The most sequences that the cache holds side by side."""
+    """The most sequences that the cache holds side by side, up to ``llama_max_parallel_sequences``."""
     n_rs_seq: int = option(_CONTEXT.n_rs_seq, _integer(0, 4096))
     """Snapshots of recurrent state kept a sequence, to go back to; experimental in llama.cpp."""
     n_outputs_max: int = option(_CONTEXT.n_outputs_max, _integer(0))

@@ -119,7 +119,7 @@ class Sampler(GrammarKinds):
 
     @classmethod
     def chain(cls, samplers: Iterable[Sampler], no_perf: bool = False) -> Self:
-        """Apply samplers one after another (``llama_sampler_chain_init``).
+        """Apply samplers one after another (``llama_sampler_chain_init``, ``llama_sampler_chain_add``).
 
         Parameters
         ----------
@@ -208,7 +208,7 @@ class Sampler(GrammarKinds):
             yield from part._all()
 
     def close(self) -> None:
-        """Free the sampler, and those in it. Closing twice does nothing."""
+        """Free the sampler, and those in it (``llama_sampler_free``). Closing twice does nothing."""
         if self._pointer is None:
             return
         with self._lock.held():

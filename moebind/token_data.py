@@ -163,11 +163,15 @@ class TokenDataArray:
 
     def apply_sampler(self, sampler: Sampler) -> None:
         """Let a sampler change the candidates, in place (``llama_sampler_apply``)."""
+        from moebind.sampler import Sampler
+
+        if not isinstance(sampler, Sampler):
+            raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
         sampler.apply(self)
 
     def with_sampler(self, sampler: Sampler) -> TokenDataArray:
         """Apply a sampler and return this array, for chaining calls."""
-        sampler.apply(self)
+        self.apply_sampler(sampler)
         return self
 
     def sample_token(self, seed: int) -> int:

@@ -344,6 +344,8 @@ class Vocabulary(Owner):
         special
             Give the text of a special token too, instead of nothing.
         """
+        if not isinstance(decoder, codecs.IncrementalDecoder):
+            raise TypeError(f"decoder is {decoder!r}; it takes codecs.getincrementaldecoder('utf-8')('replace')")
         return decoder.decode(self.token_to_bytes(token, special=special))
 
     def tokens(self, *, special: bool = True) -> Iterator[tuple[int, bytes]]:
