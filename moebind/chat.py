@@ -15,6 +15,7 @@ from moebind._owner import Owner
 from moebind.chat_messages import checked_json, checked_messages, checked_tools
 from moebind.chat_prompt import ChatMessage, ChatPrompt, ChatTrigger, exchange, told
 from moebind.errors import ChatTemplateError, NativeError
+from moebind.json_schema import strict_schema, with_corrected_rules
 
 __all__ = ["ChatTemplates", "chat_builtin_templates"]
 
@@ -153,7 +154,8 @@ class ChatTemplates(Owner):
         parallel_tool_calls
             Whether one reply may have several calls.
         json_schema
-            What the content of the reply has to be like.
+            What the content of the reply has to be like; as for :func:`moebind.json_schema_to_grammar`, which says what
+            is refused with ``GrammarError``.
         reasoning_format
             ``"auto"`` (which is ``"deepseek"``) has :meth:`ChatPrompt.parse` take the reasoning out of the content,
             ``"none"`` leaves it there.
@@ -191,7 +193,7 @@ class ChatTemplates(Owner):
             "tools": wanted,
             "tool_choice": _one_of("tool_choice", tool_choice, _TOOL_CHOICES),
             "parallel_tool_calls": checks.boolean("parallel_tool_calls", parallel_tool_calls),
-            "json_schema": _schema(json_schema),
+            "json_schema": "" if json_schema is None else strict_schema(json_schema),
             "add_generation_prompt": checks.boolean("add_generation_prompt", add_generation_prompt),
             "continue_final_message": checks.boolean("continue_final_message", continue_final_message),
             "reasoning_format": _one_of("reasoning_format", reasoning_format, _REASONING_FORMATS),
@@ -203,6 +205,7 @@ class ChatTemplates(Owner):
         for name in kwargs:
             checks.text("the name of a template's argument", name)
         found = exchange(request, lib.moebind_chat_apply, self._template(template))
+        found["grammar"] = with_corrected_rules(found["grammar"])
         triggers = tuple(ChatTrigger(each["type"], each["value"]) for each in found.pop("triggers"))
         lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
         return ChatPrompt(**{**found, **lists}, triggers=triggers, reasoning_format=reasoning_format)
@@ -319,17 +322,3 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it takes one of {', '.join(allowed)}")
     return value
-
-
-def _schema(schema: Mapping[str, object] | str | None) -> str:
-    if schema is None:
-        return ""
-    if isinstance(schema, str):
-        checks.utf8("json_schema", schema)
-        try:
-            schema = json.loads(schema)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"json_schema is not JSON: {error}") from None
-    if not isinstance(schema, Mapping):
-        raise TypeError(f"json_schema is {schema!r}; it takes a dict, or its JSON as str")
-    return json.dumps(checked_json("json_schema", schema), ensure_ascii=False)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from moebind import checks
 from moebind._owner import Owner
+from moebind.chat_grammar import held_to, preserved_tokens
 from moebind.chat_prompt import ChatMessage, ChatPrompt
 from moebind.generation import Piece, StopReason
 
@@ -99,6 +101,7 @@ class Conversation(Owner):
         template: str | None = None,
         seq_id: SupportsIndex = 0,
         reuse_prefix: bool = True,
+        use_grammar: bool = True,
         **kwargs: object,
     ) -> ChatReply:
         """Answer messages, piece by piece.
@@ -110,6 +113,8 @@ class Conversation(Owner):
         sampler, max_tokens, stop, seq_id, reuse_prefix
             How the reply is generated. As for :meth:`generate`. The texts that end a reply of this template are added
             to ``stop``.
+        use_grammar
+            Hold the reply to the grammar of the tools, or of ``json_schema``: what it forbids is never chosen.
 
         Returns
         -------
@@ -122,11 +127,8 @@ class Conversation(Owner):
             If the chat cannot be rendered.
         ValueError, TypeError
             If a message is not as it has to be, or the prompt does not fit the context.
-
-        Notes
-        -----
-        The reply is not held to the grammar of the tools or of ``json_schema``: put a sampler with
-        ``ChatPrompt.grammar`` into the chain for that.
+        GrammarError
+            If a grammar cannot hold the reply to the JSON schema or the tools.
 
         Examples
         --------
@@ -136,15 +138,12 @@ class Conversation(Owner):
         given: dict[str, Any] = kwargs
         model = self._model
         prompt = model.chat_format(messages, tools=tools, template=template, **given)
+        if checks.boolean("use_grammar", use_grammar):
+            sampler = held_to(model, prompt, sampler)
         texts = [stop] if isinstance(stop, str) else list(stop)
-        shown = set()
-        for text in prompt.preserved_tokens:
-            tokens = model.str_to_token(text, add_special=False)
-            if tokens.size == 1:
-                shown.add(int(tokens[0]))
         pieces = self._generate(
             prompt.prompt,
-            frozenset(shown),
+            preserved_tokens(model, prompt),
             sampler=sampler,
             max_tokens=max_tokens,
             stop=[*texts, *(text for text in prompt.additional_stops if text)],

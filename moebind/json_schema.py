@@ -106,12 +106,7 @@ def json_schema_to_grammar(schema: Mapping[str, object] | str) -> str:
     >>> grammar = moebind.json_schema_to_grammar({"type": "array", "items": {"enum": ["red", "green"]}})
     >>> sampler = Sampler.chain([Sampler.grammar(model, grammar), Sampler.greedy()])
     """
-    reader = _Reader(_parsed(schema))
-    try:
-        text = json.dumps(reader.document(), allow_nan=False)
-    except RecursionError:
-        raise GrammarError(f"the schema nests deeper than {DEPTH_MAX}") from None
-    encoded = text.encode()
+    encoded = strict_schema(schema).encode()
     try:
         size = lib.moebind_json_schema_to_grammar(encoded, ffi.NULL, 0)
         buffer = ffi.new("char[]", size)
@@ -121,6 +116,26 @@ def json_schema_to_grammar(schema: Mapping[str, object] | str) -> str:
     except NativeError as error:
         raise GrammarError(f"the schema cannot be made into a grammar: {error.message}") from None
     return grammar
+
+
+def strict_schema(schema: Mapping[str, object] | str) -> str:
+    """A schema as JSON that llama-common makes into a grammar of the same texts, or fewer.
+
+    Raises
+    ------
+    GrammarError, TypeError
+        As :func:`json_schema_to_grammar` does.
+    """
+    reader = _Reader(_parsed(schema))
+    try:
+        return json.dumps(reader.document(), allow_nan=False)
+    except RecursionError:
+        raise GrammarError(f"the schema nests deeper than {DEPTH_MAX}") from None
+
+
+def with_corrected_rules(grammar: str) -> str:
+    """A grammar of llama-common's with what stands in place of its wrong rules."""
+    return "\n".join(CORRECTED.get(line, line) for line in grammar.split("\n"))
 
 
 def _corrected(grammar: str) -> str:

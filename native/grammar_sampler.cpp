@@ -52,12 +52,9 @@ struct grammar_sampler {
     std::shared_ptr<const grammar_rules>    rules;
     std::shared_ptr<const grammar_triggers> triggers;  // of a lazy one
     state                                   now;
+    std::string                             written;  // what of the text is there before the first token
 
-    void reset() {
-        now         = {};
-        now.stacks  = rules->start;
-        now.waiting = triggers != nullptr;
-    }
+    void reset();
 };
 
 grammar_sampler & of(const llama_sampler * sampler) { return *static_cast<grammar_sampler *>(sampler->ctx); }
@@ -126,6 +123,17 @@ void take(state & at, grammar_steps & steps, llama_token token, const std::strin
     }
     at.stacks     = std::move(stacks);
     at.unfinished = std::move(unfinished);
+}
+
+void grammar_sampler::reset() {
+    state first;
+    first.stacks  = rules->start;
+    first.waiting = triggers != nullptr;
+    if (!written.empty()) {
+        grammar_steps steps(rules->rules);
+        take(first, steps, LLAMA_TOKEN_NULL, written);
+    }
+    now = std::move(first);
 }
 
 // The state after a token; throws a rejection.
@@ -446,10 +454,26 @@ llama_sampler * grammar_clone(const llama_sampler * sampler) {
 llama_sampler * moebind_sampler_grammar(const llama_vocab * vocab, const char * grammar, const char * root) {
     auto rules = read_grammar(vocab, grammar, root);
     return llama_sampler_init(&grammar_interface,
-                              new grammar_sampler{ read_tokens(*vocab), std::move(rules), nullptr, {} });
+                              new grammar_sampler{ read_tokens(*vocab), std::move(rules), nullptr, {}, {} });
 }
 
 void moebind_grammar_begin(llama_sampler * sampler) { of(sampler).reset(); }
+
+void moebind_grammar_written(llama_sampler * sampler, const char * text) {
+    of(sampler).written = text;
+    of(sampler).reset();
+}
+
+void moebind_grammar_show(llama_sampler * sampler, const llama_token * tokens, size_t n_tokens) {
+    auto texts = std::make_shared<token_texts>(*of(sampler).tokens);
+    for (size_t i = 0; i < n_tokens; i++) {
+        auto & [kind, piece] = texts->at(tokens[i]);
+        if (kind == token_text::hidden && !piece->empty()) {
+            kind = token_text::text;
+        }
+    }
+    of(sampler).tokens = std::move(texts);
+}
 
 void moebind_grammar_wait(llama_sampler * sampler, const char ** words, size_t n_words, const char ** patterns,
                           size_t n_patterns, const llama_token * tokens, size_t n_tokens) {

@@ -113,7 +113,13 @@ struct llama_sampler * moebind_sampler_grammar(const struct llama_vocab * vocab,
 // Before its first use.
 void moebind_grammar_begin(struct llama_sampler * grammar);
 
-// Instead of that: let everything through until a word, a pattern (std::regex) or a token comes. An invalid pattern
+// The text begins with this, before the first token; throws when the grammar forbids it. Not of one that waits.
+void moebind_grammar_written(struct llama_sampler * grammar, const char * text);
+
+// Take these control tokens for their text, as in the replies of a chat template.
+void moebind_grammar_show(struct llama_sampler * grammar, const llama_token * tokens, size_t n_tokens);
+
+// Instead of moebind_grammar_begin: let everything through until a word, a pattern (std::regex) or a token comes. An invalid pattern
 // throws.
 void moebind_grammar_wait(struct llama_sampler * grammar, const char ** words, size_t n_words, const char ** patterns,
                           size_t n_patterns, const llama_token * tokens, size_t n_tokens);

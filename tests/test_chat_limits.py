@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_vocab
 
-from moebind import ChatTemplateError, ClosedError, Model, ModelParams
+from moebind import ChatTemplateError, ClosedError, GrammarError, Model, ModelParams
 
 HERE = Path(__file__).parent
 VOCAB_ONLY = ModelParams(n_gpu_layers=0, vocab_only=True)
@@ -108,11 +108,11 @@ def test_bad_messages(model: Model, messages: Any, error: type[Exception], messa
         ({"parallel_tool_calls": "yes"}, TypeError, "parallel_tool_calls"),
         ({"reasoning_format": "x"}, ValueError, "reasoning_format"),
         ({"continue_final_message": 1}, TypeError, "continue_final_message"),
-        ({"json_schema": 3}, TypeError, "json_schema"),
-        ({"json_schema": "{"}, ValueError, "not JSON"),
-        ({"json_schema": "[" * 10**5}, ValueError, "not JSON"),
-        ({"json_schema": "3"}, TypeError, "json_schema"),
-        ({"json_schema": {"type": "nonsense"}}, ChatTemplateError, "nonsense"),
+        ({"json_schema": 3}, TypeError, "schema is 3"),
+        ({"json_schema": "{"}, GrammarError, "JSON"),
+        ({"json_schema": "[" * 10**5}, GrammarError, "JSON|deep"),
+        ({"json_schema": "3"}, GrammarError, "schema"),
+        ({"json_schema": {"type": "nonsense"}}, GrammarError, "nonsense"),
         ({"x": float("inf")}, ValueError, "x is inf"),
         ({"x": {"a": [float("nan")]}}, ValueError, r"x\['a'\]\[0\] is nan"),
         ({"x": object()}, TypeError, "JSON cannot hold"),

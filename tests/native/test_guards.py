@@ -138,11 +138,10 @@ def test_exception_in_abort_callback_reaches_the_caller(moe: Model) -> None:
 def test_exception_in_eval_callback_reaches_the_caller(moe: Model) -> None:
     seen: list[str] = []
 
-    def evaluate(tensor: object, ask: bool) -> bool:
-        name = bytes(ffi.string(ffi.addressof(tensor.name, 0)))  # type: ignore[attr-defined]
+    def evaluate(tensor: moebind.EvalTensor, ask: bool) -> bool:
         if ask:
-            return name.startswith(b"l_out")
-        seen.append(name.decode())
+            return tensor.name.startswith("l_out")
+        seen.append(tensor.name)
         if len(seen) == 3:
             raise Failure("seen enough")
         return True

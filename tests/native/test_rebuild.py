@@ -57,4 +57,4 @@ def test_the_generator_rebuilds_the_extension_only(name: str) -> None:
         steps = [step for step in would_build() if step.startswith(("Building", "Linking", "Reading"))]
     assert steps[0] == "Reading llama.cpp's headers"
     assert not [step for step in steps if "vendor/llama.cpp" in step]
-    assert len(steps) <= 9
+    assert all("_libllama" in step for step in steps[1:])
