@@ -121,9 +121,9 @@ def _row(name: str, part: DeviceMemory | BufferMemory) -> tuple[str, ...]:
     return (name, *(f"{size / 2**20:.1f}" for size in (part.model, part.context, part.compute, part.total)))
 
 
-def gather(parts: Iterable[tuple[CData, BufferMemory]], described: Iterable[CData] = ()) -> tuple[DeviceMemory, ...]:
-    """Buffers by their types, device by device, the host last; devices in ``described`` are listed even when empty."""
-    by_device: dict[CData, list[BufferMemory]] = {device: [] for device in described}
+def gather(parts: Iterable[tuple[CData, BufferMemory]], devices: Iterable[CData]) -> tuple[DeviceMemory, ...]:
+    """Buffers by their types, device by device: ``devices`` in their order, even when empty, others, and the host."""
+    by_device: dict[CData, list[BufferMemory]] = {device: [] for device in devices}
     host: list[BufferMemory] = []
     for buffer_type, buffer in parts:
         device = lib.ggml_backend_buft_get_device(buffer_type)
@@ -170,4 +170,6 @@ def read_parts(context: CData) -> list[tuple[CData, BufferMemory]]:
 
 def read_breakdown(context: CData) -> MemoryBreakdown:
     """Ask a ``llama_context`` for its memory."""
-    return MemoryBreakdown(gather(read_parts(context)))
+    model = lib.llama_get_model(context)
+    devices = [lib.moebind_model_device(model, at) for at in range(lib.moebind_model_n_devices(model))]
+    return MemoryBreakdown(gather(read_parts(context), devices))
