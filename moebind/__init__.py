@@ -76,6 +76,7 @@ from moebind.token_data import TokenDataArray
 if TYPE_CHECKING:
     from moebind.json_schema import json_schema_to_grammar
     from moebind.placement.experts import ExpertSummary, LayerExperts, experts
+    from moebind.placement.fit import Fit, fit
     from moebind.placement.loopback import loopback_device
     from moebind.placement.plan import Plan, plan
     from moebind.quantization import quantize
@@ -104,6 +105,7 @@ __all__ = [
     "DeviceType",
     "EvalTensor",
     "ExpertSummary",
+    "Fit",
     "FlashAttnType",
     "Ftype",
     "GgmlType",
@@ -148,6 +150,7 @@ __all__ = [
     "devices",
     "experts",
     "ffi",
+    "fit",
     "init",
     "json_schema_to_grammar",
     "lib",
@@ -169,6 +172,7 @@ __all__ = [
 #: What needs modules that most programs do not (subprocess, sockets) is imported when it is asked for.
 _LAZY = {
     "ExpertSummary": "moebind.placement.experts",
+    "Fit": "moebind.placement.fit",
     "LayerExperts": "moebind.placement.experts",
     "Plan": "moebind.placement.plan",
     "QuantizeResult": "moebind.quantize_plan",
@@ -176,6 +180,7 @@ _LAZY = {
     "add_rpc_server": "moebind.rpc",
     "experts": "moebind.placement.experts",
     "json_schema_to_grammar": "moebind.json_schema",
+    "fit": "moebind.placement.fit",
     "loopback_device": "moebind.placement.loopback",
     "plan": "moebind.placement.plan",
     "quantize": "moebind.quantization",
