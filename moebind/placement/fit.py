@@ -71,9 +71,9 @@ def fit(
 
     It plans, and takes the first of these that fits: everything on the devices; the experts of some layers in host
     memory, counted from the first layer or from the last, whichever leaves more on the device, with single matrices of
-    one more layer; the experts of all layers there, and fewer layers on the devices. The context is only as long as
-    ``n_ctx_min`` meanwhile, and then as long as what is left allows. Over several devices, the layers are spread so that
-    as many experts as possible stay on them.
+    one more layer; if not even what is left without experts fits, the last layers whole, and others without their
+    experts. The context is only as long as ``n_ctx_min`` meanwhile, and then as long as what is left allows. Over
+    several devices, the layers are spread so that as many experts as possible stay on them.
 
     What you set yourself stays: ``n_gpu_layers``, tensor overrides, ``tensor_split``, ``n_ctx``, types of the cache.
 
@@ -204,16 +204,16 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
         lines.append("There is no other device: everything is in host memory.")
     elif params.n_gpu_layers != model.n_gpu_layers:
         lines.append(
-            f"Even without its experts the model does not fit: {params.n_gpu_layers} of {plan.n_layer + 1} layers are on "
-            "the devices, the output counted as one."
+            f"Even without its experts the model does not fit: {params.n_gpu_layers} of {plan.n_layer + 1} layers are "
+            "on the devices, counted from the last, which is the output."
         )
-    elif added:
+    if added:
         share = plan.expert_bytes / total if total else 0.0
         lines.append(
-            f"{show_size(plan.expert_bytes)} of {show_size(total)} of experts ({share:.0%}) stay on the devices, the others "
-            f"are in host memory: {', '.join(rule.pattern for rule in added)}."
+            f"{show_size(plan.expert_bytes)} of {show_size(total)} of experts ({share:.0%}) stay on the devices, the "
+            f"others are in host memory: {', '.join(rule.pattern for rule in added)}."
         )
-    else:
+    elif len(plan.devices) > 1 and params.n_gpu_layers == model.n_gpu_layers:
         lines.append("Everything fits as it is.")
     if params.tensor_split is not None and model.tensor_split is None:
         shares = ", ".join(f"{share:g}" for share in params.tensor_split)

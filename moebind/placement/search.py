@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from moebind._native import CData
 from moebind.enums import SplitMode
@@ -144,22 +143,24 @@ class Search:
     def _fewer_layers(
         self, model: ModelParams, context: ContextParams, units: list[Unit], several: bool
     ) -> Plan | None:
-        """The plan with the most layers on the devices, and the experts of all of them in host memory."""
+        """The plan with the most whole layers on the devices, and as many more without their experts."""
 
-        def with_layers(count: int) -> Plan:
-            params = to_host(model, units, ()).with_n_gpu_layers(count)
+        def with_layers(count: int, kept: list[Unit] | None = None) -> Plan:
+            params = (model if kept is None else to_host(model, units, kept)).with_n_gpu_layers(count)
             if several:
                 params = split.balanced(self.header, self.plan(params, context), params, self.budgets)
             return self.plan(params, context)
 
-        count = largest(0, self.plan(model, context).n_layer, lambda count: self.fits(with_layers(count)))
-        if count is None:
+        n_layer = self.plan(model, context).n_layer
+        whole = largest(0, n_layer, lambda count: self.fits(with_layers(count)))
+        if whole is None:
             return None
-        found = with_layers(count)
-        # What is left may be enough for an expert matrix, where it was too little for a layer.
-        params = replace(found.model_params, tensor_overrides=model.tensor_overrides)
-        left = movable_units(self.plan(params, context), params)
-        return (self._fewer_experts(params, context, left) if left else None) or found
+        best = with_layers(whole)
+        kept = [unit for unit in units if unit.layer > n_layer - whole]  # the output counts as a layer
+        more = largest(whole, n_layer, lambda count: self.fits(with_layers(count, kept))) if units else None
+        if more is not None:
+            best = with_layers(more, kept)
+        return best
 
     def widen(self, plan: Plan, least: int, most: int, step: int) -> Plan:
         """The same placement with the longest context that fits."""

@@ -68,6 +68,6 @@ def _counts(rooms: list[int], dense: list[int], experts: list[int]) -> list[int]
         for at in range(len(borders)):
             for step in (1, -1, 2, -2, 4, -4, 8, -8):
                 moved = [*borders[:at], borders[at] + step, *borders[at + 1 :]]
-                if moved == sorted(moved) and 0 <= moved[0] and moved[-1] <= n_layer and worth(moved) > best:
+                if moved == sorted(moved) and moved[0] >= 0 and moved[-1] <= n_layer and worth(moved) > best:
                     borders, best, improved = moved, worth(moved), True
     return [end - start for start, end in zip([0, *borders], [*borders, n_layer], strict=True)]
