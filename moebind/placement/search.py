@@ -19,6 +19,10 @@ __all__ = ["Search"]
 SLACK = 64 * 2**20
 #: How many of them.
 TRIES = 4
+#: How many ways to spread layers over devices are planned with.
+SPREADS = 3
+#: How many plans are made to fill devices up with single matrices.
+OVERFLOWS = 6
 
 
 class Search:
@@ -71,22 +75,29 @@ class Search:
             return None
         free_layers = model.n_gpu_layers == ModelParams().n_gpu_layers
         several = len(plan.devices) > 2 and model.tensor_split is None and model.split_mode == SplitMode.LAYER
+        models = [model]
         if several:
-            model = split.balanced(self.header, plan, model, self.budgets)
-            plan = self.plan(model, context)
+            models = split.spread(self.header, plan, model, self.budgets)
+            plan = self.plan(models[0], context)
             if self.fits(plan):
                 return plan
         units = movable_units(plan, model)
         if units:
-            found = self._fewer_experts(model, context, units)
-            if found is not None or not free_layers:
-                return found
+            if several:
+                # Scratch memory is another where experts are in host memory.
+                bare = self.plan(to_host(models[0], units, ()), context)
+                models = split.spread(self.header, bare, model, self.budgets, SPREADS)
+            found = [self._fewer_experts(each, context) for each in models]
+            fitting = [plan for plan in found if plan is not None]
+            if fitting or not free_layers:
+                return max(fitting, key=lambda plan: plan.expert_bytes, default=None)
         elif not free_layers:
             return None
         return self._fewer_layers(model, context, units, several)
 
-    def _fewer_experts(self, model: ModelParams, context: ContextParams, units: list[Unit]) -> Plan | None:
+    def _fewer_experts(self, model: ModelParams, context: ContextParams) -> Plan | None:
         """The plan with the most bytes of experts on the devices; None if it does not fit even without any."""
+        units = movable_units(self.plan(model, context), model)
         best = self.plan(to_host(model, units, ()), context)
         if not self.fits(best):
             return None
@@ -107,7 +118,44 @@ class Search:
                 # What is there besides these units, in this placement, is what they have to share the budget with.
                 seen = levels_[wanted[name]].nbytes - over.get(name, -(2**62))
                 room[name] = min(seen, levels_[wanted[name]].nbytes - 1) if over.get(name, 0) > 0 else seen
-        return self._a_little_more(model, context, units, choices, at, best)
+        best, at = self._a_little_more(model, context, units, choices, at, best)
+        if len(best.devices) > 2:
+            kept = {unit for name, index in at.items() for unit in choices[name][index].kept}
+            best = self._overflow(model, context, units, kept, best)
+        return best
+
+    def _overflow(
+        self, model: ModelParams, context: ContextParams, units: list[Unit], kept: set[Unit], best: Plan
+    ) -> Plan:
+        """Fill what is left with single matrices, on whichever device has room; their layer may be on another."""
+        tries = OVERFLOWS
+        while tries:
+            rooms = {name: -over for name, over in self.excess(best).items() if name != best.host.name}
+            fitting = [
+                (unit.nbytes, unit, name)
+                for name, room in rooms.items()
+                for unit in set(units) - kept
+                if unit.nbytes <= room
+            ]
+            if not fitting:
+                break
+            for _, unit, name in sorted(fitting, key=lambda each: (each[0], each[2] == each[1].device), reverse=True):
+                tries -= 1
+                if name == unit.device:
+                    changed, left, stay = model, units, kept | {unit}
+                else:
+                    # Before the rules that keep experts in host memory: the first match wins.
+                    changed = model.with_tensor_override(unit.pattern, name)
+                    left, stay = [each for each in units if each != unit], kept
+                plan = self.plan(to_host(changed, left, stay), context)
+                if self.fits(plan) and plan.expert_bytes > best.expert_bytes:
+                    best, model, units, kept = plan, changed, left, stay
+                    break
+                if not tries:
+                    break
+            else:
+                break
+        return best
 
     def _a_little_more(
         self,
@@ -117,7 +165,8 @@ class Search:
         choices: dict[str, list[Level]],
         at: dict[str, int],
         best: Plan,
-    ) -> Plan:
+    ) -> tuple[Plan, dict[str, int]]:
+        """Try choices that seem a little too large."""
         for name, levels_ in choices.items():
             room = levels_[at[name]].nbytes - self.excess(best).get(name, -(2**62))
             above = [i for i in range(at[name] + 1, len(levels_)) if levels_[i].nbytes <= room + SLACK]
@@ -127,7 +176,7 @@ class Search:
                 if self.fits(plan):
                     best, at = plan, wanted
                     break
-        return best
+        return best, at
 
     def _keeping(
         self,
@@ -148,7 +197,7 @@ class Search:
         def with_layers(count: int, kept: list[Unit] | None = None) -> Plan:
             params = (model if kept is None else to_host(model, units, kept)).with_n_gpu_layers(count)
             if several:
-                params = split.balanced(self.header, self.plan(params, context), params, self.budgets)
+                params = split.spread(self.header, self.plan(params, context), params, self.budgets)[0]
             return self.plan(params, context)
 
         n_layer = self.plan(model, context).n_layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import SupportsIndex
 
 from moebind import checks
@@ -11,7 +12,7 @@ __all__ = ["parse_size", "show_size"]
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_WRITTEN = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-zA-Z]{0,3})\s*", re.ASCII)
+_WRITTEN = re.compile(r"\s*(\d{1,18}(?:\.\d{1,15})?)\s*([a-zA-Z]{0,3})\s*", re.ASCII)
 
 
 def parse_size(name: str, value: SupportsIndex | str, low: int = 0) -> int:
@@ -22,7 +23,7 @@ def parse_size(name: str, value: SupportsIndex | str, low: int = 0) -> int:
     unit = _UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None:
         raise ValueError(f"{name} is {value!r}; it takes a number of bytes, or a text such as '24GiB' or '512MB'")
-    return checks.integer(name, round(float(match[1]) * unit), low, 2**62)
+    return checks.integer(name, int(Decimal(match[1]) * unit), low, 2**62)
 
 
 def show_size(size: int) -> str:

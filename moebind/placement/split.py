@@ -3,71 +3,117 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import accumulate
 
 from moebind.params import ModelParams
 from moebind.placement.header import Header
 from moebind.placement.plan import Plan
+from moebind.placement.units import MATRIX
 
-__all__ = ["balanced"]
+__all__ = ["spread"]
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
+#: With so many ways to spread the layers, all are looked at; with more, those around a start in proportion.
+_ALL = 200
+Worth = tuple[int, int, float]
 
 
-def balanced(header: Header, plan: Plan, params: ModelParams, budgets: Mapping[str, int]) -> ModelParams:
-    """Parameters with a ``tensor_split`` that gives each device the layers whose experts it can keep the most of.
+def spread(
+    header: Header, plan: Plan, params: ModelParams, budgets: Mapping[str, int], count: int = 1
+) -> list[ModelParams]:
+    """Parameters with a ``tensor_split`` that lets the devices keep the most experts; the ``count`` best, best first.
 
-    What a layer weighs is in the header; its cache, and the scratch memory of a device, are taken from a plan.
+    What a layer weighs is in the header; its cache, and the scratch memory of each device, are taken from a plan.
     """
     n_layer = plan.n_layer
-    dense, experts = [0] * n_layer, [0] * n_layer
+    dense = [0] * n_layer
+    matrices: list[dict[str, int]] = [{} for _ in range(n_layer)]
     output = 0
     for info in header.tensors.values():
         match = _LAYER.match(info.name)
         if match is None:
             output += info.nbytes if info.name.startswith("output") else 0
         elif int(match[1]) < n_layer:
-            where = experts if info.name in plan._experts.get(int(match[1]), {}) else dense
-            where[int(match[1])] += info.nbytes
+            expert, own = MATRIX.match(info.name), matrices[int(match[1])]
+            if expert is None:
+                dense[int(match[1])] += info.nbytes
+            else:
+                own[expert[1]] = own.get(expert[1], 0) + info.nbytes
+    if "output.weight" not in header.tensors and "token_embd.weight" in header.tensors:
+        output += header.tensors["token_embd.weight"].nbytes
     first = max(n_layer + 1 - params.n_gpu_layers, 0) if params.n_gpu_layers >= 0 else 0
     devices = plan.devices[:-1]
     cache = sum(device.context for device in devices) // max(n_layer - first, 1)
-    if "output.weight" not in header.tensors:
-        output += header.tensors["token_embd.weight"].nbytes if "token_embd.weight" in header.tensors else 0
-    scratch = max(device.compute for device in devices)
-    rooms = [budgets.get(device.name, device.free) - scratch for device in devices]
+    rooms = [budgets.get(device.name, device.free) - device.compute for device in devices]
     rooms[-1] -= output
-    sums_dense = [0, *accumulate(size + cache for size in dense[first:])]
-    sums_experts = [0, *accumulate(experts[first:])]
-    counts = _counts(rooms, sums_dense, sums_experts)
-    counts[-1] += 1  # the output counts as a layer
-    return params.with_tensor_split([float(count) for count in counts])
+    heavy = [tuple(layer.values()) for layer in matrices[first:]]
+    ranked = _ranked(rooms, [0, *accumulate(size + cache for size in dense[first:])], heavy)
+    splits: list[ModelParams] = []
+    for borders in ranked[:count]:
+        counts = [end - start for start, end in zip([0, *borders], [*borders, len(heavy)], strict=True)]
+        counts[-1] += 1  # the output counts as a layer
+        splits.append(params.with_tensor_split([float(each) for each in counts]))
+    return splits
 
 
-def _counts(rooms: list[int], dense: list[int], experts: list[int]) -> list[int]:
-    """How many layers each device takes: begin in proportion, then move the borders while it helps."""
-    n_layer, total = len(dense) - 1, max(sum(max(room, 0) for room in rooms), 1)
-    borders = [round(n_layer * part / total) for part in accumulate(max(room, 0) for room in rooms)][:-1]
+def _ranked(rooms: list[int], dense: list[int], experts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Where each device's layers end, but for the last device: the best choices first."""
+    n_layer = len(experts)
 
-    def worth(borders: list[int]) -> tuple[int, int, float]:
+    @cache
+    def kept(at: int, start: int, end: int) -> int:
+        return _most_kept(experts[start:end], rooms[at] - dense[end] + dense[start])
+
+    @cache
+    def worth(borders: tuple[int, ...]) -> Worth:
         ends = [0, *borders, n_layer]
-        lack = kept = 0
-        fullest = 0.0
-        for room, start, end in zip(rooms, ends, ends[1:], strict=False):
-            left = room - (dense[end] - dense[start])
-            lack += max(-left, 0)
-            kept += min(max(left, 0), experts[end] - experts[start])
-            fullest = max(fullest, (dense[end] - dense[start] + experts[end] - experts[start]) / max(room, 1))
-        return -lack, kept, -fullest
+        lack, keeps, fullest = 0, 0, 0.0
+        for at, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
+            needed = dense[end] - dense[start]
+            lack += max(needed - rooms[at], 0)
+            keeps += kept(at, start, end)
+            fullest = max(fullest, (needed + sum(map(sum, experts[start:end]))) / max(rooms[at], 1))
+        return -lack, keeps, -fullest
 
-    best = worth(borders)
+    total = max(sum(max(room, 0) for room in rooms), 1)
+    start = tuple(round(n_layer * part / total) for part in accumulate(max(room, 0) for room in rooms))[:-1]
+    if len(rooms) == 2 and n_layer <= _ALL:
+        found: set[tuple[int, ...]] = {(border,) for border in range(n_layer + 1)}
+    else:
+        found = _climb(start, n_layer, worth)
+    return sorted(found, key=worth, reverse=True)
+
+
+def _climb(borders: tuple[int, ...], n_layer: int, worth: Callable[[tuple[int, ...]], Worth]) -> set[tuple[int, ...]]:
+    """Move one border after the other while it helps; all choices that were looked at."""
+    seen = {borders}
     improved = True
     while improved:
         improved = False
         for at in range(len(borders)):
             for step in (1, -1, 2, -2, 4, -4, 8, -8):
-                moved = [*borders[:at], borders[at] + step, *borders[at + 1 :]]
-                if moved == sorted(moved) and moved[0] >= 0 and moved[-1] <= n_layer and worth(moved) > best:
-                    borders, best, improved = moved, worth(moved), True
-    return [end - start for start, end in zip([0, *borders], [*borders, n_layer], strict=True)]
+                moved = (*borders[:at], borders[at] + step, *borders[at + 1 :])
+                if list(moved) == sorted(moved) and moved[0] >= 0 and moved[-1] <= n_layer:
+                    seen.add(moved)
+                    if worth(moved) > worth(borders):
+                        borders, improved = moved, True
+    return seen
+
+
+def _most_kept(layers: Sequence[tuple[int, ...]], room: int) -> int:
+    """Bytes of experts that fit: whole layers from one end, and matrices of one more."""
+    most = 0
+    for order in (layers, layers[::-1]):
+        taken = 0
+        for layer in order:
+            if taken + sum(layer) > room:
+                sums = {0}
+                for size in layer:
+                    sums |= {size + each for each in sums}
+                taken += max((each for each in sums if taken + each <= room), default=0)
+                break
+            taken += sum(layer)
+        most = max(most, taken)
+    return most

@@ -11,9 +11,9 @@ from moebind import patterns
 from moebind.params import ModelParams
 from moebind.placement.plan import Plan
 
-__all__ = ["Level", "Unit", "levels", "movable_units", "to_host"]
+__all__ = ["MATRIX", "Level", "Unit", "levels", "movable_units", "to_host"]
 
-_MATRIX = re.compile(r"blk\.\d+\.ffn_(up|down|gate|gate_up)_(?:ch|)exps")
+MATRIX = re.compile(r"blk\.\d+\.ffn_(up|down|gate|gate_up)_(?:ch|)exps")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Unit:
     matrix: str
     nbytes: int
     device: str
+
+    @property
+    def pattern(self) -> str:
+        """A tensor override's pattern for it."""
+        return rf"blk\.{self.layer}\.ffn_{self.matrix}_(ch|)exps"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def movable_units(plan: Plan, params: ModelParams) -> list[Unit]:
     found: dict[tuple[int, str], tuple[int, str]] = {}
     for layer, tensors in plan._experts.items():
         for name, size in tensors.items():
-            device, match = plan.places.get(name), _MATRIX.match(name)
+            device, match = plan.places.get(name), MATRIX.match(name)
             if device is not None and match is not None and name not in pinned:
                 before = found.get((layer, match[1]), (0, device))
                 found[layer, match[1]] = (before[0] + size, device)
