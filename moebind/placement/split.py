@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from moebind.params import ModelParams
 from moebind.placement.header import Header
@@ -70,7 +70,7 @@ def _ranked(rooms: list[int], dense: list[int], experts: list[tuple[int, ...]]) 
     def worth(borders: tuple[int, ...]) -> Worth:
         ends = [0, *borders, n_layer]
         lack, keeps, fullest = 0, 0, 0.0
-        for at, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
+        for at, (start, end) in enumerate(pairwise(ends)):
             needed = dense[end] - dense[start]
             lack += max(needed - rooms[at], 0)
             keeps += kept(at, start, end)

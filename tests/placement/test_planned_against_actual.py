@@ -136,7 +136,7 @@ def test_the_worker_holds_what_was_planned(demo_path: Path) -> None:
             plan = moebind.plan(demo_path, params, context).devices[0]
             before = worker.memory_info().rss
             with Model.load_from_file(demo_path, params) as model, model.new_context(context) as live:
-                live.decode(Batch.get_one([1] * 512))
+                live.decode(Batch.get_one([1] * 64))
                 live.synchronize()
                 held = worker.memory_info().rss - before
         # Its weights and cache are filled; scratch memory only as far as this computation went. What the worker
