@@ -110,8 +110,9 @@ class MemoryBreakdown:
         rows: list[tuple[str, ...]] = [("memory, MiB", "model", "context", "compute", "total", *["free"] * with_free)]
         for device in self.devices:
             rows.append((*_row(device.name, device), *[f"{device.free / 2**20:.1f}"] * with_free))
-            names = [buffer.name for buffer in device.buffers]
-            if names not in ([], ["CPU"], [device.name]):
+            if len(device.buffers) > 1 or any(
+                buffer.name != "CPU" and device.name == HOST for buffer in device.buffers
+            ):
                 rows += [_row("  " + buffer.name, buffer) for buffer in device.buffers]
         width = max(len(row[0]) for row in rows)
         return [f"{row[0]:<{width}}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows]

@@ -20,7 +20,7 @@ SLACK = 64 * 2**20
 #: How many of them.
 TRIES = 4
 #: How many ways to spread layers over devices are planned with.
-SPREADS = 3
+SPREADS = 8
 #: How many plans are made to fill devices up with single matrices.
 OVERFLOWS = 6
 
