@@ -23,12 +23,8 @@ def plot_plan(plan: Plan, path: str) -> None:
     labelled: set[str] = set()
     for row, device in enumerate(plan.devices):
         repacked = sum(buffer.model for buffer in device.buffers if "REPACK" in buffer.name)
-        parts = {
-            "model": device.model - repacked,
-            "repacked": repacked,
-            "context": device.context,
-            "compute": device.compute,
-        }
+        read = device.model - repacked - (plan.gaps if device is plan.host else 0)
+        parts = {"model": read, "repacked": repacked, "context": device.context, "compute": device.compute}
         left = 0.0
         for name, size in parts.items():
             if size:
