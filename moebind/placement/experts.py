@@ -9,14 +9,11 @@ from dataclasses import dataclass
 
 from moebind import checks
 from moebind.enums import GgmlType
-from moebind.placement.header import Header, TensorInfo, read_header
+from moebind.placement.header import TensorInfo, read_header
 from moebind.placement.sizes import show_size
 
-__all__ = ["ExpertSummary", "LayerExperts", "expert_tensors", "experts"]
+__all__ = ["ExpertSummary", "LayerExperts", "experts"]
 
-_LAYER = re.compile(r"blk\.(\d+)\.(.*)")
-#: As llama.cpp's own pattern has it, in Python: chexps are shared by groups of experts, but placed like experts.
-_EXPERTS = re.compile(r"ffn_(?:up|down|gate|gate_up)_(?:ch|)exps")
 _SHARED = re.compile(r"ffn_(?:up|down|gate|gate_up|gate_inp)_shexp")
 _DENSE = re.compile(r"ffn_(?:up|down|gate|gate_up)\.")
 
@@ -155,16 +152,6 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join("-".join(map(str, run)) for run in runs)
 
 
-def expert_tensors(header: Header) -> dict[int, dict[str, int]]:
-    """Names and bytes of the experts' tensors, by layer; dense layers are left out."""
-    found: dict[int, dict[str, int]] = {}
-    for info in header.tensors.values():
-        match = _LAYER.match(info.name)
-        if match and _EXPERTS.search(info.name):
-            found.setdefault(int(match[1]), {})[info.name] = info.nbytes
-    return dict(sorted(found.items()))
-
-
 def experts(path: str | os.PathLike[str]) -> ExpertSummary:
     """Read what a model's experts are and weigh, from the header of its file.
 
@@ -192,9 +179,8 @@ def experts(path: str | os.PathLike[str]) -> ExpertSummary:
     header = read_header(checks.path("path", path))
     layers: dict[int, list[TensorInfo]] = {number: [] for number in range(header.integer("block_count"))}
     for info in header.tensors.values():
-        match = _LAYER.match(info.name)
-        if match:
-            layers.setdefault(int(match[1]), []).append(info)
+        if info.layer is not None:
+            layers.setdefault(info.layer, []).append(info)
     used = header.integer("expert_used_count")
     return ExpertSummary(
         header.paths[0],
@@ -204,7 +190,7 @@ def experts(path: str | os.PathLike[str]) -> ExpertSummary:
 
 
 def _layer(number: int, tensors: list[TensorInfo], used: int) -> LayerExperts:
-    own = [info for info in tensors if _EXPERTS.search(info.name)]
+    own = [info for info in tensors if info.is_expert]
     shared = [info for info in tensors if _SHARED.search(info.name)]
     # The experts are the last dimension; groups of experts (chexps) are fewer.
     count = max((info.ne[2] for info in own if info.name.endswith(".weight")), default=0)

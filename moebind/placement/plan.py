@@ -277,10 +277,8 @@ def make_plan(
     header: Header, model_params: ModelParams, context_params: ContextParams, devices: list[CData] | None
 ) -> Plan:
     """Simulate, and describe the result."""
-    from moebind.placement.experts import expert_tensors
-
     found = simulate(header, model_params, context_params, devices)
-    experts = expert_tensors(header)
+    experts = header.experts
     on_device = sum(
         size for tensors in experts.values() for name, size in tensors.items() if found.places.get(name) is not None
     )

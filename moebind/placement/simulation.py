@@ -79,6 +79,7 @@ def simulate(
         As for the real thing.
     """
     init()
+    header.check(model_params)
     described = {
         decoded(lib.ggml_backend_dev_name(each)): lib.ggml_backend_dev_buffer_type(each) for each in devices or ()
     }

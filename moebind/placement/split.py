@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
@@ -14,7 +13,6 @@ from moebind.placement.units import MATRIX
 
 __all__ = ["spread"]
 
-_LAYER = re.compile(r"blk\.(\d+)\.")
 #: With so many ways to spread the layers, all are looked at; with more, those around a start in proportion.
 _ALL = 200
 Worth = tuple[int, int, float]
@@ -32,13 +30,13 @@ def spread(
     matrices: list[dict[str, int]] = [{} for _ in range(n_layer)]
     output = 0
     for info in header.tensors.values():
-        match = _LAYER.match(info.name)
-        if match is None:
+        layer = info.layer
+        if layer is None:
             output += info.nbytes if info.name.startswith("output") else 0
-        elif int(match[1]) < n_layer:
-            expert, own = MATRIX.match(info.name), matrices[int(match[1])]
+        elif layer < n_layer:
+            expert, own = MATRIX.match(info.name), matrices[layer]
             if expert is None:
-                dense[int(match[1])] += info.nbytes
+                dense[layer] += info.nbytes
             else:
                 own[expert[1]] = own.get(expert[1], 0) + info.nbytes
     if "output.weight" not in header.tensors and "token_embd.weight" in header.tensors:
