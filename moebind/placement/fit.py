@@ -18,8 +18,8 @@ from moebind.process import Device
 
 __all__ = ["Fit", "fit"]
 
-#: What is left free of a device when no budget is told; llama.cpp's own fit leaves as much.
-MARGIN = 2**30
+#: What is left free of a device when no budget is told; llama.cpp's own fit leaves as much. Of small ones, a share.
+MARGIN, MARGIN_SHARE = 2**30, 10
 _MODEL, _CONTEXT = ModelParams(), ContextParams()
 #: Sizes of a micro-batch that are tried for prompts; beyond the first, little is gained.
 _UBATCHES = (2048, 1024, _CONTEXT.n_ubatch)
@@ -59,7 +59,7 @@ def fit(
     path: str | os.PathLike[str],
     *,
     memory: SupportsIndex | str | Mapping[str, SupportsIndex | str] | None = None,
-    margin: SupportsIndex | str = MARGIN,
+    margin: SupportsIndex | str | None = None,
     n_ctx: SupportsIndex | None = None,
     n_ctx_min: SupportsIndex = 4096,
     model_params: ModelParams | None = None,
@@ -86,7 +86,8 @@ def fit(
         which ``"Host"`` is host memory. It is never exceeded. None, and for devices that the mapping leaves out: what
         is free, less the margin. Host memory is limited only if it is told, or if there is no other device.
     margin
-        Bytes of what is free that stay free, for a driver, a desktop and others. 1 GiB if not told.
+        Bytes of what is free that stay free, for a driver, a desktop and others. None: 1 GiB, but at most a tenth of
+        what is free.
     n_ctx
         Tokens of context. None: what ``context_params`` has, if that is not the default of 512; else as many as fit,
         from ``n_ctx_min`` up to what the model was trained with.
@@ -121,7 +122,7 @@ def fit(
     file, model, context = check_arguments(path, model_params, context_params)
     if goal not in ("decode", "prompt", "balanced"):
         raise ValueError(f"goal is {goal!r}; it takes 'decode', 'prompt' or 'balanced'")
-    spare = parse_size("margin", margin)
+    spare = None if margin is None else parse_size("margin", margin)
     least = checks.integer("n_ctx_min", n_ctx_min, 1)
     if n_ctx is not None:
         context = context.with_n_ctx(checks.integer("n_ctx", n_ctx, 1))
@@ -142,11 +143,12 @@ def fit(
 
 
 def _budgets(
-    memory: SupportsIndex | str | Mapping[str, SupportsIndex | str] | None, margin: int, plan: Plan
+    memory: SupportsIndex | str | Mapping[str, SupportsIndex | str] | None, margin: int | None, plan: Plan
 ) -> dict[str, int]:
-    others = {device.name: max(device.free - margin, 0) for device in plan.devices[:-1]}
-    if not others:
-        others = {plan.host.name: max(plan.host.free - margin, 0)}
+    def left(free: int) -> int:
+        return max(free - (min(MARGIN, free // MARGIN_SHARE) if margin is None else margin), 0)
+
+    others = {device.name: left(device.free) for device in plan.devices[:-1] or (plan.host,)}
     if memory is None:
         return others
     if not isinstance(memory, Mapping):
@@ -195,7 +197,10 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     lines: list[str] = []
     for device in plan.devices[:-1]:
         budget = search.budgets[device.name]
-        lines.append(f"{device.name}: {show_size(device.total)} of a budget of {show_size(budget)}.")
+        lines.append(
+            f"{device.name}: {show_size(device.total)} of a budget of {show_size(budget)}; "
+            f"{show_size(device.free)} are free."
+        )
     if plan.host.name in search.budgets:
         held = show_size(plan.host.total - plan.gaps)
         lines.append(f"{plan.host.name}: {held} of a budget of {show_size(search.budgets[plan.host.name])}.")

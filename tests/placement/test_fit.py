@@ -264,8 +264,11 @@ def test_without_a_device(tiny_path: MakeTiny) -> None:
 def test_the_margin_is_left(tiny_path: MakeTiny, device: Device) -> None:
     fit = moebind.fit(tiny_path(n_expert=4), margin="2GiB", devices=["3GiB"])
     assert fit.budgets == {"GPU0": GIB}
-    fit = moebind.fit(tiny_path(n_expert=4), memory={"Host": "1GiB"}, devices=["3GiB"])
-    assert fit.budgets == {"GPU0": 2 * GIB, "Host": GIB}
+    fit = moebind.fit(tiny_path(n_expert=4), memory={"Host": "1GiB"}, devices=["30GiB"])
+    assert fit.budgets == {"GPU0": 29 * GIB, "Host": GIB}
+    fit = moebind.fit(tiny_path(n_expert=4), devices=[10 * MIB])
+    assert fit.budgets == {"GPU0": 9 * MIB}
+    assert "9.0 MiB; 10.0 MiB are free" in fit.explanation
 
 
 @pytest.mark.parametrize(
@@ -279,7 +282,7 @@ def test_the_margin_is_left(tiny_path: MakeTiny, device: Device) -> None:
         ({"memory": {3: 1}}, ValueError),
         ({"memory": [1]}, TypeError),
         ({"margin": -1}, ValueError),
-        ({"margin": None}, TypeError),
+        ({"margin": 0.5}, TypeError),
         ({"n_ctx": 0}, ValueError),
         ({"n_ctx": 2**40}, ValueError),
         ({"n_ctx": "long"}, TypeError),
