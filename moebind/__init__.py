@@ -75,7 +75,10 @@ from moebind.token_data import TokenDataArray
 
 if TYPE_CHECKING:
     from moebind.json_schema import json_schema_to_grammar
+    from moebind.placement.experts import ExpertSummary, LayerExperts, experts
+    from moebind.placement.fit import Fit, fit
     from moebind.placement.loopback import loopback_device
+    from moebind.placement.plan import Plan, plan
     from moebind.quantization import quantize
     from moebind.quantize_plan import QuantizedTensor, QuantizeResult
     from moebind.rpc import add_rpc_server
@@ -101,12 +104,15 @@ __all__ = [
     "DeviceMemory",
     "DeviceType",
     "EvalTensor",
+    "ExpertSummary",
+    "Fit",
     "FlashAttnType",
     "Ftype",
     "GgmlType",
     "Gguf",
     "GgufTensor",
     "GgufType",
+    "LayerExperts",
     "LazyMode",
     "LoadMode",
     "LoraAdapter",
@@ -117,6 +123,7 @@ __all__ = [
     "Piece",
     "PlacedOverride",
     "PlacedTensor",
+    "Plan",
     "PoolingType",
     "ProcessType",
     "QuantizeResult",
@@ -141,7 +148,9 @@ __all__ = [
     "add_rpc_server",
     "chat_builtin_templates",
     "devices",
+    "experts",
     "ffi",
+    "fit",
     "init",
     "json_schema_to_grammar",
     "lib",
@@ -149,6 +158,7 @@ __all__ = [
     "load_backends",
     "loopback_device",
     "max_devices",
+    "plan",
     "quantize",
     "set_log",
     "supports_gpu_offload",
@@ -161,11 +171,18 @@ __all__ = [
 
 #: What needs modules that most programs do not (subprocess, sockets) is imported when it is asked for.
 _LAZY = {
+    "ExpertSummary": "moebind.placement.experts",
+    "Fit": "moebind.placement.fit",
+    "LayerExperts": "moebind.placement.experts",
+    "Plan": "moebind.placement.plan",
     "QuantizeResult": "moebind.quantize_plan",
     "QuantizedTensor": "moebind.quantize_plan",
     "add_rpc_server": "moebind.rpc",
+    "experts": "moebind.placement.experts",
     "json_schema_to_grammar": "moebind.json_schema",
+    "fit": "moebind.placement.fit",
     "loopback_device": "moebind.placement.loopback",
+    "plan": "moebind.placement.plan",
     "quantize": "moebind.quantization",
 }
 

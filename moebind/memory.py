@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moebind._native import CData, decoded, ffi, lib
 from moebind.enums import DeviceType
+from moebind.host_memory import host_memory
+from moebind.process import capacities
 
 __all__ = ["BufferMemory", "DeviceMemory", "MemoryBreakdown"]
 
@@ -40,6 +42,11 @@ class DeviceMemory:
         Weights; KV cache and recurrent state; scratch memory of the computation.
     buffers : tuple[BufferMemory, ...]
         The same, by buffer type. Repacked weights (``CPU_REPACK``) and pinned host memory are apart.
+    free : int
+        Bytes that were free when this was made; of the host, those that the limits of its control groups leave too.
+        It is not compared.
+    capacity : int
+        Bytes that it has in all, or is taken to have.
     """
 
     name: str
@@ -48,10 +55,12 @@ class DeviceMemory:
     context: int
     compute: int
     buffers: tuple[BufferMemory, ...]
+    free: int = field(default=0, compare=False)
+    capacity: int = field(default=0, compare=False)
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """All that is held: ``model + context + compute``."""
         return self.model + self.context + self.compute
 
 
@@ -94,41 +103,74 @@ class MemoryBreakdown:
         return 1.0 - self.device_bytes / other.device_bytes if other.device_bytes else 0.0
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("memory, MiB", "model", "context", "compute", "total")]
+        return "\n".join(self._lines())
+
+    def _lines(self, with_free: bool = False) -> list[str]:
+        """A table in MiB; buffers that are not simply the device's memory have lines of their own."""
+        rows: list[tuple[str, ...]] = [("memory, MiB", "model", "context", "compute", "total", *["free"] * with_free)]
         for device in self.devices:
-            rows.append(_row(device.name, device))
-            if len(device.buffers) > 1:
+            rows.append((*_row(device.name, device), *[f"{device.free / 2**20:.1f}"] * with_free))
+            if len(device.buffers) > 1 or any(
+                buffer.name != "CPU" and device.name == HOST for buffer in device.buffers
+            ):
                 rows += [_row("  " + buffer.name, buffer) for buffer in device.buffers]
         width = max(len(row[0]) for row in rows)
-        return "\n".join(f"{row[0]:<{width}}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows)
+        return [f"{row[0]:<{width}}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows]
 
 
 def _row(name: str, part: DeviceMemory | BufferMemory) -> tuple[str, ...]:
     return (name, *(f"{size / 2**20:.1f}" for size in (part.model, part.context, part.compute, part.total)))
 
 
-def _gather(name: str, kind: DeviceType, buffers: Iterable[BufferMemory]) -> DeviceMemory:
-    own = tuple(buffers)
-    return DeviceMemory(
-        name, kind, sum(b.model for b in own), sum(b.context for b in own), sum(b.compute for b in own), own
+def gather(parts: Iterable[tuple[CData, BufferMemory]], devices: Iterable[CData]) -> tuple[DeviceMemory, ...]:
+    """Buffers by their types, device by device: ``devices`` in their order, even when empty, others, and the host."""
+    by_device: dict[CData, list[BufferMemory]] = {device: [] for device in devices}
+    host: list[BufferMemory] = []
+    for buffer_type, buffer in parts:
+        device = lib.ggml_backend_buft_get_device(buffer_type)
+        kind = lib.ggml_backend_dev_type(device) if device else DeviceType.CPU
+        # Pinned host memory belongs to a GPU, and extra buffer types like CPU_REPACK to the CPU: all of it is RAM.
+        if lib.ggml_backend_buft_is_host(buffer_type) or kind in {DeviceType.CPU, DeviceType.ACCEL}:
+            host.append(buffer)
+        else:
+            by_device.setdefault(device, []).append(buffer)
+    limits = host_memory()
+    return (
+        *(_on_device(device, buffers) for device, buffers in by_device.items()),
+        _sum(HOST, DeviceType.CPU, host, limits.free, limits.capacity),
     )
+
+
+def _on_device(device: CData, buffers: list[BufferMemory]) -> DeviceMemory:
+    name = decoded(lib.ggml_backend_dev_name(device))
+    free, total = ffi.new("size_t *"), ffi.new("size_t *")
+    lib.ggml_backend_dev_memory(device, free, total)
+    capacity = capacities.get(name, total[0])
+    return _sum(name, DeviceType(lib.ggml_backend_dev_type(device)), buffers, min(free[0], capacity), capacity)
+
+
+def _sum(name: str, kind: DeviceType, buffers: list[BufferMemory], free: int, capacity: int) -> DeviceMemory:
+    buffers.sort(key=lambda buffer: buffer.name)  # llama.cpp's order is that of addresses
+    sums = (sum(b.model for b in buffers), sum(b.context for b in buffers), sum(b.compute for b in buffers))
+    return DeviceMemory(name, kind, *sums, tuple(buffers), free, capacity)
+
+
+def read_parts(context: CData) -> list[tuple[CData, BufferMemory]]:
+    """Ask a ``llama_context`` for its memory, by buffer type."""
+    count = lib.moebind_memory_breakdown(context, ffi.NULL, 0)
+    parts = ffi.new("struct moebind_memory[]", count)
+    lib.moebind_memory_breakdown(context, parts, count)
+    return [
+        (
+            part.buft,
+            BufferMemory(decoded(lib.ggml_backend_buft_name(part.buft)), part.model, part.context, part.compute),
+        )
+        for part in parts
+    ]
 
 
 def read_breakdown(context: CData) -> MemoryBreakdown:
     """Ask a ``llama_context`` for its memory."""
-    count = lib.moebind_memory_breakdown(context, ffi.NULL, 0)
-    parts = ffi.new("struct moebind_memory[]", count)
-    lib.moebind_memory_breakdown(context, parts, count)
-    by_device: dict[tuple[str, DeviceType], list[BufferMemory]] = {}
-    host: list[BufferMemory] = []
-    for part in parts:
-        buffer = BufferMemory(decoded(lib.ggml_backend_buft_name(part.buft)), part.model, part.context, part.compute)
-        device = lib.ggml_backend_buft_get_device(part.buft)
-        kind = DeviceType(lib.ggml_backend_dev_type(device)) if device else DeviceType.CPU
-        # Pinned host memory belongs to a GPU, and extra buffer types like CPU_REPACK to the CPU: all of it is RAM.
-        if lib.ggml_backend_buft_is_host(part.buft) or kind in {DeviceType.CPU, DeviceType.ACCEL}:
-            host.append(buffer)
-        else:
-            by_device.setdefault((decoded(lib.ggml_backend_dev_name(device)), kind), []).append(buffer)
-    found = [_gather(name, kind, buffers) for (name, kind), buffers in by_device.items()]
-    return MemoryBreakdown((*found, _gather(HOST, DeviceType.CPU, host)))
+    model = lib.llama_get_model(context)
+    devices = [lib.moebind_model_device(model, at) for at in range(lib.moebind_model_n_devices(model))]
+    return MemoryBreakdown(gather(read_parts(context), devices))

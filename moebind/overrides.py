@@ -6,7 +6,7 @@ error with names that would have matched, not a model that silently fills the GP
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moebind import patterns
@@ -119,8 +119,10 @@ class Resolved:
         return [device for device in targets if device]
 
 
-def resolve(overrides: Sequence[TensorOverride], names: Sequence[str], model: str) -> Resolved:
-    """Match overrides against the tensors of a model.
+def resolve(
+    overrides: Sequence[TensorOverride], names: Sequence[str], model: str, described: Mapping[str, CData] | None = None
+) -> Resolved:
+    """Match overrides against the tensors of a model; ``described`` are buffer types that only a plan knows.
 
     Raises
     ------
@@ -129,7 +131,7 @@ def resolve(overrides: Sequence[TensorOverride], names: Sequence[str], model: st
     ValueError
         If a target is neither a device nor a buffer type of this machine.
     """
-    known = buffer_types()
+    known = {**buffer_types(), **(described or {})}
     most = lib.llama_max_tensor_buft_overrides() - 1
     if len(overrides) > most:
         raise ValueError(f"there are {len(overrides)} tensor overrides; llama.cpp takes {most}: join their patterns")

@@ -17,6 +17,7 @@ std::atomic<int> lowest{ GGML_LOG_LEVEL_NONE };
 struct thread_log {
     std::string             line;
     ggml_log_level          level = GGML_LOG_LEVEL_INFO;
+    bool                    quiet = false;
     std::deque<std::string> recent;
     moebind::log_tap        tap{ nullptr, nullptr };
 };
@@ -37,7 +38,7 @@ void finish_line(thread_log & log) {
         }
     }
     const int least = lowest.load(std::memory_order_relaxed);
-    if (least != GGML_LOG_LEVEL_NONE && log.level >= least && !moebind::stopping() && Py_IsInitialized()) {
+    if (least != GGML_LOG_LEVEL_NONE && log.level >= least && !log.quiet && !moebind::stopping() && Py_IsInitialized()) {
         const std::string line = log.line;
         log.line.clear();  // before Python, which may log through here again
         if (const moebind::python_call python; python) {
@@ -92,3 +93,5 @@ size_t moebind_log_recent(char * buffer, size_t size) {
 }
 
 void moebind_log_forget(void) { log_of_this_thread().recent.clear(); }
+
+void moebind_log_quiet(bool quiet) { log_of_this_thread().quiet = quiet; }

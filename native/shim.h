@@ -36,6 +36,9 @@ void moebind_log_start(enum ggml_log_level level);
 size_t moebind_log_recent(char * buffer, size_t size);
 void   moebind_log_forget(void);
 
+// Show nothing of what this thread logs, or show it again. Recent lines are kept all the same.
+void moebind_log_quiet(bool quiet);
+
 // --- hooks: what stops a load or a decode (hooks.cpp) ---
 
 struct moebind_hooks;
@@ -220,6 +223,39 @@ int64_t moebind_model_n_pos(const struct llama_model * model);
 
 // How many scores the model's classification head gives; 0 when it has no head.
 int64_t moebind_model_n_scores(const struct llama_model * model);
+
+// --- placement (described.cpp, placement.cpp) ---
+
+// A GPU-type device that is only described. It has the name GPU<number>, is in no registry, and allocates nothing: for
+// models with no_alloc. Asking again returns the same one, which stays for ever.
+ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory);
+
+struct moebind_quant_shape {
+    const char * architecture;
+    uint32_t     n_embd;
+    uint32_t     n_ff;
+    uint32_t     n_layer;
+    uint32_t     n_head;
+    uint32_t     n_head_kv;
+    uint32_t     n_expert;
+    uint32_t     n_embd_head_k;
+    uint32_t     n_embd_head_v;
+};
+
+struct moebind_quant_tensor {
+    const char *   name;
+    int64_t        ne[4];
+    enum ggml_type type; // before and after
+};
+
+// The types that llama.cpp's quantiser would give these tensors.
+void moebind_quant_types(const struct moebind_quant_shape * shape, enum llama_ftype ftype,
+                         struct moebind_quant_tensor * tensors, size_t n);
+
+// llama.cpp's own fit of parameters to memory (common/fit.h): 0 done, 1 nothing fits, 2 failed. One thread at a time.
+int32_t moebind_common_fit(const char * path, struct llama_model_params * mparams, struct llama_context_params * cparams,
+                           float * tensor_split, struct llama_model_tensor_buft_override * overrides, size_t * margins,
+                           uint32_t n_ctx_min);
 
 // --- the build ---
 

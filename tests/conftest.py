@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from moebind import Context, ContextParams, Device, Model, ModelParams
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny  # beside this file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import shapes  # headers of large models
 
 # Several programs may share the machine: how long an example takes says nothing.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -58,6 +62,21 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if key not in made:
             made[key] = tiny.write(folder / f"tiny-{len(made)}.gguf", shape, split)
         return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shape_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes the header of a large model, each once; ``n_layer`` makes it less tall."""
+    folder = tmp_path_factory.mktemp("shapes")
+    made: dict[tuple[str, int | None], Path] = {}
+
+    def make(name: str, n_layer: int | None = None) -> Path:
+        if (name, n_layer) not in made:
+            shape = shapes.SHAPES[name] if n_layer is None else replace(shapes.SHAPES[name], n_layer=n_layer)
+            made[name, n_layer] = shapes.write(folder / f"{name}-{n_layer}.gguf", shape)
+        return made[name, n_layer]
 
     return make
 

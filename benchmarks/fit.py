@@ -1,0 +1,107 @@
+"""moebind.fit beside llama.cpp's own fit (common/fit.cpp) on the same budgets: bytes of experts on the device.
+
+    python benchmarks/fit.py [--budgets 20] [--devices 1] [SHAPE ...]    # shapes of benchmarks/shapes.py
+
+Budgets go from what the model takes without its experts to what all of it takes. The plan is the judge of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import shapes  # beside this file
+
+import moebind
+from moebind import ContextParams, FitError, ModelParams, TensorOverride, ffi, lib
+from moebind.placement.fit import Fit
+from moebind.placement.header import read_header
+from moebind.placement.plan import Plan
+
+CONTEXT = ContextParams(n_ctx=4096)
+DEFAULT = ["phi-3.5-moe-q4_k_m", "mixtral-8x7b-q4_k_m", "qwen3-30b-a3b-q4_k_m", "deepseek-v3-q4_k_m"]
+
+
+def common_fit(path: Path, sizes: list[int], context: ContextParams = CONTEXT, n_ctx_min: int = 4096) -> Plan | None:
+    """The plan of what llama.cpp's fit chooses, or None if it finds nothing."""
+    model = ffi.new("struct llama_model_params *", lib.llama_model_default_params())
+    native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
+    native.n_ctx, native.n_batch, native.n_ubatch = context.n_ctx, context.n_batch, context.n_ubatch
+    devices = [lib.moebind_described_device(at, size) for at, size in enumerate(sizes)]
+    model.devices = listed = ffi.new("ggml_backend_dev_t[]", [*devices, ffi.NULL])
+    split = ffi.new("float[]", lib.llama_max_devices())
+    overrides = ffi.new("struct llama_model_tensor_buft_override[]", lib.llama_max_tensor_buft_overrides())
+    margins = ffi.new("size_t[]", lib.llama_max_devices())
+    # The copy of the header without its vocabulary: llama.cpp's fit would read the vocabulary for each of its plans.
+    file = read_header(str(path)).path.encode()
+    lib.moebind_log_quiet(True)
+    status = lib.moebind_common_fit(file, model, native, split, overrides, margins, n_ctx_min)
+    lib.moebind_log_quiet(False)
+    del listed
+    if status != 0:
+        return None
+    rules: list[TensorOverride] = []
+    while model.tensor_buft_overrides and overrides[len(rules)].pattern:
+        rule = overrides[len(rules)]
+        target = ffi.string(lib.ggml_backend_buft_name(rule.buft)).decode()
+        rules.append(TensorOverride(ffi.string(rule.pattern).decode(), target, strict=False))
+    chosen = ModelParams(n_gpu_layers=max(model.n_gpu_layers, -1), tensor_overrides=rules)
+    if len(sizes) > 1 and any(split[0 : len(sizes)]):
+        chosen = chosen.with_tensor_split([split[at] for at in range(len(sizes))])
+    return moebind.plan(path, chosen, context.with_n_ctx(native.n_ctx), devices=sizes)
+
+
+def our_fit(path: Path, sizes: list[int], context: ContextParams = CONTEXT) -> Fit | None:
+    """Our choice for the same devices, without a margin."""
+    try:
+        return moebind.fit(path, margin=0, context_params=context, devices=sizes)
+    except FitError:
+        return None
+
+
+def budgets(path: Path, count: int, n_devices: int = 1) -> list[list[int]]:
+    """From a little less than the model takes without its experts to a little more than all of it."""
+    least = moebind.plan(path, ModelParams().with_cpu_moe_all(), CONTEXT, devices=["8TiB"] * n_devices).device_bytes
+    most = moebind.plan(path, ModelParams(), CONTEXT, devices=["8TiB"] * n_devices).device_bytes
+    steps = [0.9 * least + (1.02 * most - 0.9 * least) * at / max(count - 1, 1) for at in range(count)]
+    return [[int(step / n_devices)] * n_devices for step in steps]
+
+
+def main() -> None:
+    """Compare, and print a table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--budgets", type=int, default=20)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("shapes", nargs="*", default=DEFAULT)
+    arguments = parser.parse_args()
+    worse = 0
+    print("| shape | budget, GiB | llama.cpp: experts, GiB | moebind: experts, GiB | llama.cpp, s | moebind, s |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.shapes:
+            path = shapes.write(Path(folder) / f"{name}.gguf", shapes.SHAPES[name])
+            for sizes in budgets(path, arguments.budgets, arguments.devices):
+                start = time.perf_counter()
+                theirs = common_fit(path, sizes)
+                middle = time.perf_counter()
+                ours = our_fit(path, sizes)
+                end = time.perf_counter()
+                over = theirs is not None and any(
+                    d.total > size for d, size in zip(theirs.devices, sizes, strict=False)
+                )
+                told = "none" if theirs is None else f"{theirs.expert_bytes / 2**30:.2f}{' (exceeds)' * over}"
+                kept = "none" if ours is None else f"{ours.plan.expert_bytes / 2**30:.2f}"
+                both = theirs is not None and not over
+                worse += both and (ours is None or ours.plan.expert_bytes < theirs.expert_bytes)
+                seconds = f"{middle - start:.2f} | {end - middle:.2f}"
+                print(f"| {name} | {sum(sizes) / 2**30:.2f} | {told} | {kept} | {seconds} |")
+                sys.stdout.flush()
+    print(f"\nworse than llama.cpp: {worse}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What large models would take, planned from their headers, beside what others measured; and how long a plan takes.
+
+python benchmarks/plans.py             # the tables of docs/offload.md
+python benchmarks/plans.py --time      # milliseconds for a plan of a 25 GB model
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import shapes  # beside this file
+
+import moebind
+from moebind import ContextParams, LoadMode, ModelParams
+
+CONTEXT = ContextParams(n_ctx=4096)
+EVERYTHING = ModelParams(load_mode=LoadMode.NONE)
+EXPERTS = EVERYTHING.with_cpu_moe_all()
+#: Measured by others in 2025 with llama.cpp b6686 on one GPU of 96 GB: GB with everything there, GB with the experts in
+#: host memory.
+PUBLISHED = {
+    "phi-3.5-moe-q4_k_m": ("24.14", "1.72"),
+    "phi-3.5-moe-q2_k": ("", "1.3"),
+    "phi-3.5-moe-q8_0": ("", "2.5"),
+}
+ROUNDS = 9
+ONE_PLAN = """
+import sys, time, moebind
+from moebind import ContextParams, ModelParams
+moebind.init()
+times = []
+for _ in range(2):
+    start, worked = time.perf_counter(), time.process_time()
+    moebind.plan(sys.argv[1], ModelParams(), ContextParams(n_ctx=4096), devices=["96GiB"])
+    times += [1e3 * (time.perf_counter() - start), 1e3 * (time.process_time() - worked)]
+print(*times)
+"""
+
+
+def main() -> None:
+    """Print the tables, or the time."""
+    with tempfile.TemporaryDirectory() as folder:
+        if "--time" in sys.argv:
+            _time(shapes.write(Path(folder) / "phi.gguf", shapes.SHAPES["phi-3.5-moe-q4_k_m"]))
+            return
+        print("| file | on the device | experts in host memory | reduction | host | published |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        for name, shape in shapes.SHAPES.items():
+            path = shapes.write(Path(folder) / f"{name}.gguf", shape)
+            whole, offloaded = (moebind.plan(path, each, CONTEXT, devices=["8TiB"]) for each in (EVERYTHING, EXPERTS))
+            told = " and ".join(filter(None, PUBLISHED.get(name, ())))
+            reduction = f"{offloaded.reduction_vs(whole):.1%}"
+            sizes = [plan.device_bytes / 2**30 for plan in (whole, offloaded)]
+            host = offloaded.host_bytes / 2**30
+            print(f"| {name} | {sizes[0]:.2f} | {sizes[1]:.2f} | {reduction} | {host:.2f} | {told} |")
+
+
+def _time(path: Path) -> None:
+    size = moebind.experts(path).total_nbytes
+    rounds = []
+    for _ in range(ROUNDS):
+        done = subprocess.run([sys.executable, "-c", ONE_PLAN, path], capture_output=True, text=True, check=True)
+        rounds.append([float(each) for each in done.stdout.split()])
+    first, first_worked, again, again_worked = zip(*rounds, strict=True)
+    for name, times, worked in [("first plan", first, first_worked), ("the next one", again, again_worked)]:
+        low, middle, high = min(times), statistics.median(times), max(times)
+        processor = statistics.median(worked)
+        print(
+            f"{size / 1e9:.2f} GB, {name}: {middle:.1f} ms ({low:.1f} to {high:.1f}), of the processor {processor:.1f}"
+        )
+    start = time.perf_counter()
+    moebind.fit(path, devices=["24GiB"], n_ctx=4096)
+    print(f"a fit into 24 GiB: {1e3 * (time.perf_counter() - start):.0f} ms")
+
+
+if __name__ == "__main__":
+    main()

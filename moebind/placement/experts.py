@@ -1,0 +1,207 @@
+"""What a model's experts are and weigh, layer by layer."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from moebind import checks
+from moebind.enums import GgmlType
+from moebind.placement.header import TensorInfo, read_header
+from moebind.placement.sizes import show_size
+
+__all__ = ["ExpertSummary", "LayerExperts", "experts"]
+
+_SHARED = re.compile(r"ffn_(?:up|down|gate|gate_up|gate_inp)_shexp")
+_DENSE = re.compile(r"ffn_(?:up|down|gate|gate_up)\.")
+
+
+@dataclass(frozen=True)
+class LayerExperts:
+    """The feed-forward part of one layer.
+
+    Attributes
+    ----------
+    layer : int
+        Which one.
+    n_expert, n_expert_used : int
+        Experts, and how many of them work on each token; 0 in a dense layer.
+    nbytes : int
+        Bytes of the experts' tensors: what ``with_cpu_moe_all`` keeps in host memory.
+    types : tuple[GgmlType, ...]
+        What they are stored as.
+    tensors : tuple[str, ...]
+        Their names.
+    shared_nbytes : int
+        Bytes of shared experts, which work on every token.
+    shared_tensors : tuple[str, ...]
+        Their names.
+    dense_nbytes : int
+        Bytes of a feed-forward without experts, in a dense layer or beside the experts.
+    """
+
+    layer: int
+    n_expert: int
+    n_expert_used: int
+    nbytes: int
+    types: tuple[GgmlType, ...]
+    tensors: tuple[str, ...]
+    shared_nbytes: int = 0
+    shared_tensors: tuple[str, ...] = ()
+    dense_nbytes: int = 0
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it has no experts."""
+        return self.n_expert == 0
+
+
+@dataclass(frozen=True)
+class ExpertSummary:
+    """What a model's experts are and weigh. Made by :func:`experts`; printing it gives a table.
+
+    Attributes
+    ----------
+    path : str
+        The model's file, or the first one.
+    layers : tuple[LayerExperts, ...]
+        All layers in order, dense ones too.
+    total_nbytes : int
+        Bytes of all tensors of the model.
+    """
+
+    path: str
+    layers: tuple[LayerExperts, ...]
+    total_nbytes: int
+
+    @property
+    def n_expert(self) -> int:
+        """Experts in a layer; 0 for a model without."""
+        return max((layer.n_expert for layer in self.layers), default=0)
+
+    @property
+    def n_expert_used(self) -> int:
+        """How many of them work on each token."""
+        return max((layer.n_expert_used for layer in self.layers), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all experts."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def shared_nbytes(self) -> int:
+        """Bytes of all shared experts."""
+        return sum(layer.shared_nbytes for layer in self.layers)
+
+    @property
+    def active_nbytes(self) -> int:
+        """Bytes of experts that work on each token."""
+        return sum(layer.nbytes * layer.n_expert_used // layer.n_expert for layer in self.layers if layer.n_expert)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[LayerExperts]:
+        return iter(self.layers)
+
+    def __getitem__(self, layer: int) -> LayerExperts:
+        return self.layers[layer]
+
+    def __str__(self) -> str:
+        head = f"{os.path.basename(self.path)}: {self.n_expert} experts, {self.n_expert_used} used"
+        rows = [("MiB a layer", "types", "shared MiB", "dense MiB", "layers")]
+        rows += [
+            (
+                f"{first.nbytes / 2**20:.1f}",
+                ", ".join(kind.name for kind in first.types) or "-",
+                f"{first.shared_nbytes / 2**20:.1f}",
+                f"{first.dense_nbytes / 2**20:.1f}",
+                _ranges(numbers),
+            )
+            for first, numbers in self._kinds()
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            "  ".join([*(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
+        ]
+        share = self.nbytes / self.total_nbytes if self.total_nbytes else 0.0
+        total = f"experts: {show_size(self.nbytes)}, {share:.1%} of {show_size(self.total_nbytes)}; "
+        total += f"{show_size(self.active_nbytes)} of them work on a token"
+        return "\n".join([head, *lines, total])
+
+    def _kinds(self) -> list[tuple[LayerExperts, list[int]]]:
+        """Layers that are alike, as the first of a kind and the numbers of all."""
+        kinds: dict[tuple[object, ...], tuple[LayerExperts, list[int]]] = {}
+        for each in self.layers:
+            key = (each.n_expert, each.nbytes, each.types, each.shared_nbytes, each.dense_nbytes)
+            kinds.setdefault(key, (each, []))[1].append(each.layer)
+        return list(kinds.values())
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``0-3, 6, 9-11``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
+
+
+def experts(path: str | os.PathLike[str]) -> ExpertSummary:
+    """Read what a model's experts are and weigh, from the header of its file.
+
+    Parameters
+    ----------
+    path
+        The model's file, or the first one of a split model.
+
+    Returns
+    -------
+    ExpertSummary
+        For a model without experts, all layers are dense.
+
+    Raises
+    ------
+    ModelNotFoundError, ModelLoadError
+        If a file does not exist, or is no model.
+
+    Examples
+    --------
+    >>> summary = moebind.experts("moe.gguf")
+    >>> summary.n_expert, summary.n_expert_used, summary[0].tensors[0]
+    (8, 2, 'blk.0.ffn_gate_exps.weight')
+    """
+    header = read_header(checks.path("path", path))
+    layers: dict[int, list[TensorInfo]] = {number: [] for number in range(header.integer("block_count"))}
+    for info in header.tensors.values():
+        if info.layer is not None:
+            layers.setdefault(info.layer, []).append(info)
+    used = header.integer("expert_used_count")
+    return ExpertSummary(
+        header.paths[0],
+        tuple(_layer(number, layers[number], used) for number in sorted(layers)),
+        sum(info.nbytes for info in header.tensors.values()),
+    )
+
+
+def _layer(number: int, tensors: list[TensorInfo], used: int) -> LayerExperts:
+    own = [info for info in tensors if info.is_expert]
+    shared = [info for info in tensors if _SHARED.search(info.name)]
+    # The experts are the last dimension; groups of experts (chexps) are fewer.
+    count = max((info.ne[2] for info in own if info.name.endswith(".weight")), default=0)
+    return LayerExperts(
+        number,
+        count,
+        used if own else 0,
+        sum(info.nbytes for info in own),
+        tuple(dict.fromkeys(GgmlType(info.type) for info in own if info.name.endswith(".weight"))),
+        tuple(info.name for info in own),
+        sum(info.nbytes for info in shared),
+        tuple(info.name for info in shared),
+        sum(info.nbytes for info in tensors if _DENSE.search(info.name)),
+    )

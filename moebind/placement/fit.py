@@ -1,0 +1,254 @@
+"""Parameters that fit into a budget of memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, SupportsIndex
+
+from moebind import checks
+from moebind.errors import FitError
+from moebind.params import ContextParams, ModelParams
+from moebind.placement.header import Header, read_header
+from moebind.placement.plan import Plan, check_arguments, device_list
+from moebind.placement.search import Search
+from moebind.placement.sizes import parse_size, show_size
+from moebind.process import Device
+
+__all__ = ["Fit", "fit"]
+
+#: What is left free of a device when no budget is told; llama.cpp's own fit leaves as much. Of small ones, a share.
+MARGIN, MARGIN_SHARE = 2**30, 10
+_MODEL, _CONTEXT = ModelParams(), ContextParams()
+#: Sizes of a micro-batch that are tried for prompts; beyond the first, little is gained.
+_UBATCHES = (2048, 1024, _CONTEXT.n_ubatch)
+#: Of the experts that a small micro-batch would keep on the device, what a larger one must keep too ("balanced").
+_WORTH = 0.95
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Parameters that fit, and why these. Made by :func:`fit`.
+
+    Attributes
+    ----------
+    model_params : ModelParams
+        For :meth:`Model.load_from_file`. Devices that were only described are not among them.
+    context_params : ContextParams
+        For :meth:`Model.new_context`.
+    plan : Plan
+        What they take.
+    budgets : Mapping[str, int]
+        Bytes that each device was allowed to take.
+    explanation : str
+        What was chosen, and why.
+    """
+
+    model_params: ModelParams
+    context_params: ContextParams
+    plan: Plan
+    budgets: Mapping[str, int]
+    explanation: str
+
+    def __str__(self) -> str:
+        return f"{self.explanation}\n{self.plan}"
+
+
+def fit(
+    path: str | os.PathLike[str],
+    *,
+    memory: SupportsIndex | str | Mapping[str, SupportsIndex | str] | None = None,
+    margin: SupportsIndex | str | None = None,
+    n_ctx: SupportsIndex | None = None,
+    n_ctx_min: SupportsIndex = 4096,
+    model_params: ModelParams | None = None,
+    context_params: ContextParams | None = None,
+    devices: Sequence[Device | str | int] | None = None,
+    goal: Literal["decode", "prompt", "balanced"] = "decode",
+) -> Fit:
+    """Find parameters with which a model fits into memory, and uses it well.
+
+    It plans, and takes the first of these that fits: everything on the devices; the experts of some layers in host
+    memory, counted from the first layer or from the last, whichever leaves more on the device, with single matrices of
+    one more layer; if not even what is left without experts fits, the last layers whole, and others without their
+    experts. The context is only as long as ``n_ctx_min`` meanwhile, and then as long as what is left allows. Over
+    several devices, the layers are spread so that as many experts as possible stay on them.
+
+    What you set yourself stays: ``n_gpu_layers``, tensor overrides, ``tensor_split``, ``n_ctx``, types of the cache.
+
+    Parameters
+    ----------
+    path
+        The model's file, or the first one of a split model.
+    memory
+        What may be taken: bytes of each device, or a text such as ``"20GiB"``; or a mapping from device to bytes, in
+        which ``"Host"`` is host memory. It is never exceeded. None, and for devices that the mapping leaves out: what
+        is free, less the margin. Host memory is limited only if it is told, or if there is no other device.
+    margin
+        Bytes of what is free that stay free, for a driver, a desktop and others. None: 1 GiB, but at most a tenth of
+        what is free.
+    n_ctx
+        Tokens of context. None: what ``context_params`` has, if that is not the default of 512; else as many as fit,
+        from ``n_ctx_min`` up to what the model was trained with.
+    n_ctx_min
+        The shortest context that will do.
+    model_params, context_params
+        What is already decided.
+    devices
+        As for :func:`plan`.
+    goal
+        What is to be fast. ``"decode"`` leaves ``n_ubatch`` alone, so that more experts stay on the device.
+        ``"prompt"`` makes it as large as it can, up to 2048, and pays with experts. ``"balanced"`` makes it larger only
+        where that costs at most a twentieth of them.
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    FitError
+        If nothing fits, with what is missing.
+    ModelNotFoundError, ModelLoadError, ContextCreationError, ValueError
+        As for :func:`plan`.
+
+    Examples
+    --------
+    >>> fit = moebind.fit("moe.gguf", memory="300MiB", n_ctx=1024, devices=["1GiB"])
+    >>> fit.plan.devices[0].total <= 300 * 2**20
+    True
+    """
+    file, model, context = check_arguments(path, model_params, context_params)
+    if goal not in ("decode", "prompt", "balanced"):
+        raise ValueError(f"goal is {goal!r}; it takes 'decode', 'prompt' or 'balanced'")
+    spare = None if margin is None else parse_size("margin", margin)
+    least = checks.integer("n_ctx_min", n_ctx_min, 1)
+    if n_ctx is not None:
+        context = context.with_n_ctx(checks.integer("n_ctx", n_ctx, 1))
+    pinned = n_ctx is not None or context.n_ctx not in {0, _CONTEXT.n_ctx}
+    header = read_header(file)
+    natives = device_list(devices, model)
+    search = Search(header, natives, {})
+    # One plan to learn which devices there are; of a short context, since a long one can be refused.
+    first = search.plan(model, context if pinned else context.with_n_ctx(_CONTEXT.n_ctx))
+    search.budgets = budgets = _budgets(memory, spare, first)
+    chosen = _choose(search, header, model, context, least, pinned, goal)
+    if chosen is None:
+        raise FitError(_nothing_fits(search, file, model))
+    result = chosen.model_params
+    if devices is not None and all(isinstance(device, Device) for device in devices):
+        result = replace(result, devices=tuple(device for device in devices if isinstance(device, Device)))
+    return Fit(result, chosen.context_params, chosen, budgets, _explain(chosen, search, model, goal, pinned))
+
+
+def _budgets(
+    memory: SupportsIndex | str | Mapping[str, SupportsIndex | str] | None, margin: int | None, plan: Plan
+) -> dict[str, int]:
+    def left(free: int) -> int:
+        return max(free - (min(MARGIN, free // MARGIN_SHARE) if margin is None else margin), 0)
+
+    others = {device.name: left(device.free) for device in plan.devices[:-1] or (plan.host,)}
+    if memory is None:
+        return others
+    if not isinstance(memory, Mapping):
+        return dict.fromkeys(others, parse_size("memory", memory))
+    for name in memory:
+        if name not in others and name != plan.host.name:
+            raise ValueError(f"memory names {name!r}; there are {', '.join(each.name for each in plan.devices)}")
+    return {**others, **{name: parse_size(f"memory[{name!r}]", size) for name, size in memory.items()}}
+
+
+def _choose(
+    search: Search, header: Header, model: ModelParams, context: ContextParams, least: int, pinned: bool, goal: str
+) -> Plan | None:
+    sizes = [context.n_ubatch]
+    if goal != "decode" and context.n_ubatch == _CONTEXT.n_ubatch:
+        most = context.n_batch if context.n_batch != _CONTEXT.n_batch else _UBATCHES[0]
+        sizes = [size for size in _UBATCHES if size <= most] or sizes
+    found: list[Plan] = []
+    for size in sizes:
+        plan = _with_context(search, header, model, context.with_n_ubatch(size), least, pinned)
+        if plan is not None:
+            found.append(plan)
+            if goal == "prompt":
+                break
+    if not found:
+        return None
+    enough = _WORTH * found[-1].expert_bytes
+    return next(plan for plan in found if goal == "prompt" or plan.expert_bytes >= enough)
+
+
+def _with_context(
+    search: Search, header: Header, model: ModelParams, context: ContextParams, least: int, pinned: bool
+) -> Plan | None:
+    if pinned:
+        return search.place(model, context)
+    streams = 1 if context.kv_unified else context.n_seq_max
+    most = header.integer("context_length", least) * streams
+    short = min(least * streams, most)
+    plan = search.place(model, context.with_n_ctx(short))
+    return None if plan is None else search.widen(plan, short, most, 256 * streams)
+
+
+def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: bool) -> str:
+    total = sum(size for tensors in plan._experts.values() for size in tensors.values())
+    params, context = plan.model_params, plan.context_params
+    lines: list[str] = []
+    for device in plan.devices[:-1]:
+        budget = search.budgets[device.name]
+        lines.append(
+            f"{device.name}: {show_size(device.total)} of a budget of {show_size(budget)}; "
+            f"{show_size(device.free)} are free."
+        )
+    if plan.host.name in search.budgets:
+        held = show_size(plan.host.total - plan.gaps)
+        lines.append(f"{plan.host.name}: {held} of a budget of {show_size(search.budgets[plan.host.name])}.")
+    added = params.tensor_overrides[len(model.tensor_overrides) :]
+    if len(plan.devices) == 1:
+        lines.append("There is no other device: everything is in host memory.")
+    elif params.n_gpu_layers != model.n_gpu_layers:
+        lines.append(
+            f"Even without its experts the model does not fit: {params.n_gpu_layers} of {plan.n_layer + 1} layers are "
+            "on the devices, counted from the last, which is the output."
+        )
+    if added:
+        share = plan.expert_bytes / total if total else 0.0
+        lines.append(
+            f"{show_size(plan.expert_bytes)} of {show_size(total)} of experts ({share:.0%}) stay on the devices, the "
+            f"others are in host memory: {', '.join(rule.pattern for rule in added)}."
+        )
+    elif len(plan.devices) > 1 and params.n_gpu_layers == model.n_gpu_layers:
+        lines.append("Everything fits as it is.")
+    if params.tensor_split is not None and model.tensor_split is None:
+        shares = ", ".join(f"{share:g}" for share in params.tensor_split)
+        lines.append(f"The devices take {shares} layers.")
+    if pinned:
+        lines.append(f"n_ctx is {context.n_ctx}, as you set it.")
+    else:
+        lines.append(
+            f"n_ctx is {context.n_ctx}: the longest, up to what the model was trained with, that this leaves room for."
+        )
+    if goal != "decode":
+        lines.append(f"n_ubatch is {context.n_ubatch}, for the goal {goal!r}.")
+    if plan.host.name in plan.missing and plan.host.name not in search.budgets:
+        lines.append(f"The host has {show_size(plan.missing[plan.host.name])} less free than it would hold.")
+    return "\n".join(lines)
+
+
+def _nothing_fits(search: Search, path: str, model: ModelParams) -> str:
+    plan = search.closest
+    lacks = {} if plan is None else {name: size for name, size in search.excess(plan).items() if size > 0}
+    parts = [
+        f"{name} may take {show_size(search.budgets[name])} and lacks {show_size(size)}" for name, size in lacks.items()
+    ]
+    text = f"{os.path.basename(path)} does not fit, whatever stays in host memory: {'; '.join(parts)}"
+    if plan is not None:
+        text += f" at n_ctx {plan.n_ctx} and n_ubatch {plan.context_params.n_ubatch}"
+    pinned = [
+        name
+        for name in ("n_gpu_layers", "tensor_overrides", "tensor_split")
+        if getattr(model, name) != getattr(_MODEL, name)
+    ]
+    hint = f"leave {' and '.join(pinned)} to fit, " if pinned else ""
+    return f"{text}; {hint}allow more memory, a shorter context, smaller type_k and type_v, or a smaller n_ubatch"

@@ -1,0 +1,163 @@
+"""What planning needs of a model file: the metadata without the vocabulary, and the table of tensors.
+
+Reading a vocabulary takes most of the time of a load without weights, and a plan needs only its size. So llama.cpp is
+given a copy of the header in which the vocabulary is but a number: a sparse file in memory, which claims the size of
+the model. All plans of a file share it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from moebind._native import ffi, lib, own
+from moebind.errors import ModelLoadError
+from moebind.gguf import Gguf
+from moebind.header_checks import check_model
+from moebind.params import ModelParams
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Header", "TensorInfo", "read_header"]
+
+#: What belongs to a vocabulary and changes no size.
+_VOCABULARY = re.compile(rb"tokenizer\.(?!ggml\.token_type_count$)")
+_LAYER = re.compile(r"blk\.(\d+)\.")
+#: As llama.cpp's own pattern has it, in Python: chexps are shared by groups of experts, but placed like experts.
+_EXPERTS = re.compile(r"ffn_(?:up|down|gate|gate_up)_(?:ch|)exps")
+
+
+class TensorInfo(NamedTuple):
+    """A tensor of the file: its type's number in ggml, its dimensions, and where its bytes are."""
+
+    name: str
+    type: int
+    ne: tuple[int, ...]
+    nbytes: int
+    file: int
+    offset: int
+
+    @property
+    def layer(self) -> int | None:
+        """The layer that it belongs to, if it does to one."""
+        match = _LAYER.match(self.name)
+        return int(match[1]) if match else None
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether it is one of those that ``with_cpu_moe_all`` moves."""
+        return _EXPERTS.search(self.name) is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """A model file as plans see it."""
+
+    paths: tuple[str, ...]
+    gguf: Gguf
+    tensors: dict[str, TensorInfo]
+    architecture: str
+    stand_in: int
+    _checked: set[object] = field(default_factory=set)
+
+    @property
+    def path(self) -> str:
+        """The file that llama.cpp is given instead."""
+        return f"/proc/self/fd/{self.stand_in}"
+
+    @cached_property
+    def experts(self) -> Mapping[int, Mapping[str, int]]:
+        """Names and bytes of the experts' tensors, by layer; dense layers are left out."""
+        found: dict[int, dict[str, int]] = {}
+        for info in self.tensors.values():
+            if info.layer is not None and info.is_expert:
+                found.setdefault(info.layer, {})[info.name] = info.nbytes
+        return MappingProxyType(dict(sorted(found.items())))
+
+    def integer(self, name: str, default: int = 0) -> int:
+        """A number of the architecture's metadata; the largest one of an array, which has one for each layer."""
+        value = self.gguf.get(f"{self.architecture}.{name}")
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iub" and value.size:
+            return int(value.max())
+        return value if isinstance(value, int) else default
+
+    def check(self, params: ModelParams) -> None:
+        """Refuse what a load with these parameters would refuse in the file; once for each kind of parameters."""
+        key = (params.kv_overrides, params.use_mmap)
+        if key not in self._checked:
+            check_model(self.gguf, params.kv_overrides, mapped=params.use_mmap)
+            self._checked.add(key)
+
+    def __del__(self) -> None:
+        os.close(self.stand_in)
+
+
+def read_header(path: str) -> Header:
+    """The header of a model, of one file or several; the last few are kept, as long as the files stay the same."""
+    paths = tuple(os.path.abspath(each) for each in _known_paths(path))
+    return _read(path, tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)))
+
+
+def _known_paths(path: str) -> list[str]:
+    """The files to look at for a change; those of a split model beside the one that was given."""
+    match = re.search(r"-\d{5}-of-(\d{5})\.gguf$", path)
+    if match is None or int(match[1]) > 9999:
+        return [path] if os.path.exists(path) else []
+    names = [f"{path[: match.start()]}-{number:05d}-of-{match[1]}.gguf" for number in range(1, int(match[1]) + 1)]
+    return [name for name in names if os.path.exists(name)]
+
+
+@lru_cache(maxsize=8)
+def _read(path: str, stamps: tuple[tuple[int, int, int], ...]) -> Header:
+    file = Gguf.from_file(path)
+    architecture = file.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise ModelLoadError(f"{path} does not say which architecture it is: it is no model")
+    numbers = {each: number for number, each in enumerate(file.paths)}
+    sizes = [os.path.getsize(each) for each in file.paths]
+    tensors: dict[str, TensorInfo] = {}
+    for tensor in file.tensors.values():
+        number = numbers[tensor.path]
+        if tensor.offset + tensor.nbytes > sizes[number]:
+            raise ModelLoadError(f"{tensor.path} is cut off: its tensor {tensor.name} ends behind the end of the file")
+        ne = (*tensor.shape, 1, 1, 1)[:4]
+        tensors[tensor.name] = TensorInfo(tensor.name, tensor.type, ne, tensor.nbytes, number, tensor.offset)
+    return Header(file.paths, file, tensors, architecture, _write(file, tensors, architecture))
+
+
+def _write(file: Gguf, tensors: dict[str, TensorInfo], architecture: str) -> int:
+    """A file in memory with the header and without the vocabulary, as long as one with the tensors would be."""
+    copy = own(lib.gguf_init_empty(), lib.gguf_free)
+    header = file._headers[0]
+    tokens = lib.gguf_find_key(header, b"tokenizer.ggml.tokens")
+    lib.gguf_set_kv(copy, header)
+    for name in [ffi.string(lib.gguf_get_key(header, at)) for at in range(lib.gguf_get_n_kv(header))]:
+        if name.startswith(b"split.") or (tokens >= 0 and _VOCABULARY.match(name)):
+            lib.gguf_remove_key(copy, name)
+    if tokens >= 0:
+        lib.gguf_set_val_str(copy, b"tokenizer.ggml.model", b"none")
+        lib.gguf_set_val_u32(copy, f"{architecture}.vocab_size".encode(), lib.gguf_get_arr_n(header, tokens))
+    size = lib.ggml_tensor_overhead() * (len(tensors) + 1)
+    context = own(lib.ggml_init({"mem_size": size, "mem_buffer": ffi.NULL, "no_alloc": True}), lib.ggml_free)
+    end = 0
+    for info in tensors.values():
+        tensor = lib.ggml_new_tensor(context, info.type, 4, ffi.new("int64_t[4]", info.ne))
+        lib.ggml_set_name(tensor, info.name.encode())
+        lib.gguf_add_tensor(copy, tensor)
+        end += info.nbytes + file.alignment
+    stand_in = os.memfd_create("moebind-plan")
+    try:
+        if not lib.gguf_write_to_file(copy, f"/proc/self/fd/{stand_in}".encode(), True):
+            raise ModelLoadError("the header could not be copied into a file in memory")
+        os.truncate(stand_in, os.fstat(stand_in).st_size + end)
+    except BaseException:
+        os.close(stand_in)
+        raise
+    return stand_in

@@ -1,0 +1,297 @@
+"""What a model and a context will take, and where, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from moebind import checks
+from moebind._native import CData, lib
+from moebind.enums import DeviceType
+from moebind.memory import DeviceMemory, MemoryBreakdown
+from moebind.params import ContextParams, ModelParams
+from moebind.placement.header import Header, read_header
+from moebind.placement.simulation import MAPPED, simulate
+from moebind.placement.sizes import parse_size, show_size
+from moebind.process import Device, native_device
+
+__all__ = ["Plan", "plan"]
+
+
+@dataclass(frozen=True)
+class Plan(MemoryBreakdown):
+    """What a model and a context will take. Made by :func:`plan`.
+
+    It has the shape of :class:`MemoryBreakdown`, and printing it gives a table in MiB with what is free, whether it
+    fits, and if not, by how much and what would help.
+
+    Attributes
+    ----------
+    path : str
+        The model's file, or the first one.
+    model_params : ModelParams
+        How it would be loaded.
+    context_params : ContextParams
+        The context that would be made.
+    n_ctx : int
+        Tokens that its cache would hold; llama.cpp rounds up.
+    n_layer : int
+        Layers of the model.
+    mapped : bool
+        Whether the file would be mapped: ``CPU_Mapped`` is then pages of the file, not memory of the process.
+    gaps : int
+        Bytes of the mapped ranges that the host has no tensor in, since one range of a file goes from the first to the
+        last. They are counted, as in a breakdown, but nobody reads them, and they need no memory to be free.
+    places : Mapping[str, str | None]
+        For each tensor of the model the device that it would be on; None in host memory.
+    expert_bytes : int
+        Bytes of the experts' tensors on devices other than the host.
+    """
+
+    path: str = ""
+    model_params: ModelParams = field(default_factory=ModelParams)
+    context_params: ContextParams = field(default_factory=ContextParams)
+    n_ctx: int = 0
+    n_layer: int = 0
+    mapped: bool = False
+    gaps: int = 0
+    places: Mapping[str, str | None] = field(default_factory=dict, repr=False, compare=False)
+    expert_bytes: int = 0
+    _experts: Mapping[int, Mapping[str, int]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """For each device that has less free than would be held there, how many bytes it lacks."""
+        lacks = {device.name: device.total - device.free for device in self.devices[:-1]}
+        lacks[self.host.name] = self.host.total - self.gaps - self.host.free
+        return {name: size for name, size in lacks.items() if size > 0}
+
+    @property
+    def fits(self) -> bool:
+        """Whether each device, and the host, has as much free as would be held there."""
+        return not self.missing
+
+    def to_dict(self) -> dict[str, object]:
+        """The plan as plain values, for JSON: keys stay the same from version to version, sizes are bytes."""
+        return {
+            "path": self.path,
+            "n_ctx": self.n_ctx,
+            "mapped": self.mapped,
+            "gaps": self.gaps,
+            "fits": self.fits,
+            "device_bytes": self.device_bytes,
+            "host_bytes": self.host_bytes,
+            "expert_bytes": self.expert_bytes,
+            "devices": [
+                {
+                    "name": device.name,
+                    "type": device.type.name,
+                    **_sizes(device),
+                    "free": device.free,
+                    "capacity": device.capacity,
+                    "buffers": [{"name": buffer.name, **_sizes(buffer)} for buffer in device.buffers],
+                }
+                for device in self.devices
+            ],
+        }
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What does not fit, by how much, and what would help; empty if it fits."""
+        lacks = self.missing
+        lines = [
+            f"{device.name} lacks {show_size(lacks[device.name])}: {', or '.join(self._for_device(device))}."
+            for device in self.devices[:-1]
+            if device.name in lacks
+        ]
+        if self.host.name in lacks:
+            lines.append(f"The host lacks {show_size(lacks[self.host.name])}: {'; '.join(self._for_host())}.")
+        return tuple(lines)
+
+    def _for_device(self, device: DeviceMemory) -> list[str]:
+        help_: list[str] = []
+        lacks = self.missing[device.name]
+        there = {
+            layer: sum(size for name, size in tensors.items() if self.places.get(name) == device.name)
+            for layer, tensors in self._experts.items()
+        }
+        freed, enough = 0, None
+        for layer in sorted(there):
+            freed += there[layer]
+            if freed >= lacks:
+                enough = layer + 1
+                break
+        if enough is not None and len([1 for size in there.values() if size]) > 1 and enough < self.n_layer:
+            help_.append(f"with_n_cpu_moe({enough}) keeps the experts of the first {enough} layers in host memory")
+        elif freed:
+            help_.append(f"with_cpu_moe_all() keeps {show_size(freed)} of experts in host memory")
+        if device.context > lacks:
+            help_.append(
+                f"an n_ctx below {self.n_ctx}, or smaller type_k and type_v, takes less than its "
+                f"{show_size(device.context)} of context"
+            )
+        if not help_ or freed < lacks:
+            help_.append(f"an n_gpu_layers below {self.n_layer + 1} leaves layers to the CPU")
+        return [*help_, "moebind.fit finds parameters that fit"]
+
+    def _for_host(self) -> list[str]:
+        parts = {buffer.name: buffer.model for buffer in self.host.buffers}
+        mapped = parts.get(MAPPED, 0) - self.gaps
+        help_: list[str] = []
+        if mapped > 0:
+            help_.append(
+                f"{show_size(mapped)} of it are pages of the file, which the system reads again when they do not stay: "
+                "slow, but it runs"
+            )
+        repacked = sum(size for name, size in parts.items() if "REPACK" in name)
+        if repacked:
+            help_.append(f"use_extra_bufts=False leaves {show_size(repacked)} of repacked weights in the file's pages")
+        return [*help_, "a smaller quantisation, or more on a device, takes less"]
+
+    def __str__(self) -> str:
+        context = self.context_params
+        kinds = dict.fromkeys([context.type_k.name, context.type_v.name])
+        head = (
+            f"{os.path.basename(self.path)}: n_ctx {self.n_ctx}, n_ubatch {context.n_ubatch}, cache {'/'.join(kinds)}"
+        )
+        lines = [head, *self._lines(with_free=True)]
+        if self.gaps:
+            lines.append(
+                f"{MAPPED} is ranges of the file; {show_size(self.gaps)} between the host's tensors is not read."
+            )
+        return "\n".join([*lines, *(["It fits."] if self.fits else ["It does not fit.", *self.advice])])
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the plan as stacked bars, one a device, into a file.
+
+        Parameters
+        ----------
+        path
+            Where to; its ending chooses the format (``.png``, ``.svg``, ``.pdf``). The background is transparent, and
+            the colours read on a light page as on a dark one.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib, which comes with the extra ``plot``.
+        """
+        from moebind.placement.plot import plot_plan
+
+        plot_plan(self, checks.path("path", path))
+
+
+def _sizes(part: object) -> dict[str, int]:
+    return {name: getattr(part, name) for name in ("model", "context", "compute", "total")}
+
+
+def plan(
+    path: str | os.PathLike[str],
+    model_params: ModelParams | None = None,
+    context_params: ContextParams | None = None,
+    *,
+    devices: Sequence[Device | str | int] | None = None,
+) -> Plan:
+    """Find out what a model and a context would take, without loading it.
+
+    Reads the headers of the file, or files; no weights. llama.cpp then simulates the load and the context, so that
+    what it says is what it would do. Takes milliseconds.
+
+    Parameters
+    ----------
+    path
+        The model's file, or the first one of a split model.
+    model_params, context_params
+        As for :meth:`Model.load_from_file` and :meth:`Model.new_context`.
+    devices
+        Devices to plan for, instead of this machine's or those of ``model_params``: a :class:`Device`, or the size of
+        one that is not here, in bytes or as text. ``["24GiB", "24GiB"]`` are two GPUs with the names ``GPU0`` and
+        ``GPU1``. They take part as an RPC worker's device does: they take every operation, and have no pinned memory.
+        A driver's own memory is not counted.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ModelNotFoundError, ModelLoadError, ContextCreationError, ValueError
+        As the load and the context would.
+
+    Notes
+    -----
+    Stands on ``llama_model_params.no_alloc`` and ``llama_get_memory_breakdown``. The rest of the process, and what
+    models that are loaded hold, is what makes ``free`` less than ``capacity``.
+
+    Examples
+    --------
+    >>> plan = moebind.plan("moe.gguf", ModelParams().with_cpu_moe_all(), devices=["1GiB"])
+    >>> plan.fits, plan.devices[0].name
+    (True, 'GPU0')
+    """
+    file, chosen, context = check_arguments(path, model_params, context_params)
+    return make_plan(read_header(file), chosen, context, device_list(devices, chosen))
+
+
+def check_arguments(
+    path: str | os.PathLike[str], model_params: ModelParams | None, context_params: ContextParams | None
+) -> tuple[str, ModelParams, ContextParams]:
+    """The same with defaults, of the right types."""
+    file = checks.path("path", path)
+    chosen = ModelParams() if model_params is None else model_params
+    context = ContextParams() if context_params is None else context_params
+    if not isinstance(chosen, ModelParams):
+        raise TypeError(f"model_params is {chosen!r}; it takes ModelParams")
+    if not isinstance(context, ContextParams):
+        raise TypeError(f"context_params is {context!r}; it takes ContextParams")
+    if chosen.vocab_only:
+        raise ValueError("model_params has vocab_only: such a model has no weights to plan for")
+    return file, chosen, context
+
+
+def device_list(devices: Sequence[Device | str | int] | None, params: ModelParams) -> list[CData] | None:
+    """Native devices, those that are only described included; None: those of the parameters, or of this machine."""
+    if devices is None:
+        return None
+    if isinstance(devices, (str, bytes)) or not isinstance(devices, Sequence):
+        raise TypeError(f"devices is {devices!r}; it takes a list, such as ['24GiB']")
+    if params.devices is not None:
+        raise ValueError("devices are given twice: as an argument and in model_params; give them once")
+    if len(devices) >= lib.llama_max_devices():
+        raise ValueError(f"devices has {len(devices)}; llama.cpp takes at most {lib.llama_max_devices() - 1}")
+    chosen: list[CData] = []
+    for at, each in enumerate(devices):
+        if isinstance(each, Device):
+            if each.type == DeviceType.CPU:
+                raise ValueError("devices holds the CPU, which takes what the others do not")
+            chosen.append(native_device(each.name))
+        else:
+            chosen.append(lib.moebind_described_device(at, parse_size(f"devices[{at}]", each, low=1)))
+    if len(set(chosen)) != len(chosen):
+        raise ValueError("devices names a device twice")
+    return chosen
+
+
+def make_plan(
+    header: Header, model_params: ModelParams, context_params: ContextParams, devices: list[CData] | None
+) -> Plan:
+    """Simulate, and describe the result."""
+    found = simulate(header, model_params, context_params, devices)
+    experts = header.experts
+    on_device = sum(
+        size for tensors in experts.values() for name, size in tensors.items() if found.places.get(name) is not None
+    )
+    return Plan(
+        found.devices,
+        header.paths[0],
+        model_params,
+        context_params,
+        found.n_ctx,
+        found.n_layer,
+        found.mapped,
+        found.gaps,
+        MappingProxyType(found.places),
+        on_device,
+        experts,
+    )

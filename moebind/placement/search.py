@@ -1,0 +1,245 @@
+"""The search behind a fit: it asks for plans until it has one that fits and keeps the most on the devices."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+
+from moebind._native import CData
+from moebind.enums import SplitMode
+from moebind.params import ContextParams, ModelParams
+from moebind.placement import split
+from moebind.placement.header import Header
+from moebind.placement.plan import Plan, make_plan
+from moebind.placement.units import Level, Unit, levels, movable_units, to_host
+
+__all__ = ["Search"]
+
+#: Scratch memory differs a little between placements: choices that seem to be too large by this much are still tried.
+SLACK = 64 * 2**20
+#: How many of them.
+TRIES = 4
+#: How many ways to spread layers over devices are planned with.
+SPREADS = 8
+#: How many plans are made to fill devices up with single matrices.
+OVERFLOWS = 6
+
+
+class Search:
+    """Plans of one model for one set of budgets.
+
+    Parameters
+    ----------
+    header, devices
+        What is planned, and for what.
+    budgets
+        Bytes by device; a device, or the host, that is not there may take any number.
+    """
+
+    def __init__(self, header: Header, devices: list[CData] | None, budgets: Mapping[str, int]) -> None:
+        self.header = header
+        self.devices = devices
+        self.budgets = budgets
+        self.n_plans = 0
+        #: The plan that came closest, for the message when nothing fits.
+        self.closest: Plan | None = None
+        self._known: dict[tuple[ModelParams, ContextParams], Plan] = {}
+
+    def plan(self, model: ModelParams, context: ContextParams) -> Plan:
+        """A plan, remembered."""
+        key = (model, context)
+        if key not in self._known:
+            self.n_plans += 1
+            self._known[key] = make_plan(self.header, model, context, self.devices)
+        return self._known[key]
+
+    def excess(self, plan: Plan) -> dict[str, int]:
+        """By how much each device's budget is exceeded; negative is room."""
+        held = {device.name: device.total for device in plan.devices[:-1]}
+        held[plan.host.name] = plan.host.total - plan.gaps
+        return {name: size - self.budgets[name] for name, size in held.items() if name in self.budgets}
+
+    def fits(self, plan: Plan) -> bool:
+        """Whether no budget is exceeded."""
+        worst = max(self.excess(plan).values(), default=0)
+        if worst > 0 and (self.closest is None or worst < max(self.excess(self.closest).values())):
+            self.closest = plan
+        return worst <= 0
+
+    def place(self, model: ModelParams, context: ContextParams) -> Plan | None:
+        """The best placement for a context: all on the devices, else fewer experts, else fewer layers; None if none."""
+        plan = self.plan(model, context)
+        if self.fits(plan):
+            return plan
+        if len(plan.devices) == 1:
+            return None
+        free_layers = model.n_gpu_layers == ModelParams().n_gpu_layers
+        several = len(plan.devices) > 2 and model.tensor_split is None and model.split_mode == SplitMode.LAYER
+        models = [model]
+        if several:
+            models = split.spread(self.header, plan, model, self.budgets)
+            plan = self.plan(models[0], context)
+            if self.fits(plan):
+                return plan
+        units = movable_units(plan, model)
+        if units:
+            if several:
+                # Scratch memory is another where experts are in host memory.
+                bare = self.plan(to_host(models[0], units, ()), context)
+                models = split.spread(self.header, bare, model, self.budgets, SPREADS)
+            found = [self._fewer_experts(each, context) for each in models]
+            fitting = [plan for plan in found if plan is not None]
+            if fitting or not free_layers:
+                return max(fitting, key=lambda plan: plan.expert_bytes, default=None)
+        elif not free_layers:
+            return None
+        return self._fewer_layers(model, context, units, several)
+
+    def _fewer_experts(self, model: ModelParams, context: ContextParams) -> Plan | None:
+        """The plan with the most bytes of experts on the devices; None if it does not fit even without any."""
+        units = movable_units(self.plan(model, context), model)
+        best = self.plan(to_host(model, units, ()), context)
+        if not self.fits(best):
+            return None
+        choices = {name: levels([unit for unit in units if unit.device == name]) for name in {u.device for u in units}}
+        at = dict.fromkeys(choices, 0)
+        room = {name: -self.excess(best).get(name, -(2**62)) for name in choices}
+        tried = {tuple(at.values())}
+        while True:
+            wanted = {name: _last_within(choices[name], room[name]) for name in choices}
+            if tuple(wanted.values()) in tried:
+                break
+            tried.add(tuple(wanted.values()))
+            plan = self._keeping(model, context, units, choices, wanted)
+            over = self.excess(plan)
+            if self.fits(plan) and _kept(choices, wanted) > _kept(choices, at):
+                best, at = plan, wanted
+            for name, levels_ in choices.items():
+                # What is there besides these units, in this placement, is what they have to share the budget with.
+                seen = levels_[wanted[name]].nbytes - over.get(name, -(2**62))
+                room[name] = min(seen, levels_[wanted[name]].nbytes - 1) if over.get(name, 0) > 0 else seen
+        best, at = self._a_little_more(model, context, units, choices, at, best)
+        if len(best.devices) > 2:
+            kept = {unit for name, index in at.items() for unit in choices[name][index].kept}
+            best = self._overflow(model, context, units, kept, best)
+        return best
+
+    def _overflow(
+        self, model: ModelParams, context: ContextParams, units: list[Unit], kept: set[Unit], best: Plan
+    ) -> Plan:
+        """Fill what is left with single matrices, on whichever device has room; their layer may be on another."""
+        tries = OVERFLOWS
+        while tries:
+            rooms = {name: -over for name, over in self.excess(best).items() if name != best.host.name}
+            fitting = [
+                (unit.nbytes, unit, name)
+                for name, room in rooms.items()
+                for unit in set(units) - kept
+                if unit.nbytes <= room
+            ]
+            if not fitting:
+                break
+            for _, unit, name in sorted(fitting, key=lambda each: (each[0], each[2] == each[1].device), reverse=True):
+                tries -= 1
+                if name == unit.device:
+                    changed, left, stay = model, units, kept | {unit}
+                else:
+                    # Before the rules that keep experts in host memory: the first match wins.
+                    changed = model.with_tensor_override(unit.pattern, name)
+                    left, stay = [each for each in units if each != unit], kept
+                plan = self.plan(to_host(changed, left, stay), context)
+                if self.fits(plan) and plan.expert_bytes > best.expert_bytes:
+                    best, model, units, kept = plan, changed, left, stay
+                    break
+                if not tries:
+                    break
+            else:
+                break
+        return best
+
+    def _a_little_more(
+        self,
+        model: ModelParams,
+        context: ContextParams,
+        units: list[Unit],
+        choices: dict[str, list[Level]],
+        at: dict[str, int],
+        best: Plan,
+    ) -> tuple[Plan, dict[str, int]]:
+        """Try choices that seem a little too large."""
+        for name, levels_ in choices.items():
+            room = levels_[at[name]].nbytes - self.excess(best).get(name, -(2**62))
+            above = [i for i in range(at[name] + 1, len(levels_)) if levels_[i].nbytes <= room + SLACK]
+            for index in sorted(above, reverse=True)[-TRIES:]:
+                wanted = {**at, name: index}
+                plan = self._keeping(model, context, units, choices, wanted)
+                if self.fits(plan):
+                    best, at = plan, wanted
+                    break
+        return best, at
+
+    def _keeping(
+        self,
+        model: ModelParams,
+        context: ContextParams,
+        units: list[Unit],
+        choices: dict[str, list[Level]],
+        at: dict[str, int],
+    ) -> Plan:
+        kept = [unit for name, index in at.items() for unit in choices[name][index].kept]
+        return self.plan(to_host(model, units, kept), context)
+
+    def _fewer_layers(
+        self, model: ModelParams, context: ContextParams, units: list[Unit], several: bool
+    ) -> Plan | None:
+        """The plan with the most whole layers on the devices, and as many more without their experts."""
+
+        def with_layers(count: int, kept: list[Unit] | None = None) -> Plan:
+            params = (model if kept is None else to_host(model, units, kept)).with_n_gpu_layers(count)
+            if several:
+                params = split.spread(self.header, self.plan(params, context), params, self.budgets)[0]
+            return self.plan(params, context)
+
+        n_layer = self.plan(model, context).n_layer
+        whole = largest(0, n_layer, lambda count: self.fits(with_layers(count)))
+        if whole is None:
+            return None
+        best = with_layers(whole)
+        kept = [unit for unit in units if unit.layer > n_layer - whole]  # the output counts as a layer
+        more = largest(whole, n_layer, lambda count: self.fits(with_layers(count, kept))) if units else None
+        if more is not None:
+            best = with_layers(more, kept)
+        return best
+
+    def widen(self, plan: Plan, least: int, most: int, step: int) -> Plan:
+        """The same placement with the longest context that fits."""
+
+        def with_context(steps: int) -> Plan:
+            n_ctx = min(least + steps * step, most)
+            return self.plan(plan.model_params, plan.context_params.with_n_ctx(n_ctx))
+
+        steps = largest(0, -(-(most - least) // step), lambda steps: self.fits(with_context(steps)))
+        return plan if not steps else with_context(steps)
+
+
+def largest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
+    """The largest number for which a property holds that holds up to some number; None if it does not for ``low``."""
+    if holds(high):
+        return high
+    if low == high or not holds(low):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _last_within(choices: list[Level], room: int) -> int:
+    return max(bisect_right(choices, room, key=lambda level: level.nbytes) - 1, 0)
+
+
+def _kept(choices: dict[str, list[Level]], at: dict[str, int]) -> int:
+    return sum(levels_[at[name]].nbytes for name, levels_ in choices.items())

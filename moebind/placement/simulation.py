@@ -1,0 +1,212 @@
+"""A load and a context without memory: llama.cpp goes through the motions, and counts.
+
+With ``no_alloc`` it places tensors, lays out caches and graphs, and allocates nothing. That is never mapped, whereas a
+load usually is; what a mapping changes is worked out here, as ``load_tensors`` in llama-model.cpp does it:
+
+- weights in the plain memory of the CPU are not allocated: a range of each file is mapped, from the first of them to
+  the last;
+- weights are not put into a device's pinned host memory, but among those of the CPU;
+- everything else, repacked weights included, is allocated as without a mapping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from moebind import log, overrides
+from moebind._native import CData, Hooks, decoded, ffi, lib, own
+from moebind.enums import DeviceType, FlashAttnType, LoadMode
+from moebind.errors import ContextCreationError, ModelLoadError, NativeError
+from moebind.memory import BufferMemory, DeviceMemory, gather, read_parts
+from moebind.native_params import CELLS_MAX, native_model_params
+from moebind.params import ContextParams, ModelParams
+from moebind.placement.header import Header
+from moebind.process import init
+
+__all__ = ["Simulation", "simulate"]
+
+#: What llama.cpp calls the buffers of a mapped file, all of the CPU's buffer type.
+MAPPED = "CPU_Mapped"
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What llama.cpp would hold, and where.
+
+    ``devices`` is as in a plan. ``places`` has, for each tensor, the name of its device, or None in host memory;
+    a tensor that stands in two places, as the token embeddings do when they are the output too, has the last.
+    ``gaps`` are bytes of mapped ranges that hold no tensor of the host's, and are not read.
+    """
+
+    devices: tuple[DeviceMemory, ...]
+    places: dict[str, str | None]
+    n_ctx: int
+    n_layer: int
+    mapped: bool
+    gaps: int
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """llama.cpp warns of what plans do on purpose; what it says when it fails is in the exception."""
+    lib.moebind_log_quiet(True)
+    try:
+        yield
+    finally:
+        lib.moebind_log_quiet(False)
+
+
+def simulate(
+    header: Header, model_params: ModelParams, context_params: ContextParams, devices: Sequence[CData] | None = None
+) -> Simulation:
+    """Load the model and make a context, without memory.
+
+    Parameters
+    ----------
+    header
+        The model.
+    model_params, context_params
+        As for the real thing.
+    devices
+        Devices that need not be in the list of this machine's, instead of those of ``model_params``.
+
+    Raises
+    ------
+    ModelLoadError, ContextCreationError, ValueError
+        As for the real thing.
+    """
+    init()
+    header.check(model_params)
+    described = {
+        decoded(lib.ggml_backend_dev_name(each)): lib.ggml_backend_dev_buffer_type(each) for each in devices or ()
+    }
+    rules = overrides.resolve(model_params.tensor_overrides, list(header.tensors), header.paths[0], described)
+    hooks = Hooks()
+    params = replace(model_params, no_alloc=True, devices=None if devices is not None else model_params.devices)
+    native, keep = native_model_params(params, rules, hooks)
+    if devices is not None:
+        native.devices = listed = ffi.new("ggml_backend_dev_t[]", [*devices, ffi.NULL])
+        keep.append(listed)
+    lib.moebind_log_forget()
+    with _quietly():
+        try:
+            pointer = lib.llama_model_load_from_file(header.path.encode(), native[0])
+        except NativeError as error:
+            raise ModelLoadError(
+                f"{header.paths[0]} could not be planned: {error.message}{log.recent_lines()}"
+            ) from error
+        if not pointer:
+            raise ModelLoadError(f"{header.paths[0]} could not be planned{log.recent_lines()}")
+        model = own(pointer, lib.llama_model_free, *keep)
+        used = [lib.moebind_model_device(model, i) for i in range(lib.moebind_model_n_devices(model))]
+        try:
+            made = lib.llama_init_from_model(model, _native_context_params(header, model, context_params)[0])
+        except NativeError as error:
+            raise ContextCreationError(f"no such context can be made: {error.message}{log.recent_lines()}") from error
+        if not made:
+            raise ContextCreationError(f"no such context can be made{log.recent_lines()}")
+        context = own(made, lib.llama_free, model)
+        tensors = _tensors(model)
+        mapped = _is_mapped(model_params, used)
+        parts = read_parts(context)
+        gaps = 0
+        if mapped:
+            parts, gaps = _as_mapped(header, parts, tensors)
+        return Simulation(
+            gather(parts, used),
+            {name: _device_of(buffer_type) for name, buffer_type in tensors},
+            int(lib.llama_n_ctx(context)),
+            int(lib.llama_model_n_layer(model)),
+            mapped,
+            gaps,
+        )
+
+
+def _native_context_params(header: Header, model: CData, params: ContextParams) -> CData:
+    n_ctx = params.n_ctx or int(lib.llama_model_n_ctx_train(model))
+    if n_ctx > CELLS_MAX:
+        raise ContextCreationError(f"n_ctx is {n_ctx}; at most {CELLS_MAX} are taken")
+    outputs = params.n_outputs_max or min(n_ctx, params.n_batch)
+    if params.n_seq_max > outputs:
+        raise ContextCreationError(
+            f"n_seq_max is {params.n_seq_max}, but a batch has at most {outputs} outputs: raise n_batch, n_ctx or "
+            "n_outputs_max"
+        )
+    if params.flash_attn_type == FlashAttnType.DISABLED:
+        width = header.integer("attention.key_length") or lib.llama_model_n_embd(model) // max(
+            lib.llama_model_n_head(model), 1
+        )
+        block = lib.ggml_blck_size(params.type_k)
+        if width % block:
+            raise ContextCreationError(
+                f"type_k is {params.type_k.name}, in blocks of {block}, but this model's keys have {width} numbers: "
+                "choose another type_k, or leave flash attention on"
+            )
+    native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
+    for name, _ in ffi.typeof("struct llama_context_params").fields:
+        value: Any = getattr(params, name, None)
+        if value is not None and not callable(value):
+            setattr(native, name, value)
+    return native
+
+
+def _tensors(model: CData) -> list[tuple[str, CData]]:
+    count = lib.moebind_model_tensors(model, ffi.NULL, 0)
+    tensors = ffi.new("struct moebind_tensor[]", count)
+    lib.moebind_model_tensors(model, tensors, count)
+    return [(decoded(tensor.name), tensor.buft) for tensor in tensors]
+
+
+def _device_of(buffer_type: CData) -> str | None:
+    if not buffer_type or lib.ggml_backend_buft_is_host(buffer_type):
+        return None
+    device = lib.ggml_backend_buft_get_device(buffer_type)
+    if not device or lib.ggml_backend_dev_type(device) in {DeviceType.CPU, DeviceType.ACCEL}:
+        return None
+    return decoded(lib.ggml_backend_dev_name(device))
+
+
+def _is_mapped(params: ModelParams, used: Sequence[CData]) -> bool:
+    """Whether a load with these parameters maps the file: AUTO does when every device takes it."""
+    if not params.use_mmap or params.no_alloc or not lib.llama_supports_mmap():
+        return False
+    if params.load_mode != LoadMode.AUTO:
+        return True
+    properties = ffi.new("struct ggml_backend_dev_props *")
+    for device in used:
+        lib.ggml_backend_dev_get_props(device, properties)
+        if not properties.caps.mmap_support:
+            return False
+    return True
+
+
+def _as_mapped(
+    header: Header, parts: list[tuple[CData, BufferMemory]], tensors: list[tuple[str, CData]]
+) -> tuple[list[tuple[CData, BufferMemory]], int]:
+    """The same with the host's weights in mapped ranges of the files; and how much of those is between them."""
+    plain = lib.ggml_backend_cpu_buffer_type()
+    host = [buffer_type for buffer_type, _ in parts if buffer_type == plain or _is_pinned(buffer_type)]
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    needed: dict[str, int] = {}
+    for name, buffer_type in tensors:
+        if buffer_type in host and name in header.tensors:
+            info = header.tensors[name]
+            needed[name] = info.nbytes
+            first[info.file] = min(first.get(info.file, info.offset), info.offset)
+            last[info.file] = max(last.get(info.file, 0), info.offset + info.nbytes)
+    rest = [(buffer_type, replace(buffer, model=0) if buffer_type in host else buffer) for buffer_type, buffer in parts]
+    mapped = sum(last[file] - first[file] for file in first)
+    kept = [(buffer_type, buffer) for buffer_type, buffer in rest if buffer.total]
+    if mapped:
+        kept.append((plain, BufferMemory(MAPPED, mapped, 0, 0)))
+    return kept, mapped - sum(needed.values())
+
+
+def _is_pinned(buffer_type: CData) -> bool:
+    """Whether this is a device's host memory."""
+    device = lib.ggml_backend_buft_get_device(buffer_type)
+    return bool(device) and buffer_type == lib.ggml_backend_dev_host_buffer_type(device)

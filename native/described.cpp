@@ -1,0 +1,99 @@
+// Devices that are only described: what a plan needs of a GPU that is not in this machine. They take part in llama.cpp's
+// simulated allocation as an RPC worker's device does (it takes every operation, and offers no pinned memory), and
+// allocate nothing: a model that is really loaded onto one fails, with llama.cpp's own message.
+#include "shim.h"
+
+#include "ggml-backend-impl.h"
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+
+namespace {
+
+struct described_device {
+    std::string              name;
+    std::string              description;
+    size_t                   memory;
+    ggml_backend_device      device;
+    ggml_backend_buffer_type buft;
+};
+
+described_device & of(ggml_backend_dev_t device) { return *static_cast<described_device *>(device->context); }
+
+const char * backend_name(ggml_backend_t backend) { return of(backend->device).name.c_str(); }
+void         backend_free(ggml_backend_t backend) { delete backend; }
+ggml_status  backend_compute(ggml_backend_t, ggml_cgraph *) { return GGML_STATUS_FAILED; }
+
+const char * buft_name(ggml_backend_buffer_type_t buft) { return of(buft->device).name.c_str(); }
+size_t       buft_alignment(ggml_backend_buffer_type_t) { return 128; }  // what CUDA's is
+// llama.cpp reports that it is unable to allocate.
+ggml_backend_buffer_t buft_alloc(ggml_backend_buffer_type_t, size_t) { return nullptr; }
+
+const char *          device_name(ggml_backend_dev_t device) { return of(device).name.c_str(); }
+const char *          device_description(ggml_backend_dev_t device) { return of(device).description.c_str(); }
+void                  device_memory(ggml_backend_dev_t device, size_t * free, size_t * total) { *free = *total = of(device).memory; }
+enum ggml_backend_dev_type device_type(ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; }
+
+void device_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
+    props->name        = device_name(device);
+    props->description = device_description(device);
+    props->type        = device_type(device);
+    device_memory(device, &props->memory_free, &props->memory_total);
+    // Asynchronous, with events: several of them are used as a pipeline, as several GPUs are.
+    props->caps = { true, false, false, true, true };
+}
+
+ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
+    static ggml_guid      guid  = { 'm', 'o', 'e', 'b', 'i', 'n', 'd', ' ', 'd', 'e', 's', 'c', 'r', 'i', 'b', 'e' };
+    static const ggml_backend_i iface = [] {
+        ggml_backend_i functions = {};
+        functions.get_name       = backend_name;
+        functions.free           = backend_free;
+        functions.graph_compute  = backend_compute;
+        return functions;
+    }();
+    return new ggml_backend{ &guid, iface, device, nullptr };
+}
+
+ggml_backend_buffer_type_t device_buft(ggml_backend_dev_t device) { return &of(device).buft; }
+bool                       device_supports_op(ggml_backend_dev_t, const ggml_tensor *) { return true; }
+bool device_supports_buft(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft) { return buft == device_buft(device); }
+
+const char *       reg_name(ggml_backend_reg_t) { return "described"; }
+size_t             reg_count(ggml_backend_reg_t) { return 0; }
+ggml_backend_dev_t reg_device(ggml_backend_reg_t, size_t) { return nullptr; }
+
+ggml_backend_reg registry = { GGML_BACKEND_API_VERSION, { reg_name, reg_count, reg_device, nullptr }, nullptr };
+
+}  // namespace
+
+ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory) {
+    // Few and small, and models may hold them: they stay.
+    static std::mutex                                                                mutex;
+    static std::map<std::pair<int32_t, size_t>, std::unique_ptr<described_device>> made;
+    const std::lock_guard<std::mutex>                                                lock(mutex);
+    std::unique_ptr<described_device> & found = made[{ number, memory }];
+    if (found == nullptr) {
+        ggml_backend_device_i device = {};
+        device.get_name              = device_name;
+        device.get_description       = device_description;
+        device.get_memory            = device_memory;
+        device.get_type              = device_type;
+        device.get_props             = device_props;
+        device.init_backend          = device_init;
+        device.get_buffer_type       = device_buft;
+        device.supports_op           = device_supports_op;
+        device.supports_buft         = device_supports_buft;
+        ggml_backend_buffer_type_i buft = {};
+        buft.get_name                   = buft_name;
+        buft.alloc_buffer               = buft_alloc;
+        buft.get_alignment              = buft_alignment;
+        found.reset(new described_device{ "GPU" + std::to_string(number), "described", memory, {}, {} });
+        found->device = { device, &registry, found.get() };
+        found->buft   = { buft, &found->device, nullptr };
+    }
+    return &found->device;
+}

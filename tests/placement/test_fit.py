@@ -1,0 +1,301 @@
+"""Fits: no budget is ever exceeded, budgets are used, what is pinned stays, and llama.cpp's fit is no better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import fit as beside  # benchmarks/fit.py
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import moebind
+from conftest import SMALL
+from moebind import ContextParams, Device, Fit, FitError, GgmlType, Model, ModelParams, Plan, SplitMode
+
+MakeTiny = Callable[..., Path]
+MakeShape = Callable[..., Path]
+MIB = 2**20
+GIB = 2**30
+#: Less tall than the real ones, so that a plan takes a few milliseconds; each layer is true.
+SHAPES = {
+    "phi-3.5-moe-q4_k_m": 8,
+    "mixtral-8x7b-q4_k_m": 6,
+    "qwen3-30b-a3b-q4_k_m": 9,
+    "gpt-oss-120b-mxfp4": 5,
+    "deepseek-v3-q4_k_m": 6,
+}
+CONTEXT = ContextParams(n_ctx=4096)
+
+
+def within(fit: Fit) -> bool:
+    """Whether every budget holds, by a plan made anew."""
+    plan = fit.plan
+    held = {device.name: device.total for device in plan.devices[:-1]} | {"Host": plan.host.total - plan.gaps}
+    return all(held[name] <= budget for name, budget in fit.budgets.items())
+
+
+def again(fit: Fit, devices: list[str | int]) -> Plan:
+    return moebind.plan(fit.plan.path, fit.model_params, fit.context_params, devices=devices)
+
+
+@given(
+    name=st.sampled_from(list(SHAPES)),
+    share=st.floats(0.0, 1.1),
+    n_devices=st.integers(1, 3),
+    pinned=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=25, deadline=None)
+def test_no_budget_is_exceeded(
+    shape_path: MakeShape, name: str, share: float, n_devices: int, pinned: bool, data: st.DataObject
+) -> None:
+    path = shape_path(name, SHAPES[name])
+    most = moebind.plan(path, ModelParams(), CONTEXT, devices=["1TiB"]).device_bytes
+    sizes = [int(most * share * data.draw(st.floats(0.3, 1.0)) / n_devices) for _ in range(n_devices)]
+    memory = {f"GPU{at}": size for at, size in enumerate(sizes)}
+    devices: list[str | int] = ["1TiB"] * n_devices
+    try:
+        fit = moebind.fit(path, memory=memory, devices=devices, n_ctx=2048 if pinned else None)
+    except FitError:
+        fit = None
+    if fit is None:  # less than what a device without layers takes
+        assert min(sizes) < 2 * GIB
+        return
+    assert fit.budgets == memory
+    assert within(fit)
+    remade = again(fit, devices)
+    assert remade == fit.plan
+    assert all(device.total <= memory[device.name] for device in remade.devices[:-1])
+    assert fit.context_params.n_ctx == 2048 if pinned else fit.context_params.n_ctx >= 4096
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_budget_is_used(shape_path: MakeShape, name: str) -> None:
+    path = shape_path(name, SHAPES[name])
+    summary = moebind.experts(path)
+    smallest = min(layer.nbytes for layer in summary if layer.nbytes) / 2
+    plan = moebind.plan(path, ModelParams(), CONTEXT, devices=["1TiB"])
+    budget = plan.device_bytes - summary.nbytes // 2
+    fit = moebind.fit(path, memory=budget, context_params=CONTEXT, devices=["1TiB"])
+    # Another matrix would not fit: what is left is less than one of gate, up and down.
+    assert budget - smallest < fit.plan.device_bytes <= budget
+    longer = moebind.fit(path, memory=budget, devices=["1TiB"])
+    assert longer.context_params.n_ctx >= 4096
+    assert longer.plan.device_bytes <= budget
+
+
+@pytest.mark.parametrize(
+    "name", ["phi-3.5-moe-q4_k_m", "mixtral-8x7b-q4_k_m", "qwen3-30b-a3b-q4_k_m", "deepseek-v3-q4_k_m"]
+)
+@pytest.mark.parametrize("n_devices", [1, 2])
+def test_never_fewer_experts_than_llama_cpps_own_fit(shape_path: MakeShape, name: str, n_devices: int) -> None:
+    path = shape_path(name, SHAPES[name])
+    compared = 0
+    for sizes in beside.budgets(path, 6, n_devices):
+        theirs, ours = beside.common_fit(path, sizes), beside.our_fit(path, sizes)
+        if theirs is None or any(device.total > size for device, size in zip(theirs.devices, sizes, strict=False)):
+            continue
+        assert ours is not None
+        assert ours.plan.expert_bytes >= theirs.expert_bytes
+        compared += 1
+    assert compared >= 3
+
+
+# --- what is chosen ---
+
+
+def test_everything_fits(shape_path: MakeShape) -> None:
+    path = shape_path("phi-3.5-moe-q4_k_m", 8)
+    fit = moebind.fit(path, devices=["80GiB"])
+    assert fit.model_params == ModelParams()
+    assert fit.context_params == ContextParams(n_ctx=131072)
+    assert fit.budgets == {"GPU0": 79 * GIB}
+    assert "Everything fits" in fit.explanation
+    assert str(fit) == f"{fit.explanation}\n{fit.plan}"
+
+
+def test_some_experts_and_single_matrices(shape_path: MakeShape) -> None:
+    path = shape_path("phi-3.5-moe-q4_k_m", 8)
+    seen = set()
+    for budget in range(1200, 6600, 300):
+        fit = moebind.fit(path, memory=budget * MIB, context_params=CONTEXT, devices=["24GiB"])
+        patterns = [rule.pattern for rule in fit.model_params.tensor_overrides]
+        assert all(rule.target == "CPU" for rule in fit.model_params.tensor_overrides)
+        seen.add(len(patterns))
+        assert fit.model_params.n_gpu_layers == -1
+    assert seen == {0, 1, 2} or seen == {1, 2}
+
+
+def test_fewer_layers_when_not_even_the_rest_fits(shape_path: MakeShape) -> None:
+    path = shape_path("qwen3-30b-a3b-q4_k_m", 9)
+    least = moebind.plan(path, ModelParams().with_cpu_moe_all(), CONTEXT, devices=["1TiB"]).device_bytes
+    fit = moebind.fit(path, memory=least - 30 * MIB, context_params=CONTEXT, devices=["24GiB"])
+    assert 0 < fit.model_params.n_gpu_layers < 10
+    assert "Even without its experts" in fit.explanation
+
+
+def test_a_dense_model_is_split_by_layers(tiny_path: MakeTiny) -> None:
+    path = tiny_path(n_layer=12)
+    most = moebind.plan(path, ModelParams(), SMALL, devices=["1GiB"]).device_bytes
+    fit = moebind.fit(path, memory=most * 3 // 4, context_params=SMALL, devices=["1GiB"])
+    assert 0 < fit.model_params.n_gpu_layers < 13
+    assert not fit.model_params.tensor_overrides
+
+
+def test_the_context_grows_into_what_is_left(tiny_path: MakeTiny) -> None:
+    path = tiny_path(n_expert=4, n_ctx_train=32768)
+    short = moebind.plan(path, ModelParams(), ContextParams(n_ctx=4096), devices=["1GiB"]).device_bytes
+    fit = moebind.fit(path, memory=short + MIB, devices=["1GiB"])
+    assert fit.model_params == ModelParams()
+    assert 4096 < fit.context_params.n_ctx < 32768
+    longer = fit.context_params.with_n_ctx(fit.context_params.n_ctx + 256)
+    assert moebind.plan(path, ModelParams(), longer, devices=["1GiB"]).device_bytes > short + MIB
+    assert moebind.fit(path, memory="1GiB", n_ctx_min=64, devices=["1GiB"]).context_params.n_ctx == 32768
+    assert moebind.fit(path, memory=short - 2**17, n_ctx_min=256, devices=["1GiB"]).context_params.n_ctx < 4096
+
+
+def test_two_devices_are_balanced(shape_path: MakeShape) -> None:
+    path = shape_path("qwen3-30b-a3b-q4_k_m", 24)
+    fit = moebind.fit(path, memory={"GPU0": "3GiB", "GPU1": "2GiB"}, context_params=CONTEXT, devices=["24GiB", "24GiB"])
+    held = [device.total for device in fit.plan.devices[:-1]]
+    assert 0.93 * 3 * GIB < held[0] <= 3 * GIB
+    assert 0.90 * 2 * GIB < held[1] <= 2 * GIB
+    assert fit.model_params.tensor_split is not None
+    assert len(fit.model_params.tensor_split) == 2
+    alike = moebind.fit(path, context_params=CONTEXT, devices=["24GiB", "24GiB"])
+    assert alike.model_params == ModelParams()
+
+
+def test_goals_trade_experts_for_prompts(shape_path: MakeShape) -> None:
+    path = shape_path("qwen3-30b-a3b-q4_k_m", 24)
+    fits = {
+        goal: moebind.fit(path, memory="4GiB", context_params=CONTEXT, devices=["24GiB"], goal=goal)
+        for goal in ("decode", "prompt", "balanced")
+    }
+    assert fits["decode"].context_params.n_ubatch == 512
+    assert fits["prompt"].context_params.n_ubatch == 2048
+    assert fits["prompt"].plan.expert_bytes < fits["balanced"].plan.expert_bytes <= fits["decode"].plan.expert_bytes
+    assert fits["balanced"].plan.expert_bytes >= 0.95 * fits["decode"].plan.expert_bytes
+    assert all(within(fit) for fit in fits.values())
+    pinned = moebind.fit(
+        path, memory="4GiB", context_params=CONTEXT.with_n_ubatch(256), devices=["24GiB"], goal="prompt"
+    )
+    assert pinned.context_params.n_ubatch == 256
+
+
+# --- what is pinned stays ---
+
+
+def test_pinned_values_stay(shape_path: MakeShape) -> None:
+    path = shape_path("mixtral-8x7b-q4_k_m", 6)
+    mine = r"blk\.5\.ffn_up_exps"
+    model = ModelParams(n_gpu_layers=5).with_cpu_override(mine)
+    context = ContextParams(n_ctx=1024, type_k=GgmlType.Q8_0, type_v=GgmlType.Q8_0, n_ubatch=128)
+    fit = moebind.fit(path, memory="2GiB", model_params=model, context_params=context, devices=["24GiB"])
+    assert fit.model_params.n_gpu_layers == 5
+    assert fit.model_params.tensor_overrides[0] == model.tensor_overrides[0]
+    assert len(fit.model_params.tensor_overrides) > 1
+    assert fit.context_params == context
+    assert fit.plan.places["blk.5.ffn_up_exps.weight"] is None
+    assert within(fit)
+
+    split = ModelParams(tensor_split=(3, 1))
+    fit = moebind.fit(path, memory="2GiB", model_params=split, context_params=context, devices=["24GiB", "24GiB"])
+    assert fit.model_params.tensor_split == (3, 1)
+    assert within(fit)
+
+    alone = ModelParams(split_mode=SplitMode.NONE, main_gpu=1)
+    fit = moebind.fit(path, memory="2GiB", model_params=alone, context_params=context, devices=["24GiB", "24GiB"])
+    assert [device.name for device in fit.plan.devices] == ["GPU1", "Host"]
+    assert within(fit)
+
+
+def test_an_override_to_the_device_stays(shape_path: MakeShape) -> None:
+    path = shape_path("mixtral-8x7b-q4_k_m", 6)
+    model = ModelParams().with_tensor_override(r"blk\.0\.ffn_.*_exps", "GPU0")
+    fit = moebind.fit(path, memory="2200MiB", model_params=model, context_params=CONTEXT, devices=["24GiB"])
+    assert fit.plan.places["blk.0.ffn_up_exps.weight"] == "GPU0"
+    assert within(fit)
+    with pytest.raises(FitError, match="leave n_gpu_layers and tensor_overrides to fit"):
+        moebind.fit(
+            path,
+            memory="500MiB",
+            n_ctx=512,
+            model_params=ModelParams(n_gpu_layers=7).with_tensor_override(r"exps", "GPU0"),
+            devices=["24GiB"],
+        )
+
+
+def test_what_is_missing_is_told(shape_path: MakeShape) -> None:
+    path = shape_path("phi-3.5-moe-q4_k_m", 8)
+    with pytest.raises(FitError, match=r"GPU0 may take 10\.0 MiB and lacks .* MiB at n_ctx 4096 .*leave n_gpu_layers"):
+        moebind.fit(path, memory="10MiB", model_params=ModelParams(n_gpu_layers=5), devices=["24GiB"])
+    with pytest.raises(FitError, match=r"Host may take 0\.0 MiB and lacks"):
+        moebind.fit(path, memory={"Host": 0}, devices=["24GiB"])
+
+
+# --- real devices ---
+
+
+def test_a_fit_is_loaded(demo_path: Path) -> None:
+    with moebind.loopback_device(memory=260 * MIB) as device:
+        context = SMALL.with_n_ctx(1024)
+        fit = moebind.fit(demo_path, margin=0, context_params=context, devices=[device])
+        assert fit.model_params.devices == (device,)
+        assert 0 < fit.plan.expert_bytes < moebind.experts(demo_path).nbytes
+        with Model.load_from_file(demo_path, fit.model_params) as model, model.new_context(fit.context_params) as live:
+            held = live.memory_breakdown().devices[0]
+            assert held.name == device.name
+            assert 200 * MIB < held.total <= 260 * MIB
+            assert len(list(live.generate("Once", max_tokens=4))) == 4
+
+
+def test_without_a_device(tiny_path: MakeTiny) -> None:
+    fit = moebind.fit(tiny_path(n_expert=4), model_params=ModelParams(devices=(), n_gpu_layers=0))
+    assert [device.name for device in fit.plan.devices] == ["Host"]
+    assert fit.context_params.n_ctx == 512
+    assert "no other device" in fit.explanation
+    with pytest.raises(FitError, match="Host"):
+        moebind.fit(tiny_path(n_expert=4), memory=1000, model_params=ModelParams(devices=(), n_gpu_layers=0))
+
+
+def test_the_margin_is_left(tiny_path: MakeTiny, device: Device) -> None:
+    fit = moebind.fit(tiny_path(n_expert=4), margin="2GiB", devices=["3GiB"])
+    assert fit.budgets == {"GPU0": GIB}
+    fit = moebind.fit(tiny_path(n_expert=4), memory={"Host": "1GiB"}, devices=["30GiB"])
+    assert fit.budgets == {"GPU0": 29 * GIB, "Host": GIB}
+    fit = moebind.fit(tiny_path(n_expert=4), devices=[10 * MIB])
+    assert fit.budgets == {"GPU0": 9 * MIB}
+    assert "9.0 MiB; 10.0 MiB are free" in fit.explanation
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"memory": -1}, ValueError),
+        ({"memory": "many"}, ValueError),
+        ({"memory": 1.5}, TypeError),
+        ({"memory": {"CUDA7": 1}}, ValueError),
+        ({"memory": {"GPU0": None}}, TypeError),
+        ({"memory": {3: 1}}, ValueError),
+        ({"memory": [1]}, TypeError),
+        ({"margin": -1}, ValueError),
+        ({"margin": 0.5}, TypeError),
+        ({"n_ctx": 0}, ValueError),
+        ({"n_ctx": 2**40}, ValueError),
+        ({"n_ctx": "long"}, TypeError),
+        ({"n_ctx_min": 0}, ValueError),
+        ({"n_ctx_min": 1.0}, TypeError),
+        ({"goal": "fast"}, ValueError),
+        ({"goal": None}, ValueError),
+        ({"goal": ["decode"]}, ValueError),
+        ({"model_params": 1}, TypeError),
+        ({"context_params": 1}, TypeError),
+        ({"model_params": ModelParams(vocab_only=True)}, ValueError),
+    ],
+)
+def test_what_a_fit_refuses(tiny_path: MakeTiny, arguments: dict[str, object], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        moebind.fit(tiny_path(n_expert=4), **{"devices": ["1GiB"], **arguments})  # type: ignore[arg-type]

@@ -1,0 +1,327 @@
+"""Plans: what they say, for what they are asked, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import moebind
+from conftest import SMALL
+from moebind import (
+    ContextCreationError,
+    ContextParams,
+    Device,
+    DeviceType,
+    FlashAttnType,
+    GgmlType,
+    LoadMode,
+    Model,
+    ModelLoadError,
+    ModelNotFoundError,
+    ModelParams,
+)
+from moebind.placement.sizes import parse_size, show_size
+
+MakeTiny = Callable[..., Path]
+MIB = 2**20
+
+
+def mib(size: int) -> int:
+    return size // MIB
+
+
+# --- the published table (docs/offload.md) ---
+
+
+def test_the_published_figure_of_phi_3_5_moe(shape_path: Callable[[str], Path]) -> None:
+    path, context = shape_path("phi-3.5-moe-q4_k_m"), ContextParams(n_ctx=4096)
+    everything = moebind.plan(path, ModelParams(), context, devices=["96GiB"])
+    device, host = everything.devices
+    assert (mib(device.model), mib(device.context), mib(device.compute), mib(device.total)) == (24100, 512, 103, 24715)
+    assert round(device.total / 2**30, 2) == 24.14
+    assert (mib(host.model), mib(host.compute)) == (70, 20)
+
+    experts = ModelParams().with_cpu_moe_all().with_load_mode(LoadMode.NONE)
+    offloaded = moebind.plan(path, experts, context, devices=["96GiB"])
+    device, host = offloaded.devices
+    assert (mib(device.model), mib(device.context), mib(device.compute)) == (850, 512, 78)
+    assert round(offloaded.reduction_vs(everything), 3) == 0.942
+    # What of the experts is repacked depends on the processor; the sum does not.
+    assert mib(host.model) == 5320 + 18000
+    assert mib(host.compute) == 95
+
+
+@pytest.mark.parametrize(
+    "name", ["phi-3.5-moe-q2_k", "mixtral-8x7b-q4_k_m", "gpt-oss-120b-mxfp4", "deepseek-v3-q4_k_m"]
+)
+def test_shapes_of_large_models_are_planned(shape_path: Callable[[str], Path], name: str) -> None:
+    path = shape_path(name)
+    plans = [
+        moebind.plan(path, params, ContextParams(n_ctx=2048), devices=["1TiB"])
+        for params in (ModelParams(), ModelParams().with_cpu_moe_all())
+    ]
+    summary = moebind.experts(path)
+    assert plans[0].expert_bytes == summary.nbytes
+    assert plans[1].expert_bytes == 0
+    assert plans[0].devices[0].model - plans[1].devices[0].model == pytest.approx(summary.nbytes, rel=1e-4)
+    assert path.stat().st_size > summary.total_nbytes
+    assert path.stat().st_blocks * 512 < 20 * MIB
+
+
+# --- what it reads ---
+
+
+def test_the_vocabulary_changes_nothing(tiny_path: MakeTiny, device: Device) -> None:
+    # A plan gives llama.cpp a header without the vocabulary; the whole file, with no_alloc, says the same.
+    for arch in ("llama", "deepseek", "granite_swa", "grovemoe"):
+        path = tiny_path(arch=arch, n_expert=4)
+        params = ModelParams(devices=(device,), load_mode=LoadMode.NONE)
+        plan = moebind.plan(path, params, SMALL)
+        with Model.load_from_file(path, params.with_no_alloc(True)) as model, model.new_context(SMALL) as context:
+            assert plan.devices == context.memory_breakdown().devices
+
+
+def test_a_split_model(tiny_path: MakeTiny) -> None:
+    one = moebind.plan(tiny_path(n_expert=4), ModelParams(), SMALL, devices=["1GiB"])
+    three = moebind.plan(tiny_path(3, n_expert=4), ModelParams(), SMALL, devices=["1GiB"])
+    assert one.devices[0] == three.devices[0]
+    assert one.places == three.places
+
+
+def test_nothing_is_loaded_or_listed(tiny_path: MakeTiny) -> None:
+    before = moebind.devices()
+    plan = moebind.plan(tiny_path(n_expert=4), ModelParams(), SMALL, devices=["1GiB", "2GiB"])
+    assert [device.name for device in plan.devices] == ["GPU0", "GPU1", "Host"]
+    assert moebind.devices() == before
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path, tiny_path: MakeTiny) -> None:
+    path = tmp_path / "model.gguf"
+    sizes = []
+    for n_expert in (2, 6):
+        path.write_bytes(tiny_path(n_expert=n_expert).read_bytes())
+        sizes.append(moebind.plan(path, ModelParams(), SMALL, devices=["1GiB"]).expert_bytes)
+    assert sizes[1] == 3 * sizes[0]
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path, tiny_path: MakeTiny) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny_path(n_expert=4).read_bytes()[:-64])
+    with pytest.raises(ModelLoadError, match="cut off"):
+        moebind.plan(path)
+
+
+def test_files_that_are_no_models(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.gguf"
+    empty.touch()
+    for path, error in [(tmp_path / "gone", ModelNotFoundError), (tmp_path, ModelLoadError), (empty, ModelLoadError)]:
+        for function in (moebind.plan, moebind.experts, moebind.fit):
+            with pytest.raises(error):
+                function(path)
+
+
+# --- what it says ---
+
+
+def test_a_plan_as_text(tiny_path: MakeTiny) -> None:
+    path = tiny_path(n_expert=4)
+    plan = moebind.plan(path, ModelParams(), SMALL, devices=["1GiB"])
+    lines = str(plan).splitlines()
+    assert lines[0] == f"{path.name}: n_ctx 256, n_ubatch 512, cache F16"
+    assert lines[1].split() == ["memory,", "MiB", "model", "context", "compute", "total", "free"]
+    assert lines[2].split()[0::5] == ["GPU0", "1024.0"]
+    assert lines[-1] == "It fits."
+    assert len(lines) < 24
+    assert plan.fits
+    assert plan.advice == ()
+    assert not plan.missing
+
+
+def test_a_plan_as_values(tiny_path: MakeTiny) -> None:
+    plan = moebind.plan(tiny_path(n_expert=4), ModelParams(), SMALL, devices=["1GiB"])
+    values = json.loads(json.dumps(plan.to_dict()))
+    assert list(values) == [
+        "path", "n_ctx", "mapped", "gaps", "fits", "device_bytes", "host_bytes", "expert_bytes", "devices",
+    ]  # fmt: skip
+    assert list(values["devices"][0]) == [
+        "name", "type", "model", "context", "compute", "total", "free", "capacity", "buffers",
+    ]  # fmt: skip
+    assert values["devices"][0]["capacity"] == 2**30
+    assert values["device_bytes"] == plan.devices[0].total
+    assert values["host_bytes"] == plan.host.total
+    assert plan.host.type is DeviceType.CPU
+
+
+def test_what_does_not_fit_is_told(tiny_path: MakeTiny) -> None:
+    path = tiny_path(n_expert=8, n_layer=6)
+    needed = moebind.plan(path, ModelParams(), SMALL, devices=["1GiB"]).devices[0]
+    small = moebind.plan(path, ModelParams(), SMALL, devices=[needed.total - 100_000])
+    assert not small.fits
+    assert small.missing == {"GPU0": 100_000}
+    assert "GPU0 lacks 0.1 MiB: with_n_cpu_moe(1)" in str(small)
+    # The advice is good.
+    assert moebind.plan(path, ModelParams().with_n_cpu_moe(1), SMALL, devices=[needed.total - 100_000]).fits
+    assert "with_cpu_moe_all()" in str(moebind.plan(path, ModelParams(), SMALL, devices=[needed.total - 3_300_000]))
+    tiny = moebind.plan(path, ModelParams(), SMALL, devices=["100kB"])
+    assert "n_gpu_layers below 7" in str(tiny)
+    assert "moebind.fit" in str(tiny)
+
+
+def test_the_capacity_of_a_loopback_device_counts(tiny_path: MakeTiny) -> None:
+    with moebind.loopback_device(memory=MIB) as device:
+        plan = moebind.plan(tiny_path(n_expert=4), ModelParams(devices=(device,)), SMALL)
+        assert (plan.devices[0].capacity, plan.devices[0].free) == (MIB, MIB)
+        assert plan.missing == {device.name: plan.devices[0].total - MIB}
+
+
+def test_gaps_of_a_mapping_need_no_memory(tiny_path: MakeTiny) -> None:
+    # The host has the first tensor and the last: one range from the one to the other.
+    path = tiny_path(n_expert=4, n_layer=3)
+    params = ModelParams().with_cpu_override("blk.2.ffn_down_exps")
+    plan = moebind.plan(path, params, SMALL, devices=["1GiB"])
+    sizes = moebind.experts(path)
+    assert plan.gaps > sizes.nbytes // 2
+    assert plan.host.model - plan.gaps < sizes.nbytes
+    assert "is not read" in str(plan)
+    read = moebind.plan(path, params.with_load_mode(LoadMode.NONE), SMALL, devices=["1GiB"])
+    assert (read.gaps, read.mapped) == (0, False)
+    assert read.host.model == pytest.approx(plan.host.model - plan.gaps, abs=4096)
+
+
+def test_a_breakdown_has_what_is_free(moe: Model) -> None:
+    with moe.new_context(SMALL) as context:
+        host = context.memory_breakdown().host
+    assert 0 < host.free <= host.capacity
+
+
+def test_reduction_against_a_live_context(tiny_path: MakeTiny, device: Device) -> None:
+    path = tiny_path(n_expert=4)
+    with Model.load_from_file(path, ModelParams(devices=(device,))) as model, model.new_context(SMALL) as context:
+        live = context.memory_breakdown()
+    plan = moebind.plan(path, ModelParams(devices=(device,)).with_cpu_moe_all(), SMALL)
+    assert 0.2 < plan.reduction_vs(live) < 1.0
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_a_plan_as_a_picture(tiny_path: MakeTiny, tmp_path: Path, ending: str) -> None:
+    plan = moebind.plan(tiny_path(n_expert=4), ModelParams(), SMALL, devices=["1GiB", "1GiB"])
+    plan.plot(tmp_path / f"plan.{ending}")
+    assert (tmp_path / f"plan.{ending}").stat().st_size > 4000
+
+
+def test_pictures_need_matplotlib_and_nothing_else_does(tiny_path: MakeTiny) -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "import moebind\n"
+        "plan = moebind.plan(sys.argv[1], devices=['1GiB'])\n"
+        "try:\n    plan.plot('x.png')\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tiny_path()], capture_output=True, text=True, check=True)
+    assert "moebind[plot]" in done.stdout
+
+
+# --- what it refuses ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"model_params": ContextParams()}, TypeError),
+        ({"context_params": ModelParams()}, TypeError),
+        ({"devices": "24GiB"}, TypeError),
+        ({"devices": 24}, TypeError),
+        ({"devices": [24.0]}, TypeError),
+        ({"devices": [True]}, TypeError),
+        ({"devices": ["24 parsecs"]}, ValueError),
+        ({"devices": ["-1GiB"]}, ValueError),
+        ({"devices": ["9" * 20]}, ValueError),
+        ({"devices": ["nan"]}, ValueError),
+        ({"devices": [0]}, ValueError),
+        ({"devices": [-1]}, ValueError),
+        ({"devices": [2**70]}, ValueError),
+        ({"devices": ["1GiB"] * 16}, ValueError),
+        ({"devices": ["1GiB"], "model_params": ModelParams(devices=())}, ValueError),
+        ({"devices": [moebind.devices()[0]]}, ValueError),
+        ({"model_params": ModelParams(vocab_only=True)}, ValueError),
+        ({"model_params": ModelParams().with_tensor_override("ffn_down", "GPU7")}, ValueError),
+        ({"model_params": ModelParams().with_cpu_override("nothing")}, ModelLoadError),
+        ({"model_params": ModelParams().with_kv_override("llama.block_count", 700)}, ModelLoadError),
+        # Some of these would end the process in a load: a plan has the checks of one.
+        ({"model_params": ModelParams().with_kv_override("llama.expert_used_count", 9)}, ModelLoadError),
+        ({"model_params": ModelParams().with_kv_override("llama.attention.head_count_kv", 0)}, ModelLoadError),
+        ({"model_params": ModelParams().with_kv_override("llama.rope.dimension_count", 2**31)}, ModelLoadError),
+        ({"context_params": ContextParams(n_ctx=2**31 - 512)}, ContextCreationError),
+        ({"context_params": ContextParams(n_seq_max=64, n_batch=32)}, ContextCreationError),
+        ({"context_params": ContextParams(type_k=GgmlType.Q8_0)}, ContextCreationError),
+        (
+            {"context_params": ContextParams(type_k=GgmlType.Q8_0, flash_attn_type=FlashAttnType.DISABLED)},
+            ContextCreationError,
+        ),
+    ],
+)
+def test_what_a_plan_refuses(tiny_path: MakeTiny, arguments: dict[str, object], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        moebind.plan(tiny_path(n_expert=4), **arguments)  # type: ignore[arg-type]
+    assert moebind.plan(tiny_path(n_expert=4), devices=["1GiB"]).fits
+
+
+def test_a_device_twice(tiny_path: MakeTiny, device: Device) -> None:
+    with pytest.raises(ValueError, match="twice"):
+        moebind.plan(tiny_path(), devices=[device, device])
+    mixed = moebind.plan(tiny_path(n_expert=4), ModelParams(), SMALL, devices=[device, "1GiB"])
+    assert [each.name for each in mixed.devices] == [device.name, "GPU1", "Host"]
+
+
+def test_an_override_to_a_described_device(tiny_path: MakeTiny) -> None:
+    params = ModelParams(n_gpu_layers=0).with_tensor_override("ffn_down_exps", "GPU0")
+    plan = moebind.plan(tiny_path(n_expert=4), params, SMALL, devices=["1GiB"])
+    assert {name for name, place in plan.places.items() if place == "GPU0"} == {
+        f"blk.{layer}.ffn_down_exps.weight" for layer in range(2)
+    }
+
+
+def test_plans_in_threads_and_children(tiny_path: MakeTiny) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    path = tiny_path(n_expert=4)
+
+    def total(_: int) -> int:
+        return moebind.plan(path, ModelParams(), SMALL, devices=["1GiB"]).device_bytes
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(total, range(24)))) == 1
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if total(0) > 0 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert total(0) > 0
+
+
+# --- sizes ---
+
+
+@given(st.integers(0, 2**50), st.sampled_from(["B", "kB", "MB", "GB", "KiB", "MiB", "GiB", ""]))
+@settings(max_examples=60, deadline=None)
+def test_sizes_as_text(number: int, unit: str) -> None:
+    units = {"B": 1, "": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    wanted = number * units[unit]
+    if wanted <= 2**62:
+        assert parse_size("size", f" {number} {unit}") == wanted
+        assert parse_size("size", wanted) == wanted
+    else:
+        with pytest.raises(ValueError, match="size"):
+            parse_size("size", f"{number}{unit}")
+
+
+def test_sizes_are_shown() -> None:
+    assert show_size(2**30) == "1.00 GiB"
+    assert show_size(3 * 2**19) == "1.5 MiB"
