@@ -278,6 +278,8 @@ class Sampler(GrammarKinds):
         """
         self._must_choose()
         at = checks.integer("idx", idx, -checks.INT32_MAX)
+        if not hasattr(ctx, "_exclusive"):
+            raise TypeError(f"ctx is {ctx!r}; it takes a Context")
         with ctx._exclusive() as native:
             return self._sample(ctx, native, at)
 
