@@ -41,8 +41,8 @@ python_add_library(_libllama MODULE USE_SABI 3.10 WITH_SOABI
   native/adapters.cpp native/big_stack.cpp native/chat.cpp native/context.cpp native/described.cpp native/files.cpp
   native/fork.cpp native/grammar_rules.cpp native/grammar_sampler.cpp native/grammar_steps.cpp
   native/grammar_trigger.cpp native/guard.cpp native/hooks.cpp native/json_schema.cpp native/log.cpp
-  native/placement.cpp native/python_sampler.cpp native/quantize.cpp native/shim.cpp native/state.cpp
-  native/template_limits.cpp native/tokenize.cpp)
+  native/placement.cpp native/python_sampler.cpp native/quantize.cpp native/rpc.cpp native/shim.cpp
+  native/state.cpp native/template_limits.cpp native/tokenize.cpp)
 target_include_directories(_libllama PRIVATE native "${generated}")
 target_include_directories(_libllama SYSTEM PRIVATE # llama-ext.h, and what only C++ has
   "${vendored}/src" "${vendored}/ggml/src" "${vendored}/common")

@@ -67,6 +67,7 @@ from moebind.process import (
     time_us,
 )
 from moebind.process import llama_cpp_version as _llama_cpp_version
+from moebind.rpc import add_rpc_server, remove_rpc_server
 from moebind.sampler import Sampler
 from moebind.seq_state import SeqState
 from moebind.threadpool import ThreadPool
@@ -74,6 +75,7 @@ from moebind.timings import SamplerTimings, Timings
 from moebind.token_data import TokenDataArray
 
 if TYPE_CHECKING:
+    from moebind.diagnosis import Diagnosis, Finding, Severity, doctor
     from moebind.json_schema import json_schema_to_grammar
     from moebind.placement.experts import ExpertSummary, LayerExperts, experts
     from moebind.placement.fit import Fit, fit
@@ -81,7 +83,6 @@ if TYPE_CHECKING:
     from moebind.placement.plan import Plan, plan
     from moebind.quantization import quantize
     from moebind.quantize_plan import QuantizedTensor, QuantizeResult
-    from moebind.rpc import add_rpc_server
 
 __version__ = "0.1.0"
 #: The version of the llama.cpp inside.
@@ -103,8 +104,10 @@ __all__ = [
     "Device",
     "DeviceMemory",
     "DeviceType",
+    "Diagnosis",
     "EvalTensor",
     "ExpertSummary",
+    "Finding",
     "Fit",
     "FlashAttnType",
     "Ftype",
@@ -134,6 +137,7 @@ __all__ = [
     "SamplerTimings",
     "SchedPriority",
     "SeqState",
+    "Severity",
     "SplitMode",
     "StateSeqFlags",
     "TensorObserver",
@@ -148,6 +152,7 @@ __all__ = [
     "add_rpc_server",
     "chat_builtin_templates",
     "devices",
+    "doctor",
     "experts",
     "ffi",
     "fit",
@@ -160,6 +165,7 @@ __all__ = [
     "max_devices",
     "plan",
     "quantize",
+    "remove_rpc_server",
     "set_log",
     "supports_gpu_offload",
     "supports_mlock",
@@ -171,13 +177,16 @@ __all__ = [
 
 #: What needs modules that most programs do not (subprocess, sockets) is imported when it is asked for.
 _LAZY = {
+    "Diagnosis": "moebind.diagnosis",
     "ExpertSummary": "moebind.placement.experts",
+    "Finding": "moebind.diagnosis",
     "Fit": "moebind.placement.fit",
     "LayerExperts": "moebind.placement.experts",
     "Plan": "moebind.placement.plan",
     "QuantizeResult": "moebind.quantize_plan",
     "QuantizedTensor": "moebind.quantize_plan",
-    "add_rpc_server": "moebind.rpc",
+    "Severity": "moebind.diagnosis",
+    "doctor": "moebind.diagnosis",
     "experts": "moebind.placement.experts",
     "json_schema_to_grammar": "moebind.json_schema",
     "fit": "moebind.placement.fit",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
-from moebind import checks, log, lora_file
+from moebind import checks, log, lora_file, rpc
 from moebind._native import CData, ffi, lib, own, text_from
 from moebind._owner import Owner
 from moebind.errors import LoraError, MoebindError, NativeError
@@ -51,7 +51,7 @@ class LoraAdapter(Owner):
         lora_file.check(path, model)
         lib.moebind_log_forget()
         try:
-            with model._listing:
+            with model._listing, rpc.watched(model._servers):
                 pointer = lib.llama_adapter_lora_init(native, os.fsencode(path))
         except NativeError as error:
             raise LoraError(f"{path} could not be loaded: {error.message}") from error

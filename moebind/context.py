@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
-from moebind import checks, log
+from moebind import checks, log, rpc
 from moebind._native import CData, Hooks, lib, own
 from moebind._owner import CallLock
 from moebind.adapters import Adapters
@@ -44,6 +44,8 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
     """
 
     _warn_unclosed = True
+    #: RPC servers that hold parts of it.
+    _servers: tuple[str, ...]
 
     def __init__(
         self,
@@ -65,7 +67,13 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
             callback._into(hooks.pointer)
         lib.moebind_hooks_into_context_params(hooks.pointer, native)
         lib.moebind_log_forget()
+        self._servers = tuple({*model._servers, *(ctx_other._servers if ctx_other is not None else ())})
+        # What libllama points to, now and later, lives until the native context is freed.
+        self._attached_pointers: dict[int, CData] = {}
+        self._pool_pointers: list[CData] = []
+        held_by_it = (keep, hooks, self._attached_pointers, self._pool_pointers)
         with ExitStack() as held:
+            held.enter_context(rpc.watched(self._servers))
             for chain in chains.values():
                 held.enter_context(chain._lock.held())
                 chain._attach(model.n_vocab)  # whatever comes of it: libllama asserts that it is not given one again
@@ -74,13 +82,11 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
                 pointer = lib.llama_init_from_model(model._open(), native[0])
             except NativeError as error:
                 raise ContextCreationError(f"{model!r} with {params!r}: {error.message}{log.recent_lines()}") from error
-        if not pointer:
-            raise ContextCreationError(f"no context for {model!r} with {params!r}{log.recent_lines()}")
-        # What libllama points to, now and later, lives until the native context is freed.
-        self._attached_pointers: dict[int, CData] = {}
-        self._pool_pointers: list[CData] = []
-        held_by_it = (keep, hooks, self._attached_pointers, self._pool_pointers)
-        self._pointer = own(pointer, lib.llama_free, model._open(), *held_by_it)
+            if not pointer:
+                raise ContextCreationError(f"no context for {model!r} with {params!r}{log.recent_lines()}")
+            owned = own(pointer, lib.llama_free, model._open(), *held_by_it)
+            rpc.settle(self._servers)
+        self._pointer = owned
         self._pools: list[ThreadPool] = []
         self._lock = CallLock()
         self._other = ctx_other
@@ -111,10 +117,10 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
     def _exclusive(self) -> Iterator[CData]:
         """Hold the context, and the one whose memory it uses, during a native call."""
         if self._other is None:
-            with self._lock.held():
+            with self._lock.held(), rpc.watched(self._servers):
                 yield self._open()
         else:
-            with self._lock.held(), self._other._lock.held():
+            with self._lock.held(), self._other._lock.held(), rpc.watched(self._servers):
                 yield self._open()
 
     def _use_also(self) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "NativeError",
     "NoKvSlotError",
     "QuantizeError",
+    "RpcServerError",
     "SamplerError",
     "SpeculativeError",
     "StateError",
@@ -47,6 +48,25 @@ class NativeError(MoebindError):
     def message(self) -> str:
         """What llama.cpp said, with file and line for an assertion."""
         return str(self.args[0]) if self.args else ""
+
+
+class RpcServerError(MoebindError):
+    """An RPC server cannot be used: it does not answer, answers wrongly, or went away while something used it.
+
+    What used it cannot compute any more; close it.
+
+    Attributes
+    ----------
+    endpoint : str
+        Which one, as ``"host:port"``.
+    """
+
+    def __init__(self, message: str, endpoint: str) -> None:
+        super().__init__(message, endpoint)
+        self.endpoint = endpoint
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ClosedError(MoebindError):

@@ -10,14 +10,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from moebind import checks, files, log, overrides
+from moebind import checks, files, log, overrides, rpc
 from moebind._native import CData, Hooks, decoded, ffi, hold, lib, own, text_from
 from moebind._owner import Owner, close_all
 from moebind.adapters import LoraAdapter
 from moebind.chat import ChatTemplates
 from moebind.embedding import Embedding
 from moebind.enums import DeviceType, Ftype, RopeType
-from moebind.errors import ModelLoadError, NativeError
+from moebind.errors import ModelLoadError, NativeError, RpcServerError
 from moebind.gguf import Gguf
 from moebind.header_checks import check_model
 from moebind.native_params import native_model_params
@@ -114,8 +114,21 @@ class Model(ChatTemplates, Embedding, Saving):
         if not isinstance(chosen, ModelParams):
             raise TypeError(f"params is {chosen!r}; it takes ModelParams")
         init()
-        paths = file.paths
         check_model(file, chosen.kv_overrides, vocab_only=chosen.vocab_only, mapped=chosen.use_mmap)
+        model: Model | None = None
+        try:
+            with rpc.watched(rpc.before_load(chosen)):
+                model = cls._load_natively(file, chosen, split)
+                rpc.settle(model._servers)
+            return model
+        except RpcServerError as error:
+            if model is not None:
+                model.close()
+            raise ModelLoadError(f"{file.path} could not be loaded: {error}") from error
+
+    @classmethod
+    def _load_natively(cls, file: Gguf, chosen: ModelParams, split: bool) -> Model:
+        paths = file.paths
         rules = overrides.resolve(chosen.tensor_overrides, list(file.tensors), paths[0])
         _warn_without_device(chosen)
         progress, finish = _progress_of(chosen, os.path.basename(paths[0]))
@@ -138,7 +151,9 @@ class Model(ChatTemplates, Embedding, Saving):
         if not pointer:
             raise ModelLoadError(f"{paths[0]} could not be loaded{log.recent_lines()}")
         model = cls.__new__(cls)
-        names = {decoded(lib.ggml_backend_dev_name(device)) for device in (*_devices_of(pointer), *rules.devices())}
+        used = [*_devices_of(pointer), *rules.devices()]
+        names = {decoded(lib.ggml_backend_dev_name(device)) for device in used}
+        model._servers = rpc.endpoints_of(used)
         model._pointer = own(pointer, lib.llama_model_free, *(leases[name] for name in names if name in leases))
         model._vocab = own(lib.llama_model_get_vocab(pointer), hold, model._pointer)
         model._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
@@ -161,6 +176,8 @@ class Model(ChatTemplates, Embedding, Saving):
     #: A model lists its adapters, and its contexts read the list when they make graphs: one thread at a time.
     #: Reentrant, since an adapter may be collected in the thread that holds it.
     _listing: threading.RLock
+    #: RPC servers that hold parts of it.
+    _servers: tuple[str, ...]
     #: Contexts and adapters.
     _children: WeakSet[Owner]
 
@@ -411,8 +428,10 @@ class Model(ChatTemplates, Embedding, Saving):
     @property
     def devices(self) -> list[Device]:
         """The devices that take its layers; none when it is all on the CPU."""
+        pointer = self._open()
+        rpc.check(self._servers)
         listed = native_devices()
-        return [describe(listed.index(device), device) for device in _devices_of(self._open())]
+        return [describe(listed.index(device), device) for device in _devices_of(pointer)]
 
     @property
     def placement(self) -> tuple[PlacedOverride, ...]:
@@ -467,5 +486,5 @@ def _warn_without_device(params: ModelParams) -> None:
         warnings.warn(
             f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. CUDA "
             f"is {decoded(lib.moebind_cuda_verdict())}. Set n_gpu_layers=0 if that is what you want",
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakSet
@@ -12,7 +13,7 @@ from moebind import checks
 from moebind._native import LIBRARIES, CData, decoded, ffi, lib
 from moebind._owner import Owner
 from moebind.enums import DeviceType, NumaStrategy
-from moebind.errors import MoebindError
+from moebind.errors import MoebindError, NativeError
 
 __all__ = [
     "Device",
@@ -59,7 +60,7 @@ class Device:
     type : DeviceType
         What kind of device it is.
     memory_total, memory_free : int
-        Bytes. An RPC server reports those of its machine.
+        Bytes. An RPC server reports those of its machine; 0 when it does not answer.
     capacity : int
         Bytes that plans count on: what was told when the device was made, otherwise ``memory_total``.
     """
@@ -156,13 +157,18 @@ def native_devices() -> list[CData]:
 def describe(index: int, native: CData) -> Device:
     """Read one device."""
     properties = ffi.new("struct ggml_backend_dev_props *")
-    lib.ggml_backend_dev_get_props(native, properties)
-    name = decoded(properties.name)
+    name, description = decoded(lib.ggml_backend_dev_name(native)), decoded(lib.ggml_backend_dev_description(native))
+    backend = decoded(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(native)))
+    properties.type = lib.ggml_backend_dev_type(native)
+    with suppress(NativeError):  # an RPC server that is gone; a load says so
+        lib.ggml_backend_dev_get_props(native, properties)
+    if backend == "RPC" and lib.moebind_rpc_state(description.encode(), ffi.NULL, 0) == lib.MOEBIND_RPC_SERVER_LOST:
+        properties.memory_total = properties.memory_free = 0
     return Device(
         index=index,
         name=name,
-        description=decoded(properties.description),
-        backend=decoded(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(native))),
+        description=description,
+        backend=backend,
         type=DeviceType(properties.type),
         memory_total=properties.memory_total,
         memory_free=properties.memory_free,

@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
@@ -23,11 +24,15 @@ struct thread_state {
     int        depth;
     bool       failed;
     bool       stopping;
+    volatile sig_atomic_t interrupted;
     char       text[4096];
     PyObject * exception;
 };
 
 thread_local thread_state state;
+
+// Of the call that the main thread is in.
+std::atomic<int> interrupts_{ 0 };
 
 // How many threads are on their way to the interpreter or in it, and whether it lets in no more.
 std::atomic<int>  calls_of_python{ 0 };
@@ -75,7 +80,23 @@ guard_scope::guard_scope() noexcept {
     }
 }
 
-guard_scope::~guard_scope() noexcept { state.depth--; }
+guard_scope::~guard_scope() noexcept {
+    if (--state.depth == 0 && state.interrupted) {
+        state.interrupted = 0;
+        interrupts_       = 0;
+    }
+}
+
+bool note_interrupt() noexcept {
+    if (state.depth == 0) {
+        return false;
+    }
+    state.interrupted = 1;
+    interrupts_++;
+    return true;
+}
+
+int interrupts() noexcept { return interrupts_; }
 
 void keep_failure(const char * text) noexcept {
     state.failed = true;

@@ -8,8 +8,8 @@
 // moebind_carry, tells libllama to stop in whatever way that callback can, and moebind_result raises it from the
 // call that the user made.
 //
-// What is thrown where no guard stands below it - in a thread of OpenMP or of the RPC client - cannot be caught;
-// such preconditions are checked before the call.
+// What is thrown where no guard stands below it - in a thread of OpenMP - cannot be caught; such preconditions are checked
+// before the call. The RPC client has a thread too, in which nothing fails any more (rpc_connections.cpp).
 #pragma once
 
 #include <Python.h>
@@ -57,6 +57,12 @@ void note_stopping() noexcept;
 bool stopping() noexcept;
 
 bool in_main_thread() noexcept;
+
+// Called by a signal handler: Ctrl-C came while this thread was in a call. Says whether it was in one.
+bool note_interrupt() noexcept;
+
+// How often it came during the call that the main thread is in.
+int interrupts() noexcept;
 
 // Stands around every call of Python that C++ makes in the middle of a native call. When it is false, Python must not be
 // called: the interpreter is ending, and would end a thread that comes to it by unwinding its stack, through our guards.

@@ -4,7 +4,6 @@
 #include "build_info.h"
 #include "common.h"
 #include "ggml-cpp.h"
-#include "ggml-rpc/transport.h"
 #include "llama-context.h"
 #include "llama-ext.h"
 #include "llama-model.h"
@@ -80,29 +79,4 @@ size_t moebind_memory_breakdown(const llama_context * ctx, moebind_memory * part
         i++;
     }
     return i;
-}
-
-size_t moebind_rpc_caps_size(void) { return RPC_CONN_CAPS_SIZE; }
-
-void moebind_rpc_remove_server(ggml_backend_reg_t server) {
-    // All RPC devices name the plain RPC backend as theirs, so they go with it; those of the other servers come back.
-    const size_t                    n_gone = ggml_backend_reg_dev_count(server);
-    std::vector<ggml_backend_dev_t> stay;
-    ggml_backend_reg_t              rpc = ggml_backend_reg_by_name("RPC");
-    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
-        ggml_backend_dev_t device = ggml_backend_dev_get(i);
-        bool               gone   = ggml_backend_dev_backend_reg(device) != rpc;
-        for (size_t j = 0; j < n_gone && !gone; j++) {
-            gone = device == ggml_backend_reg_dev_get(server, j);
-        }
-        if (!gone) {
-            stay.push_back(device);
-        }
-    }
-    ggml_backend_unload(server);
-    ggml_backend_unload(rpc);
-    ggml_backend_register(rpc);
-    for (ggml_backend_dev_t device : stay) {
-        ggml_backend_device_register(device);
-    }
 }

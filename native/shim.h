@@ -262,8 +262,25 @@ int32_t moebind_common_fit(const char * path, struct llama_model_params * mparam
 // How this was built: one line on CUDA.
 const char * moebind_cuda_verdict(void);
 
-// The size of the capabilities in RPC's HELLO message.
-size_t moebind_rpc_caps_size(void);
+// --- RPC servers (rpc.cpp) ---
+
+enum moebind_rpc_server {
+    MOEBIND_RPC_SERVER_UNUSED = 0, // no connection now
+    MOEBIND_RPC_SERVER_IN_USE = 1,
+    MOEBIND_RPC_SERVER_LOST   = 2, // what it should have computed is zeros
+};
+
+// How the server is, by its "host:port", without asking it. Writes why it was lost, if it was.
+int moebind_rpc_state(const char * endpoint, char * reason, size_t size);
+
+// Forget that it was lost, so that it is connected to again; false while something still holds the lost connection.
+bool moebind_rpc_forget(const char * endpoint);
+
+// Ask a server anew for what the backend keeps about its devices: another one may listen there now.
+void moebind_rpc_renew(const char * endpoint);
+
+// How long it may take to answer a connection, and anything after that, in milliseconds.
+void moebind_rpc_timeouts(const char * endpoint, int64_t connect_ms, int64_t silence_ms);
 
 // Take an RPC server's devices out of the registry: ggml_backend_unload does not, since they belong to the plain RPC
 // backend. Nothing may use them any more.

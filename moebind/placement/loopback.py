@@ -18,14 +18,17 @@ from moebind import checks
 from moebind._owner import close_all
 from moebind.errors import MoebindError
 from moebind.process import Device, capacities, describe, leases, native_devices, users
-from moebind.rpc import add_rpc_server, remove_rpc_server
+from moebind.rpc import add_rpc_server, forget_server
 
 __all__ = ["loopback_device"]
 
 #: Seconds that a worker has to begin to serve.
 START_TIMEOUT = 30.0
 #: The worker finds moebind where this process did, whatever lies in the current folder.
-_WORKER = "import sys; sys.path[:] = sys.argv[3:]; from moebind.placement.worker import main; main()"
+_WORKER = (
+    "import sys; port, n_threads, *sys.path[:] = sys.argv[1:]; "
+    "from moebind.placement.worker import serve_parent; serve_parent(int(port), int(n_threads))"
+)
 #: Ports that were used by this process: libllama would take a new worker for the old one.
 _used_ports: set[int] = set()
 #: Process ids of the workers, by device name: their resident memory is what a device really holds.
@@ -133,5 +136,5 @@ def loopback_device(memory: SupportsIndex | None = None, n_threads: SupportsInde
         close_all(users.pop(name, WeakSet()))
         capacities.pop(name, None)
         worker_pids.pop(name, None)
-        remove_rpc_server(endpoint)
+        forget_server(endpoint)
         del leases[name]

@@ -1,16 +1,13 @@
-"""Another process as a device, and RPC servers that are none."""
+"""Another process as a device."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -162,76 +159,3 @@ def test_bad_memory(memory: object) -> None:
     with pytest.raises((TypeError, ValueError), match="memory"):
         with moebind.loopback_device(memory=memory):  # type: ignore[arg-type]
             pass
-
-
-@pytest.mark.parametrize(
-    "endpoint", ["", "localhost", "localhost:", "localhost:0", "localhost:70000", "[::1]:80", "a b:1", ":5"]
-)
-def test_endpoints_that_do_not_read(endpoint: str) -> None:
-    with pytest.raises(ValueError, match="endpoint is"):
-        moebind.add_rpc_server(endpoint)
-
-
-@contextmanager
-def server(reply: bytes | None, close: bool = True) -> Iterator[str]:
-    """A server that answers anything with ``reply``, or accepts and says nothing."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    connections: list[socket.socket] = []
-
-    def serve() -> None:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return
-        connections.append(connection)
-        if reply is not None:
-            connection.sendall(reply)
-            if close:
-                connection.close()
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join()
-        for connection in connections:
-            connection.close()
-
-
-def hello(major: int, minor: int = 0) -> bytes:
-    size = 4 + moebind.lib.moebind_rpc_caps_size()
-    return size.to_bytes(8, "little") + bytes([major, minor]) + bytes(size - 2)
-
-
-@pytest.mark.parametrize(
-    ("reply", "message"),
-    [
-        (b"", "does not answer|closed the connection"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not as an RPC server"),
-        (b"\x1c\0\0\0\0\0\0\0\x07", "closed the connection|does not answer"),
-        (hello(6), "speaks version 6.0 of the protocol, this build 7.0"),
-        (hello(7, 9), "speaks version 7.9"),
-    ],
-)
-def test_servers_that_are_something_else(reply: bytes, message: str) -> None:
-    with server(reply) as endpoint, pytest.raises(MoebindError, match=message):
-        moebind.add_rpc_server(endpoint)
-
-
-def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moebind.rpc.RPC_TIMEOUT", 0.3)
-    with server(None) as endpoint:
-        started = time.monotonic()
-        with pytest.raises(MoebindError, match="does not answer"):
-            moebind.add_rpc_server(endpoint)
-        assert time.monotonic() - started < 5
-
-
-def test_nobody_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(MoebindError, match="does not answer"):
-        moebind.add_rpc_server(f"127.0.0.1:{port}")
