@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moebind import log, overrides
+from moebind import log, overrides, rpc
 from moebind._native import CData, Hooks, decoded, ffi, lib, own
 from moebind.enums import DeviceType, FlashAttnType, LoadMode
-from moebind.errors import ContextCreationError, ModelLoadError, NativeError
+from moebind.errors import ContextCreationError, ModelLoadError, NativeError, RpcServerError
 from moebind.memory import BufferMemory, DeviceMemory, gather, read_parts
 from moebind.native_params import CELLS_MAX, native_model_params
 from moebind.params import ContextParams, ModelParams
@@ -80,6 +80,16 @@ def simulate(
     """
     init()
     header.check(model_params)
+    try:
+        with rpc.watched(rpc.before_load(model_params) if devices is None else ()):
+            return _simulate(header, model_params, context_params, devices)
+    except RpcServerError as error:
+        raise ModelLoadError(f"{header.paths[0]} could not be planned: {error}") from error
+
+
+def _simulate(
+    header: Header, model_params: ModelParams, context_params: ContextParams, devices: Sequence[CData] | None
+) -> Simulation:
     described = {
         decoded(lib.ggml_backend_dev_name(each)): lib.ggml_backend_dev_buffer_type(each) for each in devices or ()
     }

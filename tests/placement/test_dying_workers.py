@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import moebind
+from moebind import ModelLoadError, ModelParams
+from moebind.placement.loopback import worker_pids
+
 MakeTiny = Callable[..., Path]
 
 HEAD = """
@@ -280,3 +284,14 @@ with worker_process(port=port) as (process, endpoint):
         tiny_path(n_expert=4),
         Path(__file__).parent,
     )
+
+
+def test_a_plan_for_a_worker_that_died(tiny_path: MakeTiny) -> None:
+    with moebind.loopback_device() as device:
+        params = ModelParams(devices=(device,))
+        assert moebind.plan(tiny_path(n_expert=4), params).device_bytes
+        os.kill(worker_pids[device.name], signal.SIGKILL)
+        with pytest.raises(ModelLoadError, match=r"could not be planned: .*127\.0\.0\.1"):
+            moebind.plan(tiny_path(n_expert=4), params)
+        with pytest.raises(ModelLoadError, match=r"could not be planned: .*127\.0\.0\.1"):
+            moebind.fit(tiny_path(n_expert=4), model_params=params)
