@@ -69,6 +69,14 @@ python_call::python_call() noexcept {
     calls_of_python++;
     // The main thread is the one that ends the interpreter, and may still call it.
     allowed_ = !ending || in_main_thread();
+    if (!allowed_ && PyGILState_GetThisThreadState() != nullptr) {
+        // A thread of Python's, whose turn does not come again. If it were told to stop instead, it might yet come back
+        // to Python before the end and complain there.
+        calls_of_python--;
+        for (;;) {
+            pause();
+        }
+    }
 }
 
 python_call::~python_call() noexcept { calls_of_python--; }

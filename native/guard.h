@@ -66,7 +66,7 @@ int interrupts() noexcept;
 
 // Stands around every call of Python that C++ makes in the middle of a native call. When it is false, Python must not be
 // called: the interpreter is ending, and would end a thread that comes to it by unwinding its stack, through our guards.
-// While it lives, the interpreter does not end.
+// A thread that came from Python waits here for the end of the process. While this lives, the interpreter does not end.
 class python_call {
   public:
     python_call() noexcept;
