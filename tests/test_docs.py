@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import subprocess
@@ -16,6 +17,7 @@ import moebind
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 REFERENCE = "\n".join(page.read_text(encoding="utf-8") for page in [*DOCS.glob("api/*.md"), DOCS / "raw.md"])
+PAGES = [ROOT / "README.md", *DOCS.glob("*.md"), *DOCS.glob("api/*.md")]
 CLASSES = [name for name in moebind.__all__ if inspect.isclass(getattr(moebind, name))]
 
 
@@ -45,6 +47,58 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
 def test_every_public_member_has_a_docstring(kind: str) -> None:
     for name, value in members(getattr(moebind, kind)):
         assert getattr(value, "__doc__", None), name
+
+
+#: What no example shows, and why.
+WITHOUT_EXAMPLE = {
+    "SpeculativeError": "nothing raises it yet: speculative decoding is for a later version",
+}
+
+
+def examples(page: Path) -> Iterator[str]:
+    """The Python blocks of a page that conftest.py runs."""
+    blocks = re.findall(
+        r"(<!--- skip: next -->\s*)?^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return (block for skipped, block in blocks if not skipped)
+
+
+@pytest.fixture(scope="module")
+def shown() -> set[str]:
+    """Names and attributes in the examples of README.md and docs/."""
+    found: set[str] = set()
+    for page in PAGES:
+        for node in ast.walk(ast.parse("".join(examples(page)))):
+            match node:
+                case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
+                    found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted({*moebind.__all__} - {*WITHOUT_EXAMPLE}))
+def test_every_public_name_has_an_example(name: str, shown: set[str]) -> None:
+    assert name in shown
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_public_member_has_an_example(kind: str, shown: set[str]) -> None:
+    missing = [name for name, _ in members(getattr(moebind, kind)) if name.rpartition(".")[2] not in shown]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", WITHOUT_EXAMPLE)
+def test_what_has_no_example_is_there_and_has_none(name: str, shown: set[str]) -> None:
+    assert name in moebind.__all__
+    assert name not in shown
+
+
+def test_examples_of_errors_raise_them(folder_with_model: Path) -> None:
+    page = ast.parse("".join(examples(DOCS / "api" / "errors.md")))
+    tries = [node for node in ast.walk(page) if isinstance(node, ast.Try)]
+    assert tries
+    for node in tries:
+        node.orelse = ast.parse("raise AssertionError('nothing was raised')").body
+    exec(compile(ast.fix_missing_locations(page), "errors.md", "exec"), {})  # noqa: S102  # our own page
 
 
 def test_build_options_are_those_of_cmake() -> None:
