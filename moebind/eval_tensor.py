@@ -214,9 +214,9 @@ class TensorObserver:
         """What is called."""
         return self._fn
 
-    def _of_model(self, model: Model) -> Callable[[EvalTensor], bool | None]:
-        """What is called for a context of this model."""
-        return self._fn
+    def _for_model(self, model: Model) -> TensorObserver:
+        """What observes a context of this model."""
+        return self
 
     def _into(self, hooks: CData) -> None:
         """Tell the native hooks which tensors to call for."""
@@ -231,21 +231,15 @@ class TensorObserver:
 EvalCallback: TypeAlias = "Callable[[EvalTensor, bool], bool | None] | TensorObserver"
 
 
-def hook(callback: EvalCallback | None, model: Model) -> Callable[[CData, bool], bool] | None:
+def hook(callback: EvalCallback | None) -> Callable[[CData, bool], bool] | None:
     """What the native hook calls: with a pointer to a tensor, and whether it is to say that it wants it."""
     if callback is None:
         return None
-    if not isinstance(callback, TensorObserver):
-        return _hook(callback)
-    observe = callback._of_model(model)
-    return _hook(lambda tensor, ask: observe(tensor))
 
-
-def _hook(fn: Callable[[EvalTensor, bool], bool | None]) -> Callable[[CData, bool], bool]:
     def on_eval(pointer: CData, ask: bool) -> bool:
         tensor = EvalTensor._of(pointer, not ask)
         try:
-            answer = fn(tensor, ask)
+            answer = callback.fn(tensor) if isinstance(callback, TensorObserver) else callback(tensor, ask)
         finally:
             tensor._pointer = None
         # Wanting a tensor is said; going on is what everybody means.

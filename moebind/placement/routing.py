@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moebind import checks
-from moebind._native import CData, ffi
 from moebind.eval_tensor import EvalTensor, TensorObserver
 
 if TYPE_CHECKING:
@@ -67,25 +65,23 @@ class RoutingRecorder(TensorObserver):
         self._n_tokens: NDArray[np.int64] = np.zeros(0, np.int64)
         super().__init__(_CHOSEN, self._count)
 
-    def _of_model(self, model: Model) -> Callable[[EvalTensor], bool | None]:
+    def _for_model(self, model: Model) -> TensorObserver:
         self._fit(model.n_layer, model.n_expert)
         if model.meta.get("general.architecture") != "grovemoe":
-            return self._count
-        # It chooses twice from the same logits, under the same name: experts, then the groups that these are of.
-        first: dict[str, tuple[CData, CData]] = {}
+            return self
+        # It chooses twice from the same logits, under the same name: experts, then the groups that these are of. The
+        # first choice after the logits is the one to count.
+        fresh: set[str] = set()
 
         def count_first(tensor: EvalTensor) -> None:
-            logits = chosen = tensor.native
-            while logits.src[0] and b"ffn_moe_logits" not in ffi.string(logits.name):
-                logits = logits.src[0]
-            # Graphs are made in the same order, so in another graph with the logits at the same address the first
-            # choice is at the same address too.
-            if first.setdefault(tensor.name, (logits, chosen))[0] != logits:
-                first[tensor.name] = logits, chosen
-            if first[tensor.name][1] == chosen:
+            kind, _, layer = tensor.name.rpartition("-")
+            if kind == "ffn_moe_logits":
+                fresh.add(layer)
+            elif layer in fresh:
+                fresh.remove(layer)
                 self._count(tensor)
 
-        return count_first
+        return TensorObserver(r"^ffn_moe_(logits|topk)-\d+$", count_first)
 
     def _fit(self, n_layer: int, n_expert: int) -> None:
         """Have room for a model, or refuse it."""
