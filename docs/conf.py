@@ -11,10 +11,10 @@ version = release = moebind.__version__
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
 exclude_patterns = ["_build"]
 nitpicky = True
-#: Types of Python, numpy and cffi: their references are elsewhere, and this site is built without a network.
+#: Types of Python, numpy, matplotlib and cffi: references are elsewhere, and this site is built without a network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(np|os|codecs|collections\.abc)\..*"),
-    (r"py:class", r"ArrayLike|NDArray|CData|Buffer"),
+    (r"py:class", r"ArrayLike|NDArray|CData|Buffer|Figure"),
 ]
 
 html_theme = "furo"

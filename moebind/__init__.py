@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from moebind.placement.fit import Fit, fit
     from moebind.placement.loopback import loopback_device
     from moebind.placement.plan import Plan, plan
+    from moebind.placement.routing import RoutingRecorder
     from moebind.quantization import quantize
     from moebind.quantize_plan import QuantizedTensor, QuantizeResult
 
@@ -133,6 +134,7 @@ __all__ = [
     "QuantizedTensor",
     "RopeScalingType",
     "RopeType",
+    "RoutingRecorder",
     "Sampler",
     "SamplerTimings",
     "SchedPriority",
@@ -185,6 +187,7 @@ _LAZY = {
     "Plan": "moebind.placement.plan",
     "QuantizeResult": "moebind.quantize_plan",
     "QuantizedTensor": "moebind.quantize_plan",
+    "RoutingRecorder": "moebind.placement.routing",
     "Severity": "moebind.diagnosis",
     "doctor": "moebind.diagnosis",
     "experts": "moebind.placement.experts",

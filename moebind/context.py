@@ -62,6 +62,8 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
         chains = checked_chains(samplers, params, model)
         native, keep = native_context_params(model, params, chains, ctx_other)
         callback = params.eval_callback
+        if isinstance(callback, TensorObserver):
+            callback = callback._for_model(model)
         hooks = Hooks(abort=params.abort_callback, eval=hook(callback))
         if isinstance(callback, TensorObserver):
             callback._into(hooks.pointer)

@@ -15,6 +15,8 @@ from moebind.errors import ClosedError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moebind.model import Model
+
 __all__ = ["EvalCallback", "EvalTensor", "TensorObserver"]
 
 #: Types that numpy has too; the others are turned into float32.
@@ -211,6 +213,10 @@ class TensorObserver:
     def fn(self) -> Callable[[EvalTensor], bool | None]:
         """What is called."""
         return self._fn
+
+    def _for_model(self, model: Model) -> TensorObserver:
+        """What observes a context of this model."""
+        return self
 
     def _into(self, hooks: CData) -> None:
         """Tell the native hooks which tensors to call for."""

@@ -12,7 +12,7 @@ GOOD = """
 from collections.abc import Mapping
 
 import numpy as np
-from moebind import Batch, ChatMessage, Context, ContextParams, GgmlType, Model, ModelParams, Sampler
+from moebind import Batch, ChatMessage, Context, ContextParams, GgmlType, Model, ModelParams, RoutingRecorder, Sampler
 from moebind import json_schema_to_grammar
 
 def main(path: str) -> str:
@@ -33,6 +33,8 @@ def main(path: str) -> str:
         shape = {"type": "array", "items": {"type": "integer"}}
         Sampler.chain([Sampler.json_schema(model, shape), Sampler.from_callable(lambda c: c.sort()), Sampler.greedy()])
         grammar: str = json_schema_to_grammar(shape) + str(Sampler.grammar(model, "root ::= x").try_accept(token))
+        recorder = RoutingRecorder()
+        ContextParams().with_eval_callback(recorder).with_n_ctx(int((recorder + recorder).counts.sum()))
         return "".join(piece.text for piece in context.generate([token, n or 0], stop=["."])) + str(row.argmax())
 """
 BAD = {

@@ -18,6 +18,7 @@ class Shape:
     """What a tiny model is like. All weights are F32.
 
     Architectures: llama, dense or with experts; deepseek, whose first layers are dense and which has shared experts;
+    dots1, which is like it and chooses by sigmoids and biases, in groups if there are some (n_head_kv = n_head);
     granite_swa, which takes fused gate and up matrices; grovemoe, which has experts for groups of experts (chexps);
     mamba, which has recurrent state instead of a KV cache; lfm2, in which every other layer has; bert, an encoder, with
     ``n_cls_out`` > 0 a classification head; t5, an encoder and a decoder.
@@ -39,11 +40,13 @@ class Shape:
     tied: bool = False
     #: Of lfm2: the width of its sliding window.
     n_swa: int = 0
+    #: Groups of experts, of which two are chosen first.
+    n_expert_groups: int = 0
 
     @property
     def n_ff_exp(self) -> int:
         """Width of one expert."""
-        return self.n_ff // 2 if self.arch in {"deepseek", "grovemoe"} else self.n_ff
+        return self.n_ff // 2 if self.arch in {"deepseek", "dots1", "grovemoe"} else self.n_ff
 
 
 #: Byte tokens and a few special ones: any text can be tokenised.
@@ -100,11 +103,17 @@ def _metadata(shape: Shape) -> dict[str, object]:
     if shape.n_expert:
         metadata[f"{a}.expert_count"] = shape.n_expert
         metadata[f"{a}.expert_used_count"] = shape.n_expert_used
-    if a == "deepseek":
+    if shape.n_expert_groups:
+        metadata[f"{a}.expert_group_count"] = shape.n_expert_groups
+        metadata[f"{a}.expert_group_used_count"] = 2
+    if a == "dots1":
+        metadata[f"{a}.expert_gating_func"] = 2  # sigmoid
+        metadata[f"{a}.expert_weights_norm"] = True
+    if a in {"deepseek", "dots1"}:
         metadata[f"{a}.leading_dense_block_count"] = shape.n_dense_layers
         metadata[f"{a}.expert_shared_count"] = 1
         metadata[f"{a}.expert_weights_scale"] = 1.0
-    if a in {"deepseek", "grovemoe"}:
+    if a in {"deepseek", "dots1", "grovemoe"}:
         metadata[f"{a}.expert_feed_forward_length"] = shape.n_ff_exp
     if a == "grovemoe":
         metadata[f"{a}.expert_group_scale"] = 0.05
@@ -167,7 +176,7 @@ def _tensors(shape: Shape, random: np.random.Generator) -> dict[str, np.ndarray]
         else:
             tensors |= {b + "attn_q.weight": weights(d, d), b + "attn_output.weight": weights(d, d)}
             tensors |= {b + "attn_k.weight": weights(kv, d), b + "attn_v.weight": weights(kv, d)}
-        if shape.arch == "grovemoe" or (shape.arch == "lfm2" and layer % 2):
+        if shape.arch in {"dots1", "grovemoe"} or (shape.arch == "lfm2" and layer % 2):
             head = np.ones(d // shape.n_head, np.float32)
             tensors |= {b + "attn_q_norm.weight": head, b + "attn_k_norm.weight": head}
         if shape.arch == "granite_swa":
@@ -186,7 +195,9 @@ def _tensors(shape: Shape, random: np.random.Generator) -> dict[str, np.ndarray]
         if shape.arch == "grovemoe":
             tensors |= {b + f"ffn_{part}_chexps.weight": weights(n // 2, 32, d) for part in ("gate", "up")}
             tensors[b + "ffn_down_chexps.weight"] = weights(n // 2, d, 32)
-        if shape.arch == "deepseek":
+        if shape.arch == "dots1":
+            tensors[b + "exp_probs_b.bias"] = weights(n)
+        if shape.arch in {"deepseek", "dots1"}:
             tensors |= {b + f"ffn_{part}_shexp.weight": weights(f, d) for part in ("gate", "up")}
             tensors[b + "ffn_down_shexp.weight"] = weights(d, f)
     return tensors

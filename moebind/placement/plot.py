@@ -1,10 +1,15 @@
-"""A plan as a picture."""
+"""Plans and routing as pictures."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
     from moebind.placement.plan import Plan
 
 #: Dark enough for a white page, bright enough for a dark one.
@@ -47,3 +52,40 @@ def plot_plan(plan: Plan, path: str) -> None:
         spine.set_color(TEXT)
     figure.legend(loc="outside upper center", ncols=5, frameon=False, labelcolor=TEXT)
     figure.savefig(path, transparent=True, dpi=150)
+
+
+def plot_routing(shares: NDArray[np.float64], path: str | None) -> Figure:
+    """Draw a heat map of each expert's share of its layer, as multiples of an even one."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as error:
+        raise ImportError("routing is drawn with matplotlib: pip install 'moebind[plot]'") from error
+    if not shares.any():
+        raise ValueError("nothing was counted yet: decode with ContextParams().with_eval_callback(recorder) first")
+    n_layer, n_expert = shares.shape
+    empty = np.broadcast_to(~shares.any(axis=1, keepdims=True), shares.shape)
+    # One cell is to be seen, and neither 256 experts nor 94 layers are to fill more than a screen.
+    size = (min(max(4.5, 2.2 + 0.25 * n_expert), 11), min(max(2.4, 1.2 + 0.25 * n_layer), 9))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    # From blue to yellow, ever brighter: the order is seen without colours too.
+    image = axes.imshow(
+        np.ma.masked_array(shares * n_expert, empty), cmap="cividis", vmin=0, aspect="auto", interpolation="nearest"
+    )
+    axes.set_xlabel("expert", color=TEXT)
+    axes.set_ylabel("layer", color=TEXT)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label("times an even share", color=TEXT)
+    for each in (axes, bar.ax):
+        each.tick_params(colors=TEXT)
+        for spine in each.spines.values():
+            spine.set_color(TEXT)
+    # Saved by whoever calls, it is to look the same.
+    figure.patch.set_alpha(0)
+    axes.patch.set_alpha(0)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure

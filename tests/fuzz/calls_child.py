@@ -61,6 +61,9 @@ def starting_objects(folder: str) -> Objects:
     chain = Sampler.chain_simple([Sampler.top_k(5), Sampler.dist(1)])
     objects["Sampler"] += [chain, Sampler.greedy(), Sampler.penalties(8), Sampler.temp(0.5)]
     objects["TokenDataArray"] += [TokenDataArray.from_logits(np.arange(9, dtype=np.float32))]
+    recorder = moebind.RoutingRecorder()
+    objects["RoutingRecorder"] += [recorder, moebind.RoutingRecorder()]
+    objects["ContextParams"] += [small.with_eval_callback(recorder)]
     objects["path"] = list(paths)
     objects["new path"] = [os.path.join(folder, f"new-{number}") for number in range(4)]
     objects["bytes"] = [b"", b"GGUF", bytes(2000)]

@@ -1,0 +1,272 @@
+"""Which experts a model's routers choose: counted while it computes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moebind import checks
+from moebind.eval_tensor import EvalTensor, TensorObserver
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from moebind.model import Model
+
+__all__ = ["RoutingRecorder"]
+
+#: Every graph chooses its experts in llm_graph_context::build_moe_ffn, which names them so. Groups of experts that are
+#: chosen first (ffn_moe_group_topk) are no experts, and shared experts are not chosen.
+_CHOSEN = r"^ffn_moe_topk-\d+$"
+
+
+class RoutingRecorder(TensorObserver):
+    """Counts how many tokens each expert of each layer gets: an eval callback, for any number of contexts.
+
+    Give it to :meth:`ContextParams.with_eval_callback`. It counts whatever those contexts decode or encode, prompts
+    too, and can be read meanwhile from any thread. All contexts must be of models with as many layers and experts.
+
+    A layer counts the tokens that it computes. The last one leaves out those without outputs: of a prompt it mostly
+    computes the last token only, so its :attr:`n_tokens` is smaller than that of others. A batch that asks for all
+    outputs (``batch.add_sequence(tokens, 0, logits_all=True)``) makes it compute all. A decode that fails or is stopped
+    has counted the layers that it came to.
+
+    Raises
+    ------
+    ValueError
+        From ``Model.new_context``: if it already counts for a model with another number of layers or experts.
+
+    Examples
+    --------
+    >>> recorder = RoutingRecorder()
+    >>> with model.new_context(ContextParams().with_eval_callback(recorder)) as context:
+    ...     context.generate("Once upon a time", max_tokens=32).text()
+    >>> print(recorder)
+    >>> recorder.plot("routing.png")
+
+    Notes
+    -----
+    Stands on ``cb_eval`` of ``llama_context_params`` and reads the tensors ``ffn_moe_topk-<layer>``, in softmax,
+    sigmoid and grouped routers and those that look experts up by token alike. Reading ends llama.cpp's computing once a
+    layer; ``benchmarks/routing.py`` measures what that takes.
+    """
+
+    __slots__ = ("_counts", "_lock", "_n_tokens", "_size")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: Layers and experts of the models; some have layers for multi-token prediction besides.
+        self._size = (0, 0)
+        self._counts: NDArray[np.int64] = np.zeros((0, 0), np.int64)
+        self._n_tokens: NDArray[np.int64] = np.zeros(0, np.int64)
+        super().__init__(_CHOSEN, self._count)
+
+    def _for_model(self, model: Model) -> TensorObserver:
+        self._fit(model.n_layer, model.n_expert)
+        if model.meta.get("general.architecture") != "grovemoe":
+            return self
+        # It chooses twice from the same logits, under the same name: experts, then the groups that these are of. The
+        # first choice after the logits is the one to count.
+        fresh: set[str] = set()
+
+        def count_first(tensor: EvalTensor) -> None:
+            kind, _, layer = tensor.name.rpartition("-")
+            if kind == "ffn_moe_logits":
+                fresh.add(layer)
+            elif layer in fresh:
+                fresh.remove(layer)
+                self._count(tensor)
+
+        return TensorObserver(r"^ffn_moe_(logits|topk)-\d+$", count_first)
+
+    def _fit(self, n_layer: int, n_expert: int) -> None:
+        """Have room for a model, or refuse it."""
+        with self._lock:
+            if not self._counts.size:
+                self._size = n_layer, n_expert
+                self._counts = np.zeros(self._size, np.int64)
+                self._n_tokens = np.zeros(n_layer, np.int64)
+            elif self._size != (n_layer, n_expert):
+                raise ValueError(
+                    f"this RoutingRecorder counts {_shown(self._size)}, the model has {_shown((n_layer, n_expert))}: "
+                    "make another one for it"
+                )
+
+    def _grow(self, n_layer: int) -> None:
+        """Have so many rows, with the lock held."""
+        more = n_layer - len(self._counts)
+        if more > 0:
+            self._counts = np.pad(self._counts, ((0, more), (0, 0)))
+            self._n_tokens = np.pad(self._n_tokens, (0, more))
+
+    def _count(self, tensor: EvalTensor) -> None:
+        layer = int(tensor.name.rpartition("-")[2])
+        chosen = tensor.numpy()
+        with self._lock:
+            self._grow(layer + 1)
+            self._counts[layer] += np.bincount(chosen.reshape(-1), minlength=self._counts.shape[1])
+            self._n_tokens[layer] += len(chosen)
+
+    def _read(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Counts and tokens of one moment."""
+        with self._lock:
+            return np.array(self._counts), np.array(self._n_tokens)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Tokens that each expert got: int64 of shape ``(n_layer, n_expert)``, a copy.
+
+        Layers without experts are zeros. A row's sum is :attr:`n_tokens` times the experts that work on each token.
+        Before there is a context, the shape is ``(0, 0)``.
+        """
+        return self._read()[0]
+
+    @property
+    def n_tokens(self) -> NDArray[np.int64]:
+        """Tokens that were routed in each layer: int64 of shape ``(n_layer,)``, a copy; 0 in layers without experts."""
+        return self._read()[1]
+
+    def fractions(self) -> NDArray[np.float64]:
+        """Each expert's share of what its layer routed.
+
+        Returns
+        -------
+        numpy.ndarray
+            float64 of shape ``(n_layer, n_expert)``. Rows sum to 1; those of layers that routed nothing are zeros.
+        """
+        return _fractions(self.counts)
+
+    def entropy(self) -> NDArray[np.float64]:
+        """How evenly each layer's experts are used: the entropy of :meth:`fractions`, as a share of the largest one.
+
+        Returns
+        -------
+        numpy.ndarray
+            float64 of shape ``(n_layer,)``: 1 where all experts get as much, 0 where one gets everything; NaN in layers
+            that routed nothing, or have one expert.
+        """
+        return _entropy(self.fractions())
+
+    def imbalance(self) -> NDArray[np.float64]:
+        """How many times an even share the busiest expert of each layer gets.
+
+        Returns
+        -------
+        numpy.ndarray
+            float64 of shape ``(n_layer,)``: 1 where all get as much, up to ``n_expert / n_expert_used``; NaN in layers
+            that routed nothing.
+        """
+        return _imbalance(self.fractions())
+
+    def reset(self) -> None:
+        """Count from zero. A decode that is at work in another thread goes on to be counted."""
+        with self._lock:
+            self._counts[:] = 0
+            self._n_tokens[:] = 0
+
+    def merge(self, other: RoutingRecorder) -> None:
+        """Add what another recorder counted. ``a + b`` gives a new recorder instead.
+
+        Parameters
+        ----------
+        other
+            A recorder of a model with as many layers and experts, or one that counted nothing yet.
+
+        Raises
+        ------
+        ValueError
+            If it counted another number of layers or experts.
+        """
+        if not isinstance(other, RoutingRecorder):
+            raise TypeError(f"other is {other!r}; it takes a RoutingRecorder")
+        with other._lock:  # one lock at a time: a and b may be merged into each other
+            size, counts, n_tokens = other._size, np.array(other._counts), np.array(other._n_tokens)
+        if not counts.size:
+            return
+        with self._lock:
+            if not self._counts.size:
+                self._size, self._counts, self._n_tokens = size, counts, n_tokens
+                return
+            if self._size != size:
+                raise ValueError(f"{_shown(size)} cannot be added to {_shown(self._size)}")
+            self._grow(len(counts))
+            self._counts[: len(counts)] += counts
+            self._n_tokens[: len(counts)] += n_tokens
+
+    def __add__(self, other: RoutingRecorder) -> RoutingRecorder:
+        if not isinstance(other, RoutingRecorder):
+            return NotImplemented
+        both = RoutingRecorder()
+        both.merge(self)
+        both.merge(other)
+        return both
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Draw a heat map: layers down, experts across, colours for how many times an even share an expert got.
+
+        Parameters
+        ----------
+        path
+            Where to; its ending chooses the format (``.png``, ``.svg``, ``.pdf``). None writes nothing. The background
+            is transparent, and the picture reads on a light page as on a dark one, without seeing red from green.
+            Layers that routed nothing are left empty.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            To be changed, shown in a notebook or saved.
+
+        Raises
+        ------
+        ValueError
+            If nothing was counted yet.
+        ImportError
+            Without matplotlib, which comes with the extra ``plot``.
+        """
+        target = None if path is None else checks.path("path", path)
+        from moebind.placement.plot import plot_routing
+
+        return plot_routing(self.fractions(), target)
+
+    def __str__(self) -> str:
+        counts, n_tokens = self._read()
+        shares = _fractions(counts)
+        entropy, imbalance = _entropy(shares), _imbalance(shares)
+        rows = [["layer", "tokens", "entropy", "busiest", "its share", "times even", "never used"]]
+        for layer in np.flatnonzero(n_tokens).tolist():
+            busiest, never = int(counts[layer].argmax()), int((counts[layer] == 0).sum())
+            share = f"{shares[layer, busiest]:.1%}"
+            even = [f"{entropy[layer]:.3f}", str(busiest), share, f"{imbalance[layer]:.2f}"]
+            rows.append([str(layer), str(n_tokens[layer]), *even, str(never)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join([f"{_shown(counts.shape)}, {int(counts.sum())} choices", *lines[len(rows) == 1 :]])
+
+    def __repr__(self) -> str:
+        counts = self.counts
+        return f"<RoutingRecorder, {_shown(counts.shape)}, {int(counts.sum())} choices>"
+
+
+def _shown(size: tuple[int, ...]) -> str:
+    return f"{size[0]} layers of {size[1]} experts"
+
+
+def _fractions(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return shares
+
+
+def _entropy(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    n_expert = shares.shape[1]
+    logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
+    # The sum may be a last bit beyond what can be; and adding 0 makes 0 of -0.
+    entropy = np.clip(-(shares * logs).sum(axis=1) / np.log(max(n_expert, 2)), 0, 1) + 0.0
+    return np.where(shares.any(axis=1) & (n_expert > 1), entropy, np.nan)
+
+
+def _imbalance(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(shares.any(axis=1), shares.max(axis=1, initial=0) * shares.shape[1], np.nan)
