@@ -72,7 +72,7 @@ class ChatTemplates(Owner):
     def _instead(self) -> str:
         names = self.chat_template_names
         if names:
-            return f": it has {', '.join(names)}"
+            return f": it has {', '.join(names)}; 'chatml' and those of chat_builtin_templates() work with any model"
         return ": give one, as Jinja source or 'chatml'"
 
     def apply_chat_template(

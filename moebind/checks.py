@@ -67,7 +67,8 @@ def boolean(name: str, value: bool) -> bool:
 def member(name: str, value: EnumT | int, kind: type[EnumT], allowed: Sequence[EnumT] | None = None) -> EnumT:
     """A member of ``kind``, or its number; ``allowed`` narrows it."""
     if isinstance(value, (bool, float, str)) or (isinstance(value, IntEnum) and not isinstance(value, kind)):
-        raise TypeError(f"{name} is {value!r}; it takes a member of {kind.__name__}")
+        hint = f": {kind.__name__}.{value}" if isinstance(value, str) and value in kind.__members__ else ""
+        raise TypeError(f"{name} is {value!r}; it takes a member of {kind.__name__}{hint}")
     members = list(kind.__members__.values()) if allowed is None else list(allowed)
     try:
         chosen = kind(operator.index(value))

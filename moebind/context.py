@@ -56,7 +56,7 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
         samplers: Mapping[int, Sampler] | None = None,
     ) -> None:
         if not isinstance(params, ContextParams):
-            raise TypeError(f"params is {params!r}; it takes ContextParams")
+            raise TypeError(f"params is {params!r}; it takes ContextParams, such as ContextParams(n_ctx=4096)")
         if ctx_other is not None and not isinstance(ctx_other, Context):
             raise TypeError(f"ctx_other is {ctx_other!r}; it takes a Context")
         chains = checked_chains(samplers, params, model)
@@ -398,6 +398,8 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
             prompt = self._model.apply_chat_template(prompt)
         if isinstance(prompt, str):
             tokens = self._model.str_to_token(prompt)
+        elif prompt is None or isinstance(prompt, (int, float, bytes, Mapping)):
+            raise TypeError(f"prompt is {prompt!r}; it takes text, token ids, or a list of chat messages")
         else:
             tokens = checks.int32_array("prompt", prompt, 0, self._model.n_vocab - 1)
         if tokens.size == 0:

@@ -77,6 +77,9 @@ class Diagnosis(Sequence[Finding]):
     """
 
     def __init__(self, facts: Facts, findings: Sequence[Finding]) -> None:
+        wrong = [finding for finding in findings if not isinstance(finding, Finding)]
+        if wrong or not isinstance(facts, Facts):
+            raise TypeError("a Diagnosis is made by doctor(), of what it read and of findings")
         self.facts = facts
         self._findings = tuple(sorted(findings, key=lambda finding: -finding.severity))
 

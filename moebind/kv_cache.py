@@ -112,7 +112,13 @@ class KvCache(Owner):
         seq = self._seq("seq_id", seq_id)
         with self._exclusive() as native:
             self._history.clear()
-            lib.llama_memory_seq_keep(lib.llama_get_memory(native), seq)
+            memory = lib.llama_get_memory(native)
+            lib.llama_memory_seq_keep(memory, seq)
+            if not self._unified:
+                # Where sequences have caches of their own, llama.cpp looks into that of this one only.
+                for other in range(self.n_seq_max):
+                    if other != seq:
+                        lib.llama_memory_seq_rm(memory, other, -1, -1)
 
     def kv_cache_seq_add(
         self,

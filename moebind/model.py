@@ -52,8 +52,8 @@ class Model(ChatTemplates, Embedding, Saving):
 
     _warn_unclosed = True
 
-    def __init__(self) -> None:
-        raise TypeError("models are made by Model.load_from_file(path)")
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
+        raise TypeError("models are made by Model.load_from_file(path, params)")
 
     @classmethod
     def load_from_file(cls, path: str | os.PathLike[str], params: ModelParams | None = None) -> Model:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -450,3 +451,20 @@ def test_closing_waits_for_a_running_call(demo: Model) -> None:
     thread.join()
     assert context.closed
     assert not errors or "closed" in str(errors[0])
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_keeping_one_sequence_forgets_the_others(moe: Model, unified: bool) -> None:
+    with moe.new_context(SMALL.with_n_seq_max(3).with_kv_unified(unified)) as context:
+        batch = Batch(16)
+        for sequence in range(3):
+            batch.add_sequence([1, 5, 6 + sequence], sequence)
+        context.decode(batch)
+        context.kv_cache_seq_keep(1)
+        assert [context.kv_cache_seq_pos_max(sequence) for sequence in range(3)] == [-1, 2, -1]
+
+
+@pytest.mark.parametrize("prompt", [None, 5, 0.5, b"text", {"role": "user"}])
+def test_prompts_that_are_none(context: Context, prompt: Any) -> None:
+    with pytest.raises(TypeError, match="takes text, token ids, or a list of chat messages"):
+        context.generate(prompt)
