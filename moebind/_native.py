@@ -14,8 +14,8 @@ llama.cpp's own has no such call above it, and its exception goes to ``sys.excep
 from __future__ import annotations
 
 import atexit
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from moebind._libllama import ffi, lib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
 #: Where the shared libraries are, beside the extension.
-LIBRARIES = Path(str(sys.modules["moebind._libllama"].__file__)).parent / "lib"
+LIBRARIES = os.path.join(os.path.dirname(str(sys.modules["moebind._libllama"].__file__)), "lib")
 T = TypeVar("T")
 #: A pointer or struct of cffi's. It has no static type.
 CData: TypeAlias = "Any"

@@ -5,7 +5,6 @@ Requests to llama.cpp and its answers are JSON (``native/chat.cpp``).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -202,6 +201,8 @@ class ChatPrompt:
 
         Some templates refuse ids that are not nine letters and digits.
         """
+        import hashlib  # rarely needed, and slow to import
+
         return hashlib.sha256(f"{index}\n{self.prompt}".encode("utf-8", "replace")).hexdigest()[:9]
 
 

@@ -118,7 +118,10 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
     @contextmanager
     def _exclusive(self) -> Iterator[CData]:
         """Hold the context, and the one whose memory it uses, during a native call."""
-        if self._other is None:
+        if self._other is None and not self._servers:
+            with self._lock.held():  # what every token goes through
+                yield self._open()
+        elif self._other is None:
             with self._lock.held(), rpc.watched(self._servers):
                 yield self._open()
         else:

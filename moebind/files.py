@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,7 +41,7 @@ def write_whole(path: str, parts: Sequence[Buffer]) -> None:
     folder, name = os.path.split(target)
     # Names have at most 255 bytes, and this one may have them all.
     short = os.fsdecode(os.fsencode(name)[:200])
-    temporary = os.path.join(folder, f".{short}.{secrets.token_hex(4)}.tmp")
+    temporary = os.path.join(folder, f".{short}.{os.urandom(4).hex()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with open(descriptor, "wb", buffering=0) as file:
@@ -81,6 +78,9 @@ def staged(target: str) -> Iterator[str]:
         raise IsADirectoryError(f"{target} is a folder; it takes the path of a file")
     if not os.path.isdir(folder or "."):
         raise FileNotFoundError(f"the folder of {target} does not exist")
+    import shutil  # both are slow to import
+    import tempfile
+
     stage = tempfile.mkdtemp(prefix=f".{os.fsdecode(os.fsencode(name)[:200])}.", dir=folder or ".")
     try:
         yield stage

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import TYPE_CHECKING
 
@@ -63,6 +62,8 @@ def _read(model: Model) -> bytes:
                     for place in range(PLACES)
                 ]
                 samples[told.encode()] = b"".join(read)
+    import hashlib  # rarely needed, and slow to import
+
     digest = hashlib.blake2b(digest_size=16)
     architecture = model.meta.get("general.architecture", "")
     known = {key: value for key, value in model.meta.items() if key.startswith(architecture + ".")}

@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Mapping
 from typing import NoReturn, TypeAlias
-from urllib.parse import unquote
 
 from moebind import checks
 from moebind._native import ffi, lib
@@ -244,6 +243,8 @@ class _Reader:
             name = self._names[reference] = f"d{len(self._names)}"
             target = self._root
             for part in reference.split("/")[1:]:
+                from urllib.parse import unquote  # slow to import
+
                 key = unquote(part).replace("~1", "/").replace("~0", "~")
                 if isinstance(target, dict) and key in target:
                     target = target[key]

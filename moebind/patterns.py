@@ -6,7 +6,6 @@ would take for ever or overflow the stack. Those are refused here.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 
@@ -92,4 +91,6 @@ def similar_names(pattern: str, names: Sequence[str], most: int = 6) -> list[str
     for name in names:
         kinds.setdefault(re.sub(r"\d+", "N", name), name)
     plain = re.sub(r"\\(.)", r"\1", pattern)
+    import difflib  # rarely needed, and slow to import
+
     return sorted(kinds.values(), key=lambda name: -difflib.SequenceMatcher(None, plain, name).ratio())[:most]

@@ -6,7 +6,6 @@ import os
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from weakref import WeakSet
 
 from moebind import checks
@@ -140,11 +139,11 @@ def load_backends(path: str | os.PathLike[str] | None = None) -> None:
     if path is None:
         folder = LIBRARIES
     else:
-        folder = Path(checks.path("path", path))
-        if not folder.is_dir():
-            raise NotADirectoryError(f"path is {str(folder)!r}, which is not a folder")
+        folder = checks.path("path", path)
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(f"path is {folder!r}, which is not a folder")
     with lock:
-        lib.ggml_backend_load_all_from_path(checks.text("path", str(folder)))
+        lib.ggml_backend_load_all_from_path(checks.text("path", folder))
 
 
 def native_devices() -> list[CData]:

@@ -8,7 +8,6 @@ what follows the data.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zlib
 from collections.abc import Sequence
@@ -81,6 +80,8 @@ class Cache:
         layout = ffi.new("struct moebind_state_layout *")
         lib.moebind_state_layout_of(native, layout)
         told = (layout.rope_long, layout.ctx_type, layout.rope_scaling_type, layout.n_ctx_orig_yarn, *layout.rope)
+        import hashlib  # rarely needed, and slow to import
+
         positions = hashlib.blake2b(repr(told).encode(), digest_size=8).digest()
         cache = Cache(
             identity.fingerprint(model),

@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <ctime>
 #include <regex>
 #include <string>
 #include <unordered_map>
@@ -34,6 +35,13 @@ struct moebind_hooks {
 };
 
 namespace {
+
+// The clock as the system last set it, some milliseconds ago: it costs a tenth of the exact one.
+steady::time_point about_now() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return steady::time_point(std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec));
+}
 
 constexpr auto signals_every = std::chrono::milliseconds(50);
 constexpr auto python_every  = std::chrono::milliseconds(1);
@@ -69,7 +77,7 @@ bool should_stop(moebind_hooks * hooks) {
     if (hooks->abort.load(std::memory_order_relaxed) || moebind::exception_waiting()) {
         return true;
     }
-    const auto now = steady::now();
+    const auto now = about_now();
     if (now >= hooks->next_signals) {
         hooks->next_signals = now + signals_every;
         if (moebind::interrupted()) {

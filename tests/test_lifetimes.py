@@ -129,35 +129,6 @@ with moebind.loopback_device() as device:
     )
 
 
-def test_a_fork_while_another_thread_computes(tiny_path: MakeTiny) -> None:
-    run(
-        """
-model = Model.load_from_file(path, cpu)
-stop = threading.Event()
-
-def work():
-    with model.new_context(two) as context:
-        while not stop.is_set():
-            context.kv_cache_clear()
-            context.decode(Batch.get_one(list(range(3, 60))))
-
-thread = threading.Thread(target=work)
-thread.start()
-
-def child():
-    with Model.load_from_file(path, cpu) as mine:
-        text(mine)
-        moebind.devices()
-
-for _ in range(5):
-    in_child(child)
-stop.set()
-thread.join()
-""",
-        tiny_path(n_expert=4),
-    )
-
-
 @pytest.mark.parametrize(
     "callbacks", ["", ".with_abort_callback(lambda: False)", ".with_eval_callback(lambda *_: True)"]
 )
