@@ -77,10 +77,17 @@ def _quantize(path: str) -> None:
     moebind.quantize(path, None, moebind.Ftype.Q4_K_M, n_threads=1, dry_run=True, allow_requantize=True)
 
 
+def _plan(path: str) -> None:
+    import moebind
+
+    moebind.plan(path, moebind.ModelParams(n_gpu_layers=0, devices=()), moebind.ContextParams(n_ctx=64))
+
+
 ENTRIES: dict[str, Callable[[str], None]] = {
     "Gguf.from_file": _read,
     "Model.load_from_file": _load,
     "vocab_only": _load_vocabulary,
+    "plan": _plan,
     "quantize": _quantize,
 }
 
