@@ -118,13 +118,7 @@ def json_schema_to_grammar(schema: Mapping[str, object] | str) -> str:
 
 
 def strict_schema(schema: Mapping[str, object] | str) -> str:
-    """A schema as JSON that llama-common makes into a grammar of the same texts, or fewer.
-
-    Raises
-    ------
-    GrammarError, TypeError
-        As :func:`json_schema_to_grammar` does.
-    """
+    """A schema as JSON that llama-common makes into a grammar of the same texts, or fewer."""
     reader = _Reader(_parsed(schema))
     try:
         return json.dumps(reader.document(), allow_nan=False)

@@ -76,6 +76,39 @@ def native_kv_overrides(overrides: KvOverrides) -> CData:
     return entries
 
 
+def check_together(params: ContextParams, n_ctx: int, n_embd_head_k: int) -> None:
+    """Parameters that do not go together, or not with a model whose keys have so many numbers.
+
+    Raises
+    ------
+    ContextCreationError
+    """
+    if n_ctx > CELLS_MAX:
+        raise ContextCreationError(f"n_ctx is {n_ctx}; at most {CELLS_MAX} are taken")
+    outputs = params.n_outputs_max or min(n_ctx, params.n_batch)
+    if params.n_seq_max > outputs:
+        raise ContextCreationError(
+            f"n_seq_max is {params.n_seq_max}, but a batch has at most {outputs} outputs: raise n_batch, n_ctx or "
+            "n_outputs_max"
+        )
+    block = lib.ggml_blck_size(params.type_k)
+    if params.flash_attn_type == FlashAttnType.DISABLED and n_embd_head_k % block:
+        raise ContextCreationError(
+            f"type_k is {params.type_k.name}, in blocks of {block}, but this model's keys have {n_embd_head_k} "
+            "numbers: choose another type_k, or leave flash attention on"
+        )
+
+
+def plain_context_params(params: ContextParams) -> CData:
+    """``llama_context_params`` with what is a number; callbacks go through ``Hooks``."""
+    native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
+    for name, _ in ffi.typeof("struct llama_context_params").fields:
+        value: Any = getattr(params, name, None)
+        if value is not None and not callable(value):
+            setattr(native, name, value)
+    return native
+
+
 def native_context_params(
     model: Model,
     params: ContextParams,
@@ -88,28 +121,10 @@ def native_context_params(
     if model.params.vocab_only:
         raise ContextCreationError("the model was loaded with vocab_only: it has no weights for a context")
     n_ctx = params.n_ctx or model.n_ctx_train
-    if n_ctx > CELLS_MAX:
-        raise ContextCreationError(f"n_ctx is {n_ctx}; at most {CELLS_MAX} are taken")
-    outputs = params.n_outputs_max or min(n_ctx, params.n_batch)
-    if params.n_seq_max > outputs:
-        raise ContextCreationError(
-            f"n_seq_max is {params.n_seq_max}, but a batch has at most {outputs} outputs: raise n_batch, n_ctx or "
-            "n_outputs_max"
-        )
-    if params.flash_attn_type == FlashAttnType.DISABLED:
-        block, width = lib.ggml_blck_size(params.type_k), model._n_embd_head_k
-        if width % block:
-            raise ContextCreationError(
-                f"type_k is {params.type_k.name}, in blocks of {block}, but this model's keys have {width} numbers: "
-                "choose another type_k, or leave flash attention on"
-            )
+    check_together(params, n_ctx, model._n_embd_head_k)
     _check_cache_size(model, params, n_ctx)
     _check_kind(model, params)
-    native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
-    for name, _ in ffi.typeof("struct llama_context_params").fields:
-        value: Any = getattr(params, name, None)
-        if value is not None and not callable(value):  # callbacks go through Hooks
-            setattr(native, name, value)
+    native = plain_context_params(params)
     keep: list[object] = []
     if chains:
         native.samplers = configs = ffi.new("struct llama_sampler_seq_config[]", len(chains))

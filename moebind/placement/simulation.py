@@ -14,14 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from moebind import log, overrides, rpc
 from moebind._native import CData, Hooks, decoded, ffi, lib, own
-from moebind.enums import DeviceType, FlashAttnType, LoadMode
+from moebind.enums import DeviceType, LoadMode
 from moebind.errors import ContextCreationError, ModelLoadError, NativeError, RpcServerError
 from moebind.memory import BufferMemory, DeviceMemory, gather, read_parts
-from moebind.native_params import CELLS_MAX, native_model_params
+from moebind.native_params import check_together, native_model_params, plain_context_params
 from moebind.params import ContextParams, ModelParams
 from moebind.placement.header import Header
 from moebind.process import init
@@ -136,31 +135,10 @@ def _simulate(
 
 
 def _native_context_params(header: Header, model: CData, params: ContextParams) -> CData:
-    n_ctx = params.n_ctx or int(lib.llama_model_n_ctx_train(model))
-    if n_ctx > CELLS_MAX:
-        raise ContextCreationError(f"n_ctx is {n_ctx}; at most {CELLS_MAX} are taken")
-    outputs = params.n_outputs_max or min(n_ctx, params.n_batch)
-    if params.n_seq_max > outputs:
-        raise ContextCreationError(
-            f"n_seq_max is {params.n_seq_max}, but a batch has at most {outputs} outputs: raise n_batch, n_ctx or "
-            "n_outputs_max"
-        )
-    if params.flash_attn_type == FlashAttnType.DISABLED:
-        width = header.integer("attention.key_length") or lib.llama_model_n_embd(model) // max(
-            lib.llama_model_n_head(model), 1
-        )
-        block = lib.ggml_blck_size(params.type_k)
-        if width % block:
-            raise ContextCreationError(
-                f"type_k is {params.type_k.name}, in blocks of {block}, but this model's keys have {width} numbers: "
-                "choose another type_k, or leave flash attention on"
-            )
-    native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
-    for name, _ in ffi.typeof("struct llama_context_params").fields:
-        value: Any = getattr(params, name, None)
-        if value is not None and not callable(value):
-            setattr(native, name, value)
-    return native
+    n_head = max(lib.llama_model_n_head(model), 1)
+    width = header.integer("attention.key_length") or lib.llama_model_n_embd(model) // n_head
+    check_together(params, params.n_ctx or int(lib.llama_model_n_ctx_train(model)), width)
+    return plain_context_params(params)
 
 
 def _tensors(model: CData) -> list[tuple[str, CData]]:
