@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ ROOT = Path(__file__).resolve().parent
 # Threads of OpenMP's wait by spinning, which takes minutes instead of seconds on a machine that is busy otherwise.
 # Some examples compute with several, as their readers will.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# A shell that starts us in the background has us ignore Ctrl-C, which tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
