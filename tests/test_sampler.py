@@ -258,8 +258,9 @@ def test_chains_measure(context: Context) -> None:
             chain.sample(context)
             quiet.sample(context)
         assert chain.timings().n_sample == 3
-        assert chain.timings().t_sample_ms > 0
         assert "3 tokens" in str(chain.timings())
+        while not chain.timings().t_sample_ms:  # its clock counts microseconds, and so few candidates take less
+            chain.sample(context)
         assert quiet.timings().t_sample_ms == 0
         chain.reset_timings()
         assert chain.timings() == SamplerTimings(0.0, 0)
