@@ -7,18 +7,22 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import moebind
-from moebind import Context, ContextParams, Device, Model, ModelParams
+from moebind import Context, ContextParams, Device, LoraAdapter, Model, ModelParams
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny  # beside this file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import shapes  # headers of large models
+
+if TYPE_CHECKING:
+    import lora
 
 # Several programs may share the machine: how long an example takes says nothing.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -97,6 +101,23 @@ def moe(tiny_path: Callable[..., Path]) -> Iterator[Model]:
 def context(moe: Model) -> Iterator[Context]:
     with moe.new_context(SMALL) as context:
         yield context
+
+
+@pytest.fixture(scope="module")
+def first() -> lora.Pairs:
+    """The matrices of an adapter for ``moe``."""
+    import lora  # which imports this file
+
+    return lora.pairs(lora.WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def adapter(moe: Model, first: lora.Pairs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoraAdapter]:
+    import lora
+
+    path = lora.write(tmp_path_factory.mktemp("lora") / "first.gguf", first)
+    with moe.lora_adapter_init(path) as adapter:
+        yield adapter
 
 
 @pytest.fixture(scope="session")

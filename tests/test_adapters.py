@@ -42,18 +42,6 @@ def exact(moe: Model) -> Iterator[Context]:
         yield context
 
 
-@pytest.fixture(scope="module")
-def first() -> lora.Pairs:
-    return lora.pairs(WEIGHTS)
-
-
-@pytest.fixture(scope="module")
-def adapter(moe: Model, first: lora.Pairs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoraAdapter]:
-    path = lora.write(tmp_path_factory.mktemp("lora") / "first.gguf", first)
-    with moe.lora_adapter_init(path) as adapter:
-        yield adapter
-
-
 # --- what they add ---
 
 

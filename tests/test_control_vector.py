@@ -8,22 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from lora import EXACT, TOKENS, logits
 
-from conftest import CPU, SMALL
-from moebind import Batch, ClosedError, Context, Device, FlashAttnType, GgmlType, Model, ModelParams
+from conftest import CPU
+from moebind import ClosedError, Context, Device, Model, ModelParams
 
 MakeTiny = Callable[..., Path]
-TOKENS = [1, 5, 9, 40, 7, 100]
-EXACT = SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32).with_flash_attn_type(FlashAttnType.DISABLED)
 SHAPE = tiny.Shape(n_layer=4)
-
-
-def logits(context: Context) -> np.ndarray:
-    context.kv_cache_clear()
-    batch = Batch(len(TOKENS))
-    batch.add_sequence(TOKENS, 0, logits_all=True)
-    context.decode(batch)
-    return context.get_logits().copy()
 
 
 @pytest.fixture(scope="module")

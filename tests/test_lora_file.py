@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import lora
@@ -18,18 +18,6 @@ from conftest import CPU
 from moebind import ClosedError, LoraAdapter, LoraError, LoraNotFoundError, Model, ModelLoadError
 
 MakeTiny = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def first() -> lora.Pairs:
-    return lora.pairs(WEIGHTS)
-
-
-@pytest.fixture(scope="module")
-def adapter(moe: Model, first: lora.Pairs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoraAdapter]:
-    path = lora.write(tmp_path_factory.mktemp("lora") / "first.gguf", first)
-    with moe.lora_adapter_init(path) as adapter:
-        yield adapter
 
 
 def test_files_that_are_not_there(moe: Model, tmp_path: Path) -> None:

@@ -258,9 +258,29 @@ def _write_file(path: Path, arch: str, metadata: dict[str, object], tensors: dic
             writer.add_int32(key, int(value))  # type: ignore[call-overload]
         else:
             writer.add_uint32(key, int(value))  # type: ignore[call-overload]
+    finish(writer, tensors)
+
+
+def finish(writer: gguf.GGUFWriter, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write the file whose metadata the writer has."""
     for name, data in tensors.items():
         writer.add_tensor(name, data)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def realigned(path: Path, alignment: int) -> Path:
+    """Write a llama model with its tensors at another alignment, beside the first."""
+    reader = gguf.GGUFReader(path)
+    copy = path.with_name(f"{path.stem}-{alignment}.gguf")
+    writer = gguf.GGUFWriter(copy, "llama")
+    writer.add_custom_alignment(alignment)
+    for field in list(reader.fields.values())[3:]:
+        if field.name != "general.architecture":
+            kind = field.types[0]
+            item = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), kind, item)
+    finish(writer, {tensor.name: tensor.data for tensor in reader.tensors})
+    return copy
