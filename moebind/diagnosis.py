@@ -141,7 +141,7 @@ def doctor(
             raise TypeError(f"{name} is {given!r}; it takes {kind.__name__}")
     size = None
     if path is not None:
-        size = sum(os.path.getsize(file) for file in Gguf.from_file(path).paths)
+        size = sum(Gguf.from_file(path)._sizes())
     asked = Asked(size, model_params or ModelParams(), context_params or ContextParams())
     facts = read_facts()
     return Diagnosis(facts, findings(facts, asked))

@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,9 +18,12 @@ from moebind import checks, log
 from moebind._native import CData, decoded, ffi, lib, own
 from moebind.enums import GgmlType, GgufType
 from moebind.errors import ModelLoadError, ModelNotFoundError, NativeError
+from moebind.hub_files import Address, on_hub
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from moebind.hub import Found
 
 __all__ = ["Gguf", "GgufTensor", "GgufValue"]
 
@@ -96,8 +100,10 @@ class GgufTensor:
         Raises
         ------
         ModelLoadError
-            If the file is shorter than its header says, or gone.
+            If the file is shorter than its header says, gone, or on the Hub.
         """
+        if on_hub(self.path):
+            raise ModelLoadError(f"{self.path}: only the header was read; Model.from_pretrained downloads the file")
         columns = self.shape[0] if self.shape else 1
         rows = self.shape[:0:-1]
         plain = _PLAIN.get(self.type)
@@ -134,6 +140,8 @@ class Gguf(Mapping[str, GgufValue]):
     _paths: tuple[str, ...]
     _keys: dict[str, int]
     _tensors: Mapping[str, GgufTensor] | None
+    #: Of files on the Hub: their sizes, and how many bytes were read.
+    _remote: tuple[tuple[int, ...], int] | None
 
     def __init__(self) -> None:
         raise TypeError("they are made by Gguf.from_file(path)")
@@ -146,6 +154,8 @@ class Gguf(Mapping[str, GgufValue]):
         ----------
         path
             The file, or any one of a split model (``NAME-00003-of-00004.gguf``), whose other files are beside it.
+        ``hf://OWNER/REPO/FILE.gguf``, or ``hf://OWNER/REPO@REVISION/FILE.gguf``, is a file on the Hugging Face Hub:
+        only its header is read. FILE can be all that :meth:`Model.from_pretrained` takes as ``filename``.
 
         Raises
         ------
@@ -153,15 +163,28 @@ class Gguf(Mapping[str, GgufValue]):
             If a file does not exist.
         ModelLoadError
             If it is no GGUF file, is damaged, or claims more than any model has: memory is never allocated for what
-            a file merely claims.
+            a file merely claims. If the Hub cannot be reached, or refuses.
+        ImportError
+            For a file on the Hub, without huggingface_hub, which comes with the extra ``hub``.
 
         Notes
         -----
         Stands on ``gguf_init_from_file``.
         """
         given = checks.path("path", path)
-        header = open_header(given)
-        return cls._from_files(_files_of(given, header), {given: header})
+        return cls._from_hub(given) if on_hub(given) else cls._from_local(given)
+
+    @classmethod
+    def _from_local(cls, path: str) -> Gguf:
+        header = open_header(path)
+        return cls._from_files(_files_of(path, header), {path: header})
+
+    @classmethod
+    def _from_hub(cls, address: str) -> Gguf:
+        from moebind import hub  # few need it
+
+        found = hub.find(Address.parse(address))
+        return cls._from_files(found.paths) if found.paths else _read_on_hub(found)
 
     @classmethod
     def _from_files(cls, paths: Sequence[str], opened: Mapping[str, CData] | None = None) -> Gguf:
@@ -170,7 +193,7 @@ class Gguf(Mapping[str, GgufValue]):
         file._headers = tuple((opened or {}).get(path) or open_header(path) for path in paths)
         first = file._headers[0]
         file._keys = {decoded(lib.gguf_get_key(first, at)): at for at in range(lib.gguf_get_n_kv(first))}
-        file._tensors = None
+        file._tensors = file._remote = None
         return file
 
     # --- metadata ---
@@ -274,6 +297,15 @@ class Gguf(Mapping[str, GgufValue]):
         return self._paths
 
     @property
+    def bytes_read(self) -> int | None:
+        """How many bytes of the files were read from the Hugging Face Hub; None for files that are here."""
+        return None if self._remote is None else self._remote[1]
+
+    def _sizes(self) -> tuple[int, ...]:
+        """Bytes of each file."""
+        return tuple(map(os.path.getsize, self._paths)) if self._remote is None else self._remote[0]
+
+    @property
     def version(self) -> int:
         """The version of the format."""
         return int(lib.gguf_get_version(self._headers[0]))
@@ -321,37 +353,69 @@ def _shortened(value: GgufValue) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-def open_header(path: str) -> CData:
-    """Read metadata and tensor table of one file into a ``gguf_context``; no tensor data is read."""
+@lru_cache(maxsize=4)
+def _read_on_hub(found: Found) -> Gguf:
+    """The headers of files on the Hub. What a commit has stays as it is, so the last few are kept."""
+    from moebind import hub
+
+    sizes: list[int] = []
+    opened: dict[str, CData] = {}
+    read = 0
+    for file in hub.beginnings(found):
+        header = opened[file.name] = open_header(file.path, file.name)
+        count = _split_count(header, file.name)
+        if max(count, 1) != len(found.files):
+            raise ModelLoadError(
+                f"{file.name} is one of {count} files; its name says that it is one of {len(found.files)}"
+            )
+        sizes.append(file.size)
+        read += file.nbytes
+    made = Gguf._from_files(list(opened), opened)
+    made._remote = tuple(sizes), read
+    return made
+
+
+def open_header(path: str, name: str | None = None) -> CData:
+    """Read metadata and tensor table of one file into a ``gguf_context``; no tensor data is read.
+
+    ``name`` is what messages call it, if that is not ``path``.
+    """
+    name = path if name is None else name
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        raise ModelNotFoundError(f"{path} does not exist") from None
+        hint = "; Model.from_pretrained loads models of the Hugging Face Hub" if on_hub(name) else ""
+        raise ModelNotFoundError(f"{name} does not exist{hint}") from None
     except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
+        raise ModelLoadError(f"{name} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(mode):
         # A directory is nothing to read, a pipe would be waited for, and some devices never end.
-        raise ModelLoadError(f"{path} is not a regular file")
+        raise ModelLoadError(f"{name} is not a regular file")
     encoded = os.fsencode(path)
     lib.moebind_log_forget()
     try:
         lib.moebind_gguf_scan(encoded)
         header = lib.gguf_init_from_file(encoded, {"no_alloc": True, "ctx": ffi.NULL})
     except NativeError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.message}") from error
+        raise ModelLoadError(f"{name} cannot be read: {error.message}") from error
     if not header:
-        raise ModelLoadError(f"{path} is not a GGUF file that this llama.cpp can read{log.recent_lines()}")
+        raise ModelLoadError(f"{name} is not a GGUF file that this llama.cpp can read{log.recent_lines()}")
     return own(header, lib.gguf_free)
+
+
+def _split_count(header: CData, name: str) -> int:
+    """How many files the model has, as one of them tells; 0 if it does not."""
+    key = lib.gguf_find_key(header, b"split.count")
+    if key < 0:
+        return 0
+    if lib.gguf_get_kv_type(header, key) != GgufType.UINT16:
+        raise ModelLoadError(f"{name}: the metadata split.count is not a 16-bit number; the file is damaged")
+    return int(lib.gguf_get_val_u16(header, key))
 
 
 def _files_of(path: str, header: CData) -> list[str]:
     """All files of the model that ``path`` is one of, in their order."""
-    key = lib.gguf_find_key(header, b"split.count")
-    if key < 0:
-        return [path]
-    if lib.gguf_get_kv_type(header, key) != GgufType.UINT16:
-        raise ModelLoadError(f"{path}: the metadata split.count is not a 16-bit number; the file is damaged")
-    count = int(lib.gguf_get_val_u16(header, key))
+    count = _split_count(header, path)
     if count <= 1:
         return [path]
     match = re.search(r"-(\d{5})-of-(\d{5})\.gguf$", path)

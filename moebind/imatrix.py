@@ -75,7 +75,7 @@ def _means(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np
 
 
 def _of_gguf(path: str) -> dict[str, NDArray[np.float32]]:
-    tensors = Gguf.from_file(path).tensors
+    tensors = Gguf._from_local(path).tensors
     found = {}
     for name, tensor in tensors.items():
         if not name.endswith(_SUMS):

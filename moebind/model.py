@@ -23,6 +23,7 @@ from moebind.header_checks import check_model
 from moebind.native_params import native_model_params
 from moebind.overrides import PlacedOverride, PlacedTensor
 from moebind.params import ContextParams, ModelParams
+from moebind.pretrained import Pretrained, checked_params
 from moebind.process import Device, describe, init, leases, native_devices, users
 from moebind.progress import progress_bar
 from moebind.saving import Saving
@@ -39,7 +40,7 @@ _warned_no_device = False
 _SAMPLING_KEYS = range(lib.LLAMA_MODEL_META_KEY_SAMPLING_SEQUENCE, lib.LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_ETA + 1)
 
 
-class Model(ChatTemplates, Embedding, Saving):
+class Model(ChatTemplates, Embedding, Pretrained, Saving):
     """A loaded model. Made by :meth:`load_from_file`.
 
     Use it as a context manager, or close it: its memory is large. Closing it closes its contexts first.
@@ -84,7 +85,7 @@ class Model(ChatTemplates, Embedding, Saving):
         -----
         Stands on ``llama_model_load_from_file``. Ctrl-C stops a load.
         """
-        return cls._load(Gguf.from_file(path), params, split=False)
+        return cls._load(Gguf._from_local(checks.path("path", path)), params, split=False)
 
     @classmethod
     def load_from_splits(cls, paths: Sequence[str | os.PathLike[str]], params: ModelParams | None = None) -> Model:
@@ -110,9 +111,7 @@ class Model(ChatTemplates, Embedding, Saving):
 
     @classmethod
     def _load(cls, file: Gguf, params: ModelParams | None, split: bool) -> Model:
-        chosen = ModelParams() if params is None else params
-        if not isinstance(chosen, ModelParams):
-            raise TypeError(f"params is {chosen!r}; it takes ModelParams")
+        chosen = checked_params(params)
         init()
         check_model(file, chosen.kv_overrides, vocab_only=chosen.vocab_only, mapped=chosen.use_mmap)
         model: Model | None = None

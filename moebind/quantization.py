@@ -169,7 +169,7 @@ def quantize(
 
 
 def _open_source(src: str | os.PathLike[str], overrides: Mapping[str, bool | int | float | str] | None) -> Gguf:
-    source = Gguf.from_file(checks.path("src", src))
+    source = Gguf._from_local(checks.path("src", src))
     check_model(source, KvOverrides(overrides or {}), mapped=False)
     for tensor in source.tensors.values():
         if tensor.n_elements == 0:  # llama.cpp divides by the length of its rows

@@ -5,6 +5,7 @@
 #include "llama-model.h"
 #include "shim.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -21,38 +22,77 @@ namespace {
 constexpr uint64_t strings_max = 1 << 22;
 constexpr uint64_t bytes_max   = 1 << 28;
 
-// Reads the metadata's structure and keeps nothing of it. Whatever does not add up is left to gguf_init_from_file, which
-// reports it.
-class metadata_scan {
+// Reads the structure of a header and keeps nothing of it. Whatever does not add up is left to gguf_init_from_file, which
+// reports it. The file can be the beginning of one of `total` bytes.
+class header_scan {
   public:
-    explicit metadata_scan(const char * path) : file(std::fopen(path, "rb"), std::fclose) {
+    explicit header_scan(const char * path, uint64_t whole = 0) : file(std::fopen(path, "rb"), std::fclose) {
         if (!file) {
             throw std::runtime_error(std::strerror(errno));
         }
         std::setvbuf(file.get(), nullptr, _IOFBF, 1 << 16);
         fseeko(file.get(), 0, SEEK_END);
-        size = (uint64_t) ftello(file.get());
+        size  = at();
+        total = whole > size ? whole : size;
         fseeko(file.get(), 0, SEEK_SET);
     }
 
-    void run() {
+    bool metadata() {
         char     magic[4];
-        uint32_t version   = 0;
-        uint64_t n_tensors = 0;
-        uint64_t n_kv      = 0;
+        uint32_t version = 0;
+        uint64_t n_kv    = 0;
         if (!read(magic) || std::memcmp(magic, GGUF_MAGIC, 4) != 0 || !read(version) || !read(n_tensors) || !read(n_kv)) {
-            return;
+            return false;
         }
-        for (uint64_t i = 0; i < n_kv && value(); i++) {
+        for (uint64_t i = 0; i < n_kv; i++) {
+            if (!value()) {
+                return false;
+            }
         }
+        return true;
+    }
+
+    // Where the header ends; how many bytes it takes at least when the file ends before; 0 when it does not add up.
+    uint64_t end() {
+        if (!metadata()) {
+            return needed;
+        }
+        constexpr uint64_t least = sizeof(uint64_t) + 2 * sizeof(uint32_t) + sizeof(uint64_t);  // a tensor of no dimension
+        if (n_tensors > (total - at()) / least) {
+            return 0;
+        }
+        for (uint64_t i = 0; i < n_tensors; i++) {
+            const uint64_t begin  = at();
+            uint32_t       n_dims = 0;
+            key.clear();
+            if (!string(&key) || !read(n_dims) || n_dims > GGML_MAX_DIMS ||
+                !skip(n_dims * sizeof(uint64_t) + sizeof(int32_t) + sizeof(uint64_t))) {
+                return needed == 0 ? 0 : std::max(needed, begin + least * (n_tensors - i));
+            }
+        }
+        return at();
     }
 
   private:
-    template <class T> bool read(T & into) { return std::fread(&into, sizeof(into), 1, file.get()) == 1; }
+    uint64_t at() const { return (uint64_t) ftello(file.get()); }
+
+    // Whether there are n bytes more.
+    bool have(uint64_t n) {
+        const uint64_t here = at();
+        if (n <= size - here) {
+            return true;
+        }
+        needed = n <= total - here ? here + n : 0;
+        return false;
+    }
+
+    template <class T> bool read(T & into) {
+        return have(sizeof(into)) && std::fread(&into, sizeof(into), 1, file.get()) == 1;
+    }
 
     bool string(std::string * into = nullptr) {
         uint64_t length = 0;
-        if (!read(length) || !fits(length, 1, bytes_max, "a text of")) {
+        if (!read(length) || !fits(length, 1, bytes_max, "a text of") || !have(length)) {
             return false;
         }
         if (into != nullptr) {
@@ -67,6 +107,9 @@ class metadata_scan {
 
     bool skip(uint64_t n) {
         char scratch[512];
+        if (!have(n)) {
+            return false;
+        }
         if (n > sizeof(scratch)) {
             return fseeko(file.get(), (off_t) n, SEEK_CUR) == 0;
         }
@@ -84,11 +127,17 @@ class metadata_scan {
             return false;
         }
         if (type == GGUF_TYPE_STRING) {
-            bool ok = fits(n, sizeof(uint64_t), strings_max, "an array of");
-            for (uint64_t i = 0; i < n && ok; i++) {
-                ok = string();
+            if (!fits(n, sizeof(uint64_t), strings_max, "an array of")) {
+                return false;
             }
-            return ok;
+            for (uint64_t i = 0; i < n; i++) {
+                const uint64_t begin = at();
+                if (!string()) {
+                    needed = needed == 0 ? 0 : std::max(needed, begin + (n - i) * sizeof(uint64_t));
+                    return false;
+                }
+            }
+            return true;
         }
         const size_t of_one = gguf_type_size((gguf_type) type);
         return of_one != 0 && fits(n, of_one, bytes_max / of_one, "an array of") && skip(n * of_one);
@@ -96,7 +145,7 @@ class metadata_scan {
 
     // False when the file ends before n of them, which gguf_init_from_file sees too.
     bool fits(uint64_t n, uint64_t of_one, uint64_t most, const char * what) const {
-        if (n > (size - (uint64_t) ftello(file.get())) / of_one) {
+        if (n > (total - at()) / of_one) {
             return false;
         }
         if (n > most) {
@@ -107,13 +156,18 @@ class metadata_scan {
     }
 
     std::unique_ptr<FILE, int (*)(FILE *)> file;
-    uint64_t                               size = 0;
+    uint64_t                               size      = 0;  // what is there
+    uint64_t                               total     = 0;  // what the whole file has
+    uint64_t                               needed    = 0;
+    uint64_t                               n_tensors = 0;
     std::string                            key;
 };
 
 }  // namespace
 
-void moebind_gguf_scan(const char * path) { metadata_scan(path).run(); }
+void moebind_gguf_scan(const char * path) { header_scan(path).metadata(); }
+
+uint64_t moebind_gguf_header_end(const char * path, uint64_t total) { return header_scan(path, total).end(); }
 
 size_t moebind_gguf_strings(const gguf_context * file, int64_t key, char * buffer, size_t size) {
     const size_t n   = gguf_get_arr_n(file, key);

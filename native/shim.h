@@ -74,6 +74,10 @@ void moebind_before_fork(void);
 // Throws when the metadata claims more than any model has: gguf_init_from_file would allocate what a sparse file claims.
 void moebind_gguf_scan(const char * path);
 
+// Of a file that has the first bytes of one of `total` bytes: where the header of the whole one ends, if all of it is there;
+// how many bytes it takes at least, which is more than are there, if not; 0 if it is damaged, and gguf_init_from_file says so.
+uint64_t moebind_gguf_header_end(const char * path, uint64_t total);
+
 // The texts of an array, each with its final NUL. Writes those that fit and returns how many bytes they take.
 size_t moebind_gguf_strings(const struct gguf_context * file, int64_t key, char * buffer, size_t size);
 

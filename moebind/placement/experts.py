@@ -158,7 +158,8 @@ def experts(path: str | os.PathLike[str]) -> ExpertSummary:
     Parameters
     ----------
     path
-        The model's file, or the first one of a split model.
+        The model's file, or the first one of a split model; or an address on the Hugging Face Hub, as for
+        :meth:`Gguf.from_file`.
 
     Returns
     -------

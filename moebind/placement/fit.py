@@ -80,7 +80,8 @@ def fit(
     Parameters
     ----------
     path
-        The model's file, or the first one of a split model.
+        The model's file, or the first one of a split model; or an address on the Hugging Face Hub, as for
+        :meth:`Gguf.from_file`.
     memory
         What may be taken: bytes of each device, or a text such as ``"20GiB"``; or a mapping from device to bytes, in
         which ``"Host"`` is host memory. It is never exceeded. None, and for devices that the mapping leaves out: what

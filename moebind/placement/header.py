@@ -20,6 +20,7 @@ from moebind._native import ffi, lib, own
 from moebind.errors import ModelLoadError
 from moebind.gguf import Gguf
 from moebind.header_checks import check_model
+from moebind.hub_files import on_hub
 from moebind.params import ModelParams
 
 if TYPE_CHECKING:
@@ -101,6 +102,11 @@ class Header:
 
 def read_header(path: str) -> Header:
     """The header of a model, of one file or several; the last few are kept, as long as the files stay the same."""
+    if on_hub(path):
+        file = Gguf.from_file(path)
+        if file.bytes_read is not None:
+            return _on_hub(file)
+        path = file.path  # it is in the cache
     paths = tuple(os.path.abspath(each) for each in _known_paths(path))
     return _read(path, tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)))
 
@@ -116,12 +122,19 @@ def _known_paths(path: str) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _read(path: str, stamps: tuple[tuple[int, int, int], ...]) -> Header:
-    file = Gguf.from_file(path)
+    return _header_of(Gguf._from_local(path))
+
+
+#: Gguf keeps what it read of the Hub, so that the same file is the same object.
+_on_hub = lru_cache(maxsize=4)(lambda file: _header_of(file))
+
+
+def _header_of(file: Gguf) -> Header:
     architecture = file.get("general.architecture")
     if not isinstance(architecture, str):
-        raise ModelLoadError(f"{path} does not say which architecture it is: it is no model")
+        raise ModelLoadError(f"{file.path} does not say which architecture it is: it is no model")
     numbers = {each: number for number, each in enumerate(file.paths)}
-    sizes = [os.path.getsize(each) for each in file.paths]
+    sizes = file._sizes()
     tensors: dict[str, TensorInfo] = {}
     for tensor in file.tensors.values():
         number = numbers[tensor.path]

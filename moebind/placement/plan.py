@@ -48,6 +48,8 @@ class Plan(MemoryBreakdown):
         For each tensor of the model the device that it would be on; None in host memory.
     expert_bytes : int
         Bytes of the experts' tensors on devices other than the host.
+    bytes_read : int | None
+        How many bytes of the files were read from the Hugging Face Hub; None for files that are here.
     """
 
     path: str = ""
@@ -59,6 +61,7 @@ class Plan(MemoryBreakdown):
     gaps: int = 0
     places: Mapping[str, str | None] = field(default_factory=dict, repr=False, compare=False)
     expert_bytes: int = 0
+    bytes_read: int | None = None
     _experts: Mapping[int, Mapping[str, int]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -84,6 +87,7 @@ class Plan(MemoryBreakdown):
             "device_bytes": self.device_bytes,
             "host_bytes": self.host_bytes,
             "expert_bytes": self.expert_bytes,
+            "bytes_read": self.bytes_read,
             "devices": [
                 {
                     "name": device.name,
@@ -161,6 +165,10 @@ class Plan(MemoryBreakdown):
             lines.append(
                 f"{MAPPED} is ranges of the file; {show_size(self.gaps)} between the host's tensors is not read."
             )
+        if self.bytes_read is not None:
+            lines.append(
+                f"{show_size(self.bytes_read)} were read of it, on the Hugging Face Hub; nothing was downloaded."
+            )
         return "\n".join([*lines, *(["It fits."] if self.fits else ["It does not fit.", *self.advice])])
 
     def plot(self, path: str | os.PathLike[str]) -> None:
@@ -201,7 +209,8 @@ def plan(
     Parameters
     ----------
     path
-        The model's file, or the first one of a split model.
+        The model's file, or the first one of a split model; or the address of one on the Hugging Face Hub, as
+        :meth:`Gguf.from_file` takes it.
     model_params, context_params
         As for :meth:`Model.load_from_file` and :meth:`Model.new_context`.
     devices
@@ -293,5 +302,6 @@ def make_plan(
         found.gaps,
         MappingProxyType(found.places),
         on_device,
+        header.gguf.bytes_read,
         experts,
     )

@@ -1,0 +1,101 @@
+"""Models of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from moebind import checks
+from moebind.gguf import Gguf
+from moebind.hub_files import Address
+from moebind.params import ModelParams
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Pretrained", "checked_params"]
+
+
+def checked_params(params: ModelParams | None) -> ModelParams:
+    """The same, with a default."""
+    chosen = ModelParams() if params is None else params
+    if not isinstance(chosen, ModelParams):
+        raise TypeError(f"params is {chosen!r}; it takes ModelParams")
+    return chosen
+
+
+class Pretrained:
+    """The part of a model that downloads it."""
+
+    @classmethod
+    def _load(cls, file: Gguf, params: ModelParams | None, split: bool) -> Self:
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None = None,
+        params: ModelParams | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        endpoint: str | None = None,
+    ) -> Self:
+        """Download a model from the Hugging Face Hub, unless it is in the cache, and load it.
+
+        Parameters
+        ----------
+        repo_id
+            The repository, ``"OWNER/NAME"``.
+        filename
+            Which of its GGUF files: a name, that of any one of a split model or what they have in common
+            (``"NAME.gguf"`` for ``NAME-00001-of-00004.gguf``), a pattern (``"*Q4_K_M*"``), or what it is quantised as
+            (``"Q4_K_M"``). None: the only model there is; files for images and importance matrices do not count.
+            All files of a split model are downloaded.
+        params
+            As for :meth:`load_from_file`.
+        revision
+            A branch, a tag or a commit; None: ``main``.
+        token
+            For private and gated repositories; None: ``HF_TOKEN``, or that of ``hf auth login``. False: none.
+        cache_dir
+            Where to; None: ``HF_HUB_CACHE``, which all programs share that use huggingface_hub.
+        local_files_only
+            Whether to load from the cache and leave the Hub alone, as with ``HF_HUB_OFFLINE``.
+        endpoint
+            Another server that speaks as the Hub does; None: ``HF_ENDPOINT``.
+
+        Returns
+        -------
+        Model
+            Its ``path`` is in the cache.
+
+        Raises
+        ------
+        ModelNotFoundError
+            If there is no such repository, revision or file, or several models match; the message lists what there is.
+        ModelLoadError
+            If the Hub cannot be reached and the cache does not have the model, it refuses, or there is no room on the
+            disk; what :meth:`load_from_file` raises.
+        ImportError
+            Without huggingface_hub, which comes with the extra ``hub``.
+
+        Notes
+        -----
+        Stands on ``huggingface_hub.hf_hub_download``: its progress bars, its retries. After Ctrl-C the next call goes
+        on where the download was. :func:`plan`, :func:`fit` and :func:`experts` know a model before it is downloaded.
+        """
+        from moebind import hub  # few need it
+
+        chosen = checked_params(params)
+        address = Address(repo_id, filename, revision)
+        folder = None if cache_dir is None else checks.path("cache_dir", cache_dir)
+        for name, value, kinds in (("token", token, (str, bool)), ("endpoint", endpoint, (str,))):
+            if value is not None and not isinstance(value, kinds):
+                raise TypeError(f"{name} is a {type(value).__name__}; it takes a str, or None")
+        only = checks.boolean("local_files_only", local_files_only)
+        found = hub.find(address, token=token, cache_dir=folder, local_files_only=only, endpoint=endpoint)
+        return cls._load(Gguf._from_local(hub.download(found, folder)[0]), chosen, split=False)
