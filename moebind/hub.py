@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["HEADERS_MAX", "Beginning", "Found", "beginnings", "download", "find"]
 
 #: Bytes that the headers of one model may take, all files together. Vocabularies make them 1 to 20 MiB.
-HEADERS_MAX = 2**27
+HEADERS_MAX = 2**26
 #: Bytes of the first request for a model, for its further files (which have no vocabulary), and at most for more.
 _FIRST, _FURTHER, _STEP = 2**18, 2**16, 2**22
 #: What the operating system says when there is no more room.
@@ -58,6 +58,7 @@ class Beginning(NamedTuple):
 def _library() -> ModuleType:
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError as error:
         raise ImportError(

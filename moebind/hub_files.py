@@ -23,6 +23,8 @@ _OTHER_KINDS = {"buckets", "datasets", "kernels", "spaces"}
 #: Revisions with a slash in them; others write it as %2F.
 _REFS = re.compile(r"refs/(?:pr/\d+|convert/\w+)(?=/|$)")
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+#: What a model is quantised as has it in its name: Q4_K_M, BF16, UD-IQ2_XXS.
+_QUANTISED = re.compile(r"[A-Za-z]\d")
 #: GGUF files that are parts of no model by themselves.
 _BESIDE = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 #: More are not listed in a message.
@@ -111,7 +113,7 @@ def choose(sizes: Mapping[str, int], wanted: str | None, where: str) -> tuple[st
     """
     models: dict[_Model, list[str]] = {}
     for name in sorted(sizes):
-        if name.endswith(".gguf") and name.isprintable():
+        if name.endswith(".gguf") and name.isprintable() and not {"", ".", ".."} & {*re.split(r"[/\\]", name)}:
             models.setdefault(_model_of(name), []).append(name)
     if not models:
         raise ModelNotFoundError(f"{where} has no GGUF file")
@@ -148,9 +150,9 @@ def _matches(model: str, names: Iterable[str], wanted: str | None) -> bool:
         return True
     if any(character in wanted for character in "*?["):
         return any(fnmatch.fnmatchcase(name, wanted) for name in names)
-    if wanted.endswith(".gguf") or _BESIDE.search(model):
+    if not _QUANTISED.search(wanted) or wanted.endswith(".gguf") or _BESIDE.search(model):
         return False
-    # Q4_K is not Q4_K_M, and XS no part of IQ4_XS that anybody means.
+    # Q4_K is not Q4_K_M, and Q4_XS not IQ4_XS.
     pattern = rf"(?<![A-Za-z0-9]){re.escape(wanted)}(?![A-Za-z0-9_])"
     return re.search(pattern, model.removesuffix(".gguf"), re.IGNORECASE) is not None
 

@@ -96,6 +96,8 @@ class Pretrained:
         for name, value, kinds in (("token", token, (str, bool)), ("endpoint", endpoint, (str,))):
             if value is not None and not isinstance(value, kinds):
                 raise TypeError(f"{name} is a {type(value).__name__}; it takes a str, or None")
+            if isinstance(value, str) and not (value.isascii() and value.isprintable() and value):
+                raise ValueError(f"{name} has characters that none has")  # which is not told of a token
         only = checks.boolean("local_files_only", local_files_only)
         found = hub.find(address, token=token, cache_dir=folder, local_files_only=only, endpoint=endpoint)
         return cls._load(Gguf._from_local(hub.download(found, folder)[0]), chosen, split=False)

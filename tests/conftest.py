@@ -16,7 +16,8 @@ import moebind
 from moebind import Context, ContextParams, Device, LoraAdapter, Model, ModelParams
 
 sys.path.insert(0, str(Path(__file__).parent))
-import tiny  # beside this file
+import hub_server  # beside this file
+import tiny
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import shapes  # headers of large models
@@ -124,3 +125,30 @@ def adapter(moe: Model, first: lora.Pairs, tmp_path_factory: pytest.TempPathFact
 def device() -> Iterator[Device]:
     with moebind.loopback_device() as device:
         yield device
+
+
+@pytest.fixture
+def hub(tiny_path: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
+    """A Hugging Face Hub with ``someone/tiny``: one model in three quantisations by name, and what lies beside them."""
+    from huggingface_hub import constants
+
+    from moebind.gguf import _read_on_hub
+
+    split = tiny_path(3, n_expert=4)
+    files: dict[str, Path | bytes] = {
+        "README.md": b"# tiny",
+        "mmproj-tiny-F16.gguf": b"GGUF",
+        "tiny-Q4_K.gguf": tiny_path(n_expert=4),
+        "tiny-Q4_K_M.gguf": tiny_path(n_expert=4, seed=2),
+    }
+    for part in sorted(split.parent.glob(split.name.replace("00001", "*"))):
+        files[f"F32/tiny-F32-{part.name[-19:]}"] = part
+    # What the machine's owner has for the real one.
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    _read_on_hub.cache_clear()
+    with hub_server.serving({"someone/tiny": files}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub

@@ -1,6 +1,6 @@
 """A server that answers as the Hugging Face Hub does, as far as downloads go: lists, redirects, ranges, and refusals.
 
-Files lie behind a redirect, as the Hub's large ones do, and what is sent of them is counted. It can be told to misbehave.
+Files lie behind a redirect, as the Hub's large ones do. What is sent of them is counted. It can be told to misbehave.
 """
 
 from __future__ import annotations

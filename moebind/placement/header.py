@@ -30,6 +30,8 @@ __all__ = ["Header", "TensorInfo", "read_header"]
 
 #: What belongs to a vocabulary and changes no size.
 _VOCABULARY = re.compile(rb"tokenizer\.(?!ggml\.token_type_count$)")
+#: The largest models have some thousands; to list many more would take llama.cpp minutes.
+TENSORS_MAX = 2**15
 _LAYER = re.compile(r"blk\.(\d+)\.")
 #: As llama.cpp's own pattern has it, in Python: chexps are shared by groups of experts, but placed like experts.
 _EXPERTS = re.compile(r"ffn_(?:up|down|gate|gate_up)_(?:ch|)exps")
@@ -133,6 +135,8 @@ def _header_of(file: Gguf) -> Header:
     architecture = file.get("general.architecture")
     if not isinstance(architecture, str):
         raise ModelLoadError(f"{file.path} does not say which architecture it is: it is no model")
+    if len(file.tensors) > TENSORS_MAX:
+        raise ModelLoadError(f"{file.path} has {len(file.tensors)} tensors; at most {TENSORS_MAX} are planned for")
     numbers = {each: number for number, each in enumerate(file.paths)}
     sizes = file._sizes()
     tensors: dict[str, TensorInfo] = {}
