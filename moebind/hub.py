@@ -94,7 +94,7 @@ def find(
     commit = ""
     if not local_files_only:
         try:
-            with _explained(address):
+            with _explained(address, unreachable=_UnreachableError):
                 info = library.HfApi(endpoint=endpoint, token=token).model_info(
                     address.repo,
                     revision=address.revision,
@@ -125,7 +125,7 @@ def find(
 def download(found: Found, cache_dir: str | None = None) -> tuple[str, ...]:
     """Bring the files into the cache, where they are not there already: their paths.
 
-    An interrupted download leaves nothing but an incomplete file that the next one goes on with.
+    After an interruption the files that came whole are in the cache, and no other.
 
     Raises
     ------
@@ -253,8 +253,14 @@ class _UnreachableError(ModelLoadError):
 
 
 @contextmanager
-def _explained(address: Address, cache_dir: str | None = None, total: int = 0) -> Iterator[None]:
-    """Have what huggingface_hub raises say what to do."""
+def _explained(
+    address: Address,
+    cache_dir: str | None = None,
+    total: int = 0,
+    *,
+    unreachable: type[ModelLoadError] = ModelLoadError,
+) -> Iterator[None]:
+    """Have what huggingface_hub raises say what to do; ``unreachable`` is raised for what may pass."""
     errors = _library().errors
     # The base of all errors of its HTTP library, which was requests, then httpx, then httpx2.
     http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
@@ -276,11 +282,11 @@ def _explained(address: Address, cache_dir: str | None = None, total: int = 0) -
     except errors.LocalTokenNotFoundError as error:
         raise ModelLoadError(f"token is True, but there is none: {_LOG_IN}") from error
     except errors.LocalEntryNotFoundError as error:
-        raise _UnreachableError(f"{repo} cannot be downloaded: {_reason(error.__cause__ or error)}") from error
+        raise unreachable(f"{repo} cannot be downloaded: {_reason(error.__cause__ or error)}") from error
     except errors.EntryNotFoundError as error:
         raise ModelNotFoundError(f"{repo} has no such file any more ({_reason(error)})") from error
     except errors.OfflineModeIsEnabled as error:
-        raise _UnreachableError(f"{repo}{_at(address)} is not in the cache, and HF_HUB_OFFLINE is set") from error
+        raise unreachable(f"{repo}{_at(address)} is not in the cache, and HF_HUB_OFFLINE is set") from error
     except (OSError, http_error) as error:
         number = error.errno if isinstance(error, OSError) else None
         if number is not None and cache_dir is not None and not isinstance(error, ConnectionError):
@@ -292,7 +298,7 @@ def _explained(address: Address, cache_dir: str | None = None, total: int = 0) -
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise ModelLoadError(f"{repo}: the Hub refuses; {_LOG_IN} ({_reason(error)})") from error
-        raise _UnreachableError(f"{repo}: the Hub does not answer as it should: {_reason(error)}") from error
+        raise unreachable(f"{repo}: the Hub does not answer as it should: {_reason(error)}") from error
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ModelLoadError(f"{repo}: the Hub answered what huggingface_hub does not understand: {error!r}") from error
 
