@@ -1,16 +1,19 @@
 """Runs the Python blocks of README.md and docs/ as tests.
 
 The blocks of a page share their names and run in order, in a folder of their own in which the demo model is
-``moe.gguf``. Nothing else is prepared for them: what a page shows is what a reader can type.
+``moe.gguf``. Nothing else is prepared for them: what a page shows is what a reader can type. docs/hub.md has a hub.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from sybil import Sybil
@@ -33,19 +36,42 @@ pytest_collect_file = Sybil(
 ).pytest()
 
 
-@pytest.fixture(scope="module")  # a page is a module to pytest
-def folder_with_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A working folder with ``moe.gguf`` in it."""
-    spec = importlib.util.spec_from_file_location("demo_model", ROOT / "examples" / "demo_model.py")
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")  # a page is a module to pytest
+def folder_with_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working folder with ``moe.gguf`` in it."""
+    model: Path = _module(ROOT / "examples" / "demo_model.py").demo_model()
     folder = tmp_path_factory.mktemp("page")
-    (folder / "moe.gguf").symlink_to(module.demo_model())
-    with pytest.MonkeyPatch.context() as patch:
+    (folder / "moe.gguf").symlink_to(model)
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.chdir(folder)
+        if request.path.name == "hub.md":
+            stack.enter_context(hub_with(model, folder, patch))
         yield folder
+
+
+@contextmanager
+def hub_with(model: Path, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Hugging Face Hub on this machine, which has the demo model."""
+    from huggingface_hub import constants
+
+    patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    with _module(ROOT / "tests" / "hub_server.py").serving(
+        {"someone/demo-moe-GGUF": {"demo-moe-Q4_1.gguf": model}}
+    ) as hub:
+        patch.setenv("HF_ENDPOINT", hub.endpoint)
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder / "cache", ignore_errors=True)  # pytest would keep it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

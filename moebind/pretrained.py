@@ -85,8 +85,8 @@ class Pretrained:
 
         Notes
         -----
-        Stands on ``huggingface_hub.hf_hub_download``: its progress bars, its retries. After Ctrl-C, files that came whole
-        stay in the cache. :func:`plan`, :func:`fit` and :func:`experts` know a model before it is downloaded.
+        Stands on ``huggingface_hub.hf_hub_download``: its progress bars, its retries. After Ctrl-C, files that came
+        whole stay in the cache. :func:`plan`, :func:`fit` and :func:`experts` know a model before it is downloaded.
         """
         from moebind import hub  # few need it
 

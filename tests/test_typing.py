@@ -33,6 +33,8 @@ def main(path: str) -> str:
         shape = {"type": "array", "items": {"type": "integer"}}
         Sampler.chain([Sampler.json_schema(model, shape), Sampler.from_callable(lambda c: c.sort()), Sampler.greedy()])
         grammar: str = json_schema_to_grammar(shape) + str(Sampler.grammar(model, "root ::= x").try_accept(token))
+        other: Model = Model.from_pretrained("owner/name", "Q4_K_M", params, revision="main")
+        other.close()
         recorder = RoutingRecorder()
         ContextParams().with_eval_callback(recorder).with_n_ctx(int((recorder + recorder).counts.sum()))
         return "".join(piece.text for piece in context.generate([token, n or 0], stop=["."])) + str(row.argmax())
@@ -43,6 +45,7 @@ BAD = {
     "ContextParams(nctx=3)": "call-arg",
     "ModelParams().with_cpu_moe_all(1)": "call-arg|misc",
     "Model.load_from_file(3)": "arg-type",
+    "Model.from_pretrained('owner/name', 3)": "arg-type",
     "Sampler.top_p('0.9')": "arg-type",
     "Sampler.logit_bias([(1, 2.0)])": "arg-type",
     "Sampler.from_callable(lambda candidates: 3)": "arg-type|return-value|misc",
