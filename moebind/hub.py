@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,7 +43,7 @@ class Found:
     files: tuple[tuple[str, int], ...]
     paths: tuple[str, ...] = ()
     endpoint: str | None = None
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
 
 
 class Beginning(NamedTuple):

@@ -167,7 +167,7 @@ class Plan(MemoryBreakdown):
             )
         if self.bytes_read is not None:
             lines.append(
-                f"{show_size(self.bytes_read)} were read of it, on the Hugging Face Hub; nothing was downloaded."
+                f"{show_size(self.bytes_read)} of it were read from the Hugging Face Hub; nothing was downloaded."
             )
         return "\n".join([*lines, *(["It fits."] if self.fits else ["It does not fit.", *self.advice])])
 

@@ -83,8 +83,22 @@ def _plan(path: str) -> None:
     moebind.plan(path, moebind.ModelParams(n_gpu_layers=0, devices=()), moebind.ContextParams(n_ctx=64))
 
 
+def _find_end(path: str) -> None:
+    """What reading a header from the Hub stands on: it has to find the end of what Gguf reads."""
+    import moebind
+
+    try:
+        end = moebind.lib.moebind_gguf_header_end(os.fsencode(path), os.path.getsize(path))
+    except moebind.NativeError as error:
+        raise moebind.ModelLoadError(error.message) from None
+    file = moebind.Gguf.from_file(path)
+    if not file.data_offset - file.alignment < end <= file.data_offset:
+        raise AssertionError(f"the header ends at {end}, and the data begin at {file.data_offset}")
+
+
 ENTRIES: dict[str, Callable[[str], None]] = {
     "Gguf.from_file": _read,
+    "the end of the header": _find_end,
     "Model.load_from_file": _load,
     "vocab_only": _load_vocabulary,
     "plan": _plan,
