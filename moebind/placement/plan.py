@@ -87,7 +87,6 @@ class Plan(MemoryBreakdown):
             "device_bytes": self.device_bytes,
             "host_bytes": self.host_bytes,
             "expert_bytes": self.expert_bytes,
-            "bytes_read": self.bytes_read,
             "devices": [
                 {
                     "name": device.name,
@@ -99,6 +98,7 @@ class Plan(MemoryBreakdown):
                 }
                 for device in self.devices
             ],
+            "bytes_read": self.bytes_read,
         }
 
     @property

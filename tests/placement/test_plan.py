@@ -150,6 +150,7 @@ def test_a_plan_as_values(tiny_path: MakeTiny) -> None:
     values = json.loads(json.dumps(plan.to_dict()))
     assert list(values) == [
         "path", "n_ctx", "mapped", "gaps", "fits", "device_bytes", "host_bytes", "expert_bytes", "devices",
+        "bytes_read",
     ]  # fmt: skip
     assert list(values["devices"][0]) == [
         "name", "type", "model", "context", "compute", "total", "free", "capacity", "buffers",
