@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 INT32_MAX = 2**31 - 1
 #: libllama takes thread counts as they come and ends the process when the system cannot start as many.
 THREADS_MAX = 512
+#: What addresses of files on the Hugging Face Hub begin with, as for fsspec.
+HUB = "hf://"
 
 _BRACKETS = re.compile(r"[\[\]{}]")
 
@@ -123,6 +125,11 @@ def path(name: str, value: str | os.PathLike[str]) -> str:
     if not result:
         raise ValueError(f"{name} is empty; it takes the path of a file")
     return result
+
+
+def on_hub(path: str) -> bool:
+    """Whether a path is the address of a file on the Hugging Face Hub."""
+    return path.startswith(HUB)
 
 
 def int32_array(name: str, value: object, low: int, high: int = INT32_MAX) -> NDArray[np.int32]:

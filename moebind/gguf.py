@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -18,7 +19,6 @@ from moebind import checks, log
 from moebind._native import CData, decoded, ffi, lib, own
 from moebind.enums import GgmlType, GgufType
 from moebind.errors import ModelLoadError, ModelNotFoundError, NativeError
-from moebind.hub_files import Address, on_hub
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,7 +102,7 @@ class GgufTensor:
         ModelLoadError
             If the file is shorter than its header says, gone, or on the Hub.
         """
-        if on_hub(self.path):
+        if checks.on_hub(self.path):
             raise ModelLoadError(f"{self.path}: only the header was read; Model.from_pretrained downloads the file")
         columns = self.shape[0] if self.shape else 1
         rows = self.shape[:0:-1]
@@ -172,7 +172,7 @@ class Gguf(Mapping[str, GgufValue]):
         Stands on ``gguf_init_from_file``.
         """
         given = checks.path("path", path)
-        return cls._from_hub(given) if on_hub(given) else cls._from_local(given)
+        return cls._from_hub(given) if checks.on_hub(given) else cls._from_local(given)
 
     @classmethod
     def _from_local(cls, path: str) -> Gguf:
@@ -183,7 +183,7 @@ class Gguf(Mapping[str, GgufValue]):
     def _from_hub(cls, address: str) -> Gguf:
         from moebind import hub  # few need it
 
-        found = hub.find(Address.parse(address))
+        found = hub.find(hub.Address.parse(address))
         return cls._from_files(found.paths) if found.paths else _read_on_hub(found)
 
     @classmethod
@@ -361,15 +361,16 @@ def _read_on_hub(found: Found) -> Gguf:
     sizes: list[int] = []
     opened: dict[str, CData] = {}
     read = 0
-    for file in hub.beginnings(found):
-        header = opened[file.name] = open_header(file.path, file.name)
-        count = _split_count(header, file.name)
-        if max(count, 1) != len(found.files):
-            raise ModelLoadError(
-                f"{file.name} is one of {count} files; its name says that it is one of {len(found.files)}"
-            )
-        sizes.append(file.size)
-        read += file.nbytes
+    with closing(hub.beginnings(found)) as files:
+        for file in files:
+            header = opened[file.name] = open_header(file.path, file.name)
+            count = max(_split_count(header, file.name), 1)
+            if count != len(found.files):
+                raise ModelLoadError(
+                    f"{file.name} is one of {count} files; its name says that it is one of {len(found.files)}"
+                )
+            sizes.append(file.size)
+            read += file.nbytes
     made = Gguf._from_files(list(opened), opened)
     made._remote = tuple(sizes), read
     return made
@@ -384,7 +385,7 @@ def open_header(path: str, name: str | None = None) -> CData:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        hint = "; Model.from_pretrained loads models of the Hugging Face Hub" if on_hub(name) else ""
+        hint = "; Model.from_pretrained loads models of the Hugging Face Hub" if checks.on_hub(name) else ""
         raise ModelNotFoundError(f"{name} does not exist{hint}") from None
     except OSError as error:
         raise ModelLoadError(f"{name} cannot be read: {error.strerror}") from error

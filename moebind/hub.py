@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -22,7 +22,7 @@ from moebind.hub_files import Address, choose
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
 
-__all__ = ["HEADERS_MAX", "Beginning", "Found", "beginnings", "download", "find"]
+__all__ = ["HEADERS_MAX", "Address", "Beginning", "Found", "beginnings", "download", "find"]
 
 #: Bytes that the headers of one model may take, all files together. Vocabularies make them 1 to 20 MiB.
 HEADERS_MAX = 2**26
@@ -155,7 +155,7 @@ def download(found: Found, cache_dir: str | None = None) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def beginnings(found: Found) -> Iterator[Beginning]:
+def beginnings(found: Found) -> Generator[Beginning, None, None]:
     """Read the header of each file, and little else. A file in memory has it until the next is asked for.
 
     Raises

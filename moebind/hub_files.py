@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import unquote
 
+from moebind.checks import HUB, on_hub
 from moebind.errors import ModelNotFoundError
 
-__all__ = ["PREFIX", "Address", "choose", "on_hub"]
-
-#: What the names of files on the Hub begin with, as for fsspec.
-PREFIX = "hf://"
+__all__ = ["Address", "choose"]
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 #: What a repository of models is not.
@@ -29,11 +25,6 @@ _QUANTISED = re.compile(r"[A-Za-z]\d")
 _BESIDE = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 #: More are not listed in a message.
 _LISTED = 20
-
-
-def on_hub(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is the address of a file on the Hub."""
-    return isinstance(path, str) and path.startswith(PREFIX)
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ class Address:
         ValueError
             If it is none.
         """
-        owner, _, rest = text[len(PREFIX) :].partition("/")
+        owner, _, rest = text[len(HUB) :].partition("/")
         name, _, wanted = rest.partition("/")
         revision = None
         if "@" in name:
@@ -79,7 +70,7 @@ class Address:
             revision, _, wanted = (
                 after.partition("/") if special is None else (special[0], "", after[special.end() + 1 :])
             )
-            revision = unquote(revision)
+            revision = re.sub("%2f", "/", revision, flags=re.IGNORECASE)
         if owner in _OTHER_KINDS or not _REPO.fullmatch(f"{owner}/{name}") or revision == "":
             raise ValueError(
                 f"{text!r} is no file of the Hugging Face Hub; they are named hf://OWNER/REPO/FILE.gguf or "
@@ -90,7 +81,7 @@ class Address:
     def name_of(self, file: str) -> str:
         """The address of one file."""
         revision = "" if self.revision is None else f"@{self.revision}"
-        return f"{PREFIX}{self.repo}{revision}/{file}"
+        return f"{HUB}{self.repo}{revision}/{file}"
 
 
 def choose(sizes: Mapping[str, int], wanted: str | None, where: str) -> tuple[str, ...]:

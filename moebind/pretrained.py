@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from moebind import checks
 from moebind.gguf import Gguf
-from moebind.hub_files import Address
 from moebind.params import ModelParams
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class Pretrained:
         from moebind import hub  # few need it
 
         chosen = checked_params(params)
-        address = Address(repo_id, filename, revision)
+        address = hub.Address(repo_id, filename, revision)
         folder = None if cache_dir is None else checks.path("cache_dir", cache_dir)
         for name, value, kinds in (("token", token, (str, bool)), ("endpoint", endpoint, (str,))):
             if value is not None and not isinstance(value, kinds):

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moebind import ModelNotFoundError
-from moebind.hub_files import Address, choose, on_hub
+from moebind.checks import on_hub
+from moebind.hub_files import Address, choose
 
 FILES = {
     "README.md": 10,

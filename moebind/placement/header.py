@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from moebind import checks
 from moebind._native import ffi, lib, own
 from moebind.errors import ModelLoadError
 from moebind.gguf import Gguf
 from moebind.header_checks import check_model
-from moebind.hub_files import on_hub
 from moebind.params import ModelParams
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Header:
 
 def read_header(path: str) -> Header:
     """The header of a model, of one file or several; the last few are kept, as long as the files stay the same."""
-    if on_hub(path):
+    if checks.on_hub(path):
         file = Gguf.from_file(path)
         if file.bytes_read is not None:
             return _on_hub(file)
@@ -127,8 +127,10 @@ def _read(path: str, stamps: tuple[tuple[int, int, int], ...]) -> Header:
     return _header_of(Gguf._from_local(path))
 
 
-#: Gguf keeps what it read of the Hub, so that the same file is the same object.
-_on_hub = lru_cache(maxsize=4)(lambda file: _header_of(file))
+@lru_cache(maxsize=4)
+def _on_hub(file: Gguf) -> Header:
+    """The same of a file on the Hub: Gguf keeps what it read, so the same file is the same object."""
+    return _header_of(file)
 
 
 def _header_of(file: Gguf) -> Header:
