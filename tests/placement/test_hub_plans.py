@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -246,6 +248,23 @@ def test_a_file_that_goes_away(hub: Hub) -> None:
     hub.misbehave = gone
     with pytest.raises(ModelLoadError, match="someone/tiny has no such file any more"):
         moebind.plan(f"hf://{REPO}/Q4_K")
+
+
+def test_no_header_stays_in_memory(hub: Hub) -> None:
+    hub.repos["someone/odd"] = {"odd.gguf": b"GGUF" + bytes(1000), "alone.gguf": hub.repos[REPO]["tiny-Q4_K.gguf"]}
+    moebind.experts("hf://someone/odd/alone.gguf")
+    with pytest.raises(ModelLoadError) as caught:
+        moebind.plan("hf://someone/odd/odd.gguf")
+    links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not [link for link in links if "moebind-hub" in link]
+    assert caught.value  # and its traceback, which holds what was local
+
+
+def test_threads_read_headers_side_by_side(hub: Hub, tiny_path: Callable[..., Path]) -> None:
+    names = [f"{REPO}/{wanted}" for wanted in ("Q4_K", "Q4_K_M", "F32")] * 3
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda name: moebind.experts(f"hf://{name}").nbytes, names))
+    assert found == [moebind.experts(tiny_path(n_expert=4)).nbytes] * 9
 
 
 # --- where a header ends ---
