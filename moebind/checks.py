@@ -128,8 +128,8 @@ def path(name: str, value: str | os.PathLike[str]) -> str:
 
 
 def on_hub(path: str) -> bool:
-    """Whether a path is the address of a file on the Hugging Face Hub."""
-    return path.startswith(HUB)
+    """Whether a path is the address of a file on the Hugging Face Hub; path objects make one slash of two."""
+    return path.startswith(HUB[:-1])
 
 
 def int32_array(name: str, value: object, low: int, high: int = INT32_MAX) -> NDArray[np.int32]:

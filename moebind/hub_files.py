@@ -61,7 +61,7 @@ class Address:
         ValueError
             If it is none.
         """
-        owner, _, rest = text[len(HUB) :].partition("/")
+        owner, _, rest = text.removeprefix(HUB).removeprefix(HUB[:-1]).partition("/")
         name, _, wanted = rest.partition("/")
         revision = None
         if "@" in name:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -147,6 +149,15 @@ def test_any_list_and_any_wish(files: dict[str, int], wanted: str | None) -> Non
 def test_addresses(text: str, repo: str, revision: str | None, wanted: str | None) -> None:
     assert on_hub(text)
     assert Address.parse(text) == Address(repo, wanted, revision)
+
+
+def test_path_objects_are_addresses_too() -> None:
+    path = str(Path("hf://a/b@main/c/d.gguf"))
+    assert path == "hf:/a/b@main/c/d.gguf"
+    assert on_hub(path)
+    assert Address.parse(path) == Address("a/b", "c/d.gguf", "main")
+    assert not on_hub("hf:a/b")
+    assert not on_hub("./hf:/a/b")
 
 
 @pytest.mark.parametrize(

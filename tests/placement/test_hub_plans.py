@@ -77,6 +77,7 @@ def test_all_files_of_a_split_model(hub: Hub, tiny_path: Callable[..., Path]) ->
     local = moebind.plan(tiny_path(3, n_expert=4), ModelParams(), SMALL, devices=["1GiB"])
     assert (plan.devices[0], plan.places) == (local.devices[0], local.places)
     assert hub.sent == plan.bytes_read == 2**18 + 2 * 2**16
+    assert moebind.plan(Path(f"hf://{REPO}/F32"), devices=["1GiB"]).path == plan.path
     for name in ("F32/tiny-F32-00002-of-00003.gguf", "*F32*", "F32/tiny-F32.gguf"):
         assert moebind.plan(f"hf://{REPO}/{name}", ModelParams(), SMALL, devices=["1GiB"]).places == plan.places
 
