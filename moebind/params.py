@@ -336,10 +336,22 @@ def _numbers_below(count: int) -> str:
     choices = [r"\d" * digits if digits == 1 else r"[1-9]" + r"\d" * (digits - 1) for digits in range(1, len(last))]
     for at, digit in enumerate(last):
         lowest = 1 if at == 0 and len(last) > 1 else 0
-        highest = int(digit) - (at < len(last) - 1)
+        rest = last[at + 1 :]
+        whole = rest.strip("9") == ""  # this digit too may be followed by any others
+        highest = int(digit) - (not whole)
         if lowest <= highest:
-            choices.append(f"{last[:at]}[{lowest}-{highest}]" + r"\d" * (len(last) - at - 1))
+            choices.append(last[:at] + _digits(lowest, highest) + r"\d" * len(rest))
+        if whole:
+            break
     return "|".join(choices)
+
+
+def _digits(lowest: int, highest: int) -> str:
+    """A regular expression for one digit, as short as people write it."""
+    if (lowest, highest) == (0, 9):
+        return r"\d"
+    dash = "-" if highest - lowest > 1 else ""
+    return str(lowest) if lowest == highest else f"[{lowest}{dash}{highest}]"
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)

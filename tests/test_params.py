@@ -220,6 +220,25 @@ def test_n_cpu_moe_matches_the_first_layers(n_layers: int) -> None:
     assert matching(override.pattern, names) == names[:n_layers]
 
 
+@pytest.mark.parametrize(
+    ("count", "pattern"),
+    [
+        (1, "0"),
+        (5, "[0-4]"),
+        (10, r"\d"),
+        (11, r"\d|10"),
+        (15, r"\d|1[0-4]"),
+        (20, r"\d|1\d"),
+        (40, r"\d|[1-3]\d"),
+        (22, r"\d|1\d|2[01]"),
+        (48, r"\d|[1-3]\d|4[0-7]"),
+        (100, r"\d|[1-9]\d"),
+    ],
+)
+def test_patterns_of_layers_read_well(count: int, pattern: str) -> None:
+    assert _numbers_below(count) == pattern
+
+
 def test_n_cpu_moe_of_no_layers_changes_nothing() -> None:
     assert ModelParams().with_n_cpu_moe(0) == ModelParams()
     with pytest.raises(ValueError, match="n_layers"):
