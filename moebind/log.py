@@ -18,17 +18,26 @@ _LEVELS = {
     lib.GGML_LOG_LEVEL_ERROR: logging.ERROR,
 }
 
+#: Warnings of llama.cpp's about what moebind does on purpose, so that the caller can do nothing about them.
+_ON_PURPOSE = (
+    "tensor overrides to CPU are used with mmap enabled",  # experts in host memory; docs/offload.md weighs the choice
+    "model default pooling_type is [-1]",  # the file names none, and embed() takes MEAN
+)
+
 
 def emit(level: int, line: str) -> None:
     """Log one line of llama.cpp's."""
-    logger.log(_LEVELS.get(level, logging.INFO), "%s", line)
+    number = _LEVELS.get(level, logging.INFO)
+    if number == logging.WARNING and any(text in line for text in _ON_PURPOSE):
+        number = logging.INFO
+    logger.log(number, "%s", line)
 
 
 def set_log(level: str | int | None = "warning") -> None:
     """Choose how much of llama.cpp's log is shown.
 
-    Lines go to the logger ``moebind.llama``; without any ``logging`` configuration Python prints warnings and errors
-    to standard error. Lines below ``level`` cost nothing.
+    Lines go to the logger ``moebind.llama``. If ``logging`` is not configured, Python prints warnings and errors to
+    standard error. Lines below ``level`` cost nothing.
 
     Parameters
     ----------
@@ -39,7 +48,7 @@ def set_log(level: str | int | None = "warning") -> None:
     Raises
     ------
     ValueError
-        For another word.
+        If ``level`` is another word.
 
     Notes
     -----

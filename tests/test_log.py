@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import moebind
-from conftest import CPU
-from moebind import Model
+from conftest import CPU, SMALL
+from moebind import Model, PoolingType
 
 MakeTiny = Callable[..., Path]
 
@@ -85,3 +86,33 @@ def test_without_logging_warnings_reach_standard_error(tiny_path: MakeTiny) -> N
     assert done.stdout == ""
     assert "n_ctx_seq (1024) > n_ctx_train (512)" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_moebind_chooses_itself_is_no_warning(tiny_path: MakeTiny) -> None:
+    # llama.cpp warns about mappings of what stays in host memory (once a process), and about pooling that no file names.
+    code = (
+        "import sys, logging, moebind\n"
+        "if sys.argv[1:]:\n"
+        "    logging.basicConfig(format='%(levelname)s %(message)s')\n"
+        "    moebind.set_log('info')\n"
+        "from moebind import Model, ModelParams, ContextParams\n"
+        "cpu, one = ModelParams(n_gpu_layers=0), ContextParams(n_threads=1, n_threads_batch=1)\n"
+        f"with Model.load_from_file({str(tiny_path(n_expert=4))!r}, cpu.with_cpu_moe_all()) as model:\n"
+        "    model.embed('Hello', context_params=one)\n"
+        "    with model.new_context(one) as context:\n"
+        "        list(context.generate('Hello', max_tokens=2))"
+    )
+    silent = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert silent.stdout == silent.stderr == ""
+    asked = subprocess.run([sys.executable, "-c", code, "info"], capture_output=True, text=True, check=True)
+    assert asked.stdout == ""
+    for told in ("tensor overrides to CPU are used with mmap enabled", "model default pooling_type is [-1]"):
+        assert re.search(rf"^INFO .*{re.escape(told)}", asked.stderr, re.MULTILINE)
+
+
+def test_pooling_unlike_the_models_is_a_warning(caplog: pytest.LogCaptureFixture, tiny_path: MakeTiny) -> None:
+    moebind.set_log()
+    mean = CPU.with_kv_override("bert.pooling_type", 1)
+    with Model.load_from_file(tiny_path(arch="bert", n_head_kv=4), mean) as model:
+        model.embed("Hello", pooling_type=PoolingType.LAST, context_params=SMALL)
+    assert "model default pooling_type is [1], but [3] was specified" in caplog.text
