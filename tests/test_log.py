@@ -89,7 +89,7 @@ def test_without_logging_warnings_reach_standard_error(tiny_path: MakeTiny) -> N
 
 
 def test_what_moebind_chooses_itself_is_no_warning(tiny_path: MakeTiny) -> None:
-    # llama.cpp warns about mappings of what stays in host memory (once a process), and about pooling that no file names.
+    # llama.cpp warns about mappings of what stays in host memory (once a process), about pooling not named in a file.
     code = (
         "import sys, logging, moebind\n"
         "if sys.argv[1:]:\n"
