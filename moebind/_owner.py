@@ -82,9 +82,9 @@ class Owner:
 
     @property
     def native(self) -> CData:
-        """The pointer that functions of ``moebind.lib`` take. It keeps the memory as long as you hold it.
+        """The pointer for functions of ``moebind.lib``. It keeps the memory for as long as you hold it.
 
-        Calls with it are guarded, but neither checked nor serialised as those of this object are.
+        Calls with it are guarded, but unlike this object's own calls they are neither checked nor serialised.
         """
         return self._open()
 

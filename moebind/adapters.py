@@ -146,18 +146,18 @@ class Adapters(Owner):
         Parameters
         ----------
         adapters
-            Each with its scale: 1 as it was trained, 0 not at all, negative to undo. Several add up.
+            Each adapter with its scale: 1 as it was trained, 0 not at all, negative to undo it. Several add up.
 
         Raises
         ------
         LoraError
-            If an adapter is of another model, or there is no memory to compute with them; those before stay in use.
+            If an adapter belongs to another model, or memory is short; the earlier ones then stay in use.
         ClosedError
             If an adapter was closed.
 
         Notes
         -----
-        Stands on ``llama_set_adapters_lora``. Graphs and scratch memory are made anew here, not in the next ``decode``.
+        Stands on ``llama_set_adapters_lora``. Graphs and scratch memory are rebuilt here, not in the next ``decode``.
         """
         if not isinstance(adapters, Mapping):
             raise TypeError(f"adapters is {adapters!r}; it takes a mapping of adapters to scales")
@@ -199,22 +199,22 @@ class Adapters(Owner):
     def set_control_vector(
         self, data: ArrayLike | None, *, il_start: SupportsIndex = 1, il_end: SupportsIndex | None = None
     ) -> None:
-        """Add a vector to what layers give out, for what is computed from now on.
+        """Add a vector to the output of layers, from now on.
 
         Parameters
         ----------
         data
-            Numbers of shape ``(n_layer, n_embd)``, a row for each layer, or ``(n_layer - 1, n_embd)``, the rows
-            beginning with layer 1, as llama.cpp has it. They are copied as float32. Layer 0 has no vector, so its row
-            must be zero. None: no vector any more.
+            Numbers of shape ``(n_layer, n_embd)``, a row for each layer, or ``(n_layer - 1, n_embd)``, whose rows begin
+            with layer 1, as in llama.cpp. They are copied as float32. Layer 0 has no vector, so its row must be zero.
+            None removes the vector.
         il_start, il_end
-            The first and the last layer to change, both included; layers outside keep to what they compute. From 1 to
-            ``n_layer - 1``, which is what None means for ``il_end``.
+            The first and the last layer to change, both included. From 1 to ``n_layer - 1``, which is what None means
+            for ``il_end``.
 
         Raises
         ------
         ValueError
-            If the shape is another, a number is not finite in float32, or a layer is out of range.
+            If the shape is wrong, a number is not finite in float32, or a layer is out of range.
         MoebindError
             If llama.cpp has no memory for it.
 

@@ -149,24 +149,24 @@ class BackendSampling(Outputs):
     _attached_pointers: dict[int, CData]
 
     def set_sampler(self, seq_id: SupportsIndex, chain: Sampler | None) -> bool:
-        """Have a chain of samplers run in the graph, where the logits are, for one sequence (``llama_set_sampler``).
+        """Run a chain of samplers in the graph, where the logits are, for one sequence (``llama_set_sampler``).
 
-        What the device can compute is computed there, from the beginning of the chain on; ``chain.sample(context)``
-        does the rest, if there is one, and accepts the token. The logits of such a sequence are not copied: read
-        :meth:`sampled_token_ith` and its like instead. The chain belongs to this context from then on, which keeps its
-        memory: it cannot be attached again, nor put into another chain, nor used elsewhere.
+        The device runs the samplers from the beginning of the chain up to the first that it cannot run;
+        ``chain.sample(context)`` runs the rest, if any, and accepts the token. The logits of such a sequence are not
+        copied: read :meth:`sampled_token_ith` and the other ``sampled_`` methods instead. The chain then belongs to
+        this context, which keeps its memory: it cannot be attached again, put into another chain, or used elsewhere.
 
         Parameters
         ----------
         seq_id
             The sequence.
         chain
-            A chain that was never attached; None takes the sequence's chain away.
+            A chain that was never attached; None removes the sequence's chain.
 
         Returns
         -------
         bool
-            Whether llama.cpp took it; it takes none where a model is split by tensors.
+            Whether llama.cpp accepted it; it accepts none for a model that is split by tensors.
 
         Raises
         ------
@@ -175,8 +175,9 @@ class BackendSampling(Outputs):
 
         Notes
         -----
-        Chains that are known when the context is made are better given to ``Model.new_context``: the graph is planned
-        with them. The tokens that a model says to suppress are not suppressed there: put a bias against them first.
+        If you know the chains when you make the context, pass them to ``Model.new_context``: the graph is then planned
+        with them. Tokens that the model says to suppress are not suppressed there: begin the chain with a bias against
+        them.
         """
         seq = self._seq("seq_id", seq_id)
         if chain is None:
@@ -217,7 +218,7 @@ class BackendSampling(Outputs):
         Parameters
         ----------
         i
-            A place in the last batch; negative numbers count outputs from the end.
+            An index in the last batch; negative numbers count outputs from the end.
 
         Raises
         ------
@@ -243,7 +244,7 @@ class BackendSampling(Outputs):
         Returns
         -------
         numpy.ndarray or None
-            float32, in the order of :meth:`sampled_candidates_ith`: a read-only view, as :meth:`get_logits` gives.
+            float32, in the order of :meth:`sampled_candidates_ith`: a read-only view, like that of :meth:`get_logits`.
             None if no sampler of the chain computed probabilities.
         """
         return self._sampled("probs", i)
@@ -261,7 +262,7 @@ class BackendSampling(Outputs):
         Returns
         -------
         numpy.ndarray or None
-            float32, in the order of :meth:`sampled_candidates_ith`: a read-only view, as :meth:`get_logits` gives.
+            float32, in the order of :meth:`sampled_candidates_ith`: a read-only view, like that of :meth:`get_logits`.
             None if no backend sampler ran for this token.
         """
         return self._sampled("logits", i)
@@ -279,8 +280,8 @@ class BackendSampling(Outputs):
         Returns
         -------
         numpy.ndarray or None
-            int32: a read-only view, as :meth:`get_logits` gives. None if the candidates are the whole vocabulary, in
-            its order, or if no backend sampler ran for this token.
+            int32: a read-only view, like that of :meth:`get_logits`. None if the candidates are the whole vocabulary,
+            in its order, or if no backend sampler ran for this token.
         """
         at = checks.integer("i", i, -checks.INT32_MAX)
         with self._exclusive() as native:

@@ -116,11 +116,11 @@ class Batch:
         embeddings
             float32, shape ``(n, n_embd_inp)`` of the model; copied if it is of another type or not contiguous.
         pos
-            The first position, or one a row.
+            The first position, or one per row.
         seq_id
-            The sequence, or one a row.
+            The sequence, or one per row.
         logits
-            Which rows to compute outputs for: all or none, or one flag a row.
+            Which rows to compute outputs for: all or none, or one flag per row.
 
         Raises
         ------
@@ -152,17 +152,17 @@ class Batch:
 
     @property
     def token(self) -> NDArray[np.int32]:
-        """Token ids, int32 ``(n_tokens,)``: a view, writable, valid as long as anybody holds it."""
+        """Token ids, int32 ``(n_tokens,)``: a writable view, valid for as long as you hold it."""
         return self._token[: self._n_tokens]
 
     @property
     def pos(self) -> NDArray[np.int32]:
-        """Positions, int32 ``(n_tokens,)``: a view, writable. -1 where libllama counts by itself (``get_one``)."""
+        """Positions, int32 ``(n_tokens,)``: a writable view. -1 if libllama counts by itself (``get_one``)."""
         return self._pos[: self._n_tokens]
 
     @property
     def logits(self) -> NDArray[np.int8]:
-        """Which tokens have outputs, int8 ``(n_tokens,)``, 0 or 1: a view, writable."""
+        """Which tokens have outputs, int8 ``(n_tokens,)``, 0 or 1: a writable view."""
         return self._logits[: self._n_tokens]
 
     def clear(self) -> None:
@@ -187,7 +187,7 @@ class Batch:
         Raises
         ------
         BatchError
-            If the batch is full, or a token can belong to fewer sequences than these.
+            If the batch is full, or there are more sequences than a token can belong to.
         """
         self._must_be_tokens()
         sequences = checks.int32_array("seq_ids", np.atleast_1d(seq_ids), 0, SEQ_ID_MAX)
@@ -242,11 +242,11 @@ class Batch:
         tokens
             Token ids, shape ``(n,)``.
         pos
-            The first token's position, the others following; or one a token, shape ``(n,)``.
+            The first token's position, from which the others count; or one per token, shape ``(n,)``.
         seq_id
-            The sequence; or one a token, shape ``(n,)``.
+            The sequence; or one per token, shape ``(n,)``.
         logits
-            Whether to compute outputs; or one flag a token, shape ``(n,)``.
+            Whether to compute outputs; or one flag per token, shape ``(n,)``.
 
         Raises
         ------

@@ -28,9 +28,8 @@ _SECTIONS = {RopeType.MROPE: 4, RopeType.IMROPE: 4}
 class BatchExt(Owner):
     """A batch whose entries are tokens, embeddings, or tokens that have an embedding too, for one context.
 
-    What :class:`Batch` cannot hold: both at once, as draft models for multi-token prediction take them, and
-    embeddings with several positions each, as vision models take them (M-RoPE). For anything else a ``Batch`` is
-    simpler, and faster.
+    It can hold what a :class:`Batch` cannot: both at once, for draft models for multi-token prediction, and embeddings
+    with several positions each (M-RoPE), for vision models. For anything else a ``Batch`` is simpler, and faster.
 
     Parameters
     ----------
@@ -111,17 +110,17 @@ class BatchExt(Owner):
         seq_ids
             The sequence, or sequences, that it belongs to.
         pos
-            Its position; for an embedding in a model with M-RoPE, its four.
+            Its position; for an embedding in a model with M-RoPE, its four positions.
         token, embedding
-            What it is: at least one of the two, and the same kind for all entries of a batch. An embedding is float32,
-            ``(n_embd,)``, or rows that are taken as one.
+            At least one of the two, and the same kind for all entries of a batch. An embedding is float32,
+            ``(n_embd,)``, or rows that count as one.
         output
             Whether to compute outputs for it.
 
         Returns
         -------
         int
-            Its place in the batch, for :meth:`Context.get_logits_ith`.
+            Its index in the batch, for :meth:`Context.get_logits_ith`.
 
         Raises
         ------

@@ -93,27 +93,27 @@ class BatchedGeneration(Decoding):
     ) -> Iterator[tuple[int, Piece]]:
         """Generate text for many prompts, as many at a time as the context has sequences.
 
-        All that run are computed in the same batches. When one ends, the next prompt takes its place: its tokens are
-        computed together with those of the prompts that still run.
+        All running prompts are computed in the same batches. When one ends, the next takes its place, and its tokens
+        are computed together with those of the prompts that are still running.
 
         Parameters
         ----------
         prompts
-            Any number of them, each as for :meth:`generate`. A list is looked at first, whole; of any other iterable,
-            one is taken when there is room for it.
+            Any number of them, each as for :meth:`generate`. A list is checked as a whole first; from any other
+            iterable, a prompt is taken when there is room for it.
         sampler
-            How tokens are chosen; None: always the likeliest. Each prompt gets a clone of it as it is now, so that its
-            text does not depend on the others.
+            Chooses the tokens; None: always the likeliest. Each prompt gets a clone of it in its present state, so that
+            its text does not depend on the others.
         max_tokens
-            Stop each after so many; None: when the model ends or its sequence is full.
+            Stop each after this many; None: when the model ends the text or its sequence is full.
         stop
             Texts that end a prompt's generation, as for :meth:`generate`.
 
         Yields
         ------
         tuple[int, Piece]
-            The prompt's place among ``prompts``, and a piece of its text; those of different prompts come interleaved,
-            those of one in their order. The last piece of each has a ``stop_reason``.
+            The prompt's index in ``prompts``, and a piece of its text. Pieces of different prompts are interleaved;
+            those of one prompt come in order. The last piece of each has a ``stop_reason``.
 
         Raises
         ------
@@ -122,12 +122,12 @@ class BatchedGeneration(Decoding):
         SamplerError
             If the sampler does not choose, or a sequence has a backend sampler.
         AbortedError
-            If :meth:`abort` was called meanwhile.
+            If :meth:`abort` was called in the meantime.
 
         Notes
         -----
-        Sequences 0 to ``n_seq_max - 1`` are all used and emptied. Where they share one cache (``kv_unified``) and it is
-        full, the prompt that began last gives its place up and goes on later.
+        Sequences 0 to ``n_seq_max - 1`` are all used and emptied. If they share one cache (``kv_unified``) and it is
+        full, the prompt that began last gives up its place and goes on later.
 
         Examples
         --------

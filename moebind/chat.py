@@ -228,7 +228,7 @@ class ChatTemplates(Owner):
         tools, template, kwargs
             What the chat was rendered with: replies differ with them. As for :meth:`chat_format`.
         partial
-            The reply is unfinished: give what can be told so far.
+            The reply is unfinished: return what is known so far.
 
         Returns
         -------
@@ -239,7 +239,7 @@ class ChatTemplates(Owner):
         Raises
         ------
         ChatTemplateError
-            If the reply is not as the template's replies are.
+            If the reply does not have the form of the template's replies.
 
         Notes
         -----

@@ -57,18 +57,18 @@ class ToolCall(TypedDict):
 
 
 class ChatMessage(TypedDict):
-    """A reply that was read: a dict in the form of OpenAI's messages, which can go back into a chat as it is.
+    """A parsed reply: a dict in the form of OpenAI's messages, which can go back into a chat as it is.
 
     Attributes
     ----------
     role : str
         ``"assistant"``.
     content : str
-        What is for the user; may be empty.
+        The answer to the user; may be empty.
     reasoning_content : str
-        What the model thought before; may be empty.
+        The model's reasoning before the answer; may be empty.
     tool_calls : list of ToolCall
-        The tools that it wants to have called, often none.
+        The tools that it wants to call; often none.
     """
 
     role: str
@@ -79,7 +79,7 @@ class ChatMessage(TypedDict):
 
 @dataclass(frozen=True)
 class ChatTrigger:
-    """What makes a lazy grammar begin.
+    """What starts a lazy grammar.
 
     Attributes
     ----------
@@ -96,18 +96,18 @@ class ChatTrigger:
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A rendered chat, and how a reply to it is to be generated and read. Made by ``Model.chat_format``.
+    """A rendered chat, and how to generate and parse a reply to it. Made by ``Model.chat_format``.
 
     Attributes
     ----------
     prompt : str
-        The text for the model. It has no beginning-of-text token where the tokenizer adds one itself.
+        The text for the model. If the tokenizer adds a beginning-of-text token, the text leaves it out.
     grammar : str
-        A grammar in GBNF that holds the reply to the tools or the JSON schema; empty without those.
+        A grammar in GBNF that allows only replies that fit the tools or the JSON schema; empty without those.
     grammar_lazy : bool
         Whether the grammar applies only from a trigger on.
     triggers : tuple of ChatTrigger
-        What makes a lazy grammar begin.
+        What starts a lazy grammar.
     preserved_tokens : tuple of str
         Special tokens whose text the parser must see.
     additional_stops : tuple of str
@@ -115,7 +115,7 @@ class ChatPrompt:
     generation_prompt : str
         The end of ``prompt``, which begins the reply: it may open the reasoning.
     supports_thinking : bool
-        Whether the template knows of reasoning.
+        Whether the template supports reasoning.
     thinking_start_tag : str
         What comes before the reasoning; may be empty.
     thinking_end_tags : tuple of str
@@ -123,9 +123,9 @@ class ChatPrompt:
     format : str
         llama.cpp's name for the form of the replies.
     parser : str
-        llama.cpp's parser for them, as it is stored.
+        llama.cpp's parser for them, in its stored form.
     reasoning_format : str
-        Whether :meth:`parse` takes the reasoning out of the content.
+        Whether :meth:`parse` separates the reasoning from the content.
     """
 
     prompt: str
@@ -143,14 +143,14 @@ class ChatPrompt:
     reasoning_format: str
 
     def parse(self, text: str, *, partial: bool = False) -> ChatMessage:
-        """Read a reply.
+        """Parse a reply.
 
         Parameters
         ----------
         text
             What the model wrote after the prompt.
         partial
-            The reply is unfinished: give what can be told so far.
+            The reply is unfinished: return what is known so far.
 
         Returns
         -------
@@ -160,7 +160,7 @@ class ChatPrompt:
         Raises
         ------
         ChatTemplateError
-            If the reply is not as the template's replies are.
+            If the reply does not have the form of the template's replies.
 
         Notes
         -----

@@ -158,7 +158,7 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
 
     @property
     def params(self) -> ContextParams:
-        """What it was made with; the properties below tell what libllama made of it."""
+        """What it was made with; the properties below are what libllama made of it."""
         return self._params
 
     @property
@@ -189,7 +189,7 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
 
     @property
     def n_rs_seq(self) -> int:
-        """Snapshots of recurrent state kept a sequence (``llama_n_rs_seq``)."""
+        """Snapshots of recurrent state that are kept per sequence (``llama_n_rs_seq``)."""
         return int(lib.llama_n_rs_seq(self._open()))
 
     @property
@@ -204,12 +204,12 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
 
     @property
     def pooling_type(self) -> PoolingType:
-        """How token embeddings become one of a sequence (``llama_pooling_type``)."""
+        """How token embeddings become one embedding per sequence (``llama_pooling_type``)."""
         return PoolingType(lib.llama_pooling_type(self._open()))
 
     @property
     def causal_attn(self) -> bool:
-        """Whether tokens look at what comes before only (``llama_get_causal_attn``)."""
+        """Whether tokens see only what comes before them (``llama_get_causal_attn``)."""
         return bool(lib.llama_get_causal_attn(self._open()))
 
     # --- settings ---
@@ -228,7 +228,7 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
             lib.llama_set_n_threads(native, single, several)
 
     def set_embeddings(self, embeddings: bool) -> None:
-        """Compute embeddings from now on, or no longer (``llama_set_embeddings``).
+        """Compute embeddings from now on, or stop doing so (``llama_set_embeddings``).
 
         Raises
         ------
@@ -246,7 +246,7 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
             self._outputs_reserved = 0  # the output buffer has another layout now
 
     def set_causal_attn(self, causal_attn: bool) -> None:
-        """Let tokens look at what comes before only, or at everything in their batch (``llama_set_causal_attn``)."""
+        """Let tokens see only what comes before them, or everything in their batch (``llama_set_causal_attn``)."""
         wanted = checks.boolean("causal_attn", causal_attn)
         with self._exclusive() as native:
             lib.llama_set_causal_attn(native, wanted)
@@ -282,21 +282,21 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
             lib.llama_detach_threadpool(native)
 
     def synchronize(self) -> None:
-        """Wait until everything is computed; reading outputs does it too (``llama_synchronize``)."""
+        """Wait until everything is computed; reading outputs also waits (``llama_synchronize``)."""
         with self._exclusive() as native:
             lib.llama_synchronize(native)
 
     def abort(self) -> None:
-        """Stop the computation that is running; it raises :class:`AbortedError`. Any thread may call this, any time.
+        """Stop the running computation, which raises :class:`AbortedError`. Any thread may call this at any time.
 
-        When none is running, the next :meth:`decode` is stopped; :meth:`generate` forgets what came before it. Only
-        the CPU looks while it computes: what a device was given, it finishes.
+        If none is running, the next :meth:`decode` is stopped; :meth:`generate` ignores calls from before it began.
+        Only the CPU checks while it computes: a device finishes the work that it was given.
         """
         self._open()
         lib.moebind_hooks_abort(self._hooks.pointer)
 
     def timings(self) -> Timings:
-        """How long it took so far (``llama_perf_context``)."""
+        """How long computing has taken so far (``llama_perf_context``)."""
         with self._exclusive() as native:
             return read_timings(lib.llama_perf_context(native))
 
@@ -325,31 +325,31 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
         Parameters
         ----------
         prompt
-            Text, token ids, or messages, which are rendered as :meth:`chat` does. Text is read with its special
-            tokens, and begins as the model wants it to.
+            Text, token ids, or messages, which are rendered as in :meth:`chat`. Special tokens in text are recognised,
+            and the tokens that the model wants at the beginning are added.
         sampler
-            How tokens are chosen; None: by the sequence's backend sampler (:meth:`set_sampler`), or always the
-            likeliest. It accepts the tokens that it chooses.
+            Chooses the tokens, and accepts those that it chose. None: the sequence's backend sampler
+            (:meth:`set_sampler`) or, without one, always the likeliest token.
         max_tokens
-            Stop after so many; None: when the model ends or the context is full.
+            Stop after this many; None: when the model ends the text or the context is full.
         stop
-            Texts that end the generation. They, and what comes after them, are not given out.
+            Texts that end the generation. They, and the text after them, are left out.
         seq_id
             The sequence. What it holds beyond the prompt is removed.
         reuse_prefix
-            Do not decode again what the sequence's cache already begins with.
+            Do not compute again the part of the prompt that the sequence's cache already begins with.
 
         Yields
         ------
         Piece
-            Token, text and place. Text never splits a character; the last piece has a ``stop_reason``.
+            Token, text and index. The text never splits a character; the last piece has a ``stop_reason``.
 
         Raises
         ------
         ValueError
             If the prompt is empty, or does not fit the context.
         AbortedError
-            If :meth:`abort` was called meanwhile.
+            If :meth:`abort` was called in the meantime.
 
         Examples
         --------

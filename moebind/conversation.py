@@ -26,9 +26,9 @@ class ChatReply(Iterator[Piece]):
     prompt : ChatPrompt
         The chat as it was rendered.
     text : str
-        What was generated so far, as the model wrote it.
+        The text so far, as the model wrote it.
     stop_reason : str or None
-        Why it ended; None as long as it goes on. See :class:`Piece`.
+        Why it ended; None until then. See :class:`Piece`.
 
     Examples
     --------
@@ -54,19 +54,18 @@ class ChatReply(Iterator[Piece]):
     def message(self) -> ChatMessage:
         """The reply as a message: a dict with ``role``, ``content``, ``reasoning_content`` and ``tool_calls``.
 
-        It can be asked for at any time, and is read from the beginning each time. Before the end, and when something
-        else than the model ended the reply, it is what can be told so far. It can be appended to the messages of the
-        next call.
+        You can ask for it at any time; each time the whole reply is parsed. Before the end, and if something other than
+        the model ended the reply, it is what is known so far. Append it to the messages for the next call.
 
         Raises
         ------
         ChatTemplateError
-            If the reply is not as the template's replies are; ``text`` is what the model wrote.
+            If the reply does not have the form of the template's replies; ``text`` is what the model wrote.
         """
         return self.prompt.parse(self.text, partial=self.stop_reason != "eog")
 
     def complete(self) -> ChatMessage:
-        """Generate the rest, and give the whole as :attr:`message`."""
+        """Generate the rest, and return the whole :attr:`message`."""
         for _ in self:
             pass
         return self.message
@@ -109,26 +108,26 @@ class Conversation(Owner):
         Parameters
         ----------
         messages, tools, template, kwargs
-            The chat, and how it is rendered. As for ``Model.chat_format``.
+            The chat, and how to render it: as for ``Model.chat_format``.
         sampler, max_tokens, stop, seq_id, reuse_prefix
-            How the reply is generated. As for :meth:`generate`. The texts that end a reply of this template are added
-            to ``stop``.
+            How to generate the reply: as for :meth:`generate`. The texts that end a reply of this template are added to
+            ``stop``.
         use_grammar
-            Hold the reply to the grammar of the tools, or of ``json_schema``: what it forbids is never chosen.
+            Enforce the grammar of the tools, or of ``json_schema``: what it forbids is never chosen.
 
         Returns
         -------
         ChatReply
-            An iterator of :class:`Piece`; its ``message`` is the reply, read.
+            An iterator of :class:`Piece`; its ``message`` is the parsed reply.
 
         Raises
         ------
         ChatTemplateError
             If the chat cannot be rendered.
         ValueError, TypeError
-            If a message is not as it has to be, or the prompt does not fit the context.
+            If a message has the wrong form, or the prompt does not fit the context.
         GrammarError
-            If a grammar cannot hold the reply to the JSON schema or the tools.
+            If a grammar cannot enforce the JSON schema or the tools.
 
         Examples
         --------

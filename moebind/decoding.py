@@ -65,7 +65,7 @@ class Decoding(Outputs):
         Raises
         ------
         BatchError
-            If the batch is empty, too large, or names tokens or sequences that there are not.
+            If the batch is empty, too large, or names tokens or sequences that do not exist.
         NoKvSlotError
             If the cache has no room; the context is as before.
         AbortedError
@@ -75,8 +75,8 @@ class Decoding(Outputs):
 
         Notes
         -----
-        Stands on ``llama_decode``. The outputs of an earlier batch are overwritten. A model without a cache (BERT and
-        its like) encodes instead.
+        Stands on ``llama_decode``. The outputs of an earlier batch are overwritten. A model without a cache, such as
+        BERT, encodes instead.
         """
         self._history.clear()
         self._decode(batch)
@@ -92,7 +92,7 @@ class Decoding(Outputs):
             self._remember_sequences(batch)
 
     def process(self, batch: BatchExt, type: ProcessType | int = ProcessType.DECODE) -> None:
-        """Process a batch of the extended kind, as :meth:`decode` or :meth:`encode` process one.
+        """Process an extended batch, as :meth:`decode` or :meth:`encode` process a :class:`Batch`.
 
         Parameters
         ----------
@@ -171,10 +171,10 @@ class Decoding(Outputs):
         raise DecodeError(f"llama_decode returned {code}: {reason}{log.recent_lines(3)}", code)
 
     def encode(self, batch: Batch) -> None:
-        """Process a batch with the encoder of an encoder-decoder model, or without a cache.
+        """Process a batch with a model's encoder, or without a cache.
 
-        All tokens have outputs: embeddings, or logits where the model gives some. What an encoder-decoder model
-        (T5) encoded is what :meth:`decode` then looks at, sequence by sequence; decoding begins with
+        All tokens have outputs: embeddings, or logits if the model gives some. What an encoder-decoder model such as T5
+        encoded is what :meth:`decode` then sees, sequence by sequence; decoding begins with
         ``Model.decode_start_token``.
 
         Parameters

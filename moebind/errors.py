@@ -122,7 +122,7 @@ class EncodeError(MoebindError):
 
 
 class BatchError(MoebindError, ValueError):
-    """A batch cannot take what was to be added, or cannot be processed as it is."""
+    """Something cannot be added to a batch, or the batch cannot be processed as it is."""
 
 
 class EmbeddingsError(MoebindError):

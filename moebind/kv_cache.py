@@ -53,7 +53,7 @@ class KvCache(Owner):
         Parameters
         ----------
         data
-            Overwrite the buffers too, not only what says where things are.
+            Overwrite the buffers too, not only the records of what they hold.
         """
         overwrite = checks.boolean("data", data)
         with self._exclusive() as native:
@@ -89,7 +89,7 @@ class KvCache(Owner):
         p0: SupportsIndex | None = None,
         p1: SupportsIndex | None = None,
     ) -> None:
-        """Let a sequence share a range of another (``llama_memory_seq_cp``).
+        """Copy a range of one sequence to another; in a unified cache they share it (``llama_memory_seq_cp``).
 
         Raises
         ------

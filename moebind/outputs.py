@@ -191,12 +191,12 @@ class Outputs(Owner):
         -------
         numpy.ndarray
             float32, ``(n_outputs, n_vocab)``, rows in the order of the batch: a read-only view without a copy. Its
-            memory stays as long as the array; the next ``decode`` overwrites what is in it.
+            memory stays valid as long as the array; the next ``decode`` overwrites the numbers.
 
         Raises
         ------
         IndexError
-            If there are none, or those of some stayed with a backend sampler.
+            If there are none, or a backend sampler kept some of them.
 
         Notes
         -----
@@ -215,12 +215,12 @@ class Outputs(Owner):
         Parameters
         ----------
         i
-            Its place in the batch; negative numbers count outputs from the end.
+            Its index in the batch; negative numbers count outputs from the end.
 
         Returns
         -------
         numpy.ndarray
-            float32, ``(n_vocab,)``: a read-only view, as :meth:`get_logits` gives.
+            float32, ``(n_vocab,)``: a read-only view, like that of :meth:`get_logits`.
 
         Raises
         ------
@@ -271,12 +271,12 @@ class Outputs(Owner):
         Parameters
         ----------
         i
-            Its place in the batch; negative numbers count outputs from the end.
+            Its index in the batch; negative numbers count outputs from the end.
 
         Returns
         -------
         numpy.ndarray
-            float32, ``(n_embd_out,)``: a read-only view, as :meth:`get_logits` gives.
+            float32, ``(n_embd_out,)``: a read-only view, like that of :meth:`get_logits`.
 
         Raises
         ------

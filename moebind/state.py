@@ -62,7 +62,7 @@ class State(Owner):
 
     @property
     def state_size(self) -> int:
-        """How many bytes :meth:`state_get` would give now (``llama_state_get_size``)."""
+        """How many bytes :meth:`state_get` would return now (``llama_state_get_size``)."""
         with self._exclusive() as native:
             return int(lib.llama_state_get_size(native)) + SEAL_SIZE
 
@@ -72,7 +72,7 @@ class State(Owner):
         Returns
         -------
         bytes
-            llama.cpp's data, and 80 bytes that say which model and kind of cache it is of.
+            llama.cpp's data, and 80 bytes that say which model and kind of cache it belongs to.
 
         Raises
         ------
@@ -88,23 +88,24 @@ class State(Owner):
         return b"".join([data, Seal(cache, Kind.CONTEXT, len(data)).bytes_for([data])])
 
     def state_set(self, data: Buffer) -> None:
-        """Take back all sequences, in place of those that there are.
+        """Restore all sequences, in place of the present ones.
 
         Parameters
         ----------
         data
             From :meth:`state_get`: bytes, bytearray, memoryview or an array of bytes. It may come from another context
             of the same model, with its tensors elsewhere, if the kind of cache is the same: ``type_k``, ``type_v``,
-            flash attention, ``n_seq_max`` unless both have ``kv_unified``, and the parameters of positions.
+            flash attention, ``n_seq_max`` (unless both have ``kv_unified``), and the position parameters.
 
         Raises
         ------
         StateError
-            If the state is damaged, of another model or kind of cache, or does not fit; the context holds what it held.
+            If the state is damaged, belongs to another model or kind of cache, or does not fit; the context is
+            unchanged.
 
         Notes
         -----
-        Stands on ``llama_state_set_data``. A context that holds something keeps a copy of it during the call.
+        Stands on ``llama_state_set_data``. A context that is not empty keeps a copy of what it holds during the call.
         """
         view = checks.octets("data", data)
         self._open()
@@ -116,15 +117,15 @@ class State(Owner):
     def state_save_file(self, path: str | os.PathLike[str], tokens: ArrayLike | None = None) -> None:
         """Save all sequences and a list of tokens to a file.
 
-        The file is written under another name, brought to the disk and renamed: a crash or a full disk leaves the one
-        that was there before.
+        The file is written under another name, flushed to disk and renamed: after a crash or with a full disk, the
+        earlier file is still there.
 
         Parameters
         ----------
         path
             The file. Its folder must exist.
         tokens
-            What sequence 0 holds, for whoever loads the file; None: what :meth:`generate` knows of it.
+            What sequence 0 holds, for whoever loads the file; None: what :meth:`generate` knows about it.
 
         Raises
         ------
@@ -135,12 +136,12 @@ class State(Owner):
 
         Notes
         -----
-        What comes before the last 80 bytes is what ``llama_state_save_file`` writes.
+        All but the last 80 bytes is what ``llama_state_save_file`` writes.
         """
         self._save(path, tokens, 0, Kind.CONTEXT_FILE)
 
     def state_load_file(self, path: str | os.PathLike[str]) -> NDArray[np.int32]:
-        """Take back all sequences from a file of :meth:`state_save_file`, in place of those that there are.
+        """Restore all sequences from a file of :meth:`state_save_file`, in place of the present ones.
 
         Parameters
         ----------
@@ -150,15 +151,15 @@ class State(Owner):
         Returns
         -------
         numpy.ndarray
-            int32, ``(n_tokens,)``: the tokens that were saved with it. :meth:`generate` takes them to be what sequence
-            0 holds, and does not decode them again.
+            int32, ``(n_tokens,)``: the tokens that were saved with it. :meth:`generate` assumes that sequence 0 holds
+            them, and does not decode them again.
 
         Raises
         ------
         StateNotFoundError
             If there is no such file.
         StateError
-            As for :meth:`state_set`; the context holds what it held.
+            As for :meth:`state_set`; the context is unchanged.
         """
         seal, tokens, body, name = self._load(path, Kind.CONTEXT_FILE)
         with self._exclusive() as native:
@@ -176,16 +177,16 @@ class State(Owner):
             return int(lib.llama_state_seq_get_size_ext(native, seq, chosen)) + SEAL_SIZE
 
     def state_seq_get(self, seq_id: SupportsIndex, flags: StateSeqFlags | int = StateSeqFlags.NONE) -> SeqState:
-        """Take one sequence as it is.
+        """Save the state of one sequence.
 
         Parameters
         ----------
         seq_id
             The sequence.
         flags
-            ``PARTIAL_ONLY``: only what cannot be rolled back otherwise, sliding-window and recurrent state.
-            ``ON_DEVICE``: leave the data on the devices. That is faster, but the state is only good for this context,
-            and until the sequence is taken with this flag again.
+            ``PARTIAL_ONLY``: only what cannot be rolled back in another way, sliding-window and recurrent state.
+            ``ON_DEVICE``: leave the data on the devices. That is faster, but the state works only in this context, and
+            only until the sequence is saved with this flag again.
 
         Returns
         -------
@@ -213,20 +214,20 @@ class State(Owner):
         return state
 
     def state_seq_set(self, state: SeqState, seq_id: SupportsIndex) -> None:
-        """Take back one sequence, in place of what it holds.
+        """Restore one sequence, in place of what it holds.
 
         Parameters
         ----------
         state
             From :meth:`state_seq_get` or :meth:`SeqState.from_bytes`.
         seq_id
-            The sequence that it becomes; it need not be the one that it was.
+            The sequence to restore it as; it need not be the one that was saved.
 
         Raises
         ------
         StateError
-            If the state is of another model or kind of cache (see :meth:`state_set`), was left on the devices of
-            another context or is no longer there, or finds no room; the context holds what it held.
+            If the state belongs to another model or kind of cache (see :meth:`state_set`), was left on the devices of
+            another context, is no longer there, or finds no room; the context is unchanged.
 
         Notes
         -----
@@ -261,7 +262,7 @@ class State(Owner):
         seq_id
             The sequence.
         tokens
-            What it holds; None: what :meth:`generate` knows of it.
+            What it holds; None: what :meth:`generate` knows about it.
 
         Raises
         ------
@@ -272,33 +273,33 @@ class State(Owner):
 
         Notes
         -----
-        ``llama_state_seq_load_file`` can load the file: what comes before the last 80 bytes is what
-        ``llama_state_seq_save_file`` writes.
+        ``llama_state_seq_load_file`` can load the file: all but the last 80 bytes is what ``llama_state_seq_save_file``
+        writes.
         """
         self._save(path, tokens, self._seq("seq_id", seq_id), Kind.SEQUENCE_FILE)
 
     def state_seq_load_file(self, path: str | os.PathLike[str], seq_id: SupportsIndex) -> NDArray[np.int32]:
-        """Take back one sequence from a file of :meth:`state_seq_save_file`, in place of what it holds.
+        """Restore one sequence from a file of :meth:`state_seq_save_file`, in place of what it holds.
 
         Parameters
         ----------
         path
             The file.
         seq_id
-            The sequence that it becomes; it need not be the one that it was.
+            The sequence to restore it as; it need not be the one that was saved.
 
         Returns
         -------
         numpy.ndarray
-            int32, ``(n_tokens,)``: the tokens that were saved with it. :meth:`generate` takes them to be what the
-            sequence holds, and does not decode them again.
+            int32, ``(n_tokens,)``: the tokens that were saved with it. :meth:`generate` assumes that the sequence holds
+            them, and does not decode them again.
 
         Raises
         ------
         StateNotFoundError
             If there is no such file.
         StateError
-            As for :meth:`state_seq_set`; the context holds what it held.
+            As for :meth:`state_seq_set`; the context is unchanged.
         """
         seq = self._seq("seq_id", seq_id)
         seal, tokens, body, name = self._load(path, Kind.SEQUENCE_FILE)
