@@ -31,8 +31,8 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 class LoraAdapter(Owner):
     """A LoRA adapter, made by :meth:`Model.lora_adapter_init` and used by :meth:`Context.set_lora_adapters`.
 
-    It keeps its model's memory, and closing the model closes it. A context that uses it keeps the adapter's memory,
-    even when it is closed meanwhile. It is freed by ``llama_adapter_lora_free``.
+    It keeps its model in memory, and closing the model closes it. A context that uses it keeps the adapter's memory,
+    even after the adapter is closed. It is freed by ``llama_adapter_lora_free``.
 
     Examples
     --------
@@ -102,7 +102,7 @@ class LoraAdapter(Owner):
         Returns
         -------
         numpy.ndarray
-            int32, ``(n_tokens,)``, a copy. The adapter works from where a prompt has them: the caller sets it then.
+            int32, ``(n_tokens,)``, a copy. The caller sets the adapter from the place in the prompt where they occur.
 
         Notes
         -----

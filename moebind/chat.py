@@ -44,12 +44,12 @@ class ChatTemplates(Owner):
 
     @property
     def chat_template_names(self) -> tuple[str, ...]:
-        """The names of the chat templates that the file carries; ``"default"`` is the one without a name."""
+        """The names of the chat templates in the file; ``"default"`` is the one without a name."""
         named = tuple(key[len(_KEY) + 1 :] for key in self.meta if key.startswith(_KEY + "."))
         return ("default", *named) if _KEY in self.meta else named
 
     def chat_template(self, name: str | None = None) -> str:
-        """The Jinja template for chats that the file carries (``llama_model_chat_template``).
+        """The file's Jinja template for chats (``llama_model_chat_template``).
 
         Parameters
         ----------
@@ -84,24 +84,24 @@ class ChatTemplates(Owner):
         tools: Sequence[Mapping[str, object]] | None = None,
         **kwargs: object,
     ) -> str:
-        r"""Render a chat as the text that the model was trained on.
+        r"""Render a chat as text of the kind that the model was trained on.
 
         Parameters
         ----------
         messages, template, add_generation_prompt, tools, kwargs
-            As for :meth:`chat_format`, which gives more than the text.
+            As for :meth:`chat_format`, which returns more than the text.
 
         Returns
         -------
         str
-            The prompt. Where the tokenizer adds a beginning-of-text token, it is left out here.
+            The prompt. If the tokenizer adds a beginning-of-text token, the prompt leaves it out.
 
         Raises
         ------
         ChatTemplateError
-            If there is no such template, or it is wrong or refuses the messages.
+            If there is no such template, or it has an error or refuses the messages.
         ValueError, TypeError
-            If a message or tool is not as it has to be; the error says which.
+            If a message or tool has the wrong form; the error says which.
 
         Notes
         -----
@@ -132,35 +132,35 @@ class ChatTemplates(Owner):
         continue_final_message: bool = False,
         **kwargs: object,
     ) -> ChatPrompt:
-        """Render a chat, with all that is to know about the reply.
+        """Render a chat, and tell what a reply to it looks like.
 
         Parameters
         ----------
         messages
-            As OpenAI's: dicts with ``role`` and ``content`` (str, or a list of ``{"type": "text", "text": ...}``;
-            ``"media_marker"`` is a type too, for what mtmd replaces), and where they apply ``tool_calls``,
-            ``tool_call_id``, ``name`` and ``reasoning_content``.
+            As in OpenAI's API: dicts with ``role`` and ``content`` and, if they apply, ``tool_calls``,
+            ``tool_call_id``, ``name`` and ``reasoning_content``. The content is a str, or a list of
+            ``{"type": "text", "text": ...}``; the type ``"media_marker"`` is for what mtmd will replace.
         template
-            None: the file's, which may have one for tools. Text with ``{{``, ``{%`` or ``{#`` in it is Jinja source.
-            Anything else is a name: one of :attr:`chat_template_names`, ``"chatml"``, or one of
-            :func:`moebind.chat_builtin_templates`, which know neither tools nor arguments.
+            None: the file's own; it may have a separate one for tools. Text with ``{{``, ``{%`` or ``{#`` in it is
+            Jinja source. Anything else is a name: one of :attr:`chat_template_names`, ``"chatml"``, or one of
+            :func:`moebind.chat_builtin_templates`, which support neither tools nor arguments.
         add_generation_prompt
-            End with what begins the reply.
+            End with the beginning of the reply.
         tools
-            Functions that the model may call, as OpenAI's:
+            Functions that the model may call, as in OpenAI's API:
             ``{"type": "function", "function": {"name": ..., "description": ..., "parameters": {JSON schema}}}``.
         tool_choice
             ``"auto"``, ``"none"`` or ``"required"``: whether the grammar allows or demands a call.
         parallel_tool_calls
-            Whether one reply may have several calls.
+            Whether one reply may contain several calls.
         json_schema
-            What the content of the reply has to be like; as for :func:`moebind.json_schema_to_grammar`, which says what
-            is refused with ``GrammarError``.
+            A schema for the content of the reply; as for :func:`moebind.json_schema_to_grammar`, which says what raises
+            ``GrammarError``.
         reasoning_format
-            ``"auto"`` (which is ``"deepseek"``) has :meth:`ChatPrompt.parse` take the reasoning out of the content,
-            ``"none"`` leaves it there.
+            With ``"auto"`` (the same as ``"deepseek"``), :meth:`ChatPrompt.parse` separates the reasoning from the
+            content; ``"none"`` leaves it there.
         continue_final_message
-            Have the model continue the last message, which is the assistant's, instead of answering.
+            Continue the last message, which is the assistant's, instead of answering it.
         **kwargs
             Arguments of the template, such as ``enable_thinking=False``: anything that JSON can hold.
 
@@ -171,15 +171,15 @@ class ChatTemplates(Owner):
         Raises
         ------
         ChatTemplateError
-            If there is no such template, or it is wrong or refuses the messages.
+            If there is no such template, or it has an error or refuses the messages.
         ValueError, TypeError
-            If a message or tool is not as it has to be; the error says which.
+            If a message or tool has the wrong form; the error says which.
 
         Notes
         -----
-        Stands on ``common_chat_templates_apply``. A template runs with limits, and can be stopped with Ctrl-C: 128 KiB
-        of source, 16 MiB of text, 100,000 items in a list, 10,000 in a range, 1000 levels of statements and
-        expressions. llama.cpp runs it some fifty times, to find out how its replies look. The last eight templates are
+        Stands on ``common_chat_templates_apply``. A template runs with limits (128 KiB of source, 16 MiB of text,
+        100,000 items in a list, 10,000 in a range, 1000 levels of statements and expressions) and can be stopped with
+        Ctrl-C. llama.cpp runs it some fifty times to find out what its replies look like. The last eight templates are
         kept ready.
         """
         wanted = checked_tools(tools)
@@ -219,22 +219,22 @@ class ChatTemplates(Owner):
         partial: bool = False,
         **kwargs: object,
     ) -> ChatMessage:
-        """Read a reply: its content, its reasoning and its tool calls.
+        """Parse a reply into its content, its reasoning and its tool calls.
 
         Parameters
         ----------
         text
             What the model wrote.
         tools, template, kwargs
-            What the chat was rendered with: replies differ with them. As for :meth:`chat_format`.
+            What the chat was rendered with, since replies depend on it. As for :meth:`chat_format`.
         partial
             The reply is unfinished: return what is known so far.
 
         Returns
         -------
         ChatMessage
-            A dict with ``role``, ``content``, ``reasoning_content`` and ``tool_calls``. :meth:`ChatPrompt.parse` is
-            faster where you have the rendered chat.
+            A dict with ``role``, ``content``, ``reasoning_content`` and ``tool_calls``. If you have the rendered chat,
+            :meth:`ChatPrompt.parse` is faster.
 
         Raises
         ------
@@ -292,10 +292,10 @@ class ChatTemplates(Owner):
 
 
 def chat_builtin_templates() -> tuple[str, ...]:
-    """The names of the templates that llama.cpp has code of its own for (``llama_chat_builtin_templates``).
+    """The names of the templates that are built into llama.cpp (``llama_chat_builtin_templates``).
 
-    They can be given as ``template`` where a file has none, and render with ``llama_chat_apply_template``: messages
-    only, without tools and without arguments.
+    Pass one as ``template`` if a file has none. They are rendered with ``llama_chat_apply_template``: messages only,
+    without tools or arguments.
 
     Returns
     -------

@@ -49,9 +49,9 @@ class Finding:
     Attributes
     ----------
     what : str
-        What is so.
+        What was found.
     why : str
-        How it is known, or where it comes from.
+        The evidence, or the cause.
     do : str
         What to do about it.
     severity : Severity
@@ -68,12 +68,12 @@ class Finding:
 
 
 class Diagnosis(Sequence[Finding]):
-    """What :func:`doctor` found: a sequence of findings, the gravest first. Printing it gives a report.
+    """What :func:`doctor` found: a sequence of findings, the most severe first. Printing it gives a report.
 
     Attributes
     ----------
     facts
-        What was read, before it was judged.
+        The facts that were read, before they were judged.
     """
 
     def __init__(self, facts: Facts, findings: Sequence[Finding]) -> None:
@@ -99,7 +99,7 @@ class Diagnosis(Sequence[Finding]):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found that is worse than good to know."""
+        """Whether there is no finding above INFO."""
         return all(finding.severity is Severity.INFO for finding in self)
 
     def __str__(self) -> str:

@@ -55,22 +55,22 @@ class Embedding(Vocabulary):
         truncate: bool = False,
         context_params: ContextParams | None = None,
     ) -> NDArray[np.float32]:
-        """Embeddings of texts.
+        """Compute the embeddings of texts.
 
         Parameters
         ----------
         texts
-            Any number of texts, or arrays of token ids; one str is one text.
+            Any number of texts, or arrays of token ids; a single str is one text.
         normalize
             Scale each embedding to length 1, so that dot products are cosines.
         pooling_type
-            How a text's token embeddings become one: MEAN, CLS (the first) or LAST. By default as the model says; MEAN
-            if it says nothing.
+            How a text's token embeddings become one: MEAN, CLS (the first) or LAST. By default as the model's file
+            says, or MEAN if it says nothing.
         truncate
-            Cut texts that are too long; without it they are refused.
+            Cut texts that are too long, instead of refusing them.
         context_params
-            How to compute: threads, and in ``n_ubatch`` how long a text may be. None: as many tokens as the model was
-            trained with, up to 2048, and several texts at once.
+            How to compute: threads and, as ``n_ubatch``, how many tokens a text may have. None: as many as the model
+            was trained with, up to 2048, and several texts at once.
 
         Returns
         -------
@@ -82,12 +82,12 @@ class Embedding(Vocabulary):
         ValueError
             If a text has no tokens, or is too long; the message says which one.
         EmbeddingsError
-            If the pooling gives no embedding of a text (NONE, RANK).
+            If the pooling type gives no embedding of a text (NONE, RANK).
 
         Notes
         -----
-        Makes a context, decodes the texts in batches of as many as fit, and reads ``llama_get_embeddings_seq``. For
-        many calls, a context of your own, with ``Context.embeddings_seq_ith``, saves making one.
+        Makes a context, decodes as many texts per batch as fit, and reads ``llama_get_embeddings_seq``. For many calls,
+        use a context of your own and ``Context.embeddings_seq_ith``.
 
         Examples
         --------
@@ -119,24 +119,24 @@ class Embedding(Vocabulary):
         truncate: bool = False,
         context_params: ContextParams | None = None,
     ) -> NDArray[np.float32]:
-        """How well texts answer a query, by a model with a classification head.
+        """Score how well texts answer a query, with a model that has a classification head.
 
         Parameters
         ----------
         query
             The question.
         texts
-            Any number of texts; one str is one text.
+            Any number of texts; a single str is one text.
         truncate
-            Cut pairs that are too long, at their end; without it they are refused.
+            Cut pairs that are too long at their end, instead of refusing them.
         context_params
             As for :meth:`embed`.
 
         Returns
         -------
         numpy.ndarray
-            float32, ``(n,)``: higher is better; what the numbers mean, the model defines. Of a head with several
-            scores, the first.
+            float32, ``(n,)``: higher is better. What the numbers mean depends on the model. If the head gives several
+            scores, this is the first.
 
         Raises
         ------
@@ -147,9 +147,9 @@ class Embedding(Vocabulary):
 
         Notes
         -----
-        Pairs are put together as llama-server does: with the model's ``rerank`` template, or else as beginning, query,
-        end, separator, text, end, as far as the vocabulary adds them. Then ``llama_get_embeddings_seq`` with
-        ``PoolingType.RANK``.
+        Pairs are put together as in llama-server: with the model's ``rerank`` template, or else as beginning, query,
+        end, separator, text, end, as far as the vocabulary has these tokens. The score is ``llama_get_embeddings_seq``
+        with ``PoolingType.RANK``.
 
         Examples
         --------

@@ -172,7 +172,7 @@ class LoadMode(_Open):
 
 
 class LazyMode(_Open):
-    """Whether rows of large tensors are read only when they are needed (takes a mapped file)."""
+    """Whether rows of large tensors are read only when they are needed (the file must be mapped)."""
 
     OFF = lib.LLAMA_LAZY_MODE_OFF
     """Never."""

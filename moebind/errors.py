@@ -35,13 +35,13 @@ __all__ = [
 
 
 class MoebindError(Exception):
-    """Base of all exceptions of moebind's own."""
+    """Base class of all of moebind's own exceptions."""
 
 
 class NativeError(MoebindError):
     """A failed assertion or a C++ exception inside llama.cpp; the process goes on.
 
-    An object that was in use when an assertion failed may be left half changed: close it.
+    An object that was in use when an assertion failed may be half changed: close it.
     """
 
     @property
@@ -162,7 +162,7 @@ class LoraNotFoundError(LoraError, FileNotFoundError):
 
 
 class FitError(MoebindError):
-    """No placement keeps to the memory that was given."""
+    """No placement fits into the given memory."""
 
 
 class SpeculativeError(MoebindError):

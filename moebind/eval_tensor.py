@@ -34,8 +34,8 @@ _DTYPES: dict[GgmlType, np.dtype[Any]] = {
 class EvalTensor:
     """A tensor of a graph that is being computed, as an eval callback sees it.
 
-    It can be used during the call only; afterwards everything but its ``repr`` raises :class:`ClosedError`. What
-    :meth:`numpy` returned stays.
+    It can be used only during the call; afterwards everything but its ``repr`` raises :class:`ClosedError`. Arrays that
+    :meth:`numpy` returned remain valid.
     """
 
     __slots__ = ("_computed", "_pointer")
@@ -65,7 +65,7 @@ class EvalTensor:
 
     @property
     def name(self) -> str:
-        """What llama.cpp calls it, such as ``"ffn_moe_topk-0"`` in layer 0 or ``"result_output"``."""
+        """llama.cpp's name for it, such as ``"ffn_moe_topk-0"`` in layer 0 or ``"result_output"``."""
         return decoded(self._open().name)
 
     @property
@@ -82,7 +82,7 @@ class EvalTensor:
     def shape(self) -> tuple[int, ...]:
         """Its size in each dimension in numpy's order, the slowest first: mostly ``(n_tokens, width)``.
 
-        There are two dimensions or more, so that one token is a row, like several.
+        There are at least two dimensions, so that a single token is a row too.
         """
         sizes = [int(size) for size in self._open().ne]
         while len(sizes) > 2 and sizes[-1] == 1:
@@ -106,14 +106,13 @@ class EvalTensor:
         Returns
         -------
         numpy.ndarray
-            A copy, of :attr:`shape`: the memory that the graph computes in is used again by what comes next, so there
-            is nothing to show without one. Integers, F16, F32 and F64 as numpy has them, other types (BF16, quantised
-            ones) as float32.
+            A copy with the dimensions of :attr:`shape`, because the graph uses the memory again for what comes next.
+            Integers, F16, F32 and F64 keep their type; others (BF16, quantised ones) become float32.
 
         Raises
         ------
         RuntimeError
-            If it is not computed yet: the callback was asked whether it wants it.
+            If it is not computed yet: the callback was only asked whether it wants it.
         ClosedError
             If the call is over.
 

@@ -36,13 +36,13 @@ class Piece:
     token : int
         The token that was generated.
     text : str
-        What can be shown now. It may be empty: a character may be unfinished, or the text may turn out to begin a
-        stop string.
+        The text that can be shown now. It may be empty while a character is incomplete, or while the text may be the
+        beginning of a stop string.
     index : int
         How many tokens were generated before this one.
     stop_reason : str or None
-        On the last piece: ``"eog"`` the model ended, ``"stop"`` a stop string came, ``"length"`` ``max_tokens`` was
-        reached, ``"context"`` the context is full.
+        Why the text ends, on the last piece: ``"eog"`` (the model ended it), ``"stop"`` (a stop string came),
+        ``"length"`` (``max_tokens`` was reached) or ``"context"`` (the context is full).
     """
 
     token: int

@@ -88,14 +88,14 @@ class GgufTensor:
         return math.prod(self.shape)
 
     def data(self) -> NDArray[np.generic]:
-        """Its data, mapped from the file and read where you look.
+        """Its data, mapped from the file; only what you look at is read.
 
         Returns
         -------
         NDArray
-            Read-only, in numpy's order, which is ``shape`` reversed. F32, F16, F64 and integers are numbers; a
-            quantised type, or BF16, gives rows of bytes: ``uint8``, the last dimension being the bytes of a row.
-            It stays valid as long as you hold it; the file must not be shortened while you do.
+            Read-only, in numpy's order, which is ``shape`` reversed. F32, F16, F64 and integers are numbers; quantised
+            types and BF16 are bytes, ``uint8``, with the bytes of a row as the last dimension. It stays valid as long
+            as you hold it; the file must not be shortened while you do.
 
         Raises
         ------
@@ -126,9 +126,9 @@ class GgufTensor:
 class Gguf(Mapping[str, GgufValue]):
     """The metadata of a GGUF file, as a mapping, and the table of its tensors. Made by :meth:`from_file`.
 
-    Values are bool, int, float or str; an array of texts is a list of str, one of numbers a read-only numpy array.
-    It is immutable, reads no tensor data, and makes a value when you ask for it. As everywhere in llama.cpp, texts end
-    at a NUL character; bytes that are not UTF-8 are replaced.
+    Values are bool, int, float or str; an array of texts is a list of str, an array of numbers a read-only numpy array.
+    It is immutable, reads no tensor data, and reads a value only when you ask for it. As everywhere in llama.cpp, texts
+    end at a NUL character; bytes that are not UTF-8 are replaced.
 
     Examples
     --------
@@ -153,19 +153,19 @@ class Gguf(Mapping[str, GgufValue]):
         Parameters
         ----------
         path
-            The file, or any one of a split model (``NAME-00003-of-00004.gguf``), whose other files are beside it.
-        ``hf://OWNER/REPO/FILE.gguf``, or ``hf://OWNER/REPO@REVISION/FILE.gguf``, is a file on the Hugging Face Hub:
-        only its header is read. FILE can be all that :meth:`Model.from_pretrained` takes as ``filename``.
+            The file, or any file of a split model (``NAME-00003-of-00004.gguf``) with the others in the same folder.
+            ``hf://OWNER/REPO/FILE.gguf``, or ``hf://OWNER/REPO@REVISION/FILE.gguf``, is a file on the Hugging Face Hub:
+            only its header is read. FILE can be anything that :meth:`Model.from_pretrained` takes as ``filename``.
 
         Raises
         ------
         ModelNotFoundError
             If a file does not exist.
         ModelLoadError
-            If it is no GGUF file, is damaged, or claims more than any model has: memory is never allocated for what
+            If it is not a GGUF file, is damaged, or claims more than any model has: memory is never allocated for what
             a file merely claims. If the Hub cannot be reached, or refuses.
         ImportError
-            For a file on the Hub, without huggingface_hub, which comes with the extra ``hub``.
+            For a file on the Hub, if huggingface_hub is missing; it comes with the extra ``hub``.
 
         Notes
         -----
@@ -239,7 +239,7 @@ class Gguf(Mapping[str, GgufValue]):
     __hash__ = object.__hash__
 
     def type_of(self, key: str) -> GgufType:
-        """The type that a value has in the file; for an array, of its items see :meth:`item_type_of`.
+        """The type of a value in the file; for the items of an array, see :meth:`item_type_of`.
 
         Raises
         ------
@@ -256,7 +256,7 @@ class Gguf(Mapping[str, GgufValue]):
         KeyError
             If there is no such key.
         TypeError
-            If it is no array.
+            If it is not an array.
         """
         if self.type_of(key) != GgufType.ARRAY:
             raise TypeError(f"{key} is no array, but {self.type_of(key).name}")
@@ -312,7 +312,7 @@ class Gguf(Mapping[str, GgufValue]):
 
     @property
     def alignment(self) -> int:
-        """What the offsets of tensors are multiples of, in bytes."""
+        """The number of bytes that tensors' offsets are multiples of."""
         return int(lib.gguf_get_alignment(self._headers[0]))
 
     @property

@@ -41,10 +41,10 @@ class DeviceMemory:
     model, context, compute : int
         Weights; KV cache and recurrent state; scratch memory of the computation.
     buffers : tuple[BufferMemory, ...]
-        The same, by buffer type. Repacked weights (``CPU_REPACK``) and pinned host memory are apart.
+        The same, by buffer type. Repacked weights (``CPU_REPACK``) and pinned host memory are listed separately.
     free : int
-        Bytes that were free when this was made; of the host, those that the limits of its control groups leave too.
-        It is not compared.
+        Bytes that were free when this was made; for the host, within the limits of its control groups. Comparisons
+        ignore it.
     capacity : int
         Bytes that it has in all, or is taken to have.
     """
@@ -60,7 +60,7 @@ class DeviceMemory:
 
     @property
     def total(self) -> int:
-        """All that is held: ``model + context + compute``."""
+        """All of it: ``model + context + compute``."""
         return self.model + self.context + self.compute
 
 
@@ -71,7 +71,7 @@ HOST = "Host"
 class MemoryBreakdown:
     """What a live context and its model hold, device by device.
 
-    Weights of a mapped file count from the first to the last that the host has, what lies between included.
+    The weights of a mapped file count from the first to the last that the host has, including what lies between them.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class MemoryBreakdown:
 
     @property
     def host_bytes(self) -> int:
-        """Bytes in host memory, pinned and repacked ones included."""
+        """Bytes in host memory, including pinned and repacked ones."""
         return self.host.total
 
     def reduction_vs(self, other: MemoryBreakdown) -> float:

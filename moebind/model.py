@@ -43,7 +43,7 @@ _SAMPLING_KEYS = range(lib.LLAMA_MODEL_META_KEY_SAMPLING_SEQUENCE, lib.LLAMA_MOD
 class Model(ChatTemplates, Embedding, Pretrained, Saving):
     """A loaded model. Made by :meth:`load_from_file`.
 
-    Use it as a context manager, or close it: its memory is large. Closing it closes its contexts first.
+    Use it as a context manager, or close it, because it takes a lot of memory. Closing it closes its contexts first.
 
     Examples
     --------
@@ -63,7 +63,7 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
         Parameters
         ----------
         path
-            The file, or any one of a split model (``NAME-00001-of-00004.gguf``), whose other files are beside it.
+            The file, or any file of a split model (``NAME-00001-of-00004.gguf``) with the others in the same folder.
         params
             How to load it; None: llama.cpp's defaults.
 
@@ -76,8 +76,8 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
         ModelNotFoundError
             If a file does not exist.
         ModelLoadError
-            If it cannot be loaded, holds what llama.cpp would not survive (the message names the field), a tensor
-            override matches nothing, or the progress callback stopped it.
+            If it cannot be loaded, contains something that llama.cpp would not survive (the message names the field), a
+            tensor override matches nothing, or the progress callback stopped it.
         ValueError
             If an override's target, or a device, does not exist.
 
@@ -89,14 +89,14 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
 
     @classmethod
     def load_from_splits(cls, paths: Sequence[str | os.PathLike[str]], params: ModelParams | None = None) -> Model:
-        """Load a model from several files with names of any kind.
+        """Load a model from several files with any names.
 
         Parameters
         ----------
         paths
-            All of them, in their order.
+            All files, in order.
         params
-            As for :meth:`load_from_file`, which also says what is raised.
+            As for :meth:`load_from_file`, which also lists the exceptions.
 
         Notes
         -----
@@ -208,8 +208,8 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
         params
             How to make it; None: llama.cpp's defaults, with 512 tokens.
         ctx_other
-            A context of the model that this one drafts for, where such a model (EAGLE-3, DFlash, Gemma 4's assistant)
-            takes embeddings or memory from it. It is kept as long as this one; other models do not look at it.
+            A context of the model that this one drafts for, if this model (EAGLE-3, DFlash, Gemma 4's assistant) takes
+            embeddings or memory from it. It is kept as long as this one; other models ignore it.
         samplers
             Chains of samplers to run in the graph, by sequence; see :meth:`Context.set_sampler`.
 
@@ -240,14 +240,14 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
         Returns
         -------
         LoraAdapter
-            For :meth:`Context.set_lora_adapters`. Its memory lies beside that of the weights that it changes.
+            For :meth:`Context.set_lora_adapters`. Its memory is beside that of the weights that it changes.
 
         Raises
         ------
         LoraNotFoundError
             If there is no such file.
         LoraError
-            If it is no adapter or one of another model, or llama.cpp cannot apply it; the message names the field.
+            If it is not an adapter, or one of another model, or llama.cpp cannot apply it; the message names the field.
 
         Notes
         -----
@@ -289,7 +289,7 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
 
     @property
     def ftype(self) -> Ftype:
-        """What most tensors are quantised as (``llama_model_ftype``)."""
+        """The type of most of its tensors (``llama_model_ftype``)."""
         return Ftype(lib.llama_model_ftype(self._open()))
 
     @property
@@ -314,12 +314,12 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
 
     @property
     def n_embd_inp(self) -> int:
-        """Width of embeddings that it takes as input (``llama_model_n_embd_inp``)."""
+        """Width of its input embeddings (``llama_model_n_embd_inp``)."""
         return int(lib.llama_model_n_embd_inp(self._open()))
 
     @property
     def n_embd_out(self) -> int:
-        """Width of embeddings that it gives out (``llama_model_n_embd_out``)."""
+        """Width of its output embeddings (``llama_model_n_embd_out``)."""
         return int(lib.llama_model_n_embd_out(self._open()))
 
     @property
@@ -361,7 +361,7 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
 
     @property
     def rope_type(self) -> RopeType:
-        """How positions are rotated into its attention (``llama_model_rope_type``)."""
+        """The kind of rotary position embedding (``llama_model_rope_type``)."""
         return RopeType(lib.llama_model_rope_type(self._open()))
 
     @property
@@ -406,19 +406,19 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
 
     @property
     def cls_labels(self) -> tuple[str, ...]:
-        """What those scores are for; empty where the file does not say (``llama_model_cls_label``)."""
+        """The names of those scores; empty if the file has none (``llama_model_cls_label``)."""
         pointer = self._open()
         labels = [lib.llama_model_cls_label(pointer, index) for index in range(self.n_cls_out)]
         return tuple(decoded(label) for label in labels if label)
 
     @property
     def decode_start_token(self) -> int | None:
-        """What the decoder of an encoder-decoder model begins with (``llama_model_decoder_start_token``)."""
+        """The token that an encoder-decoder model's decoder begins with (``llama_model_decoder_start_token``)."""
         return self._special(lib.llama_model_decoder_start_token(self._open()))
 
     @property
     def sampling_meta(self) -> Mapping[str, str]:
-        """How the file's author wants it sampled, such as ``{"temp": "0.7"}`` (``llama_model_meta_key_str``)."""
+        """How its author suggests sampling, such as ``{"temp": "0.7"}`` (``llama_model_meta_key_str``)."""
         known = (decoded(lib.llama_model_meta_key_str(key)) for key in _SAMPLING_KEYS)
         return MappingProxyType({key.rpartition(".")[2]: self.meta[key] for key in known if key in self.meta})
 
@@ -426,7 +426,7 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
 
     @property
     def devices(self) -> list[Device]:
-        """The devices that take its layers; none when it is all on the CPU."""
+        """The devices that hold its layers; none if everything is on the CPU."""
         pointer = self._open()
         rpc.check(self._servers)
         listed = native_devices()
@@ -434,7 +434,7 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
 
     @property
     def placement(self) -> tuple[PlacedOverride, ...]:
-        """What each tensor override moved, and where to: as it was allocated, not as it was asked for."""
+        """What each tensor override moved, and where to: as allocated, not as requested."""
         pointer = self._open()
         count = lib.moebind_model_tensors(pointer, ffi.NULL, 0)
         tensors = ffi.new("struct moebind_tensor[]", count)

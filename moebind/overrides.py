@@ -55,7 +55,7 @@ class PlacedOverride:
     override : TensorOverride
         The rule.
     tensors : tuple[PlacedTensor, ...]
-        What it moved; a tensor belongs to the first override that matches it.
+        The tensors that it moved; a tensor belongs to the first override that matches it.
     """
 
     override: TensorOverride
@@ -68,7 +68,7 @@ class PlacedOverride:
 
     @property
     def buffer_types(self) -> tuple[str, ...]:
-        """Where they went. Host memory can be several: ``CPU``, and ``CPU_REPACK`` for weights in a faster layout."""
+        """Where they went. Host memory can be several types: ``CPU``, and ``CPU_REPACK`` for a faster layout."""
         return tuple(dict.fromkeys(tensor.buffer_type for tensor in self.tensors))
 
     def __str__(self) -> str:

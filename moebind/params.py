@@ -241,8 +241,8 @@ class ModelParams(ModelParamsMethods, Params):
         Parameters
         ----------
         pattern
-            A regular expression over tensor names (C++'s ``std::regex``, which llama.cpp uses), found anywhere in
-            the name, such as ``r"blk\.[0-3]\.ffn_down"``.
+            A regular expression (C++'s ``std::regex``, which llama.cpp uses) that is searched for in tensors' names,
+            such as ``r"blk\.[0-3]\.ffn_down"``.
         target
             A :class:`Device`, the name of one, or the name of a buffer type.
         strict
@@ -251,7 +251,7 @@ class ModelParams(ModelParamsMethods, Params):
         Returns
         -------
         ModelParams
-            With the override added after those that are there; the first match wins.
+            With the override added after the present ones; the first match wins.
 
         Raises
         ------
@@ -294,14 +294,14 @@ class ModelParams(ModelParamsMethods, Params):
         return self.with_cpu_override(rf"blk\.({_numbers_below(count)}){patterns.experts_pattern()}", strict=strict)
 
     def with_kv_override(self, key: str, value: KvValue) -> ModelParams:
-        """Take ``value`` for the metadata ``key`` instead of what the file says.
+        """Use ``value`` for the metadata ``key`` instead of what the file says.
 
         Parameters
         ----------
         key
             At most 127 bytes, such as ``"llama.expert_used_count"``.
         value
-            A bool, int, float, or str of at most 127 bytes; llama.cpp ignores one of another type than the key has.
+            A bool, int, float, or str of at most 127 bytes; llama.cpp ignores a value whose type is not the key's.
         """
         return self._with(kv_overrides=KvOverrides({**self.kv_overrides, key: value}))
 

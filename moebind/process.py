@@ -59,9 +59,9 @@ class Device:
     type : DeviceType
         What kind of device it is.
     memory_total, memory_free : int
-        Bytes. An RPC server reports those of its machine; 0 when it does not answer.
+        Bytes. An RPC server reports those of its machine; 0 if it does not answer.
     capacity : int
-        Bytes that plans count on: what was told when the device was made, otherwise ``memory_total``.
+        Bytes that plans assume: the ``memory`` that the device was made with, otherwise ``memory_total``.
     """
 
     index: int

@@ -42,7 +42,7 @@ OUTPUT = "output.weight"
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """What became, or would become, of a tensor.
+    """What quantising did, or would do, to one tensor.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class QuantizedTensor:
     shape : tuple[int, ...]
         Its dimensions, the length of a row first.
     source_type, type : GgmlType
-        What it was and what it is.
+        Its type before and after.
     source_nbytes, nbytes : int
         Bytes of its data, before and after.
     """
@@ -78,11 +78,11 @@ class QuantizeResult:
     paths : tuple[str, ...]
         The files that were written; none after a dry run.
     ftype : Ftype
-        What the file says that most of its tensors are.
+        The type of most of its tensors, as the file says.
     tensors : tuple[QuantizedTensor, ...]
         All tensors of the new file, in its order.
     needs_imatrix : tuple[str, ...]
-        Tensors whose new type takes an importance matrix, and have none: a dry run tells them, a real one refuses.
+        Tensors that have no importance matrix but whose new type needs one. A dry run lists them, a real run refuses.
     """
 
     paths: tuple[str, ...]
@@ -97,12 +97,12 @@ class QuantizeResult:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors after, to the byte; the file's header and padding come on top."""
+        """Bytes of the tensors afterwards; the file's header and padding come on top."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits that a number takes, on average."""
+        """Bits per weight, on average."""
         return 8 * self.nbytes / max(sum(tensor.n_elements for tensor in self.tensors), 1)
 
     def __str__(self) -> str:

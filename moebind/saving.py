@@ -24,12 +24,12 @@ class Saving(Owner):
     def save_to_file(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one GGUF file: its metadata as it was loaded, overrides included, and its tensors.
 
-        The file is written beside ``path`` under another name and then renamed: it is there whole or not at all.
+        The file is written beside ``path`` under another name and then renamed, so it is never there half-written.
 
         Parameters
         ----------
         path
-            Where to; what is there is replaced.
+            Where to write it; an existing file is replaced.
 
         Raises
         ------
@@ -44,8 +44,8 @@ class Saving(Owner):
 
         Notes
         -----
-        Stands on ``llama_model_save_to_file``. llama.cpp writes the metadata that it knows; a chat template and other
-        texts that it only passes on stay behind, and so do tensors that it did not load.
+        Stands on ``llama_model_save_to_file``. llama.cpp writes only the metadata that it knows: chat templates and
+        other texts that it merely passes on are lost, and so are tensors that it did not load.
         """
         pointer = self._open()
         target = os.path.realpath(checks.path("path", path))

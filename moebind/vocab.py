@@ -143,9 +143,9 @@ class Vocabulary(Owner):
 
     @property
     def suppress_tokens(self) -> NDArray[np.int32]:
-        """Tokens that the model is never to write, sorted (``llama_vocab_get_suppress_tokens``).
+        """Tokens that the model must never write, sorted (``llama_vocab_get_suppress_tokens``).
 
-        ``Context.generate`` and ``Sampler.sample`` keep to it, as llama.cpp's programs do.
+        ``Context.generate`` and ``Sampler.sample`` respect this, as llama.cpp's programs do.
 
         Returns
         -------
@@ -176,7 +176,7 @@ class Vocabulary(Owner):
         return bool(lib.llama_vocab_is_eog(self._usable_vocab(), self._token(token)))
 
     def is_control_token(self, token: SupportsIndex) -> bool:
-        """Whether a token steers the model instead of being text (``llama_vocab_is_control``)."""
+        """Whether a token controls the model and is not text (``llama_vocab_is_control``)."""
         return bool(lib.llama_vocab_is_control(self._usable_vocab(), self._token(token)))
 
     def token_attr(self, token: SupportsIndex) -> TokenAttr:
@@ -190,7 +190,7 @@ class Vocabulary(Owner):
     def token_text(self, token: SupportsIndex) -> str:
         """How the vocabulary writes it, such as ``"▁the"`` or ``"Ġthe"`` (``llama_vocab_get_text``).
 
-        :meth:`token_to_str` gives the text that it stands for.
+        :meth:`token_to_str` returns the text that it stands for.
         """
         return decoded(lib.llama_vocab_get_text(self._usable_vocab(), self._token(token)))
 
@@ -204,7 +204,7 @@ class Vocabulary(Owner):
         add_special
             Add the tokens that the model wants at the beginning and end.
         parse_special
-            Read the text of special tokens as those tokens; without it, it is text like any other.
+            Read the text of special tokens as those tokens, instead of as ordinary text.
 
         Returns
         -------
@@ -221,7 +221,7 @@ class Vocabulary(Owner):
         Notes
         -----
         Stands on ``llama_tokenize``. Some pre-tokenizers recurse over every run of letters, digits or spaces, with 320
-        bytes a character; long texts are read on a thread with as large a stack as they may need.
+        bytes per character; long texts are read on a thread with a stack as large as they may need.
 
         Examples
         --------
@@ -296,7 +296,7 @@ class Vocabulary(Owner):
         token
             Its id.
         special
-            Give the text of a special token too, instead of nothing.
+            Return the text of a special token too, instead of nothing.
         """
         return self._piece(self._usable_vocab(), self._token(token), checks.boolean("special", special))
 
@@ -314,16 +314,16 @@ class Vocabulary(Owner):
         return self.token_to_bytes(token, special=special).decode("utf-8", "replace")
 
     def token_to_piece_bytes(self, token: SupportsIndex, *, special: bool = False, lstrip: SupportsIndex = 0) -> bytes:
-        """The bytes of one token, without so many spaces at their beginning (``llama_token_to_piece``).
+        """The bytes of one token, without some leading spaces (``llama_token_to_piece``).
 
         Parameters
         ----------
         token
             Its id.
         special
-            Give the text of a special token too, instead of nothing.
+            Return the text of a special token too, instead of nothing.
         lstrip
-            Leave out up to so many spaces.
+            Leave out up to this many leading spaces.
         """
         return self._piece(
             self._usable_vocab(),
@@ -333,7 +333,7 @@ class Vocabulary(Owner):
         )
 
     def token_to_piece(self, token: SupportsIndex, decoder: codecs.IncrementalDecoder, *, special: bool = False) -> str:
-        """The text that a token completes: characters whose bytes are spread over tokens come with their last one.
+        """The text that a token completes; a character whose bytes are spread over tokens comes with its last token.
 
         Parameters
         ----------
@@ -342,14 +342,14 @@ class Vocabulary(Owner):
         decoder
             Holds unfinished characters between calls: ``codecs.getincrementaldecoder("utf-8")("replace")``.
         special
-            Give the text of a special token too, instead of nothing.
+            Return the text of a special token too, instead of nothing.
         """
         if not isinstance(decoder, codecs.IncrementalDecoder):
             raise TypeError(f"decoder is {decoder!r}; it takes codecs.getincrementaldecoder('utf-8')('replace')")
         return decoder.decode(self.token_to_bytes(token, special=special))
 
     def tokens(self, *, special: bool = True) -> Iterator[tuple[int, bytes]]:
-        """Go through the vocabulary: ids, and the bytes of each token."""
+        """Iterate over the vocabulary: ids, and the bytes of each token."""
         vocab = self._usable_vocab()
         for token in range(self._n_vocab):
             self._open()

@@ -20,7 +20,7 @@ _DENSE = re.compile(r"ffn_(?:up|down|gate|gate_up)\.")
 
 @dataclass(frozen=True)
 class LayerExperts:
-    """The feed-forward part of one layer.
+    """The experts, or the dense feed-forward network, of one layer.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class LayerExperts:
     nbytes : int
         Bytes of the experts' tensors: what ``with_cpu_moe_all`` keeps in host memory.
     types : tuple[GgmlType, ...]
-        What they are stored as.
+        The types that they are stored in.
     tensors : tuple[str, ...]
         Their names.
     shared_nbytes : int
@@ -39,7 +39,7 @@ class LayerExperts:
     shared_tensors : tuple[str, ...]
         Their names.
     dense_nbytes : int
-        Bytes of a feed-forward without experts, in a dense layer or beside the experts.
+        Bytes of a feed-forward network without experts, in a dense layer or beside the experts.
     """
 
     layer: int
@@ -60,7 +60,7 @@ class LayerExperts:
 
 @dataclass(frozen=True)
 class ExpertSummary:
-    """What a model's experts are and weigh. Made by :func:`experts`; printing it gives a table.
+    """A model's experts and how large they are. Made by :func:`experts`; printing it gives a table.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class ExpertSummary:
 
     @property
     def n_expert(self) -> int:
-        """Experts in a layer; 0 for a model without."""
+        """Experts in a layer; 0 for a model without experts."""
         return max((layer.n_expert for layer in self.layers), default=0)
 
     @property

@@ -34,7 +34,7 @@ class Fit:
     Attributes
     ----------
     model_params : ModelParams
-        For :meth:`Model.load_from_file`. Devices that were only described are not among them.
+        For :meth:`Model.load_from_file`. They do not include devices that were only described.
     context_params : ContextParams
         For :meth:`Model.new_context`.
     plan : Plan

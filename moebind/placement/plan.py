@@ -22,10 +22,10 @@ __all__ = ["Plan", "plan"]
 
 @dataclass(frozen=True)
 class Plan(MemoryBreakdown):
-    """What a model and a context will take. Made by :func:`plan`.
+    """The memory that a model and a context will take. Made by :func:`plan`.
 
-    It has the shape of :class:`MemoryBreakdown`, and printing it gives a table in MiB with what is free, whether it
-    fits, and if not, by how much and what would help.
+    It has the same lines as a :class:`MemoryBreakdown`. Printing it gives a table in MiB with the free memory, and says
+    whether it fits and, if not, by how much and what would help.
 
     Attributes
     ----------
@@ -42,10 +42,10 @@ class Plan(MemoryBreakdown):
     mapped : bool
         Whether the file would be mapped: ``CPU_Mapped`` is then pages of the file, not memory of the process.
     gaps : int
-        Bytes of the mapped ranges that the host has no tensor in, since one range of a file goes from the first to the
-        last. They are counted, as in a breakdown, but nobody reads them, and they need no memory to be free.
+        Bytes in the mapped ranges of the file that belong to no tensor of the host, since one range goes from the first
+        tensor to the last. They are counted, as in a breakdown, but never read, so they need no free memory.
     places : Mapping[str, str | None]
-        For each tensor of the model the device that it would be on; None in host memory.
+        For each tensor of the model the device that it would be on; None means host memory.
     expert_bytes : int
         Bytes of the experts' tensors on devices other than the host.
     bytes_read : int | None
@@ -66,14 +66,14 @@ class Plan(MemoryBreakdown):
 
     @property
     def missing(self) -> dict[str, int]:
-        """For each device that has less free than would be held there, how many bytes it lacks."""
+        """For each device with too little free memory, how many bytes it lacks."""
         lacks = {device.name: device.total - device.free for device in self.devices[:-1]}
         lacks[self.host.name] = self.host.total - self.gaps - self.host.free
         return {name: size for name, size in lacks.items() if size > 0}
 
     @property
     def fits(self) -> bool:
-        """Whether each device, and the host, has as much free as would be held there."""
+        """Whether each device and the host have enough free memory."""
         return not self.missing
 
     def to_dict(self) -> dict[str, object]:
@@ -172,18 +172,18 @@ class Plan(MemoryBreakdown):
         return "\n".join([*lines, *(["It fits."] if self.fits else ["It does not fit.", *self.advice])])
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the plan as stacked bars, one a device, into a file.
+        """Draw the plan as stacked bars, one per device, into a file.
 
         Parameters
         ----------
         path
-            Where to; its ending chooses the format (``.png``, ``.svg``, ``.pdf``). The background is transparent, and
-            the colours read on a light page as on a dark one.
+            The file; its ending chooses the format (``.png``, ``.svg``, ``.pdf``). The background is transparent, and
+            the colours suit light and dark pages.
 
         Raises
         ------
         ImportError
-            Without matplotlib, which comes with the extra ``plot``.
+            If matplotlib is missing; it comes with the extra ``plot``.
         """
         from moebind.placement.plot import plot_plan
 

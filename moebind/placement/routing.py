@@ -225,7 +225,7 @@ class RoutingRecorder(TensorObserver):
         ValueError
             If nothing was counted yet.
         ImportError
-            Without matplotlib, which comes with the extra ``plot``.
+            If matplotlib is missing; it comes with the extra ``plot``.
         """
         target = None if path is None else checks.path("path", path)
         from moebind.placement.plot import plot_routing
