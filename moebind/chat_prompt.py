@@ -29,9 +29,9 @@ class ToolFunction(TypedDict):
     Attributes
     ----------
     name : str
-        Which of the tools.
+        The tool's name.
     arguments : str
-        JSON; unfinished in a reply that is unfinished.
+        JSON; incomplete if the reply is unfinished.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ToolCall(TypedDict):
     Attributes
     ----------
     id : str
-        What the message with the result repeats as its ``tool_call_id``.
+        The id that the message with the result repeats as its ``tool_call_id``.
     type : str
         ``"function"``.
     function : ToolFunction

@@ -116,14 +116,15 @@ def doctor(
     Parameters
     ----------
     path
-        A model file that is to be loaded, or the first one of a split model: whether memory allows it is told, too.
+        A model file that you want to load, or the first one of a split model: the findings then say whether there is
+        enough memory.
     model_params, context_params
-        What it is to be loaded with; None: the defaults.
+        The parameters to load it with; None: the defaults.
 
     Returns
     -------
     Diagnosis
-        Findings, each with what to do. Nothing is loaded and nothing is changed.
+        Findings, each with what to do about it. Nothing is loaded or changed.
 
     Raises
     ------

@@ -322,7 +322,7 @@ class GgufType(_Open):
 
 
 class TokenAttr(IntFlag):
-    """What kind of token a token is."""
+    """The kind of a token."""
 
     UNDEFINED = lib.LLAMA_TOKEN_ATTR_UNDEFINED
     UNKNOWN = lib.LLAMA_TOKEN_ATTR_UNKNOWN
@@ -349,7 +349,7 @@ class StateSeqFlags(IntFlag):
 
 
 class SchedPriority(_Open):
-    """What the operating system is to think of threads."""
+    """How the operating system schedules threads."""
 
     LOW = lib.GGML_SCHED_PRIO_LOW
     """Others first."""

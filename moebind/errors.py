@@ -53,12 +53,12 @@ class NativeError(MoebindError):
 class RpcServerError(MoebindError):
     """An RPC server cannot be used: it does not answer, answers wrongly, or went away while something used it.
 
-    What used it cannot compute any more; close it.
+    Models and contexts that used it cannot compute any more; close them.
 
     Attributes
     ----------
     endpoint : str
-        Which one, as ``"host:port"``.
+        The server, as ``"host:port"``.
     """
 
     def __init__(self, message: str, endpoint: str) -> None:
@@ -134,7 +134,7 @@ class GrammarError(MoebindError, ValueError):
 
 
 class SamplerError(MoebindError):
-    """A sampler cannot do what was asked."""
+    """A sampler cannot do what was asked of it."""
 
 
 class TokenizeError(MoebindError, ValueError):
@@ -146,11 +146,11 @@ class ChatTemplateError(MoebindError):
 
 
 class StateError(MoebindError):
-    """A state could not be saved, or is damaged, or is none of this context's model and kind of cache."""
+    """A state could not be saved, is damaged, or belongs to another model or kind of cache."""
 
 
 class StateNotFoundError(StateError, FileNotFoundError):
-    """The file of a saved state, or the folder that it is to be saved in, does not exist."""
+    """The file of a saved state, or the folder to save it in, does not exist."""
 
 
 class LoraError(MoebindError):

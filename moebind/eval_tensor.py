@@ -167,10 +167,10 @@ class TensorObserver:
     Parameters
     ----------
     tensors
-        Which: a regular expression (C++'s ``std::regex``, found anywhere in the name), or the names themselves.
+        A regular expression (C++'s ``std::regex``) that is searched for in tensors' names, or the names themselves.
     fn
         Called as ``fn(tensor)`` with an :class:`EvalTensor` when one is computed. Returning False stops the
-        computation (:class:`AbortedError`); what it raises is raised by ``decode``.
+        computation (:class:`AbortedError`); ``decode`` raises its exceptions.
 
     Raises
     ------
@@ -205,12 +205,12 @@ class TensorObserver:
 
     @property
     def tensors(self) -> str | tuple[str, ...]:
-        """Which tensors: the pattern, or the names."""
+        """The pattern, or the names, of the tensors."""
         return self._names if self._pattern is None else self._pattern
 
     @property
     def fn(self) -> Callable[[EvalTensor], bool | None]:
-        """What is called."""
+        """The function that is called."""
         return self._fn
 
     def _for_model(self, model: Model) -> TensorObserver:

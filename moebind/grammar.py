@@ -33,15 +33,15 @@ class GrammarKinds(SamplerKinds):
 
     @classmethod
     def grammar(cls, model: Model, grammar_str: str, grammar_root: str = "root") -> Self:
-        """Let through only what a grammar allows.
+        """Allow only text that fits a grammar.
 
-        Put it first in a chain. What it forbids is never chosen, wherever it stands: when only forbidden candidates are
-        left, that is an error.
+        Put it first in a chain. Wherever it stands, what it forbids is never chosen: if only forbidden candidates are
+        left, an error is raised.
 
         Parameters
         ----------
         model
-            Whose tokens are chosen.
+            The model whose tokens are chosen.
         grammar_str
             In GBNF, the language of llama.cpp's grammars.
         grammar_root
@@ -50,19 +50,19 @@ class GrammarKinds(SamplerKinds):
         Raises
         ------
         GrammarError
-            With the place, if it is not a grammar, uses rules or tokens that there are not, has a rule that begins with
-            itself, a repetition ``{m,n}`` with m > n or of more than 2000, an empty class ``[]``, or is too large.
+            With the place, if it is not a grammar, uses rules or tokens that do not exist, has a rule that begins with
+            itself, a repetition ``{m,n}`` with m > n or of more than 2000, or an empty class ``[]``, or is too large.
         TokenizeError
             If the model has no vocabulary.
         SamplerError
-            From uses of the sampler: when nothing that the grammar allows is left to choose, or the grammar is so
-            ambiguous that to find out would take long.
+            When the sampler is used: if no allowed candidate is left, or if the grammar is so ambiguous that finding
+            out would take too long.
 
         Notes
         -----
-        The language, and the parser, are those of ``llama_sampler_init_grammar``; the steps from token to token are
-        moebind's own, whose time is bounded. They differ in two things: text is always valid UTF-8, and control tokens
-        are not text, so that only a rule that names one, as ``<|tool_call|>`` or ``<[123]>``, lets it through.
+        The language and the parser are those of ``llama_sampler_init_grammar``. The code that matches tokens is
+        moebind's own, and its time is bounded. It differs in two ways: text is always valid UTF-8, and control tokens
+        are not text, so that only a rule that names one, as ``<|tool_call|>`` or ``<[123]>``, allows it.
 
         Examples
         --------
@@ -75,19 +75,19 @@ class GrammarKinds(SamplerKinds):
 
     @classmethod
     def json_schema(cls, model: Model, schema: Mapping[str, object] | str) -> Self:
-        """Let through only JSON that satisfies a schema: ``grammar(model, json_schema_to_grammar(schema))``.
+        """Allow only JSON that satisfies a schema: ``grammar(model, json_schema_to_grammar(schema))``.
 
         Parameters
         ----------
         model
-            Whose tokens are chosen.
+            The model whose tokens are chosen.
         schema
             As for :func:`moebind.json_schema_to_grammar`, which says what is refused.
 
         Raises
         ------
         GrammarError
-            If the schema says something that a grammar cannot.
+            If the schema says something that a grammar cannot express.
         """
         from moebind.json_schema import json_schema_to_grammar
 
@@ -102,16 +102,16 @@ class GrammarKinds(SamplerKinds):
         trigger_words: Iterable[str],
         trigger_tokens: ArrayLike = (),
     ) -> Self:
-        """Let everything through until a word or token comes; from its beginning on, the grammar holds.
+        """Allow everything until a word or token comes; from its beginning on, the grammar applies.
 
         Parameters
         ----------
         model, grammar_str, grammar_root
-            As for :meth:`grammar`. The grammar describes the text from the trigger on, with the trigger.
+            As for :meth:`grammar`. The grammar describes the text from the trigger on, including the trigger.
         trigger_words
             Texts that start it.
         trigger_tokens
-            Tokens that start it. The text of a control token counts here.
+            Tokens that start it. Here the text of a control token counts.
 
         Raises
         ------
@@ -139,17 +139,17 @@ class GrammarKinds(SamplerKinds):
         trigger_patterns: Iterable[str],
         trigger_tokens: ArrayLike = (),
     ) -> Self:
-        """Let everything through until the text matches a pattern, or a token comes; then the grammar holds.
+        """Allow everything until the text matches a pattern, or a token comes; then the grammar applies.
 
         Parameters
         ----------
         model, grammar_str, grammar_root
             As for :meth:`grammar`.
         trigger_patterns
-            Regular expressions of C++ (ECMAScript). The grammar holds from the first group that matched something on,
-            or else from the beginning of the match. One of the form ``^...$`` is first tried on the whole text.
+            Regular expressions of C++ (ECMAScript). The grammar applies from the first group that matched something, or
+            else from the beginning of the match. A pattern of the form ``^...$`` is first tried on the whole text.
         trigger_tokens
-            Tokens that start it. The text of a control token counts here.
+            Tokens that start it. Here the text of a control token counts.
 
         Raises
         ------

@@ -71,10 +71,10 @@ _PIECE = re.compile(rf"{_CHARACTERS}{_REPEAT}|{_CLASS}{_REPEAT}|\((?:\?:)?|\){_R
 
 
 def json_schema_to_grammar(schema: Mapping[str, object] | str) -> str:
-    """The grammar of the JSON texts that a schema describes.
+    """Make a grammar for the JSON texts that a schema describes.
 
-    What the schema forbids, the grammar forbids. It may forbid more: properties come in the schema's order, an object
-    with ``properties`` has no others, tuples have their full length, numbers up to 16 digits.
+    The grammar forbids everything that the schema forbids, and sometimes more: properties come in the schema's order,
+    an object with ``properties`` has no others, tuples have their full length, and numbers have up to 16 digits.
 
     Parameters
     ----------
@@ -84,13 +84,13 @@ def json_schema_to_grammar(schema: Mapping[str, object] | str) -> str:
     Returns
     -------
     str
-        In GBNF, with the rule ``root``: for ``Sampler.grammar``.
+        The grammar in GBNF, with the rule ``root``, for ``Sampler.grammar``.
 
     Raises
     ------
     GrammarError
-        If the schema is not valid, or says what the grammar cannot: the message names the place and the keyword.
-        Among them are ``not``, ``if``, ``patternProperties``, ``uniqueItems``, ``multipleOf``, bounds of ``number``,
+        If the schema is invalid, or says something that a grammar cannot; the message names the place and the keyword.
+        Refused are ``not``, ``if``, ``patternProperties``, ``uniqueItems``, ``multipleOf``, bounds of ``number``,
         ``format`` other than date, time, date-time and uuid, ``pattern`` beyond ``^...$`` with plain characters,
         classes, groups and repetitions, references to other documents, and a ``oneOf`` whose alternatives may overlap.
     TypeError

@@ -28,7 +28,7 @@ class TensorOverride:
     target : str
         The name of a device or of a buffer type, such as ``"CPU"``, ``"CUDA1"`` or ``"CUDA_Host"``.
     strict : bool
-        Whether a model without any such tensor is refused.
+        Whether to refuse a model that has no such tensor.
     """
 
     pattern: str

@@ -82,12 +82,12 @@ def init(numa: NumaStrategy = NumaStrategy.DISABLED) -> None:
     Parameters
     ----------
     numa
-        How threads are placed on memory nodes. It can be chosen once, before anything else is done.
+        How threads are placed on memory nodes. You can choose it only once, before any other call.
 
     Raises
     ------
     MoebindError
-        When a strategy is asked for after the backends were initialised.
+        If a strategy is chosen after the backends were initialised.
 
     Notes
     -----
@@ -124,8 +124,8 @@ def load_backends(path: str | os.PathLike[str] | None = None) -> None:
     Parameters
     ----------
     path
-        A folder with files named ``libggml-*.so``; None is moebind's own. Of several variants of one backend, the best
-        that this machine can run is taken.
+        A folder with files named ``libggml-*.so``; None: moebind's own. If a backend has several variants, the best one
+        that this machine can run is loaded.
 
     Raises
     ------
@@ -204,7 +204,7 @@ def native_device(name: str) -> CData:
 
 
 def supports_gpu_offload() -> bool:
-    """Whether layers can go to another device: a GPU is there, or RPC is built in (``llama_supports_gpu_offload``)."""
+    """Whether layers can go to another device: there is a GPU, or RPC is built in (``llama_supports_gpu_offload``)."""
     init()
     return bool(lib.llama_supports_gpu_offload())
 
@@ -231,7 +231,7 @@ def max_devices() -> int:
 
 
 def time_us() -> int:
-    """llama.cpp's clock, in microseconds; the zero point means nothing (``llama_time_us``)."""
+    """llama.cpp's clock, in microseconds from an arbitrary zero (``llama_time_us``)."""
     return int(lib.llama_time_us())
 
 

@@ -53,34 +53,34 @@ def quantize(
     kv_overrides: Mapping[str, bool | int | float | str] | None = None,
     max_buf_size: int = 0,
 ) -> QuantizeResult:
-    r"""Write a model's file anew, with smaller weights.
+    r"""Write a copy of a model's file with smaller weights.
 
-    The new file is written beside ``dst`` under another name and then renamed: it is there whole or not at all.
+    The new file is written beside ``dst`` under another name and then renamed, so it is never there half-written.
 
     Parameters
     ----------
     src
-        A GGUF file, best one of F32, F16 or BF16; of a split model, any of its files.
+        A GGUF file, preferably in F32, F16 or BF16; for a split model, any of its files.
     dst
-        Where to write; what is there is replaced. A dry run takes None.
+        Where to write it; an existing file is replaced. A dry run takes None.
     ftype
-        What most tensors become. The mixtures (``Q4_K_M``) keep some at more bits.
+        The type of most tensors. Mixtures such as ``Q4_K_M`` keep some tensors at more bits.
     imatrix
         How much each column matters: a file of ``llama-imatrix``, or a mapping from tensor names to float arrays of
-        ``columns * experts`` numbers. The smallest types take one.
+        ``columns * experts`` numbers. The smallest types need one.
     tensor_types
-        Types for tensors by regular expression (C++'s ``std::regex``, searched anywhere in the name), such as
-        ``{r"ffn_down_exps": GgmlType.Q3_K}``; the first match wins. Rows that do not divide into a type's blocks
-        get a type that fits.
+        Types for tensors by regular expression (C++'s ``std::regex``, searched for in the name), such as
+        ``{r"ffn_down_exps": GgmlType.Q3_K}``; the first match wins. If a row's length is not a multiple of a type's
+        block, llama.cpp takes another, larger type.
     n_threads
         How many threads compute, 1 to 512; None: as many as there are physical cores.
     dry_run
-        Write nothing and tell what would become of each tensor.
+        Write nothing, and tell what would happen to each tensor.
     progress
-        True: a bar, if tqdm is installed and standard error is a terminal. Or what is called with a fraction
-        from 0.0 to 1.0, before each tensor; returning False stops.
+        True: a bar, if tqdm is installed and standard error is a terminal. Or a function that is called with a fraction
+        from 0.0 to 1.0 before each tensor; returning False stops.
     allow_requantize
-        Take tensors that are quantised already; they lose more.
+        Accept tensors that are already quantised; they lose more.
     pure
         Make all tensors the same type, instead of a mixture.
     quantize_output_tensor
@@ -90,7 +90,7 @@ def quantize(
     keep_split
         Write as many files as the source has, ``NAME-00001-of-0000N.gguf`` for the ``dst`` ``NAME.gguf``.
     only_copy
-        Change no tensor; with the files of a split model, this joins them.
+        Change no tensor. This joins the files of a split model.
     prune_layers
         Layers to leave out.
     kv_overrides
@@ -105,9 +105,9 @@ def quantize(
     Raises
     ------
     ModelLoadError
-        If the source cannot be read, or holds what llama.cpp would not survive.
+        If the source cannot be read, or contains something that llama.cpp would not survive.
     QuantizeError
-        If it cannot be quantised that way, an importance matrix is missing, or the progress callback stopped it.
+        If it cannot be quantised in this way, an importance matrix is missing, or the progress callback stopped it.
     ValueError
         If ``dst`` is ``src``, a pattern matches nothing, or an argument is out of range.
     OSError

@@ -161,8 +161,8 @@ def _normal(endpoint: str) -> str:
 def add_rpc_server(endpoint: str, timeout: float | None = 300.0) -> list[Device]:
     """Make the devices of an RPC server usable.
 
-    llama.cpp's RPC protocol has no authentication and no encryption: use it on networks that you trust. A server that
-    stops while something uses it becomes :class:`RpcServerError` in every call that needs it.
+    llama.cpp's RPC protocol has no authentication and no encryption: use it on networks that you trust. If a server is
+    lost while something uses it, every call that needs it raises :class:`RpcServerError`.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def add_rpc_server(endpoint: str, timeout: float | None = 300.0) -> list[Device]
         ``"host:port"``: a name or an IPv4 address, and a port.
     timeout
         Seconds that the server may be silent while something waits for it. It sends nothing while it computes, so this
-        is also the longest computation (one ``n_ubatch``, or less) that is waited for. None: for ever.
+        also limits how long one computation (of at most ``n_ubatch`` tokens) may take. None: no limit.
 
     Returns
     -------
@@ -180,9 +180,9 @@ def add_rpc_server(endpoint: str, timeout: float | None = 300.0) -> list[Device]
     Raises
     ------
     ValueError
-        If ``endpoint`` does not read as host and port.
+        If ``endpoint`` is not of the form ``"host:port"``.
     RpcServerError
-        If nothing answers there within 5 seconds, or something other than a matching RPC server does.
+        If nothing answers there within 5 seconds, or something that is not a matching RPC server does.
 
     Notes
     -----
@@ -217,7 +217,7 @@ def add_rpc_server(endpoint: str, timeout: float | None = 300.0) -> list[Device]
 
 
 def remove_rpc_server(endpoint: str) -> None:
-    """Take an RPC server's devices out of the list, so that no model uses them unless it is added again.
+    """Remove an RPC server's devices from the list, so that no model uses them unless the server is added again.
 
     Parameters
     ----------

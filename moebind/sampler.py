@@ -33,11 +33,11 @@ REFUSED_MAX = 100
 
 
 class Sampler(GrammarKinds):
-    """One sampler, or a chain of them. Made by the class methods.
+    """A sampler, or a chain of samplers. Made by the class methods.
 
-    Most filter or change the candidates; :meth:`greedy`, :meth:`dist`, :meth:`mirostat`, :meth:`mirostat_v2` and
-    :meth:`adaptive_p` choose one, as :meth:`from_callable` can, and a chain that is to choose tokens ends in one of
-    those. A sampler that was put into a chain belongs to it and cannot be used alone any more.
+    Most samplers filter or change the candidates. :meth:`greedy`, :meth:`dist`, :meth:`mirostat`, :meth:`mirostat_v2`
+    and :meth:`adaptive_p` choose one, and so can :meth:`from_callable`; a chain that is to choose tokens ends with one
+    of these. A sampler that was put into a chain belongs to it and can no longer be used by itself.
 
     Calls on one sampler from several threads wait for each other.
 
@@ -85,21 +85,21 @@ class Sampler(GrammarKinds):
         Parameters
         ----------
         fn
-            Called with the candidates, which it edits in place: ``candidates.data`` is a structured array over the very
-            memory that the samplers work on, without a copy. It may change logits, narrow and reorder them with
+            Called with the candidates, which it edits in place: ``candidates.data`` is a structured array over the
+            memory that the samplers work on, not a copy. It may change logits, narrow and reorder the candidates with
             ``candidates.keep(...)`` and ``candidates.sort()``, and choose with ``candidates.select(token)``. It returns
-            None. What it raises reaches the caller of ``sample``, ``apply`` or ``generate``, and nothing is chosen.
+            None. Its exceptions reach the caller of ``sample``, ``apply`` or ``generate``, and nothing is chosen.
 
-            An object that can be called may also have ``accept(token)`` and ``reset()``, which are called when the
-            sampler's are, and ``clone()``, for the sampler's; one without ``clone`` is copied with ``copy.deepcopy`` if
-            it has either of the others.
+            A callable object may also have ``accept(token)``, ``reset()`` and ``clone()``, which are called together
+            with the sampler's own. One without ``clone`` is copied with ``copy.deepcopy`` if it has either of the
+            others.
         name
-            What ``name`` tells.
+            The sampler's ``name``.
 
         Notes
         -----
-        Stands on ``llama_sampler_init``. While it runs, the sampler and the context are in the middle of a call:
-        calling them raises RuntimeError.
+        Stands on ``llama_sampler_init``. While the function runs, the sampler and the context are in the middle of a
+        call: calling them raises RuntimeError.
 
         Examples
         --------
@@ -124,7 +124,7 @@ class Sampler(GrammarKinds):
         Parameters
         ----------
         samplers
-            They belong to the chain from now on.
+            The samplers, which then belong to the chain.
         no_perf
             Do not measure how long sampling takes.
 
@@ -246,7 +246,7 @@ class Sampler(GrammarKinds):
 
     @property
     def seed(self) -> int | None:
-        """The seed in use, or None where there is none (``llama_sampler_get_seed``)."""
+        """The seed in use, or None if there is none (``llama_sampler_get_seed``)."""
         seed = int(lib.llama_sampler_get_seed(self._open()))
         return None if seed == lib.LLAMA_DEFAULT_SEED else seed
 
@@ -258,7 +258,7 @@ class Sampler(GrammarKinds):
         ctx
             After a ``decode``.
         idx
-            Which output: a place in the batch, or -1 for the last one.
+            Which output: an index in the batch, or -1 for the last one.
 
         Returns
         -------
@@ -355,7 +355,7 @@ class Sampler(GrammarKinds):
         Raises
         ------
         SamplerError
-            If a grammar forbids what was chosen, or all that is left.
+            If a grammar forbids the chosen candidate, or all that are left.
         """
         if not isinstance(array, TokenDataArray):
             raise TypeError(f"array is {array!r} ({type(array).__name__}); it takes a TokenDataArray")
@@ -371,12 +371,12 @@ class Sampler(GrammarKinds):
                 raise SamplerError(f"{self!r} left nothing to choose that its grammar allows: put the grammar first")
 
     def accept(self, token: SupportsIndex) -> None:
-        """Tell the sampler that a token was chosen: penalties count it, grammars go on (``llama_sampler_accept``).
+        """Tell the sampler that a token was chosen: penalties count it, grammars advance (``llama_sampler_accept``).
 
         Raises
         ------
         SamplerError
-            If a grammar forbids it. Nothing has changed then; :meth:`try_accept` does not raise.
+            If a grammar forbids it. The sampler is then unchanged; :meth:`try_accept` does not raise.
         """
         number = checks.integer("token", token, 0, self._limit)
         with self._lock.held():
@@ -396,12 +396,12 @@ class Sampler(GrammarKinds):
         Returns
         -------
         bool
-            False if one forbids it: nothing has changed then.
+            False if one forbids it; the sampler is then unchanged.
 
         Raises
         ------
         SamplerError
-            If that cannot be told, since the grammar is too ambiguous or a trigger's pattern takes too long.
+            If this cannot be decided, because the grammar is too ambiguous or a trigger's pattern takes too long.
         """
         number = checks.integer("token", token, 0, self._limit)
         with self._lock.held():
@@ -424,14 +424,14 @@ class Sampler(GrammarKinds):
         return self
 
     def reset(self) -> None:
-        """Forget what was accepted, and start the random numbers again (``llama_sampler_reset``)."""
+        """Forget the accepted tokens, and restart the random numbers (``llama_sampler_reset``)."""
         with self._lock.held():
             lib.llama_sampler_reset(self._open())
 
     def clone(self) -> Sampler:
         """A copy with the same state (``llama_sampler_clone``).
 
-        Of :meth:`adaptive_p`, llama.cpp copies the average but begins again with the random numbers.
+        For :meth:`adaptive_p`, llama.cpp copies the average but restarts the random numbers.
         """
         with self._lock.held():
             copy = self._make(lib.llama_sampler_clone(self._open()), *self._keep)
@@ -446,7 +446,7 @@ class Sampler(GrammarKinds):
             return copy
 
     def timings(self) -> SamplerTimings:
-        """How long a chain took so far; zeros with ``no_perf`` (``llama_perf_sampler``).
+        """How long a chain has taken so far; zeros with ``no_perf`` (``llama_perf_sampler``).
 
         Raises
         ------
@@ -458,7 +458,7 @@ class Sampler(GrammarKinds):
             return SamplerTimings(float(data.t_sample_ms), int(data.n_sample))
 
     def reset_timings(self) -> None:
-        """Have a chain start measuring anew (``llama_perf_sampler_reset``)."""
+        """Start measuring a chain anew (``llama_perf_sampler_reset``)."""
         with self._lock.held():
             lib.llama_perf_sampler_reset(self._chain())
 

@@ -75,7 +75,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         seed
             0 to 2**32 - 1; the last one means a random seed.
         tau
-            The surprise to aim at, in bits, 0 or more; 5 is usual.
+            The surprise to aim for, in bits, 0 or more; 5 is usual.
         eta
             How fast it adapts, 0 or more; 0.1 is usual.
         m
@@ -100,7 +100,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         seed
             0 to 2**32 - 1; the last one means a random seed.
         tau
-            The surprise to aim at, in bits, 0 or more; 5 is usual. Tokens with a surprise above a limit, which adapts,
+            The surprise to aim for, in bits, 0 or more; 5 is usual. Tokens with a surprise above a limit, which adapts,
             are not chosen.
         eta
             How fast the limit adapts, 0 or more; 0.1 is usual.
@@ -148,7 +148,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         p
             0 to 1; 1 keeps all.
         min_keep
-            Keep at least so many.
+            Keep at least this many.
         """
         return cls._make(lib.llama_sampler_init_top_p(checks.number("p", p, 0.0, 1.0), _min_keep(min_keep)))
 
@@ -161,7 +161,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         p
             0 to 1; 0 keeps all.
         min_keep
-            Keep at least so many.
+            Keep at least this many.
         """
         return cls._make(lib.llama_sampler_init_min_p(checks.number("p", p, 0.0, 1.0), _min_keep(min_keep)))
 
@@ -174,7 +174,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         p
             The probability that they reach together, 0 to 1; 1 keeps all.
         min_keep
-            Keep at least so many.
+            Keep at least this many.
         """
         return cls._make(lib.llama_sampler_init_typical(checks.number("p", p, 0.0, 1.0), _min_keep(min_keep)))
 
@@ -202,9 +202,9 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         p
             How often, 0 to 1; 0 never.
         t
-            From which probability a candidate is a likely one, 0 to 1; above 0.5 it never does anything.
+            The probability from which a candidate counts as likely, 0 to 1; above 0.5 the sampler does nothing.
         min_keep
-            Remove nothing where fewer would be left.
+            Remove nothing if fewer would be left.
         seed
             0 to 2**32 - 1; the last one means a random seed.
 
@@ -217,7 +217,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
 
     @classmethod
     def temp(cls, t: float) -> Self:
-        """Divide the logits by ``t``; 0 leaves the likeliest candidate only (``llama_sampler_init_temp``)."""
+        """Divide the logits by ``t``; 0 leaves only the likeliest candidate (``llama_sampler_init_temp``)."""
         return cls._make(lib.llama_sampler_init_temp(checks.number("t", t, 0.0)))
 
     @classmethod
@@ -248,7 +248,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         *,
         n_vocab: SupportsIndex = 0,
     ) -> Self:
-        """Make tokens that were accepted lately less likely (``llama_sampler_init_penalties``).
+        """Make recently accepted tokens less likely (``llama_sampler_init_penalties``).
 
         Parameters
         ----------
@@ -287,7 +287,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         Parameters
         ----------
         model
-            Whose vocabulary ``seq_breakers`` are written in.
+            The model whose vocabulary ``seq_breakers`` are looked up in.
         multiplier
             How strong it is; 0 disables it.
         base
@@ -295,7 +295,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         allowed_length
             Repetitions shorter than this cost nothing.
         penalty_last_n
-            How many accepted tokens are looked through; 0 disables it.
+            How many accepted tokens are searched; 0 disables it.
         seq_breakers
             Texts that end a repetition, of 1 to 40 bytes.
 
@@ -355,18 +355,18 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
     def infill(cls, model: Model) -> Self:
         """Choose between going on and ending, when filling in the middle: for use after :meth:`top_k`.
 
-        It ends where ending is likely enough, and joins candidates one of which begins the other.
+        It ends the text if that is likely enough, and merges candidates of which one is the beginning of the other.
 
         Parameters
         ----------
         model
-            Whose vocabulary the candidates are from.
+            The model whose vocabulary the candidates are from.
 
         Raises
         ------
         SamplerError
-            If the model has no token that ends a turn or a text. When it is used with more than 1024 candidates, which
-            it would compare each with each.
+            If the model has no token that ends a turn or a text. When it is used with more than 1024 candidates, since
+            it compares each with every other.
 
         Notes
         -----

@@ -19,10 +19,10 @@ __all__ = ["SeqState"]
 
 
 class SeqState:
-    """One sequence as it was, from :meth:`Context.state_seq_get`: for the same context, or another of the same model.
+    """The state of one sequence, from :meth:`Context.state_seq_get`, for any context of the same model.
 
-    ``bytes(state)`` is all of it, to be kept; :meth:`from_bytes` takes it back. It can be pickled. Neither can be done
-    with a state that was taken with ``ON_DEVICE``, whose data is in the memory of the context's devices.
+    ``bytes(state)`` is all of it, to be kept; :meth:`from_bytes` restores it. It can be pickled. Neither works for a
+    state that was saved with ``ON_DEVICE``, whose data is in the memory of the context's devices.
 
     Examples
     --------
@@ -50,7 +50,7 @@ class SeqState:
 
     @classmethod
     def from_bytes(cls, data: Buffer) -> Self:
-        """Make one of ``bytes(state)``.
+        """Make a state from ``bytes(state)``.
 
         Parameters
         ----------
@@ -68,12 +68,12 @@ class SeqState:
 
     @property
     def flags(self) -> StateSeqFlags:
-        """How it was taken."""
+        """How it was saved."""
         return self._flags
 
     @property
     def nbytes(self) -> int:
-        """The bytes that it has in host memory: those of ``bytes(state)``, if it can be asked for."""
+        """Its bytes in host memory: the length of ``bytes(state)``, if that is available."""
         return memoryview(self._data).nbytes + SEAL_SIZE
 
     def __bytes__(self) -> bytes:

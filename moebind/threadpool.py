@@ -25,18 +25,18 @@ class ThreadPool(Owner):
     n_threads
         How many threads.
     priority
-        What the operating system is to think of them; more than normal takes privileges.
+        How the operating system schedules them; more than normal needs privileges.
     cpus
-        The processors that they may run on; None: all that the process may use.
+        The processors that they may run on; None: all those that the process may use.
     strict
-        Give each thread one of ``cpus`` for itself.
+        Give each thread one of ``cpus`` to itself.
     poll
-        How eagerly waiting threads look for work, from 0 (they sleep) to 100.
+        How eagerly waiting threads check for work, from 0 (they sleep) to 100.
 
     Notes
     -----
-    Stands on ``ggml_threadpool_new``; :meth:`moebind.Context.attach_threadpool` has a context use it. Where llama.cpp
-    is built with OpenMP, OpenMP starts the threads and only their places are the pool's. The thread that calls
+    Stands on ``ggml_threadpool_new``; :meth:`moebind.Context.attach_threadpool` makes a context use it. If llama.cpp is
+    built with OpenMP, OpenMP starts the threads, and the pool only sets where they run. The thread that calls
     ``decode`` is one of them, and keeps its place.
 
     Examples
@@ -85,7 +85,7 @@ class ThreadPool(Owner):
             lib.ggml_threadpool_pause(self._open())
 
     def resume(self) -> None:
-        """Let the threads wait for work again (``ggml_threadpool_resume``); computing does it too."""
+        """Let the threads wait for work again (``ggml_threadpool_resume``); so does computing."""
         with self._lock.held():
             lib.ggml_threadpool_resume(self._open())
 

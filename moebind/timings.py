@@ -24,7 +24,7 @@ class Timings:
     n_p_eval, n_eval : int
         Tokens in prompts and batches, and tokens computed one at a time. llama.cpp never reports less than one.
     n_reused : int
-        How many times the graph of the call before could be used again.
+        How many times the graph of the previous call could be reused.
     """
 
     t_start_ms: float

@@ -31,9 +31,9 @@ class TokenDataArray:
     ----------
     data
         A structured array with the fields ``id``, ``logit`` and ``p`` (:data:`moebind.token_data.TOKEN_DATA`), shape
-        ``(n,)``. It is used as it is when it is contiguous, writable and of that type, otherwise copied.
+        ``(n,)``. It is used directly if it is contiguous, writable and of that type, otherwise copied.
     sorted
-        Whether it is sorted by falling logit.
+        Whether it is sorted by descending logit.
 
     Raises
     ------
@@ -67,7 +67,7 @@ class TokenDataArray:
 
     @classmethod
     def from_logits(cls, logits: ArrayLike) -> TokenDataArray:
-        """Candidates for every token of a vocabulary: ids are places in ``logits``, shape ``(n_vocab,)``."""
+        """Candidates for every token of a vocabulary: ids are indices into ``logits``, shape ``(n_vocab,)``."""
         values = np.asarray(logits, np.float32)
         if values.ndim != 1:
             raise ValueError(f"logits has the shape {values.shape}; it takes (n_vocab,)")
@@ -84,12 +84,12 @@ class TokenDataArray:
 
     @property
     def sorted(self) -> bool:
-        """Whether they are sorted by falling logit."""
+        """Whether they are sorted by descending logit."""
         return bool(self._native.sorted)
 
     @property
     def selected(self) -> int | None:
-        """The place of the candidate that a sampler chose, or None."""
+        """The index of the candidate that a sampler chose, or None."""
         return int(self._native.selected) if 0 <= self._native.selected < self._native.size else None
 
     @selected.setter
@@ -122,19 +122,19 @@ class TokenDataArray:
         self.selected = int(places[0])
 
     def keep(self, which: ArrayLike | slice) -> None:
-        """Keep some candidates, in the order in which they are named; the rest is gone.
+        """Keep some candidates, in the given order, and drop the rest.
 
         Parameters
         ----------
         which
-            A slice, an array of places, or a boolean array of shape ``(n,)``.
+            A slice, an array of indices, or a boolean array of shape ``(n,)``.
 
         Raises
         ------
         ValueError
             If none would be left.
         IndexError
-            If a place does not exist, or a boolean array has another shape.
+            If an index is out of range, or a boolean array has another shape.
         """
         with self._lock:
             index = which if isinstance(which, slice) else np.asarray(which)
@@ -152,7 +152,7 @@ class TokenDataArray:
             self._check_sorted()
 
     def sort(self) -> None:
-        """Sort the candidates by falling logit."""
+        """Sort the candidates by descending logit."""
         self.keep(np.argsort(-self.data["logit"], kind="stable"))
         self._native.sorted = True
 

@@ -153,7 +153,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def experts(path: str | os.PathLike[str]) -> ExpertSummary:
-    """Read what a model's experts are and weigh, from the header of its file.
+    """Tell what a model's experts are and how large, from the header of its file.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def experts(path: str | os.PathLike[str]) -> ExpertSummary:
     Raises
     ------
     ModelNotFoundError, ModelLoadError
-        If a file does not exist, or is no model.
+        If a file does not exist, or is not a model.
 
     Examples
     --------

@@ -67,15 +67,15 @@ def fit(
     devices: Sequence[Device | str | int] | None = None,
     goal: Literal["decode", "prompt", "balanced"] = "decode",
 ) -> Fit:
-    """Find parameters with which a model fits into memory, and uses it well.
+    """Find parameters with which a model fits into memory and uses it well.
 
-    It plans, and takes the first of these that fits: everything on the devices; the experts of some layers in host
-    memory, counted from the first layer or from the last, whichever leaves more on the device, with single matrices of
-    one more layer; if not even what is left without experts fits, the last layers whole, and others without their
-    experts. The context is only as long as ``n_ctx_min`` meanwhile, and then as long as what is left allows. Over
-    several devices, the layers are spread so that as many experts as possible stay on them.
+    It makes plans, and takes the first of these that fits: everything on the devices; the experts of some layers in
+    host memory, counted from the first layer or from the last, whichever leaves more on the device, and single matrices
+    of one more layer; if the model does not fit even without its experts, the last layers whole, and others without
+    their experts. Experts are placed with a context of ``n_ctx_min``, which then grows as far as the memory left
+    allows. With several devices, the layers are spread so that as many experts as possible stay on them.
 
-    What you set yourself stays: ``n_gpu_layers``, tensor overrides, ``tensor_split``, ``n_ctx``, types of the cache.
+    What you set yourself is kept: ``n_gpu_layers``, tensor overrides, ``tensor_split``, ``n_ctx``, cache types.
 
     Parameters
     ----------
@@ -83,25 +83,25 @@ def fit(
         The model's file, or the first one of a split model; or an address on the Hugging Face Hub, as for
         :meth:`Gguf.from_file`.
     memory
-        What may be taken: bytes of each device, or a text such as ``"20GiB"``; or a mapping from device to bytes, in
-        which ``"Host"`` is host memory. It is never exceeded. None, and for devices that the mapping leaves out: what
-        is free, less the margin. Host memory is limited only if it is told, or if there is no other device.
+        How much may be used of each device: bytes, or a text such as ``"20GiB"``; or a mapping from device to size, in
+        which ``"Host"`` is host memory. It is never exceeded. None, and devices that the mapping leaves out: the free
+        memory less the margin. Host memory is limited only if the mapping has it, or if there is no other device.
     margin
-        Bytes of what is free that stay free, for a driver, a desktop and others. None: 1 GiB, but at most a tenth of
-        what is free.
+        Bytes of the free memory to leave free, for a driver, a desktop and others. None: 1 GiB, but at most a tenth of
+        the free memory.
     n_ctx
-        Tokens of context. None: what ``context_params`` has, if that is not the default of 512; else as many as fit,
-        from ``n_ctx_min`` up to what the model was trained with.
+        Tokens of context. None: that of ``context_params``, if it is not the default of 512; else as many as fit, from
+        ``n_ctx_min`` up to the length that the model was trained with.
     n_ctx_min
-        The shortest context that will do.
+        The shortest acceptable context.
     model_params, context_params
-        What is already decided.
+        Parameters that are already decided.
     devices
         As for :func:`plan`.
     goal
-        What is to be fast. ``"decode"`` leaves ``n_ubatch`` alone, so that more experts stay on the device.
-        ``"prompt"`` makes it as large as it can, up to 2048, and pays with experts. ``"balanced"`` makes it larger only
-        where that costs at most a twentieth of them.
+        What should be fast. ``"decode"`` leaves ``n_ubatch`` alone, so that more experts stay on the device.
+        ``"prompt"`` makes it as large as possible, up to 2048, at the cost of experts. ``"balanced"`` makes it larger
+        only if that costs at most a twentieth of them.
 
     Returns
     -------
@@ -110,7 +110,7 @@ def fit(
     Raises
     ------
     FitError
-        If nothing fits, with what is missing.
+        If nothing fits; the message says what is missing.
     ModelNotFoundError, ModelLoadError, ContextCreationError, ValueError
         As for :func:`plan`.
 

@@ -97,16 +97,16 @@ class _Lease:
 def loopback_device(memory: SupportsIndex | None = None, n_threads: SupportsIndex = 1) -> Iterator[Device]:
     """Start a worker process on this machine, and use its memory as that of a GPU.
 
-    What goes to the device goes to another process's memory and is computed there, through llama.cpp's RPC backend on
-    127.0.0.1: placements can be tried, and measured, without a graphics card. Leaving the ``with`` block closes the
-    models that use the device and ends the worker, or leaves it until the last view of their memory is gone.
+    What goes to the device goes to the worker's memory and is computed there, through llama.cpp's RPC backend on
+    127.0.0.1. So you can try out and measure placements without a graphics card. Leaving the ``with`` block closes the
+    models that use the device and ends the worker, at the latest when the last view of their memory is gone.
 
     Parameters
     ----------
     memory
-        Bytes that plans count on (``Device.capacity``); None: what the worker reports, which is the machine's memory.
+        Bytes that plans assume (``Device.capacity``); None: what the worker reports, which is the machine's memory.
     n_threads
-        Threads that it computes with.
+        How many threads it computes with.
 
     Yields
     ------

@@ -201,10 +201,10 @@ def plan(
     *,
     devices: Sequence[Device | str | int] | None = None,
 ) -> Plan:
-    """Find out what a model and a context would take, without loading it.
+    """Find out how much memory a model and a context would take, without loading anything.
 
-    Reads the headers of the file, or files; no weights. llama.cpp then simulates the load and the context, so that
-    what it says is what it would do. Takes milliseconds.
+    Reads the headers of the model's files, but no weights. llama.cpp then simulates the load and the context, so the
+    result is what it would really allocate. Takes milliseconds.
 
     Parameters
     ----------
@@ -215,9 +215,9 @@ def plan(
         As for :meth:`Model.load_from_file` and :meth:`Model.new_context`.
     devices
         Devices to plan for, instead of this machine's or those of ``model_params``: a :class:`Device`, or the size of
-        one that is not here, in bytes or as text. ``["24GiB", "24GiB"]`` are two GPUs with the names ``GPU0`` and
-        ``GPU1``. They take part as an RPC worker's device does: they take every operation, and have no pinned memory.
-        A driver's own memory is not counted.
+        one that need not exist here, in bytes or as text. ``["24GiB", "24GiB"]`` are two GPUs with the names ``GPU0``
+        and ``GPU1``. Like an RPC worker's device, they support every operation and have no pinned memory. A driver's
+        own memory is not counted.
 
     Returns
     -------
@@ -226,12 +226,12 @@ def plan(
     Raises
     ------
     ModelNotFoundError, ModelLoadError, ContextCreationError, ValueError
-        As the load and the context would.
+        As loading the model and making the context would.
 
     Notes
     -----
-    Stands on ``llama_model_params.no_alloc`` and ``llama_get_memory_breakdown``. The rest of the process, and what
-    models that are loaded hold, is what makes ``free`` less than ``capacity``.
+    Stands on ``llama_model_params.no_alloc`` and ``llama_get_memory_breakdown``. Loaded models, and everything else
+    that uses memory, make ``free`` less than ``capacity``.
 
     Examples
     --------

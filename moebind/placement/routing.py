@@ -27,32 +27,34 @@ _CHOSEN = r"^ffn_moe_topk-\d+$"
 class RoutingRecorder(TensorObserver):
     """Counts how many tokens each expert of each layer gets: an eval callback, for any number of contexts.
 
-    Give it to :meth:`ContextParams.with_eval_callback`. It counts whatever those contexts decode or encode, prompts
-    too, and can be read meanwhile from any thread. All contexts must be of models with as many layers and experts.
+    Pass it to :meth:`ContextParams.with_eval_callback`. It counts whatever those contexts decode or encode, including
+    prompts, and any thread can read it in the meantime. The models of all contexts must have the same number of layers
+    and of experts.
 
-    A layer counts the tokens that it computes. The last one leaves out those without outputs: of a prompt it mostly
-    computes the last token only, so its :attr:`n_tokens` is smaller than that of others. A batch that asks for all
-    outputs (``batch.add_sequence(tokens, 0, logits_all=True)``) makes it compute all. A decode that fails or is stopped
-    has counted the layers that it came to.
+    A layer counts the tokens that it computes. The last layer leaves out tokens without outputs: of a prompt it mostly
+    computes only the last token, so its :attr:`n_tokens` is smaller than that of the others. A batch that asks for all
+    outputs (``batch.add_sequence(tokens, 0, logits_all=True)``) makes it compute every token. A decode that fails or is
+    stopped has counted the layers that it reached.
 
     Raises
     ------
     ValueError
-        From ``Model.new_context``: if it already counts for a model with another number of layers or experts.
+        From ``Model.new_context``, if it already counts for a model with another number of layers or experts.
 
     Examples
     --------
     >>> recorder = RoutingRecorder()
     >>> with model.new_context(ContextParams().with_eval_callback(recorder)) as context:
-    ...     context.generate("Once upon a time", max_tokens=32).text()
+    ...     for piece in context.generate("Once upon a time", max_tokens=32):
+    ...         pass
     >>> print(recorder)
     >>> recorder.plot("routing.png")
 
     Notes
     -----
-    Stands on ``cb_eval`` of ``llama_context_params`` and reads the tensors ``ffn_moe_topk-<layer>``, in softmax,
-    sigmoid and grouped routers and those that look experts up by token alike. Reading ends llama.cpp's computing once a
-    layer; ``benchmarks/routing.py`` measures what that takes.
+    Stands on ``cb_eval`` of ``llama_context_params`` and reads the tensors ``ffn_moe_topk-<layer>``. That works for
+    softmax, sigmoid and grouped routers, and for those that look experts up by token. Reading interrupts llama.cpp once
+    per layer; ``benchmarks/routing.py`` measures what that costs.
     """
 
     __slots__ = ("_counts", "_lock", "_n_tokens", "_size")
@@ -146,35 +148,35 @@ class RoutingRecorder(TensorObserver):
         Returns
         -------
         numpy.ndarray
-            float64 of shape ``(n_layer,)``: 1 where all experts get as much, 0 where one gets everything; NaN in layers
+            float64 of shape ``(n_layer,)``: 1 if all experts get equally much, 0 if one gets everything; NaN in layers
             that routed nothing, or have one expert.
         """
         return _entropy(self.fractions())
 
     def imbalance(self) -> NDArray[np.float64]:
-        """How many times an even share the busiest expert of each layer gets.
+        """The share of each layer's busiest expert, in multiples of an even share.
 
         Returns
         -------
         numpy.ndarray
-            float64 of shape ``(n_layer,)``: 1 where all get as much, up to ``n_expert / n_expert_used``; NaN in layers
-            that routed nothing.
+            float64 of shape ``(n_layer,)``: 1 if all get equally much, up to ``n_expert / n_expert_used``; NaN in
+            layers that routed nothing.
         """
         return _imbalance(self.fractions())
 
     def reset(self) -> None:
-        """Count from zero. A decode that is at work in another thread goes on to be counted."""
+        """Start counting from zero. A decode that is running in another thread is still counted."""
         with self._lock:
             self._counts[:] = 0
             self._n_tokens[:] = 0
 
     def merge(self, other: RoutingRecorder) -> None:
-        """Add what another recorder counted. ``a + b`` gives a new recorder instead.
+        """Add what another recorder counted. ``a + b`` makes a new recorder instead.
 
         Parameters
         ----------
         other
-            A recorder of a model with as many layers and experts, or one that counted nothing yet.
+            A recorder of a model with the same numbers of layers and experts, or one that has counted nothing yet.
 
         Raises
         ------
@@ -206,14 +208,14 @@ class RoutingRecorder(TensorObserver):
         return both
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw a heat map: layers down, experts across, colours for how many times an even share an expert got.
+        """Draw a heat map: layers down, experts across, colours for an expert's share in multiples of an even share.
 
         Parameters
         ----------
         path
-            Where to; its ending chooses the format (``.png``, ``.svg``, ``.pdf``). None writes nothing. The background
-            is transparent, and the picture reads on a light page as on a dark one, without seeing red from green.
-            Layers that routed nothing are left empty.
+            The file; its ending chooses the format (``.png``, ``.svg``, ``.pdf``). None writes nothing. The background
+            is transparent, and the colours suit light and dark pages and colour-blind readers. Layers that routed
+            nothing are left empty.
 
         Returns
         -------
