@@ -36,13 +36,13 @@ class ModelParamsMethods(_Methods):
 
     def with_devices(self, devices: Sequence[Device] | None) -> Self:
         """Return a copy with another ``devices``. Devices that take layers, from ``moebind.devices()``; None: all
-        GPUs. An empty tuple keeps all on the CPU.
+        GPUs. An empty tuple keeps them on the CPU.
         """
         return self._with(devices=devices)
 
     def with_tensor_overrides(self, tensor_overrides: Sequence[TensorOverride]) -> Self:
         """Return a copy with another ``tensor_overrides``. Rules that send tensors elsewhere; the first that
-        matches a tensor's name wins. There can be one less than ``llama_max_tensor_buft_overrides`` says.
+        matches a tensor's name wins. There can be one fewer than ``llama_max_tensor_buft_overrides`` says.
         """
         return self._with(tensor_overrides=tensor_overrides)
 
@@ -85,13 +85,13 @@ class ModelParamsMethods(_Methods):
         return self._with(progress_callback=progress_callback)
 
     def with_kv_overrides(self, kv_overrides: Mapping[str, bool | int | float | str]) -> Self:
-        """Return a copy with another ``kv_overrides``. Metadata to take instead of the file's: a mapping from key
-        to bool, int, float or str.
+        """Return a copy with another ``kv_overrides``. Metadata to use instead of the file's: a mapping from key to
+        bool, int, float or str.
         """
         return self._with(kv_overrides=kv_overrides)
 
     def with_vocab_only(self, vocab_only: bool) -> Self:
-        """Return a copy with another ``vocab_only``. Load the vocabulary only: text and tokens work, contexts do
+        """Return a copy with another ``vocab_only``. Load only the vocabulary: text and tokens work, contexts do
         not.
         """
         return self._with(vocab_only=vocab_only)
@@ -102,7 +102,7 @@ class ModelParamsMethods(_Methods):
 
     def with_use_extra_bufts(self, use_extra_bufts: bool) -> Self:
         """Return a copy with another ``use_extra_bufts``. Let weights in host memory be repacked into layouts that
-        the CPU computes faster with.
+        are faster on the CPU.
         """
         return self._with(use_extra_bufts=use_extra_bufts)
 
@@ -149,14 +149,14 @@ class ContextParamsMethods(_Methods):
         return self._with(n_seq_max=n_seq_max)
 
     def with_n_rs_seq(self, n_rs_seq: int) -> Self:
-        """Return a copy with another ``n_rs_seq``. Snapshots of recurrent state kept a sequence, to go back to;
-        experimental in llama.cpp.
+        """Return a copy with another ``n_rs_seq``. Snapshots of recurrent state to keep per sequence, for rolling
+        back; experimental in llama.cpp.
         """
         return self._with(n_rs_seq=n_rs_seq)
 
     def with_n_outputs_max(self, n_outputs_max: int) -> Self:
-        """Return a copy with another ``n_outputs_max``. The most tokens of a batch that logits or embeddings are
-        computed for; 0: ``n_batch``.
+        """Return a copy with another ``n_outputs_max``. The most tokens of a batch that can have logits or
+        embeddings; 0: ``n_batch``.
         """
         return self._with(n_outputs_max=n_outputs_max)
 
@@ -165,14 +165,14 @@ class ContextParamsMethods(_Methods):
         return self._with(n_outputs_max_per_seq=n_outputs_max_per_seq)
 
     def with_n_threads(self, n_threads: int) -> Self:
-        """Return a copy with another ``n_threads``. Threads that compute single tokens; by default, one a physical
-        core.
+        """Return a copy with another ``n_threads``. Threads that compute single tokens; by default, one per
+        physical core.
         """
         return self._with(n_threads=n_threads)
 
     def with_n_threads_batch(self, n_threads_batch: int) -> Self:
         """Return a copy with another ``n_threads_batch``. Threads that compute prompts and batches; by default, one
-        a physical core.
+        per physical core.
         """
         return self._with(n_threads_batch=n_threads_batch)
 
@@ -185,13 +185,13 @@ class ContextParamsMethods(_Methods):
         return self._with(rope_scaling_type=rope_scaling_type)
 
     def with_pooling_type(self, pooling_type: PoolingType) -> Self:
-        """Return a copy with another ``pooling_type``. How token embeddings become one embedding of a sequence.
-        MEAN takes an ``n_ubatch`` that is a multiple of ``n_seq_max``.
+        """Return a copy with another ``pooling_type``. How token embeddings become one embedding per sequence. MEAN
+        needs an ``n_ubatch`` that is a multiple of ``n_seq_max``.
         """
         return self._with(pooling_type=pooling_type)
 
     def with_attention_type(self, attention_type: AttentionType) -> Self:
-        """Return a copy with another ``attention_type``. What a token may look at."""
+        """Return a copy with another ``attention_type``. Which other tokens a token may see."""
         return self._with(attention_type=attention_type)
 
     def with_flash_attn_type(self, flash_attn_type: FlashAttnType) -> Self:
@@ -235,10 +235,11 @@ class ContextParamsMethods(_Methods):
         return self._with(defrag_thold=defrag_thold)
 
     def with_eval_callback(self, eval_callback: Callable[[EvalTensor, bool], bool | None] | TensorObserver | None) -> Self:
-        """Return a copy with another ``eval_callback``. A :class:`TensorObserver`, called for certain tensors of a
-        graph when they are computed. Or a function, called as ``fn(tensor, ask)`` with each :class:`EvalTensor`:
-        with ``ask=True`` for whether to look at it, then, if so, with ``ask=False`` and its data computed; False
-        then stops the computation. The function is slow: each call waits for the interpreter.
+        """Return a copy with another ``eval_callback``. A :class:`TensorObserver`, which is called for the tensors
+        that it names once they are computed. Or a function, called as ``fn(tensor, ask)`` with each
+        :class:`EvalTensor`: first with ``ask=True``, to say whether it wants the tensor, and then, if so, with
+        ``ask=False`` once the data is computed; returning False then stops the computation. A function is slow,
+        because each call waits for the interpreter.
         """
         return self._with(eval_callback=eval_callback)
 
@@ -247,7 +248,7 @@ class ContextParamsMethods(_Methods):
         return self._with(type_k=type_k)
 
     def with_type_v(self, type_v: GgmlType) -> Self:
-        """Return a copy with another ``type_v``. Type of the cached values; a quantised one takes flash attention."""
+        """Return a copy with another ``type_v``. Type of the cached values; a quantised one needs flash attention."""
         return self._with(type_v=type_v)
 
     def with_abort_callback(self, abort_callback: Callable[[], bool] | None) -> Self:

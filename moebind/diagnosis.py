@@ -37,9 +37,9 @@ class Severity(IntEnum):
     INFO = 0
     """Good to know."""
     WARNING = 1
-    """It works, but slower, or less of it, than this machine could."""
+    """It works, but this machine could do it faster, or do more of it."""
     PROBLEM = 2
-    """What was asked for will fail."""
+    """What you asked for will fail."""
 
 
 @dataclass(frozen=True)

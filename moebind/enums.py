@@ -37,7 +37,7 @@ __all__ = [
 
 
 class _Open(IntEnum):
-    """An enumeration that lets unknown values through, since libllama may know more than we do."""
+    """An enumeration that accepts unknown values, since libllama may know more than we do."""
 
     @classmethod
     def _missing_(cls, value: object) -> Self | None:
@@ -57,28 +57,28 @@ class VocabType(_Open):
     SPM = lib.LLAMA_VOCAB_TYPE_SPM
     """SentencePiece: byte-level BPE with byte fallback."""
     BPE = lib.LLAMA_VOCAB_TYPE_BPE
-    """Byte-level BPE, as GPT-2 has it."""
+    """Byte-level BPE, as in GPT-2."""
     WPM = lib.LLAMA_VOCAB_TYPE_WPM
-    """WordPiece, as BERT has it."""
+    """WordPiece, as in BERT."""
     UGM = lib.LLAMA_VOCAB_TYPE_UGM
-    """Unigram, as T5 has it."""
+    """Unigram, as in T5."""
     RWKV = lib.LLAMA_VOCAB_TYPE_RWKV
-    """Greedy, as RWKV has it."""
+    """Greedy, as in RWKV."""
     PLAMO2 = lib.LLAMA_VOCAB_TYPE_PLAMO2
-    """Aho-Corasick with dynamic programming, as PLaMo-2 has it."""
+    """Aho-Corasick with dynamic programming, as in PLaMo-2."""
     TEST = lib.LLAMA_VOCAB_TYPE_TEST
     """llama.cpp's dummy tokenizer for tests."""
 
 
 class RopeType(_Open):
-    """How positions are rotated into the attention."""
+    """The kind of rotary position embedding."""
 
     NONE = lib.LLAMA_ROPE_TYPE_NONE
     """No rotary positions."""
     NORM = lib.LLAMA_ROPE_TYPE_NORM
     """Adjacent pairs."""
     NEOX = lib.LLAMA_ROPE_TYPE_NEOX
-    """Halves, as GPT-NeoX has it."""
+    """Halves, as in GPT-NeoX."""
     MROPE = lib.LLAMA_ROPE_TYPE_MROPE
     """Several position axes."""
     IMROPE = lib.LLAMA_ROPE_TYPE_IMROPE
@@ -103,12 +103,12 @@ class RopeScalingType(_Open):
 
 
 class PoolingType(_Open):
-    """How token embeddings become one embedding of a sequence."""
+    """How token embeddings become one embedding per sequence."""
 
     UNSPECIFIED = lib.LLAMA_POOLING_TYPE_UNSPECIFIED
     """As the model says."""
     NONE = lib.LLAMA_POOLING_TYPE_NONE
-    """Not at all: one embedding a token."""
+    """Not at all: one embedding per token."""
     MEAN = lib.LLAMA_POOLING_TYPE_MEAN
     """Their mean."""
     CLS = lib.LLAMA_POOLING_TYPE_CLS
@@ -120,7 +120,7 @@ class PoolingType(_Open):
 
 
 class AttentionType(_Open):
-    """What a token may look at."""
+    """Which other tokens a token may see."""
 
     UNSPECIFIED = lib.LLAMA_ATTENTION_TYPE_UNSPECIFIED
     """As the model says."""
@@ -134,22 +134,22 @@ class FlashAttnType(_Open):
     """Whether fused attention kernels are used."""
 
     AUTO = lib.LLAMA_FLASH_ATTN_TYPE_AUTO
-    """Where the device has them."""
+    """If the device has them."""
     DISABLED = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     """Never."""
     ENABLED = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    """Always; making the context fails where it cannot be."""
+    """Always; if that is impossible, making the context fails."""
 
 
 class SplitMode(_Open):
     """How a model is spread over several devices."""
 
     NONE = lib.LLAMA_SPLIT_MODE_NONE
-    """Not: one device takes it all (``main_gpu``)."""
+    """Not at all: one device takes everything (``main_gpu``)."""
     LAYER = lib.LLAMA_SPLIT_MODE_LAYER
     """Whole layers, with their KV cache."""
     ROW = lib.LLAMA_SPLIT_MODE_ROW
-    """Layers, and rows of matrices where the backend can."""
+    """Layers, and rows of matrices if the backend supports it."""
     TENSOR = lib.LLAMA_SPLIT_MODE_TENSOR
     """Every tensor over all devices (experimental)."""
 
@@ -158,7 +158,7 @@ class LoadMode(_Open):
     """How a model's file is read."""
 
     AUTO = lib.LLAMA_LOAD_MODE_AUTO
-    """Mapped, unless a device cannot take that."""
+    """Mapped, unless a device cannot use that."""
     NONE = lib.LLAMA_LOAD_MODE_NONE
     """Read into memory."""
     MMAP = lib.LLAMA_LOAD_MODE_MMAP
@@ -168,7 +168,7 @@ class LoadMode(_Open):
     MMAP_MLOCK = lib.LLAMA_LOAD_MODE_MMAP_MLOCK
     """Mapped, and locked in memory."""
     DIRECT_IO = lib.LLAMA_LOAD_MODE_DIRECT_IO
-    """Read past the system's cache."""
+    """Read, bypassing the system's cache."""
 
 
 class LazyMode(_Open):
@@ -201,7 +201,7 @@ class NumaStrategy(_Open):
     ISOLATE = lib.GGML_NUMA_STRATEGY_ISOLATE
     """On the node that started the process."""
     NUMACTL = lib.GGML_NUMA_STRATEGY_NUMACTL
-    """As numactl says."""
+    """As numactl decides."""
     MIRROR = lib.GGML_NUMA_STRATEGY_MIRROR
     """Reserved by ggml."""
 
@@ -216,7 +216,7 @@ class DeviceType(_Open):
     IGPU = lib.GGML_BACKEND_DEVICE_TYPE_IGPU
     """A graphics processor in system memory."""
     ACCEL = lib.GGML_BACKEND_DEVICE_TYPE_ACCEL
-    """An accelerator used along with the CPU, as BLAS is."""
+    """An accelerator that is used along with the CPU, such as BLAS."""
     META = lib.GGML_BACKEND_DEVICE_TYPE_META
     """Several devices as one."""
 
@@ -262,7 +262,7 @@ class GgmlType(_Open):
 
 
 class Ftype(_Open):
-    """The quantisation of a whole file: what most of its tensors are."""
+    """The quantisation of a whole file: the type of most of its tensors."""
 
     ALL_F32 = lib.LLAMA_FTYPE_ALL_F32
     F16 = lib.LLAMA_FTYPE_MOSTLY_F16
@@ -338,29 +338,29 @@ class TokenAttr(IntFlag):
 
 
 class StateSeqFlags(IntFlag):
-    """What the saved state of a sequence holds."""
+    """What a sequence's saved state contains."""
 
     NONE = lib.LLAMA_STATE_SEQ_FLAGS_NONE
     """All of it, in host memory."""
     PARTIAL_ONLY = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-    """Only what cannot be rolled back otherwise: sliding-window and recurrent state."""
+    """Only what cannot be rolled back in another way: sliding-window and recurrent state."""
     ON_DEVICE = lib.LLAMA_STATE_SEQ_FLAGS_ON_DEVICE
-    """Data stays in the device's memory: faster, and only good for this context."""
+    """The data stays in the devices' memory: faster, but it works only in this context."""
 
 
 class SchedPriority(_Open):
     """How the operating system schedules threads."""
 
     LOW = lib.GGML_SCHED_PRIO_LOW
-    """Others first."""
+    """After others."""
     NORMAL = lib.GGML_SCHED_PRIO_NORMAL
     """Like any other."""
     MEDIUM = lib.GGML_SCHED_PRIO_MEDIUM
-    """Before most; takes privileges."""
+    """Before most; needs privileges."""
     HIGH = lib.GGML_SCHED_PRIO_HIGH
-    """Before nearly all; takes privileges."""
+    """Before nearly all; needs privileges."""
     REALTIME = lib.GGML_SCHED_PRIO_REALTIME
-    """Before all; takes privileges."""
+    """Before all; needs privileges."""
 
 
 class ProcessType(_Open):

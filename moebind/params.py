@@ -154,7 +154,7 @@ def _tensor_split(name: str, value: Any) -> tuple[float, ...] | None:
         return None
     shares = tuple(checks.number(f"{name}[{at}]", share, 0.0) for at, share in enumerate(value))
     if not 0 < len(shares) <= lib.llama_max_devices():
-        raise ValueError(f"{name} has {len(shares)} shares; it takes 1 to {lib.llama_max_devices()}, one a device")
+        raise ValueError(f"{name} has {len(shares)} shares; it takes 1 to {lib.llama_max_devices()}, one per device")
     return shares
 
 
@@ -202,9 +202,9 @@ class ModelParams(ModelParamsMethods, Params):
     """
 
     devices: tuple[Device, ...] | None = option(None, _devices)
-    """Devices that take layers, from ``moebind.devices()``; None: all GPUs. An empty tuple keeps all on the CPU."""
+    """Devices that take layers, from ``moebind.devices()``; None: all GPUs. An empty tuple keeps them on the CPU."""
     tensor_overrides: tuple[TensorOverride, ...] = option((), _tensor_overrides)
-    """Rules that send tensors elsewhere; the first that matches a tensor's name wins. There can be one less than
+    """Rules that send tensors elsewhere; the first that matches a tensor's name wins. There can be one fewer than
     ``llama_max_tensor_buft_overrides`` says."""
     n_gpu_layers: int = option(_MODEL.n_gpu_layers, _integer(-1))
     """How many layers go to devices other than the CPU, counted from the last; -1: all."""
@@ -221,13 +221,13 @@ class ModelParams(ModelParamsMethods, Params):
     progress_callback: Callable[[float], bool | None] | bool | None = option(None, _progress)
     """Called with a fraction from 0.0 to 1.0 during the load; returning False stops it. True: a progress bar."""
     kv_overrides: KvOverrides = option(KvOverrides(), _kv_overrides)
-    """Metadata to take instead of the file's: a mapping from key to bool, int, float or str."""
+    """Metadata to use instead of the file's: a mapping from key to bool, int, float or str."""
     vocab_only: bool = option(_MODEL.vocab_only, checks.boolean)
-    """Load the vocabulary only: text and tokens work, contexts do not."""
+    """Load only the vocabulary: text and tokens work, contexts do not."""
     check_tensors: bool = option(_MODEL.check_tensors, checks.boolean)
     """Look for invalid numbers in the weights while loading."""
     use_extra_bufts: bool = option(_MODEL.use_extra_bufts, checks.boolean)
-    """Let weights in host memory be repacked into layouts that the CPU computes faster with."""
+    """Let weights in host memory be repacked into layouts that are faster on the CPU."""
     no_host: bool = option(_MODEL.no_host, checks.boolean)
     """Do not use the devices' pinned host memory, so that extra buffer types can be used."""
     no_alloc: bool = option(_MODEL.no_alloc, checks.boolean)
@@ -376,24 +376,24 @@ class ContextParams(ContextParamsMethods, Params):
     n_seq_max: int = option(_CONTEXT.n_seq_max, _integer(1, lib.llama_max_parallel_sequences()))
     """The most sequences that the cache holds side by side, up to ``llama_max_parallel_sequences``."""
     n_rs_seq: int = option(_CONTEXT.n_rs_seq, _integer(0, 4096))
-    """Snapshots of recurrent state kept a sequence, to go back to; experimental in llama.cpp."""
+    """Snapshots of recurrent state to keep per sequence, for rolling back; experimental in llama.cpp."""
     n_outputs_max: int = option(_CONTEXT.n_outputs_max, _integer(0))
-    """The most tokens of a batch that logits or embeddings are computed for; 0: ``n_batch``."""
+    """The most tokens of a batch that can have logits or embeddings; 0: ``n_batch``."""
     n_outputs_max_per_seq: int = option(_CONTEXT.n_outputs_max_per_seq, _integer(0))
     """The same for each sequence; 0: ``n_outputs_max``."""
     n_threads: int = option(_N_THREADS, _integer(1, checks.THREADS_MAX))
-    """Threads that compute single tokens; by default, one a physical core."""
+    """Threads that compute single tokens; by default, one per physical core."""
     n_threads_batch: int = option(_N_THREADS, _integer(1, checks.THREADS_MAX))
-    """Threads that compute prompts and batches; by default, one a physical core."""
+    """Threads that compute prompts and batches; by default, one per physical core."""
     ctx_type: ContextType = option(ContextType(_CONTEXT.ctx_type), _member(ContextType))
     """What the context computes."""
     rope_scaling_type: RopeScalingType = option(RopeScalingType(_CONTEXT.rope_scaling_type), _member(RopeScalingType))
     """How positions are stretched beyond the trained context."""
     pooling_type: PoolingType = option(PoolingType(_CONTEXT.pooling_type), _member(PoolingType))
-    """How token embeddings become one embedding of a sequence. MEAN takes an ``n_ubatch`` that is a multiple of
+    """How token embeddings become one embedding per sequence. MEAN needs an ``n_ubatch`` that is a multiple of
     ``n_seq_max``."""
     attention_type: AttentionType = option(AttentionType(_CONTEXT.attention_type), _member(AttentionType))
-    """What a token may look at."""
+    """Which other tokens a token may see."""
     flash_attn_type: FlashAttnType = option(FlashAttnType(_CONTEXT.flash_attn_type), _member(FlashAttnType))
     """Whether fused attention kernels are used."""
     rope_freq_base: float = option(_CONTEXT.rope_freq_base, _number(0.0))
@@ -413,14 +413,14 @@ class ContextParams(ContextParamsMethods, Params):
     defrag_thold: float = option(_CONTEXT.defrag_thold, _number(-float("inf")))
     """Deprecated in llama.cpp, which ignores it."""
     eval_callback: Callable[[EvalTensor, bool], bool | None] | TensorObserver | None = option(None, _eval_callback)
-    """A :class:`TensorObserver`, called for certain tensors of a graph when they are computed. Or a function, called as
-    ``fn(tensor, ask)`` with each :class:`EvalTensor`: with ``ask=True`` for whether to look at it, then, if so, with
-    ``ask=False`` and its data computed; False then stops the computation. The function is slow: each call waits for
-    the interpreter."""
+    """A :class:`TensorObserver`, which is called for the tensors that it names once they are computed. Or a function,
+    called as ``fn(tensor, ask)`` with each :class:`EvalTensor`: first with ``ask=True``, to say whether it wants the
+    tensor, and then, if so, with ``ask=False`` once the data is computed; returning False then stops the computation.
+    A function is slow, because each call waits for the interpreter."""
     type_k: GgmlType = option(GgmlType(_CONTEXT.type_k), _member(GgmlType, CACHE_TYPES))
     """Type of the cached keys."""
     type_v: GgmlType = option(GgmlType(_CONTEXT.type_v), _member(GgmlType, CACHE_TYPES))
-    """Type of the cached values; a quantised one takes flash attention."""
+    """Type of the cached values; a quantised one needs flash attention."""
     abort_callback: Callable[[], bool] | None = option(None, _callback)
     """Called without arguments, about once a millisecond while the CPU computes; True stops the computation."""
     embeddings: bool = option(_CONTEXT.embeddings, checks.boolean)

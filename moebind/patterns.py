@@ -1,7 +1,7 @@
 """Regular expressions over tensor names, as llama.cpp reads them.
 
 llama.cpp compiles them with C++'s ``std::regex``, which recurses and backtracks without limit, so that some patterns
-would take for ever or overflow the stack. Those are refused here.
+would take forever or overflow the stack. Those are refused here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def experts_pattern() -> str:
 
 
 def check_pattern(pattern: str) -> str:
-    """Refuse what ``std::regex`` does not take, or could take for ever on.
+    """Refuse what ``std::regex`` does not take, or might never finish.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def _unbounded_repeats(pattern: str) -> int:
             if last_group_explodes:
                 raise ValueError(
                     f"pattern {pattern!r} repeats a group that holds a choice or a repetition ({symbol!r} at "
-                    f"{piece.start()}), which std::regex may take for ever on: write it without"
+                    f"{piece.start()}), which std::regex may never finish: write it without"
                 )
             count += not re.fullmatch(r"\{\d+,\d+\}", symbol)
             open_groups[-1] = True

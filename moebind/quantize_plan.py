@@ -187,6 +187,6 @@ def check_plan(
         expected = tensor.shape[0] * (tensor.shape[2] if len(tensor.shape) > 2 else 1)
         if values.size != expected:
             raise QuantizeError(
-                f"imatrix[{renamed[tensor.name]!r}] has {values.size} numbers; the tensor takes {expected}: one a "
+                f"imatrix[{renamed[tensor.name]!r}] has {values.size} numbers; the tensor takes {expected}: one per "
                 "column, for each expert"
             )

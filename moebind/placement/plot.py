@@ -18,7 +18,7 @@ TEXT = "#7d848f"
 
 
 def plot_plan(plan: Plan, path: str) -> None:
-    """Draw stacked bars, one a device, with the line of what is free."""
+    """Draw stacked bars, one per device, with a line for the free memory."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -91,7 +91,7 @@ def _arguments(given: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=50052, help="the port to listen on (50052)")
-    parser.add_argument("--threads", type=int, help="threads that a processor computes with (one a core)")
+    parser.add_argument("--threads", type=int, help="threads that a processor computes with (default: one per core)")
     parser.add_argument("--device", action="append", metavar="NAME", help="what to serve; can be given several times")
     parser.add_argument("--cache", metavar="FOLDER", help="keep large tensors there, so that they are sent once")
     parser.add_argument(
