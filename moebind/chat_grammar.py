@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from moebind import checks
 from moebind._native import ffi, lib
+from moebind.chat_messages import checked_tools
 from moebind.errors import GrammarError, NativeError
+from moebind.json_schema import strict_schema
 from moebind.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -17,7 +20,26 @@ if TYPE_CHECKING:
     from moebind.model import Model
     from moebind.token_data import TokenDataArray
 
-__all__ = ["grammar_sampler", "held_to", "preserved_tokens"]
+__all__ = ["doubts", "grammar_sampler", "held_to", "preserved_tokens"]
+
+
+def doubts(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | None, held: bool) -> Iterator[str]:
+    """What may come as a surprise: tools that the template leaves out, schemas that no grammar can enforce.
+
+    ``held`` is whether the reply is held to the grammar.
+    """
+    functions = [cast("Mapping[str, object]", tool["function"]) for tool in checked_tools(tools) or ()]
+    if functions and not any(str(function["name"]) in prompt.prompt for function in functions):
+        yield "the chat template does not write the tools into the prompt, so the model does not know them"
+        return
+    for function in functions if held and prompt.grammar else ():
+        try:
+            strict_schema(cast("Mapping[str, object]", function["parameters"]))
+        except GrammarError as error:
+            yield (
+                f"arguments of the tool {function['name']!r} may not fit its schema, which a grammar cannot enforce: "
+                f"{error}. Check them, or change the schema"
+            )
 
 
 def preserved_tokens(model: Model, prompt: ChatPrompt) -> frozenset[int]:

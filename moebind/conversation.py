@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from moebind import checks
 from moebind._owner import Owner
-from moebind.chat_grammar import held_to, preserved_tokens
+from moebind.chat_grammar import doubts, held_to, preserved_tokens
 from moebind.chat_prompt import ChatMessage, ChatPrompt
 from moebind.generation import Piece, StopReason
 
@@ -129,6 +130,11 @@ class Conversation(Owner):
         GrammarError
             If a grammar cannot enforce the JSON schema or the tools.
 
+        Warns
+        -----
+        UserWarning
+            If the template leaves out the tools, or a tool's schema says something that the grammar does not enforce.
+
         Examples
         --------
         >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
@@ -139,6 +145,8 @@ class Conversation(Owner):
         prompt = model.chat_format(messages, tools=tools, template=template, **given)
         if checks.boolean("use_grammar", use_grammar):
             sampler = held_to(model, prompt, sampler)
+        for doubt in doubts(prompt, None if given.get("tool_choice") == "none" else tools, use_grammar):
+            warnings.warn(doubt, stacklevel=2)
         texts = [stop] if isinstance(stop, str) else list(stop)
         pieces = self._generate(
             prompt.prompt,

@@ -335,6 +335,46 @@ def test_a_reply_may_call_a_tool(talking: Context) -> None:
     assert reply.text == free.text  # nothing triggered the grammar
 
 
+PLACE = {"properties": {"city": {"type": "string", "pattern": "Rome"}}, "type": "object", "required": ["city"]}
+
+
+def with_parameters(parameters: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": "place", "parameters": parameters}}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        (PLACE, r"'place' .* schema at #/properties/city: .*pattern"),
+        (
+            {"type": "object", "properties": {"n": {"type": "array", "uniqueItems": True}}},
+            "#/properties/n: 'uniqueItems'",
+        ),
+        ({"type": "object", "properties": {"n": {"type": "number", "minimum": 1}}}, "#/properties/n: 'minimum'"),
+    ],
+)
+def test_what_a_tools_schema_asks_in_vain_is_a_warning(talking: Context, parameters: object, told: str) -> None:
+    with pytest.warns(UserWarning, match=told) as caught:
+        talking.chat(HELLO, tools=[WEATHER, with_parameters(parameters)], template=TEMPLATE, max_tokens=1).complete()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    # Without the grammar nothing is promised.
+    talking.chat(HELLO, tools=[with_parameters(parameters)], template=TEMPLATE, use_grammar=False, max_tokens=1)
+
+
+def test_tools_that_the_template_leaves_out_are_a_warning(talking: Context) -> None:
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    with pytest.warns(UserWarning, match="does not write the tools into the prompt") as caught:
+        talking.chat(HELLO, tools=[WEATHER], template=template, max_tokens=1).complete()
+    assert len(caught) == 1
+    talking.chat(HELLO, tools=[WEATHER], tool_choice="none", template=template, max_tokens=1).complete()
+
+
+def test_schemas_are_converted_in_silence(talking: Context, capfd: pytest.CaptureFixture[str]) -> None:
+    talking.model.chat_format(HELLO, tools=[with_parameters(PLACE)], template=TEMPLATE)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_reply_need_not_be_held(talking: Context) -> None:
     reply = talking.chat(HELLO, json_schema=CITY, max_tokens=4, use_grammar=False)
     for _ in reply:
