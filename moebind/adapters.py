@@ -84,7 +84,7 @@ class LoraAdapter(Owner):
     def meta(self) -> Mapping[str, str]:
         """The metadata of the file, as text, without arrays.
 
-        Stands on ``llama_adapter_meta_count``, ``llama_adapter_meta_key_by_index`` and
+        Uses ``llama_adapter_meta_count``, ``llama_adapter_meta_key_by_index`` and
         ``llama_adapter_meta_val_str_by_index``.
         """
         pointer = self._open()
@@ -106,7 +106,7 @@ class LoraAdapter(Owner):
 
         Notes
         -----
-        Stands on ``llama_adapter_get_alora_n_invocation_tokens`` and ``llama_adapter_get_alora_invocation_tokens``.
+        Uses ``llama_adapter_get_alora_n_invocation_tokens`` and ``llama_adapter_get_alora_invocation_tokens``.
         """
         pointer = self._open()
         count = int(lib.llama_adapter_get_alora_n_invocation_tokens(pointer))
@@ -157,7 +157,7 @@ class Adapters(Owner):
 
         Notes
         -----
-        Stands on ``llama_set_adapters_lora``. Graphs and scratch memory are rebuilt here, not in the next ``decode``.
+        Uses ``llama_set_adapters_lora``. Graphs and scratch memory are rebuilt here, not in the next ``decode``.
         """
         if not isinstance(adapters, Mapping):
             raise TypeError(f"adapters is {adapters!r}; it takes a mapping of adapters to scales")
@@ -220,7 +220,7 @@ class Adapters(Owner):
 
         Notes
         -----
-        Stands on ``llama_set_adapter_cvec``. Not every architecture of llama.cpp applies control vectors.
+        Uses ``llama_set_adapter_cvec``. Not every architecture of llama.cpp applies control vectors.
         """
         n_layer, n_embd = self._model.n_layer, self._model.n_embd
         first = last = -1

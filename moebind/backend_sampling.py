@@ -234,7 +234,7 @@ class BackendSampling(Outputs):
     def sampled_probs_ith(self, i: SupportsIndex = -1) -> NDArray[np.float32] | None:
         """Probabilities of the candidates that a backend sampler left.
 
-        Stands on ``llama_get_sampled_probs_ith`` and ``llama_get_sampled_probs_count_ith``.
+        Uses ``llama_get_sampled_probs_ith`` and ``llama_get_sampled_probs_count_ith``.
 
         Parameters
         ----------
@@ -252,7 +252,7 @@ class BackendSampling(Outputs):
     def sampled_logits_ith(self, i: SupportsIndex = -1) -> NDArray[np.float32] | None:
         """Logits of the candidates that a backend sampler left.
 
-        Stands on ``llama_get_sampled_logits_ith`` and ``llama_get_sampled_logits_count_ith``.
+        Uses ``llama_get_sampled_logits_ith`` and ``llama_get_sampled_logits_count_ith``.
 
         Parameters
         ----------
@@ -270,7 +270,7 @@ class BackendSampling(Outputs):
     def sampled_candidates_ith(self, i: SupportsIndex = -1) -> NDArray[np.int32] | None:
         """Token ids of the candidates that a backend sampler left.
 
-        Stands on ``llama_get_sampled_candidates_ith`` and ``llama_get_sampled_candidates_count_ith``.
+        Uses ``llama_get_sampled_candidates_ith`` and ``llama_get_sampled_candidates_count_ith``.
 
         Parameters
         ----------

@@ -42,7 +42,7 @@ class Batch:
 
     Notes
     -----
-    Stands on ``struct llama_batch``.
+    Uses ``struct llama_batch``.
 
     Examples
     --------

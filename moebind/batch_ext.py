@@ -38,7 +38,7 @@ class BatchExt(Owner):
 
     Notes
     -----
-    Stands on ``llama_batch_ext_init`` and ``llama_batch_ext_free``, which are experimental in llama.cpp.
+    Uses ``llama_batch_ext_init`` and ``llama_batch_ext_free``, which are experimental in llama.cpp.
     Process it with :meth:`Context.process`.
 
     Examples
@@ -102,7 +102,7 @@ class BatchExt(Owner):
     ) -> int:
         """Add one entry.
 
-        Stands on ``llama_batch_ext_add`` and ``llama_batch_ext_add_token``, ``llama_batch_ext_set_embd_token``,
+        Uses ``llama_batch_ext_add`` and ``llama_batch_ext_add_token``, ``llama_batch_ext_set_embd_token``,
         ``llama_batch_ext_add_seq``, ``llama_batch_ext_set_pos`` and ``llama_batch_ext_set_output_logits``.
 
         Parameters
@@ -129,7 +129,7 @@ class BatchExt(Owner):
 
         Notes
         -----
-        Stands on ``llama_batch_ext_add_token``, ``_add_embd``, ``_add_seq``, ``_set_embd_token``, ``_set_pos`` and
+        Uses ``llama_batch_ext_add_token``, ``_add_embd``, ``_add_seq``, ``_set_embd_token``, ``_set_pos`` and
         ``_set_output_logits``.
         """
         sequences = checks.int32_array("seq_ids", np.atleast_1d(seq_ids), 0, self._context.n_seq_max - 1).tolist()  # type: ignore[arg-type]

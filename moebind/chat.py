@@ -105,7 +105,7 @@ class ChatTemplates(Owner):
 
         Notes
         -----
-        Stands on ``common_chat_templates_apply``, with Jinja.
+        Uses ``common_chat_templates_apply``, with Jinja.
 
         Examples
         --------
@@ -177,7 +177,7 @@ class ChatTemplates(Owner):
 
         Notes
         -----
-        Stands on ``common_chat_templates_apply``. A template runs with limits (128 KiB of source, 16 MiB of text,
+        Uses ``common_chat_templates_apply``. A template runs with limits (128 KiB of source, 16 MiB of text,
         100,000 items in a list, 10,000 in a range, 1000 levels of statements and expressions) and can be stopped with
         Ctrl-C. llama.cpp runs it some fifty times to find out what its replies look like. The last eight templates are
         kept ready.
@@ -243,7 +243,7 @@ class ChatTemplates(Owner):
 
         Notes
         -----
-        Stands on ``common_chat_parse``, with the parser that llama.cpp makes for the template.
+        Uses ``common_chat_parse``, with the parser that llama.cpp makes for the template.
         """
         given: dict[str, Any] = kwargs
         rendered = self.chat_format([{"role": "user", "content": "?"}], tools=tools, template=template, **given)

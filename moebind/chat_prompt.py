@@ -164,7 +164,7 @@ class ChatPrompt:
 
         Notes
         -----
-        Stands on ``common_chat_parse``.
+        Uses ``common_chat_parse``.
         """
         length = len(checks.utf8("text", text))
         if length > REPLY_BYTES_MAX or checks.nesting(text) > REPLY_NESTING_MAX:

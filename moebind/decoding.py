@@ -75,7 +75,7 @@ class Decoding(Outputs):
 
         Notes
         -----
-        Stands on ``llama_decode``. The outputs of an earlier batch are overwritten. A model without a cache, such as
+        Uses ``llama_decode``. The outputs of an earlier batch are overwritten. A model without a cache, such as
         BERT, encodes instead.
         """
         self._history.clear()
@@ -110,7 +110,7 @@ class Decoding(Outputs):
 
         Notes
         -----
-        Stands on ``llama_process``.
+        Uses ``llama_process``.
         """
         kind = checks.member("type", type, ProcessType)
         if not isinstance(batch, BatchExt):
@@ -193,7 +193,7 @@ class Decoding(Outputs):
 
         Notes
         -----
-        Stands on ``llama_encode``.
+        Uses ``llama_encode``.
         """
         with self._exclusive() as native:
             self._must_encode(True)

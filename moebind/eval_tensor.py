@@ -118,7 +118,7 @@ class EvalTensor:
 
         Notes
         -----
-        Stands on ``ggml_backend_tensor_get``, which copies from any device.
+        Uses ``ggml_backend_tensor_get``, which copies from any device.
         """
         tensor = self._open()
         if not self._computed:

@@ -169,7 +169,7 @@ class Gguf(Mapping[str, GgufValue]):
 
         Notes
         -----
-        Stands on ``gguf_init_from_file``.
+        Uses ``gguf_init_from_file``.
         """
         given = checks.path("path", path)
         return cls._from_hub(given) if checks.on_hub(given) else cls._from_local(given)

@@ -98,7 +98,7 @@ def json_schema_to_grammar(schema: Mapping[str, object] | str) -> str:
 
     Notes
     -----
-    Stands on llama-common's ``json_schema_to_grammar``.
+    Uses llama-common's ``json_schema_to_grammar``.
 
     Examples
     --------

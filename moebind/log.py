@@ -52,7 +52,7 @@ def set_log(level: str | int | None = "warning") -> None:
 
     Notes
     -----
-    Stands on ``llama_log_set``.
+    Uses ``llama_log_set``.
 
     Examples
     --------

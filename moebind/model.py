@@ -83,7 +83,7 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
 
         Notes
         -----
-        Stands on ``llama_model_load_from_file``. Ctrl-C stops a load.
+        Uses ``llama_model_load_from_file``. Ctrl-C stops a load.
         """
         return cls._load(Gguf._from_local(checks.path("path", path)), params, split=False)
 
@@ -100,7 +100,7 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
 
         Notes
         -----
-        Stands on ``llama_model_load_from_splits``.
+        Uses ``llama_model_load_from_splits``.
         """
         if isinstance(paths, (str, os.PathLike)):
             raise TypeError("paths is one path; it takes a sequence of them, or use load_from_file")
@@ -222,7 +222,7 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
 
         Notes
         -----
-        Stands on ``llama_init_from_model``.
+        Uses ``llama_init_from_model``.
         """
         from moebind.context import Context
 
@@ -251,7 +251,7 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
 
         Notes
         -----
-        Stands on ``llama_adapter_lora_init``.
+        Uses ``llama_adapter_lora_init``.
         """
         return LoraAdapter._load(self, checks.path("path", path))
 
@@ -271,7 +271,7 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
     def meta(self) -> Mapping[str, str]:
         """The metadata of the file, as text; arrays are shortened.
 
-        Stands on ``llama_model_meta_count``, ``llama_model_meta_key_by_index`` and
+        Uses ``llama_model_meta_count``, ``llama_model_meta_key_by_index`` and
         ``llama_model_meta_val_str_by_index``.
         """
         pointer = self._open()

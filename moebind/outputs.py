@@ -200,7 +200,7 @@ class Outputs(Owner):
 
         Notes
         -----
-        Stands on ``llama_get_logits``.
+        Uses ``llama_get_logits``.
         """
         with self._exclusive() as native:
             if self._attached:
@@ -229,7 +229,7 @@ class Outputs(Owner):
 
         Notes
         -----
-        Stands on ``llama_get_logits_ith``.
+        Uses ``llama_get_logits_ith``.
         """
         at = checks.integer("i", i, -checks.INT32_MAX)
         with self._exclusive() as native:
@@ -257,7 +257,7 @@ class Outputs(Owner):
 
         Notes
         -----
-        Stands on ``llama_get_embeddings``.
+        Uses ``llama_get_embeddings``.
         """
         with self._exclusive() as native:
             self._must_have_token_embeddings()
@@ -287,7 +287,7 @@ class Outputs(Owner):
 
         Notes
         -----
-        Stands on ``llama_get_embeddings_ith``.
+        Uses ``llama_get_embeddings_ith``.
         """
         at = checks.integer("i", i, -checks.INT32_MAX)
         with self._exclusive() as native:
@@ -316,7 +316,7 @@ class Outputs(Owner):
 
         Notes
         -----
-        Stands on ``llama_get_embeddings_seq``.
+        Uses ``llama_get_embeddings_seq``.
         """
         seq = self._seq("seq_id", seq_id)
         with self._exclusive() as native:

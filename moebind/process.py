@@ -91,7 +91,7 @@ def init(numa: NumaStrategy = NumaStrategy.DISABLED) -> None:
 
     Notes
     -----
-    Stands on ``llama_backend_init``, ``llama_numa_init`` and, for loadable backends,
+    Uses ``llama_backend_init``, ``llama_numa_init`` and, for loadable backends,
     ``ggml_backend_load_all_from_path``.
 
     Examples
@@ -134,7 +134,7 @@ def load_backends(path: str | os.PathLike[str] | None = None) -> None:
 
     Notes
     -----
-    Stands on ``ggml_backend_load_all_from_path``.
+    Uses ``ggml_backend_load_all_from_path``.
     """
     if path is None:
         folder = LIBRARIES
@@ -185,7 +185,7 @@ def devices() -> list[Device]:
 
     Notes
     -----
-    Stands on ``ggml_backend_dev_get`` and ``ggml_backend_dev_get_props``.
+    Uses ``ggml_backend_dev_get`` and ``ggml_backend_dev_get_props``.
 
     Examples
     --------

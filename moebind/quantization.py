@@ -115,7 +115,7 @@ def quantize(
 
     Notes
     -----
-    Stands on ``llama_model_quantize``; defaults are those of ``llama_model_quantize_default_params``.
+    Uses ``llama_model_quantize``; defaults are those of ``llama_model_quantize_default_params``.
     Ctrl-C stops it before the next tensor, and leaves nothing behind.
 
     Examples

@@ -186,7 +186,7 @@ def add_rpc_server(endpoint: str, timeout: float | None = 300.0) -> list[Device]
 
     Notes
     -----
-    Stands on ``ggml_backend_rpc_add_server``.
+    Uses ``ggml_backend_rpc_add_server``.
     """
     endpoint = _normal(endpoint)
     seconds = 1e9 if timeout is None else checks.number("timeout", timeout, 0.001, 1e9)
@@ -231,7 +231,7 @@ def remove_rpc_server(endpoint: str) -> None:
 
     Notes
     -----
-    Stands on ``ggml_backend_unload``.
+    Uses ``ggml_backend_unload``.
     """
     endpoint = _normal(endpoint)
     for name in [device.name for device in devices() if device.backend == "RPC" and device.description == endpoint]:

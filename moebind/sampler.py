@@ -98,7 +98,7 @@ class Sampler(GrammarKinds):
 
         Notes
         -----
-        Stands on ``llama_sampler_init``. While the function runs, the sampler and the context are in the middle of a
+        Uses ``llama_sampler_init``. While the function runs, the sampler and the context are in the middle of a
         call: calling them raises RuntimeError.
 
         Examples
@@ -274,7 +274,7 @@ class Sampler(GrammarKinds):
 
         Notes
         -----
-        Stands on ``llama_sampler_sample``.
+        Uses ``llama_sampler_sample``.
         """
         self._must_choose()
         at = checks.integer("idx", idx, -checks.INT32_MAX)

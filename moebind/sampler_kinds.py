@@ -189,7 +189,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
 
         Notes
         -----
-        Stands on ``llama_sampler_init_top_n_sigma``. What is forbidden stays, with a logit of -inf.
+        Uses ``llama_sampler_init_top_n_sigma``. What is forbidden stays, with a logit of -inf.
         """
         return cls._make(lib.llama_sampler_init_top_n_sigma(checks.number("n", n)))
 
@@ -210,7 +210,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
 
         Notes
         -----
-        Stands on ``llama_sampler_init_xtc``.
+        Uses ``llama_sampler_init_xtc``.
         """
         often, limit = checks.number("p", p, 0.0, 1.0), checks.number("t", t, 0.0, 1.0)
         return cls._make(lib.llama_sampler_init_xtc(often, limit, _min_keep(min_keep), _seed(seed)))
@@ -308,7 +308,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
 
         Notes
         -----
-        Stands on ``llama_sampler_init_dry``. Breakers make it slow to set up: each is looked for in every token.
+        Uses ``llama_sampler_init_dry``. Breakers make it slow to set up: each is looked for in every token.
         """
         if isinstance(seq_breakers, (str, bytes)):
             raise TypeError(f"seq_breakers is {seq_breakers!r}; it takes a sequence of texts")
@@ -370,7 +370,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
 
         Notes
         -----
-        Stands on ``llama_sampler_init_infill``.
+        Uses ``llama_sampler_init_infill``.
         """
         vocab = vocabulary(model)
         if model.token_eot is None and model.token_eos is None:

@@ -44,7 +44,7 @@ class Saving(Owner):
 
         Notes
         -----
-        Stands on ``llama_model_save_to_file``. llama.cpp writes only the metadata that it knows: chat templates and
+        Uses ``llama_model_save_to_file``. llama.cpp writes only the metadata that it knows: chat templates and
         other texts that it merely passes on are lost, and so are tensors that it did not load.
         """
         pointer = self._open()

@@ -81,7 +81,7 @@ class State(Owner):
 
         Notes
         -----
-        Stands on ``llama_state_get_data``.
+        Uses ``llama_state_get_data``.
         """
         with self._exclusive() as native:
             cache, data = self._cache_kind(native), state_data.read(native)
@@ -105,7 +105,7 @@ class State(Owner):
 
         Notes
         -----
-        Stands on ``llama_state_set_data``. A context that is not empty keeps a copy of what it holds during the call.
+        Uses ``llama_state_set_data``. A context that is not empty keeps a copy of what it holds during the call.
         """
         view = checks.octets("data", data)
         self._open()
@@ -200,7 +200,7 @@ class State(Owner):
 
         Notes
         -----
-        Stands on ``llama_state_seq_get_data_ext``.
+        Uses ``llama_state_seq_get_data_ext``.
         """
         seq, chosen = self._seq("seq_id", seq_id), _flags(flags)
         ticket = None
@@ -231,7 +231,7 @@ class State(Owner):
 
         Notes
         -----
-        Stands on ``llama_state_seq_set_data_ext``. If the sequence holds something, a copy is kept during the call.
+        Uses ``llama_state_seq_set_data_ext``. If the sequence holds something, a copy is kept during the call.
         """
         if not isinstance(state, SeqState):
             raise TypeError(f"state is {state!r}; it takes a SeqState, from state_seq_get or SeqState.from_bytes")

@@ -35,7 +35,7 @@ class ThreadPool(Owner):
 
     Notes
     -----
-    Stands on ``ggml_threadpool_new``; :meth:`moebind.Context.attach_threadpool` makes a context use it. If llama.cpp is
+    Uses ``ggml_threadpool_new``; :meth:`moebind.Context.attach_threadpool` makes a context use it. If llama.cpp is
     built with OpenMP, OpenMP starts the threads, and the pool only sets where they run. The thread that calls
     ``decode`` is one of them, and keeps its place.
 

@@ -42,7 +42,7 @@ class TokenDataArray:
 
     Notes
     -----
-    Stands on ``llama_token_data_array``.
+    Uses ``llama_token_data_array``.
 
     Examples
     --------

@@ -220,7 +220,7 @@ class Vocabulary(Owner):
 
         Notes
         -----
-        Stands on ``llama_tokenize``. Some pre-tokenizers recurse over every run of letters, digits or spaces, with 320
+        Uses ``llama_tokenize``. Some pre-tokenizers recurse over every run of letters, digits or spaces, with 320
         bytes per character; long texts are read on a thread with a stack as large as they may need.
 
         Examples
@@ -270,7 +270,7 @@ class Vocabulary(Owner):
 
         Notes
         -----
-        Stands on ``llama_detokenize``. A vocabulary may lack characters or bytes, which the tokenizer then leaves out;
+        Uses ``llama_detokenize``. A vocabulary may lack characters or bytes, which the tokenizer then leaves out;
         and SentencePiece takes ``"▁"`` for a space.
         """
         vocab = self._usable_vocab()

@@ -1,7 +1,7 @@
-"""Write ``docs/llama-h.tsv``: each function of llama.h, and the public Python names that stand on it.
+"""Write ``docs/llama-h.tsv``: each function of llama.h, and the public Python names that use it.
 
-A docstring that names a function in double backquotes says that its name stands on it; so the table is read from the
-package. What nothing stands on has its reason below. ``python tools/c_api_table.py`` writes the table; with ``--check``
+A docstring that names a function in double backquotes says that its name uses it; so the table is read from the
+package. What nothing uses has its reason below. ``python tools/c_api_table.py`` writes the table; with ``--check``
 it only says whether it is up to date.
 """
 
@@ -22,7 +22,7 @@ TARGET = ROOT / "docs/llama-h.tsv"
 #: Modules whose names are public too, beside those of ``moebind`` itself.
 MODULES: tuple[str, ...] = ()
 
-#: Why nothing stands on a function. ``moebind.lib`` has them all the same.
+#: Why nothing uses a function. ``moebind.lib`` has them all the same.
 REASONS = {
     "llama_ftype_name": "the members of Ftype have names",
     "llama_flash_attn_type_name": "the members of FlashAttnType have names",
@@ -61,7 +61,7 @@ REASONS = {
     "llama_opt_epoch": "training, which llama.cpp calls experimental",
 }
 #: Names that have no docstring to say so in.
-PLAIN_VALUES = {"llama_cpp_version": "Stands on ``llama_version``."}
+PLAIN_VALUES = {"llama_cpp_version": "Uses ``llama_version``."}
 
 
 def functions() -> list[str]:

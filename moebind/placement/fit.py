@@ -216,7 +216,7 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     if added:
         share = plan.expert_bytes / total if total else 0.0
         lines.append(
-            f"{show_size(plan.expert_bytes)} of {show_size(total)} of experts ({share:.0%}) stay on the devices, the "
+            f"{show_size(plan.expert_bytes)} of {show_size(total)} of experts ({share:.0%}) stay on the devices; the "
             f"others are in host memory: {', '.join(rule.pattern for rule in added)}."
         )
     elif len(plan.devices) > 1 and params.n_gpu_layers == model.n_gpu_layers:
@@ -228,7 +228,7 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
         lines.append(f"n_ctx is {context.n_ctx}, as you set it.")
     else:
         lines.append(
-            f"n_ctx is {context.n_ctx}: the longest, up to what the model was trained with, that this leaves room for."
+            f"n_ctx is {context.n_ctx}: the longest context that fits, up to what the model was trained with."
         )
     if goal != "decode":
         lines.append(f"n_ubatch is {context.n_ubatch}, for the goal {goal!r}.")

@@ -230,7 +230,7 @@ def plan(
 
     Notes
     -----
-    Stands on ``llama_model_params.no_alloc`` and ``llama_get_memory_breakdown``. Loaded models, and everything else
+    Uses ``llama_model_params.no_alloc`` and ``llama_get_memory_breakdown``. Loaded models, and everything else
     that uses memory, make ``free`` less than ``capacity``.
 
     Examples

@@ -52,7 +52,7 @@ class RoutingRecorder(TensorObserver):
 
     Notes
     -----
-    Stands on ``cb_eval`` of ``llama_context_params`` and reads the tensors ``ffn_moe_topk-<layer>``. That works for
+    Uses ``cb_eval`` of ``llama_context_params`` and reads the tensors ``ffn_moe_topk-<layer>``. That works for
     softmax, sigmoid and grouped routers, and for those that look experts up by token. Reading interrupts llama.cpp once
     per layer; ``benchmarks/routing.py`` measures what that costs.
     """

@@ -44,7 +44,7 @@ def serve(host: str, port: int, n_threads: int, devices: Sequence[CData], cache:
 
     Notes
     -----
-    Stands on ``ggml_backend_rpc_start_server``.
+    Uses ``ggml_backend_rpc_start_server``.
     """
     served = ffi.new("ggml_backend_dev_t[]", list(devices))
     folder = ffi.NULL if cache is None else ffi.new("char[]", os.fsencode(cache))
