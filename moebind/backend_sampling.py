@@ -52,7 +52,7 @@ def check_chain(chain: Sampler, n_outputs: int, n_vocab: int) -> None:
     if not isinstance(chain, Sampler):
         raise TypeError(f"sampler is {chain!r}; it takes a chain of samplers")
     if not lib.llama_sampler_chain_get(chain._open(), -1):
-        raise SamplerError(f"{chain!r} is no chain: put it into one, Sampler.chain([...])")
+        raise SamplerError(f"{chain!r} is not a chain: put it into one, Sampler.chain([...])")
     if chain._attached:
         raise SamplerError(
             f"{chain!r} is, or was, attached to a context, which a chain can be once: attach its clone()"

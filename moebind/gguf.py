@@ -259,7 +259,7 @@ class Gguf(Mapping[str, GgufValue]):
             If it is not an array.
         """
         if self.type_of(key) != GgufType.ARRAY:
-            raise TypeError(f"{key} is no array, but {self.type_of(key).name}")
+            raise TypeError(f"{key} is not an array, but {self.type_of(key).name}")
         return GgufType(lib.gguf_get_arr_type(self._headers[0], self._keys[key]))
 
     # --- tensors ---

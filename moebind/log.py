@@ -18,17 +18,18 @@ _LEVELS = {
     lib.GGML_LOG_LEVEL_ERROR: logging.ERROR,
 }
 
-#: Warnings of llama.cpp's about what moebind does on purpose, so that the caller can do nothing about them.
-_ON_PURPOSE = (
+#: Warnings of llama.cpp's that help nobody: moebind does it on purpose, or raises an exception that says more.
+_TOLD_OTHERWISE = (
     "tensor overrides to CPU are used with mmap enabled",  # experts in host memory; docs/offload.md weighs the choice
     "model default pooling_type is [-1]",  # the file names none, and embed() takes MEAN
+    "failed to find a memory slot",  # NoKvSlotError, which generate_many() answers by itself
 )
 
 
 def emit(level: int, line: str) -> None:
     """Log one line of llama.cpp's."""
     number = _LEVELS.get(level, logging.INFO)
-    if number == logging.WARNING and any(text in line for text in _ON_PURPOSE):
+    if number == logging.WARNING and any(text in line for text in _TOLD_OTHERWISE):
         number = logging.INFO
     logger.log(number, "%s", line)
 

@@ -465,7 +465,7 @@ class Sampler(GrammarKinds):
     def _chain(self) -> CData:
         native = self._open()
         if not lib.llama_sampler_chain_get(native, -1):
-            raise SamplerError(f"{self!r} is no chain, and only chains measure: Sampler.chain([...])")
+            raise SamplerError(f"{self!r} is not a chain, and only chains measure: Sampler.chain([...])")
         return native
 
     def __repr__(self) -> str:

@@ -275,7 +275,7 @@ def test_accepted_tokens_are_in_the_vocabulary(dense: Model) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Sampler.greedy(), "no chain"),
+        (lambda: Sampler.greedy(), "not a chain"),
         (lambda: Sampler.chain([]), "empty"),
         (lambda: Sampler.chain([Sampler.top_k(10**6), Sampler.greedy()]), "candidates"),
         (lambda: Sampler.chain([Sampler.top_k(4), Sampler.top_k(5)]), "4 candidates"),

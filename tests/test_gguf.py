@@ -64,7 +64,7 @@ def test_scalars_of_every_type(every_type: Gguf, name: str, value: object) -> No
     assert found == value
     assert type(found) is type(value)
     assert every_type.type_of(f"one.{name}") is GgufType[name.upper()]
-    with pytest.raises(TypeError, match="no array"):
+    with pytest.raises(TypeError, match="not an array"):
         every_type.item_type_of(f"one.{name}")
 
 

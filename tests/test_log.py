@@ -13,7 +13,7 @@ import pytest
 
 import moebind
 from conftest import CPU, SMALL
-from moebind import Model, PoolingType
+from moebind import Batch, Model, PoolingType
 
 MakeTiny = Callable[..., Path]
 
@@ -108,6 +108,20 @@ def test_what_moebind_chooses_itself_is_no_warning(tiny_path: MakeTiny) -> None:
     assert asked.stdout == ""
     for told in ("tensor overrides to CPU are used with mmap enabled", "model default pooling_type is [-1]"):
         assert re.search(rf"^INFO .*{re.escape(told)}", asked.stderr, re.MULTILINE)
+
+
+def test_a_full_cache_is_an_exception_only(caplog: pytest.LogCaptureFixture, tiny_path: MakeTiny) -> None:
+    moebind.set_log()
+    batch = Batch(200)
+    with Model.load_from_file(tiny_path(), CPU) as model, model.new_context(SMALL) as context:
+        batch.add_sequence([10] * 200, 0)
+        context.decode(batch)
+        batch.clear()
+        batch.add_sequence([10] * 200, 0, pos=200)
+        caplog.clear()
+        with pytest.raises(moebind.NoKvSlotError):
+            context.decode(batch)
+    assert all(record.levelno < logging.WARNING for record in caplog.records)
 
 
 def test_pooling_unlike_the_models_is_a_warning(caplog: pytest.LogCaptureFixture, tiny_path: MakeTiny) -> None:

@@ -265,7 +265,7 @@ def test_chains_measure(context: Context) -> None:
         chain.reset_timings()
         assert chain.timings() == SamplerTimings(0.0, 0)
         for use in (chain[0].timings, chain[1].reset_timings):
-            with pytest.raises(SamplerError, match="no chain"):
+            with pytest.raises(SamplerError, match="not a chain"):
                 use()
 
 

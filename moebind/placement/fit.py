@@ -227,9 +227,7 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     if pinned:
         lines.append(f"n_ctx is {context.n_ctx}, as you set it.")
     else:
-        lines.append(
-            f"n_ctx is {context.n_ctx}: the longest context that fits, up to what the model was trained with."
-        )
+        lines.append(f"n_ctx is {context.n_ctx}: the longest context that fits, up to what the model was trained with.")
     if goal != "decode":
         lines.append(f"n_ubatch is {context.n_ubatch}, for the goal {goal!r}.")
     if plan.host.name in plan.missing and plan.host.name not in search.budgets:
