@@ -160,7 +160,7 @@ class Decoding(Outputs):
     def _raise_decode_error(self, code: int, n_tokens: int) -> None:
         if code == 1:
             raise NoKvSlotError(
-                f"the cache has no room for {n_tokens} more tokens (n_ctx is {self.n_ctx}, {self.n_ctx_seq} a "
+                f"the cache has no room for {n_tokens} more tokens (n_ctx is {self.n_ctx}, {self.n_ctx_seq} per "
                 "sequence): remove sequences or parts of them, or make the context with a larger n_ctx",
                 code,
             )

@@ -114,7 +114,7 @@ class QuantizeResult:
             before, after = (sum(getattr(row, name) for row in rows) / 2**20 for name in ("source_nbytes", "nbytes"))
             lines.append(f"{source:>8} -> {target:<8} {len(rows):8} {before:10.1f} {after:10.1f}")
         total = f"{len(self.tensors):8} {self.source_nbytes / 2**20:10.1f} {self.nbytes / 2**20:10.1f}"
-        lines.append(f"{'all':>8}    {'':<8} {total}  {self.bits_per_weight:.2f} bits a weight")
+        lines.append(f"{'all':>8}    {'':<8} {total}  {self.bits_per_weight:.2f} bits per weight")
         return "\n".join(lines)
 
 

@@ -133,7 +133,7 @@ def test_several_threads_write_the_same(wide: Path, tmp_path: Path) -> None:
 def test_it_prints(wide: Path) -> None:
     text = str(quantize(wide, None, Ftype.Q4_K_S, dry_run=True))
     assert "F32 -> Q4_K" in text
-    assert "bits a weight" in text
+    assert "bits per weight" in text
 
 
 def test_metadata(wide: Path, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ class ExpertSummary:
 
     def __str__(self) -> str:
         head = f"{os.path.basename(self.path)}: {self.n_expert} experts, {self.n_expert_used} used"
-        rows = [("MiB a layer", "types", "shared MiB", "dense MiB", "layers")]
+        rows = [("MiB per layer", "types", "shared MiB", "dense MiB", "layers")]
         rows += [
             (
                 f"{first.nbytes / 2**20:.1f}",
