@@ -50,10 +50,10 @@ class Pretrained:
         repo_id
             The repository, ``"OWNER/NAME"``.
         filename
-            Which of its GGUF files: a name, that of any one of a split model or what they have in common
-            (``"NAME.gguf"`` for ``NAME-00001-of-00004.gguf``), a pattern (``"*Q4_K_M*"``), or what it is quantised as
-            (``"Q4_K_M"``). None: the only model there is; files for images and importance matrices do not count.
-            All files of a split model are downloaded.
+            Which of its GGUF files: a file's name, the common name of a split model's files (``"NAME.gguf"`` for
+            ``NAME-00001-of-00004.gguf``), a pattern (``"*Q4_K_M*"``), or a quantisation (``"Q4_K_M"``). None: the only
+            model in the repository; files for images and importance matrices do not count. All files of a split model
+            are downloaded.
         params
             As for :meth:`load_from_file`.
         revision
@@ -61,11 +61,11 @@ class Pretrained:
         token
             For private and gated repositories; None: ``HF_TOKEN``, or that of ``hf auth login``. False: none.
         cache_dir
-            Where to; None: ``HF_HUB_CACHE``, which all programs share that use huggingface_hub.
+            Where to keep it; None: ``HF_HUB_CACHE``, which all programs that use huggingface_hub share.
         local_files_only
-            Whether to load from the cache and leave the Hub alone, as with ``HF_HUB_OFFLINE``.
+            Load from the cache and do not ask the Hub, as with ``HF_HUB_OFFLINE``.
         endpoint
-            Another server that speaks as the Hub does; None: ``HF_ENDPOINT``.
+            Another server with the Hub's interface; None: ``HF_ENDPOINT``.
 
         Returns
         -------
@@ -75,17 +75,18 @@ class Pretrained:
         Raises
         ------
         ModelNotFoundError
-            If there is no such repository, revision or file, or several models match; the message lists what there is.
+            If there is no such repository, revision or file, or several models match; the message lists those that
+            exist.
         ModelLoadError
-            If the Hub cannot be reached and the cache does not have the model, it refuses, or there is no room on the
-            disk; what :meth:`load_from_file` raises.
+            If the Hub cannot be reached and the cache does not have the model, the Hub refuses, or the disk is full;
+            and as for :meth:`load_from_file`.
         ImportError
-            Without huggingface_hub, which comes with the extra ``hub``.
+            If huggingface_hub is missing; it comes with the extra ``hub``.
 
         Notes
         -----
-        Stands on ``huggingface_hub.hf_hub_download``: its progress bars, its retries. After Ctrl-C, files that came
-        whole stay in the cache. :func:`plan`, :func:`fit` and :func:`experts` know a model before it is downloaded.
+        Uses ``huggingface_hub.hf_hub_download``, with its progress bars and retries. After Ctrl-C, complete files stay
+        in the cache. :func:`plan`, :func:`fit` and :func:`experts` work before a download.
         """
         from moebind import hub  # few need it
 
