@@ -75,6 +75,7 @@ from moebind.timings import SamplerTimings, Timings
 from moebind.token_data import TokenDataArray
 
 if TYPE_CHECKING:
+    from moebind import bench
     from moebind.diagnosis import Diagnosis, Finding, Severity, doctor
     from moebind.json_schema import json_schema_to_grammar
     from moebind.placement.experts import ExpertSummary, LayerExperts, experts
@@ -152,6 +153,7 @@ __all__ = [
     "ToolFunction",
     "VocabType",
     "add_rpc_server",
+    "bench",
     "chat_builtin_templates",
     "devices",
     "doctor",
@@ -197,17 +199,20 @@ _LAZY = {
     "plan": "moebind.placement.plan",
     "quantize": "moebind.quantization",
 }
+_LAZY_MODULES = frozenset({"bench"})
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LAZY:
+    if name not in _LAZY and name not in _LAZY_MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"moebind.{name}")
     value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_LAZY_MODULES})

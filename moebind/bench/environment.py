@@ -1,0 +1,150 @@
+"""What a measurement was made with: the file, the build, the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from moebind import machine
+from moebind._native import CData, decoded, lib
+from moebind.enums import DeviceType
+from moebind.files import signature, write_whole
+from moebind.process import describe, llama_cpp_version, native_devices, system_info
+
+__all__ = ["build", "checksums", "machine_record", "now", "processor"]
+
+_BLOCK = 16 * 2**20
+
+
+def now() -> str:
+    """The date and time, UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def build() -> dict[str, str]:
+    """What moebind and llama.cpp are, without touching a device: asking one would take memory on it."""
+    from moebind import __version__
+
+    return {
+        "moebind": __version__,
+        "llama_cpp": llama_cpp_version(),
+        "commit": decoded(lib.ggml_commit()),
+        "cuda": decoded(lib.moebind_cuda_verdict()),
+        "system_info": system_info(),
+    }
+
+
+def processor() -> str:
+    """The processor's name."""
+    names = {"model name", "Hardware", "Processor"}
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name.strip() in names and value.strip():
+                    return value.strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def installed() -> list[str]:
+    """The devices of this machine other than the processor, without asking them how much memory they have."""
+    return [
+        f"{decoded(lib.ggml_backend_dev_name(native))}: {decoded(lib.ggml_backend_dev_description(native))}"
+        for native in local_gpus()
+    ]
+
+
+def local_gpus() -> list[CData]:
+    """GPUs of this machine; those of RPC servers, workers of ours among them, come and go."""
+    return [
+        native
+        for native in native_devices()
+        if lib.ggml_backend_dev_type(native) in {DeviceType.GPU, DeviceType.IGPU}
+        and decoded(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(native))) != "RPC"
+    ]
+
+
+def machine_record() -> dict[str, Any]:
+    """Processor, memory, devices and driver, as the process that measures sees them."""
+    facts = machine.read_facts()
+    return {
+        "processor": processor(),
+        "cores": facts.cores,
+        "cores_allowed": facts.cores_allowed,
+        "core_quota": facts.core_quota,
+        "memory_total": facts.memory_total,
+        "memory_capacity": facts.memory.capacity,
+        "driver": facts.nvidia_driver,
+        "openmp": facts.openmp,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "devices": [
+            {
+                "name": device.name,
+                "description": device.description,
+                "backend": device.backend,
+                "type": device.type.name,
+                "memory_total": device.memory_total,
+                "capacity": device.capacity,
+            }
+            for device in (describe(at, native) for at, native in enumerate(native_devices()))
+        ],
+    }
+
+
+def checksums(
+    paths: Sequence[str], cache: str | None, progress: Callable[[float], None] = lambda fraction: None
+) -> list[dict[str, Any]]:
+    """Name, size and SHA-256 of each file.
+
+    ``cache`` is a JSON file that remembers those of files that were not changed since, by device, number, size and time
+    of change; None: nothing is remembered.
+    """
+    known = _read_cache(cache)
+    total = sum(os.path.getsize(path) for path in paths)
+    done = 0
+    found: list[dict[str, Any]] = []
+    for path in paths:
+        full, told = os.path.realpath(path), list(signature(path))
+        entry = known.get(full)
+        if not isinstance(entry, Mapping) or entry.get("signature") != told:
+            digest = hashlib.sha256()
+            with open(path, "rb", buffering=0) as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+                    done += len(block)
+                    progress(done / max(total, 1))
+            known[full] = entry = {"signature": told, "sha256": digest.hexdigest()}
+        else:
+            done += told[2]
+        found.append({"name": os.path.basename(path), "size": told[2], "sha256": entry["sha256"]})
+    if cache is not None:
+        write_whole(cache, [json.dumps(known, indent=1).encode()])
+    return found
+
+
+def _read_cache(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            known = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver."""
+    try:
+        with open("/proc/driver/nvidia/version", encoding="utf-8", errors="replace") as file:
+            return machine.driver_of(file.read())
+    except OSError:
+        return None

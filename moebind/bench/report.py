@@ -1,0 +1,359 @@
+"""What was measured, as objects, JSON, tables and pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from moebind import checks
+from moebind.bench.agreement import Agreement
+from moebind.bench.measure import TimedRun
+from moebind.bench.seen import Resident, Seen
+from moebind.enums import DeviceType
+from moebind.memory import BufferMemory, DeviceMemory, MemoryBreakdown
+
+__all__ = ["REPORT", "OffloadReport", "OffloadRow", "Samples"]
+
+#: The file in a benchmark's folder.
+REPORT = "report.json"
+#: The form of the JSON; it changes when something in it changes its meaning.
+FORM = 1
+QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The same thing measured several times.
+
+    Attributes
+    ----------
+    values : tuple[float, ...]
+        Each of them, in order.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float:
+        """Their standard deviation (of a sample: divided by one less than there are)."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.std:.2f}"
+
+
+@dataclass(frozen=True)
+class OffloadRow:
+    """One placement: what it took and how fast it was, or why it failed.
+
+    Attributes
+    ----------
+    name : str
+        The placement's name.
+    failure : str or None
+        Why there are no numbers; all below are then None or empty.
+    date : str
+        When it was measured, UTC.
+    key : str
+        What tells whether a row can be taken for what is asked for: a hash of the files' checksums, parameters,
+        devices, settings, build and machine.
+    model_params, context_params : Mapping[str, object]
+        What differs from the defaults, also what ``fit`` found.
+    load : float or None
+        Seconds that the load and the context took.
+    runs : tuple[TimedRun, ...]
+        Each run, with all its stamps.
+    predicted, allocated : MemoryBreakdown or None
+        What :func:`moebind.plan` said before the load, and what the context held after the runs.
+    before, held : Seen or None
+        Memory as seen from outside, before the load, when devices were in use already, and after the runs.
+    nvml : str or None
+        Why NVML could not be asked.
+    agreement : Agreement or None
+        With the first placement's logits.
+    """
+
+    name: str
+    failure: str | None
+    date: str
+    key: str
+    model_params: Mapping[str, object] = field(default_factory=dict)
+    context_params: Mapping[str, object] = field(default_factory=dict)
+    load: float | None = None
+    runs: tuple[TimedRun, ...] = ()
+    predicted: MemoryBreakdown | None = None
+    allocated: MemoryBreakdown | None = None
+    before: Seen | None = None
+    held: Seen | None = None
+    nvml: str | None = None
+    agreement: Agreement | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was measured."""
+        return self.failure is None
+
+    @property
+    def prompt(self) -> Samples | None:
+        """Tokens a second of prompts."""
+        return Samples(tuple(run.prompt_speed for run in self.runs)) if self.runs else None
+
+    @property
+    def decode(self) -> Samples | None:
+        """Tokens a second, computed one at a time."""
+        return Samples(tuple(run.decode_speed for run in self.runs)) if self.runs else None
+
+    @property
+    def first_token(self) -> Samples | None:
+        """Seconds from a prompt's text to the first token."""
+        return Samples(tuple(run.first_token for run in self.runs)) if self.runs else None
+
+    @property
+    def token_quantiles(self) -> dict[float, float]:
+        """Seconds from one token to the next, over all runs: least, a tenth, median, nine tenths, 99 %, most."""
+        intervals = [interval for run in self.runs for interval in run.intervals]
+        if not intervals:
+            return {}
+        return dict(zip(QUANTILES, np.quantile(intervals, QUANTILES).tolist(), strict=True))
+
+    @property
+    def worst_error(self) -> int | None:
+        """Bytes by which the plan was off, of that device and class (weights, cache, scratch) where it was most."""
+        if self.predicted is None or self.allocated is None:
+            return None
+        held = {device.name: device for device in self.allocated.devices}
+        return max(
+            max(
+                abs(device.model - held[device.name].model),
+                abs(device.context - held[device.name].context),
+                abs(device.compute - held[device.name].compute),
+            )
+            for device in self.predicted.devices
+            if device.name in held
+        )
+
+    @property
+    def device_bytes_seen(self) -> int | None:
+        """Bytes on devices as seen from outside: of NVIDIA's cards by NVML, of loopback workers by their growth.
+
+        None if neither is there.
+        """
+        if self.held is None or self.before is None:
+            return None
+        grown = [
+            held.total - self.before.workers[name].total
+            for name, held in self.held.workers.items()
+            if name in self.before.workers
+        ]
+        cards: list[int] = list(self.held.gpu.values()) if self.held.gpu else []
+        if not cards and self.held.cards and self.before.cards:  # nobody else is taken to have changed
+            used = [size - self.before.cards.get(name, 0) for name, size in self.held.cards.items()]
+            cards = [size for size in used if size > 0]
+        return sum(grown) + sum(cards) if grown or cards else None
+
+
+@dataclass(frozen=True)
+class OffloadReport:
+    """What :func:`offload` measured. Printing it gives the table and what it was measured with.
+
+    Attributes
+    ----------
+    rows : tuple[OffloadRow, ...]
+        One a placement, in the order that was asked for.
+    reference : str or None
+        The row that others are compared with: the first that did not fail.
+    settings : Mapping[str, object]
+        What was asked for.
+    environment : Mapping[str, object]
+        Files with their checksums, build, machine, date, and the command that makes it again.
+    """
+
+    rows: tuple[OffloadRow, ...]
+    reference: str | None
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[OffloadRow]:
+        return iter(self.rows)
+
+    def __getitem__(self, name: str) -> OffloadRow:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"there is no row {name!r}; there are {', '.join(row.name for row in self.rows)}")
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return all(row.ok for row in self.rows)
+
+    def reduction(self, name: str) -> float | None:
+        """How much less a placement holds on devices than the first one: 0.94 is 94 % saved. None if one failed."""
+        row = self[name]
+        first = self[self.reference].allocated if self.reference is not None else None
+        return row.allocated.reduction_vs(first) if row.allocated is not None and first is not None else None
+
+    def to_dict(self) -> dict[str, object]:
+        """All of it as plain values, for JSON: keys stay the same from version to version.
+
+        Sizes are bytes, times seconds, speeds tokens a second.
+        """
+        return {
+            "form": FORM,
+            "reference": self.reference,
+            "settings": dict(self.settings),
+            "environment": dict(self.environment),
+            "rows": [self._row(row) for row in self.rows],
+        }
+
+    def _row(self, row: OffloadRow) -> dict[str, object]:
+        measured = {name: getattr(row, name) for name in ("prompt", "decode", "first_token")}
+        return {
+            "name": row.name,
+            "failure": row.failure,
+            "date": row.date,
+            "key": row.key,
+            "model_params": dict(row.model_params),
+            "context_params": dict(row.context_params),
+            "load": row.load,
+            **{
+                name: None if each is None else {"mean": each.mean, "std": each.std, "values": list(each.values)}
+                for name, each in measured.items()
+            },
+            "token_quantiles": {f"{at:g}": value for at, value in row.token_quantiles.items()},
+            "runs": [asdict(run) for run in row.runs],
+            "device_bytes": None if row.allocated is None else row.allocated.device_bytes,
+            "device_bytes_seen": row.device_bytes_seen,
+            "reduction": self.reduction(row.name),
+            "worst_error": row.worst_error,
+            "predicted": None if row.predicted is None else memory_record(row.predicted),
+            "allocated": None if row.allocated is None else memory_record(row.allocated),
+            "before": None if row.before is None else asdict(row.before),
+            "held": None if row.held is None else asdict(row.held),
+            "nvml": row.nvml,
+            "agreement": None if row.agreement is None else asdict(row.agreement),
+        }
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> OffloadReport:
+        """Read a report that :func:`offload` wrote.
+
+        Parameters
+        ----------
+        path
+            The folder or the JSON file that was given as ``output``.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        ValueError
+            If the file is something else.
+        """
+        file = checks.path("path", path)
+        if os.path.isdir(file):
+            file = os.path.join(file, REPORT)
+        with open(file, encoding="utf-8") as opened:
+            text = opened.read()
+        try:
+            data = json.loads(text)
+            if data["form"] != FORM:
+                raise ValueError(f"its form is {data['form']!r}, and this moebind reads {FORM}")
+            rows = tuple(_read_row(row) for row in data["rows"])
+            return cls(rows, data["reference"], data["settings"], data["environment"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} is not a report of the offload benchmark: {error}") from error
+
+    def to_markdown(self) -> str:
+        """The table of placements, what it was measured with, and what it took, as Markdown."""
+        from moebind.bench.tables import markdown
+
+        return markdown(self)
+
+    def __str__(self) -> str:
+        from moebind.bench.tables import plain
+
+        return plain(self)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw what each placement holds, by class, and how fast it was, into a file.
+
+        Parameters
+        ----------
+        path
+            Where to; its ending chooses the format (``.png``, ``.svg``, ``.pdf``). The background is transparent, and
+            the colours read on a light page as on a dark one.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib, which comes with the extra ``plot``.
+        ValueError
+            If every placement failed.
+        """
+        from moebind.bench.plot import plot_report
+
+        plot_report(self, checks.path("path", path))
+
+
+def memory_record(breakdown: MemoryBreakdown) -> list[dict[str, object]]:
+    """A breakdown, or a plan, as plain values: bytes by device, class and buffer type."""
+    return [{**asdict(device), "type": device.type.name} for device in breakdown.devices]
+
+
+def read_memory(devices: Sequence[Mapping[str, Any]] | None) -> MemoryBreakdown | None:
+    if devices is None:
+        return None
+    return MemoryBreakdown(
+        tuple(
+            DeviceMemory(
+                **{
+                    **device,
+                    "type": DeviceType[device["type"]],
+                    "buffers": tuple(BufferMemory(**buffer) for buffer in device["buffers"]),
+                }
+            )
+            for device in devices
+        )
+    )
+
+
+def _read_seen(seen: Mapping[str, Any] | None) -> Seen | None:
+    if seen is None:
+        return None
+    process = None if seen["process"] is None else Resident(**seen["process"])
+    workers = {name: Resident(**each) for name, each in seen["workers"].items()}
+    return Seen(process, workers, seen["gpu"], seen["cards"])
+
+
+def _read_row(row: Mapping[str, Any]) -> OffloadRow:
+    return OffloadRow(
+        name=str(row["name"]),
+        failure=row["failure"],
+        date=row["date"],
+        key=row["key"],
+        model_params=row["model_params"],
+        context_params=row["context_params"],
+        load=row["load"],
+        runs=tuple(TimedRun(**{**run, "stamps": tuple(run["stamps"])}) for run in row["runs"]),
+        predicted=read_memory(row["predicted"]),
+        allocated=read_memory(row["allocated"]),
+        before=_read_seen(row["before"]),
+        held=_read_seen(row["held"]),
+        nvml=row["nvml"],
+        agreement=None if row["agreement"] is None else Agreement(**row["agreement"]),
+    )

@@ -1,0 +1,160 @@
+"""Reports as tables, in the form of the published one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from moebind.bench.report import OffloadReport, OffloadRow, Samples
+from moebind.placement.sizes import show_size
+
+__all__ = ["markdown", "plain"]
+
+
+def markdown(report: OffloadReport) -> str:
+    """A table, and a list of what it was measured with."""
+    head, *rows = _cells(report)
+    lines = [f"**{_title(report)}**", "", _line(head), _line(["---"] * len(head)), *map(_line, rows), ""]
+    lines += [f"- {name}: {value}" for name, value in _conditions(report)]
+    return "\n".join(lines) + "\n"
+
+
+def plain(report: OffloadReport) -> str:
+    """The same for terminals."""
+    cells = _cells(report)
+    # A reason is as long as it is, and stands alone in its row.
+    full = [row for row in cells if len(row) == len(cells[0])]
+    widths = [max(len(row[column]) for row in full) for column in range(len(cells[0]))]
+    widths[0] = max(len(row[0]) for row in cells)
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=False))])
+        for row in cells
+    ]
+    told = [f"{name}: {value}" for name, value in _conditions(report)]
+    return "\n".join([_title(report), "", *lines, "", *told])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _title(report: OffloadReport) -> str:
+    files: Any = report.environment.get("files") or [{"name": "?", "size": 0}]
+    model: Any = report.environment.get("model") or {}
+    parts = [model.get("description", ""), show_size(sum(each["size"] for each in files))]
+    return f"{files[0]['name']} ({', '.join(filter(None, parts))})"
+
+
+def _cells(report: OffloadReport) -> list[list[str]]:
+    """Rows of cells; the columns that nobody has anything in are left out."""
+    largest = max((row.allocated.device_bytes for row in report.rows if row.allocated is not None), default=0)
+    unit, size = ("GiB", 2**30) if largest >= 2**30 else ("MiB", 2**20)
+    digits = 2 if unit == "GiB" else 1
+
+    def sized(count: int | None) -> str:
+        return "" if count is None else f"{count / size:.{digits}f}"
+
+    columns = [
+        "placement",
+        f"device, {unit}",
+        f"seen from outside, {unit}",
+        "reduction",
+        f"host, {unit}",
+        "prompt, tokens/s",
+        "decode, tokens/s",
+        "first token, ms",
+        "mean KL",
+        "same top token",
+        "same texts",
+    ]
+    rows: list[list[str]] = []
+    for row in report.rows:
+        if row.allocated is None:
+            rows.append([row.name, f"failed: {row.failure}"])
+            continue
+        saved = report.reduction(row.name)
+        rows.append(
+            [
+                row.name,
+                sized(row.allocated.device_bytes),
+                sized(row.device_bytes_seen),
+                "" if saved is None or row.name == report.reference else f"{saved:.1%}",
+                sized(row.allocated.host_bytes),
+                _speed(row.prompt),
+                _speed(row.decode),
+                _speed(row.first_token, 1e3),
+                *_agreement(row, report.reference),
+            ]
+        )
+    full = [row for row in rows if len(row) == len(columns)]
+    kept = [at for at in range(len(columns)) if not full or any(row[at] for row in full)]
+    kept = kept if full else [0, 1]
+    return [[columns[at] for at in kept], *([row[at] for at in kept] if row in full else row for row in rows)]
+
+
+def _speed(samples: Samples | None, times: float = 1.0) -> str:
+    return "" if samples is None else f"{times * samples.mean:.1f} ± {times * samples.std:.1f}"
+
+
+def _agreement(row: OffloadRow, reference: str | None) -> list[str]:
+    found = row.agreement
+    if found is None or row.name == reference:
+        return ["", "", ""]
+    return [f"{found.mean_kl:.1e}", f"{found.same_top:.1%}", f"{found.same_continuations} of {found.n_prompts}"]
+
+
+def _conditions(report: OffloadReport) -> list[tuple[str, str]]:
+    """What it was measured with."""
+    told: Any = report.environment
+    settings: Any = report.settings
+    machine: Any = told.get("machine") or {}
+    build = told["build"]
+    context = settings["context_params"]
+    found = [
+        ("runs", f"{settings['repeats']} after {settings['warmup']} to warm up; mean ± standard deviation"),
+        ("prompt, decoded", f"{settings['n_prompt']} and {settings['n_generate']} tokens, counted by the tokenizer"),
+        ("context", ", ".join(f"{name} {value}" for name, value in context.items())),
+        ("devices", ", ".join(map(_device, settings["devices"]))),
+        (
+            "files",
+            ", ".join(f"{each['name']} {each['size']} bytes, SHA-256 {each['sha256']}" for each in told["files"]),
+        ),
+        (
+            "build",
+            f"moebind {build['moebind']}, llama.cpp {build['llama_cpp']} ({build['commit']}); CUDA {build['cuda']}",
+        ),
+        ("build flags", build["system_info"].strip()),
+    ]
+    if machine:
+        found.append(("processor", f"{machine['processor']}, {machine['cores_allowed']} of {machine['cores']} cores"))
+        cards = [each for each in machine["devices"] if each["type"] != "CPU" and each["backend"] != "RPC"]
+        if cards:
+            found.append(("cards", ", ".join(f"{each['name']} {each['description']}" for each in cards)))
+        if machine["driver"]:
+            found.append(("driver", machine["driver"]))
+    load = told.get("load_average")
+    if load:
+        found.append(("load at the start", f"{load[0]:.2f}"))
+    agreeing = [row for row in report.rows if row.agreement is not None]
+    if agreeing and agreeing[0].agreement is not None:
+        found.append(
+            (
+                "agreement",
+                f"of {agreeing[0].agreement.n_positions} positions of {agreeing[0].agreement.n_prompts} prompts, with "
+                f"{report.reference}",
+            )
+        )
+    errors = [row.worst_error for row in report.rows if row.worst_error is not None]
+    if errors:
+        found.append(("plan against allocation", f"at most {show_size(max(errors))} off"))
+    reasons = sorted({row.nvml for row in report.rows if row.nvml is not None})
+    if reasons and any("CUDA" in str(each) for each in machine.get("devices", ())):
+        found.append(("NVML", reasons[0]))
+    found += [("date", told["date"]), ("command", f"`{told['command']}`")]
+    return found
+
+
+def _device(each: Any) -> str:
+    if each["kind"] == "loopback":
+        return f"a worker process on this machine, with {each['n_threads']} thread{'s' * (each['n_threads'] > 1)}"
+    return str(each.get("endpoint") or each["name"])

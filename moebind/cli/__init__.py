@@ -1,0 +1,1 @@
+"""The command line: ``moebind``, or ``python -m moebind``."""
