@@ -1,1 +1,75 @@
 """The command line: ``moebind``, or ``python -m moebind``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from moebind.errors import MoebindError
+
+__all__ = ["main"]
+
+#: What a command ends with: something failed; the command line or a value in it is wrong; Ctrl-C.
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, do what it says, and end the process.
+
+    Parameters
+    ----------
+    arguments
+        Those of the command line; None: the process's.
+
+    Raises
+    ------
+    SystemExit
+        Always: with 0, with 1 if something failed, with 2 if the command line is wrong, with 130 after Ctrl-C. What
+        went wrong is one line on standard error.
+    """
+    try:
+        import typer  # noqa: F401  # whether it is there
+    except ImportError:
+        _say("the command line needs typer: pip install 'moebind[cli]'")
+        sys.exit(FAILED)
+    sys.exit(_run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _run(arguments: list[str]) -> int:
+    from moebind.cli.app import app
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+            status = app(arguments, prog_name="moebind", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever reads has seen enough; there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED
+    except (MoebindError, OSError, ImportError) as error:
+        _say(str(error))
+        return FAILED
+    except (ValueError, TypeError, IndexError) as error:
+        _say(str(error))
+        return MISUSED
+    except Exception as error:
+        # Usage errors are typer's, or click's, whose classes moved between their versions.
+        if type(error).__name__ == "Abort":
+            return INTERRUPTED
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)
+        else:
+            _say(error.format_message())
+        return MISUSED
+
+
+def _say(message: str) -> None:
+    """One line, whatever the message holds."""
+    print(f"moebind: {' '.join(message.split())}", file=sys.stderr)

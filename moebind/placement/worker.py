@@ -14,12 +14,15 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 from moebind import checks
 from moebind._native import CData, decoded, ffi, lib
 from moebind.enums import DeviceType
 from moebind.process import native_devices
 
+#: Where a worker listens.
+HOST, PORT = "127.0.0.1", 50052
 #: What who serves a network is told.
 WARNING = (
     "warning: llama.cpp's RPC has neither authentication nor encryption. Whoever reaches {host}:{port} can use this "
@@ -89,8 +92,8 @@ def _arguments(given: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
         description="Serve this machine's GPUs, or else its processor and memory, to llama.cpp on other machines.",
         epilog="There, moebind.add_rpc_server('HOST:PORT') makes the devices usable.",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=50052, help="the port to listen on (50052)")
+    parser.add_argument("--host", default=HOST, help="the address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=PORT, help="the port to listen on (50052)")
     parser.add_argument("--threads", type=int, help="threads that a processor computes with (default: one per core)")
     parser.add_argument("--device", action="append", metavar="NAME", help="what to serve; can be given several times")
     parser.add_argument("--cache", metavar="FOLDER", help="keep large tensors there, so that they are sent once")
@@ -98,6 +101,59 @@ def _arguments(given: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
         "--allow-network", action="store_true", help="listen on an address that other machines can reach"
     )
     return parser, parser.parse_args(given)
+
+
+def run(
+    host: str = HOST,
+    port: SupportsIndex = PORT,
+    n_threads: SupportsIndex | None = None,
+    device_names: Sequence[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    *,
+    allow_network: bool = False,
+) -> None:
+    """Serve until the process is ended, after the checks and the warning that a network needs.
+
+    Parameters
+    ----------
+    host, port
+        Where to listen.
+    n_threads
+        Threads that a processor computes with; None: one a core.
+    device_names
+        What is served; None: the GPUs, or else the processor.
+    cache
+        A folder for copies of large tensors.
+    allow_network
+        Listen on an address that other machines can reach.
+
+    Raises
+    ------
+    ValueError, OSError
+        If an argument is out of range, there is no such device, or other machines could reach it and may not.
+    SystemExit
+        If the address cannot be served.
+    """
+    number = checks.integer("--port", port, 1, 65535)
+    threads = checks.integer(
+        "--threads", lib.moebind_default_n_threads() if n_threads is None else n_threads, 1, checks.THREADS_MAX
+    )
+    address = checks.text("--host", host).decode()
+    local = _is_loopback(address)
+    folder = None if cache is None else checks.path("--cache", cache)
+    served = _chosen(device_names)
+    if not local and not allow_network:
+        raise ValueError(
+            f"--host {address} can be reached from other machines, and llama.cpp's RPC has no authentication: "
+            "add --allow-network if you trust that network"
+        )
+    if not local:
+        print(WARNING.format(host=address, port=number), file=sys.stderr, flush=True)
+    if folder is not None:
+        os.makedirs(folder, exist_ok=True)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing of Python's runs any more
+    serve(address, number, threads, served, folder)
+    sys.exit(f"{address}:{number} cannot be served")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -110,27 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser, given = _arguments(arguments)
     try:
-        port = checks.integer("--port", given.port, 1, 65535)
-        threads = lib.moebind_default_n_threads() if given.threads is None else given.threads
-        n_threads = checks.integer("--threads", threads, 1, checks.THREADS_MAX)
-        host = checks.text("--host", given.host).decode()
-        local = _is_loopback(host)
-        cache = None if given.cache is None else checks.path("--cache", given.cache)
-        devices = _chosen(given.device)
+        run(given.host, given.port, given.threads, given.device, given.cache, allow_network=given.allow_network)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    if not local and not given.allow_network:
-        parser.error(
-            f"--host {host} can be reached from other machines, and llama.cpp's RPC has no authentication: "
-            "add --allow-network if you trust that network"
-        )
-    if not local:
-        print(WARNING.format(host=host, port=port), file=sys.stderr, flush=True)
-    if cache is not None:
-        os.makedirs(cache, exist_ok=True)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing of Python's runs any more
-    serve(host, port, n_threads, devices, cache)
-    sys.exit(f"{host}:{port} cannot be served")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,144 @@
+"""``moebind bench``: measurements."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moebind.bench.benchmark import N_CTX, offload
+from moebind.bench.placements import Placement, default_placements
+from moebind.cli import options as o
+from moebind.cli.output import show, show_json
+
+app = typer.Typer(
+    help="Measure what placements of a model take, and how fast they are.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Placements = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--placement",
+        metavar="PLACEMENT",
+        help="all, cpu-moe, n-cpu-moe=N, n-gpu-layers=N, none, ot=PATTERN=TARGET or fit=SIZE; several times for "
+        "several.",
+        show_default="all, half of the layers, cpu-moe",
+    ),
+]
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        "-dev",
+        metavar="DEVICE",
+        help="A GPU's name; loopback, or a size, for a worker process on this machine; HOST:PORT for an RPC server.",
+        show_default="this machine's GPUs",
+    ),
+]
+
+
+@app.callback()
+def _measure() -> None:
+    pass
+
+
+@app.command("offload")
+def command(
+    model: o.ModelPath,
+    placement: Placements = None,
+    device: Devices = None,
+    repeats: Annotated[int, typer.Option("--repeats", "-r", metavar="N", help="Runs that count, at least 3.")] = 3,
+    warmup: Annotated[int, typer.Option("--warmup", metavar="N", help="Runs before that.")] = 1,
+    n_prompt: Annotated[int, typer.Option("--n-prompt", "-p", metavar="N", help="Tokens of the prompt.")] = 512,
+    n_generate: Annotated[
+        int, typer.Option("--n-gen", "-n", metavar="N", help="Tokens that are computed one at a time.")
+    ] = 128,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            metavar="TEXT",
+            help="A text on which logits are compared; several times for several.",
+            show_default="eight short ones",
+        ),
+    ] = None,
+    tensor_split: o.TensorSplit = None,
+    no_mmap: o.NoMmap = False,
+    no_repack: o.NoRepack = False,
+    ctx_size: o.ContextSize = N_CTX,
+    batch_size: o.BatchSize = o.DEFAULT.n_batch,
+    ubatch_size: o.UbatchSize = o.DEFAULT.n_ubatch,
+    flash_attn: o.FlashAttention = "auto",
+    cache_type_k: o.CacheTypeK = "f16",
+    cache_type_v: o.CacheTypeV = "f16",
+    no_kv_offload: o.NoKvOffload = False,
+    no_op_offload: o.NoOpOffload = False,
+    threads: o.Threads = None,
+    worker_threads: Annotated[
+        int, typer.Option("--worker-threads", metavar="N", help="Threads of loopback workers.")
+    ] = 1,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", help="What one placement may take.", show_default="no end"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FOLDER",
+            help="Where the report is kept; what is there already is not measured again.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: o.AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write Markdown.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it into a file, as well.", show_default=False)
+    ] = None,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="Draw no bar.")] = False,
+) -> None:
+    """Measure memory and speed of placements, each in a process of its own, and whether they compute the same.
+
+    Ends with 1 if one of them failed; the others are measured all the same.
+    """
+    if as_json and markdown:
+        raise ValueError("--json and --markdown are given; choose one")
+    params = o.model_params(tensor_split=tensor_split, no_mmap=no_mmap, no_repack=no_repack)
+    chosen = [Placement.parse(each, params) for each in placement] if placement else default_placements(model, params)
+    report = offload(
+        model,
+        chosen,
+        context_params=o.context_params(
+            ctx_size,
+            batch_size,
+            ubatch_size,
+            flash_attn,
+            cache_type_k,
+            cache_type_v,
+            no_kv_offload,
+            no_op_offload,
+            threads=threads,
+        ),
+        repeats=repeats,
+        warmup=warmup,
+        n_prompt=n_prompt,
+        n_generate=n_generate,
+        prompts=prompt or None,
+        devices=device or None,
+        worker_threads=worker_threads,
+        output=output,
+        progress=not no_progress,
+        timeout=timeout,
+        command=shlex.join(["moebind", *sys.argv[1:]]),
+    )
+    if plot is not None and any(row.ok for row in report):
+        report.plot(plot)
+    if as_json:
+        show_json(report.to_dict())
+    else:
+        show(report.to_markdown() if markdown else report)
+    if not report.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,34 @@
+"""What commands write."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["show", "show_json", "version"]
+
+
+def show(text: object) -> None:
+    """To standard output, whatever its encoding can write."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(str(text).encode(encoding, "replace").decode(encoding))
+
+
+def show_json(found: Mapping[str, object]) -> None:
+    """The same as JSON."""
+    print(json.dumps(found, indent=2))
+
+
+def version(wanted: bool) -> None:
+    """Answer ``--version``."""
+    if wanted:
+        import typer
+
+        from moebind import __version__, llama_cpp_version
+
+        show(f"moebind {__version__}, llama.cpp {llama_cpp_version}")
+        raise typer.Exit

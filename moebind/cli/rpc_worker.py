@@ -1,0 +1,46 @@
+"""``moebind rpc-worker``: this machine's devices for models on other machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moebind.placement import worker
+
+
+def command(
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = worker.HOST,
+    port: Annotated[int, typer.Option("--port", "-p", metavar="N", help="The port to listen on.")] = worker.PORT,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", "-t", metavar="N", help="Threads of a processor that is served.", show_default="one a core"
+        ),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            "-d",
+            metavar="NAME",
+            help="What to serve; several times for several.",
+            show_default="the GPUs, or else the CPU",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache",
+            metavar="FOLDER",
+            help="Keep large tensors there, to be sent once.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_network: Annotated[
+        bool, typer.Option("--allow-network", help="Listen where other machines can reach it, without authentication.")
+    ] = False,
+) -> None:
+    """Serve this machine's GPUs, or else its processor and memory, to llama.cpp on other machines."""
+    worker.run(host, port, threads, device, cache, allow_network=allow_network)
