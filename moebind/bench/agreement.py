@@ -59,9 +59,9 @@ def write_captured(path: str, captured: Captured) -> None:
 def read_captured(path: str) -> Captured | None:
     """What was written; None if there is no such file, or something else in it."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = Captured(file["logits"], file["top"], file["greedy"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     whole = found.logits.ndim == 2 and found.top.shape == found.logits.shape[:1] and found.greedy.ndim == 2
     return found if whole and found.top.size else None

@@ -91,7 +91,7 @@ def check_room(model: Model, context: Context, n_tokens: int) -> None:
     ------
     MoebindError
     """
-    if not model.has_decoder or model.has_encoder:
+    if not model.has_decoder or model.has_encoder or context._encodes:
         raise MoebindError("the model does not continue texts: it is an encoder, or needs one")
     if n_tokens > context.n_ctx_seq:
         raise MoebindError(

@@ -212,13 +212,15 @@ class OffloadReport:
 
         Sizes are bytes, times seconds, speeds tokens a second.
         """
-        return {
+        found = {
             "form": FORM,
             "reference": self.reference,
             "settings": dict(self.settings),
             "environment": dict(self.environment),
             "rows": [self._row(row) for row in self.rows],
         }
+        plain: dict[str, object] = json.loads(json.dumps(found))  # tuples as lists, as they are when they are read
+        return plain
 
     def _row(self, row: OffloadRow) -> dict[str, object]:
         measured = {name: getattr(row, name) for name in ("prompt", "decode", "first_token")}

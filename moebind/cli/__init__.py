@@ -72,4 +72,6 @@ def _run(arguments: list[str]) -> int:
 
 def _say(message: str) -> None:
     """One line, whatever the message holds."""
-    print(f"moebind: {' '.join(message.split())}", file=sys.stderr)
+    encoding = sys.stderr.encoding or "utf-8"
+    line = f"moebind: {' '.join(message.split())}"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
