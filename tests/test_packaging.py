@@ -145,7 +145,10 @@ def test_wheel_tag(wheel: Path) -> None:
 
 def test_wheel_holds_this_and_no_more(files: dict[str, zipfile.ZipInfo]) -> None:
     version = importlib.metadata.version("moebind")
-    info = {f"moebind-{version}.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")}
+    info = {
+        f"moebind-{version}.dist-info/{name}"
+        for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
+    }
     native = {"moebind/_libllama.abi3.so", "moebind/bin/llama-server"}
     native |= {f"moebind/lib/lib{name}.so" for name in LIBRARIES}
     licences = {f"moebind/licences/{name}.txt" for name in LICENCES}

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 import numpy as np
 from moebind import Batch, ChatMessage, Context, ContextParams, GgmlType, Model, ModelParams, RoutingRecorder, Sampler
-from moebind import json_schema_to_grammar
+from moebind import bench, json_schema_to_grammar
+from moebind.bench import OffloadReport
 
 def main(path: str) -> str:
     params = ModelParams(n_gpu_layers=-1).with_n_cpu_moe(12).with_tensor_override("x", "CPU", strict=False)
@@ -35,6 +36,8 @@ def main(path: str) -> str:
         grammar: str = json_schema_to_grammar(shape) + str(Sampler.grammar(model, "root ::= x").try_accept(token))
         other: Model = Model.from_pretrained("owner/name", "Q4_K_M", params, revision="main")
         other.close()
+        report: OffloadReport = bench.offload(path, ["all"], devices=["loopback"])
+        print(report.to_markdown(), [row.decode.mean for row in report if row.decode is not None])
         recorder = RoutingRecorder()
         ContextParams().with_eval_callback(recorder).with_n_ctx(int((recorder + recorder).counts.sum()))
         return "".join(piece.text for piece in context.generate([token, n or 0], stop=["."])) + str(row.argmax())

@@ -14,8 +14,8 @@ from typing import Any, SupportsIndex
 from moebind import checks
 from moebind._native import decoded, lib
 from moebind.bench import carry, environment
-from moebind.bench.agreement import agreement, read_captured
-from moebind.bench.measure import TimedRun
+from moebind.bench.agreement import Agreement, agreement, read_captured
+from moebind.bench.measure import Captured, TimedRun
 from moebind.bench.placements import Placement, checked
 from moebind.bench.processes import FailedError, measure
 from moebind.bench.report import REPORT, OffloadReport, OffloadRow, read_memory
@@ -355,6 +355,8 @@ class _Work:
             self._environment = {**{name: before.get(name) for name in ("machine", "model")}, **self._environment}
         self._known = old
         self._rows: list[OffloadRow] = []
+        self._first: Captured | None = None
+        self._agreements: dict[str, Agreement] = {}
 
     def run(self, placements: Sequence[Placement], requests: Sequence[dict[str, Any]], bar: _Progress) -> OffloadReport:
         """All of them; what is finished is on the disk before the next begins."""
@@ -408,15 +410,15 @@ class _Work:
     def _report(self) -> OffloadReport:
         """What there is so far, with what can be compared compared."""
         measured = [row for row in self._rows if row.ok]
-        first = read_captured(self._place.logits(measured[0].key)) if measured else None
-        rows = []
-        for row in self._rows:
-            other = read_captured(self._place.logits(row.key)) if row.ok and first is not None else None
-            agrees = agreement(first, other) if first is not None and other is not None else None
-            rows.append(replace(row, agreement=agrees))
-        self._rows = rows
+        if measured and self._first is None:
+            self._first = read_captured(self._place.logits(measured[0].key))
+        for row in measured:
+            other = None if row.key in self._agreements else read_captured(self._place.logits(row.key))
+            if self._first is not None and other is not None:
+                self._agreements[row.key] = agreement(self._first, other)
+        rows = tuple(replace(row, agreement=self._agreements.get(row.key)) for row in self._rows)
         reference = measured[0].name if measured else None
-        return OffloadReport(tuple(rows), reference, self._settings.record(), dict(self._environment))
+        return OffloadReport(rows, reference, self._settings.record(), dict(self._environment))
 
 
 class _Progress:

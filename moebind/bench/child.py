@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -40,12 +39,16 @@ class Parent:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        for line in sys.stdin:
-            self._lines.put(line)
+        # Not from sys.stdin: an interpreter that ends would wait for what a thread reads it with.
+        waiting = b""
+        while read := os.read(0, 2**16):
+            *lines, waiting = (waiting + read).split(b"\n")
+            for line in lines:
+                self._lines.put(line)
         os._exit(1)  # whoever asked is gone, and so is whatever they wanted
 
     def ask(self) -> Any:

@@ -14,7 +14,7 @@ from moebind import checks
 from moebind._native import decoded, ffi, lib
 from moebind.process import native_devices
 
-__all__ = ["GpuState", "devices", "process_memory", "reason", "snapshot"]
+__all__ = ["GpuState", "devices", "process_memory", "reason"]
 
 
 @dataclass(frozen=True)

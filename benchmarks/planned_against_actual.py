@@ -1,0 +1,94 @@
+"""What plans say against what loads then hold: models, placements, contexts, cache types, micro-batches, attention.
+
+    python benchmarks/planned_against_actual.py [MODEL.gguf ...]
+
+Without models: the demo model and the dense one that it is made from. The device is the first GPU, or else a worker
+process on this machine. Each row is a plan, a load and a context; the error is that of the device and class (weights,
+cache, scratch memory) where it is largest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from programs import demo_model
+
+import moebind
+from moebind import ContextParams, Device, DeviceType, FlashAttnType, GgmlType, LoadMode, Model, ModelParams
+
+BASE = ContextParams(n_ctx=1024, n_threads=1, n_threads_batch=1)
+PLACEMENTS: dict[str, Callable[[ModelParams], ModelParams]] = {
+    "all": lambda params: params,
+    "cpu-moe": lambda params: params.with_cpu_moe_all(strict=False),
+    "n-cpu-moe=7": lambda params: params.with_n_cpu_moe(7, strict=False),
+    "ot=ffn_down=CPU": lambda params: params.with_cpu_override("ffn_down"),
+    "n-gpu-layers=10": lambda params: params.with_n_gpu_layers(10),
+    "none": lambda params: params.with_n_gpu_layers(0),
+}
+CONTEXTS: dict[str, ContextParams] = {
+    "1024": BASE,
+    "8192": BASE.with_n_ctx(8192),
+    "1024, Q8_0": BASE.with_type_k(GgmlType.Q8_0).with_type_v(GgmlType.Q8_0),
+    "1024, ubatch 2048": BASE.with_n_ubatch(2048),
+    "2048, ubatch 64, no FA": BASE.with_n_ctx(2048).with_n_ubatch(64).with_flash_attn_type(FlashAttnType.DISABLED),
+    "4096, F32, no FA": BASE.with_n_ctx(4096)
+    .with_type_k(GgmlType.F32)
+    .with_type_v(GgmlType.F32)
+    .with_flash_attn_type(FlashAttnType.DISABLED),
+    "4096, 4 sequences": BASE.with_n_ctx(4096).with_n_seq_max(4),
+    "2048, cache on the host": BASE.with_n_ctx(2048).with_offload_kqv(False),
+}
+MODES = [LoadMode.MMAP, LoadMode.NONE]
+CLASSES = ("model", "context", "compute")
+
+
+def combinations() -> Iterator[tuple[str, str, LoadMode]]:
+    """Every placement and every context, each with several others."""
+    for at, placement in enumerate(PLACEMENTS):
+        for step in range(2):
+            yield placement, list(CONTEXTS)[(2 * at + step) % len(CONTEXTS)], MODES[(at + step) % 2]
+
+
+def compare(path: str, params: ModelParams, context: ContextParams) -> tuple[list[int], list[int], str, int, float]:
+    """Planned and actual bytes, of device and host; where the error is largest, in bytes and of the class."""
+    plan = moebind.plan(path, params, context)
+    with Model.load_from_file(path, params) as model, model.new_context(context) as live:
+        actual = live.memory_breakdown()
+    errors = [
+        (abs(getattr(ours, part) - getattr(theirs, part)), getattr(theirs, part), f"{theirs.name} {part}")
+        for ours, theirs in zip(plan.devices, actual.devices, strict=True)
+        for part in CLASSES
+    ]
+    error, size, where = max(errors)
+    sums = [[each.device_bytes, each.host_bytes] for each in (plan, actual)]
+    return sums[0], sums[1], where, error, error / size if size else 0.0
+
+
+def main() -> None:
+    """Print a table, and the worst error."""
+    paths = sys.argv[1:] or [demo_model(), demo_model(dense=True)]
+    gpus = [each for each in moebind.devices() if each.type in {DeviceType.GPU, DeviceType.IGPU}]
+    worst, count = (0, 0.0, "nothing"), 0
+    with contextlib.ExitStack() as stack:
+        device: Device = gpus[0] if gpus else stack.enter_context(moebind.loopback_device())
+        print(f"{device.name}: {device.description}\n")
+        print("| model | placement | context | file | device: planned | actual | host: planned | actual | off by |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        for path in paths:
+            for placement, context, mode in combinations():
+                params = PLACEMENTS[placement](ModelParams(devices=(device,), load_mode=mode))
+                planned, actual, where, error, share = compare(path, params, CONTEXTS[context])
+                sizes = [f"{size / 2**20:.2f}" for pair in zip(planned, actual, strict=True) for size in pair]
+                off = f"{error} bytes ({share:.2%})" if error else "0"
+                read = "mapped" if mode is LoadMode.MMAP else "read"
+                cells = [Path(path).name, placement, context, read, *sizes, off]
+                print(f"| {' | '.join(cells)} |", flush=True)
+                worst, count = max(worst, (error, share, where)), count + 1
+    print(f"\n{count} combinations; sizes in MiB. Worst: {worst[0]} bytes ({worst[1]:.2%} of {worst[2]})")
+
+
+if __name__ == "__main__":
+    main()

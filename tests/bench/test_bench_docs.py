@@ -1,0 +1,74 @@
+"""The documentation tells of everything that moebind.bench has."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_docs import DOCS, REFERENCE, examples, members
+
+from moebind import bench
+from moebind.bench import nvml
+from moebind.cli import main
+
+NAMES = [*bench.__all__, *nvml.__all__]
+COMMANDS = re.findall(r"^\$ moebind (.*)$", (DOCS / "cli.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def _found(name: str) -> object:
+    return getattr(bench, name, None) or getattr(nvml, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_in_the_reference_and_has_a_docstring(name: str) -> None:
+    assert re.search(rf"^\.\. auto\w+:: (moebind\.bench\.)?{name}(\(.*\))?$", REFERENCE, re.MULTILINE)
+    assert inspect.getdoc(_found(name))
+
+
+def test_every_name_and_member_has_an_example() -> None:
+    shown: set[str] = set()
+    for page in (DOCS / "bench.md", DOCS / "api" / "bench.md"):
+        for node in ast.walk(ast.parse("".join(examples(page)))):
+            match node:
+                case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
+                    shown.add(name)
+    assert {*NAMES} <= shown
+    for name in NAMES:
+        found = _found(name)
+        if inspect.isclass(found):
+            for member, value in members(found):
+                assert getattr(value, "__doc__", None), member
+                assert member.rpartition(".")[2] in shown, member
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if dataclasses.is_dataclass(_found(name))])
+def test_every_field_is_described(name: str) -> None:
+    described = inspect.getdoc(_found(name)) or ""
+    for field in dataclasses.fields(_found(name)):  # type: ignore[arg-type]
+        assert re.search(rf"^(.*, )?{field.name}(,.*)?( : .*)?$", described, re.MULTILINE), field.name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_page_are_understood(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # Options are read before --help is answered: one that there is not would end with 2.
+    words = shlex.split(command)
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0, capsys.readouterr().err
+
+
+def test_commands_of_the_page_run(tiny_path: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tiny_path(n_expert=4))
+    for command in COMMANDS:
+        words = [path if word == "moe.gguf" else word for word in shlex.split(command)]
+        if words[0] in {"bench", "rpc-worker"}:
+            continue  # tests/cli has them; here they would take long
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0, capsys.readouterr().err
