@@ -165,7 +165,7 @@ class OffloadRow:
 
 @dataclass(frozen=True)
 class OffloadReport:
-    """What :func:`offload` measured. Printing it gives the table and what it was measured with.
+    """What :func:`moebind.bench.offload` measured. Printing it gives the table and what it was measured with.
 
     Attributes
     ----------
