@@ -70,7 +70,7 @@ def _cells(report: OffloadReport) -> list[list[str]]:
     rows: list[list[str]] = []
     for row in report.rows:
         if row.allocated is None:
-            rows.append([row.name, f"failed: {row.failure}"])
+            rows.append([row.name, f"failed: {' '.join(str(row.failure).split())}"])
             continue
         saved = report.reduction(row.name)
         rows.append(

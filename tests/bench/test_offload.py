@@ -108,6 +108,18 @@ def test_placements_of_the_same_weights_agree(report: OffloadReport) -> None:
         assert row.agreement.n_positions > 8
 
 
+def test_a_model_that_computes_something_else_does_not_agree(report: OffloadReport, path: Path, folder: Path) -> None:
+    other = Placement("one expert", ModelParams().with_kv_override("llama.expert_used_count", 1))
+    compared = offload(path, ["all", other], output=folder, **QUICK)  # type: ignore[arg-type]
+    found = compared["one expert"].agreement
+    assert found is not None
+    assert found.mean_kl > 1e-3
+    assert found.max_kl > found.mean_kl
+    assert found.same_top < 1.0
+    assert found.same_continuations < 2
+    assert compared["all on the device"].runs == report["all on the device"].runs
+
+
 def test_it_says_what_it_was_measured_with(report: OffloadReport, path: Path) -> None:
     told = report.environment
     [file] = told["files"]

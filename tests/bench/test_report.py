@@ -49,7 +49,7 @@ def report() -> OffloadReport:
     rows = (
         row("all | everything", 24 * GIB, 0.0),
         row("experts in host memory", GIB, 1.26e-3),
-        OffloadRow("broken", "it broke", "2026-01-01T00:00:00+00:00", "k"),
+        OffloadRow("broken", "it\n  broke", "2026-01-01T00:00:00+00:00", "k"),
     )
     settings = {
         "repeats": 3, "warmup": 1, "n_prompt": 8, "n_generate": 2, "prompts": ["a"], "context_params": {"n_ctx": 64},
