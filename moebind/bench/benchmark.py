@@ -217,7 +217,7 @@ def _devices(devices: Sequence[Device | str] | None, n_threads: int) -> tuple[di
         if not gpus:
             raise ValueError(
                 "this machine has no GPU, or the build has no backend for it (moebind.doctor() says why): "
-                "devices=['loopback'] takes a worker process for one"
+                "devices=['loopback'], on the command line --device loopback, takes a worker process for one"
             )
         return tuple({"kind": "local", "name": name} for name in gpus)
     if isinstance(devices, (str, Device)) or not isinstance(devices, Sequence):
@@ -319,6 +319,8 @@ class _Place:
             place = cls(path, f"{path[:-5]}.files")
         else:
             place = cls(os.path.join(path, REPORT), path)
+        if place.report is not None and os.path.exists(place.report):
+            OffloadReport.load(place.report)  # whatever is no report is refused rather than written over
         os.makedirs(place.folder, exist_ok=True)
         return place
 
@@ -326,12 +328,23 @@ class _Place:
         """The file for a placement's logits."""
         return os.path.join(self.folder, f"logits-{key[:16]}.npz")
 
-    def known(self) -> dict[str, OffloadRow]:
-        """Rows that were measured, by their keys; whatever is no report is refused rather than written over."""
-        if self.report is None or not os.path.exists(self.report):
-            return {}
-        rows = OffloadReport.load(self.report).rows
-        return {row.key: row for row in rows if row.ok and read_captured(self.logits(row.key)) is not None}
+    def row(self, key: str) -> str:
+        """The file for what was measured of a placement."""
+        return os.path.join(self.folder, f"placement-{key[:16]}.json")
+
+    def known(self, key: str) -> OffloadReport | None:
+        """What was measured of a placement, as a report of its own; None if there is not all of it."""
+        try:
+            found = OffloadReport.load(self.row(key))
+        except (OSError, ValueError):
+            return None
+        whole = [row.key for row in found if row.ok] == [key] and read_captured(self.logits(key)) is not None
+        return found if whole else None
+
+    def write(self, path: str | None, report: OffloadReport) -> None:
+        """Write a report, whole or not at all."""
+        if self.report is not None and path is not None:
+            write_whole(path, [json.dumps(report.to_dict(), indent=1, allow_nan=False).encode()])
 
 
 class _Work:
@@ -349,11 +362,6 @@ class _Work:
             "load_average": list(os.getloadavg()),
         }
         self._machine = [environment.processor(), *environment.installed(), environment.driver()]
-        old = place.known()
-        if old and place.report is not None:
-            before = OffloadReport.load(place.report).environment
-            self._environment = {**{name: before.get(name) for name in ("machine", "model")}, **self._environment}
-        self._known = old
         self._rows: list[OffloadRow] = []
         self._first: Captured | None = None
         self._agreements: dict[str, Agreement] = {}
@@ -364,15 +372,18 @@ class _Work:
         for at, (placement, request) in enumerate(zip(placements, requests, strict=True)):
             bar.at(at * self._settings.steps)
             key = self._key(request)
-            known = self._known.get(key)
-            if known is not None:
-                row = replace(known, name=placement.name)
-            else:
+            known = self._place.known(key)
+            if known is None:
                 row = self._measured(placement.name, key, request, bar)
+            else:
+                row = replace(known.rows[0], name=placement.name)
+                found = {name: known.environment.get(name) for name in ("machine", "model")}
+                self._environment = {**found, **self._environment}
             self._rows.append(row)
             report = self._report()
-            if self._place.report is not None:
-                write_whole(self._place.report, [json.dumps(report.to_dict(), indent=1, allow_nan=False).encode()])
+            if known is None and row.ok:
+                self._place.write(self._place.row(key), replace(report, rows=(row,), reference=row.name))
+            self._place.write(self._place.report, report)
         bar.at(len(placements) * self._settings.steps)
         return report
 

@@ -249,6 +249,11 @@ def test_split_files_recurrent_models_and_our_own_device(tiny_path: MakeTiny, de
     assert len(split.environment["files"]) == 3
     assert split.settings["devices"][0]["kind"] == "loopback"
     assert offload(tiny_path(arch="mamba"), ["all"], **QUICK).ok  # type: ignore[arg-type]
+    both = offload(tiny_path(n_expert=4, n_layer=3), ["all"], **{**QUICK, "devices": ["loopback", "1GiB"]}).rows[0]  # type: ignore[arg-type]
+    assert both.predicted is not None
+    assert both.predicted.devices[1].capacity == 2**30
+    assert both.held is not None
+    assert len(both.held.workers) == 2
 
 
 def test_default_placements(tiny_path: MakeTiny, path: Path) -> None:

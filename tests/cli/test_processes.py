@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 import moebind
+from conftest import SMALL
 
 MakeTiny = Callable[..., Path]
 MOEBIND = Path(sys.executable).with_name("moebind")
@@ -98,7 +99,7 @@ def test_a_killed_benchmark_takes_its_processes_along(tiny_path: MakeTiny) -> No
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_a_worker(host: str) -> None:
+def test_a_worker(host: str, tiny_path: MakeTiny) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [MOEBIND, "rpc-worker", "--host", host, "--port", str(port), "--threads", "1", "--device", "CPU"]
@@ -116,6 +117,16 @@ def test_a_worker(host: str) -> None:
                 assert time.monotonic() < give_up
         assert device.description == f"127.0.0.1:{port}"
         moebind.remove_rpc_server(device.description)
+        measured = moebind.bench.offload(
+            tiny_path(n_expert=4),
+            ["all", "cpu-moe"],
+            context_params=SMALL,
+            n_prompt=8,
+            n_generate=2,
+            prompts=["it is"],
+            devices=[f"127.0.0.1:{port}"],
+        )
+        assert [row.failure for row in measured] == [None, None]
     finally:
         worker.send_signal(signal.SIGINT)
         _, said = worker.communicate(timeout=10)
