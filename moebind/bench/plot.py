@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_report"]
 
+#: Other colours than those of memory, which stand beside them.
+SPEEDS = {"prompt": "#2f9e8f", "decode": "#c65b7c"}
+
 
 def plot_report(report: OffloadReport, path: str) -> None:
     """Draw device memory by class on the left, and speeds with their deviations on the right."""
@@ -36,8 +39,8 @@ def plot_report(report: OffloadReport, path: str) -> None:
             left += width
         memory.annotate(f"{left:.4g}", (left, at), (5, 0), textcoords="offset points", va="center", color=TEXT)
         for offset, samples, name, colour in (
-            (-0.17, row.prompt, "prompt", COLOURS["model"]),
-            (0.17, row.decode, "decode", COLOURS["context"]),
+            (-0.17, row.prompt, "prompt", SPEEDS["prompt"]),
+            (0.17, row.decode, "decode", SPEEDS["decode"]),
         ):
             speed.barh(
                 at + offset,

@@ -146,7 +146,7 @@ def _conditions(report: OffloadReport) -> list[tuple[str, str]]:
         )
     errors = [row.worst_error for row in report.rows if row.worst_error is not None]
     if errors:
-        found.append(("plan against allocation", f"at most {show_size(max(errors))} off"))
+        found.append(("plan against allocation", f"at most {max(errors)} bytes off"))
     reasons = sorted({row.nvml for row in report.rows if row.nvml is not None})
     if reasons and any("CUDA" in str(each) for each in machine.get("devices", ())):
         found.append(("NVML", reasons[0]))
