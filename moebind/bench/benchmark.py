@@ -64,7 +64,8 @@ def offload(
     Parameters
     ----------
     model_path
-        The model's file, or the first one of a split model.
+        The model's file, or the first one of a split model; or the address of one on the Hugging Face Hub that was
+        downloaded already.
     placements
         What to compare: :class:`Placement` objects, or texts as :meth:`Placement.parse` reads them. The first is what
         others are compared with. None: :func:`default_placements`.
@@ -120,6 +121,10 @@ def offload(
     """
     path = checks.path("model_path", model_path)
     header = Gguf.from_file(path)
+    if checks.on_hub(path):
+        path = header.paths[0]  # in the Hub's cache, if it was downloaded
+        if not os.path.isfile(path):
+            raise ValueError(f"model_path is {path!r}, which is not downloaded: Model.from_pretrained does that")
     chosen = checked(placements, path)
     settings = Settings(
         context=_context(context_params, header),

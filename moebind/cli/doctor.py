@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ from moebind.cli.output import show, show_json
 from moebind.diagnosis import Severity, doctor
 
 Model = Annotated[
-    Path | None, typer.Argument(metavar="[MODEL]", help="A model that is to be loaded.", show_default=False)
+    str | None, typer.Argument(metavar="[MODEL]", help="A model that is to be loaded.", show_default=False)
 ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from pathlib import Path
 from typing import Annotated, TypeAlias, TypeVar
 
 import typer
@@ -19,7 +18,12 @@ _FLASH = {"auto": FlashAttnType.AUTO, "on": FlashAttnType.ENABLED, "off": FlashA
 _CACHE = {kind.name.lower(): kind for kind in CACHE_TYPES}
 
 ModelPath: TypeAlias = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A GGUF file, or the first one of a split model.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A GGUF file, or the first one of a split model, or hf://OWNER/REPO/FILE.gguf on the Hugging Face Hub.",
+        show_default=False,
+    ),
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 

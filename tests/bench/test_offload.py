@@ -15,10 +15,11 @@ import numpy as np
 import psutil
 import pytest
 import tiny
+from hub_server import Hub
 
 import moebind
-from conftest import SMALL
-from moebind import Device, ModelNotFoundError, ModelParams, MoebindError
+from conftest import CPU, SMALL
+from moebind import Device, Model, ModelNotFoundError, ModelParams, MoebindError
 from moebind.bench import OffloadReport, Placement, default_placements, offload
 
 MakeTiny = Callable[..., Path]
@@ -254,6 +255,15 @@ def test_split_files_recurrent_models_and_our_own_device(tiny_path: MakeTiny, de
     assert both.predicted.devices[1].capacity == 2**30
     assert both.held is not None
     assert len(both.held.workers) == 2
+
+
+def test_files_of_the_hub_are_measured_once_they_are_here(hub: Hub) -> None:
+    with pytest.raises(ValueError, match="not downloaded"):
+        offload("hf://someone/tiny/F32", **QUICK)  # type: ignore[arg-type]
+    Model.from_pretrained("someone/tiny", "F32", CPU).close()
+    report = offload("hf://someone/tiny/F32", ["cpu-moe"], **QUICK)  # type: ignore[arg-type]
+    assert report.ok
+    assert len(report.environment["files"]) == 3
 
 
 def test_default_placements(tiny_path: MakeTiny, path: Path) -> None:
