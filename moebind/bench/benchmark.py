@@ -89,7 +89,7 @@ def offload(
         A folder, or a path that ends in ``.json`` (other files then go to a folder ``NAME.files`` beside it). The
         report is written there after each placement, and a placement that is there already, with the same file,
         parameters, devices, settings, build and machine, is not measured again. Logits are kept there, at most 64 MiB
-        a placement. None: nothing is kept.
+        per placement. None: nothing is kept.
     progress
         True: a bar, if tqdm is installed and standard error is a terminal. Or what is called with a fraction
         from 0.0 to 1.0; returning False stops.

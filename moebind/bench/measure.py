@@ -51,12 +51,12 @@ class TimedRun:
 
     @property
     def prompt_speed(self) -> float:
-        """Tokens a second of the prompt."""
+        """Tokens per second of the prompt."""
         return self.n_prompt / self.prompt
 
     @property
     def decode_speed(self) -> float:
-        """Tokens a second after the first token."""
+        """Tokens per second after the first token."""
         return self.n_generate / (self.stamps[-1] - self.stamps[0])
 
     @property

@@ -106,12 +106,12 @@ class OffloadRow:
 
     @property
     def prompt(self) -> Samples | None:
-        """Tokens a second of prompts."""
+        """Tokens per second of the prompts."""
         return Samples(tuple(run.prompt_speed for run in self.runs)) if self.runs else None
 
     @property
     def decode(self) -> Samples | None:
-        """Tokens a second, computed one at a time."""
+        """Tokens per second, computed one at a time."""
         return Samples(tuple(run.decode_speed for run in self.runs)) if self.runs else None
 
     @property
@@ -170,7 +170,7 @@ class OffloadReport:
     Attributes
     ----------
     rows : tuple[OffloadRow, ...]
-        One a placement, in the order that was asked for.
+        One per placement, in the order of the call.
     reference : str or None
         The row that others are compared with: the first that did not fail.
     settings : Mapping[str, object]
@@ -210,7 +210,7 @@ class OffloadReport:
     def to_dict(self) -> dict[str, object]:
         """All of it as plain values, for JSON: keys stay the same from version to version.
 
-        Sizes are bytes, times seconds, speeds tokens a second.
+        Sizes are bytes, times seconds, speeds tokens per second.
         """
         found = {
             "form": FORM,

@@ -75,7 +75,7 @@ NoOpOffload: TypeAlias = Annotated[
 ]
 Parallel: TypeAlias = Annotated[int, typer.Option("--parallel", "-np", metavar="N", help="Sequences side by side.")]
 Threads: TypeAlias = Annotated[
-    int | None, typer.Option("--threads", "-t", metavar="N", help="Threads of the CPU.", show_default="one a core")
+    int | None, typer.Option("--threads", "-t", metavar="N", help="Threads of the CPU.", show_default="one per core")
 ]
 
 DEFAULT = ContextParams()

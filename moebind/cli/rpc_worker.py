@@ -16,7 +16,7 @@ def command(
     threads: Annotated[
         int | None,
         typer.Option(
-            "--threads", "-t", metavar="N", help="Threads of a processor that is served.", show_default="one a core"
+            "--threads", "-t", metavar="N", help="Threads of a processor that is served.", show_default="one per core"
         ),
     ] = None,
     device: Annotated[
