@@ -156,11 +156,14 @@ class OffloadRow:
             for name, held in self.held.workers.items()
             if name in self.before.workers
         ]
-        cards: list[int] = list(self.held.gpu.values()) if self.held.gpu else []
+        cards = self.held.gpu or {}
         if not cards and self.held.cards and self.before.cards:  # nobody else is taken to have changed
-            used = [size - self.before.cards.get(name, 0) for name, size in self.held.cards.items()]
-            cards = [size for size in used if size > 0]
-        return sum(grown) + sum(cards) if grown or cards else None
+            used = {name: size - self.before.cards.get(name, 0) for name, size in self.held.cards.items()}
+            cards = {name: size for name, size in used.items() if size > 0}
+        # CUDA keeps some memory for itself on each card of the machine, also on those that hold nothing of the model.
+        ours = {device.name for device in self.allocated.devices} if self.allocated is not None else set()
+        sizes = [size for name, size in cards.items() if name in ours] or list(cards.values())
+        return sum(grown) + sum(sizes) if grown or sizes else None
 
 
 @dataclass(frozen=True)

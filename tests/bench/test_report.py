@@ -89,6 +89,10 @@ def test_cards_tell_where_processes_are_not_told(report: OffloadReport) -> None:
     assert second.held is not None
     hidden = replace(second, held=replace(second.held, gpu={}))
     assert hidden.device_bytes_seen == 2 * GIB
+    another = replace(second, held=replace(second.held, gpu={"CUDA0": 5, "CUDA1": 7}))
+    assert another.device_bytes_seen == 5  # nothing of the model is on the other card
+    by_uuid = replace(second, held=replace(second.held, gpu={"GPU-1-2": 5, "GPU-3-4": 7}))
+    assert by_uuid.device_bytes_seen == 12
     assert replace(second, held=replace(second.held, gpu=None, cards=None)).device_bytes_seen is None
 
 
