@@ -2,6 +2,7 @@
 
 A fork copies the memory of the process, but neither its threads nor what devices hold. So in the child of a fork every
 object is closed, and nothing that it had is freed: that is the parent's. What the child makes itself works.
+``_fork.py`` has the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from moebind._native import CData, ffi, lib
+from moebind._fork import renewed
+from moebind._native import CData, ffi
 from moebind.errors import ClosedError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class CallLock:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._holder: int | None = None
+        renewed(self)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -51,6 +54,12 @@ class CallLock:
                 yield
             finally:
                 self._holder = None
+
+    def _is_owned(self) -> bool:
+        return self._holder == threading.get_ident()
+
+    def _at_fork_reinit(self) -> None:
+        self._lock, self._holder = threading.Lock(), None
 
 
 class Owner:
@@ -132,7 +141,7 @@ def _after_fork() -> None:
         owner._leave_to_parent()
 
 
-os.register_at_fork(before=lib.moebind_before_fork, after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def close_all(children: WeakSet[Owner]) -> None:

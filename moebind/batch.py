@@ -307,9 +307,9 @@ class Batch:
         """The sequences that its tokens belong to, in order."""
         n = self._n_tokens
         if self._seq_id.shape[1] == 1:
-            return [int(seq) for seq in np.unique(self._seq_id[:n, 0])]
+            return sorted(set(self._seq_id[:n, 0].tolist()))
         used = np.arange(self._seq_id.shape[1]) < self._n_seq_id[:n, None]
-        return [int(seq) for seq in np.unique(self._seq_id[:n][used])]
+        return sorted(set(self._seq_id[:n][used].tolist()))
 
     def _first_sequences(self) -> NDArray[np.int32]:
         """The sequence of each token, the first one of those that have several."""

@@ -290,7 +290,8 @@ class Decoding(Outputs):
         # With caches of their own, sequences are computed in parts of equal length, each pooled by itself.
         if len(sequences) > 1 and self._pools_wholes(native):
             lengths = np.bincount(batch._first_sequences())
-            if np.unique(lengths[lengths > 0]).size > 1:
+            lengths = lengths[lengths > 0]
+            if lengths.min() != lengths.max():
                 raise BatchError(
                     "the batch has sequences of different lengths, whose embeddings would not be pooled as a whole: "
                     "make the context with kv_unified=True"

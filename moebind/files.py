@@ -78,10 +78,10 @@ def staged(target: str) -> Iterator[str]:
         raise IsADirectoryError(f"{target} is a folder; it takes the path of a file")
     if not os.path.isdir(folder or "."):
         raise FileNotFoundError(f"the folder of {target} does not exist")
-    import shutil  # both are slow to import
-    import tempfile
+    import shutil  # slow to import
 
-    stage = tempfile.mkdtemp(prefix=f".{os.fsdecode(os.fsencode(name)[:200])}.", dir=folder or ".")
+    stage = os.path.join(folder or ".", f".{os.fsdecode(os.fsencode(name)[:200])}.{os.urandom(4).hex()}")
+    os.mkdir(stage, 0o700)
     try:
         yield stage
         # The first of several files last: who finds it finds the others.

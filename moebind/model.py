@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from moebind import checks, files, log, overrides, rpc
+from moebind._fork import renewed
 from moebind._native import CData, Hooks, decoded, ffi, hold, lib, own, text_from
 from moebind._owner import Owner, close_all
 from moebind.adapters import LoraAdapter
@@ -159,7 +160,7 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
         model._params, model._paths, model._rules = chosen, paths, rules
         model._files = {os.path.abspath(path): files.signature(path) for path in paths}
         model._meta = model._fingerprint = None
-        model._listing = threading.RLock()
+        model._listing = renewed(threading.RLock())
         model._children = WeakSet()
         for name in names:
             users.setdefault(name, WeakSet()).add(model)

@@ -113,6 +113,7 @@ def init(numa: NumaStrategy = NumaStrategy.DISABLED) -> None:
         if lib.ggml_backend_reg_count() == 0:
             load_backends()
         lib.llama_backend_init()
+        lib.moebind_make_tables()
         if strategy is not NumaStrategy.DISABLED:
             lib.llama_numa_init(strategy)
         _initialised = True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from moebind import checks
+from moebind._fork import renewed
 from moebind._native import CData, ffi
 from moebind.errors import SamplerError
 
@@ -63,7 +64,7 @@ class TokenDataArray:
         self._native.selected = -1
         self._native.sorted = checks.boolean("sorted", sorted)
         # Samplers in several threads take turns; one in Python may apply others.
-        self._lock = threading.RLock()
+        self._lock = renewed(threading.RLock())
 
     @classmethod
     def from_logits(cls, logits: ArrayLike) -> TokenDataArray:

@@ -163,9 +163,8 @@ class Vocabulary(Owner):
         if self._suppress is None:
             count = ffi.new("int32_t *")
             tokens = lib.llama_vocab_get_suppress_tokens(vocab, count)
-            found = np.unique(np.array([tokens[i] for i in range(count[0])], np.int32))
-            usable: NDArray[np.int32] = found[(found >= 0) & (found < self._n_vocab)]
-            self._suppress = usable
+            found = {tokens[i] for i in range(count[0])}
+            self._suppress = np.array(sorted(token for token in found if 0 <= token < self._n_vocab), np.int32)
         return self._suppress
 
     def _token(self, token: SupportsIndex) -> int:

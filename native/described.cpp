@@ -1,13 +1,12 @@
 // Devices that are only described: what a plan needs of a GPU that is not in this machine. They take part in llama.cpp's
 // simulated allocation as an RPC worker's device does (it takes every operation, and offers no pinned memory), and
 // allocate nothing: a model that is really loaded onto one fails, with llama.cpp's own message.
-#include "shim.h"
+#include "internal.h"
 
 #include "ggml-backend-impl.h"
 
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 
@@ -72,9 +71,8 @@ ggml_backend_reg registry = { GGML_BACKEND_API_VERSION, { reg_name, reg_count, r
 
 ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory) {
     // Few and small, and models may hold them: they stay.
-    static std::mutex                                                                mutex;
     static std::map<std::pair<int32_t, size_t>, std::unique_ptr<described_device>> made;
-    const std::lock_guard<std::mutex>                                                lock(mutex);
+    const std::lock_guard<std::mutex>                                                lock(moebind::fork_mutex());
     std::unique_ptr<described_device> & found = made[{ number, memory }];
     if (found == nullptr) {
         ggml_backend_device_i device = {};

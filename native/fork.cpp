@@ -1,12 +1,18 @@
-// What has to be done before a process forks, so that its child can compute.
-#include "shim.h"
+// What has to be done before a process forks, so that its child can compute, and after it.
+//
+// A child has one thread. What the others had locked at the time of the fork stays locked in it, so the locks that it
+// needs are taken for the fork: nobody else holds them then.
+#include "ggml-threading.h"
+#include "guard.h"
+#include "internal.h"
+#include "unicode.h"
 
 #include <dlfcn.h>
 
 // OpenMP keeps a pool of threads for each thread that computed with several. A child has the pool, but not its threads,
 // and would wait for them for ever. So the pool of the thread that forks, the only one that its child has, is given up;
 // the next computation makes a new one.
-void moebind_before_fork(void) {
+static void give_up_openmp() {
     // Whichever OpenMP ggml brought into the process, if any; omp.h would tie us to one.
     void * openmp = dlopen("libgomp.so.1", RTLD_NOW | RTLD_NOLOAD);
     if (openmp == nullptr) {
@@ -18,3 +24,27 @@ void moebind_before_fork(void) {
     }
     dlclose(openmp);
 }
+
+std::mutex & moebind::fork_mutex() {
+    static auto & mutex = *new std::mutex;
+    return mutex;
+}
+
+// Called without the interpreter's lock, which whoever holds one of these may be waiting for.
+void moebind_before_fork(void) {
+    give_up_openmp();
+    moebind::fork_mutex().lock();
+    ggml_critical_section_start();
+}
+
+void moebind_after_fork(bool in_child) {
+    ggml_critical_section_end();
+    moebind::fork_mutex().unlock();
+    if (in_child) {
+        moebind::forget_other_threads();
+    }
+}
+
+// A static variable that another thread was making at the time of a fork is waited for, too. Most are made in less than a
+// microsecond; this one takes a millisecond, at the first text that is read.
+void moebind_make_tables(void) { unicode_cpt_flags_from_cpt(0); }

@@ -22,6 +22,7 @@ namespace {
 // A C string and plain pointers: no destructor of ours runs at a thread's end, when Python may be gone.
 struct thread_state {
     int        depth;
+    int        in_python;  // python_calls of this thread
     bool       failed;
     bool       stopping;
     volatile sig_atomic_t interrupted;
@@ -67,6 +68,7 @@ bool in_main_thread() noexcept {
 
 python_call::python_call() noexcept {
     calls_of_python++;
+    state.in_python++;
     // The main thread is the one that ends the interpreter, and may still call it.
     allowed_ = !ending || in_main_thread();
     if (!allowed_ && PyGILState_GetThisThreadState() != nullptr) {
@@ -79,7 +81,17 @@ python_call::python_call() noexcept {
     }
 }
 
-python_call::~python_call() noexcept { calls_of_python--; }
+python_call::~python_call() noexcept {
+    calls_of_python--;
+    state.in_python--;
+}
+
+void forget_other_threads() noexcept {
+    calls_of_python = state.in_python;
+    if (state.depth == 0) {
+        interrupts_ = 0;
+    }
+}
 
 guard_scope::guard_scope() noexcept {
     if (state.depth++ == 0) {

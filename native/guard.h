@@ -58,6 +58,9 @@ bool stopping() noexcept;
 
 bool in_main_thread() noexcept;
 
+// In the child of a fork: no other thread is in a call, or in the interpreter.
+void forget_other_threads() noexcept;
+
 // Called by a signal handler: Ctrl-C came while this thread was in a call. Says whether it was in one.
 bool note_interrupt() noexcept;
 

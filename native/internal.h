@@ -3,6 +3,8 @@
 
 #include "shim.h"
 
+#include <mutex>
+
 namespace moebind {
 
 // Sees each text that llama.cpp logs in this thread before anything else does. It may throw, through llama.cpp.
@@ -16,6 +18,9 @@ struct log_tap_scope {
     explicit log_tap_scope(const log_tap & tap) noexcept;
     ~log_tap_scope() noexcept;
 };
+
+// For what is used rarely and shortly: the child of a fork finds it unlocked.
+std::mutex & fork_mutex();
 
 // Tell Python's progress callback, if there is one; false when what runs is to stop, be it for Ctrl-C.
 bool progress(moebind_hooks * hooks, float fraction);

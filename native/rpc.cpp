@@ -3,11 +3,11 @@
 // The RPC client waits in a thread of its own, in which Python's signal handlers do not run; and the main thread, where
 // they would, waits for that one. So a handler in front of Python's counts how often SIGINT came during a call.
 #include "guard.h"
+#include "internal.h"
 #include "rpc_link.h"
 #include "shim.h"
 
 #include <csignal>
-#include <mutex>
 #include <vector>
 
 namespace {
@@ -21,8 +21,7 @@ void on_interrupt(int signal) {
 
 // Asked in whichever thread waits, several times a second. Python's handler takes our place whenever a program sets one.
 int interrupts() {
-    static std::mutex &         lock = *new std::mutex;
-    std::lock_guard<std::mutex> held(lock);
+    std::lock_guard<std::mutex> held(moebind::fork_mutex());
     struct sigaction            now;
     if (sigaction(SIGINT, nullptr, &now) == 0 && now.sa_handler != on_interrupt && now.sa_handler != SIG_DFL &&
         now.sa_handler != SIG_IGN && (now.sa_flags & SA_SIGINFO) == 0) {

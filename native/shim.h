@@ -66,8 +66,12 @@ bool moebind_hooks_aborted(const struct moebind_hooks * hooks);
 
 // --- fork (fork.cpp) ---
 
-// Called in the thread that is about to fork: its child can compute with several threads then.
+// Called in the thread that is about to fork: its child can compute then, with one thread or several.
 void moebind_before_fork(void);
+// Called in that thread after the fork, in the parent or in the child.
+void moebind_after_fork(bool in_child);
+// Called once, where forks wait for it: makes what llama.cpp would take its time for at its first use.
+void moebind_make_tables(void);
 
 // --- GGUF files (files.cpp) ---
 

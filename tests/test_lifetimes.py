@@ -1,132 +1,18 @@
-"""Processes that fork, that end in the middle of something, and that do the same thing for a long time."""
+"""Processes that end in the middle of something, and that do the same thing for a long time."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from processes import run
 
 from conftest import CPU, SMALL
 from moebind import Batch, Model, Sampler
 
 MakeTiny = Callable[..., Path]
-
-HEAD = """
-import os, sys, threading
-import moebind
-from moebind import Batch, ClosedError, ContextParams, Model, ModelParams, MoebindError, Sampler
-path = sys.argv[1]
-cpu = ModelParams(n_gpu_layers=0, devices=())
-two = ContextParams(n_ctx=128, n_threads=2, n_threads_batch=2)
-
-def text(model):
-    with model.new_context(two) as context:
-        return [piece.token for piece in context.generate("hello there", max_tokens=8)]
-
-def in_child(function):
-    child = os.fork()
-    if child == 0:
-        function()
-        sys.exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-"""
-
-
-def run(code: str, *arguments: object, **environment: str) -> str:
-    """What a process prints; it must end by itself, well and in silence."""
-    command = [sys.executable, "-W", "ignore", "-c", HEAD + code, *map(str, arguments)]
-    variables = {**os.environ, "OMP_WAIT_POLICY": "passive", **environment}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90, env=variables)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
-def test_a_child_computes_with_several_threads_after_its_parent_did(tiny_path: MakeTiny) -> None:
-    run(
-        """
-model = Model.load_from_file(path, cpu)
-expected = text(model)
-
-def child():
-    with Model.load_from_file(path, cpu) as mine:
-        assert text(mine) == expected
-
-in_child(child)
-assert text(model) == expected
-""",
-        tiny_path(n_expert=4),
-    )
-
-
-def test_what_the_parent_made_is_closed_in_a_child(tiny_path: MakeTiny) -> None:
-    said = run(
-        """
-model = Model.load_from_file(path, cpu)
-context = model.new_context(two)
-context.decode(Batch.get_one([1, 2, 3]))
-view = context.get_logits_ith(-1)
-chain = Sampler.chain_simple([Sampler.top_k(3), Sampler.greedy()])
-kept = view.copy()
-
-def child():
-    for use in [lambda: model.size, lambda: model.str_to_token("a"), lambda: context.decode(Batch.get_one([1])),
-                lambda: chain.sample(context), lambda: chain[0].name, lambda: model.new_context(two)]:
-        try:
-            use()
-        except ClosedError as error:
-            assert "forked" in str(error), error
-        else:
-            raise AssertionError("it works")
-    assert (view == kept).all()
-    for each in (chain, context, model):
-        assert each.closed
-        each.close()
-    print("child", flush=True)
-
-in_child(child)
-context.decode(Batch.get_one([4]))
-print(chain.sample(context) == int(context.get_logits_ith(-1).argmax()))
-""",
-        tiny_path(n_expert=4),
-    )
-    assert said == "child\nTrue\n"
-
-
-def test_a_child_leaves_its_parents_device_alone(tiny_path: MakeTiny) -> None:
-    run(
-        """
-from moebind.placement.loopback import worker_pids
-from moebind import rpc
-with moebind.loopback_device() as device:
-    model = Model.load_from_file(path, ModelParams(devices=(device,)))
-    context = model.new_context(two)
-    context.decode(Batch.get_one([1, 2, 3]))
-    before = context.get_logits_ith(-1).copy()
-    [endpoint] = rpc._endpoints
-
-    def child():
-        assert device.name not in [each.name for each in moebind.devices()]
-        try:
-            moebind.add_rpc_server(endpoint)
-        except MoebindError as error:
-            assert "forked" in str(error)
-        else:
-            raise AssertionError("it works")
-        model.close()
-
-    in_child(child)
-    context.kv_cache_clear()
-    context.decode(Batch.get_one([1, 2, 3]))
-    assert (context.get_logits_ith(-1) == before).all()
-    os.kill(worker_pids[device.name], 0)
-""",
-        tiny_path(n_expert=4),
-    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,20 +69,23 @@ class Header:
     architecture: str
     stand_in: int
     _checked: set[object] = field(default_factory=set)
+    _experts: list[Mapping[int, Mapping[str, int]]] = field(default_factory=list)
 
     @property
     def path(self) -> str:
         """The file that llama.cpp is given instead."""
         return f"/proc/self/fd/{self.stand_in}"
 
-    @cached_property
+    @property
     def experts(self) -> Mapping[int, Mapping[str, int]]:
         """Names and bytes of the experts' tensors, by layer; dense layers are left out."""
-        found: dict[int, dict[str, int]] = {}
-        for info in self.tensors.values():
-            if info.layer is not None and info.is_expert:
-                found.setdefault(info.layer, {})[info.name] = info.nbytes
-        return MappingProxyType(dict(sorted(found.items())))
+        if not self._experts:  # no cached_property: until Python 3.12 it has a lock, which a fork would leave locked
+            found: dict[int, dict[str, int]] = {}
+            for info in self.tensors.values():
+                if info.layer is not None and info.is_expert:
+                    found.setdefault(info.layer, {})[info.name] = info.nbytes
+            self._experts.append(MappingProxyType(dict(sorted(found.items()))))
+        return self._experts[0]
 
     def integer(self, name: str, default: int = 0) -> int:
         """A number of the architecture's metadata; the largest one of an array, which has one for each layer."""

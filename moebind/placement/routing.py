@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moebind import checks
+from moebind._fork import renewed
 from moebind.eval_tensor import EvalTensor, TensorObserver
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class RoutingRecorder(TensorObserver):
     __slots__ = ("_counts", "_lock", "_n_tokens", "_size")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = renewed(threading.RLock())
         #: Layers and experts of the models; some have layers for multi-token prediction besides.
         self._size = (0, 0)
         self._counts: NDArray[np.int64] = np.zeros((0, 0), np.int64)
