@@ -5,8 +5,8 @@ another thread has locked at that moment stays locked in the child, unless someb
 
 - The locks of single objects are made new in the child. Objects that own native memory are closed there
   (``_owner.py``).
-- The few locks of llama.cpp's and of ``native/`` that guard something of the process's are taken before the fork,
-  since what they guard must be whole in the child (``native/fork.cpp``; ``process.lock`` likewise).
+- Those that guard something of the process's, which must be whole in the child, are taken for the fork: the list of
+  devices, the log, a few of llama.cpp's and of ``native/`` (``native/fork.cpp``).
 - What another thread was importing counts as failed: the child imports it again. Python itself would wait for that
   thread, and many a call imports something the first time (``numpy.unique``, for one, ``numpy.ma``).
 """
@@ -21,7 +21,7 @@ from weakref import WeakSet
 
 from moebind._native import lib
 
-__all__ = ["renewed"]
+__all__ = ["renewed", "taken"]
 
 Lock = TypeVar("Lock")
 
@@ -35,6 +35,20 @@ def renewed(lock: Lock) -> Lock:
     """Have a lock free in the child of a fork, unless the thread that forks holds it: then it does so in both."""
     _locks.add(lock)
     return lock
+
+
+def taken(lock: threading.RLock, at_most: float = -1) -> threading.RLock:
+    """Have a fork wait until nobody else holds a lock, but not for more than so many seconds (-1: for ever)."""
+    held: list[bool] = []
+
+    def release() -> None:
+        if held.pop():
+            lock.release()
+
+    os.register_at_fork(
+        before=lambda: held.append(lock.acquire(timeout=at_most)), after_in_parent=release, after_in_child=release
+    )
+    return renewed(lock)
 
 
 def _renew_locks() -> None:

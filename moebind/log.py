@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 
+from moebind._fork import taken
 from moebind._native import ffi, lib
 
 __all__ = ["logger", "recent_lines", "set_log"]
@@ -25,13 +27,18 @@ _TOLD_OTHERWISE = (
     "failed to find a memory slot",  # NoKvSlotError, which generate_many() answers by itself
 )
 
+#: Held while a line goes to its handlers. Standard error has a lock inside, as every buffered file of Python's has, which
+#: stays locked in a child if a thread was writing at the time of the fork. A handler may wait for whoever forks, though.
+_emitting = taken(threading.RLock(), at_most=1)
+
 
 def emit(level: int, line: str) -> None:
     """Log one line of llama.cpp's."""
     number = _LEVELS.get(level, logging.INFO)
     if number == logging.WARNING and any(text in line for text in _TOLD_OTHERWISE):
         number = logging.INFO
-    logger.log(number, "%s", line)
+    with _emitting:
+        logger.log(number, "%s", line)
 
 
 def set_log(level: str | int | None = "warning") -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from weakref import WeakSet
 
 from moebind import checks
+from moebind._fork import taken
 from moebind._native import LIBRARIES, CData, decoded, ffi, lib
 from moebind._owner import Owner
 from moebind.enums import DeviceType, NumaStrategy
@@ -30,9 +31,7 @@ __all__ = [
 ]
 
 #: Held while the list of devices is read or changed.
-lock = threading.RLock()
-# A child of a fork would wait for ever for a thread that it does not have.
-os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+lock = taken(threading.RLock())
 _initialised = False
 #: What a device is taken to have, where somebody said so (``loopback_device(memory=...)``).
 capacities: dict[str, int] = {}

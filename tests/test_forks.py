@@ -328,3 +328,29 @@ thread.join()
 """,
         tiny_path(n_expert=4),
     )
+
+
+# Every buffered file of Python's, such as standard error, has a lock that a child cannot reach.
+def test_a_fork_while_another_thread_logs(tiny_path: MakeTiny) -> None:
+    said = run(
+        """
+import logging
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+moebind.set_log("debug")
+stop = threading.Event()
+
+def work():
+    while not stop.is_set():
+        Model.load_from_file(path, cpu).close()
+
+thread = threading.Thread(target=work, daemon=True)
+thread.start()
+for _ in range(20):
+    in_child(lambda: Model.load_from_file(path, cpu).close())
+stop.set()
+thread.join()
+""",
+        tiny_path(n_expert=4),
+        PYTHONUNBUFFERED="",
+    )
+    assert "llama" in said
