@@ -27,8 +27,9 @@ _TOLD_OTHERWISE = (
     "failed to find a memory slot",  # NoKvSlotError, which generate_many() answers by itself
 )
 
-#: Held while a line goes to its handlers. Standard error has a lock inside, as every buffered file of Python's has, which
-#: stays locked in a child if a thread was writing at the time of the fork. A handler may wait for whoever forks, though.
+#: Held while a line goes to its handlers. Standard error has a lock inside, as every buffered file of Python's has,
+#: which stays locked in a child if a thread was writing at the time of the fork. A handler may wait for the thread that
+#: forks, so the fork does not wait for ever.
 _emitting = taken(threading.RLock(), at_most=1)
 
 

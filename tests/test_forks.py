@@ -294,7 +294,7 @@ def work():
 
 thread = threading.Thread(target=work, daemon=True)
 thread.start()
-for _ in range(400):
+for _ in range(300):
     child = os.fork()
     if child == 0:
         faulthandler.dump_traceback_later(20, exit=True)
@@ -321,7 +321,7 @@ def work():
 moebind.experts(path)
 thread = threading.Thread(target=work, daemon=True)
 thread.start()
-for _ in range(20):
+for _ in range(10):
     in_child(lambda: moebind.experts(path))
 stop.set()
 thread.join()

@@ -4,8 +4,8 @@
 
 Each round is a process of its own, since what happens only once in a process is what a fork meets most rarely: imports,
 tables that are made at their first use. It forks a few times, the first time as soon as its threads run. A child that
-hangs says where, after a while, and ends; one that fails says why. A round can be repeated alone (``--first N``), though
-its moments are its own.
+hangs says where, after a while, and ends; one that fails says why. A round can be repeated alone (``--first N``),
+though its moments are its own.
 """
 
 from __future__ import annotations
