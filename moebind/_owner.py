@@ -11,8 +11,8 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -21,6 +21,7 @@ from moebind._native import CData, ffi
 from moebind.errors import ClosedError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from typing_extensions import Self
@@ -32,34 +33,21 @@ class CallLock:
     """Lets one thread at a time into an object that libllama does not protect, and nobody in from its own callbacks."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holder: int | None = None
-        renewed(self)
+        self._lock = renewed(threading.RLock())
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold it during a native call.
+    def held(self) -> AbstractContextManager[bool]:
+        """What to enter for a native call.
+
+        It is the lock itself: written in C, it is left whenever a signal handler raises.
 
         Raises
         ------
         RuntimeError
             If this thread holds it already: a callback of the object's own calls it again.
         """
-        me = threading.get_ident()
-        if self._holder == me:
+        if self._lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition asks it
             raise RuntimeError("this object is in the middle of a call, whose callback must not call it again")
-        with self._lock:
-            self._holder = me
-            try:
-                yield
-            finally:
-                self._holder = None
-
-    def _is_owned(self) -> bool:
-        return self._holder == threading.get_ident()
-
-    def _at_fork_reinit(self) -> None:
-        self._lock, self._holder = threading.Lock(), None
+        return self._lock
 
 
 class Owner:

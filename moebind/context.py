@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
 from moebind import checks, log, rpc
-from moebind._native import CData, Hooks, lib, own
+from moebind._native import CData, Hooks, ffi, lib, own
 from moebind._owner import CallLock
 from moebind.adapters import Adapters
 from moebind.backend_sampling import BackendSampling, checked_chains
@@ -29,6 +29,8 @@ from moebind.threadpool import ThreadPool
 from moebind.timings import Timings, read_timings
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from numpy.typing import ArrayLike, NDArray
 
     from moebind.model import Model
@@ -107,6 +109,7 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
         self._suppress = model._suppressed() if model._suppressed().size else None
         self._outputs_reserved = self._n_seq_max
         self._attached: dict[int, Sampler] = {}
+        self._next = ffi.new("llama_token *")
         self._forget_outputs()
         #: Which tokens each sequence's cache begins with, as far as generate() knows.
         self._history: dict[int, NDArray[np.int32]] = {}
@@ -117,16 +120,22 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
 
     @contextmanager
     def _exclusive(self) -> Iterator[CData]:
-        """Hold the context, and the one whose memory it uses, during a native call."""
+        """Hold the context, and what it uses, during a native call."""
+        with self._held():
+            yield self._open()
+
+    def _held(self) -> AbstractContextManager[object]:
+        """What to enter for a native call; :meth:`_exclusive` opens the context besides."""
         if self._other is None and not self._servers:
-            with self._lock.held():  # what every token goes through
-                yield self._open()
-        elif self._other is None:
-            with self._lock.held(), rpc.watched(self._servers):
-                yield self._open()
-        else:
-            with self._lock.held(), self._other._lock.held(), rpc.watched(self._servers):
-                yield self._open()
+            return self._lock.held()  # what every token goes through
+        return self._held_with_others()
+
+    @contextmanager
+    def _held_with_others(self) -> Iterator[None]:
+        """Hold the context whose memory it uses as well, and look after its servers."""
+        others = nullcontext() if self._other is None else self._other._lock.held()
+        with self._lock.held(), others, rpc.watched(self._servers):
+            yield
 
     def _use_also(self) -> None:
         # A pool that was taken away is paused by the next computation, which must not happen to one that works.

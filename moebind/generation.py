@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal, SupportsIndex
 import numpy as np
 
 from moebind import checks
-from moebind._native import lib
+from moebind._native import ffi, lib
 from moebind.batch import Batch
+from moebind.vocab import PIECE_BYTES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -103,7 +104,7 @@ class Writer:
         Special tokens whose text is given out.
     """
 
-    __slots__ = ("_decode", "_held", "_index", "_is_eog", "_last", "_limit", "_piece", "_shown", "_vocab")
+    __slots__ = ("_bytes", "_decode", "_held", "_index", "_last", "_limit", "_model", "_shown", "_text", "_vocab")
 
     def __init__(
         self,
@@ -114,7 +115,9 @@ class Writer:
         stop: Sequence[str],
         shown: frozenset[int] = frozenset(),
     ) -> None:
-        self._vocab, self._is_eog, self._piece = model._usable_vocab(), lib.llama_vocab_is_eog, model._piece
+        self._model, self._vocab = model, model._usable_vocab()
+        self._text = ffi.new("char[]", PIECE_BYTES)
+        self._bytes = ffi.buffer(self._text)
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._held = StopStrings(stop)
         self._index = 0
@@ -127,9 +130,12 @@ class Writer:
         """The piece of the token that comes next."""
         index = self._index
         self._index = index + 1
-        if self._is_eog(self._vocab, token):
+        special = token in self._shown
+        length = lib.moebind_next_piece(self._vocab, token, special, self._text, PIECE_BYTES)
+        if length == lib.MOEBIND_END_OF_GENERATION:
             return Piece(token, self._rest(), index, "eog")
-        text, stopped = self._held.add(self._decode(self._piece(self._vocab, token, token in self._shown)))
+        piece = self._bytes[:length] if length >= 0 else self._model._piece(self._vocab, token, special)
+        text, stopped = self._held.add(self._decode(piece))
         if stopped:
             return Piece(token, text, index, "stop")
         if index >= self._limit:
@@ -206,10 +212,9 @@ def generate(
     cached = tokens.tolist()
     attached = context._attached.get(seq_id)
     chooses = attached if sampler is None else sampler
-    if chooses is None or (attached is None and chooses._is_greedy):
-        choose = context._likeliest
-    else:
-        choose = partial(chooses._sample, context)
+    # What a greedy sampler chooses is found without it.
+    asked = None if attached is None and chooses is not None and chooses._is_greedy else chooses
+    choose = context._likeliest if asked is None else partial(asked._sample, context)
     try:
         with context._exclusive() as native:
             token = choose(native)
@@ -218,13 +223,18 @@ def generate(
             yield piece
             if piece.stop_reason is not None:
                 return
-            token_in[0] = token
-            pos_in[0] = len(cached)
-            with context._exclusive() as native:
-                context._compute(native, native_step, 1)
-                if context._attached:
-                    context._remember_sequences(step)
-                cached.append(token)
-                token = choose(native)
+            with context._held():
+                native = context._open()
+                if asked is None and context._steps_natively():
+                    following = context._likeliest_after(native, native_step, token, len(cached))
+                    cached.append(token)
+                else:
+                    token_in[0], pos_in[0] = token, len(cached)
+                    context._compute(native, native_step, 1)
+                    if context._attached:
+                        context._remember_sequences(step)
+                    cached.append(token)
+                    following = choose(native)
+                token = following
     finally:
         context._history[seq_id] = np.array(cached, np.int32)

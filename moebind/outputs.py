@@ -65,8 +65,6 @@ class Outputs(Owner):
     _embeddings = False
     #: How many outputs libllama's buffer has room for.
     _outputs_reserved = 0
-    #: Where the last output was, and an array over it.
-    _last_row: tuple[CData, NDArray[np.float32]] | None = None
     #: The model's suppressed tokens; None where it has none.
     _suppress: NDArray[np.int32] | None = None
     #: What the arrays that show the buffer hold.
@@ -109,19 +107,13 @@ class Outputs(Owner):
     def _likeliest(self, native: CData) -> int:
         """The token with the highest logit, after the last output. The caller holds the context.
 
-        Where only the maximum counts, numpy finds it in the logits themselves; libllama would build and scan an array
-        of candidates. The array over the same memory is used again, since nobody else sees it.
+        Where only the maximum counts, it is found in the logits themselves; libllama would build and scan an array of
+        candidates.
         """
         self._logits_row(-1)
-        pointer = lib.llama_get_logits_ith(native, -1)
-        if self._last_row is None or self._last_row[0] != pointer:
-            memory = ffi.buffer(pointer, 4 * self._model._n_vocab)
-            self._last_row = pointer, np.frombuffer(memory, np.float32)
-        row = self._last_row[1]
-        if self._suppress is not None:
-            with self._suppressing(native, -1):
-                return int(row.argmax())
-        return int(row.argmax())
+        with self._suppressing(native, -1):
+            logits = lib.llama_get_logits_ith(native, -1)
+            return int(lib.moebind_likeliest(logits, self._model._n_vocab))
 
     @contextmanager
     def _suppressing(self, native: CData, at: int) -> Iterator[None]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Vocabulary"]
 
 #: A token's text is rarely longer; where it is, a second call makes room.
-_PIECE_BYTES = 64
+PIECE_BYTES = 64
 
 
 class Vocabulary(Owner):
@@ -278,7 +278,7 @@ class Vocabulary(Owner):
         if not shown and array.size and array[0] == lib.llama_vocab_bos(vocab):
             # It has no text, but would hide from libllama that the space after it was added by the tokenizer.
             array = array[1:]
-        capacity = 8 * array.size + _PIECE_BYTES
+        capacity = 8 * array.size + PIECE_BYTES
         while True:
             buffer = ffi.new("char[]", capacity)
             ids = ffi.from_buffer("llama_token[]", array)
@@ -301,8 +301,8 @@ class Vocabulary(Owner):
 
     @staticmethod
     def _piece(vocab: CData, token: int, special: bool, lstrip: int = 0) -> bytes:
-        buffer = ffi.new("char[]", _PIECE_BYTES)
-        count = lib.llama_token_to_piece(vocab, token, buffer, _PIECE_BYTES, lstrip, special)
+        buffer = ffi.new("char[]", PIECE_BYTES)
+        count = lib.llama_token_to_piece(vocab, token, buffer, PIECE_BYTES, lstrip, special)
         if count < 0:
             buffer = ffi.new("char[]", -count)
             count = lib.llama_token_to_piece(vocab, token, buffer, -count, lstrip, special)

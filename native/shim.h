@@ -226,6 +226,17 @@ void moebind_reserve(struct llama_context * ctx);
 // Whether the graph that was computed last gave logits: those of encoders give embeddings only.
 bool moebind_has_logits(struct llama_context * ctx);
 
+// The token with the highest logit, the first of several; NaN is lower than all.
+llama_token moebind_likeliest(const float * logits, int32_t n_vocab);
+// A step of a generation that always takes the likeliest token: llama_decode of one, at pos, in a batch that has room for
+// it, unless the context is told to stop (2); and the next token.
+int32_t moebind_step(struct llama_context * ctx, struct moebind_hooks * hooks, struct llama_batch batch, llama_token token,
+                     llama_pos pos, llama_token * next);
+
+enum { MOEBIND_END_OF_GENERATION = -0x7fffffff };
+// llama_token_to_piece, for a token that does not end the generation.
+int32_t moebind_next_piece(const struct llama_vocab * vocab, llama_token token, bool special, char * buffer, int32_t size);
+
 // How many positions the model's learned position embeddings have; 0 when it has none, and positions are unlimited.
 int64_t moebind_model_n_pos(const struct llama_model * model);
 

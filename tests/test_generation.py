@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import SMALL
-from moebind import AbortedError, Batch, ClosedError, Context, Model, Sampler, SamplerError
+from moebind import AbortedError, Batch, ClosedError, Context, Model, Sampler, SamplerError, ffi, lib
 from moebind.generation import StopStrings, common_prefix
 
 PROMPT = "The capital of France is"
@@ -39,6 +39,12 @@ def test_greedy_is_argmax_step_by_step(demo_context: Context, demo: Model) -> No
     assert all(piece.stop_reason is None for piece in pieces[:-1])
     assert "".join(piece.text for piece in pieces) == demo.tokens_to_str([piece.token for piece in pieces])
     assert "".join(piece.text for piece in pieces).startswith(" Paris")
+
+
+@given(st.lists(st.floats(width=32) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=150))
+def test_the_likeliest_is_the_first_of_the_highest(logits: list[float]) -> None:
+    known = [-np.inf if np.isnan(logit) else logit for logit in logits]
+    assert lib.moebind_likeliest(ffi.new("float[]", logits), len(logits)) == known.index(max(known))
 
 
 def test_a_greedy_sampler_is_the_default(demo_context: Context) -> None:

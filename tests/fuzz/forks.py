@@ -42,6 +42,11 @@ def _small(threads: int) -> ContextParams:
     return ContextParams(n_ctx=128, n_batch=64, n_threads=threads, n_threads_batch=threads)
 
 
+def _scratch(model: Model) -> str:
+    """A file of this thread's."""
+    return f"{model.path}-{os.getpid()}-{threading.get_native_id()}"
+
+
 def _decode(model: Model, chance: random.Random) -> None:
     with model.new_context(_small(chance.choice([1, 1, 2]))) as context:
         for _ in range(3):
@@ -101,10 +106,10 @@ def _load(model: Model, chance: random.Random) -> None:
 
 
 def _state(model: Model, chance: random.Random) -> None:
-    with model.new_context(_small(1)) as context, tempfile.TemporaryDirectory() as folder:
+    with model.new_context(_small(1)) as context:
         context.decode(Batch.get_one(TOKENS))
         context.state_set(context.state_get())
-        context.state_save_file(f"{folder}/state", TOKENS)
+        context.state_save_file(_scratch(model), TOKENS)
 
 
 def _plan(model: Model, chance: random.Random) -> None:
@@ -113,8 +118,7 @@ def _plan(model: Model, chance: random.Random) -> None:
 
 
 def _quantize(model: Model, chance: random.Random) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        moebind.quantize(model.path, f"{folder}/small.gguf", moebind.Ftype.Q8_0, n_threads=1, progress=False)
+    moebind.quantize(model.path, _scratch(model), moebind.Ftype.Q8_0, n_threads=1, progress=False)
 
 
 def _devices(model: Model, chance: random.Random) -> None:
