@@ -132,7 +132,9 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def close_all(children: WeakSet[Owner]) -> None:
-    """Close those that are still there."""
+def close_all(children: WeakSet[Owner], why: str) -> None:
+    """Close those that are still open; ``why`` is what they say when they are used."""
     for child in list(children):
-        child.close()
+        if not child.closed:
+            child.close()
+            child._why_closed = why

@@ -17,10 +17,11 @@ from moebind._owner import Owner, close_all
 from moebind.adapters import LoraAdapter
 from moebind.chat import ChatTemplates
 from moebind.embedding import Embedding
-from moebind.enums import DeviceType, Ftype, RopeType
+from moebind.enums import DeviceType
 from moebind.errors import ModelLoadError, NativeError, RpcServerError
 from moebind.gguf import Gguf
 from moebind.header_checks import check_model
+from moebind.hyperparameters import Hyperparameters
 from moebind.native_params import native_model_params
 from moebind.overrides import PlacedOverride, PlacedTensor
 from moebind.params import ContextParams, ModelParams
@@ -41,7 +42,7 @@ _warned_no_device = False
 _SAMPLING_KEYS = range(lib.LLAMA_MODEL_META_KEY_SAMPLING_SEQUENCE, lib.LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_ETA + 1)
 
 
-class Model(ChatTemplates, Embedding, Pretrained, Saving):
+class Model(ChatTemplates, Embedding, Hyperparameters, Pretrained, Saving):
     """A loaded model. Made by :meth:`load_from_file`.
 
     Use it as a context manager, or close it, because it takes a lot of memory. Closing it closes its contexts first.
@@ -187,7 +188,7 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
         Closing twice does nothing.
         """
         if self._pointer is not None:
-            close_all(self._children)
+            close_all(self._children, "its model was closed")
             self._vocab = None
             self._ready = None
             super().close()
@@ -282,140 +283,6 @@ class Model(ChatTemplates, Embedding, Pretrained, Saving):
             values = [text_from(lib.llama_model_meta_val_str_by_index, pointer, at) for at in count]
             self._meta = MappingProxyType(dict(zip(keys, values, strict=True)))
         return self._meta
-
-    @property
-    def desc(self) -> str:
-        """Architecture, size and type in a few words (``llama_model_desc``)."""
-        return text_from(lib.llama_model_desc, self._open())
-
-    @property
-    def ftype(self) -> Ftype:
-        """The type of most of its tensors (``llama_model_ftype``)."""
-        return Ftype(lib.llama_model_ftype(self._open()))
-
-    @property
-    def size(self) -> int:
-        """Bytes of all tensors (``llama_model_size``)."""
-        return int(lib.llama_model_size(self._open()))
-
-    @property
-    def n_params(self) -> int:
-        """How many parameters it has (``llama_model_n_params``)."""
-        return int(lib.llama_model_n_params(self._open()))
-
-    @property
-    def n_ctx_train(self) -> int:
-        """Tokens of context that it was trained with (``llama_model_n_ctx_train``)."""
-        return int(lib.llama_model_n_ctx_train(self._open()))
-
-    @property
-    def n_embd(self) -> int:
-        """Width of its embeddings (``llama_model_n_embd``)."""
-        return int(lib.llama_model_n_embd(self._open()))
-
-    @property
-    def n_embd_inp(self) -> int:
-        """Width of its input embeddings (``llama_model_n_embd_inp``)."""
-        return int(lib.llama_model_n_embd_inp(self._open()))
-
-    @property
-    def n_embd_out(self) -> int:
-        """Width of its output embeddings (``llama_model_n_embd_out``)."""
-        return int(lib.llama_model_n_embd_out(self._open()))
-
-    @property
-    def n_layer(self) -> int:
-        """Layers (``llama_model_n_layer``)."""
-        return int(lib.llama_model_n_layer(self._open()))
-
-    @property
-    def n_head(self) -> int:
-        """Attention heads (``llama_model_n_head``); 0 if only the vocabulary was loaded."""
-        return 0 if self._params.vocab_only else int(lib.llama_model_n_head(self._open()))
-
-    @property
-    def n_head_kv(self) -> int:
-        """Attention heads with keys and values of their own (``llama_model_n_head_kv``)."""
-        return 0 if self._params.vocab_only else int(lib.llama_model_n_head_kv(self._open()))
-
-    @property
-    def _n_embd_head_k(self) -> int:
-        """Width of one head's keys."""
-        told = self.meta.get(f"{self.meta.get('general.architecture')}.attention.key_length", "")
-        return int(told) if told.isdecimal() else self.n_embd // max(self.n_head, 1)
-
-    @property
-    def n_swa(self) -> int:
-        """Width of its sliding window, 0 without one (``llama_model_n_swa``)."""
-        return int(lib.llama_model_n_swa(self._open()))
-
-    @property
-    def n_expert(self) -> int:
-        """Experts in a layer, 0 for a model without experts."""
-        return int(lib.moebind_model_n_expert(self._open()))
-
-    @property
-    def n_expert_used(self) -> int:
-        """How many experts work on each token."""
-        told = self.meta.get(f"{self.meta.get('general.architecture')}.expert_used_count", "")
-        return int(told) if told.isdecimal() else 0
-
-    @property
-    def rope_type(self) -> RopeType:
-        """The kind of rotary position embedding (``llama_model_rope_type``)."""
-        return RopeType(lib.llama_model_rope_type(self._open()))
-
-    @property
-    def is_recurrent(self) -> bool:
-        """Whether it has recurrent state instead of a KV cache (``llama_model_is_recurrent``)."""
-        return bool(lib.llama_model_is_recurrent(self._open()))
-
-    @property
-    def is_hybrid(self) -> bool:
-        """Whether it has both (``llama_model_is_hybrid``)."""
-        return bool(lib.llama_model_is_hybrid(self._open()))
-
-    @property
-    def is_diffusion(self) -> bool:
-        """Whether it denoises text instead of continuing it (``llama_model_is_diffusion``)."""
-        return bool(lib.llama_model_is_diffusion(self._open()))
-
-    @property
-    def has_encoder(self) -> bool:
-        """Whether ``Context.encode`` comes first (``llama_model_has_encoder``)."""
-        return bool(lib.llama_model_has_encoder(self._open()))
-
-    @property
-    def has_decoder(self) -> bool:
-        """Whether ``Context.decode`` can be used (``llama_model_has_decoder``)."""
-        return bool(lib.llama_model_has_decoder(self._open()))
-
-    @property
-    def n_layer_nextn(self) -> int:
-        """Layers that predict tokens further ahead (``llama_model_n_layer_nextn``)."""
-        return int(lib.llama_model_n_layer_nextn(self._open()))
-
-    @property
-    def rope_freq_scale_train(self) -> float:
-        """The scale of rotary frequencies that it was trained with (``llama_model_rope_freq_scale_train``)."""
-        return float(lib.llama_model_rope_freq_scale_train(self._open()))
-
-    @property
-    def n_cls_out(self) -> int:
-        """How many scores it gives as a classifier (``llama_model_n_cls_out``)."""
-        return int(lib.llama_model_n_cls_out(self._open()))
-
-    @property
-    def cls_labels(self) -> tuple[str, ...]:
-        """The names of those scores; empty if the file has none (``llama_model_cls_label``)."""
-        pointer = self._open()
-        labels = [lib.llama_model_cls_label(pointer, index) for index in range(self.n_cls_out)]
-        return tuple(decoded(label) for label in labels if label)
-
-    @property
-    def decode_start_token(self) -> int | None:
-        """The token that an encoder-decoder model's decoder begins with (``llama_model_decoder_start_token``)."""
-        return self._special(lib.llama_model_decoder_start_token(self._open()))
 
     @property
     def sampling_meta(self) -> Mapping[str, str]:

@@ -204,7 +204,11 @@ def native_device(name: str) -> CData:
 
 
 def supports_gpu_offload() -> bool:
-    """Whether layers can go to another device: there is a GPU, or RPC is built in (``llama_supports_gpu_offload``)."""
+    """Whether this build could offload layers (``llama_supports_gpu_offload``).
+
+    RPC is always built in, so that this is True on machines without a GPU, too: a server may be added at any time.
+    :func:`devices` has the devices that are there.
+    """
     init()
     return bool(lib.llama_supports_gpu_offload())
 

@@ -130,9 +130,50 @@ def test_progress_bar(tiny_path: MakeTiny, capsys: pytest.CaptureFixture[str]) -
 def test_vocab_only(tiny_path: MakeTiny) -> None:
     with Model.load_from_file(tiny_path(), CPU.with_vocab_only(True)) as model:
         assert model.tokens_to_str(model.str_to_token("a b")).strip() == "a b"
-        assert (model.n_head, model.n_head_kv) == (0, 0)
         with pytest.raises(moebind.ContextCreationError, match="vocab_only"):
             model.new_context()
+
+
+SIZES = "size n_params n_ctx_train n_embd n_layer n_layer_nextn n_head n_head_kv n_expert n_expert_used rope_type"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"n_expert": 4},
+        {"n_head_kv": 4},
+        {"arch": "deepseek", "n_expert": 4},
+        {"arch": "mamba"},
+        {"arch": "bert", "n_head_kv": 4},
+    ],
+)
+def test_vocab_only_tells_the_same_as_a_whole_model(tiny_path: MakeTiny, shape: dict[str, object]) -> None:
+    path = tiny_path(**shape)
+    names = [*SIZES.split(), "is_recurrent", "is_hybrid", "has_encoder", "has_decoder", "n_vocab", "meta"]
+    with Model.load_from_file(path, CPU) as whole, Model.load_from_file(path, CPU.with_vocab_only(True)) as words:
+        for name in names:
+            assert getattr(words, name) == getattr(whole, name), name
+        assert "vocabulary" in words.desc
+        assert words.desc in repr(words)
+
+
+def test_vocab_only_with_overrides(tiny_path: MakeTiny) -> None:
+    params = CPU.with_vocab_only(True).with_kv_override("llama.context_length", 77)
+    with Model.load_from_file(tiny_path(), params.with_kv_override("general.file_type", 7)) as model:
+        assert model.n_ctx_train == 77
+        assert model.ftype == moebind.Ftype.Q8_0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["n_embd_inp", "n_embd_out", "n_swa", "n_cls_out", "cls_labels", "rope_freq_scale_train", "decode_start_token"],
+)
+def test_vocab_only_does_not_guess(tiny_path: MakeTiny, name: str) -> None:
+    with Model.load_from_file(tiny_path(), CPU.with_vocab_only(True)) as model:
+        with pytest.raises(moebind.MoebindError, match="vocab_only"):
+            getattr(model, name)
+    with pytest.raises(moebind.ClosedError):
+        getattr(model, name)
 
 
 def test_kv_overrides_are_applied(tiny_path: MakeTiny) -> None:
@@ -363,9 +404,17 @@ def test_closing_twice_and_use_after(tiny_path: MakeTiny) -> None:
         with pytest.raises(ClosedError, match="closed"):
             use()
     for use in (lambda: context.n_ctx, context.timings, context.kv_cache_clear, context.abort):
-        with pytest.raises(ClosedError, match="closed"):
+        with pytest.raises(ClosedError, match="its model was closed"):
             use()
     assert repr(model) == "<Model, closed>"
+
+
+def test_a_context_that_was_closed_before_its_model(tiny_path: MakeTiny) -> None:
+    with Model.load_from_file(tiny_path(), CPU) as model:
+        context = model.new_context(SMALL)
+        context.close()
+    with pytest.raises(ClosedError, match="this Context cannot be used: it was closed"):
+        context.timings()
 
 
 def test_a_context_keeps_its_model(tiny_path: MakeTiny) -> None:

@@ -133,7 +133,7 @@ def loopback_device(memory: SupportsIndex | None = None, n_threads: SupportsInde
         worker_pids[name] = process.pid
         yield describe(found[0].index, native_devices()[found[0].index])
     finally:
-        close_all(users.pop(name, WeakSet()))
+        close_all(users.pop(name, WeakSet()), f"the device {name} was given up")
         capacities.pop(name, None)
         worker_pids.pop(name, None)
         forget_server(endpoint)
