@@ -15,6 +15,8 @@ import faulthandler
 import logging
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -146,6 +148,32 @@ def _child(path: str, inherited: Model, use: list[str], chance: random.Random) -
             DOES[name](mine, chance)
 
 
+def _seconds_of(process: int) -> float:
+    """Processor time that it took."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _end_of(child: int) -> int:
+    """Wait for a child; one that does nothing for a while hangs, and says where before it is killed."""
+    worked, since = 0.0, time.monotonic()
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        if _seconds_of(child) > worked:  # a machine with much to do may let it wait for long
+            worked, since = _seconds_of(child), time.monotonic()
+        if time.monotonic() - since > HANG_SECONDS:
+            print(f"a child hangs, {worked} s of processor time after it was made", file=sys.stderr, flush=True)
+            if debugger := shutil.which("gdb"):
+                subprocess.run([debugger, "-p", str(child), "-batch", "-ex", "thread apply all backtrace"], check=False)
+            os.kill(child, signal.SIGUSR1)
+            time.sleep(1)
+            os.kill(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1]
+        time.sleep(0.002)
+
+
 def run_round(path: str, seed: int, number: int, forks: int) -> None:
     """Fork a few times; ends the process with a word about a child that failed."""
     chance = random.Random(f"{seed}-{number}")
@@ -169,7 +197,7 @@ def run_round(path: str, seed: int, number: int, forks: int) -> None:
         ends_well = chance.random() < 0.3  # as a program does, and not with os._exit
         child = os.fork()
         if child == 0:
-            faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+            faulthandler.register(signal.SIGUSR1)
             try:
                 _child(path, model, use, chance)
             except BaseException:
@@ -178,7 +206,7 @@ def run_round(path: str, seed: int, number: int, forks: int) -> None:
             if ends_well:
                 sys.exit(0)
             os._exit(0)
-        status = os.waitpid(child, 0)[1]
+        status = _end_of(child)
         if status != 0:
             print(f"round {number}: threads in {kinds}, a child in {use} ended with {status}", flush=True)
             os._exit(1)

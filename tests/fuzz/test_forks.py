@@ -20,7 +20,9 @@ def test_no_child_fails_or_hangs() -> None:
     assert done.stdout == "\n40 forks in 4 processes: 0 processes failed\n"
 
 
-@pytest.mark.parametrize(("broken", "told"), [("forgotten.acquire()", "Timeout"), ("1 / 0", "ZeroDivisionError")])
+@pytest.mark.parametrize(
+    ("broken", "told"), [("forgotten.acquire()", "line 12 in call"), ("1 / 0", "ZeroDivisionError")]
+)
 def test_what_is_to_be_found_is_found(tiny_path: Callable[..., Path], broken: str, told: str) -> None:
     """The runner itself, with a call that misbehaves in children."""
     code = f"""
@@ -41,5 +43,5 @@ forks.run_round(sys.argv[1], seed=0, number=7, forks=1)
 """
     done = subprocess.run([sys.executable, "-c", code, tiny_path()], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stdout.startswith("round 7: threads in ")
+    assert "round 7: threads in " in done.stdout
     assert told in done.stderr
