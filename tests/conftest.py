@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,12 +30,49 @@ if TYPE_CHECKING:
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
 
+#: What tests/gpu runs on: an NVIDIA GPU, or with the value "loopback" a worker process that plays one.
+GPU_TESTS = "MOEBIND_GPU_TESTS"
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 #: Everything on the CPU, whatever devices there are, without a word about a missing GPU.
 CPU = ModelParams(n_gpu_layers=0, devices=())
 #: One thread: two processes that wait by spinning would slow each other down many times.
 SMALL = ContextParams(n_ctx=256, n_threads=1, n_threads_batch=1)
+
+
+def cuda_device() -> Device | None:
+    """The first NVIDIA GPU that llama.cpp can use."""
+    return next((each for each in moebind.devices() if each.backend == "CUDA"), None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests/gpu where there is no GPU, and what only a GPU has where a worker process plays one."""
+    inside = [item for item in items if item.path.parent.name == "gpu"]
+    if not inside:
+        return
+    plays = os.environ.get(GPU_TESTS) == "loopback"
+    if not plays and cuda_device() is None:
+        verdict = moebind.ffi.string(moebind.lib.moebind_cuda_verdict()).decode()
+        reason = f"there is no CUDA device; CUDA is {verdict}. {GPU_TESTS}=loopback has a worker process play one"
+        for item in inside:
+            item.add_marker(pytest.mark.skip(reason=reason))
+    elif plays:
+        for item in inside:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="a worker process cannot play this part of a GPU"))
+
+
+@pytest.fixture(scope="session")
+def gpu() -> Iterator[Device]:
+    """The device that tests/gpu uses."""
+    if os.environ.get(GPU_TESTS) == "loopback":
+        with moebind.loopback_device() as device:
+            yield device
+    else:
+        device = cuda_device()
+        assert device is not None
+        yield device
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,34 @@
+"""The GPU in the list of devices, for doctor, and for NVML."""
+
+from __future__ import annotations
+
+import pytest
+
+import moebind
+from moebind import Device, DeviceType
+
+
+def test_the_device_is_listed_with_its_memory(gpu: Device) -> None:
+    [listed] = [each for each in moebind.devices() if each.name == gpu.name]
+    assert listed == gpu
+    assert listed.type in {DeviceType.GPU, DeviceType.IGPU}
+    assert 0 < listed.memory_free <= listed.memory_total == listed.capacity
+    assert listed.description
+
+
+@pytest.mark.cuda
+def test_it_has_cudas_name(gpu: Device) -> None:
+    assert gpu.name == "CUDA0"
+    assert gpu.index == 0  # before the CPU
+    assert gpu.memory_total > 2**30
+    assert moebind.supports_gpu_offload()
+
+
+@pytest.mark.cuda
+def test_doctor_has_nothing_against_it(gpu: Device) -> None:
+    report = moebind.doctor()
+    text = str(report)
+    assert "CUDA is in" in text
+    assert gpu.name in text
+    assert gpu.description in text
+    assert "no CUDA device" not in text
