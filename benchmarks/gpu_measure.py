@@ -1,0 +1,305 @@
+"""What benchmarks/gpu.py measures, step by step. Needs moebind; each measurement is kept as soon as it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree  # pytest's own report
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gpu_record
+import programs
+import shapes
+import weights
+from fit import common_fit
+from gpu_llama_bench import llama_bench
+
+from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParams
+from moebind.bench import Placement, carry, offload
+
+HERE = Path(__file__).resolve().parent
+PHI = "phi-3.5-moe-q4_k_m"
+GIB = 2**30
+
+
+@dataclass
+class Run:
+    """What a command measures with."""
+
+    record: gpu_record.Record
+    clock: gpu_record.Clock
+    work: Path
+    device: str
+    small: bool
+    threads: int
+    again: bool = False
+
+    def unit(self, name: str, seconds: float, measure: Any) -> Any:
+        """Measure once; in small everything takes a few seconds."""
+        expected = 5.0 if self.small else seconds
+        return gpu_record.measured(self.record, self.clock, name, expected, measure, self.again)
+
+    @property
+    def context(self) -> ContextParams:
+        """Of all placements: as in the published table."""
+        n_ctx = 512 if self.small else 4096
+        return ContextParams(n_ctx=n_ctx, n_threads=self.threads, n_threads_batch=self.threads)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tokens and repetitions of the offload benchmark."""
+        return {"n_prompt": 64, "n_generate": 8} if self.small else {"n_prompt": 512, "n_generate": 64}
+
+    def budgets(self) -> dict[str, int]:
+        """Bytes of device memory that fits are made for, by name."""
+        if self.small:
+            return {f"{size} MiB": size * 2**20 for size in (40, 48)}
+        return {f"{size} GiB": size * GIB for size in (4, 6, 8, 12, 16)}
+
+    def child(self, what: str, timeout: float = 540, **asked: object) -> Any:
+        """A measurement in a process of its own."""
+        request = json.dumps({"what": what, "device": self.device, **asked})
+        command = [sys.executable, str(HERE / "gpu_child.py"), request]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+        if done.returncode != 0:
+            last = " | ".join(done.stderr.strip().splitlines()[-3:])
+            raise RuntimeError(f"the process ended with {done.returncode}: {last}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def look(device: str, threads: int) -> dict[str, Any]:
+    """Device, driver, build and machine. In another process: who asks a card anything takes memory on it."""
+    request = json.dumps({"what": "look", "device": device})
+    command = [sys.executable, str(HERE / "gpu_child.py"), request]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode != 0:
+        raise SystemExit(f"{device} cannot be used: {' | '.join(done.stderr.strip().splitlines()[-2:])}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found["threads"] = threads
+    smi = shutil.which("nvidia-smi")
+    if smi is not None:
+        query = (
+            "--query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,pcie.link.gen.max,power.limit"
+        )
+        said = subprocess.run([smi, query, "--format=csv"], capture_output=True, text=True, check=False)
+        found["nvidia-smi"] = said.stdout.strip()
+    return found
+
+
+def tests(run: Run) -> None:
+    """tests/gpu, each of its tests told."""
+
+    def measure() -> dict[str, object]:
+        report = run.work / "tests.xml"
+        report.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        variables = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+        if run.device == "loopback":
+            variables["MOEBIND_GPU_TESTS"] = "loopback"
+        if run.small:
+            command += ["-k", "devices or text_is_the_cpus or spawned"]
+        done = subprocess.run(
+            command, cwd=programs.ROOT, capture_output=True, text=True, check=False, timeout=560, env=variables
+        )
+        (run.work / "tests.log").write_text(done.stdout + done.stderr, encoding="utf-8")
+        if not report.exists():
+            raise RuntimeError(f"pytest wrote no report: {done.stdout[-500:]}{done.stderr[-500:]}")
+        return {**outcomes(report), "returncode": done.returncode}
+
+    run.unit("tests", 300, measure)
+
+
+def outcomes(report: Path) -> dict[str, Any]:
+    """Passed, failed and skipped tests of a JUnit report, those that failed with their first lines."""
+    found: dict[str, Any] = {"passed": [], "failed": {}, "skipped": {}}
+    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314  # our own file
+        name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
+        bad = case.find("failure") if case.find("failure") is not None else case.find("error")
+        skipped = case.find("skipped")
+        if bad is not None:
+            found["failed"][name] = (bad.get("message") or "")[:500]
+        elif skipped is not None:
+            found["skipped"][name] = (skipped.get("message") or "")[:200]
+        else:
+            found["passed"].append(name)
+    return found
+
+
+def phi_path(run: Run) -> Path:
+    """Phi-3.5-MoE with random weights, made if it is not there."""
+    return run.work / "models" / f"{PHI}{'-small' if run.small else ''}.gguf"
+
+
+def make_weights(run: Run) -> None:
+    """Write the file, and say how fast."""
+
+    def measure() -> dict[str, object]:
+        path = phi_path(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        weights.write(path, shapes.small(shapes.SHAPES[PHI]) if run.small else shapes.SHAPES[PHI])
+        seconds = time.perf_counter() - start
+        return {"bytes": path.stat().st_size, "megabytes a second": path.stat().st_size / 1e6 / seconds}
+
+    # A machine that was not there before has the record, and not the file.
+    if not phi_path(run).exists() and run.record.result("weights") is not None:
+        del run.record.units["weights"]
+    run.unit("weights", 120, measure)
+
+
+def _offload(run: Run, name: str, path: Path, placements: list[Placement], seconds: float, **options: Any) -> None:
+    """Placements one after the other, so that none is lost when time ends."""
+    output = run.work / "offload" / f"{name}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    options = {"context_params": run.context, "progress": False, **run.counts, **options}
+    if run.device == "loopback":
+        options["worker_threads"] = run.threads
+    whole = run.record.result(f"offload/{name}")
+    if whole is not None and not output.exists():  # of another machine like this one
+        output.write_text(json.dumps(whole), encoding="utf-8")
+    for count in range(1, len(placements) + 1):
+        unit = f"offload/{name}/{placements[count - 1].name}"
+
+        def measure(count: int = count) -> dict[str, object]:
+            report = offload(path, placements[:count], devices=[run.device], output=output, timeout=500, **options)
+            run.record.put(f"offload/{name}", report.to_dict(), 0.0)
+            row = report.rows[-1]
+            if row.failure is not None:
+                raise RuntimeError(row.failure)
+            return {"placement": row.name}
+
+        run.unit(unit, seconds, measure)
+
+
+def demo(run: Run) -> None:
+    """The offload benchmark of the demo model, a real one that is small."""
+    path = Path(programs.demo_model())
+    chosen = ["all", "n-cpu-moe=15", "cpu-moe", "none"]
+    _offload(run, "demo", path, [Placement.parse(text) for text in chosen], 40)
+
+
+def phi(run: Run) -> None:
+    """The offload benchmark of Phi-3.5-MoE: everything, experts in host memory, and what fits into budgets."""
+    make_weights(run)
+    placements = [Placement.parse("all"), Placement.parse("cpu-moe")]
+    placements += [Placement(f"fit, {name}", memory=size) for name, size in run.budgets().items()]
+    _offload(run, "phi", phi_path(run), placements, 80)
+
+
+def theirs(run: Run) -> None:
+    """What llama.cpp's own fit chooses for the same budgets, measured in the same way."""
+    make_weights(run)
+    placements = []
+    for name, size in run.budgets().items():
+        plan = common_fit(phi_path(run), [size], run.context, n_ctx_min=run.context.n_ctx)
+        if plan is not None and plan.context_params.n_ctx >= run.context.n_ctx:
+            placements.append(Placement(f"llama.cpp's fit, {name}", plan.model_params))
+    if placements:
+        _offload(run, "theirs", phi_path(run), placements, 80)
+
+
+def pairs(run: Run) -> None:
+    """llama-bench and moebind in turn, with the same placement, tokens and threads."""
+    make_weights(run)
+    phi_report, demo_path = run.record.result("offload/phi"), Path(programs.demo_model())
+    wanted: list[tuple[str, Path, Mapping[str, Any]]] = [
+        ("demo, all on the device", demo_path, {}),
+        ("demo, experts in host memory", demo_path, carry.carried(ModelParams().with_cpu_moe_all())),
+        ("Phi, all on the device", phi_path(run), {}),
+        ("Phi, experts in host memory", phi_path(run), carry.carried(ModelParams().with_cpu_moe_all())),
+    ]
+    for row in phi_report["rows"] if phi_report else []:
+        if row["failure"] is None and row["name"].startswith("fit"):
+            fields = {key: value for key, value in row["model_params"].items() if key != "devices"}
+            wanted.append((f"Phi, {row['name']}", phi_path(run), fields))
+    bench = programs.program("llama-bench")
+    for name, path, fields in wanted:
+        run.unit(f"pair/{name}", 80, lambda path=path, fields=fields: _pair(run, bench, path, fields))
+
+
+def _pair(run: Run, bench: Path, path: Path, fields: Mapping[str, Any]) -> dict[str, object]:
+    params, context, counts = carry.model_params(fields), run.context, {**run.counts, "repeats": 3}
+    found: dict[str, list[dict[str, Any]]] = {"llama-bench": [], "moebind": []}
+    for _ in range(1 if path == phi_path(run) else 2):  # 25 GB are loaded each time
+        found["llama-bench"].append(llama_bench(bench, path, params, context, counts, run.device))
+        found["moebind"].append(run.child("speed", **_asked(path, fields, context), **counts))
+    result: dict[str, object] = {"runs": found}
+    for what in ("prompt", "decode"):
+        means = {who: _mean([speed for each in runs for speed in each[what]]) for who, runs in found.items()}
+        result[what] = {**means, "ratio": means["moebind"] / means["llama-bench"]}
+    return result
+
+
+def _mean(numbers: list[float]) -> float:
+    return sum(numbers) / len(numbers)
+
+
+def _asked(path: Path, fields: Mapping[str, Any], context: ContextParams) -> dict[str, object]:
+    threads = {"n_threads": context.n_threads, "n_threads_batch": context.n_threads_batch}
+    return {"path": str(path), "model_params": dict(fields), "context_params": {**carry.carried(context), **threads}}
+
+
+def settings(run: Run) -> None:
+    """What the parameters that are argued about do, with a long prompt."""
+    make_weights(run)
+    counts = {"n_prompt": 64, "n_generate": 8} if run.small else {"n_prompt": 2048, "n_generate": 32}
+    host, context = ModelParams().with_cpu_moe_all(), run.context
+    large = context.with_n_batch(2048).with_n_ubatch(2048)
+    read = host.with_load_mode(LoadMode.NONE)
+    variants: dict[str, tuple[ModelParams, ContextParams]] = {
+        "experts in host memory, mapped; n_ubatch 512": (host, context),
+        "n_ubatch 2048": (host, large),
+        "n_ubatch 512, op_offload off": (host, context.with_op_offload(False)),
+        "n_ubatch 2048, op_offload off": (host, large.with_op_offload(False)),
+        "experts read into pinned memory, n_ubatch 512": (read, context),
+        "experts read into pinned memory, n_ubatch 2048": (read, large),
+        "experts repacked (no_host), n_ubatch 512": (read.with_no_host(True), context),
+        "flash attention off": (host, context.with_flash_attn_type(FlashAttnType.DISABLED)),
+        "cache Q8_0": (host, context.with_type_k(GgmlType.Q8_0).with_type_v(GgmlType.Q8_0)),
+        "half of the threads": (host, context.with_n_threads(max(run.threads // 2, 1))),
+        "everything on the device, n_ubatch 512": (ModelParams(), context),
+        "everything on the device, n_ubatch 2048": (ModelParams(), large),
+        "everything on the device, flash attention off": (
+            ModelParams(), context.with_flash_attn_type(FlashAttnType.DISABLED),
+        ),
+        "everything on the device, cache Q8_0": (
+            ModelParams(), context.with_type_k(GgmlType.Q8_0).with_type_v(GgmlType.Q8_0),
+        ),
+    }  # fmt: skip
+    for name, (params, context_params) in variants.items():
+        asked = _asked(phi_path(run), carry.carried(params), context_params)
+        run.unit(f"settings/{name}", 45, lambda asked=asked: run.child("speed", **asked, **counts, repeats=3))
+
+
+def refuse(run: Run) -> None:
+    """Too little memory on the device, which must be an exception, and nothing worse."""
+
+    def measure() -> Any:
+        folder = run.work / "models"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = "deepseek-v3-q4_k_m"
+        header = shapes.write(folder / f"{name}.gguf", shapes.SHAPES[name])  # 377 GB that are not there
+        path = programs.demo_model()
+        return run.child("refuse", too_large=str(header), path=path, small=path, leave=384 * 2**20)
+
+    run.unit("refuse", 60, measure)
+
+
+#: Every step that measures, the most important first.
+STEPS: dict[str, Callable[[Run], None]] = {
+    "test": tests,
+    "weights": make_weights,
+    "phi": phi,
+    "pairs": pairs,
+    "theirs": theirs,
+    "demo": demo,
+    "settings": settings,
+    "refuse": refuse,
+}
