@@ -40,7 +40,7 @@ def arguments_of(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "build/gpu", help="models, records, the environment")
     parser.add_argument("--output", type=Path, help="where the report goes (docs/results)")
     parser.add_argument("--minutes", type=float, help="what this command may take; without it, as long as it needs")
-    parser.add_argument("--again", action="store_true", help="measure what was measured already, too")
+    parser.add_argument("--retry", action="store_true", help="measure what failed before once more")
     parser.add_argument("--resume", type=Path, action="append", default=[], help="take measurements from this JSON")
     parser.add_argument("--threads", type=int, default=max((os.cpu_count() or 2) // 2, 1), help="half of the cores")
     parser.add_argument("--commit", help="of this checkout, where there is no git to ask")
@@ -87,10 +87,8 @@ def unpack(arguments: argparse.Namespace) -> None:
     """Put together what was carried so far."""
     target = arguments.work / "carried"
     missing = gpu_carry.join(arguments.carry, target)
-    if missing:
-        print(f"still to be carried: {', '.join(missing)}")
-        raise SystemExit(MORE)
-    print(f"everything is there, packed at {gpu_carry.place(target)}")
+    gpu_carry.place(target)
+    print(f"still to be carried: {', '.join(missing)}" if missing else "everything is there")
 
 
 def environment_python(arguments: argparse.Namespace) -> Path:
@@ -163,7 +161,7 @@ def measure(arguments: argparse.Namespace, steps: list[str]) -> None:
         arguments.device,
         arguments.small,
         arguments.threads,
-        arguments.again,
+        arguments.retry,
     )
     try:
         for step in steps:
@@ -179,6 +177,7 @@ def measure(arguments: argparse.Namespace, steps: list[str]) -> None:
 def record_of(arguments: argparse.Namespace) -> gpu_record.Record:
     """The measurements of this checkout on this device."""
     import gpu_measure
+    import gpu_report
 
     found = gpu_measure.look(arguments.device, arguments.threads)
     key = {
@@ -187,7 +186,8 @@ def record_of(arguments: argparse.Namespace) -> gpu_record.Record:
         "device": found["device"],
         "driver": found["driver"],
     }
-    record = gpu_record.Record(arguments.work / "record.json", key)
+    # One file for each device and size. What another commit measured is left behind.
+    record = gpu_record.Record(arguments.work / f"record-{gpu_report.slug(key)}.json", key)
     record.environment = found
     for path in arguments.resume:
         print(f"{path}: {record.take(path)} measurements taken over")

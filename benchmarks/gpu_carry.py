@@ -90,8 +90,12 @@ def pack(folder: Path, *, python: str, skip: Sequence[str], cuda: bool, commit: 
 
 
 def cut(source: Path, folder: Path, part_size: int) -> list[Path]:
-    """Put all files of ``source`` into parts of ``folder``, which are at most ``part_size`` bytes with their lists."""
-    files = sorted(path for path in source.rglob("*") if path.is_file())
+    """Put all files of ``source`` into parts of ``folder``, which are at most ``part_size`` bytes with their lists.
+
+    Models come last: the first part is enough for a build.
+    """
+    names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+    files = [source / name for name in sorted(names, key=lambda name: name.startswith("cache/"))]
     listed = [
         {"path": str(path.relative_to(source)), "size": path.stat().st_size, "sha256": sha256_of(path)}
         for path in files
@@ -160,16 +164,15 @@ def join(folder: Path, target: Path) -> list[str]:
     return missing
 
 
-def place(target: Path) -> str:
-    """Put the source and the demo model where the build and the examples look; the commit that was packed."""
+def place(target: Path, root: Path = ROOT) -> None:
+    """Put the source and the demo model, if they are whole, where the build and the examples look."""
     from fetch import cache_folder
 
-    if not (ROOT / "vendor/llama.cpp").exists():
+    if (target / SOURCE).exists() and not (root / "vendor/llama.cpp").exists():
         with tarfile.open(target / SOURCE) as archive:
-            archive.extractall(ROOT / "vendor", filter="data")
+            archive.extractall(root / "vendor", filter="data")
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    for path in (target / "cache").iterdir():
+    for path in (target / "cache").glob("*.gguf"):
         if not (cache / path.name).exists():
             shutil.copyfile(path, cache / path.name)
-    return (target / "commit").read_text(encoding="utf-8").strip()

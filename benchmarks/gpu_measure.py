@@ -39,12 +39,12 @@ class Run:
     device: str
     small: bool
     threads: int
-    again: bool = False
+    retry: bool = False
 
     def unit(self, name: str, seconds: float, measure: Any) -> Any:
         """Measure once; in small everything takes a few seconds."""
         expected = 5.0 if self.small else seconds
-        return gpu_record.measured(self.record, self.clock, name, expected, measure, self.again)
+        return gpu_record.measured(self.record, self.clock, name, expected, measure, self.retry)
 
     @property
     def context(self) -> ContextParams:
@@ -156,7 +156,7 @@ def make_weights(run: Run) -> None:
 
 def _offload(run: Run, name: str, path: Path, placements: list[Placement], seconds: float, **options: Any) -> None:
     """Placements one after the other, so that none is lost when time ends."""
-    output = run.work / "offload" / f"{name}.json"
+    output = run.work / ("offload-small" if run.small else "offload") / f"{name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     options = {"context_params": run.context, "progress": False, **run.counts, **options}
     if run.device == "loopback":

@@ -89,15 +89,15 @@ class Clock:
 
 
 def measured(
-    record: Record, clock: Clock, name: str, seconds: float, measure: Callable[[], object], again: bool = False
+    record: Record, clock: Clock, name: str, seconds: float, measure: Callable[[], object], retry: bool = False
 ) -> Any:
     """What was measured under this name, or what ``measure`` finds now, which takes about ``seconds``.
 
-    What it raises is kept as a failure, so that others are still measured; the next command tries again.
+    What it raises is kept as a failure, so that others are still measured. It is tried again only with ``retry``.
     """
     known = record.units.get(name)
-    if known is not None and known["failure"] is None and not again:
-        print(f"{name}: done", flush=True)
+    if known is not None and not (retry and known["failure"] is not None):
+        print(f"{name}: {'done' if known['failure'] is None else 'failed before'}", flush=True)
         return known["result"]
     # What it took before is a better guess.
     clock.need(seconds if known is None else max(known["seconds"], 1.0), name)
