@@ -114,9 +114,9 @@ def build(arguments: argparse.Namespace) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", python.parent.parent], check=True)
     wheels = arguments.work / "carried" / "wheels"
     offline = ["--no-index", "--find-links", wheels] if wheels.is_dir() else []
-    wanted = gpu_carry.wanted(skip=[name for name in ("cmake", "ninja") if shutil.which(name)])
-    if any(wheels.glob("nvidia_cublas*")):
-        wanted += gpu_carry.CUDA_REQUIREMENTS
+    wanted = gpu_carry.wanted(cuda=bool(offline))
+    if offline:  # what was not packed is there already
+        wanted = [each for each in wanted if any(wheels.glob(f"{each.split('>')[0].replace('-', '_')}-*"))]
     pip = [
         sys.executable,
         "-m",

@@ -19,8 +19,13 @@ PAIR_TARGET, SAVED_TARGET, SEEN_TARGET = 0.98, 0.929, 1.72 * GIB
 
 def file_name(record: gpu_record.Record, day: str) -> str:
     """A name for the files: the day, and the device."""
-    device = re.sub(r"[^a-z0-9]+", "-", record.key["device"].lower()).strip("-")
-    return f"{day}-{device}" + ("-small" if record.key["size"] == "small" else "")
+    return f"{day}-{slug(record.key)}"
+
+
+def slug(key: Mapping[str, str]) -> str:
+    """Device and size, as part of a file's name."""
+    device = re.sub(r"[^a-z0-9]+", "-", key["device"].lower()).strip("-")
+    return device + ("-small" if key["size"] == "small" else "")
 
 
 def write(record: gpu_record.Record, folder: Path, name: str, command: str) -> tuple[Path, Path]:
@@ -149,7 +154,16 @@ def _size(count: int | None) -> str:
 
 
 def _offload(report: Mapping[str, Any]) -> Iterator[str]:
-    head = ("placement", "device, GiB", "saved", "host, GiB", "prompt, tokens/s", "decode, tokens/s", "first token, ms")
+    head = (
+        "placement",
+        "device, GiB",
+        "saved",
+        "host, GiB",
+        "load, s",
+        "prompt, tokens/s",
+        "decode, tokens/s",
+        "first token, ms",
+    )
     head += ("mean KL", "same top token", "published, GB")
     rows = []
     for row in report["rows"]:
@@ -164,6 +178,7 @@ def _offload(report: Mapping[str, Any]) -> Iterator[str]:
                 f"{row['device_bytes'] / GIB:.2f}",
                 "" if row["name"] == report["reference"] else f"{row['reduction']:.1%}",
                 f"{row['allocated'][-1]['model'] / GIB + row['allocated'][-1]['compute'] / GIB:.2f}",
+                "" if row["load"] is None else f"{row['load']:.1f}",
                 _speed(row["prompt"]),
                 _speed(row["decode"]),
                 "" if first is None else f"{1e3 * first['mean']:.0f} ± {1e3 * first['std']:.0f}",
@@ -263,10 +278,14 @@ def _refused(record: gpu_record.Record) -> Iterator[str]:
     found = record.result("refuse")
     if found is not None:
         yield "## Too little memory"
-        rows = [
-            (case, "not tried" if said is None else f"`{str(said).splitlines()[0]}`") for case, said in found.items()
-        ]
+        rows = [(case, "not tried" if said is None else f"`{_short(said)}`") for case, said in found.items()]
         yield table(("case", "what was raised, or said"), rows)
+
+
+def _short(said: str) -> str:
+    """The first line, and those that tell of an allocation."""
+    first, *rest = said.splitlines() or [""]
+    return " / ".join([first, *(line.strip() for line in rest if "alloc" in line.lower())])[:400]
 
 
 def _tests(record: gpu_record.Record) -> Iterator[str]:
