@@ -146,7 +146,7 @@ def has_moebind() -> bool:
     """Whether this interpreter has it."""
     import importlib.util
 
-    return importlib.util.find_spec("moebind._libllama") is not None
+    return importlib.util.find_spec("moebind") is not None
 
 
 def measure(arguments: argparse.Namespace, steps: list[str]) -> None:
