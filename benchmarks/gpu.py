@@ -212,6 +212,7 @@ def main(given: list[str] | None = None) -> None:
     """Do the steps that were asked for, in their order."""
     arguments = arguments_of(given)
     arguments.work = arguments.work.resolve()
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])  # its cmake
     asked = set(arguments.step) | (set(MEASURING) if "measure" in arguments.step else set())
     for name, do in (("pack", pack), ("unpack", unpack), ("build", build)):
         if name in asked:

@@ -190,7 +190,7 @@ def phi(run: Run) -> None:
     make_weights(run)
     placements = [Placement.parse("all"), Placement.parse("cpu-moe")]
     placements += [Placement(f"fit, {name}", memory=size) for name, size in run.budgets().items()]
-    _offload(run, "phi", phi_path(run), placements, 80)
+    _offload(run, "phi", phi_path(run), placements, 100)
 
 
 def theirs(run: Run) -> None:

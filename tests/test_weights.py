@@ -34,7 +34,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 def small(name: str) -> shapes.Shape:
     shape = shapes.small(shapes.SHAPES[name])
-    return replace(shape, n_expert=min(shape.n_expert, 16)) if shape.arch != "deepseek2" else shape
+    return replace(shape, n_expert=min(shape.n_expert, 16))
 
 
 def numbers(tensor: GgufTensor) -> np.ndarray:

@@ -153,6 +153,50 @@ print(json.dumps({"said": said, "same": again == expected}))
 
 
 @pytest.mark.cuda
+def test_memory_that_ends_before_a_graph_is_captured(gpu: Device, demo_path: Path) -> None:
+    """From the third like it on, a token's graph is captured and replayed, which takes memory too.
+
+    Whether it fails is the driver's to say. The process must neither end nor wait, as it would if capturing was left in
+    the middle (docs/gpu.md).
+    """
+    [done] = program(
+        HOLD
+        + """
+device = holder.__enter__()
+model = Model.load_from_file(sys.argv[1], ModelParams(devices=(device,)))
+with model.new_context(small) as context:
+    expected = text(context)
+context = model.new_context(small)
+context.decode(Batch.get_one([5, 6, 7]))
+kept, step = [], 2**30
+while step >= 2**12:
+    buffer = hold(device, step)
+    if buffer:
+        kept.append(buffer)
+    else:
+        step //= 4
+said = "it has room"
+try:
+    for token in range(8, 16):
+        context.decode(Batch.get_one([token]))
+        context.get_logits_ith(-1)
+except MoebindError as error:
+    said = f"{type(error).__name__}: {error}"
+for buffer in kept:
+    lib.ggml_backend_buffer_free(buffer)
+context.close()
+with model.new_context(small) as context:
+    again = text(context)
+model.close()
+print(json.dumps({"said": said, "same": again == expected}))
+""",
+        demo_path,
+    )
+    assert done["said"] == "it has room" or done["said"].startswith("NativeError")
+    assert done["same"]
+
+
+@pytest.mark.cuda
 def test_what_is_closed_is_given_back(gpu: Device, demo_path: Path) -> None:
     [done] = program(
         HOLD
