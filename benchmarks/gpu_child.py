@@ -28,7 +28,10 @@ def open_device(name: str, stack: ExitStack) -> Device:
     """The device of that name; ``loopback`` is a worker process."""
     if name == "loopback":
         return stack.enter_context(moebind.loopback_device())
-    return next(each for each in moebind.devices() if each.name == name)
+    found = {each.name: each for each in moebind.devices()}
+    if name not in found:
+        raise SystemExit(f"there is no device {name}; there are {', '.join(found)}. python -m moebind doctor says why")
+    return found[name]
 
 
 def look(_: dict[str, Any], device: Device) -> dict[str, object]:
@@ -116,7 +119,7 @@ def refuse(asked: dict[str, Any], device: Device) -> dict[str, object]:
             except MoebindError as error:
                 with_others = f"{type(error).__name__}: {error}"
     with (
-        Model.load_from_file(asked["small"], ModelParams(devices=(device,))) as model,
+        Model.load_from_file(asked["path"], ModelParams(devices=(device,))) as model,
         model.new_context(context) as live,
     ):
         said = "".join(piece.text for piece in live.generate("Once upon a time", max_tokens=8))

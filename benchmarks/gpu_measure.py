@@ -26,6 +26,8 @@ from moebind.bench import Placement, carry, offload
 
 HERE = Path(__file__).resolve().parent
 PHI = "phi-3.5-moe-q4_k_m"
+#: Seconds that nothing here takes.
+LONGEST = 540.0
 GIB = 2**30
 
 
@@ -63,11 +65,17 @@ class Run:
             return {f"{size} MiB": size * 2**20 for size in (40, 48)}
         return {f"{size} GiB": size * GIB for size in (4, 6, 8, 12, 16)}
 
-    def child(self, what: str, timeout: float = 540, **asked: object) -> Any:
+    @property
+    def patience(self) -> float:
+        """Seconds after which a process is taken to hang."""
+        left = self.clock.left()
+        return LONGEST if left is None else max(min(left, LONGEST), 10.0)
+
+    def child(self, what: str, **asked: object) -> Any:
         """A measurement in a process of its own."""
         request = json.dumps({"what": what, "device": self.device, **asked})
         command = [sys.executable, str(HERE / "gpu_child.py"), request]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=self.patience)
         if done.returncode != 0:
             last = " | ".join(done.stderr.strip().splitlines()[-3:])
             raise RuntimeError(f"the process ended with {done.returncode}: {last}")
@@ -106,7 +114,7 @@ def tests(run: Run) -> None:
         if run.small:
             command += ["-k", "devices or text_is_the_cpus or spawned"]
         done = subprocess.run(
-            command, cwd=programs.ROOT, capture_output=True, text=True, check=False, timeout=560, env=variables
+            command, cwd=programs.ROOT, capture_output=True, text=True, check=False, timeout=run.patience, env=variables
         )
         (run.work / "tests.log").write_text(done.stdout + done.stderr, encoding="utf-8")
         if not report.exists():
@@ -164,23 +172,38 @@ def _offload(run: Run, name: str, path: Path, placements: list[Placement], secon
     whole = run.record.result(f"offload/{name}")
     if whole is not None and not output.exists():  # of another machine like this one
         output.write_text(json.dumps(whole), encoding="utf-8")
-    for count in range(1, len(placements) + 1):
-        unit = f"offload/{name}/{placements[count - 1].name}"
+    good: list[Placement] = []
+    for placement in placements:
+        unit = f"offload/{name}/{placement.name}"
 
-        def measure(count: int = count) -> dict[str, object]:
-            report = offload(path, placements[:count], devices=[run.device], output=output, timeout=500, **options)
+        def measure(placement: Placement = placement) -> dict[str, object]:
+            # What failed is left out: it would be tried again.
+            asked = [*good, placement]
+            report = offload(path, asked, devices=[run.device], output=output, timeout=run.patience, **options)
             run.record.put(f"offload/{name}", report.to_dict(), 0.0)
             row = report.rows[-1]
             if row.failure is not None:
                 raise RuntimeError(row.failure)
             return {"placement": row.name}
 
-        run.unit(unit, seconds, measure)
+        if run.unit(unit, seconds, measure) is not None:
+            good.append(placement)
+
+
+def demo_path() -> Path | None:
+    """The demo model, or why there is none: it may not have been carried yet."""
+    try:
+        return Path(programs.demo_model())
+    except SystemExit as error:
+        print(f"without the demo model: {error}", flush=True)
+        return None
 
 
 def demo(run: Run) -> None:
     """The offload benchmark of the demo model, a real one that is small."""
-    path = Path(programs.demo_model())
+    path = demo_path()
+    if path is None:
+        return
     chosen = ["all", "n-cpu-moe=15", "cpu-moe", "none"]
     _offload(run, "demo", path, [Placement.parse(text) for text in chosen], 40)
 
@@ -208,13 +231,11 @@ def theirs(run: Run) -> None:
 def pairs(run: Run) -> None:
     """llama-bench and moebind in turn, with the same placement, tokens and threads."""
     make_weights(run)
-    phi_report, demo_path = run.record.result("offload/phi"), Path(programs.demo_model())
-    wanted: list[tuple[str, Path, Mapping[str, Any]]] = [
-        ("demo, all on the device", demo_path, {}),
-        ("demo, experts in host memory", demo_path, carry.carried(ModelParams().with_cpu_moe_all())),
-        ("Phi, all on the device", phi_path(run), {}),
-        ("Phi, experts in host memory", phi_path(run), carry.carried(ModelParams().with_cpu_moe_all())),
-    ]
+    phi_report, moved = run.record.result("offload/phi"), carry.carried(ModelParams().with_cpu_moe_all())
+    wanted: list[tuple[str, Path, Mapping[str, Any]]] = []
+    for model, path in (("Phi", phi_path(run)), ("demo", demo_path())):
+        if path is not None:
+            wanted += [(f"{model}, all on the device", path, {}), (f"{model}, experts in host memory", path, moved)]
     for row in phi_report["rows"] if phi_report else []:
         if row["failure"] is None and row["name"].startswith("fit"):
             fields = {key: value for key, value in row["model_params"].items() if key != "devices"}
@@ -286,8 +307,10 @@ def refuse(run: Run) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         name = "deepseek-v3-q4_k_m"
         header = shapes.write(folder / f"{name}.gguf", shapes.SHAPES[name])  # 377 GB that are not there
-        path = programs.demo_model()
-        return run.child("refuse", too_large=str(header), path=path, small=path, leave=384 * 2**20)
+        path = demo_path()
+        if path is None:
+            raise FileNotFoundError("the demo model is missing")
+        return run.child("refuse", too_large=str(header), path=str(path), leave=384 * 2**20)
 
     run.unit("refuse", 60, measure)
 

@@ -99,7 +99,7 @@ def _verdicts(record: gpu_record.Record) -> Iterator[str]:
         if seen is not None:
             told = f"{seen / GIB:.2f} GiB"
             lines.append(
-                ("experts in host memory, seen from outside", "at most 1.72 GB", told, _met(seen <= SEEN_TARGET))
+                ("experts in host memory, seen from outside", "at most 1.72 GiB", told, _met(seen <= SEEN_TARGET))
             )
         lines.append(("device memory saved", "at least 92.9 %", f"{saved:.1%}", _met(saved >= SAVED_TARGET)))
     ratios = {name.partition("/")[2]: unit["decode"]["ratio"] for name, unit in _results(record, "pair/")}

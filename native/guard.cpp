@@ -13,6 +13,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -46,6 +47,19 @@ void throw_on_abort(const char * message) {
         return;
     }
     throw std::runtime_error(message);
+}
+
+// CUDA remembers the last error of a thread until somebody asks for it, and ggml-cuda asks after each operation: what ended
+// one computation would end the next one, too. Not asked for where it failed, which may be inside the registry's own lock.
+void forget_cuda_error() noexcept {
+    if (std::strstr(state.text, "CUDA error") == nullptr) {
+        return;
+    }
+    try {
+        moebind::in_backend<int()>("cudaGetLastError")();
+    } catch (const std::exception &) {
+        // A backend that has the runtime inside, or is gone.
+    }
 }
 
 PyObject * native_error_type() {
@@ -185,6 +199,9 @@ PyObject * moebind_result(PyObject * result) {
     }
     Py_XDECREF(result);
     PyErr_Clear();
+    if (state.failed) {
+        forget_cuda_error();
+    }
     state.failed = false;
     if (raise_exception) {
         PyObject * exception = state.exception;
