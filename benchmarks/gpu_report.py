@@ -11,6 +11,7 @@ from typing import Any
 import gpu_record
 
 GIB, MIB = 2**30, 2**20
+PARTS = ("model", "context", "compute")
 #: Phi-3.5-MoE Q4_K_M, measured by others in 2025 (docs/offload.md): GB with everything there, GB without the experts.
 PUBLISHED = {"all on the device": 24.14, "experts in host memory": 1.72}
 #: What the measurements are to show: docs/gpu.md.
@@ -142,7 +143,7 @@ def _errors(row: Mapping[str, Any]) -> Iterator[tuple[float, int]]:
     if row["predicted"] is None or row["allocated"] is None:
         return
     for planned, held in zip(row["predicted"], row["allocated"], strict=True):
-        for part in ("model", "context", "compute"):
+        for part in PARTS:
             off = abs(planned[part] - held[part])
             yield off / max(held[part], 1) if off else 0.0, off
 
@@ -179,7 +180,7 @@ def _offload(report: Mapping[str, Any]) -> Iterator[str]:
                 row["name"],
                 f"{row['device_bytes'] / GIB:.2f}",
                 "" if row["name"] == report["reference"] else f"{row['reduction']:.1%}",
-                f"{row['allocated'][-1]['model'] / GIB + row['allocated'][-1]['compute'] / GIB:.2f}",
+                f"{sum(row['allocated'][-1][part] for part in PARTS) / GIB:.2f}",
                 "" if row["load"] is None else f"{row['load']:.1f}",
                 _speed(row["prompt"]),
                 _speed(row["decode"]),
@@ -206,7 +207,7 @@ def _memory(report: Mapping[str, Any]) -> Iterator[str]:
     for row in _rows(report):
         planned, held = row["predicted"] or [], row["allocated"] or []
         for ours, theirs in zip(planned[:-1], held[:-1], strict=True):
-            sizes = [sum(each[part] for part in ("model", "context", "compute")) for each in (ours, theirs)]
+            sizes = [sum(each[part] for part in PARTS) for each in (ours, theirs)]
             seen = row["device_bytes_seen"] if len(held) == 2 else None
             beyond = None if seen is None else seen - sizes[1]
             rows.append([row["name"], theirs["name"], *map(_size, sizes), _size(seen), _size(beyond)])

@@ -76,6 +76,21 @@ def test_contexts_in_threads(on_gpu: Model) -> None:
         assert list(threads.map(write, range(260, 264))) == expected
 
 
+@pytest.mark.parametrize("placement", ["all on the GPU", "experts on the host"])
+def test_micro_batches_of_any_size(gpu: Device, tiny_path: MakeTiny, placement: str) -> None:
+    params = ModelParams(devices=(gpu,))
+    if placement == "experts on the host":
+        params = params.with_cpu_moe_all()  # from 32 tokens on they can be copied to the GPU for each micro-batch
+    tokens = np.resize(np.arange(3, 290, dtype=np.int32), 1500)
+    context = SMALL.with_n_ctx(2048).with_n_batch(2048)
+    with Model.load_from_file(tiny_path(n_expert=4, n_ctx_train=4096), params) as model:
+        expected = logits_of(model, context.with_n_ubatch(512), tokens)
+        for n_ubatch in (2048, 31):
+            assert_agree(expected, logits_of(model, context.with_n_ubatch(n_ubatch), tokens), FLOATS)
+        without = context.with_n_ubatch(512).with_op_offload(False)
+        assert_agree(expected, logits_of(model, without, tokens), FLOATS)
+
+
 def test_many_prompts_in_one_context(on_gpu: Model) -> None:
     params = SMALL.with_n_seq_max(3).with_n_ctx(768)
     prompts = [[1, 260 + number, 7] for number in range(3)]
