@@ -50,6 +50,7 @@ with Model.load_from_file(sys.argv[1], ModelParams(devices=(device,))) as model:
     with model.new_context(small) as context:
         expected = text(context)
         per_token = context.memory_breakdown().devices[0].context / context.n_ctx
+    said = "it was made"
     try:
         model.new_context(small.with_n_ctx(int(1.2 * device.memory_total / per_token)))
     except MoebindError as error:
