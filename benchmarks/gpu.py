@@ -163,15 +163,18 @@ def measure(arguments: argparse.Namespace, steps: list[str]) -> None:
         arguments.threads,
         arguments.retry,
     )
-    try:
-        for step in steps:
-            print(f"== {step}", flush=True)
+    more = False
+    for step in steps:
+        print(f"== {step}", flush=True)
+        try:
             gpu_measure.STEPS[step](run)
-    except gpu_record.OutOfTimeError as error:
-        print(f"{error}: give the command again", flush=True)
-        report(arguments, record)
-        raise SystemExit(MORE) from None
+        except gpu_record.OutOfTimeError as error:  # of what follows, something may be shorter
+            print(f"{error}: later", flush=True)
+            more = True
     report(arguments, record)
+    if more:
+        print("give the command again for what is left", flush=True)
+        raise SystemExit(MORE)
 
 
 def record_of(arguments: argparse.Namespace) -> gpu_record.Record:

@@ -121,7 +121,7 @@ def tests(run: Run) -> None:
             raise RuntimeError(f"pytest wrote no report: {done.stdout[-500:]}{done.stderr[-500:]}")
         return {**outcomes(report), "returncode": done.returncode}
 
-    run.unit("tests", 300, measure)
+    run.unit("tests", 240, measure)
 
 
 def outcomes(report: Path) -> dict[str, Any]:
