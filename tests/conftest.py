@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
 
-#: What tests/gpu runs on: an NVIDIA GPU, or with the value "loopback" a worker process that plays one.
+#: What tests/gpu runs on: an NVIDIA GPU; with the value "loopback" a worker process that plays one, with "pretend" a
+#: backend that pretends to be CUDA (tests/gpu/pretend.cpp).
 GPU_TESTS = "MOEBIND_GPU_TESTS"
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -47,20 +48,28 @@ def cuda_device() -> Device | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests/gpu where there is no GPU, and what only a GPU has where a worker process plays one."""
+    """Skip tests/gpu where there is no GPU, and what stands in for one lacks what only a GPU has."""
     inside = [item for item in items if item.path.parent.name == "gpu"]
+    stand_in = os.environ.get(GPU_TESTS)
     if not inside:
         return
-    plays = os.environ.get(GPU_TESTS) == "loopback"
-    if not plays and cuda_device() is None:
+    if stand_in == "pretend":
+        import pretended  # beside those tests
+
+        pretended.load()
+    if stand_in is None and cuda_device() is None:
         verdict = moebind.ffi.string(moebind.lib.moebind_cuda_verdict()).decode()
-        reason = f"there is no CUDA device; CUDA is {verdict}. {GPU_TESTS}=loopback has a worker process play one"
-        for item in inside:
-            item.add_marker(pytest.mark.skip(reason=reason))
-    elif plays:
-        for item in inside:
-            if item.get_closest_marker("cuda"):
-                item.add_marker(pytest.mark.skip(reason="a worker process cannot play this part of a GPU"))
+        reason = f"there is no CUDA device; CUDA is {verdict}. {GPU_TESTS}=pretend or loopback has something play one"
+        missing = {"": reason}
+    else:
+        missing = {
+            "loopback": {"cuda": "a worker process cannot play this part of a GPU", "driver": "there is no driver"},
+            "pretend": {"driver": "there is no driver"},
+        }.get(stand_in or "", {})
+    for item in inside:
+        for marker, reason in missing.items():
+            if not marker or item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

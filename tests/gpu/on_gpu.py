@@ -70,6 +70,9 @@ from contextlib import nullcontext
 import moebind
 from moebind import Batch, ClosedError, ContextParams, LoadMode, Model, ModelParams, MoebindError, ffi, lib
 
+if "MOEBIND_PRETEND_LIBRARY" in os.environ:
+    moebind.init()
+    assert lib.ggml_backend_load(os.environ["MOEBIND_PRETEND_LIBRARY"].encode())
 loopback = os.environ.get("MOEBIND_GPU_TESTS") == "loopback"
 holder = moebind.loopback_device() if loopback else nullcontext(
     next((each for each in moebind.devices() if each.backend == "CUDA"), None))

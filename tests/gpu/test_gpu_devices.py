@@ -19,12 +19,11 @@ def test_the_device_is_listed_with_its_memory(gpu: Device) -> None:
 @pytest.mark.cuda
 def test_it_has_cudas_name(gpu: Device) -> None:
     assert gpu.name == "CUDA0"
-    assert gpu.index == 0  # before the CPU
     assert gpu.memory_total > 2**30
     assert moebind.supports_gpu_offload()
 
 
-@pytest.mark.cuda
+@pytest.mark.driver
 def test_doctor_has_nothing_against_it(gpu: Device) -> None:
     report = moebind.doctor()
     text = str(report)

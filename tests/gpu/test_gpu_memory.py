@@ -78,9 +78,12 @@ with Model.load_from_file(sys.argv[1], without) as model, model.new_context(smal
     list(context.generate("Once", max_tokens=2))  # what CUDA takes for itself is there from now on
 left = 384 * 2**20
 code = sys.argv[2] + f'''
-import sys
+import os, sys
 import moebind
 from moebind import lib
+if "MOEBIND_PRETEND_LIBRARY" in os.environ:
+    moebind.init()
+    lib.ggml_backend_load(os.environ["MOEBIND_PRETEND_LIBRARY"].encode())
 device = next(each for each in moebind.devices() if each.backend == "CUDA")
 step, kept = 64 * 2**20, []
 while free(device) > {left} + step:
@@ -221,7 +224,7 @@ print(json.dumps({"sizes": sizes}))
         assert abs(after - before) <= 4 * 2**20
 
 
-@pytest.mark.cuda
+@pytest.mark.driver
 def test_the_driver_sees_what_is_held_and_its_own(
     gpu: Device, demo_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

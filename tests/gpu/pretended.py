@@ -1,0 +1,35 @@
+"""A backend that pretends to be CUDA (pretend.cpp), compiled and loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import moebind
+from moebind._native import LIBRARIES
+
+SOURCE = Path(__file__).resolve().with_name("pretend.cpp")
+VENDORED = SOURCE.parents[2] / "vendor/llama.cpp/ggml"
+#: Bytes of memory that it has.
+BYTES = 2 * 2**30
+LIBRARY = "MOEBIND_PRETEND_LIBRARY"
+
+
+def load() -> None:
+    """Compile it, if it is not there, and load it; programs that this process starts find it by their environment."""
+    if LIBRARY not in os.environ:
+        digest = hashlib.sha256(SOURCE.read_bytes() + LIBRARIES.encode()).hexdigest()[:16]
+        folder = Path(tempfile.mkdtemp(prefix="moebind-pretend-"))
+        os.environ[LIBRARY] = str(folder / f"libggml-pretend-{digest}.so")
+        os.environ["MOEBIND_PRETEND_FILE"] = str(folder / "used")
+        os.environ["MOEBIND_PRETEND_BYTES"] = str(BYTES)
+        command = ["g++", "-shared", "-fPIC", "-O1", "-std=c++17", "-o", os.environ[LIBRARY], str(SOURCE)]
+        command += [f"-I{VENDORED}/src", f"-I{VENDORED}/include", f"-L{LIBRARIES}", "-lggml", "-lggml-base"]
+        subprocess.run([*command, f"-Wl,-rpath,{LIBRARIES}"], check=True)
+    moebind.init()
+    if not moebind.lib.ggml_backend_load(os.environ[LIBRARY].encode()):
+        sys.exit(f"{os.environ[LIBRARY]} could not be loaded")
