@@ -40,7 +40,7 @@ python_add_library(_libllama MODULE USE_SABI 3.10 WITH_SOABI
   "${generated}/generated.stamp" "${generated}/_libllama.c" "${generated}/guards.cpp"
   native/adapters.cpp native/big_stack.cpp native/chat.cpp native/context.cpp native/described.cpp native/files.cpp
   native/fork.cpp native/grammar_rules.cpp native/grammar_sampler.cpp native/grammar_steps.cpp
-  native/grammar_trigger.cpp native/guard.cpp native/hooks.cpp native/json_schema.cpp native/log.cpp
+  native/grammar_trigger.cpp native/guard.cpp native/hooks.cpp native/json_schema.cpp native/left_devices.cpp native/log.cpp
   native/placement.cpp native/python_sampler.cpp native/quantize.cpp native/rpc.cpp native/shim.cpp
   native/state.cpp native/template_limits.cpp native/tokenize.cpp)
 target_include_directories(_libllama PRIVATE native "${generated}")

@@ -33,6 +33,8 @@ __all__ = [
 #: Held while the list of devices is read or changed.
 lock = taken(threading.RLock())
 _initialised = False
+#: How many devices are the parent's, in the child of a fork.
+_left_to_parent = 0
 #: What a device is taken to have, where somebody said so (``loopback_device(memory=...)``).
 capacities: dict[str, int] = {}
 #: Models by the names of the devices that hold them, for a device that goes away.
@@ -146,6 +148,26 @@ def load_backends(path: str | os.PathLike[str] | None = None) -> None:
         lib.ggml_backend_load_all_from_path(checks.text("path", folder))
 
 
+def _leave_devices() -> None:
+    """In the child of a fork: GPUs that answer its every call with an error are not listed."""
+    global _left_to_parent
+    if _initialised:
+        _left_to_parent += sum(int(lib.moebind_leave_devices(name)) for name in (b"CUDA", b"ROCm", b"MUSA"))
+
+
+os.register_at_fork(after_in_child=_leave_devices)
+
+
+def left_to_parent() -> str:
+    """A hint for messages about a device that is not there: in the child of a fork, why; otherwise empty."""
+    if not _left_to_parent:
+        return ""
+    return (
+        ". The GPUs are those of the process that this one was forked from: start a process instead of forking one "
+        "(multiprocessing's 'spawn')"
+    )
+
+
 def native_devices() -> list[CData]:
     """The devices as ``ggml_backend_dev_t``, in order."""
     init()
@@ -199,7 +221,7 @@ def native_device(name: str) -> CData:
     """The ``ggml_backend_dev_t`` of that name."""
     found = {decoded(lib.ggml_backend_dev_name(native)): native for native in native_devices()}
     if name not in found:
-        raise ValueError(f"there is no device {name!r}; there are {', '.join(found)}")
+        raise ValueError(f"there is no device {name!r}; there are {', '.join(found)}{left_to_parent()}")
     return found[name]
 
 

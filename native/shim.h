@@ -73,6 +73,11 @@ void moebind_after_fork(bool in_child);
 // Called once, where forks wait for it: makes what llama.cpp would take its time for at its first use.
 void moebind_make_tables(void);
 
+// --- devices of the parent (left_devices.cpp) ---
+
+// In the child of a fork: take a backend and its devices out of the lists, without a word to it. How many devices it had.
+int moebind_leave_devices(const char * backend);
+
 // --- GGUF files (files.cpp) ---
 
 // Throws when the metadata claims more than any model has: gguf_init_from_file would allocate what a sparse file claims.

@@ -65,7 +65,7 @@ def assert_agree(reference: np.ndarray, other: np.ndarray, tolerance: tuple[floa
 
 #: The head of a program: the same device as that of the tests, in a process of its own.
 HEAD = """
-import json, os, sys, time
+import json, os, sys, time, warnings
 from contextlib import nullcontext
 import moebind
 from moebind import Batch, ClosedError, ContextParams, LoadMode, Model, ModelParams, MoebindError, ffi, lib
