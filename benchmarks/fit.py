@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import shapes  # beside this file
 
 import moebind
-from moebind import ContextParams, FitError, ModelParams, TensorOverride, ffi, lib
+from moebind import ContextParams, Device, FitError, ModelParams, TensorOverride, ffi, lib
 from moebind.placement.fit import Fit
 from moebind.placement.header import read_header
 from moebind.placement.plan import Plan
@@ -26,16 +26,33 @@ CONTEXT = ContextParams(n_ctx=4096)
 DEFAULT = ["phi-3.5-moe-q4_k_m", "mixtral-8x7b-q4_k_m", "qwen3-30b-a3b-q4_k_m", "deepseek-v3-q4_k_m"]
 
 
-def common_fit(path: Path, sizes: list[int], context: ContextParams = CONTEXT, n_ctx_min: int = 4096) -> Plan | None:
-    """The plan of what llama.cpp's fit chooses, or None if it finds nothing."""
+def common_fit(
+    path: Path,
+    sizes: list[int],
+    context: ContextParams = CONTEXT,
+    n_ctx_min: int = 4096,
+    there: list[Device] | None = None,
+) -> Plan | None:
+    """The plan of what llama.cpp's fit chooses, or None if it finds nothing.
+
+    With ``there``, for devices that are there; what is free of them beyond ``sizes`` is the margin.
+    """
     model = ffi.new("struct llama_model_params *", lib.llama_model_default_params())
     native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
     native.n_ctx, native.n_batch, native.n_ubatch = context.n_ctx, context.n_batch, context.n_ubatch
-    devices = [lib.moebind_described_device(at, size) for at, size in enumerate(sizes)]
+    if there is None:
+        devices = [lib.moebind_described_device(at, size) for at, size in enumerate(sizes)]
+    else:
+        devices = [lib.ggml_backend_dev_get(device.index) for device in there]
     model.devices = listed = ffi.new("ggml_backend_dev_t[]", [*devices, ffi.NULL])
     split = ffi.new("float[]", lib.llama_max_devices())
     overrides = ffi.new("struct llama_model_tensor_buft_override[]", lib.llama_max_tensor_buft_overrides())
     margins = ffi.new("size_t[]", lib.llama_max_devices())
+    if there is not None:
+        listed_now = moebind.devices()
+        margins[0 : len(there)] = [
+            max(listed_now[device.index].memory_free - size, 0) for device, size in zip(there, sizes, strict=True)
+        ]
     # The copy of the header without its vocabulary: llama.cpp's fit would read the vocabulary for each of its plans.
     file = read_header(str(path)).path.encode()
     lib.moebind_log_quiet(True)
@@ -52,7 +69,7 @@ def common_fit(path: Path, sizes: list[int], context: ContextParams = CONTEXT, n
     chosen = ModelParams(n_gpu_layers=max(model.n_gpu_layers, -1), tensor_overrides=rules)
     if len(sizes) > 1 and any(split[0 : len(sizes)]):
         chosen = chosen.with_tensor_split([split[at] for at in range(len(sizes))])
-    return moebind.plan(path, chosen, context.with_n_ctx(native.n_ctx), devices=sizes)
+    return moebind.plan(path, chosen, context.with_n_ctx(native.n_ctx), devices=there or sizes)
 
 
 def our_fit(path: Path, sizes: list[int], context: ContextParams = CONTEXT) -> Fit | None:

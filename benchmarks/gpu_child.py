@@ -15,9 +15,11 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fit import common_fit
 
 import moebind
 from moebind import Batch, Context, ContextParams, Device, LoadMode, Model, ModelParams, MoebindError, lib
@@ -101,6 +103,21 @@ def _generate(model: Model, context: Context, count: int) -> float:
     return time.perf_counter() - start
 
 
+def their_fit(asked: dict[str, Any], device: Device) -> dict[str, object] | None:
+    """What llama.cpp's own fit finds for a budget of this device."""
+    context, path = carry.context_params(asked["context_params"]), Path(asked["path"])
+    if device.backend == "RPC":  # what is free of its memory is what is free of the machine's, and changes
+        plan = common_fit(path, [asked["memory"]], context, context.n_ctx)
+    else:
+        moebind.plan(path, ModelParams(devices=(device,)), context)  # what the driver takes for itself is taken now
+        plan = common_fit(path, [asked["memory"]], context, context.n_ctx, [device])
+    if plan is None or plan.context_params.n_ctx < context.n_ctx:
+        return None
+    found = carry.carried(plan.model_params)
+    found.pop("devices", None)
+    return {"model_params": found, "device_bytes": plan.device_bytes}
+
+
 def refuse(asked: dict[str, Any], device: Device) -> dict[str, object]:
     """What is said when a device has too little memory, and whether the process computes after that."""
     context = ContextParams(n_ctx=512)
@@ -157,7 +174,9 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     with ExitStack() as stack:
         device = open_device(asked["device"], stack)
-        found = {"look": look, "speed": speed, "refuse": refuse, "hold": hold}[asked["what"]](asked, device)
+        found = {"look": look, "speed": speed, "their fit": their_fit, "refuse": refuse, "hold": hold}[asked["what"]](
+            asked, device
+        )
     print(json.dumps(found), flush=True)
 
 

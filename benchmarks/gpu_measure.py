@@ -18,7 +18,6 @@ import gpu_record
 import programs
 import shapes
 import weights
-from fit import common_fit
 from gpu_llama_bench import llama_bench
 
 from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParams
@@ -221,9 +220,12 @@ def theirs(run: Run) -> None:
     make_weights(run)
     placements = []
     for name, size in run.budgets().items():
-        plan = common_fit(phi_path(run), [size], run.context, n_ctx_min=run.context.n_ctx)
-        if plan is not None and plan.context_params.n_ctx >= run.context.n_ctx:
-            placements.append(Placement(f"llama.cpp's fit, {name}", plan.model_params))
+        asked = _asked(phi_path(run), {}, run.context)
+        found = run.unit(
+            f"their fit/{name}", 20, lambda asked=asked, size=size: run.child("their fit", **asked, memory=size)
+        )
+        if found is not None:
+            placements.append(Placement(f"llama.cpp's fit, {name}", carry.model_params(found["model_params"])))
     if placements:
         _offload(run, "theirs", phi_path(run), placements, 80)
 
