@@ -183,6 +183,26 @@ def test_a_fit_keeps_to_its_budget_when_loaded(gpu: Device, demo_path: Path) -> 
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("file", "everything", "moved", "without_copies"),
+    [("q4_k_m", 24.14, 1.72, 1.41), ("q2_k", 14.78, 1.34, 1.18), ("q8_0", 41.91, 2.46, 2.05)],
+)
+def test_the_published_figures_are_planned(
+    gpu: Device, shape_path: Callable[..., Path], file: str, everything: float, moved: float, without_copies: float
+) -> None:
+    """With op_offload there is room for copies of experts on the device, which long prompts are computed with."""
+    path, context = shape_path(f"phi-3.5-moe-{file}"), ContextParams(n_ctx=4096)
+    params = ModelParams(devices=(gpu,), load_mode=LoadMode.NONE)
+    for change, op_offload, expected in [
+        (params, True, everything),
+        (params.with_cpu_moe_all(), True, moved),
+        (params.with_cpu_moe_all(), False, without_copies),
+    ]:
+        plan = moebind.plan(path, change, context.with_op_offload(op_offload))
+        assert abs(plan.device_bytes / 2**30 - expected) < 0.02
+
+
+@pytest.mark.cuda
 def test_scratch_memory_on_the_host_is_pinned(gpu: Device, loaded: Callable[[str], Model]) -> None:
     with loaded("experts on the host").new_context(SMALL) as context:
         buffers = {buffer.name: buffer for buffer in context.memory_breakdown().host.buffers}
