@@ -49,14 +49,24 @@ void throw_on_abort(const char * message) {
     throw std::runtime_error(message);
 }
 
+std::atomic<bool> cuda_lost{ false };
+
 // CUDA remembers the last error of a thread until somebody asks for it, and ggml-cuda asks after each operation: what ended
 // one computation would end the next one, too. Not asked for where it failed, which may be inside the registry's own lock.
-void forget_cuda_error() noexcept {
+//
+// Some errors stay (an illegal address, a card that is lost): every further call gives the same one. Nothing can be freed
+// on such a device, and who tries, in a destructor of ggml-cuda's, ends the process.
+void settle_cuda_error() noexcept {
     if (std::strstr(state.text, "CUDA error") == nullptr) {
         return;
     }
     try {
-        moebind::in_backend<int()>("cudaGetLastError")();
+        auto *    last  = moebind::in_backend<int()>("cudaGetLastError");
+        const int error = last();
+        if (error != 0 && moebind::in_backend<int()>("cudaDeviceSynchronize")() == error) {
+            cuda_lost = true;
+        }
+        last();
     } catch (const std::exception &) {
         // A backend that has the runtime inside, or is gone.
     }
@@ -132,6 +142,8 @@ bool note_interrupt() noexcept {
 
 int interrupts() noexcept { return interrupts_; }
 
+bool device_lost() noexcept { return cuda_lost; }
+
 void keep_failure(const char * text) noexcept {
     state.failed = true;
     std::snprintf(state.text, sizeof(state.text), "%s", text);
@@ -200,7 +212,7 @@ PyObject * moebind_result(PyObject * result) {
     Py_XDECREF(result);
     PyErr_Clear();
     if (state.failed) {
-        forget_cuda_error();
+        settle_cuda_error();
     }
     state.failed = false;
     if (raise_exception) {

@@ -61,6 +61,9 @@ bool in_main_thread() noexcept;
 // In the child of a fork: no other thread is in a call, or in the interpreter.
 void forget_other_threads() noexcept;
 
+// Whether a device answers every call with an error from now on: what is on it is left there rather than freed.
+bool device_lost() noexcept;
+
 // Called by a signal handler: Ctrl-C came while this thread was in a call. Says whether it was in one.
 bool note_interrupt() noexcept;
 

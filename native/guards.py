@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from headers import Function
 from pycparser import c_ast, c_generator
 
+#: What must not be called once a device is lost: it would end the process (``settle_cuda_error`` in guard.cpp).
+FREE_ON_DEVICES = {"llama_free", "llama_model_free", "ggml_backend_buffer_free"}
+
 HEAD = "// Written by native/guards.py from the vendored headers.\n"
 
 
@@ -66,6 +69,8 @@ def definitions(functions: Sequence[Function], headers: Sequence[str], loaded: s
         call = f"{function.name}({arguments})"
         if function.name in loaded:
             call = f'moebind::in_backend<decltype({function.name})>("{function.name}")({arguments})'
+        if function.name in FREE_ON_DEVICES:
+            call = f"moebind::device_lost() ? void() : {call}"
         lines.append(f"{declaration} {{ return moebind::guard([&]() -> {result} {{ return {call}; }}); }}\n")
     return "".join(lines) + "}\n"
 

@@ -21,6 +21,7 @@ constexpr int out_of_memory = 2, initialization_error = 3;  // cudaError_t
 
 const pid_t        owner = getpid();
 thread_local int   last_error = 0;
+int                broken = 0;  // an error that stays
 
 // What each process holds, in memory that all of them share; what one held that has ended is free again.
 struct holder {
@@ -52,9 +53,12 @@ void check(int error) {
     }
 }
 
-int call() { return last_error = getpid() == owner ? last_error : initialization_error; }
+int call() {
+    const int error = getpid() != owner ? initialization_error : broken;
+    return error == 0 ? 0 : last_error = error;
+}
 
-void checked_call() { check(getpid() == owner ? 0 : call()); }
+void checked_call() { check(call()); }
 
 void * device_malloc(size_t size) {
     checked_call();
@@ -229,7 +233,12 @@ bool offload(ggml_backend_dev_t, const ggml_tensor * op) {
 const char * registry_name(ggml_backend_reg_t) { return "CUDA"; }
 size_t device_count(ggml_backend_reg_t) { return 1; }
 ggml_backend_dev_t device_at(ggml_backend_reg_t, size_t) { return &device; }
-void * address(ggml_backend_reg_t, const char *) { return nullptr; }
+void * address(ggml_backend_reg_t, const char * what) {
+    if (std::strcmp(what, "break") == 0) {
+        broken = 700;  // cudaErrorIllegalAddress
+    }
+    return nullptr;
+}
 
 ggml_backend_reg registry = { GGML_BACKEND_API_VERSION, { registry_name, device_count, device_at, address }, nullptr };
 
@@ -243,10 +252,12 @@ ggml_backend_device device = {
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) int cudaGetLastError(void) {
-    const int error = last_error;
+    const int error = broken != 0 ? broken : last_error;
     last_error = 0;
     return error;
 }
+
+extern "C" __attribute__((visibility("default"))) int cudaDeviceSynchronize(void) { return call(); }
 
 extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init(void) {
     const int file = open(getenv("MOEBIND_PRETEND_FILE"), O_RDWR | O_CREAT, 0600);
