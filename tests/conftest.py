@@ -49,7 +49,8 @@ def cuda_device() -> Device | None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests/gpu where there is no GPU, and what stands in for one lacks what only a GPU has."""
-    inside = [item for item in items if item.path.parent.name == "gpu"]
+    folder = Path(__file__).resolve().parent / "gpu"
+    inside = [item for item in items if item.path.parent == folder]
     stand_in = os.environ.get(GPU_TESTS)
     if not inside:
         return
