@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ def load() -> None:
     if LIBRARY not in os.environ:
         digest = hashlib.sha256(SOURCE.read_bytes() + LIBRARIES.encode()).hexdigest()[:16]
         folder = Path(tempfile.mkdtemp(prefix="moebind-pretend-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ[LIBRARY] = str(folder / f"libggml-pretend-{digest}.so")
         os.environ["MOEBIND_PRETEND_FILE"] = str(folder / "used")
         os.environ["MOEBIND_PRETEND_BYTES"] = str(BYTES)
