@@ -6,10 +6,11 @@ if(MOEBIND_CCACHE AND NOT CMAKE_C_COMPILER_LAUNCHER)
   set(cpu "${CMAKE_BINARY_DIR}/native-cpu.txt")
   execute_process(COMMAND ${CMAKE_C_COMPILER} -march=native -dM -E -x c /dev/null OUTPUT_FILE "${cpu}" ERROR_QUIET)
   set(launcher ${CMAKE_COMMAND} -E env "CCACHE_EXTRAFILES=${cpu}" "CCACHE_BASEDIR=${CMAKE_SOURCE_DIR}" CCACHE_NOHASHDIR=1
-    CCACHE_SLOPPINESS=time_macros ${MOEBIND_CCACHE})
-  set(CMAKE_C_COMPILER_LAUNCHER ${launcher})
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${launcher})
-  set(CMAKE_CUDA_COMPILER_LAUNCHER ${launcher})
+    CCACHE_SLOPPINESS=time_macros)
+  set(CMAKE_C_COMPILER_LAUNCHER ${launcher} ${MOEBIND_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${launcher} ${MOEBIND_CCACHE})
+  # pip gives nvcc the time at which it was installed, so it is told by what is in it.
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${launcher} CCACHE_COMPILERCHECK=content ${MOEBIND_CCACHE})
   set(CMAKE_UNITY_BUILD_RELOCATABLE ON) # no checkout's path in the sources that CMake writes for llama.cpp
 else()
   # Failed assertions name their file relative to the checkout, which ccache's way brings about by itself.

@@ -29,6 +29,14 @@ ggml_backend_buffer_t moebind_take_output(llama_context * ctx) {
 
 const char * moebind_cuda_verdict(void) { return MOEBIND_CUDA_VERDICT; }
 
+#if GGML_CUDA
+extern "C" const char * moebind_cuda_unloaded(void);  // cuda_loader.cpp, in libggml.so
+
+const char * moebind_cuda_failure(void) { return moebind_cuda_unloaded(); }
+#else
+const char * moebind_cuda_failure(void) { return ""; }
+#endif
+
 int32_t moebind_default_n_threads(void) { return common_cpu_get_num_math(); }
 
 const char * moebind_ffn_exps_regex(void) { return LLM_FFN_EXPS_REGEX; }

@@ -286,6 +286,9 @@ int32_t moebind_common_fit(const char * path, struct llama_model_params * mparam
 // How this was built: one line on CUDA.
 const char * moebind_cuda_verdict(void);
 
+// Why a CUDA backend that was built is not used, once the backends are listed; "" where there is nothing to tell.
+const char * moebind_cuda_failure(void);
+
 // --- RPC servers (rpc.cpp) ---
 
 enum moebind_rpc_server {
