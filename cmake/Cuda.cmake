@@ -70,20 +70,19 @@ find_library(MOEBIND_CUBLAS NAMES cublas libcublas.so.13 libcublas.so.12 ${where
 find_library(MOEBIND_CUBLASLT NAMES cublasLt libcublasLt.so.13 libcublasLt.so.12 ${where})
 
 set(missing "")
-foreach(part IN ITEMS
-    "MOEBIND_NVCC|the compiler nvcc (package nvidia-cuda-nvcc)"
-    "MOEBIND_CUDART|the CUDA runtime (package nvidia-cuda-runtime)"
-    "MOEBIND_CUDART_HEADER|the headers of the CUDA runtime (package nvidia-cuda-runtime)"
-    "MOEBIND_CCCL_HEADER|the headers of CCCL (package nvidia-cuda-cccl)"
-    "MOEBIND_CUBLAS|cuBLAS (package nvidia-cublas)"
-    "MOEBIND_CUBLASLT|cuBLASLt (package nvidia-cublas)"
-    "MOEBIND_CUBLAS_HEADER|the headers of cuBLAS (package nvidia-cublas)")
-  string(REGEX MATCH "^[^|]+" variable "${part}")
-  if(NOT ${variable})
-    string(REGEX REPLACE "^[^|]+\\|" "" part "${part}")
-    list(APPEND missing "${part}")
-  endif()
-endforeach()
+function(moebind_cuda_part what package) # and the variables that hold where it is
+  foreach(variable IN LISTS ARGN)
+    if(NOT ${variable})
+      set(missing ${missing} "${what} (package ${package})" PARENT_SCOPE)
+    endif()
+  endforeach()
+endfunction()
+moebind_cuda_part("the compiler nvcc" nvidia-cuda-nvcc MOEBIND_NVCC)
+moebind_cuda_part("the CUDA runtime" nvidia-cuda-runtime MOEBIND_CUDART)
+moebind_cuda_part("the headers of the CUDA runtime" nvidia-cuda-runtime MOEBIND_CUDART_HEADER)
+moebind_cuda_part("the headers of CCCL" nvidia-cuda-cccl MOEBIND_CCCL_HEADER)
+moebind_cuda_part("cuBLAS" nvidia-cublas MOEBIND_CUBLAS MOEBIND_CUBLASLT)
+moebind_cuda_part("the headers of cuBLAS" nvidia-cublas MOEBIND_CUBLAS_HEADER)
 if(missing)
   list(JOIN missing "; " missing)
   moebind_no_cuda("not found: ${missing}" "Install it, point CUDA_HOME at a toolkit that has it")
@@ -220,17 +219,16 @@ if(cuda_major EQUAL 12)
 else()
   set(MOEBIND_CUDA_RPATH ":$ORIGIN/../../nvidia/cu${cuda_major}/lib")
 endif()
-set(taken "")
+set(MOEBIND_CUDA_FOLDERS "")
 foreach(library IN ITEMS "${MOEBIND_CUDART}" "${MOEBIND_CUBLAS}")
   cmake_path(GET library PARENT_PATH folder)
   cmake_path(GET folder PARENT_PATH root)
-  if(NOT root IN_LIST pip_toolkits)
-    list(APPEND taken "${folder}")
+  if(NOT folder IN_LIST MOEBIND_CUDA_FOLDERS)
+    list(APPEND MOEBIND_CUDA_FOLDERS "${folder}")
+    if(NOT root IN_LIST pip_toolkits)
+      string(APPEND MOEBIND_CUDA_RPATH ":${folder}")
+    endif()
   endif()
-endforeach()
-list(REMOVE_DUPLICATES taken)
-foreach(folder IN LISTS taken)
-  string(APPEND MOEBIND_CUDA_RPATH ":${folder}")
 endforeach()
 
 cmake_path(GET MOEBIND_CUBLAS PARENT_PATH cublas_root)

@@ -14,8 +14,13 @@ target_link_libraries(ggml PRIVATE ${CMAKE_DL_LIBS})
 target_include_directories(ggml PRIVATE vendor/llama.cpp/ggml/src)
 
 target_include_directories(ggml-cuda SYSTEM PRIVATE ${MOEBIND_CUDA_INCLUDE})
-target_link_options(ggml-cuda PRIVATE LINKER:--no-as-needed) # the driver's stand-in has no symbols
-set_target_properties(ggml-cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY "$<TARGET_FILE_DIR:ggml>")
+# The driver's stand-in has no symbols. And an RPATH, unlike a RUNPATH, is also for what the libraries below load
+# themselves: cuBLAS loads nvrtc.
+target_link_options(ggml-cuda PRIVATE LINKER:--no-as-needed,--disable-new-dtags)
+set_target_properties(ggml-cuda PROPERTIES
+  LIBRARY_OUTPUT_DIRECTORY "$<TARGET_FILE_DIR:ggml>"
+  BUILD_RPATH "${MOEBIND_CUDA_FOLDERS}"
+  INSTALL_RPATH "$ORIGIN${MOEBIND_CUDA_RPATH}")
 
 if(MOEBIND_CUDA_SMOKE)
   include(CudaSmoke)

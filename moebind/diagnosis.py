@@ -224,8 +224,11 @@ def _no_cuda_device(facts: Facts, asked: Asked) -> Iterator[Finding]:
     if hidden is not None and hidden.strip() in {"", "-1", "NoDevFiles"}:
         why, do = f"CUDA_VISIBLE_DEVICES is {hidden!r}, which hides all cards", "unset it, or name cards: 0, or 0,1"
     elif not facts.libcuda:
-        why = "the driver's library libcuda.so.1 cannot be loaded"
+        why = f"there is no driver: {facts.cuda_failure or 'libcuda.so.1 cannot be loaded'}"
         do = "install NVIDIA's driver; in a container, start it with the cards (docker run --gpus all)"
+    elif facts.cuda_failure:
+        why = f"the library of the CUDA backend cannot be loaded: {facts.cuda_failure}"
+        do = "pip install 'moebind[cuda13]' brings CUDA's libraries where moebind is; a system's are found on ldconfig's path"
     elif closed:
         why = f"this user may not read and write {', '.join(closed)}"
         do = "change their permissions, or add the user to the group that has them (often video or render)"

@@ -34,6 +34,7 @@ class Facts:
     commit: str = ""
     backends: tuple[str, ...] = ("CPU", "RPC")
     cuda_verdict: str = "out: MOEBIND_CUDA=OFF"
+    cuda_failure: str = ""
     cpu_features: frozenset[str] = frozenset()
     cpu_variants: bool = False
 
@@ -76,6 +77,7 @@ def read_facts() -> Facts:
             )
         ),
         cuda_verdict=decoded(lib.moebind_cuda_verdict()),
+        cuda_failure=decoded(lib.moebind_cuda_failure()),
         cpu_features=features_of(system_info()),
         cpu_variants=bool(glob.glob(f"{glob.escape(str(LIBRARIES))}/libggml-cpu-*.so")),
         devices=found,

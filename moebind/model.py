@@ -26,7 +26,7 @@ from moebind.native_params import native_model_params
 from moebind.overrides import PlacedOverride, PlacedTensor
 from moebind.params import ContextParams, ModelParams
 from moebind.pretrained import Pretrained, checked_params
-from moebind.process import Device, describe, init, leases, left_to_parent, native_devices, users
+from moebind.process import Device, cuda_state, describe, init, leases, left_to_parent, native_devices, users
 from moebind.progress import progress_bar
 from moebind.saving import Saving
 
@@ -352,6 +352,6 @@ def _warn_without_device(params: ModelParams) -> None:
         _warned_no_device = True
         warnings.warn(
             f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. CUDA "
-            f"is {decoded(lib.moebind_cuda_verdict())}{left_to_parent()}. Set n_gpu_layers=0 if that is what you want",
+            f"is {cuda_state()}{left_to_parent()}. Set n_gpu_layers=0 if that is what you want",
             stacklevel=5,
         )

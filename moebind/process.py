@@ -110,8 +110,8 @@ def init(numa: NumaStrategy = NumaStrategy.DISABLED) -> None:
                     "before anything else"
                 )
             return
-        # Linked backends are registered already; those that were built as modules are not.
-        if lib.ggml_backend_reg_count() == 0:
+        # Linked backends are registered already, as is CUDA; others that were built as modules are not.
+        if not lib.ggml_backend_dev_by_type(lib.GGML_BACKEND_DEVICE_TYPE_CPU):
             load_backends()
         lib.llama_backend_init()
         lib.moebind_make_tables()
@@ -259,6 +259,13 @@ def max_devices() -> int:
 def time_us() -> int:
     """llama.cpp's clock, in microseconds from an arbitrary zero (``llama_time_us``)."""
     return int(lib.llama_time_us())
+
+
+def cuda_state() -> str:
+    """Whether CUDA was built, with what or why not, and why it is not used here if it was."""
+    init()
+    failure = decoded(lib.moebind_cuda_failure())
+    return decoded(lib.moebind_cuda_verdict()) + (f"; but it is not used: {failure}" if failure else "")
 
 
 def system_info() -> str:

@@ -74,6 +74,8 @@ def test_no_cuda_in_spite_of_a_card(there: dict[str, object]) -> None:
         (replace(BUILT, cuda_visible_devices=""), "CUDA_VISIBLE_DEVICES is ''", "unset it"),
         (replace(BUILT, cuda_visible_devices="-1"), "hides all cards", "unset it"),
         (replace(BUILT, libcuda=False), "libcuda.so.1 cannot be loaded", "--gpus all"),
+        (replace(BUILT, libcuda=False, cuda_failure="libcuda.so.1: no such file"), "no driver: libcuda.so.1: no", "driver"),
+        (replace(BUILT, cuda_failure="libcublas.so.13: no such file"), "loaded: libcublas.so.13: no", "moebind[cuda13]"),
         (replace(BUILT, nvidia_nodes={**NODES, "/dev/nvidia-uvm": False}), "/dev/nvidia-uvm", "permissions"),
         (BUILT, "no device files", "modprobe nvidia"),
         (replace(BUILT, nvidia_nodes=NODES, cuda_visible_devices="7"), "names no card that is there", "unset it"),
