@@ -228,7 +228,7 @@ def _no_cuda_device(facts: Facts, asked: Asked) -> Iterator[Finding]:
         do = "install NVIDIA's driver; in a container, start it with the cards (docker run --gpus all)"
     elif facts.cuda_failure:
         why = f"the library of the CUDA backend cannot be loaded: {facts.cuda_failure}"
-        do = "pip install 'moebind[cuda13]' brings CUDA's libraries where moebind is; a system's are found on ldconfig's path"
+        do = "pip install 'moebind[cuda13]' puts CUDA's libraries beside moebind; ldconfig -p lists those of the system"
     elif closed:
         why = f"this user may not read and write {', '.join(closed)}"
         do = "change their permissions, or add the user to the group that has them (often video or render)"

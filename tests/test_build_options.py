@@ -60,37 +60,155 @@ def test_our_own_files_give_no_warnings(plain: subprocess.CompletedProcess[str])
     assert not [file for file in warnings if not file.startswith("vendor/llama.cpp")]
 
 
-def test_cuda_on_names_what_is_missing(tmp_path: Path) -> None:
-    failed = configure(tmp_path / "build", "-DMOEBIND_CUDA=ON", *NOTHING_ELSE)
+# --- CUDA ---
+
+#: Each part of a toolkit: a file of it, and what it is called when it is missing.
+PARTS = {
+    "bin/nvcc": "the compiler nvcc (package nvidia-cuda-nvcc)",
+    "lib/libcudart.so.13": "the CUDA runtime (package nvidia-cuda-runtime)",
+    "include/cuda_runtime.h": "the headers of the CUDA runtime (package nvidia-cuda-runtime)",
+    "include/cccl/cub/cub.cuh": "the headers of CCCL (package nvidia-cuda-cccl)",
+    "lib/libcublas.so.13": "cuBLAS (package nvidia-cublas)",
+    "include/cublas_v2.h": "the headers of cuBLAS (package nvidia-cublas)",
+}
+CUBLASLT = "lib/libcublasLt.so.13"
+#: Says its version, knows two architectures and compiles nothing.
+NVCC = """#!/bin/sh
+case "$*" in
+  *--version*) echo "Cuda compilation tools, release 13.0, V13.0.88" ;;
+  *--list-gpu-arch*) echo compute_75; echo compute_90 ;;
+  *) echo "host_config.h:137:2: error: #error -- unsupported GNU version! gcc versions later than 15 ..." >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter without packages, so that no toolkit of this environment's is found."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    return folder / "bin/python"
+
+
+def toolkit(folder: Path, *without: str, nvcc: str = "", **contents: str) -> Path:
+    """A folder with a toolkit's files, empty ones, as pip and NVIDIA's archives lay them out."""
+    for name in {*PARTS, CUBLASLT} - set(without):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for name, text in contents.items():
+        (folder / "include" / f"{name}.h").write_text(text)
+    if "bin/nvcc" not in without:
+        (folder / "bin/nvcc").write_text(nvcc)
+        (folder / "bin/nvcc").chmod(0o755)
+    return folder
+
+
+def refusal(failed: subprocess.CompletedProcess[str]) -> str:
+    """What CMake stopped with, in one line."""
     assert failed.returncode != 0
     said = " ".join(failed.stderr.split())
-    assert "MOEBIND_CUDA=ON, but this was not found:" in said
-    assert "cuBLAS and its headers (package nvidia-cublas)" in said
-    assert "set MOEBIND_CUDA=OFF" in said
+    assert ", or set MOEBIND_CUDA=OFF." in said, said
+    return said[said.index("MOEBIND_CUDA=") : said.index(", or set MOEBIND_CUDA=OFF.")]
 
 
-def test_cuda_on_with_half_a_toolkit(tmp_path: Path) -> None:
-    toolkit = tmp_path / "toolkit"
-    for name in ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart.so"):
-        (toolkit / name).parent.mkdir(parents=True, exist_ok=True)
-        (toolkit / name).touch(mode=0o755)
-    failed = configure(tmp_path / "build", "-DMOEBIND_CUDA=ON", *NOTHING_ELSE, CUDA_HOME=str(toolkit))
-    said = " ".join(failed.stderr.split())
-    assert failed.returncode != 0
-    assert "not found: cuBLAS and its headers (package nvidia-cublas)." in said
-    assert "nvcc" not in said.partition("not found:")[2].partition("Install it")[0]
+@pytest.mark.parametrize("part", PARTS)
+def test_cuda_on_names_each_missing_part(python: Path, tmp_path: Path, part: str) -> None:
+    found = toolkit(tmp_path / "toolkit", part)
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", *NOTHING_ELSE)
+    said = refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found)))
+    assert said.startswith(f"MOEBIND_CUDA=ON, but not found: {PARTS[part]}. Install it")
 
 
-def test_cuda_auto_says_what_is_missing(tmp_path: Path) -> None:
-    done = configure(tmp_path / "build", *NOTHING_ELSE)
+@pytest.mark.parametrize("where", ["CUDA_PATH", "CUDACXX", "CUDAToolkit_ROOT", "PATH"])
+def test_cuda_is_found_in_many_ways(python: Path, tmp_path: Path, where: str) -> None:
+    found = toolkit(tmp_path / "toolkit", "include/cublas_v2.h")
+    options = [f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", "-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF"]
+    environment = {}
+    if where == "CUDAToolkit_ROOT":
+        options += [f"-D{where}={found}"]
+    else:
+        environment[where] = str(found / "bin/nvcc" if where == "CUDACXX" else found)
+    if where == "PATH":
+        environment[where] = f"{found / 'bin'}:{os.environ['PATH']}"
+    else:
+        options += ["-DCMAKE_FIND_USE_SYSTEM_ENVIRONMENT_PATH=OFF"]
+    said = refusal(configure(tmp_path / "build", *options, **environment))
+    assert said.startswith(f"MOEBIND_CUDA=ON, but not found: {PARTS['include/cublas_v2.h']}. Install it")
+
+
+def test_cuda_on_without_anything(python: Path, tmp_path: Path) -> None:
+    said = refusal(configure(tmp_path, f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", *NOTHING_ELSE))
+    assert "; ".join(PARTS.values()) in said
+
+
+def test_cuda_auto_says_what_is_missing(python: Path, tmp_path: Path) -> None:
+    done = configure(tmp_path, f"-DPython_EXECUTABLE={python}", *NOTHING_ELSE)
     assert done.returncode == 0, done.stderr
-    assert re.match("out: not found: .*cuBLAS", line(done.stdout, "CUDA"))
+    assert line(done.stdout, "CUDA") == f"out: not found: {'; '.join(PARTS.values())}"
 
 
-def test_cuda_takes_three_words(tmp_path: Path) -> None:
+def test_cuda_of_pip_is_found_wherever_python_looks(python: Path, tmp_path: Path) -> None:
+    # As in pip's build environments, which are on the path of an interpreter that lies elsewhere.
+    place = {"PYTHONPATH": str(tmp_path)}
+    toolkit(tmp_path / "nvidia/cu13", "include/cublas_v2.h")
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=PIP")
+    said = refusal(configure(tmp_path / "build", *options, **place))
+    assert said.startswith(f"MOEBIND_CUDA=PIP, but not found: {PARTS['include/cublas_v2.h']}.")
+
+
+def test_cuda_of_pip_takes_nothing_else(python: Path, tmp_path: Path) -> None:
+    found = toolkit(tmp_path / "toolkit")
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=PIP")
+    said = refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found), CUDACXX=str(found / "bin/nvcc")))
+    assert "; ".join(PARTS.values()) in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"cublas_api": "#define CUBLAS_VER_MAJOR 12\n"}, "the headers of cuBLAS are of CUDA 12"),
+        ({"cuda_runtime_api": "#define CUDART_VERSION  12090\n"}, "its headers are of CUDA 12"),
+        ({"cuda_runtime_api": "#define CUDART_VERSION  13000\n"}, None),
+        ({"cublas_api": "#define CUBLAS_VER_MAJOR 13\n"}, None),
+        ({"nvcc": NVCC.replace("13.0", "12.9")}, "the CUDA runtime is of CUDA 13"),
+        ({"nvcc": NVCC.replace("13.0", "11.8")}, "is of CUDA 11.8, and 12.0 is the oldest that will do"),
+    ],
+)
+def test_cuda_of_different_versions(python: Path, tmp_path: Path, changed: dict[str, str], says: str | None) -> None:
+    found = toolkit(tmp_path / "toolkit", **{"nvcc": NVCC, **changed})
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA_ARCHITECTURES=90", *NOTHING_ELSE)
+    done = configure(tmp_path / "build", *options, CUDA_HOME=str(found))
+    assert done.returncode == 0, done.stderr  # AUTO
+    verdict = line(done.stdout, "CUDA")
+    if says is None:
+        assert "cannot build with these parts" in verdict
+    else:
+        assert verdict.startswith("out: ")
+        assert says in verdict
+        assert says in refusal(configure(tmp_path / "on", "-DMOEBIND_CUDA=ON", *options, CUDA_HOME=str(found)))
+
+
+def test_cuda_that_does_not_compile(python: Path, tmp_path: Path) -> None:
+    found = toolkit(tmp_path / "toolkit", nvcc=NVCC)
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", "-DMOEBIND_CUDA_ARCHITECTURES=90", *NOTHING_ELSE)
+    said = refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found)))
+    assert "cannot build with these parts" in said
+    assert "unsupported GNU version! gcc versions later than 15" in said
+    assert "CUDAHOSTCXX=g++-14" in said
+
+
+@pytest.mark.parametrize("option", ["-DMOEBIND_CUDA_ARCHITECTURES=90,61", "-DCMAKE_CUDA_ARCHITECTURES=61-real"])
+def test_cuda_for_cards_that_nvcc_does_not_know(python: Path, tmp_path: Path, option: str) -> None:
+    found = toolkit(tmp_path / "toolkit", nvcc=NVCC)
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", option, *NOTHING_ELSE)
+    said = refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found)))
+    assert "nvcc 13.0 has no architecture 61" in said
+
+
+def test_cuda_takes_four_words(tmp_path: Path) -> None:
     failed = configure(tmp_path / "build", "-DMOEBIND_CUDA=maybe")
     assert failed.returncode != 0
-    assert "MOEBIND_CUDA is 'MAYBE'; it takes AUTO, ON or OFF" in " ".join(failed.stderr.split())
+    assert "MOEBIND_CUDA is 'MAYBE'; it takes AUTO, ON, OFF or PIP" in " ".join(failed.stderr.split())
 
 
 def test_portable(tmp_path: Path) -> None:
