@@ -7,6 +7,7 @@ what is there already is left alone. Plain standard library, since nothing is in
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -21,12 +22,14 @@ from fetch import cache_folder  # noqa: E402  # the archive's cache is ours too
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin/python"
 EXTRAS = ("test", "docs", "dev")
+#: What is asked of a build in the environment.
+ASKED = ("MOEBIND_CUDA", "MOEBIND_CUDA_ARCHITECTURES")
 #: Changes to these need a new build; other files are used where they are.
 BUILT_FROM = ("CMakeLists.txt", "cmake", "native", "vendor/llama.cpp.lock", "pyproject.toml")
 
 
 def requirements() -> list[str]:
-    """What pyproject.toml asks for: dependencies, and the extras of developers."""
+    """What pyproject.toml asks for: dependencies, the extras of developers, and a CUDA toolkit if one is wanted."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     project = text[text.index("[project]") : text.index("[tool.")]
     found: list[str] = []
@@ -35,6 +38,11 @@ def requirements() -> list[str]:
         if listed is None:
             raise SystemExit(f"pyproject.toml has no list '{name}'")
         found += re.findall(r'"([^"]+)"', listed[1])
+    if os.environ.get("MOEBIND_CUDA", "").upper() == "PIP":
+        toolkit = re.search(r"^build\.requires = \[(.*?)\]\s*$", text, re.MULTILINE | re.DOTALL)
+        if toolkit is None:
+            raise SystemExit("pyproject.toml has no list 'build.requires'")
+        found += re.findall(r'"([^"]+)"', toolkit[1])
     return found
 
 
@@ -89,7 +97,7 @@ def main() -> None:
     if once("requirements", "\n".join(wanted)):
         install_requirements(wanted)
         done("requirements", "\n".join(wanted))
-    state = fingerprint(BUILT_FROM)
+    state = fingerprint(BUILT_FROM) + "".join(f" {name}={os.environ[name]}" for name in ASKED if name in os.environ)
     if once("build", state):
         print("environment: building moebind (6 minutes on 2 cores; seconds when only little has changed)", flush=True)
         build = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps")
