@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,52 @@ def test_cuda_for_cards_that_nvcc_does_not_know(python: Path, tmp_path: Path, op
     options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", option, *NOTHING_ELSE)
     said = refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found)))
     assert "nvcc 13.0 has no architecture 61" in said
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
+    """Makes a driver with cards of these capabilities, and with nothing else that a driver has."""
+
+    def make(*cards: tuple[int, int]) -> dict[str, str]:
+        folder = tmp_path_factory.mktemp("driver")
+        listed = ", ".join(f"{{{major}, {minor}}}" for major, minor in cards) or "{0, 0}"
+        source = folder / "driver.c"
+        source.write_text(
+            f"static int cards[][2] = {{{listed}}};\n"
+            "int cuInit(unsigned flags) { return 0; }\n"
+            f"int cuDeviceGetCount(int * n) {{ *n = {len(cards)}; return 0; }}\n"
+            "int cuDeviceGet(int * device, int i) { *device = i; return 0; }\n"
+            "int cuDeviceGetAttribute(int * x, int which, int device) { *x = cards[device][which - 75]; return 0; }\n"
+        )
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(source)], check=True)
+        return {"LD_LIBRARY_PATH": str(folder)}
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("cards", "capabilities"),
+    [((), ""), (((8, 6),), "8.6"), (((9, 0), (8, 9), (9, 0)), "8.9;9.0"), (((12, 0), (7, 5)), "7.5;12.0")],
+)
+def test_which_cards_there_are(
+    python: Path, driver: Callable[..., dict[str, str]], cards: tuple[tuple[int, int], ...], capabilities: str
+) -> None:
+    command = [str(python), str(ROOT / "cmake/cuda_probe.py")]
+    done = subprocess.run(command, env=os.environ | driver(*cards), capture_output=True, text=True, check=True)
+    assert done.stdout == f"\n{capabilities}\n"
+
+
+def test_cuda_for_this_machines_cards(python: Path, driver: Callable[..., dict[str, str]], tmp_path: Path) -> None:
+    found = toolkit(tmp_path / "toolkit", nvcc=NVCC)
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", *NOTHING_ELSE)
+    said = refusal(configure(tmp_path / "old", *options, CUDA_HOME=str(found), **driver((6, 1))))
+    assert "nvcc 13.0 has no architecture 61" in said
+    said = refusal(configure(tmp_path / "known", *options, CUDA_HOME=str(found), **driver((9, 0), (7, 5))))
+    assert "cannot build with these parts" in said  # so it has them
+    native = configure(
+        tmp_path / "none", *options, "-DMOEBIND_CUDA_ARCHITECTURES=native", CUDA_HOME=str(found), **driver()
+    )
+    assert "native, but the driver shows no card here" in " ".join(native.stderr.split())
 
 
 def test_cuda_takes_four_words(tmp_path: Path) -> None:
