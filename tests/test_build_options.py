@@ -258,6 +258,25 @@ def test_cuda_takes_four_words(tmp_path: Path) -> None:
     assert "MOEBIND_CUDA is 'MAYBE'; it takes AUTO, ON, OFF or PIP" in " ".join(failed.stderr.split())
 
 
+def test_the_developers_environment_has_the_toolkit_of_the_build() -> None:
+    code = "import sys; sys.path.insert(0, 'tools'); import environment; print(*environment.requirements(), sep='\\n')"
+    command = [sys.executable, "-c", code]
+
+    def required(**asked: str) -> set[str]:
+        kept = {name: value for name, value in os.environ.items() if name != "MOEBIND_CUDA"}
+        done = subprocess.run(command, env=kept | asked, cwd=ROOT, capture_output=True, text=True, check=True)
+        return set(done.stdout.split("\n"))
+
+    toolkit = required(MOEBIND_CUDA="pip") - required()
+    packages = set(re.findall(r"package ([\w-]+)", " ".join(PARTS.values())))
+    assert {name.partition(">")[0] for name in toolkit} == packages
+    assert required(MOEBIND_CUDA="ON") == required()
+    # What runs is of the version that was built with.
+    extra = re.search(r"^cuda13 = (\[.*\])$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert extra is not None
+    assert set(re.findall(r'"([^"]+)"', extra[1])) <= toolkit
+
+
 def test_portable(tmp_path: Path) -> None:
     done = configure(tmp_path / "build", "-DMOEBIND_CUDA=OFF", "-DMOEBIND_PORTABLE=ON")
     assert done.returncode == 0, done.stderr
