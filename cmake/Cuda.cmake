@@ -88,7 +88,11 @@ moebind_cuda_part("cuBLAS" nvidia-cublas MOEBIND_CUBLAS MOEBIND_CUBLASLT)
 moebind_cuda_part("the headers of cuBLAS" nvidia-cublas MOEBIND_CUBLAS_HEADER)
 if(missing)
   list(JOIN missing "; " missing)
-  moebind_no_cuda("not found: ${missing}" "Install it, point CUDA_HOME at a toolkit that has it")
+  set(advice "Install it, point CUDA_HOME at a toolkit that has it")
+  if(MOEBIND_CUDA STREQUAL PIP)
+    set(advice "pip brings it where the environment says so (MOEBIND_CUDA=PIP pip install .), and builds are isolated")
+  endif()
+  moebind_no_cuda("not found: ${missing}" "${advice}")
 endif()
 
 # --- whether they belong together ------------------------------------------------------------------

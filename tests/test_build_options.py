@@ -154,7 +154,7 @@ def test_cuda_of_pip_is_found_wherever_python_looks(python: Path, tmp_path: Path
     toolkit(tmp_path / "nvidia/cu13", "include/cublas_v2.h")
     options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=PIP")
     said = refusal(configure(tmp_path / "build", *options, **place))
-    assert said.startswith(f"MOEBIND_CUDA=PIP, but not found: {PARTS['include/cublas_v2.h']}.")
+    assert said.startswith(f"MOEBIND_CUDA=PIP, but not found: {PARTS['include/cublas_v2.h']}. pip brings it where")
 
 
 def test_cuda_of_pip_takes_nothing_else(python: Path, tmp_path: Path) -> None:
