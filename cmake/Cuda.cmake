@@ -213,7 +213,8 @@ set(GGML_CUDA ON)
 set(GGML_CUDA_NCCL OFF)
 set(CMAKE_CUDA_COMPILER "${MOEBIND_NVCC}")
 set(CMAKE_CUDA_ARCHITECTURES ${architectures})
-# These are where CMake's own search, FindCUDAToolkit, puts what it finds.
+# CMake's own search, FindCUDAToolkit, begins here, and puts what it finds into these.
+set(CUDAToolkit_ROOT "${nvcc_root}")
 set(CUDA_CUDART "${links}/libcudart.so")
 set(CUDA_cublas_LIBRARY "${links}/libcublas.so")
 set(CUDA_cublasLt_LIBRARY "${links}/libcublasLt.so")
