@@ -49,16 +49,24 @@ def main() -> None:
         if "--time" in sys.argv:
             _time(shapes.write(Path(folder) / "phi.gguf", shapes.SHAPES["phi-3.5-moe-q4_k_m"]))
             return
-        print("| file | on the device | experts in host memory | reduction | host | published |")
-        print("| --- | --- | --- | --- | --- | --- |")
+        print("| file | on the device | experts in host memory | reduction | host | published | without op_offload |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
         for name, shape in shapes.SHAPES.items():
             path = shapes.write(Path(folder) / f"{name}.gguf", shape)
-            whole, offloaded = (moebind.plan(path, each, CONTEXT, devices=["8TiB"]) for each in (EVERYTHING, EXPERTS))
+            whole, offloaded, without = (
+                moebind.plan(path, params, context, devices=["8TiB"])
+                for params, context in [
+                    (EVERYTHING, CONTEXT),
+                    (EXPERTS, CONTEXT),
+                    (EXPERTS, CONTEXT.with_op_offload(False)),
+                ]
+            )
             told = " and ".join(filter(None, PUBLISHED.get(name, ())))
             reduction = f"{offloaded.reduction_vs(whole):.1%}"
             sizes = [plan.device_bytes / 2**30 for plan in (whole, offloaded)]
             host = offloaded.host_bytes / 2**30
-            print(f"| {name} | {sizes[0]:.2f} | {sizes[1]:.2f} | {reduction} | {host:.2f} | {told} |")
+            smaller = f"{without.device_bytes / 2**30:.2f}, {without.reduction_vs(whole):.1%}"
+            print(f"| {name} | {sizes[0]:.2f} | {sizes[1]:.2f} | {reduction} | {host:.2f} | {told} | {smaller} |")
 
 
 def _time(path: Path) -> None:

@@ -1,10 +1,12 @@
-// Devices that are only described: what a plan needs of a GPU that is not in this machine. They take part in llama.cpp's
-// simulated allocation as an RPC worker's device does (it takes every operation, and offers no pinned memory), and
-// allocate nothing: a model that is really loaded onto one fails, with llama.cpp's own message.
+// Devices that are only described: what a plan needs of a GPU that is not in this machine. In llama.cpp's simulated
+// allocation they are what CUDA's devices are (ggml-cuda.cu): they take every operation, they offer pinned host memory, and
+// for batches they take over what has its weights on the host, for which they need room for copies. They allocate nothing:
+// a model that is really loaded onto one fails, with llama.cpp's own message.
 #include "internal.h"
 
 #include "ggml-backend-impl.h"
 
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <string>
@@ -31,6 +33,17 @@ size_t       buft_alignment(ggml_backend_buffer_type_t) { return 128; }  // what
 // llama.cpp reports that it is unable to allocate.
 ggml_backend_buffer_t buft_alloc(ggml_backend_buffer_type_t, size_t) { return nullptr; }
 
+// Pinned memory, one type for all devices. Little is allocated of it even in a simulation: it is plain memory then.
+const char *          host_name(ggml_backend_buffer_type_t) { return "GPU_Host"; }
+ggml_backend_buffer_t host_alloc(ggml_backend_buffer_type_t type, size_t size) {
+    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
+    if (buffer != nullptr) {
+        buffer->buft = type;
+    }
+    return buffer;
+}
+ggml_backend_buffer_type host_type = { {}, nullptr, nullptr };
+
 const char *          device_name(ggml_backend_dev_t device) { return of(device).name.c_str(); }
 const char *          device_description(ggml_backend_dev_t device) { return of(device).description.c_str(); }
 void                  device_memory(ggml_backend_dev_t device, size_t * free, size_t * total) { *free = *total = of(device).memory; }
@@ -42,7 +55,7 @@ void device_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
     props->type        = device_type(device);
     device_memory(device, &props->memory_free, &props->memory_total);
     // Asynchronous, with events: several of them are used as a pipeline, as several GPUs are.
-    props->caps = { true, false, false, true, true };
+    props->caps = { true, true, false, true, true };
 }
 
 ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
@@ -59,6 +72,30 @@ ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
 
 ggml_backend_buffer_type_t device_buft(ggml_backend_dev_t device) { return &of(device).buft; }
 bool                       device_supports_op(ggml_backend_dev_t, const ggml_tensor *) { return true; }
+
+// As get_op_batch_size in ggml-cuda.cu.
+int64_t batch_size(const ggml_tensor * op) {
+    switch (op->op) {
+        case GGML_OP_GET_ROWS:
+            return 0;
+        case GGML_OP_MUL_MAT:
+            return op->ne[1];
+        case GGML_OP_MUL_MAT_ID:
+        case GGML_OP_ROPE:
+        case GGML_OP_ROPE_BACK:
+            return op->ne[2];
+        default:
+            return ggml_nrows(op);
+    }
+}
+
+bool device_offload_op(ggml_backend_dev_t, const ggml_tensor * op) {
+    const char * least = std::getenv("GGML_OP_OFFLOAD_MIN_BATCH");
+    return batch_size(op) >= (least != nullptr ? std::atoi(least) : 32);
+}
+
+ggml_backend_buffer_type_t device_host_buft(ggml_backend_dev_t) { return &host_type; }
+
 bool device_supports_buft(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft) { return buft == device_buft(device); }
 
 const char *       reg_name(ggml_backend_reg_t) { return "described"; }
@@ -83,8 +120,10 @@ ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory) {
         device.get_props             = device_props;
         device.init_backend          = device_init;
         device.get_buffer_type       = device_buft;
+        device.get_host_buffer_type  = device_host_buft;
         device.supports_op           = device_supports_op;
         device.supports_buft         = device_supports_buft;
+        device.offload_op            = device_offload_op;
         ggml_backend_buffer_type_i buft = {};
         buft.get_name                   = buft_name;
         buft.alloc_buffer               = buft_alloc;
@@ -92,6 +131,12 @@ ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory) {
         found.reset(new described_device{ "GPU" + std::to_string(number), "described", memory, {}, {} });
         found->device = { device, &registry, found.get() };
         found->buft   = { buft, &found->device, nullptr };
+        if (host_type.device == nullptr) {
+            host_type.iface              = ggml_backend_cpu_buffer_type()->iface;
+            host_type.iface.get_name     = host_name;
+            host_type.iface.alloc_buffer = host_alloc;
+            host_type.device             = &found->device;
+        }
     }
     return &found->device;
 }

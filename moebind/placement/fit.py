@@ -52,7 +52,7 @@ class Fit:
     explanation: str
 
     def __str__(self) -> str:
-        return f"{self.explanation}\n{self.plan}"
+        return "\n".join([self.explanation, *self.plan._text()])
 
 
 def fit(
@@ -152,12 +152,15 @@ def _budgets(
     others = {device.name: left(device.free) for device in plan.devices[:-1] or (plan.host,)}
     if memory is None:
         return others
+    # More than a device has is no budget.
+    most = {device.name: device.capacity for device in plan.devices}
     if not isinstance(memory, Mapping):
-        return dict.fromkeys(others, parse_size("memory", memory))
+        size = parse_size("memory", memory)
+        return {name: min(size, most[name]) for name in others}
     for name in memory:
         if name not in others and name != plan.host.name:
             raise ValueError(f"memory names {name!r}; there are {', '.join(each.name for each in plan.devices)}")
-    return {**others, **{name: parse_size(f"memory[{name!r}]", size) for name, size in memory.items()}}
+    return {**others, **{name: min(parse_size(f"memory[{name!r}]", size), most[name]) for name, size in memory.items()}}
 
 
 def _choose(
@@ -210,14 +213,14 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
         lines.append("There is no other device: everything is in host memory.")
     elif params.n_gpu_layers != model.n_gpu_layers:
         lines.append(
-            f"Even without its experts the model does not fit: {params.n_gpu_layers} of {plan.n_layer + 1} layers are "
-            "on the devices, counted from the last, which is the output."
+            f"{'Even without its experts the model' if total else 'The whole model'} has no room on the devices: "
+            f"{params.n_gpu_layers} of {plan.n_layer + 1} layers are there, counted from the last, which is the output."
         )
     if added:
         share = plan.expert_bytes / total if total else 0.0
         lines.append(
             f"{show_size(plan.expert_bytes)} of {show_size(total)} of experts ({share:.0%}) stay on the devices; the "
-            f"others are in host memory: {', '.join(rule.pattern for rule in added)}."
+            f"others, {' and '.join(rule.pattern for rule in added)}, are in host memory."
         )
     elif len(plan.devices) > 1 and params.n_gpu_layers == model.n_gpu_layers:
         lines.append("Everything fits as it is.")
@@ -228,10 +231,13 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
         lines.append(f"n_ctx is {context.n_ctx}, as you set it.")
     else:
         lines.append(f"n_ctx is {context.n_ctx}: the longest context that fits, up to what the model was trained with.")
+    trained = search.header.integer("context_length", 0)
+    if 0 < trained * (1 if context.kv_unified else context.n_seq_max) < context.n_ctx:
+        lines.append(f"The model was trained with {trained} tokens, and may be worse beyond them.")
     if goal != "decode":
         lines.append(f"n_ubatch is {context.n_ubatch}, for the goal {goal!r}.")
     if plan.host.name in plan.missing and plan.host.name not in search.budgets:
-        lines.append(f"The host has {show_size(plan.missing[plan.host.name])} less free than it would hold.")
+        lines.append(f"The host needs {show_size(plan.missing[plan.host.name])} more than is free.")
     return "\n".join(lines)
 
 

@@ -130,7 +130,8 @@ class Plan(MemoryBreakdown):
         if enough is not None and len([1 for size in there.values() if size]) > 1 and enough < self.n_layer:
             help_.append(f"with_n_cpu_moe({enough}) keeps the experts of the first {enough} layers in host memory")
         elif freed:
-            help_.append(f"with_cpu_moe_all() keeps {show_size(freed)} of experts in host memory")
+            alone = "" if enough else ", which is not enough alone"
+            help_.append(f"with_cpu_moe_all() keeps {show_size(freed)} of experts in host memory{alone}")
         if device.context > lacks:
             help_.append(
                 f"an n_ctx below {self.n_ctx}, or smaller type_k and type_v, takes less than its "
@@ -138,7 +139,7 @@ class Plan(MemoryBreakdown):
             )
         if not help_ or freed < lacks:
             help_.append(f"an n_gpu_layers below {self.n_layer + 1} leaves layers to the CPU")
-        return [*help_, "moebind.fit finds parameters that fit"]
+        return help_
 
     def _for_host(self) -> list[str]:
         parts = {buffer.name: buffer.model for buffer in self.host.buffers}
@@ -155,6 +156,10 @@ class Plan(MemoryBreakdown):
         return [*help_, "a smaller quantisation, or more on a device, takes less"]
 
     def __str__(self) -> str:
+        hint = [] if self.fits else ["moebind.fit finds parameters that fit."]
+        return "\n".join([*self._text(), *hint])
+
+    def _text(self) -> list[str]:
         context = self.context_params
         kinds = dict.fromkeys([context.type_k.name, context.type_v.name])
         head = (
@@ -163,13 +168,14 @@ class Plan(MemoryBreakdown):
         lines = [head, *self._lines(with_free=True)]
         if self.gaps:
             lines.append(
-                f"{MAPPED} is ranges of the file; {show_size(self.gaps)} between the host's tensors is not read."
+                f"{MAPPED} counts whole ranges of the file; {show_size(self.gaps)} of them lie between the host's "
+                "tensors and are not read."
             )
         if self.bytes_read is not None:
             lines.append(
                 f"{show_size(self.bytes_read)} of it were read from the Hugging Face Hub; nothing was downloaded."
             )
-        return "\n".join([*lines, *(["It fits."] if self.fits else ["It does not fit.", *self.advice])])
+        return [*lines, *(["It fits."] if self.fits else ["It does not fit.", *self.advice])]
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the plan as stacked bars, one per device, into a file.
@@ -216,8 +222,8 @@ def plan(
     devices
         Devices to plan for, instead of this machine's or those of ``model_params``: a :class:`Device`, or the size of
         one that need not exist here, in bytes or as text. ``["24GiB", "24GiB"]`` are two GPUs with the names ``GPU0``
-        and ``GPU1``. Like an RPC worker's device, they support every operation and have no pinned memory. A driver's
-        own memory is not counted.
+        and ``GPU1``. In a plan they are what CUDA's devices are: they support every operation, have pinned memory on
+        the host, and with ``op_offload`` room for copies of experts from there. A driver's own memory is not counted.
 
     Returns
     -------

@@ -16,9 +16,10 @@ from moebind.placement.units import Level, Unit, levels, movable_units, to_host
 __all__ = ["Search"]
 
 #: Scratch memory differs a little between placements: choices that seem to be too large by this much are still tried.
+#: Beyond that, by as much as matrices differ: a device may have room for a copy of the largest one (op_offload).
 SLACK = 64 * 2**20
 #: How many of them.
-TRIES = 4
+TRIES = 8
 #: How many ways to spread layers over devices are planned with.
 SPREADS = 8
 #: How many plans are made to fill devices up with single matrices.
@@ -167,9 +168,11 @@ class Search:
         best: Plan,
     ) -> tuple[Plan, dict[str, int]]:
         """Try choices that seem a little too large."""
+        sizes = [unit.nbytes for unit in units]
+        slack = SLACK + max(sizes) - min(sizes)
         for name, levels_ in choices.items():
             room = levels_[at[name]].nbytes - self.excess(best).get(name, -(2**62))
-            above = [i for i in range(at[name] + 1, len(levels_)) if levels_[i].nbytes <= room + SLACK]
+            above = [i for i in range(at[name] + 1, len(levels_)) if levels_[i].nbytes <= room + slack]
             for index in sorted(above, reverse=True)[-TRIES:]:
                 wanted = {**at, name: index}
                 plan = self._keeping(model, context, units, choices, wanted)

@@ -56,22 +56,26 @@ def movable_units(plan: Plan, params: ModelParams) -> list[Unit]:
 def levels(units: Sequence[Unit]) -> list[Level]:
     """Choices for one device, from nothing to everything: whole layers, and matrices of one more.
 
-    What goes is counted from the first layer, or from the last; of equal choices, from the first.
+    What goes is counted from the last layer, or from the first. Where both are of the same size, both are there, since
+    they may need different scratch memory; the latter, which llama.cpp's users know, comes last.
     """
     by_layer: dict[int, list[Unit]] = {}
     for unit in units:
         by_layer.setdefault(unit.layer, []).append(unit)
-    found: dict[int, Level] = {}
-    for order in (sorted(by_layer), sorted(by_layer, reverse=True)):
+    found: dict[tuple[int, int], Level] = {}
+    known: set[frozenset[Unit]] = set()
+    for number, order in enumerate((sorted(by_layer), sorted(by_layer, reverse=True))):
         kept: list[Unit] = []
         for layer in reversed(order):
             own = by_layer[layer]
             for count in range(len(own) + 1):
                 for part in combinations(own, count):
-                    size = sum(unit.nbytes for unit in (*kept, *part))
-                    found.setdefault(size, Level(size, frozenset((*kept, *part))))
+                    level = Level(sum(unit.nbytes for unit in (*kept, *part)), frozenset((*kept, *part)))
+                    if level.kept not in known and (level.nbytes, -number) not in found:
+                        known.add(level.kept)
+                        found[level.nbytes, -number] = level
             kept += own
-    return [found[size] for size in sorted(found)]
+    return [found[key] for key in sorted(found)]
 
 
 def to_host(params: ModelParams, units: Collection[Unit], kept: Collection[Unit]) -> ModelParams:

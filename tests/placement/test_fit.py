@@ -299,3 +299,29 @@ def test_the_margin_is_left(tiny_path: MakeTiny, device: Device) -> None:
 def test_what_a_fit_refuses(tiny_path: MakeTiny, arguments: dict[str, object], error: type[Exception]) -> None:
     with pytest.raises(error):
         moebind.fit(tiny_path(n_expert=4), **{"devices": ["1GiB"], **arguments})  # type: ignore[arg-type]
+
+
+def test_a_budget_beyond_the_device_is_what_it_has(demo_path: Path) -> None:
+    for memory in ("2GiB", {"GPU0": "2GiB"}):
+        fit = moebind.fit(demo_path, memory=memory, context_params=SMALL, devices=["400MiB"])
+        assert fit.budgets["GPU0"] == 400 * 2**20
+        assert fit.plan.fits
+
+
+def test_a_fit_that_the_host_has_no_room_for_does_not_send_to_itself(shape_path: Callable[[str], Path]) -> None:
+    # Its experts have 350 GiB.
+    fit = moebind.fit(shape_path("deepseek-v3-q4_k_m"), n_ctx=200_000, devices=["48GiB"])
+    assert not fit.plan.fits
+    assert "The host needs" in fit.explanation
+    assert "trained with 163840 tokens" in fit.explanation
+    assert "moebind.fit" not in str(fit)
+    assert "moebind.fit" in str(fit.plan)
+
+
+def test_a_dense_model_has_no_experts_to_speak_of(tiny_path: MakeTiny) -> None:
+    path = tiny_path(n_layer=6)
+    whole = moebind.plan(path, context_params=SMALL, devices=["1GiB"]).devices[0].total
+    fit = moebind.fit(path, memory=whole - 2**17, n_ctx=256, devices=["1GiB"])
+    assert fit.model_params.n_gpu_layers >= 0
+    assert "The whole model has no room" in fit.explanation
+    assert "expert" not in fit.explanation

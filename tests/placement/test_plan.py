@@ -52,11 +52,40 @@ def test_the_published_figure_of_phi_3_5_moe(shape_path: Callable[[str], Path]) 
     experts = ModelParams().with_cpu_moe_all().with_load_mode(LoadMode.NONE)
     offloaded = moebind.plan(path, experts, context, devices=["96GiB"])
     device, host = offloaded.devices
+    # With room for copies of experts, which long prompts are multiplied with on the device.
+    assert (mib(device.model), mib(device.context), mib(device.compute)) == (850, 512, 397)
+    assert round(device.total / 2**30, 2) == 1.72
+    assert round(offloaded.reduction_vs(everything), 3) == 0.929
+    assert (mib(host.model), mib(host.compute)) == (5320 + 18000, 20)
+
+    without_copies = moebind.plan(path, experts, context.with_op_offload(False), devices=["96GiB"])
+    device, host = without_copies.devices
     assert (mib(device.model), mib(device.context), mib(device.compute)) == (850, 512, 78)
-    assert round(offloaded.reduction_vs(everything), 3) == 0.942
-    # What of the experts is repacked depends on the processor; the sum does not.
-    assert mib(host.model) == 5320 + 18000
-    assert mib(host.compute) == 95
+    assert round(without_copies.reduction_vs(everything), 3) == 0.942
+    assert (mib(host.model), mib(host.compute)) == (5320 + 18000, 95)
+
+
+def test_a_described_gpu_has_pinned_memory(demo_path: Path) -> None:
+    """As CUDA has: weights in host memory are in it when the file is read, and scratch memory always."""
+    experts = ModelParams().with_cpu_moe_all()
+    for mode, weights in [(LoadMode.NONE, {"GPU_Host"}), (LoadMode.MMAP, {"CPU_Mapped"})]:
+        host = moebind.plan(demo_path, experts.with_load_mode(mode), SMALL, devices=["1GiB", "1GiB"]).host
+        assert {buffer.name for buffer in host.buffers if buffer.model} == weights
+        assert {buffer.name for buffer in host.buffers if buffer.compute} == {"GPU_Host"}
+
+
+def test_from_which_batch_on_a_described_gpu_takes_over(demo_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experts, context = ModelParams().with_cpu_moe_all(), SMALL.with_n_ctx(512).with_n_ubatch(64)
+
+    def scratch_on_the_host(op_offload: bool = True) -> int:
+        return moebind.plan(demo_path, experts, context.with_op_offload(op_offload), devices=["1GiB"]).host.compute
+
+    usual, without = scratch_on_the_host(), scratch_on_the_host(False)
+    assert usual < without
+    monkeypatch.setenv("GGML_OP_OFFLOAD_MIN_BATCH", "64")
+    assert scratch_on_the_host() == usual
+    monkeypatch.setenv("GGML_OP_OFFLOAD_MIN_BATCH", "65")
+    assert scratch_on_the_host() == without
 
 
 @pytest.mark.parametrize(
@@ -191,7 +220,7 @@ def test_gaps_of_a_mapping_need_no_memory(tiny_path: MakeTiny) -> None:
     sizes = moebind.experts(path)
     assert plan.gaps > sizes.nbytes // 2
     assert plan.host.model - plan.gaps < sizes.nbytes
-    assert "is not read" in str(plan)
+    assert "are not read" in str(plan)
     read = moebind.plan(path, params.with_load_mode(LoadMode.NONE), SMALL, devices=["1GiB"])
     assert (read.gaps, read.mapped) == (0, False)
     assert read.host.model == pytest.approx(plan.host.model - plan.gaps, abs=4096)
@@ -326,3 +355,10 @@ def test_sizes_as_text(number: int, unit: str) -> None:
 def test_sizes_are_shown() -> None:
     assert show_size(2**30) == "1.00 GiB"
     assert show_size(3 * 2**19) == "1.5 MiB"
+
+
+def test_what_is_not_enough_is_not_told_as_if_it_were(demo_path: Path) -> None:
+    plan = moebind.plan(demo_path, context_params=SMALL.with_n_ctx(8192), devices=["100MiB"])
+    assert "not enough alone" in plan.advice[0]
+    assert "with_n_cpu_moe(" not in plan.advice[0]
+    assert "not enough" not in moebind.plan(demo_path, context_params=SMALL, devices=["400MiB"]).advice[0]

@@ -144,9 +144,10 @@ def test_the_worker_holds_what_was_planned(demo_path: Path) -> None:
 
 def test_a_described_device_takes_what_a_worker_does(tiny_path: MakeTiny, device: Device) -> None:
     path = tiny_path(n_expert=4, n_layer=3)
+    context = SMALL.with_op_offload(False)  # with it, a worker does no more, and a GPU does
     for change in PLACEMENTS.values():
-        described = moebind.plan(path, change(ModelParams()), SMALL, devices=["1GiB"])
-        worker = moebind.plan(path, change(ModelParams(devices=(device,))), SMALL)
+        described = moebind.plan(path, change(ModelParams()), context, devices=["1GiB"])
+        worker = moebind.plan(path, change(ModelParams(devices=(device,))), context)
         for ours, theirs in zip(described.devices, worker.devices, strict=True):
             assert close(ours.model, theirs.model)
             assert close(ours.context, theirs.context)
