@@ -18,7 +18,17 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from moebind._libllama import ffi, lib
+try:
+    from moebind._libllama import ffi, lib
+except ModuleNotFoundError as error:
+    if error.name != "moebind._libllama":
+        raise
+    # In a checkout, the source folder comes before the installed package.
+    raise ImportError(
+        f"{os.path.dirname(os.path.abspath(__file__))} is the source folder of moebind, which has no built library: "
+        "change to another folder, or use .venv/bin/python (make environment)",
+        name=error.name,
+    ) from None
 
 if TYPE_CHECKING:
     from collections.abc import Callable

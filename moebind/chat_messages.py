@@ -124,7 +124,9 @@ def _part(name: str, part: object) -> dict[str, object]:
     kind = given.get("type")
     # A media marker is text too, around which llama.cpp adds no line breaks.
     if not isinstance(kind, str) or kind not in {"text", "media_marker"}:
-        raise ValueError(f"{name} is of type {kind!r}; a chat template takes 'text' (images and sound go through mtmd)")
+        raise ValueError(
+            f"{name} is of type {kind!r}; a chat template takes 'text' (images and sound are not supported yet)"
+        )
     return {"type": kind, "text": _text(f"{name}['text']", given.get("text"))}
 
 

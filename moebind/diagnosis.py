@@ -174,7 +174,8 @@ def _summary(facts: Facts) -> Iterator[str]:
     quota = "" if facts.core_quota is None else f", a quota of {facts.core_quota:g}"
     yield f"cores: {facts.cores}, of which {facts.cores_allowed} for this process{quota}"
     memory = facts.memory
-    yield f"memory: {_size(memory.capacity)}, {_size(memory.free)} free, limited by {memory.limit}"
+    limited = "" if memory.limit is None else f", limited by {memory.limit}"
+    yield f"memory: {_size(memory.capacity)}, {_size(memory.free)} free{limited}"
 
 
 def _size(count: int) -> str:
@@ -249,7 +250,7 @@ def _load_will_warn(facts: Facts, asked: Asked) -> Iterator[Finding]:
         yield Finding(
             "everything will run on the CPU, and the first load warns about it",
             f"n_gpu_layers is {params.n_gpu_layers}, and no device can take layers",
-            "set n_gpu_layers=0 if that is what you want; moebind.loopback_device() plays a device",
+            "set n_gpu_layers=0 if that is what you want; moebind.loopback_device() stands in for a device",
         )
 
 
@@ -351,7 +352,7 @@ def _memory(facts: Facts, asked: Asked) -> Iterator[Finding]:
     if memory.capacity < facts.memory_total:
         yield Finding(
             f"this process may use {_size(memory.capacity)} of the machine's {_size(facts.memory_total)}",
-            f"{memory.limit} says so",
+            f"{memory.limit or 'the system'} says so",
             "give it more if a model needs it (docker --memory, systemd's MemoryMax, Slurm's --mem)",
         )
     if asked.size is None:
@@ -361,14 +362,14 @@ def _memory(facts: Facts, asked: Asked) -> Iterator[Finding]:
     if asked.size > memory.capacity:
         yield Finding(
             f"the model has {_size(asked.size)}, and {_size(memory.capacity)} is all that there is",
-            f"the limit is {memory.limit}",
+            f"the limit is {memory.limit or 'the memory of this machine'}",
             "take a smaller quantisation, or more memory: mapped, it would be read from the disk again and again",
             Severity.PROBLEM if not asked.model.use_mmap else Severity.WARNING,
         )
     elif asked.size > memory.free:
         yield Finding(
             f"the model has {_size(asked.size)}, and {_size(memory.free)} is free",
-            f"of {_size(memory.capacity)}; the limit is {memory.limit}",
+            f"of {_size(memory.capacity)}, as {memory.limit or 'the system'} says",
             "end something else, or take a smaller quantisation",
             Severity.WARNING,
         )

@@ -209,7 +209,7 @@ class GrammarKinds(SamplerKinds):
         try:
             native = lib.moebind_sampler_grammar(vocab, text, root)
         except NativeError as error:
-            raise GrammarError(f"grammar_str is not a usable grammar: {error.message}") from None
+            raise GrammarError(f"the grammar is not usable: {error.message}") from None
         sampler = cls._make(native, vocab)
         sampler._is_grammar = sampler._is_checked = True
         return sampler

@@ -15,11 +15,11 @@ NO_LIMIT = 2**60
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Bytes: all that there is for this process, and what of it is free. ``limit`` names what is the tightest."""
+    """Bytes: all that there is for this process, and what of it is free. ``limit`` names the control group that sets them, if any."""
 
     capacity: int
     free: int
-    limit: str
+    limit: str | None = None
 
 
 def host_memory() -> HostMemory:
@@ -29,7 +29,7 @@ def host_memory() -> HostMemory:
     """
     told = _table(f"{PROC}/meminfo")
     total = 1024 * told.get("MemTotal", 0) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    found = HostMemory(total, 1024 * told.get("MemAvailable", 0) if "MemAvailable" in told else total, "memory")
+    found = HostMemory(total, 1024 * told.get("MemAvailable", 0) if "MemAvailable" in told else total)
     for folder, limit_file, used_file, reclaimable in _groups():
         limit = _number(f"{folder}/{limit_file}")
         if limit is None or limit >= NO_LIMIT:

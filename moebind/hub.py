@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ _FIRST, _FURTHER, _STEP = 2**18, 2**16, 2**22
 #: What the operating system says when there is no more room.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
+#: What HTTP libraries call that nothing came back; these names have outlived three of them.
+_UNREACHABLE = {"ConnectError", "ConnectionError", "ProxyError", "Timeout", "TimeoutException"}
+_LINK = re.compile(r"For more information check: \S+")
 _LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token that may read it"
 
 
@@ -108,7 +112,11 @@ def find(
     if sizes is None:
         folder = _cached_snapshot(address, cache_dir)
         if folder is None:
-            raise failure or ModelNotFoundError(
+            if failure is not None:
+                raise ModelLoadError(
+                    f"{failure}; {address.repo}{_at(address)} is not in the cache"
+                ) from failure.__cause__
+            raise ModelNotFoundError(
                 f"{address.repo}{_at(address)} is not in the cache, and local_files_only leaves the Hub alone"
             )
         commit, sizes = os.path.basename(folder), _sizes_in(folder)
@@ -286,7 +294,7 @@ def _explained(
     except errors.EntryNotFoundError as error:
         raise ModelNotFoundError(f"{repo} has no such file any more ({_reason(error)})") from error
     except errors.OfflineModeIsEnabled as error:
-        raise unreachable(f"{repo}{_at(address)} is not in the cache, and HF_HUB_OFFLINE is set") from error
+        raise unreachable(f"{repo}: the Hub is not asked, since HF_HUB_OFFLINE is set") from error
     except (OSError, http_error) as error:
         number = error.errno if isinstance(error, OSError) else None
         if number is not None and cache_dir is not None and not isinstance(error, ConnectionError):
@@ -298,14 +306,18 @@ def _explained(
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise ModelLoadError(f"{repo}: the Hub refuses; {_LOG_IN} ({_reason(error)})") from error
-        raise unreachable(f"{repo}: the Hub does not answer as it should: {_reason(error)}") from error
+        if _UNREACHABLE & {kind.__name__ for kind in type(error).__mro__}:
+            told = "the Hub cannot be reached (is there a network, and is HF_ENDPOINT right?)"
+        else:
+            told = "the Hub does not answer as it should"
+        raise unreachable(f"{repo}: {told}: {_reason(error)}") from error
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ModelLoadError(f"{repo}: the Hub answered what huggingface_hub does not understand: {error!r}") from error
 
 
 def _reason(error: BaseException) -> str:
-    """In one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """In one line, without the link to what a status means that the HTTP library adds."""
+    return " ".join(_LINK.sub("", str(error)).split()) or type(error).__name__
 
 
 def _at(address: Address) -> str:

@@ -73,8 +73,8 @@ class Address:
             revision = re.sub("%2f", "/", revision, flags=re.IGNORECASE)
         if owner in _OTHER_KINDS or not _REPO.fullmatch(f"{owner}/{name}") or revision == "":
             raise ValueError(
-                f"{text!r} is no file of the Hugging Face Hub; they are named hf://OWNER/REPO/FILE.gguf or "
-                "hf://OWNER/REPO@REVISION/FILE.gguf, in repositories of models"
+                f"{text!r} is not the address of a file on the Hugging Face Hub: addresses look like "
+                "hf://OWNER/REPO/FILE.gguf or hf://OWNER/REPO@REVISION/FILE.gguf, in repositories of models"
             )
         return cls(f"{owner}/{name}", wanted or None, revision)
 

@@ -57,7 +57,7 @@ class Facts:
 
     # memory, in bytes; None: no limit
     memory_total: int = 2**34
-    memory: HostMemory = field(default_factory=lambda: HostMemory(2**34, 2**34, "memory"))
+    memory: HostMemory = field(default_factory=lambda: HostMemory(2**34, 2**34))
     address_space: int | None = None
     address_space_used: int = 0
     lockable: int | None = None

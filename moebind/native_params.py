@@ -8,7 +8,7 @@ from moebind import overrides
 from moebind._native import CData, Hooks, ffi, lib
 from moebind.enums import FlashAttnType, LoadMode, PoolingType
 from moebind.errors import ContextCreationError
-from moebind.params import ContextParams, KvOverrides, ModelParams
+from moebind.params import N_CTX_MAX, ContextParams, KvOverrides, ModelParams
 from moebind.process import devices, native_device
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from moebind.context import Context
     from moebind.model import Model
     from moebind.sampler import Sampler
-
-#: A cache of more cells is refused: llama.cpp allocates what describes them before it finds that nothing fits.
-CELLS_MAX = 2**27
 
 
 def native_model_params(params: ModelParams, rules: overrides.Resolved, hooks: Hooks) -> tuple[CData, list[object]]:
@@ -83,8 +80,8 @@ def check_together(params: ContextParams, n_ctx: int, n_embd_head_k: int) -> Non
     ------
     ContextCreationError
     """
-    if n_ctx > CELLS_MAX:
-        raise ContextCreationError(f"n_ctx is {n_ctx}; at most {CELLS_MAX} are taken")
+    if n_ctx > N_CTX_MAX:
+        raise ContextCreationError(f"n_ctx is 0, for the model's own {n_ctx}; at most {N_CTX_MAX} are taken")
     outputs = params.n_outputs_max or min(n_ctx, params.n_batch)
     if params.n_seq_max > outputs:
         raise ContextCreationError(

@@ -49,8 +49,8 @@ CACHE_TYPES = tuple(
     GgmlType[name]
     for name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4", "Q2_0")
 )
-#: A context of more wraps to 0 inside llama.cpp, which pads it to a multiple of 256.
-N_CTX_MAX = 2**31 - 256
+#: More are refused: llama.cpp allocates what describes the cells of a cache before it finds that nothing fits.
+N_CTX_MAX = 2**27
 #: Bytes of a key or string in ``llama_model_kv_override``, one of them for the NUL.
 KV_TEXT_MAX = 127
 

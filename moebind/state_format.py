@@ -173,8 +173,8 @@ class Seal:
         tail = bytes(data[-SEAL_SIZE:])
         if len(tail) < SEAL_SIZE or not tail.endswith(MAGIC):
             raise StateError(
-                f"{name} ({len(data)} bytes) does not end as a state that moebind saved: it is cut short, was changed, "
-                "or is something else"
+                f"{name} ({len(data)} bytes) is not a whole state that moebind saved: it is cut short, was changed, or "
+                "is something else"
             )
         packed = tail[: _FIELDS.size]
         model, positions, prefix, size, kind, flags, *rest, version = _FIELDS.unpack(packed)
@@ -182,7 +182,7 @@ class Seal:
             raise StateError(f"{name} has {len(data)} bytes instead of {size + SEAL_SIZE}: a part of it is missing")
         body = data[:size]
         if _checksum([body, packed]) != tail[_FIELDS.size : _FIELDS.size + _CHECKSUM]:
-            raise StateError(f"{name} is damaged: its checksum is another")
+            raise StateError(f"{name} is damaged: its checksum does not match")
         if kind not in set(kinds):
             raise StateError(f"{name} is {_CONTENT.get(kind, 'of a kind that only a newer moebind knows')}")
         if version != Kind(kind).version:

@@ -60,7 +60,11 @@ def call(**function: object) -> list[object]:
         ([{"role": "user", "content": "\ud800"}], ValueError, "lone surrogate"),
         ([{"role": "user", "content": [3]}], TypeError, r"\['content'\]\[0\]"),
         ([{"role": "user", "content": [{"type": "text"}]}], TypeError, "text"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], ValueError, "image_url.*mtmd"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+            ValueError,
+            "image_url.*images and sound are not supported yet",
+        ),
         ([{"role": "assistant", "tool_calls": 3}], TypeError, "tool_calls"),
         ([{"role": "assistant", "tool_calls": [3]}], TypeError, r"tool_calls'\]\[0\]"),
         ([{"role": "assistant", "tool_calls": [{"type": "x"}]}], ValueError, "type 'x'"),

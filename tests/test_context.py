@@ -46,7 +46,6 @@ def decode_all(context: Context, tokens: list[int], seq_id: int = 0) -> None:
     [
         (SMALL.with_n_seq_max(200).with_n_batch(64), "n_seq_max is 200"),
         (SMALL.with_n_outputs_max(1).with_n_seq_max(4), "n_seq_max is 4"),
-        (SMALL.with_n_ctx(2**31 - 256), "at most"),
         (SMALL.with_n_ctx(2**27), "GiB"),
         (SMALL.with_type_k(GgmlType.Q8_0).with_flash_attn_type(FlashAttnType.DISABLED), "in blocks of 32"),
         (SMALL.with_type_v(GgmlType.Q8_0).with_flash_attn_type(FlashAttnType.DISABLED), "llama.cpp: "),
@@ -60,6 +59,13 @@ def test_parameters_that_do_not_go_together(tiny_path: MakeTiny, params: Context
             model.new_context(params)
         with model.new_context(SMALL) as context:
             context.decode(Batch.get_one([1]))
+
+
+def test_a_model_that_claims_a_longer_context_than_there_can_be(tiny_path: MakeTiny) -> None:
+    params = CPU.with_kv_override("llama.context_length", 2**27 + 1)
+    with Model.load_from_file(tiny_path(n_layer=4, n_expert=4), params) as model:
+        with pytest.raises(ContextCreationError, match="model's own 134217729; at most 134217728"):
+            model.new_context(SMALL.with_n_ctx(0))
 
 
 def test_params_of_the_wrong_type(moe: Model) -> None:

@@ -226,7 +226,7 @@ def test_a_control_group() -> None:
     ],
 )
 def test_a_model_that_is_too_large(size: int, mode: LoadMode, severity: Severity | None) -> None:
-    facts = replace(PLAIN, memory_total=16 * GIB, memory=HostMemory(16 * GIB, 4 * GIB, "memory"))
+    facts = replace(PLAIN, memory_total=16 * GIB, memory=HostMemory(16 * GIB, 4 * GIB))
     asked = replace(QUIET, size=size, model=ModelParams(n_gpu_layers=0, load_mode=mode))
     found = list(said(facts, asked).values())
     assert [finding.severity for finding in found] == ([] if severity is None else [severity])

@@ -131,13 +131,13 @@ def test_what_is_not_bytes(context: Context, data: object) -> None:
 def test_what_is_no_state(context: Context, data: bytes) -> None:
     fill(context)
     for take in (context.state_set, SeqState.from_bytes):
-        with pytest.raises(StateError, match="does not end as a state"):
+        with pytest.raises(StateError, match="is not a whole state"):
             take(data)
     assert lengths(context) == [len(TOKENS)]
 
 
 def test_many_bytes_that_are_no_state(context: Context) -> None:
-    with pytest.raises(StateError, match="does not end as a state"):
+    with pytest.raises(StateError, match="is not a whole state"):
         context.state_set(np.zeros(2**31 + 5, np.uint8))  # never touched: it takes no memory
 
 

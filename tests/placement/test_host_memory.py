@@ -33,7 +33,7 @@ def test_this_machine() -> None:
 
 
 def test_without_groups(machine: Path) -> None:
-    assert host_memory.host_memory() == HostMemory(64 * GIB, 40 * GIB, "memory")
+    assert host_memory.host_memory() == HostMemory(64 * GIB, 40 * GIB)
 
 
 def test_version_2(machine: Path) -> None:
