@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import moebind
-from moebind import ContextParams, Model, ModelParams, Sampler
+from moebind import ContextParams, Model, ModelParams, MoebindError, Sampler
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -63,13 +63,23 @@ def model_params(arguments: argparse.Namespace, loopback: moebind.Device | None)
 
 
 def main() -> None:
-    """Load, generate, and tell how long it took."""
+    """Say in one line what is wrong."""
     arguments = parse_arguments()
+    try:
+        generate(arguments)
+    except (MoebindError, ValueError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Load, generate, and tell how long it took."""
     with contextlib.ExitStack() as stack:
         loopback = None
         if "loopback" in (arguments.device or []):
             loopback = stack.enter_context(moebind.loopback_device(n_threads=arguments.threads))
+        started = time.perf_counter()
         model = stack.enter_context(Model.load_from_file(arguments.model, model_params(arguments, loopback)))
+        load_time = time.perf_counter() - started
         for override in model.placement:
             print(f"[{override}]")
         n = arguments.threads
@@ -87,7 +97,7 @@ def main() -> None:
             print(piece.text, end="", flush=True)
             n_generated += 1
         elapsed = time.perf_counter() - started
-        print(f"\n\n{n_generated} tokens in {elapsed:.2f} s")
+        print(f"\n\n{n_generated} tokens in {elapsed:.2f} s; the load took {load_time:.2f} s")
         print(context.timings())
         print(context.memory_breakdown())
         if sampler is not None:

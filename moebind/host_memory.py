@@ -15,7 +15,7 @@ NO_LIMIT = 2**60
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Bytes: all that there is for this process, and what of it is free. ``limit`` names the control group that sets them, if any."""
+    """Bytes: all that there is for this process, and what of it is free. ``limit``: the control group that says so."""
 
     capacity: int
     free: int

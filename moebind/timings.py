@@ -18,7 +18,7 @@ class Timings:
     t_start_ms : float
         When it started, on llama.cpp's clock, in milliseconds.
     t_load_ms : float
-        Milliseconds that loading the model took.
+        Milliseconds from the beginning of the load to the end of the first computation, which is part of it.
     t_p_eval_ms, t_eval_ms : float
         Milliseconds spent on prompts and batches, and on single tokens.
     n_p_eval, n_eval : int
@@ -47,7 +47,6 @@ class Timings:
 
     def __str__(self) -> str:
         return (
-            f"load {self.t_load_ms:.0f} ms; "
             f"prompt {self.n_p_eval} tokens in {self.t_p_eval_ms:.0f} ms ({self.prompt_tokens_per_second:.1f}/s); "
             f"decode {self.n_eval} tokens in {self.t_eval_ms:.0f} ms ({self.tokens_per_second:.1f}/s)"
         )
