@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moebind.placement.sizes import show_size
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -87,7 +89,7 @@ def _plot_devices(axes: Axes, plan: Plan, devices: Sequence[DeviceMemory], label
         labelled.add("free")
         axes.plot([device.free / 2**30] * 2, [row - 0.4, row + 0.4], color=COLOURS["free"], linewidth=2, label=label)
         # Beyond both the bar and the line, so that neither runs through it.
-        end, said = max(left, device.free / 2**30), f"{left:.2f} of {device.free / 2**30:.2f} GiB"
+        end, said = max(left, device.free / 2**30), f"{show_size(round(left * 2**30))} of {show_size(device.free)}"
         axes.annotate(said, (end, row), (7, 0), textcoords="offset points", va="center", color=TEXT)
     axes.set_yticks(range(len(devices)), [device.name for device in devices])
     axes.set_ylim(len(devices) - 0.5, -0.5)
