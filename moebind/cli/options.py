@@ -247,8 +247,8 @@ def _shares(given: str, device: Sequence[str] | None) -> list[float]:
     if len(shares) > count and not several:
         there = f"there {'is' if count == 1 else 'are'} {count or 'no'} device{'s' * (count != 1)}"
         raise ValueError(
-            f"--tensor-split is {given!r}, {len(shares)} share{'s' * (len(shares) != 1)}, and {there}; it takes at most "
-            "one for each"
+            f"--tensor-split is {given!r}, {len(shares)} share{'s' * (len(shares) != 1)}, and {there}; it takes at "
+            "most one for each"
         )
     if not any(shares):
         raise ValueError(f"--tensor-split is {given!r}; at least one share is above 0")

@@ -69,7 +69,10 @@ def plot_plan(plan: Plan, path: str) -> None:
     for axes, group in zip(every, groups, strict=True):
         _plot_devices(axes, plan, group, labelled)
     every[-1].set_xlabel("GiB", color=TEXT)
-    figure.legend(loc="outside upper center", ncols=5, frameon=False, labelcolor=TEXT)
+    shown = {label: handle for axes in every for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    names = [name for name in COLOURS if name in shown]
+    handles = [shown[name] for name in names]
+    figure.legend(handles, names, loc="outside upper center", ncols=5, frameon=False, labelcolor=TEXT)
     figure.savefig(path, transparent=True, dpi=150)
 
 
