@@ -70,7 +70,7 @@ def command(
     no_kv_offload: o.NoKvOffload = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Find parameters with which a model fits into memory, and uses it well."""
+    """Find parameters with which a model fits into memory, and uses it well. Ends with 1 if there are none."""
     devices = o.device_list(device)
     found = fit(
         model,
@@ -108,6 +108,8 @@ def command(
         show(found)
         show(f"In Python: {found.model_params}, {found.context_params}")
         show(f"Options of moebind plan and bench: {shlex.join(words)}")
+    if not found.plan.fits:  # such as where the host, which has no budget of its own, has too little free
+        raise typer.Exit(1)
 
 
 def _budgets(given: list[str] | None) -> str | dict[str, str] | None:

@@ -93,6 +93,7 @@ _OPTIONS = {
     "n_layers": "--n-cpu-moe",
     "n_gpu_layers": "--n-gpu-layers",
     "tensor_split": "--tensor-split",
+    "tensor_overrides": "--override-tensor",
     "pattern": "--override-tensor",
     "n_ctx": "--ctx-size",
     "n_ctx_min": "--ctx-size-min",

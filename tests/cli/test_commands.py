@@ -13,7 +13,7 @@ import pytest
 from hub_server import Hub
 
 import moebind
-from moebind import ContextParams, GgmlType, ModelParams
+from moebind import ContextParams, GgmlType, ModelParams, host_memory
 from moebind.bench import OffloadReport
 from moebind.cli import main
 from moebind.cli.options import in_options
@@ -90,9 +90,9 @@ def test_fit(path: Path, capsys: Capture) -> None:
 
 def test_fit_prints_options_that_plan_takes(tiny_path: MakeTiny, capsys: Capture) -> None:
     path = tiny_path(n_expert=4, n_layer=3, n_head=2, n_head_kv=1)  # heads that whole blocks of Q8_0 go into
-    device = ["--device", "4MiB", "--device", "3M", "--ctx-size-min", 256]
-    options = [*device, "--memory", "GPU0=1500KiB", "-ctk", "q8_0", "-nkvo", "--no-mmap", "-b", 256, "-fa", "on"]
-    flat = ["-ngl", 3, "--device", "1GiB", "--memory", "900KiB", "-c", 256]
+    device = ["--device", "8MiB", "--device", "6M", "--ctx-size-min", 256]
+    options = [*device, "--memory", "GPU0=3MiB", "-ctk", "q8_0", "-nkvo", "--no-mmap", "-b", 256, "-fa", "on"]
+    flat = ["-ngl", 3, "--device", "1GiB", "--memory", "1600KiB", "-c", 256]
     for given in (
         [*flat, "-ot", r"attn_(q|k)\.weight=CPU"],
         flat,
@@ -115,13 +115,13 @@ def test_fit_prints_options_that_plan_takes(tiny_path: MakeTiny, capsys: Capture
 
 
 def test_bench_takes_the_options_that_fit_prints(path: Path, capsys: Capture) -> None:
-    assert run("fit", path, "--device", "1GiB", "--memory", "900KiB", "-c", "256", "--json") == 0
+    assert run("fit", path, "--device", "1GiB", "--memory", "1200KiB", "-c", "256", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     short = ["-p", 16, "-n", 2, "--warmup", 0, "-t", 1, "--prompt", "it is", "--placement", "all", "--json"]
     assert run("bench", "offload", path, *told["options"], *short) == 0
     [row] = json.loads(capsys.readouterr().out)["rows"]
     assert row["model_params"]["tensor_overrides"] == told["model_params"]["tensor_overrides"]
-    assert row["device_bytes"] == told["plan"]["device_bytes"]
+    assert row["allocated"][0]["model"] == told["plan"]["devices"][0]["model"]
 
 
 def test_check_is_a_question_about_the_plan(path: Path, capsys: Capture) -> None:
@@ -139,6 +139,19 @@ def test_fit_says_what_is_missing(path: Path, capsys: Capture) -> None:
     assert said.out == ""
     assert said.err.startswith("moebind: ")
     assert said.err.count("\n") == 1
+
+
+def test_fit_on_a_host_without_room(
+    path: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 67108864 kB\nMemAvailable: 100 kB\n", encoding="utf-8")
+    monkeypatch.setattr(host_memory, "PROC", str(tmp_path))
+    monkeypatch.setattr(host_memory, "CGROUPS", str(tmp_path / "none"))
+    options = ["--device", "1GiB", "--memory", "1200KiB", "-c", 256]
+    assert run("fit", path, *options) == 1
+    assert "It does not fit.\nThe host lacks" in capsys.readouterr().out
+    assert run("fit", path, *options, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["plan"]["fits"] is False
 
 
 def test_experts(path: Path, capsys: Capture) -> None:
