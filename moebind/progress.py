@@ -7,13 +7,15 @@ from collections.abc import Callable
 __all__ = ["progress_bar"]
 
 
-def progress_bar(name: str, *, only_on_terminals: bool = False) -> tuple[Callable[[float], bool], Callable[[], None]]:
+def progress_bar(
+    name: str | Callable[[], str], *, only_on_terminals: bool = False
+) -> tuple[Callable[[float], bool], Callable[[], None]]:
     """A bar from 0 to 100 %: what to call with a fraction, and what to call at the end.
 
     Parameters
     ----------
     name
-        What stands before it.
+        What stands before it; what returns it, if it changes.
     only_on_terminals
         Draw nothing into a file or a pipe.
 
@@ -27,9 +29,11 @@ def progress_bar(name: str, *, only_on_terminals: bool = False) -> tuple[Callabl
     except ImportError as error:
         raise ImportError("progress bars are drawn with tqdm: pip install 'moebind[cli]'") from error
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
-    bar = tqdm(total=100, desc=name, unit="%", bar_format=form, disable=None if only_on_terminals else False)
+    told = name if callable(name) else lambda: name
+    bar = tqdm(total=100, desc=told(), unit="%", bar_format=form, disable=None if only_on_terminals else False)
 
     def progress(fraction: float) -> bool:
+        bar.set_description_str(told(), refresh=False)
         bar.update(100 * fraction - bar.n)
         return True
 

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
 
@@ -18,17 +18,16 @@ from moebind.bench.agreement import Agreement, agreement, read_captured
 from moebind.bench.measure import Captured, TimedRun
 from moebind.bench.placements import Placement, checked
 from moebind.bench.processes import FailedError, measure
+from moebind.bench.progress import Progress
 from moebind.bench.report import REPORT, OffloadReport, OffloadRow, read_memory
 from moebind.bench.texts import AGREEMENT
 from moebind.enums import DeviceType
-from moebind.errors import MoebindError
 from moebind.files import write_whole
 from moebind.gguf import Gguf
 from moebind.params import ContextParams
 from moebind.placement.loopback import worker_pids
 from moebind.placement.sizes import parse_size
 from moebind.process import Device, capacities
-from moebind.progress import progress_bar
 
 __all__ = ["offload"]
 
@@ -91,8 +90,8 @@ def offload(
         parameters, devices, settings, build and machine, is not measured again. Logits are kept there, at most 64 MiB
         per placement. None: nothing is kept.
     progress
-        True: a bar, if tqdm is installed and standard error is a terminal. Or what is called with a fraction
-        from 0.0 to 1.0; returning False stops.
+        True: a bar, if tqdm is installed and standard error is a terminal, and otherwise a line on standard error for
+        each placement that is finished. Or what is called with a fraction from 0.0 to 1.0; returning False stops.
     timeout
         Seconds that one placement may take; None: as long as it needs.
     command
@@ -113,6 +112,8 @@ def offload(
         process.
     OSError
         If ``output`` cannot be written.
+    KeyboardInterrupt
+        After Ctrl-C. The text says what is kept.
 
     Examples
     --------
@@ -146,11 +147,14 @@ def offload(
     if command is None:
         command = _call(path, placements, output, context_params, devices, settings)
     with ExitStack() as stack:
-        bar = stack.enter_context(_Progress(progress, len(chosen) * settings.steps))
+        bar = stack.enter_context(Progress(progress, len(chosen) * settings.steps))
         place = _Place.of(output, stack)
         files = environment.checksums(header.paths, place.cache, bar.aside)
         work = _Work(files, settings, place, checks.text("command", command).decode())
-        return work.run(chosen, requests, bar)
+        try:
+            return work.run(chosen, requests, bar)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(work.interrupted(len(chosen), output)) from None
 
 
 @dataclass(frozen=True)
@@ -324,6 +328,8 @@ class _Place:
             place = cls(path, f"{path[:-5]}.files")
         else:
             place = cls(os.path.join(path, REPORT), path)
+        if os.path.exists(path) and not (path.endswith(".json") or os.path.isdir(path)):
+            raise ValueError(f"output is {path!r}, which is a file; it takes a folder, or a path that ends in .json")
         if place.report is not None and os.path.exists(place.report):
             OffloadReport.load(place.report)  # whatever is no report is refused rather than written over
         os.makedirs(place.folder, exist_ok=True)
@@ -371,17 +377,19 @@ class _Work:
         self._first: Captured | None = None
         self._agreements: dict[str, Agreement] = {}
 
-    def run(self, placements: Sequence[Placement], requests: Sequence[dict[str, Any]], bar: _Progress) -> OffloadReport:
+    def run(self, placements: Sequence[Placement], requests: Sequence[dict[str, Any]], bar: Progress) -> OffloadReport:
         """All of them; what is finished is on the disk before the next begins."""
         report = self._report()
         for at, (placement, request) in enumerate(zip(placements, requests, strict=True)):
-            bar.at(at * self._settings.steps)
+            bar.begin(placement.name, at * self._settings.steps)
             key = self._key(request)
             known = self._place.known(key)
             if known is None:
                 row = self._measured(placement.name, key, request, bar)
             else:
                 row = replace(known.rows[0], name=placement.name)
+                if row.load_average is None:  # of a version that told it of the whole report only
+                    row = replace(row, load_average=_first(known.environment.get("load_average")))
                 found = {name: known.environment.get(name) for name in ("machine", "model")}
                 self._environment = {**found, **self._environment}
             self._rows.append(row)
@@ -389,8 +397,17 @@ class _Work:
             if known is None and row.ok:
                 self._place.write(self._place.row(key), replace(report, rows=(row,), reference=row.name))
             self._place.write(self._place.report, report)
+            bar.finished(row, at + 1, len(placements), known=known is not None)
         bar.at(len(placements) * self._settings.steps)
         return report
+
+    def interrupted(self, asked: int, output: str | os.PathLike[str] | None) -> str:
+        """What is kept of a benchmark that Ctrl-C ended, and how it goes on."""
+        if output is None:
+            return "interrupted: nothing is kept without an output (--output FOLDER on the command line)"
+        done = sum(row.ok for row in self._rows)
+        verb = "is" if done == 1 else "are"
+        return f"interrupted: {done} of {asked} placements {verb} in {os.fspath(output)}; the same command goes on"
 
     def _key(self, request: Mapping[str, Any]) -> str:
         same = {name: value for name, value in request.items() if name != "path"}
@@ -398,13 +415,14 @@ class _Work:
         told = json.dumps([hashes, same, self._build, self._machine], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()
 
-    def _measured(self, name: str, key: str, request: dict[str, Any], bar: _Progress) -> OffloadRow:
-        date = environment.now()
+    def _measured(self, name: str, key: str, request: dict[str, Any], bar: Progress) -> OffloadRow:
+        date, load = environment.now(), _first(self._environment["load_average"])
         asked = {**request, "logits": os.path.abspath(self._place.logits(key))}
         try:
             found = measure(asked, self._settings.timeout, bar.step)
         except FailedError as failed:
-            return OffloadRow(name, str(failed), date, key, request["model_params"], request["context_params"])
+            asked_for = (request["model_params"], request["context_params"])
+            return OffloadRow(name, str(failed), date, key, *asked_for, load_average=load)
         self._environment["machine"], self._environment["model"] = found["machine"], found["model"]
         row = found["row"]
         return OffloadRow(
@@ -421,6 +439,7 @@ class _Work:
             before=found["before"],
             held=found["held"],
             nvml=found["nvml"],
+            load_average=load,
         )
 
     def _report(self) -> OffloadReport:
@@ -437,39 +456,6 @@ class _Work:
         return OffloadReport(rows, reference, self._settings.record(), dict(self._environment))
 
 
-class _Progress:
-    """A bar, or what the caller gave, over all parts of the work."""
-
-    def __init__(self, given: Callable[[float], bool | None] | bool, total: int) -> None:
-        self._total = total
-        self._done = 0
-        self._told: Callable[[float], bool | None] | None = None
-        self._close: Callable[[], None] = lambda: None
-        if callable(given):
-            self._told = given
-        elif checks.boolean("progress", given):
-            with suppress(ImportError):  # tqdm was not asked for by name
-                self._told, self._close = progress_bar("offload", only_on_terminals=True)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def step(self) -> None:
-        """One more part is done."""
-        self.at(self._done + 1)
-
-    def at(self, done: int) -> None:
-        """So many parts are done."""
-        self._done = min(done, self._total)
-        self._tell(self._done / self._total)
-
-    def aside(self, fraction: float) -> None:
-        """What is not counted, but may be stopped."""
-        self._tell(self._done / self._total)
-
-    def _tell(self, fraction: float) -> None:
-        if self._told is not None and self._told(fraction) is False:
-            raise MoebindError("the progress callback stopped the benchmark")
+def _first(load_average: Any) -> float | None:
+    """That of the last minute."""
+    return float(load_average[0]) if load_average else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moebind.placement.plot import COLOURS, TEXT
+from moebind.placement.plot import COLOURS, TEXT, check_plot
 
 if TYPE_CHECKING:
     from moebind.bench.report import OffloadReport
@@ -17,10 +17,9 @@ SPEEDS = {"prompt": "#2f9e8f", "decode": "#c65b7c"}
 
 def plot_report(report: OffloadReport, path: str) -> None:
     """Draw device memory by class on the left, and speeds with their deviations on the right."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("reports are drawn with matplotlib: pip install 'moebind[plot]'") from error
+    check_plot("path", path, "reports")
+    from matplotlib.figure import Figure
+
     rows = [row for row in report.rows if row.allocated is not None]
     if not rows:
         raise ValueError("every placement failed: there is nothing to draw")

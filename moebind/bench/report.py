@@ -82,6 +82,8 @@ class OffloadRow:
         Why NVML could not be asked.
     agreement : Agreement or None
         With the first placement's logits.
+    load_average : float or None
+        How many processes wanted to compute, on average of a minute, when the call began that measured it.
     """
 
     name: str
@@ -98,6 +100,7 @@ class OffloadRow:
     held: Seen | None = None
     nvml: str | None = None
     agreement: Agreement | None = None
+    load_average: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -179,7 +182,8 @@ class OffloadReport:
     settings : Mapping[str, object]
         What was asked for.
     environment : Mapping[str, object]
-        Files with their checksums, build, machine, date, and the command that makes it again.
+        Files with their checksums, build, machine, date and load of the last call, and the command that makes it
+        again. Rows have dates of their own.
     """
 
     rows: tuple[OffloadRow, ...]
@@ -251,6 +255,7 @@ class OffloadReport:
             "held": None if row.held is None else asdict(row.held),
             "nvml": row.nvml,
             "agreement": None if row.agreement is None else asdict(row.agreement),
+            "load_average": row.load_average,
         }
 
     @classmethod
@@ -361,4 +366,5 @@ def _read_row(row: Mapping[str, Any]) -> OffloadRow:
         held=_read_seen(row["held"]),
         nvml=row["nvml"],
         agreement=None if row["agreement"] is None else Agreement(**row["agreement"]),
+        load_average=row.get("load_average"),
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moebind.bench.report import OffloadReport, OffloadRow, Samples
+from moebind.params import ContextParams
 from moebind.placement.sizes import show_size
 
 __all__ = ["markdown", "plain"]
@@ -100,7 +101,8 @@ def _agreement(row: OffloadRow, reference: str | None) -> list[str]:
     found = row.agreement
     if found is None or row.name == reference:
         return ["", "", ""]
-    return [f"{found.mean_kl:.1e}", f"{found.same_top:.1%}", f"{found.same_continuations} of {found.n_prompts}"]
+    kl = f"{found.mean_kl:.1e}" if found.mean_kl else "0"
+    return [kl, f"{found.same_top:.1%}", f"{found.same_continuations} of {found.n_prompts}"]
 
 
 def _conditions(report: OffloadReport) -> list[tuple[str, str]]:
@@ -109,7 +111,7 @@ def _conditions(report: OffloadReport) -> list[tuple[str, str]]:
     settings: Any = report.settings
     machine: Any = told.get("machine") or {}
     build = told["build"]
-    context = settings["context_params"]
+    context = {"n_ctx": ContextParams().n_ctx, **settings["context_params"]}  # said even where it is the default
     found = [
         ("runs", f"{settings['repeats']} after {settings['warmup']} to warm up; mean ± standard deviation"),
         ("prompt, decoded", f"{settings['n_prompt']} and {settings['n_generate']} tokens, counted by the tokenizer"),
@@ -132,26 +134,37 @@ def _conditions(report: OffloadReport) -> list[tuple[str, str]]:
             found.append(("cards", ", ".join(f"{each['name']} {each['description']}" for each in cards)))
         if machine["driver"]:
             found.append(("driver", machine["driver"]))
-    load = told.get("load_average")
-    if load:
-        found.append(("load at the start", f"{load[0]:.2f}"))
+    loads = [row.load_average for row in report.rows if row.load_average is not None]
+    if loads:
+        found.append(("load at the start", _range(f"{min(loads):.2f}", f"{max(loads):.2f}")))
     agreeing = [row for row in report.rows if row.agreement is not None]
     if agreeing and agreeing[0].agreement is not None:
         found.append(
             (
                 "agreement",
-                f"of {agreeing[0].agreement.n_positions} positions of {agreeing[0].agreement.n_prompts} prompts, with "
-                f"{report.reference}",
+                f"of {_counted(agreeing[0].agreement.n_positions, 'position')} of "
+                f"{_counted(agreeing[0].agreement.n_prompts, 'prompt')}, with {report.reference}",
             )
         )
     errors = [row.worst_error for row in report.rows if row.worst_error is not None]
     if errors:
-        found.append(("plan against allocation", f"at most {max(errors)} bytes off"))
+        worst = max(errors)
+        found.append(("plan against allocation", f"at most {_counted(worst, 'byte')} off" if worst else "exact"))
     reasons = sorted({row.nvml for row in report.rows if row.nvml is not None})
     if reasons and any("CUDA" in str(each) for each in machine.get("devices", ())):
         found.append(("NVML", reasons[0]))
-    found += [("date", told["date"]), ("command", f"`{told['command']}`")]
+    # What is there already is not measured again: the rows say when they were.
+    dates = [row.date for row in report.rows] or [told["date"]]
+    found += [("date", _range(min(dates), max(dates))), ("command", f"`{told['command']}`")]
     return found
+
+
+def _range(least: str, most: str) -> str:
+    return least if least == most else f"{least} to {most}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _device(each: Any) -> str:

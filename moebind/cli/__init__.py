@@ -7,7 +7,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from moebind.cli.output import say
 from moebind.errors import MoebindError
+from moebind.log import set_log
 
 __all__ = ["main"]
 
@@ -32,17 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         import typer  # noqa: F401  # whether it is there
     except ImportError:
-        _say("the command line needs typer: pip install 'moebind[cli]'")
+        say("the command line needs typer: pip install 'moebind[cli]'")
         sys.exit(FAILED)
     sys.exit(_run(sys.argv[1:] if arguments is None else list(arguments)))
 
 
 def _run(arguments: list[str]) -> int:
     from moebind.cli.app import app
+    from moebind.cli.options import in_options
 
+    set_log(None)  # what matters of llama.cpp's log is in the error's message; the line would be there twice
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+            warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
             status = app(arguments, prog_name="moebind", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
@@ -52,10 +56,10 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
     except (MoebindError, OSError, ImportError) as error:
-        _say(str(error))
+        say(in_options(str(error)))
         return FAILED
     except (ValueError, TypeError, IndexError) as error:
-        _say(str(error))
+        say(in_options(str(error)))
         return MISUSED
     except Exception as error:
         # Usage errors are typer's, or click's, whose classes moved between their versions.
@@ -66,12 +70,7 @@ def _run(arguments: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message(), file=sys.stderr)
         else:
-            _say(error.format_message())
+            say(error.format_message())
         return MISUSED
-
-
-def _say(message: str) -> None:
-    """One line, whatever the message holds."""
-    encoding = sys.stderr.encoding or "utf-8"
-    line = f"moebind: {' '.join(message.split())}"
-    print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
+    finally:
+        set_log()

@@ -12,7 +12,7 @@ import typer
 from moebind.bench.benchmark import N_CTX, offload
 from moebind.bench.placements import Placement, default_placements
 from moebind.cli import options as o
-from moebind.cli.output import show, show_json
+from moebind.cli.output import say, show, show_json
 
 app = typer.Typer(
     help="Measure what placements of a model take, and how fast they are.", no_args_is_help=True, rich_markup_mode=None
@@ -65,6 +65,8 @@ def command(
             show_default="eight short ones",
         ),
     ] = None,
+    n_gpu_layers: o.GpuLayers = "all",
+    override_tensor: o.Overrides = None,
     tensor_split: o.TensorSplit = None,
     no_mmap: o.NoMmap = False,
     no_repack: o.NoRepack = False,
@@ -89,7 +91,7 @@ def command(
         typer.Option(
             "--output",
             metavar="FOLDER",
-            help="Where the report is kept; what is there already is not measured again.",
+            help="A folder, or a .json file, for the report; what is there already is not measured again.",
             show_default=False,
         ),
     ] = None,
@@ -98,7 +100,7 @@ def command(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw it into a file, as well.", show_default=False)
     ] = None,
-    no_progress: Annotated[bool, typer.Option("--no-progress", help="Draw no bar.")] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="Draw no bar, and write no lines.")] = False,
 ) -> None:
     """Measure memory and speed of placements, each in a process of its own, and whether they compute the same.
 
@@ -106,39 +108,54 @@ def command(
     """
     if as_json and markdown:
         raise ValueError("--json and --markdown are given; choose one")
-    params = o.model_params(tensor_split=tensor_split, no_mmap=no_mmap, no_repack=no_repack)
-    chosen = [Placement.parse(each, params) for each in placement] if placement else default_placements(model, params)
-    report = offload(
-        model,
-        chosen,
-        context_params=o.context_params(
-            ctx_size,
-            batch_size,
-            ubatch_size,
-            flash_attn,
-            cache_type_k,
-            cache_type_v,
-            no_kv_offload,
-            no_op_offload,
-            threads=threads,
-        ),
-        repeats=repeats,
-        warmup=warmup,
-        n_prompt=n_prompt,
-        n_generate=n_generate,
-        prompts=prompt or None,
-        devices=device or None,
-        worker_threads=worker_threads,
-        output=output,
-        progress=not no_progress,
-        timeout=timeout,
-        command=shlex.join(["moebind", *sys.argv[1:]]),
+    picture = o.plot_path(plot, "reports")
+    for each in device or ():
+        if o.looks_like_a_size(each):
+            o.checked_size(each)
+    params = o.model_params(
+        n_gpu_layers,
+        overrides=override_tensor,
+        tensor_split=tensor_split,
+        no_mmap=no_mmap,
+        no_repack=no_repack,
+        device=device,
     )
-    if plot is not None and any(row.ok for row in report):
-        report.plot(plot)
+    chosen = [Placement.parse(each, params) for each in placement] if placement else default_placements(model, params)
+    try:
+        report = offload(
+            model,
+            chosen,
+            context_params=o.context_params(
+                ctx_size,
+                batch_size,
+                ubatch_size,
+                flash_attn,
+                cache_type_k,
+                cache_type_v,
+                no_kv_offload,
+                no_op_offload,
+                threads=threads,
+            ),
+            repeats=repeats,
+            warmup=warmup,
+            n_prompt=n_prompt,
+            n_generate=n_generate,
+            prompts=prompt or None,
+            devices=device or None,
+            worker_threads=worker_threads,
+            output=output,
+            progress=not no_progress,
+            timeout=timeout,
+            command=shlex.join(["moebind", *sys.argv[1:]]),
+        )
+    except KeyboardInterrupt as stopped:  # typer would end with the same, and say nothing
+        say(str(stopped) or "interrupted")
+        raise typer.Exit(130) from None
     if as_json:
         show_json(report.to_dict())
     else:
         show(report.to_markdown() if markdown else report)
+    if picture is not None and any(row.ok for row in report):
+        report.plot(picture)
     if not report.ok:
         raise typer.Exit(1)

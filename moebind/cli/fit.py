@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from moebind.bench.carry import carried
 from moebind.cli import options as o
 from moebind.cli.output import show, show_json
 from moebind.cli.plan import Devices
+from moebind.cli.words import options
 from moebind.params import ContextParams
 from moebind.placement.fit import fit
 
@@ -68,7 +70,8 @@ def command(
     no_kv_offload: o.NoKvOffload = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Find parameters with which a model fits into memory, and uses it well."""
+    """Find parameters with which a model fits into memory, and uses it well. Ends with 1 if there are none."""
+    devices = o.device_list(device)
     found = fit(
         model,
         memory=_budgets(memory),
@@ -81,18 +84,21 @@ def command(
             tensor_split=tensor_split,
             no_mmap=no_mmap,
             no_repack=no_repack,
+            device=device,
         ),
         context_params=o.context_params(
             ContextParams().n_ctx, batch_size, ubatch_size, flash_attn, cache_type_k, cache_type_v, no_kv_offload
         ),
-        devices=o.device_list(device),
+        devices=devices,
         goal=goal.value,
     )
+    words = options(found.model_params, found.context_params, device)
     if as_json:
         show_json(
             {
                 "model_params": carried(found.model_params),
                 "context_params": carried(found.context_params),
+                "options": words,
                 "budgets": dict(found.budgets),
                 "explanation": found.explanation,
                 "plan": found.plan.to_dict(),
@@ -100,7 +106,10 @@ def command(
         )
     else:
         show(found)
-        show(f"{found.model_params}\n{found.context_params}")
+        show(f"In Python: {found.model_params}, {found.context_params}")
+        show(f"Options of moebind plan and bench: {shlex.join(words)}")
+    if not found.plan.fits:  # such as where the host, which has no budget of its own, has too little free
+        raise typer.Exit(1)
 
 
 def _budgets(given: list[str] | None) -> str | dict[str, str] | None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from pathlib import Path
 from typing import Annotated, TypeAlias, TypeVar
 
 import typer
 
-from moebind.enums import FlashAttnType, GgmlType, LoadMode
+from moebind import checks
+from moebind.bench.environment import local_gpus
+from moebind.enums import DeviceType, FlashAttnType, GgmlType, LoadMode
 from moebind.params import CACHE_TYPES, ContextParams, ModelParams
+from moebind.placement.plot import check_plot
+from moebind.placement.sizes import parse_size
 from moebind.process import Device, devices
 
 EnumT = TypeVar("EnumT", bound=IntEnum)
@@ -79,6 +85,44 @@ Threads: TypeAlias = Annotated[
 ]
 
 DEFAULT = ContextParams()
+#: No device has less memory; who says less left the unit out.
+LEAST = 2**20
+
+#: The options of arguments, as errors name them.
+_OPTIONS = {
+    "n_layers": "--n-cpu-moe",
+    "n_gpu_layers": "--n-gpu-layers",
+    "tensor_split": "--tensor-split",
+    "tensor_overrides": "--override-tensor",
+    "pattern": "--override-tensor",
+    "n_ctx": "--ctx-size",
+    "n_ctx_min": "--ctx-size-min",
+    "n_batch": "--batch-size",
+    "n_ubatch": "--ubatch-size",
+    "n_seq_max": "--parallel",
+    "n_threads": "--threads",
+    "n_threads_batch": "--threads",
+    "type_k": "--cache-type-k",
+    "type_v": "--cache-type-v",
+    "flash_attn_type": "--flash-attn",
+    "memory": "--memory",
+    "margin": "--margin",
+    "devices": "--device",
+    "placement": "--placement",
+    "placements": "--placement",
+    "repeats": "--repeats",
+    "warmup": "--warmup",
+    "n_prompt": "--n-prompt",
+    "n_generate": "--n-gen",
+    "prompts": "--prompt",
+    "worker_threads": "--worker-threads",
+    "timeout": "--timeout",
+    "output": "--output",
+    "path": "MODEL",
+    "model_path": "MODEL",
+}
+_BEGINS = re.compile(r"([a-z_]+)(?:\[[^]]*\])?(?= (?:is|has|holds|names)\b)")
+_NAMED = re.compile(r"(?<![\w./'\"=-])[a-z]+_[a-z_]+(?![\w./'\"=(-])")
 
 
 def model_params(
@@ -89,13 +133,17 @@ def model_params(
     tensor_split: str | None = None,
     no_mmap: bool = False,
     no_repack: bool = False,
+    device: Sequence[str] | None = None,
 ) -> ModelParams:
-    """What the options say about the load; the user's own overrides come first, so that they win."""
+    """What the options say about the load; the user's own overrides come first, so that they win.
+
+    ``device`` is what is given as ``--device``: there are at most as many shares as devices.
+    """
     params = ModelParams(n_gpu_layers=_layers(n_gpu_layers), use_extra_bufts=not no_repack)
     if no_mmap:
         params = params.with_load_mode(LoadMode.NONE)
     if tensor_split is not None:
-        params = params.with_tensor_split([_number("--tensor-split", each) for each in tensor_split.split(",")])
+        params = params.with_tensor_split(_shares(tensor_split, device))
     for rule in overrides or ():
         pattern, equals, target = rule.rpartition("=")
         if not equals or not pattern or not target:
@@ -137,12 +185,75 @@ def cache_type(option: str, name: str) -> GgmlType:
     return _choice(option, name, _CACHE)
 
 
-def device_list(given: Sequence[str] | None) -> list[Device | str] | None:
-    """Names of devices as devices; sizes stay texts."""
+def device_list(given: Sequence[str] | None) -> list[Device | str | int] | None:
+    """Names of devices as devices, sizes as bytes."""
     if not given:
         return None
     known = {device.name: device for device in devices()}
-    return [known.get(each, each) for each in given]
+    return [known[each] if each in known else _described(each, known) for each in given]
+
+
+def checked_size(given: str) -> int:
+    """The size of a device that is only described."""
+    size = parse_size("--device", given)
+    if size < LEAST:
+        guess = f"{given.strip()}GiB" if given.strip().isdecimal() and size else "24GiB"
+        raise ValueError(f"--device is {given!r}, which is {size} bytes; did you mean {guess}?")
+    return size
+
+
+def looks_like_a_size(given: str) -> bool:
+    """Whether it begins as a size does; names of devices begin with a letter, and addresses have a colon."""
+    return ":" not in given and re.match(r"\s*[\d.]", given, re.ASCII) is not None
+
+
+def plot_path(given: Path | None, what: str) -> str | None:
+    """Where to draw, if that will be possible: looked at before anything is computed."""
+    if given is None:
+        return None
+    path = checks.path("--plot", given)
+    check_plot("--plot", path, what)
+    return path
+
+
+def in_options(message: str) -> str:
+    """A message of the library's, with the options' names for its arguments'."""
+    # Only at the beginning, where words that are also others stand for the argument; what has an underscore anywhere,
+    # but not in a path or a call.
+    begun = _BEGINS.match(message)
+    if begun is not None and begun[1] in _OPTIONS:
+        message = f"{_OPTIONS[begun[1]]}{message[begun.end() :]}"
+    return _NAMED.sub(lambda found: _OPTIONS.get(found[0], found[0]), message)
+
+
+def _described(given: str, known: Mapping[str, Device]) -> int:
+    if given == "loopback":
+        raise ValueError(
+            "--device is 'loopback', which only bench takes: it starts a worker process. Describe a device by its size "
+            "here, such as 24GiB"
+        )
+    if looks_like_a_size(given):
+        return checked_size(given)
+    names = ", ".join(name for name, device in known.items() if device.type != DeviceType.CPU)
+    raise ValueError(
+        f"--device is {given!r}; it takes the size of a device that need not be here, such as 24GiB, or the name of "
+        f"one that is: {names or 'this machine has none'}"
+    )
+
+
+def _shares(given: str, device: Sequence[str] | None) -> list[float]:
+    shares = [_number("--tensor-split", each) for each in given.split(",")]
+    count = len(device) if device else len(local_gpus())
+    several = any(":" in each for each in device or ())  # a server has as many as it has
+    if len(shares) > count and not several:
+        there = f"there {'is' if count == 1 else 'are'} {count or 'no'} device{'s' * (count != 1)}"
+        raise ValueError(
+            f"--tensor-split is {given!r}, {len(shares)} share{'s' * (len(shares) != 1)}, and {there}; it takes at "
+            "most one for each"
+        )
+    if not any(shares):
+        raise ValueError(f"--tensor-split is {given!r}; at least one share is above 0")
+    return shares
 
 
 def _choice(option: str, given: str, allowed: dict[str, EnumT]) -> EnumT:

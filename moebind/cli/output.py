@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["show", "show_json", "version"]
+__all__ = ["say", "show", "show_json", "version"]
+
+
+def say(message: str) -> None:
+    """One line on standard error, whatever the message holds."""
+    encoding = sys.stderr.encoding or "utf-8"
+    parts = [" ".join(part.split()) for part in message.splitlines() if part.strip()]
+    # A line that ends as no sentence does, such as the one before a reason of llama.cpp's, is set apart.
+    ended = [part if part[-1] in ".,:;" else f"{part};" for part in parts[:-1]]
+    line = f"moebind: {' '.join([*ended, *parts[-1:]])}"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
 
 
 def show(text: object) -> None:

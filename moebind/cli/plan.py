@@ -46,11 +46,14 @@ def command(
     parallel: o.Parallel = 1,
     as_json: o.AsJson = False,
     plot: Plot = None,
+    check: Annotated[bool, typer.Option("--check", help="End with 1 if it does not fit.")] = False,
 ) -> None:
     """Tell what a model and a context would take, device by device. Loads nothing."""
+    picture = o.plot_path(plot, "plans")
+    devices = o.device_list(device)
     found = plan(
         model,
-        o.model_params(n_gpu_layers, cpu_moe, n_cpu_moe, override_tensor, tensor_split, no_mmap, no_repack),
+        o.model_params(n_gpu_layers, cpu_moe, n_cpu_moe, override_tensor, tensor_split, no_mmap, no_repack, device),
         o.context_params(
             ctx_size,
             batch_size,
@@ -61,11 +64,13 @@ def command(
             no_kv_offload,
             parallel=parallel,
         ),
-        devices=o.device_list(device),
+        devices=devices,
     )
-    if plot is not None:
-        found.plot(plot)
     if as_json:
         show_json(found.to_dict())
     else:
         show(found)
+    if picture is not None:
+        found.plot(picture)
+    if check and not found.fits:
+        raise typer.Exit(1)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from moebind.log import set_log
 from moebind.placement import worker
 
 
@@ -43,4 +44,5 @@ def command(
     ] = False,
 ) -> None:
     """Serve this machine's GPUs, or else its processor and memory, to llama.cpp on other machines."""
+    set_log()  # what a worker says of its clients is in no exception
     worker.run(host, port, threads, device, cache, allow_network=allow_network)

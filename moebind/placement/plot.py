@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moebind.placement.sizes import show_size
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from moebind.memory import DeviceMemory
     from moebind.placement.plan import Plan
 
 #: Dark enough for a white page, bright enough for a dark one.
@@ -17,16 +24,60 @@ COLOURS = {"model": "#3b82c4", "repacked": "#7fb3dd", "context": "#d9822b", "com
 TEXT = "#7d848f"
 
 
-def plot_plan(plan: Plan, path: str) -> None:
-    """Draw stacked bars, one per device, with a line for the free memory."""
+def check_plot(name: str, path: str, what: str) -> None:
+    """Find out whether a picture could be written, before anything is computed for it.
+
+    Raises
+    ------
+    ImportError
+        Without matplotlib.
+    ValueError
+        If it does not know the ending.
+    OSError
+        If the folder is not there, cannot be written, or the path is a folder itself.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plans are drawn with matplotlib: pip install 'moebind[plot]'") from error
-    figure = Figure(figsize=(7.5, 1.3 + 0.55 * len(plan.devices)), layout="constrained")
-    axes = figure.add_subplot()
+        raise ImportError(f"{what} are drawn with matplotlib: pip install 'moebind[plot]'") from error
+    known = Figure().canvas.get_supported_filetypes()
+    if os.path.splitext(path)[1][1:].lower() not in known:
+        endings = ", ".join(f".{each}" for each in sorted(known))
+        raise ValueError(f"{name} is {path!r}; it takes a file that ends in one of {endings}")
+    folder = os.path.dirname(path) or os.curdir
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{name} is {path!r}, and there is no folder {folder!r}")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{name} is {path!r}, which is a folder; it takes a file")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise PermissionError(f"{name} is {path!r}, which cannot be written")
+
+
+def plot_plan(plan: Plan, path: str) -> None:
+    """Draw stacked bars, one per device, with a line for the free memory.
+
+    The host has a scale of its own: beside its memory, a device's would be too short to be seen.
+    """
+    check_plot("path", path, "plans")
+    from matplotlib.figure import Figure
+
+    groups = [group for group in (plan.devices[:-1], (plan.host,)) if group]
+    figure = Figure(figsize=(7.5, 0.9 + 0.55 * len(plan.devices) + 0.45 * len(groups)), layout="constrained")
+    heights = [len(group) for group in groups]
+    every = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     labelled: set[str] = set()
-    for row, device in enumerate(plan.devices):
+    for axes, group in zip(every, groups, strict=True):
+        _plot_devices(axes, plan, group, labelled)
+    every[-1].set_xlabel("GiB", color=TEXT)
+    shown = {label: handle for axes in every for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    names = [name for name in COLOURS if name in shown]
+    handles = [shown[name] for name in names]
+    figure.legend(handles, names, loc="outside upper center", ncols=5, frameon=False, labelcolor=TEXT)
+    figure.savefig(path, transparent=True, dpi=150)
+
+
+def _plot_devices(axes: Axes, plan: Plan, devices: Sequence[DeviceMemory], labelled: set[str]) -> None:
+    for row, device in enumerate(devices):
         repacked = sum(buffer.model for buffer in device.buffers if "REPACK" in buffer.name)
         read = device.model - repacked - (plan.gaps if device is plan.host else 0)
         parts = {"model": read, "repacked": repacked, "context": device.context, "compute": device.compute}
@@ -40,18 +91,17 @@ def plot_plan(plan: Plan, path: str) -> None:
         label = None if "free" in labelled else "free"
         labelled.add("free")
         axes.plot([device.free / 2**30] * 2, [row - 0.4, row + 0.4], color=COLOURS["free"], linewidth=2, label=label)
-        axes.annotate(f"{left:.2f} GiB", (left, row), (5, 0), textcoords="offset points", va="center", color=TEXT)
-    axes.set_yticks(range(len(plan.devices)), [device.name for device in plan.devices])
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("GiB", color=TEXT)
+        # Beyond both the bar and the line, so that neither runs through it.
+        end, said = max(left, device.free / 2**30), f"{show_size(round(left * 2**30))} of {show_size(device.free)}"
+        axes.annotate(said, (end, row), (7, 0), textcoords="offset points", va="center", color=TEXT)
+    axes.set_yticks(range(len(devices)), [device.name for device in devices])
+    axes.set_ylim(len(devices) - 0.5, -0.5)
+    # Room for the text.
+    axes.set_xlim(0, 1.3 * max(max(device.free, device.total) for device in devices) / 2**30 or 1)
     axes.tick_params(colors=TEXT)
     for side, spine in axes.spines.items():
         spine.set_visible(side in {"left", "bottom"})
         spine.set_color(TEXT)
-    figure.legend(loc="outside upper center", ncols=5, frameon=False, labelcolor=TEXT)
-    figure.savefig(path, transparent=True, dpi=150)
 
 
 def plot_routing(shares: NDArray[np.float64], path: str | None) -> Figure:

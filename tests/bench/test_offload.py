@@ -150,6 +150,29 @@ def test_nothing_is_measured_twice(report: OffloadReport, path: Path, folder: Pa
     assert not [name for name in os.listdir(folder) if name.endswith(".tmp")]
 
 
+def test_a_resumed_report_says_when_and_how_its_rows_were_measured(path: Path, tmp_path: Path) -> None:
+    first = offload(path, ["all"], output=tmp_path, **QUICK)  # type: ignore[arg-type]
+    [measured] = first.rows
+    assert measured.load_average == first.environment["load_average"][0]
+    # As if it were long ago, on a busy machine.
+    for name in [each for each in os.listdir(tmp_path) if each.startswith("placement-")]:
+        data = json.loads((tmp_path / name).read_text(encoding="utf-8"))
+        data["rows"][0].update(date="2020-02-02T02:02:02+00:00", load_average=77.25)
+        (tmp_path / name).write_text(json.dumps(data), encoding="utf-8")
+    resumed = offload(path, ["all", "cpu-moe"], output=tmp_path, **QUICK)  # type: ignore[arg-type]
+    assert resumed.rows[0].runs == measured.runs
+    told = str(resumed)
+    assert f"date: 2020-02-02T02:02:02+00:00 to {resumed.rows[1].date}" in told
+    assert f"load at the start: {resumed.rows[1].load_average:.2f} to 77.25" in told
+    # A report of before rows had a load of their own has that of the call that measured.
+    for name in [each for each in os.listdir(tmp_path) if each.startswith("placement-")]:
+        data = json.loads((tmp_path / name).read_text(encoding="utf-8"))
+        del data["rows"][0]["load_average"]
+        data["environment"]["load_average"] = [33.5, 1, 1]
+        (tmp_path / name).write_text(json.dumps(data), encoding="utf-8")
+    assert offload(path, ["all"], output=tmp_path, **QUICK).rows[0].load_average == 33.5  # type: ignore[arg-type]
+
+
 def test_other_settings_and_another_file_are_measured_again(tmp_path: Path) -> None:
     model, out = tmp_path / "m.gguf", tmp_path / "out.json"
     tiny.write(model, tiny.Shape(n_expert=4))
@@ -327,6 +350,8 @@ def test_bad_files(tmp_path: Path, path: Path) -> None:
         offload(path, output=other, **QUICK)  # type: ignore[arg-type]
     assert json.loads(other.read_text(encoding="utf-8")) == {"mine": True}
     (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"a file; it takes a folder, or a path that ends in \.json"):
+        offload(path, output=tmp_path / "file", **QUICK)  # type: ignore[arg-type]
     with pytest.raises(OSError, match="file"):
         offload(path, output=tmp_path / "file" / "x", **QUICK)  # type: ignore[arg-type]
 

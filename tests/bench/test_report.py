@@ -140,6 +140,48 @@ def test_the_table_has_the_form_of_the_published_one(report: OffloadReport) -> N
         assert part in told
 
 
+def test_conditions_are_those_of_the_rows(report: OffloadReport) -> None:
+    first, second, broken = report.rows
+    rows = (
+        replace(first, date="2025-12-30T00:00:00+00:00", load_average=0.25),
+        replace(second, load_average=2.0),
+        broken,
+    )
+    resumed = replace(report, rows=rows)
+    assert "date: 2025-12-30T00:00:00+00:00 to 2026-01-01T00:00:00+00:00\n" in str(resumed)
+    assert "load at the start: 0.25 to 2.00\n" in str(resumed)
+    # One date is told once; a load that no row knows is not made up.
+    assert "date: 2026-01-01T00:00:00+00:00\n" in str(report)
+    assert "load at the start" not in str(report)
+    assert "load at the start: 0.25\n" in str(replace(report, rows=rows[:1]))
+
+
+def test_conditions_are_told_in_words(report: OffloadReport) -> None:
+    second = report.rows[1]
+    assert second.agreement is not None
+    told = str(report)
+    assert "of 100 positions of 8 prompts, with all | everything" in told
+    assert "at most 4096 bytes off" in told
+    one = replace(second, agreement=replace(second.agreement, n_positions=1, n_prompts=1, mean_kl=0.0))
+    one = replace(one, predicted=one.allocated)
+    context = {"context_params": {"n_threads": 1}}  # what is the default is not carried
+    first = replace(report.rows[0], predicted=one.allocated, allocated=one.allocated, agreement=one.agreement)
+    told = str(replace(report, rows=(first, one), settings={**report.settings, **context}))
+    assert "of 1 position of 1 prompt, with all | everything" in told
+    assert "plan against allocation: exact" in told
+    assert "context: n_ctx 512, n_threads 1\n" in told
+    assert "0.0e+00" not in told
+    assert "  0  " in told
+
+
+def test_reports_of_before_there_were_loads_of_rows(report: OffloadReport, tmp_path: Path) -> None:
+    data = json.loads(json.dumps(report.to_dict()))
+    for each in data["rows"]:
+        del each["load_average"]
+    (tmp_path / "report.json").write_text(json.dumps(data), encoding="utf-8")
+    assert OffloadReport.load(tmp_path) == report
+
+
 def test_printed(report: OffloadReport) -> None:
     lines = str(report).splitlines()
     assert len({len(line) for line in lines[2:5]}) == 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +13,10 @@ import pytest
 from hub_server import Hub
 
 import moebind
-from moebind import ContextParams, GgmlType, ModelParams
+from moebind import ContextParams, GgmlType, ModelParams, host_memory
 from moebind.bench import OffloadReport
 from moebind.cli import main
+from moebind.cli.options import in_options
 
 MakeTiny = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
@@ -84,12 +88,70 @@ def test_fit(path: Path, capsys: Capture) -> None:
     assert "ModelParams(" in said
 
 
+def test_fit_prints_options_that_plan_takes(tiny_path: MakeTiny, capsys: Capture) -> None:
+    path = tiny_path(n_expert=4, n_layer=3, n_head=2, n_head_kv=1)  # heads that whole blocks of Q8_0 go into
+    device = ["--device", "8MiB", "--device", "6M", "--ctx-size-min", 256]
+    options = [*device, "--memory", "GPU0=3MiB", "-ctk", "q8_0", "-nkvo", "--no-mmap", "-b", 256, "-fa", "on"]
+    flat = ["-ngl", 3, "--device", "1GiB", "--memory", "1600KiB", "-c", 256]
+    for given in (
+        [*flat, "-ot", r"attn_(q|k)\.weight=CPU"],
+        flat,
+        [*options, "--goal", "prompt"],
+        ["--device", "1GiB"],
+    ):
+        assert run("fit", path, *given, "--json") == 0, capsys.readouterr().err
+        told = json.loads(capsys.readouterr().out)
+        assert run("fit", path, *given) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line.startswith("Options of moebind plan and bench: ")
+        words = shlex.split(line.partition(": ")[2])  # as a shell reads them
+        assert words == told["options"]
+        assert run("plan", path, *words, "--json") == 0
+        planned = json.loads(capsys.readouterr().out)
+        for plan in (told["plan"], planned):
+            for each in plan["devices"]:
+                del each["free"]  # changes all the time
+        assert planned == told["plan"]
+
+
+def test_bench_takes_the_options_that_fit_prints(path: Path, capsys: Capture) -> None:
+    assert run("fit", path, "--device", "1GiB", "--memory", "1200KiB", "-c", "256", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    short = ["-p", 16, "-n", 2, "--warmup", 0, "-t", 1, "--prompt", "it is", "--placement", "all", "--json"]
+    assert run("bench", "offload", path, *told["options"], *short) == 0
+    [row] = json.loads(capsys.readouterr().out)["rows"]
+    assert row["model_params"]["tensor_overrides"] == told["model_params"]["tensor_overrides"]
+    assert row["allocated"][0]["model"] == told["plan"]["devices"][0]["model"]
+
+
+def test_check_is_a_question_about_the_plan(path: Path, capsys: Capture) -> None:
+    for options, status in ((["--device", "1GiB"], 0), (["--device", "1MiB", "-c", 2**15], 1)):
+        assert run("plan", path, *options) == 0  # it answered what was asked
+        said = capsys.readouterr().out
+        assert run("plan", path, *options, "--check") == status
+        assert "It does not fit." in capsys.readouterr().out or status == 0
+        assert ("It fits." in said) is (status == 0)
+
+
 def test_fit_says_what_is_missing(path: Path, capsys: Capture) -> None:
     assert run("fit", path, "--memory", "1KiB", "--device", "1GiB", "-ngl", "3") == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("moebind: ")
     assert said.err.count("\n") == 1
+
+
+def test_fit_on_a_host_without_room(
+    path: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 67108864 kB\nMemAvailable: 100 kB\n", encoding="utf-8")
+    monkeypatch.setattr(host_memory, "PROC", str(tmp_path))
+    monkeypatch.setattr(host_memory, "CGROUPS", str(tmp_path / "none"))
+    options = ["--device", "1GiB", "--memory", "1200KiB", "-c", 256]
+    assert run("fit", path, *options) == 1
+    assert "It does not fit.\nThe host lacks" in capsys.readouterr().out
+    assert run("fit", path, *options, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["plan"]["fits"] is False
 
 
 def test_experts(path: Path, capsys: Capture) -> None:
@@ -135,6 +197,20 @@ def test_bench(path: Path, capsys: Capture, tmp_path: Path) -> None:
     assert "failed: ModelLoadError" in said
 
 
+def test_bench_on_a_pipe_says_which_placement_is_finished(path: Path, capsys: Capture, tmp_path: Path) -> None:
+    short = ["-p", 16, "-n", 2, "--warmup", 0, "-t", 1, "--n-ctx", 256, "--device", "loopback", "--prompt", "it is"]
+    options = [*short, "--placement", "all", "--placement", "ot=nothing=CPU", "--output", tmp_path / "out.json"]
+    assert run("bench", "offload", path, *options) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("1 of 2, all on the device: prompt ")
+    assert said[0].endswith(" tokens/s")
+    assert said[1].startswith("2 of 2, nothing on CPU: failed: ModelLoadError: ")
+    assert run("bench", "offload", path, *options) == 1
+    assert capsys.readouterr().err.splitlines()[0].endswith("tokens/s, measured before")
+    assert run("bench", "offload", path, *options, "--no-progress") == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_version_and_help(capsys: Capture) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out == f"moebind {moebind.__version__}, llama.cpp {moebind.llama_cpp_version}\n"
@@ -144,6 +220,81 @@ def test_version_and_help(capsys: Capture) -> None:
         assert f"\n  {command} " in said
         assert run(command, "--help") == 0
         assert f"Usage: moebind {command}" in capsys.readouterr().out
+
+
+#: What is said: the option, what it takes, and what may have been meant.
+SAID: list[tuple[list[object], str]] = [
+    (["plan", "MODEL", "--device", "CUDA9"], "--device is 'CUDA9'; it takes the size of a device"),
+    (["plan", "MODEL", "--device", "loopback"], "only bench takes"),
+    (["plan", "MODEL", "--device", "24"], "did you mean 24GiB?"),
+    (["fit", "MODEL", "--device", "500KiB"], "did you mean"),
+    (
+        ["plan", "MODEL", "--device", "24XX"],
+        "--device is '24XX'; it takes a number of bytes, or a text such as '24GiB'",
+    ),
+    (["plan", "MODEL", "--device", "1GiB", "-ncmoe", "-3"], "--n-cpu-moe is -3; it takes 0 to 4096"),
+    (["plan", "MODEL", "--device", "1GiB", "-ub", "0"], "--ubatch-size is 0"),
+    (["plan", "MODEL", "--device", "1GiB", "-ts", "1,2,3"], "3 shares, and there is 1 device;"),
+    (["plan", "MODEL", "--device", "1GiB", "-ts", "0"], "at least one share is above 0"),
+    (["plan", "MODEL", "--device", "1GiB", "--plot", "x.gguf"], "--plot is 'x.gguf'; it takes a file that ends in one"),
+    (["plan", "MODEL", "--device", "1GiB", "--plot", "x"], "--plot is 'x'; it takes a file that ends in one"),
+    (["fit", "MODEL", "--memory", "much"], "--memory is 'much'; it takes a number of bytes"),
+    (["bench", "offload", "MODEL", "--device", "24"], "did you mean 24GiB?"),
+    (["bench", "offload", "MODEL", "--device", "CUDA9"], "--device is 'CUDA9'; it takes 'loopback', a size such as"),
+    (["bench", "offload", "MODEL", "--device", "loopback", "-r", "2"], "--repeats is 2"),
+    (["bench", "offload", "MODEL", "--device", "loopback", "-p", "4096"], "make --ctx-size larger"),
+    (
+        ["bench", "offload", "MODEL", "--device", "loopback", "--output", "MODEL"],
+        "a folder, or a path that ends in .json",
+    ),
+    (["bench", "offload", "MODEL", "--device", "loopback", "--plot", "x.gguf"], "it takes a file that ends in one"),
+    (["bench", "offload", "MODEL", "--device", "loopback", "-ts", "1,1"], "2 shares, and there is 1 device;"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), SAID, ids=lambda each: ascii(each)[:60])
+def test_messages_name_options(path: Path, capsys: Capture, arguments: list[object], message: str) -> None:
+    before = path.read_bytes()
+    assert run(*[path if each == "MODEL" else each for each in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("n_ctx is -1", "--ctx-size is -1"),
+        ("devices[0] is 'x'; and devices", "--device is 'x'; and devices"),
+        ("make n_ctx larger, or n_batch", "make --ctx-size larger, or --batch-size"),
+        (
+            "m/n_ctx/n_batch.gguf: no n_ctx=4, with_n_ctx, .n_ctx",
+            "m/n_ctx/n_batch.gguf: no n_ctx=4, with_n_ctx, .n_ctx",
+        ),
+        ("memory of the path is short", "memory of the path is short"),
+        ("", ""),
+    ],
+)
+def test_only_names_of_arguments_become_options(message: str, told: str) -> None:
+    assert in_options(message) == told
+
+
+def test_a_reason_is_said_once_and_the_log_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"junk, not a model")
+    code = (
+        "import sys, moebind; from moebind.cli import main\n"
+        "try:\n    main(['experts', 'bad.gguf'])\n"
+        "except SystemExit as ended:\n    assert ended.code == 1\n"
+        "print('afterwards', file=sys.stderr)\n"
+        "try:\n    moebind.Gguf.from_file('bad.gguf')\nexcept moebind.ModelLoadError:\n    pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    command, _, library = done.stderr.partition("afterwards\n")
+    assert command.startswith("moebind: bad.gguf is not a GGUF file that this llama.cpp can read; llama.cpp: gguf_init")
+    assert (command.count("\n"), command.count("magic")) == (1, 1)
+    assert "magic" in library
 
 
 MISUSED: list[list[object]] = [
@@ -194,6 +345,8 @@ def test_misuse_is_one_line_and_ends_with_2(path: Path, capsys: Capture, argumen
 
 def test_failures_end_with_1(tmp_path: Path, capsys: Capture, path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF, or so it says")
+    folder = tmp_path / "folder.svg"
+    folder.mkdir()
     for arguments in (
         ["plan", tmp_path / "none.gguf"],
         ["plan", tmp_path / "bad.gguf"],
@@ -202,6 +355,8 @@ def test_failures_end_with_1(tmp_path: Path, capsys: Capture, path: Path) -> Non
         ["doctor", tmp_path / "none.gguf"],
         ["plan", path, "-ot", "nothing=CPU"],
         ["plan", path, "--device", "1GiB", "--plot", tmp_path / "none" / "x.svg"],
+        ["plan", path, "--device", "1GiB", "--plot", folder],
+        ["bench", "offload", path, "--device", "loopback", "--plot", tmp_path / "none" / "x.svg"],
     ):
         assert run(*arguments) == 1
         said = capsys.readouterr()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +67,81 @@ def test_output_that_cannot_be_written(tiny_path: MakeTiny, tmp_path: Path) -> N
     assert "all on the device" in done.stdout  # with a question mark for what ASCII does not have
 
 
+@pytest.mark.parametrize("command", [["plan"], ["bench", "offload", "--placement", "all", "--placement", "cpu-moe"]])
+def test_without_matplotlib_nothing_is_measured(command: list[str], tiny_path: MakeTiny, tmp_path: Path) -> None:
+    given = [*command, str(tiny_path(n_expert=4)), "--device", "1GiB", "--plot", "plot.svg"]
+    if command[0] == "bench":
+        given += ["--output", "results"]
+    code = f"import sys; sys.modules['matplotlib'] = None; from moebind.cli import main; main({given!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "drawn with matplotlib: pip install 'moebind[plot]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_come_before_pictures(tiny_path: MakeTiny, tmp_path: Path) -> None:
+    # What was found is not lost when the drawing fails all the same.
+    code = (
+        "from matplotlib.figure import Figure\n"
+        "def fail(*_, **__):\n    raise OSError('the disk is full')\n"
+        "Figure.savefig = fail\n"
+        f"from moebind.cli import main; main(['plan', {str(tiny_path())!r}, '--device', '1GiB', '--plot', 'x.png'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "moebind: the disk is full\n")
+    assert "It fits." in done.stdout
+
+
+def test_a_bar_has_the_name_of_the_placement(tiny_path: MakeTiny) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a window to draw it in
+    command = [MOEBIND, "bench", "offload", tiny_path(n_expert=4), "--device", "loopback", "-p", "8", "-n", "2"]
+    command += ["--placement", "cpu-moe", "-t", "1", "--n-ctx", "256", "--warmup", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    while True:
+        try:
+            read = os.read(ours, 2**16)
+        except OSError:  # Linux's way of saying that the other side is closed
+            break
+        if not read:
+            break
+        said += read
+    os.close(ours)
+    assert process.wait() == 0
+    assert b"experts in host memory: 100%|" in said
+    assert b"1 of 1" not in said
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_ctrl_c_says_what_is_kept(kept: bool, tiny_path: MakeTiny, tmp_path: Path) -> None:
+    model = tiny_path(n_expert=4)
+    command: list[object] = [MOEBIND, "bench", "offload", model, "--device", "loopback", "-t", "1", "--no-progress"]
+    command += ["-p", "8", "-n", "2", "--placement", "all", "--placement", "cpu-moe", "--prompt", "it is"]
+    # Short enough that the first placement is soon there, long enough that the second is not.
+    command += ["-r", "500", "--output", "results"] if kept else ["-r", "10000"]
+    with subprocess.Popen(
+        list(map(str, command)), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        give_up = time.monotonic() + 60
+        while not (
+            (tmp_path / "results" / "report.json").exists()
+            if kept
+            else len(psutil.Process(process.pid).children(recursive=True)) == 2
+        ):
+            assert time.monotonic() < give_up
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    if kept:
+        assert err == "moebind: interrupted: 1 of 2 placements is in results; the same command goes on\n"
+    else:
+        assert err == "moebind: interrupted: nothing is kept without an output (--output FOLDER on the command line)\n"
+
+
 def test_ctrl_c_leaves_nothing_behind(tiny_path: MakeTiny, tmp_path: Path) -> None:
     # Long enough that it is certainly interrupted.
     command = [MOEBIND, "bench", "offload", tiny_path(n_expert=4), "--device", "loopback", "-t", "1", "-r", "10000"]
@@ -78,7 +157,8 @@ def test_ctrl_c_leaves_nothing_behind(tiny_path: MakeTiny, tmp_path: Path) -> No
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (130, "", "")
+    assert (process.returncode, out) == (130, "")
+    assert err == f"moebind: interrupted: 0 of 3 placements are in {tmp_path}; the same command goes on\n"
     _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive
 

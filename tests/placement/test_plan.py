@@ -339,10 +339,11 @@ def test_plans_in_threads_and_children(tiny_path: MakeTiny) -> None:
 # --- sizes ---
 
 
-@given(st.integers(0, 2**50), st.sampled_from(["B", "kB", "MB", "GB", "KiB", "MiB", "GiB", ""]))
+@given(st.integers(0, 2**50), st.sampled_from(["B", "kB", "MB", "GB", "KiB", "MiB", "GiB", "k", "M", "G", ""]))
 @settings(max_examples=60, deadline=None)
 def test_sizes_as_text(number: int, unit: str) -> None:
     units = {"B": 1, "": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    units |= {"k": 2**10, "M": 2**20, "G": 2**30}  # as llama.cpp and docker read them
     wanted = number * units[unit]
     if wanted <= 2**62:
         assert parse_size("size", f" {number} {unit}") == wanted
