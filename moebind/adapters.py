@@ -126,7 +126,7 @@ class Adapters(Owner):
 
     if TYPE_CHECKING:  # Context has them
         _model: Model
-        _history: dict[int, NDArray[np.int32]]
+        _history: dict[int, list[int]]
 
         def _exclusive(self) -> AbstractContextManager[CData]: ...
 

@@ -83,6 +83,13 @@ class BatchedGeneration(Decoding):
 
         def _prompt_tokens(self, prompt: str | ArrayLike) -> NDArray[np.int32]: ...
 
+        def _take_over(self, seq_ids: Iterable[int]) -> int: ...
+
+        def _must_own(self, seq_id: int, generation: int) -> None: ...
+
+        _history: dict[int, list[int]]
+        _owners: list[int]
+
     def generate_many(
         self,
         prompts: Iterable[str | ArrayLike],
@@ -123,6 +130,8 @@ class BatchedGeneration(Decoding):
             If the sampler does not choose, or a sequence has a backend sampler.
         AbortedError
             If :meth:`abort` was called in the meantime.
+        ClosedError
+            In the middle, if another call took over one of the sequences or changed it.
 
         Notes
         -----
@@ -174,23 +183,26 @@ class BatchedGeneration(Decoding):
         lib.moebind_hooks_forget(self._hooks.pointer)
         schedule = _Schedule(runs, list(range(self._n_seq_max))[::-1])
         batch = Batch(self._batch_room())
-        self._forget_sequences(range(self._n_seq_max))
+        everything = range(self._n_seq_max)
+        with self._exclusive() as native:
+            mine = self._take_over(everything)
+            self._empty(native, everything)
         try:
             while True:
                 schedule.fill()
                 if not schedule.running:
                     return
-                for run, token in self._advance(schedule, batch):
+                for run, token in self._advance(schedule, batch, mine):
                     piece = run.writer.take(token)
                     run.tokens.append(token)
                     if piece.stop_reason is not None:
                         schedule.leave(run)
                         schedule.full = False
-                        self._forget_sequences([run.seq])
+                        self._forget_sequences([run.seq], mine)
                     yield run.index, piece
         finally:
             if not self.closed:
-                self._forget_sequences(range(self._n_seq_max))
+                self._forget_sequences(everything, mine)
 
     def _batch_room(self) -> int:
         """How many tokens a batch can have, whichever they are."""
@@ -202,13 +214,15 @@ class BatchedGeneration(Decoding):
                 room = min(room, self._params.n_outputs_max or room)
             return room
 
-    def _advance(self, schedule: _Schedule, batch: Batch) -> list[tuple[_Run, int]]:
+    def _advance(self, schedule: _Schedule, batch: Batch, mine: int) -> list[tuple[_Run, int]]:
         """Compute one batch; returns the next token of each prompt that was computed to its end."""
         while True:
             parts = _pack(schedule.running, batch)
             ends = [(run, at) for run, _, at in parts if at is not None]
             try:
                 with self._exclusive() as native:
+                    for seq in range(self._n_seq_max):
+                        self._must_own(seq, mine)
                     n_outputs = batch.n_tokens if self._embeddings else len(ends)
                     self._compute(native, batch._struct(), n_outputs)
                     self._flags = batch.logits.copy()
@@ -216,7 +230,7 @@ class BatchedGeneration(Decoding):
             except NoKvSlotError:
                 if len(schedule.running) == 1:
                     raise
-                self._forget_sequences([schedule.give_up().seq])
+                self._forget_sequences([schedule.give_up().seq], mine)
                 continue
             for run, n, _ in parts:
                 run.n_past += n
@@ -239,11 +253,15 @@ class BatchedGeneration(Decoding):
         chosen: list[int] = logits.argmax(axis=1).tolist()
         return chosen
 
-    def _forget_sequences(self, seq_ids: Iterable[int]) -> None:
+    def _forget_sequences(self, seq_ids: Iterable[int], mine: int) -> None:
+        """Empty those of these sequences that still belong to the generation."""
         with self._exclusive() as native:
-            for seq in seq_ids:
-                self._history.pop(seq, None)
-                lib.llama_memory_seq_rm(lib.llama_get_memory(native), seq, -1, -1)
+            self._empty(native, [seq for seq in seq_ids if self._owners[seq] == mine])
+
+    def _empty(self, native: CData, seq_ids: Iterable[int]) -> None:
+        for seq in seq_ids:
+            self._history.pop(seq, None)
+            lib.llama_memory_seq_rm(lib.llama_get_memory(native), seq, -1, -1)
 
 
 def _pack(running: list[_Run], batch: Batch) -> list[tuple[_Run, int, int | None]]:

@@ -111,8 +111,8 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
         self._attached: dict[int, Sampler] = {}
         self._next = ffi.new("llama_token *")
         self._forget_outputs()
-        #: Which tokens each sequence's cache begins with, as far as generate() knows.
-        self._history: dict[int, NDArray[np.int32]] = {}
+        self._history = {}
+        self._owners = [0] * self._n_seq_max
         self._on_device = {}
         for seq, chain in chains.items():
             self._attach(seq, chain)
@@ -359,6 +359,13 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
             If the prompt is empty, or does not fit the context.
         AbortedError
             If :meth:`abort` was called in the meantime.
+        ClosedError
+            In the middle, if another call took over the sequence or changed it.
+
+        Notes
+        -----
+        It begins with the first piece that is asked for, and owns its sequence from then on. A later call that
+        generates in the same sequence takes it over.
 
         Examples
         --------

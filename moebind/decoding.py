@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,6 @@ from moebind.errors import AbortedError, BatchError, DecodeError, EncodeError, N
 from moebind.outputs import Outputs
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from moebind._owner import CallLock
     from moebind.params import ContextParams
 
@@ -30,10 +29,11 @@ class Decoding(Outputs):
     if TYPE_CHECKING:  # Context has them
         _params: ContextParams
         _hooks: Hooks
-        _history: dict[int, NDArray[np.int32]]
         _n_seq_max: int
         _n_batch: int
         _unified: bool
+
+        def _changes(self, seq_ids: Iterable[int]) -> None: ...
 
         @property
         def n_ctx(self) -> int: ...  # noqa: D102  # documented in Context
@@ -80,18 +80,20 @@ class Decoding(Outputs):
         Uses ``llama_decode``. The outputs of an earlier batch are overwritten. A model without a cache, such as
         BERT, encodes instead.
         """
-        self._history.clear()
-        self._decode(batch)
-
-    def _decode(self, batch: Batch) -> None:
         with self._exclusive() as native:
-            n_outputs = self._check_batch(native, batch)
-            if self._encodes:
-                self._encode(batch, lib.llama_encode, native, batch._struct())
-                return
-            self._compute(native, batch._struct(), n_outputs)
-            self._flags = batch.logits.copy()
-            self._remember_sequences(batch)
+            self._decode(native, batch, by_user=True)
+
+    def _decode(self, native: CData, batch: Batch, by_user: bool = False) -> None:
+        """What :meth:`decode` does. The caller holds the context."""
+        n_outputs = self._check_batch(native, batch)
+        if self._encodes:
+            self._encode(batch, lib.llama_encode, native, batch._struct())
+            return
+        if by_user:
+            self._changes(batch._sequences())
+        self._compute(native, batch._struct(), n_outputs)
+        self._flags = batch.logits.copy()
+        self._remember_sequences(batch)
 
     def process(self, batch: BatchExt, type: ProcessType | int = ProcessType.DECODE) -> None:
         """Process an extended batch, as :meth:`decode` or :meth:`encode` process a :class:`Batch`.
@@ -126,7 +128,7 @@ class Decoding(Outputs):
             if encoding:
                 self._encode(batch, lib.llama_process, native, kind, batch._open())
                 return
-            self._history.clear()
+            self._changes(batch._sequences())
             self._reserve_outputs(native, n_outputs)
             aborted = lib.moebind_hooks_aborted(self._hooks.pointer)
             code = 2 if aborted else self._run(lib.llama_process, native, kind, batch._open())

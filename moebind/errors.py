@@ -70,7 +70,10 @@ class RpcServerError(MoebindError):
 
 
 class ClosedError(MoebindError):
-    """The object was used after its ``close()``, or after its ownership went to another object."""
+    """The object was used after its ``close()``, or after its ownership went to another object.
+
+    That includes a generation whose sequence another call took over or changed.
+    """
 
 
 class ModelLoadError(MoebindError):

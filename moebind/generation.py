@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, SupportsIndex
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, SupportsIndex
 import numpy as np
 
 from moebind import checks
-from moebind._native import ffi, lib
+from moebind._native import CData, ffi, lib
 from moebind.batch import Batch
 from moebind.vocab import PIECE_BYTES
 
@@ -164,16 +164,26 @@ def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
     return int(differ[0]) if differ.size else n
 
 
-def prepare(context: Context, tokens: NDArray[np.int32], seq_id: int, reuse_prefix: bool) -> None:
-    """Bring the prompt into the sequence's cache, with logits for its last token."""
-    history = context._history.pop(seq_id, None)
+def prepare(
+    context: Context,
+    tokens: NDArray[np.int32],
+    seq_id: int,
+    reuse_prefix: bool,
+    choose: Callable[[CData], int],
+) -> tuple[int, list[int], int]:
+    """Take over a sequence and bring the prompt into its cache.
+
+    Returns the number of this generation, what the cache holds, and the token that is chosen to follow.
+    """
     with context._exclusive() as native:
+        history = context._history.pop(seq_id, None)
+        mine = context._take_over([seq_id])
         memory = lib.llama_get_memory(native)
         keep = 0
         if reuse_prefix and history is not None and lib.llama_memory_seq_pos_min(memory, seq_id) == 0:
             cached = lib.llama_memory_seq_pos_max(memory, seq_id) + 1
             # The last token is decoded in any case, for its logits.
-            keep = min(common_prefix(history, tokens), cached, tokens.size - 1)
+            keep = min(common_prefix(np.array(history, np.int32), tokens), cached, tokens.size - 1)
         if not lib.llama_memory_seq_rm(memory, seq_id, keep, -1):
             keep = 0  # this memory can only forget a whole sequence
             lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
@@ -183,7 +193,15 @@ def prepare(context: Context, tokens: NDArray[np.int32], seq_id: int, reuse_pref
         batch = Batch(part.size)
         batch.extend(part, start, seq_id, False)
         batch.logits[-1] = start + part.size == tokens.size
-        context._decode(batch)
+        with context._exclusive() as native:
+            context._must_own(seq_id, mine)
+            context._decode(native, batch)
+            if start + n_batch < tokens.size:
+                continue
+            context._history[seq_id] = held = tokens.tolist()
+            # Before anybody else computes something here: the logits are those of the last batch.
+            return mine, held, choose(native)
+    raise AssertionError("a prompt has tokens")
 
 
 def generate(
@@ -204,37 +222,34 @@ def generate(
     lib.moebind_hooks_forget(context._hooks.pointer)
     if max_tokens == 0:
         return
-    prepare(context, tokens, seq_id, reuse_prefix)
     writer = Writer(context.model, tokens.size, context._length_max, max_tokens, stop, shown)
     step = Batch(1)
     step.extend([0], 0, seq_id, True)
     token_in, pos_in, native_step = step.token, step.pos, step._struct()
-    cached = tokens.tolist()
     attached = context._attached.get(seq_id)
     chooses = attached if sampler is None else sampler
     # What a greedy sampler chooses is found without it.
     asked = None if attached is None and chooses is not None and chooses._is_greedy else chooses
     choose = context._likeliest if asked is None else partial(asked._sample, context)
-    try:
-        with context._exclusive() as native:
-            token = choose(native)
-        while True:
-            piece = writer.take(token)
-            yield piece
-            if piece.stop_reason is not None:
-                return
-            with context._held():
-                native = context._open()
-                if asked is None and context._steps_natively():
-                    following = context._likeliest_after(native, native_step, token, len(cached))
-                    cached.append(token)
-                else:
-                    token_in[0], pos_in[0] = token, len(cached)
-                    context._compute(native, native_step, 1)
-                    if context._attached:
-                        context._remember_sequences(step)
-                    cached.append(token)
-                    following = choose(native)
-                token = following
-    finally:
-        context._history[seq_id] = np.array(cached, np.int32)
+    mine, cached, token = prepare(context, tokens, seq_id, reuse_prefix, choose)
+    owners = context._owners
+    while True:
+        piece = writer.take(token)
+        yield piece
+        if piece.stop_reason is not None:
+            return
+        with context._held():
+            native = context._open()
+            if owners[seq_id] != mine:
+                context._must_own(seq_id, mine)
+            if asked is None and context._steps_natively():
+                following = context._likeliest_after(native, native_step, token, len(cached))
+                cached.append(token)
+            else:
+                token_in[0], pos_in[0] = token, len(cached)
+                context._compute(native, native_step, 1)
+                if context._attached:
+                    context._remember_sequences(step)
+                cached.append(token)
+                following = choose(native)
+            token = following

@@ -8,13 +8,11 @@ from moebind import checks
 from moebind._native import CData, lib
 from moebind._owner import Owner
 from moebind.batch import POS_MAX
-from moebind.errors import MoebindError
+from moebind.errors import ClosedError, MoebindError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from contextlib import AbstractContextManager
-
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = ["KvCache"]
 
@@ -32,8 +30,11 @@ class KvCache(Owner):
 
         def _exclusive(self) -> AbstractContextManager[CData]: ...
 
-        _history: dict[int, NDArray[np.int32]]
-
+    #: Which tokens each sequence's cache begins with, as far as generate() knows.
+    _history: dict[int, list[int]]
+    #: The number of the generation that each sequence belongs to; 0: none, or it was changed since.
+    _owners: list[int]
+    _n_generations = 0
     _can_shift_type = True
     _unified = False
 
@@ -47,6 +48,37 @@ class KvCache(Owner):
         last = -1 if p1 is None else checks.integer("p1", p1, 0, POS_MAX + 1)
         return first, last
 
+    # --- who works on a sequence; the caller holds the context ---
+
+    def _take_over(self, seq_ids: Iterable[int]) -> int:
+        """A generation begins on these sequences: gives its number."""
+        self._n_generations += 1
+        for seq in seq_ids:
+            self._owners[seq] = self._n_generations
+        return self._n_generations
+
+    def _must_own(self, seq_id: int, generation: int) -> None:
+        owner = self._owners[seq_id]
+        if owner == generation:
+            return
+        if owner:
+            raise ClosedError(
+                f"another call to generate took over sequence {seq_id} of this context; finish or close one generator "
+                "before you start the next, or give each a sequence or context of its own"
+            )
+        raise ClosedError(
+            f"another call changed sequence {seq_id} of this context while text was generated in it; finish or close "
+            "the generator before you change its sequence"
+        )
+
+    def _changes(self, seq_ids: Iterable[int]) -> None:
+        """Something else than a generation changes these sequences."""
+        for seq in seq_ids:
+            self._history.pop(seq, None)
+            self._owners[seq] = 0
+
+    # --- for everyone ---
+
     def kv_cache_clear(self, data: bool = True) -> None:
         """Forget all sequences (``llama_memory_clear``).
 
@@ -57,7 +89,7 @@ class KvCache(Owner):
         """
         overwrite = checks.boolean("data", data)
         with self._exclusive() as native:
-            self._history.clear()
+            self._changes(range(self.n_seq_max))
             lib.llama_memory_clear(lib.llama_get_memory(native), overwrite)
 
     def kv_cache_seq_rm(
@@ -79,7 +111,7 @@ class KvCache(Owner):
         """
         seq, (first, last) = self._seq("seq_id", seq_id, -1), self._range(p0, p1)
         with self._exclusive() as native:
-            self._history.clear()
+            self._changes(range(self.n_seq_max) if seq < 0 else [seq])
             return bool(lib.llama_memory_seq_rm(lib.llama_get_memory(native), seq, first, last))
 
     def kv_cache_seq_cp(
@@ -104,14 +136,15 @@ class KvCache(Owner):
                 "context with kv_unified=True to copy parts"
             )
         with self._exclusive() as native:
-            self._history.clear()
+            if source != target:
+                self._changes([target])
             lib.llama_memory_seq_cp(lib.llama_get_memory(native), source, target, first, last)
 
     def kv_cache_seq_keep(self, seq_id: SupportsIndex) -> None:
         """Forget all sequences but this one (``llama_memory_seq_keep``)."""
         seq = self._seq("seq_id", seq_id)
         with self._exclusive() as native:
-            self._history.clear()
+            self._changes(other for other in range(self.n_seq_max) if other != seq)
             memory = lib.llama_get_memory(native)
             lib.llama_memory_seq_keep(memory, seq)
             if not self._unified:
@@ -147,7 +180,8 @@ class KvCache(Owner):
         far = checks.integer("delta", delta, -POS_MAX)
         with self._exclusive() as native:
             memory = self._shiftable(native)
-            self._history.clear()
+            self._history.clear()  # in a unified cache, sequences can share what is moved
+            self._changes([seq])
             highest = lib.llama_memory_seq_pos_max(memory, seq)
             if highest + far > POS_MAX:
                 raise ValueError(f"delta is {far}; position {highest} would go beyond {POS_MAX}")
@@ -166,8 +200,10 @@ class KvCache(Owner):
         seq, (first, last) = self._seq("seq_id", seq_id), self._range(p0, p1)
         divisor = checks.integer("d", d, 1)
         with self._exclusive() as native:
+            memory = self._shiftable(native)
             self._history.clear()
-            lib.llama_memory_seq_div(self._shiftable(native), seq, first, last, divisor)
+            self._changes([seq])
+            lib.llama_memory_seq_div(memory, seq, first, last, divisor)
 
     def kv_cache_seq_pos_min(self, seq_id: SupportsIndex) -> int:
         """The first position that a sequence has in the cache, -1 if it is empty (``llama_memory_seq_pos_min``)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, SupportsIndex
 
@@ -48,7 +48,10 @@ class State(Owner):
         _params: ContextParams
         _n_seq_max: int
         _unified: bool
-        _history: dict[int, NDArray[np.int32]]
+        _history: dict[int, list[int]]
+        _owners: list[int]
+
+        def _changes(self, seq_ids: Iterable[int]) -> None: ...
 
         def _exclusive(self) -> AbstractContextManager[CData]: ...
         def _seq(self, name: str, seq_id: SupportsIndex, low: int = 0) -> int: ...
@@ -165,7 +168,7 @@ class State(Owner):
         with self._exclusive() as native:
             self._check(native, name, seal.cache)
             self._replace(native, name, body)
-            self._history[0] = tokens
+            self._history[0] = tokens.tolist()
         return np.array(tokens)
 
     # --- one sequence ---
@@ -210,7 +213,8 @@ class State(Owner):
                 self._make_room(native, seq)
                 ticket = self._on_device[seq] = object()
             state = SeqState._of(cache, state_data.read_seq(native, seq, chosen), chosen, ticket)
-            state._tokens = self._history.get(seq)
+            held = self._history.get(seq)
+            state._tokens = None if held is None else np.array(held, np.int32)
         return state
 
     def state_seq_set(self, state: SeqState, seq_id: SupportsIndex) -> None:
@@ -248,7 +252,7 @@ class State(Owner):
             self._replace_seq(native, "the state", state._data, seq, state._flags)
             # A part says nothing of what the rest of the sequence is.
             if state._tokens is not None and not state._flags & StateSeqFlags.PARTIAL_ONLY:
-                self._history[seq] = state._tokens
+                self._history[seq] = state._tokens.tolist()
 
     def state_seq_save_file(
         self, path: str | os.PathLike[str], seq_id: SupportsIndex, tokens: ArrayLike | None = None
@@ -306,7 +310,7 @@ class State(Owner):
         with self._exclusive() as native:
             self._check(native, name, seal.cache)
             self._replace_seq(native, name, body, seq, StateSeqFlags.NONE)
-            self._history[seq] = tokens
+            self._history[seq] = tokens.tolist()
         return np.array(tokens)
 
     # --- underneath; the caller holds the context ---
@@ -385,14 +389,22 @@ class State(Owner):
         replaced: int | None = None,
     ) -> None:
         """Write a state: a sequence's, or all. Whatever comes of it, the context holds the new one, or what it held."""
-        known = dict(self._history)
-        self._history.clear()
+        known, owners = dict(self._history), list(self._owners)
+
+        def keep(seq_ids: Iterable[int]) -> None:
+            for seq in seq_ids:
+                self._owners[seq] = owners[seq]
+                if seq in known:
+                    self._history[seq] = known[seq]
+
+        everything = range(self._n_seq_max)
+        self._changes(everything)
         try:
             failure = write()
         except BaseException:  # Ctrl-C, after llama.cpp was done
             remove()
             if put_back is None or put_back() is None:
-                self._history.update(known)
+                keep(everything)
             raise
         if failure is not None:
             remove()
@@ -400,9 +412,9 @@ class State(Owner):
             if again is not None:
                 lib.llama_memory_clear(lib.llama_get_memory(self._open()), True)
                 raise StateError(f"{name} does not fit, and what the context held could not be kept{failure}{again}")
-            self._history.update(known)
+            keep(everything)
             raise StateError(f"{name} does not fit this context, which holds what it held{failure}")
-        self._history.update({} if replaced is None else {seq: known[seq] for seq in known if seq != replaced})
+        keep(() if replaced is None else (seq for seq in everything if seq != replaced))
 
     # --- files ---
 
@@ -410,7 +422,7 @@ class State(Owner):
         name = checks.path("path", path)
         given = None if tokens is None else checks.int32_array("tokens", tokens, 0, self._model.n_vocab - 1)
         with self._exclusive() as native:
-            known = self._history.get(seq, np.empty(0, np.int32)) if given is None else given
+            known = np.array(self._history.get(seq, []), np.int32) if given is None else given
             cache = self._cache_kind(native)
             if kind is Kind.CONTEXT_FILE:
                 data, prefix = memoryview(state_data.read(native)), bytes(_PREFIX)
