@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 from weakref import WeakSet
 
 from moebind._fork import renewed
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["CallLock", "Owner"]
+__all__ = ["CallLock", "OfThisProcess", "Owner"]
 
 
 class CallLock:
@@ -50,7 +50,22 @@ class CallLock:
         return self._lock
 
 
-class Owner:
+class OfThisProcess:
+    """An object with native memory, which cannot be pickled: another process makes one of its own."""
+
+    __slots__ = ()
+    #: What to do in the other process.
+    _elsewhere = "make another one there"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be pickled or copied."""
+        raise TypeError(
+            f"a {type(self).__name__} cannot be pickled or copied: it holds native memory of this process. To use one in "
+            f"another process, {self._elsewhere}"
+        )
+
+
+class Owner(OfThisProcess):
     """An object that owns one native thing: closed until it has it, and again after ``close()``.
 
     The pointer is a cffi object that frees what it points to when nobody holds it any more. ``close()`` lets go of it;

@@ -40,7 +40,7 @@ class LoraAdapter(Owner):
     ...     context.set_lora_adapters({adapter: 0.5})
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
         raise TypeError("adapters are made by Model.lora_adapter_init(path)")
 
     @classmethod

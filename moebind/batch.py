@@ -9,6 +9,7 @@ import numpy as np
 
 from moebind import checks
 from moebind._native import CData, ffi
+from moebind._owner import OfThisProcess
 from moebind.errors import BatchError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ CAPACITY_MAX = 2**24
 SEQ_ID_MAX = 255
 
 
-class Batch:
+class Batch(OfThisProcess):
     """Tokens with their positions and sequences, to be processed in one call.
 
     The arrays belong to Python and are handed to llama.cpp without a copy.

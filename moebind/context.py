@@ -46,16 +46,23 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
     """
 
     _warn_unclosed = True
+    _elsewhere = "load the model there again, and make one with Model.new_context(params)"
     #: RPC servers that hold parts of it.
     _servers: tuple[str, ...]
 
-    def __init__(
-        self,
-        model: Model,
-        params: ContextParams,
-        *,
-        ctx_other: Context | None = None,
-        samplers: Mapping[int, Sampler] | None = None,
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
+        raise TypeError("contexts are made by Model.new_context(params)")
+
+    @classmethod
+    def _of(
+        cls, model: Model, params: ContextParams, ctx_other: Context | None, samplers: Mapping[int, Sampler] | None
+    ) -> Context:
+        context = cls.__new__(cls)
+        context._start(model, params, ctx_other, samplers)
+        return context
+
+    def _start(
+        self, model: Model, params: ContextParams, ctx_other: Context | None, samplers: Mapping[int, Sampler] | None
     ) -> None:
         if not isinstance(params, ContextParams):
             raise TypeError(f"params is {params!r}; it takes ContextParams, such as ContextParams(n_ctx=4096)")

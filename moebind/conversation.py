@@ -39,11 +39,19 @@ class ChatReply(Iterator[Piece]):
     >>> messages.append(reply.message)
     """
 
-    def __init__(self, prompt: ChatPrompt, pieces: Iterator[Piece]) -> None:
-        self.prompt = prompt
-        self.text = ""
-        self.stop_reason: StopReason | None = None
-        self._pieces = pieces
+    prompt: ChatPrompt
+    text: str
+    stop_reason: StopReason | None
+    _pieces: Iterator[Piece]
+
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
+        raise TypeError("replies are made by Context.chat(messages)")
+
+    @classmethod
+    def _of(cls, prompt: ChatPrompt, pieces: Iterator[Piece]) -> ChatReply:
+        reply = cls.__new__(cls)
+        reply.prompt, reply.text, reply.stop_reason, reply._pieces = prompt, "", None, pieces
+        return reply
 
     def __next__(self) -> Piece:
         piece = next(self._pieces)
@@ -157,4 +165,4 @@ class Conversation(Owner):
             seq_id=seq_id,
             reuse_prefix=reuse_prefix,
         )
-        return ChatReply(prompt, pieces)
+        return ChatReply._of(prompt, pieces)

@@ -166,6 +166,7 @@ class Decoding(Outputs):
 
     def _run(self, function: Any, native: CData, *arguments: Any) -> int:
         """Call a native function that computes, with everything that it uses."""
+        lib.moebind_log_forget()  # an error quotes what was said of this batch
         if self._also_used:
             with ExitStack() as held:
                 for lock in self._also_used:
@@ -188,8 +189,8 @@ class Decoding(Outputs):
         if code == 2:
             lib.moebind_hooks_forget(self._hooks.pointer)
             raise AbortedError("the computation was aborted; what was processed before is in the cache", code)
-        reason = "the batch does not fit the context" if code == -1 else "the computation failed"
-        raise DecodeError(f"llama_decode returned {code}: {reason}{log.recent_lines(3)}", code)
+        reason = _refusal() if code == -1 else "the computation failed"
+        raise DecodeError(f"llama_decode returned {code}: {reason}{log.recent_lines()}", code)
 
     def encode(self, batch: Batch) -> None:
         """Process a batch with a model's encoder, or without a cache.
@@ -328,3 +329,15 @@ class Decoding(Outputs):
             last = batch.n_tokens + (-1 if encoding or not memory else int(lib.llama_memory_seq_pos_max(memory, 0)))
         if self._n_pos and last >= self._n_pos:
             raise BatchError(f"the batch has position {last}; this model has embeddings for {self._n_pos} positions")
+
+
+def _refusal() -> str:
+    """What llama.cpp has against a batch, and what to do where that is known."""
+    said = next((line for line in log.recent() if "-> overriding" not in line), "")
+    reason = said.partition(": ")[2].rstrip(":")  # without the function's name
+    if "position" in reason:
+        reason += (
+            ". The positions of a sequence must be consecutive, and continue what the cache holds of it: the next one is "
+            "kv_cache_seq_pos_max(seq_id) + 1"
+        )
+    return f"llama.cpp refused the batch{': ' if reason else ''}{reason}"

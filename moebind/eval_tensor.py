@@ -9,6 +9,7 @@ import numpy as np
 
 from moebind import checks, patterns
 from moebind._native import CData, decoded, ffi, lib
+from moebind._owner import OfThisProcess
 from moebind.enums import GgmlType
 from moebind.errors import ClosedError
 
@@ -31,7 +32,7 @@ _DTYPES: dict[GgmlType, np.dtype[Any]] = {
 }
 
 
-class EvalTensor:
+class EvalTensor(OfThisProcess):
     """A tensor of a graph that is being computed, as an eval callback sees it.
 
     It can be used only during the call; afterwards everything but its ``repr`` raises :class:`ClosedError`. Arrays that
@@ -40,7 +41,7 @@ class EvalTensor:
 
     __slots__ = ("_computed", "_pointer")
 
-    def __init__(self) -> None:
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
         raise TypeError("eval tensors are made for eval callbacks: see ContextParams.with_eval_callback")
 
     @classmethod

@@ -17,6 +17,7 @@ import numpy as np
 
 from moebind import checks, log
 from moebind._native import CData, decoded, ffi, lib, own
+from moebind._owner import OfThisProcess
 from moebind.enums import GgmlType, GgufType
 from moebind.errors import ModelLoadError, ModelNotFoundError, NativeError
 
@@ -123,7 +124,7 @@ class GgufTensor:
             raise ModelLoadError(f"the data of {self.name} cannot be read: {error}") from error
 
 
-class Gguf(Mapping[str, GgufValue]):
+class Gguf(OfThisProcess, Mapping[str, GgufValue]):
     """The metadata of a GGUF file, as a mapping, and the table of its tensors. Made by :meth:`from_file`.
 
     Values are bool, int, float or str; an array of texts is a list of str, an array of numbers a read-only numpy array.
@@ -143,7 +144,9 @@ class Gguf(Mapping[str, GgufValue]):
     #: Of files on the Hub: their sizes, and how many bytes were read.
     _remote: tuple[tuple[int, ...], int] | None
 
-    def __init__(self) -> None:
+    _elsewhere = "read the file there again, with Gguf.from_file(path)"
+
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
         raise TypeError("they are made by Gguf.from_file(path)")
 
     @classmethod

@@ -23,7 +23,7 @@ from moebind.enums import GgmlType, GgufType
 from moebind.errors import ModelLoadError
 from moebind.gguf import Gguf
 
-__all__ = ["check_model"]
+__all__ = ["check_model", "check_whole"]
 
 LAYERS_MAX = 512  # LLAMA_MAX_LAYERS
 EXPERTS_MAX = 1024  # LLAMA_MAX_EXPERTS
@@ -133,6 +133,7 @@ def check_model(
     """
     fields = _Fields(file, overrides)
     _check_splits(file)
+    check_whole(file)
     _check_vocabulary(fields)
     if vocab_only or fields.architecture == "clip":
         return
@@ -147,6 +148,20 @@ def check_model(
     _check_numbers(fields)
     _check_tensors(file)
     _check_architecture(fields)
+
+
+def check_whole(file: Gguf) -> None:
+    """Refuse a file that ends before its tensors do, such as one whose download was broken off.
+
+    Raises
+    ------
+    ModelLoadError
+        Which tensor is cut off.
+    """
+    sizes = dict(zip(file.paths, file._sizes(), strict=True))
+    for tensor in file.tensors.values():
+        if tensor.offset + tensor.nbytes > sizes[tensor.path]:
+            raise ModelLoadError(f"{tensor.path} is cut off: its tensor {tensor.name} ends beyond the end of the file")
 
 
 def _check_splits(file: Gguf) -> None:

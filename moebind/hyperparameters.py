@@ -75,6 +75,11 @@ class Hyperparameters(Vocabulary):
         return int(lib.llama_model_size(self._open()))
 
     @property
+    def _title(self) -> str:
+        """``desc`` with the number of parameters where llama.cpp knows no name for the size."""
+        return self.desc.replace(" ?B", f" {_in_short(self.n_params)}", 1)
+
+    @property
     def n_params(self) -> int:
         """How many parameters it has (``llama_model_n_params``)."""
         return int(lib.llama_model_n_params(self._open()))
@@ -194,3 +199,12 @@ class Hyperparameters(Vocabulary):
     def decode_start_token(self) -> int | None:
         """The token that an encoder-decoder model's decoder begins with (``llama_model_decoder_start_token``)."""
         return self._special(lib.llama_model_decoder_start_token(self._whole()))
+
+
+def _in_short(count: int) -> str:
+    """Such as 692M: three digits at most."""
+    for factor, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= factor:
+            number = count / factor
+            return f"{number:.0f}{unit}" if number >= 10 else f"{number:.1f}{unit}"
+    return str(count)

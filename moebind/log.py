@@ -8,7 +8,7 @@ import threading
 from moebind._fork import taken
 from moebind._native import ffi, lib
 
-__all__ = ["logger", "recent_lines", "set_log"]
+__all__ = ["logger", "recent", "recent_lines", "set_log"]
 
 #: Where llama.cpp's lines go.
 logger = logging.getLogger("moebind.llama")
@@ -24,6 +24,8 @@ _LEVELS = {
 _TOLD_OTHERWISE = (
     "tensor overrides to CPU are used with mmap enabled",  # experts in host memory; docs/offload.md weighs the choice
     "model default pooling_type is [-1]",  # the file names none, and embed() takes MEAN
+    "embeddings required but some input tokens were not marked as outputs",  # contexts that compute them give all
+    "applying manual override",  # the type that quantize() was told to give the tensor
     "failed to find a memory slot",  # NoKvSlotError, which generate_many() answers by itself
 )
 
@@ -86,9 +88,14 @@ def set_log(level: str | int | None = "warning") -> None:
         logging.basicConfig()
 
 
-def recent_lines(n: int = 6) -> str:
-    """The last lines that llama.cpp logged in this thread since ``moebind_log_forget``, for an error message."""
+def recent() -> list[str]:
+    """The last lines that llama.cpp logged in this thread since ``moebind_log_forget``."""
     buffer = ffi.new("char[]", 16384)
     lib.moebind_log_recent(buffer, len(buffer))
-    lines = bytes(ffi.string(buffer)).decode("utf-8", "replace").splitlines()
-    return "".join(f"\n  llama.cpp: {line}" for line in lines[-n:])
+    return bytes(ffi.string(buffer)).decode("utf-8", "replace").splitlines()
+
+
+def recent_lines(n: int = 6) -> str:
+    """The last of :func:`recent`, to be put at the end of an error message that has no full stop."""
+    lines = "".join(f"\n  llama.cpp: {line}" for line in recent()[-n:])
+    return f":{lines}" if lines else ""

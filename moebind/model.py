@@ -54,6 +54,7 @@ class Model(ChatTemplates, Embedding, Hyperparameters, Pretrained, Saving):
     """
 
     _warn_unclosed = True
+    _elsewhere = "load it there again, with Model.load_from_file(path, params): processes share a mapped file's memory"
 
     def __init__(self, *_arguments: object, **_keywords: object) -> None:
         raise TypeError("models are made by Model.load_from_file(path, params)")
@@ -194,7 +195,7 @@ class Model(ChatTemplates, Embedding, Hyperparameters, Pretrained, Saving):
             super().close()
 
     def __repr__(self) -> str:
-        return "<Model, closed>" if self.closed else f"<Model {self.desc}>"
+        return "<Model, closed>" if self.closed else f"<Model {self._title}>"
 
     def new_context(
         self,
@@ -229,7 +230,7 @@ class Model(ChatTemplates, Embedding, Hyperparameters, Pretrained, Saving):
         from moebind.context import Context
 
         chosen = ContextParams() if params is None else params
-        return Context(self, chosen, ctx_other=ctx_other, samplers=samplers)
+        return Context._of(self, chosen, ctx_other, samplers)
 
     def lora_adapter_init(self, path: str | os.PathLike[str]) -> LoraAdapter:
         """Load a LoRA adapter for this model.

@@ -47,7 +47,7 @@ class Sampler(GrammarKinds):
     >>> token = sampler.sample(context)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
         raise TypeError("samplers are made by class methods, such as Sampler.greedy() or Sampler.chain_simple([...])")
 
     @classmethod

@@ -39,7 +39,7 @@ class SeqState:
     #: What generate() knew of the sequence.
     _tokens: NDArray[np.int32] | None
 
-    def __init__(self) -> None:
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
         raise TypeError("states are taken with Context.state_seq_get(seq_id), or made with SeqState.from_bytes(data)")
 
     @classmethod

@@ -10,6 +10,7 @@ import numpy as np
 from moebind import checks
 from moebind._fork import renewed
 from moebind._native import CData, ffi
+from moebind._owner import OfThisProcess
 from moebind.errors import SamplerError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ __all__ = ["TOKEN_DATA", "TokenDataArray"]
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
-class TokenDataArray:
+class TokenDataArray(OfThisProcess):
     """Candidates for the next token, which samplers filter, sort and choose from.
 
     Parameters

@@ -60,12 +60,11 @@ def test_percent_signs_are_text(caplog: pytest.LogCaptureFixture, tmp_path: Path
         record.getMessage()
 
 
-def test_errors_of_a_failed_load_are_in_the_message_even_in_silence(tmp_path: Path, tiny_path: MakeTiny) -> None:
+def test_errors_of_a_failed_load_are_in_the_message_even_in_silence(tiny_path: MakeTiny) -> None:
     moebind.set_log(None)
-    path = tmp_path / "cut.gguf"
-    path.write_bytes(tiny_path(n_expert=4).read_bytes()[:-5000])
-    with pytest.raises(moebind.ModelLoadError, match="llama.cpp: .*(not within the file bounds|corrupted|incomplete)"):
-        Model.load_from_file(path, CPU)
+    unknown = CPU.with_kv_override("general.architecture", "nonesuch")
+    with pytest.raises(moebind.ModelLoadError, match="could not be loaded:\n(  llama.cpp: .*\n)+.*nonesuch"):
+        Model.load_from_file(tiny_path(), unknown)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +121,24 @@ def test_a_full_cache_is_an_exception_only(caplog: pytest.LogCaptureFixture, tin
         with pytest.raises(moebind.NoKvSlotError):
             context.decode(batch)
     assert all(record.levelno < logging.WARNING for record in caplog.records)
+
+
+def test_outputs_of_every_token_are_no_warning(caplog: pytest.LogCaptureFixture, dense: Model) -> None:
+    moebind.set_log()
+    with dense.new_context(SMALL.with_embeddings(True)) as context:
+        context.decode(Batch.get_one([1, 2, 3]))
+    assert all(record.levelno < logging.WARNING for record in caplog.records)
+
+
+def test_types_that_quantize_was_told_are_no_warning(
+    caplog: pytest.LogCaptureFixture, dense: Model, tmp_path: Path
+) -> None:
+    moebind.set_log("info")
+    types = {"ffn_down": moebind.GgmlType.Q8_0}
+    moebind.quantize(dense.path, tmp_path / "out.gguf", moebind.Ftype.Q4_0, tensor_types=types, n_threads=1)
+    told = [record.levelno for record in caplog.records if "applying manual override" in record.getMessage()]
+    assert told
+    assert set(told) == {logging.INFO}
 
 
 def test_pooling_unlike_the_models_is_a_warning(caplog: pytest.LogCaptureFixture, tiny_path: MakeTiny) -> None:

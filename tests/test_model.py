@@ -30,6 +30,7 @@ from moebind import (
     VocabType,
     lib,
 )
+from moebind.hyperparameters import _in_short
 
 MakeTiny = Callable[..., Path]
 
@@ -59,11 +60,30 @@ def test_a_pipe_or_a_directory_is_not_waited_for(tmp_path: Path) -> None:
             Model.load_from_file(path, CPU)
 
 
-def test_a_truncated_model_quotes_the_log(tmp_path: Path, tiny_path: MakeTiny) -> None:
+def test_a_truncated_model_says_what_is_missing(tmp_path: Path, tiny_path: MakeTiny) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes(tiny_path(n_expert=4).read_bytes()[:-5000])
-    with pytest.raises(ModelLoadError, match="llama.cpp: "):
+    with pytest.raises(ModelLoadError, match=r"cut.gguf is cut off: its tensor \S+ ends beyond the end of the file"):
         Model.load_from_file(path, CPU)
+
+
+def test_llama_cpp_is_quoted_after_a_colon(tmp_path: Path) -> None:
+    path = tmp_path / "no.gguf"
+    path.write_bytes(b"no model")
+    with pytest.raises(ModelLoadError, match=r"that this llama.cpp can read:\n  llama.cpp: gguf_init"):
+        Model.load_from_file(path, CPU)
+
+
+def test_sizes_that_llama_cpp_has_no_name_for(dense: Model) -> None:
+    assert " ?B " in dense.desc
+    assert repr(dense) == f"<Model {dense.desc.replace('?B', f'{dense.n_params / 1000:.0f}K')}>"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(7, "7"), (1234, "1.2K"), (691_500_000, "692M"), (1_000_000, "1.0M"), (235_000_000_000, "235B")]
+)
+def test_counts_in_short(count: int, text: str) -> None:
+    assert _in_short(count) == text
 
 
 @pytest.mark.parametrize("path", [3, None, b"x.gguf", ["x.gguf"]])

@@ -123,7 +123,7 @@ def _measure(parent: Parent, asked: Mapping[str, Any], devices: Sequence[Device]
                 **_run(parent, asked, model, context),
             },
             machine=record,
-            model={"description": model.desc, "n_params": model.n_params, "size": model.size, "n_ctx": context.n_ctx},
+            model={"description": model._title, "n_params": model.n_params, "size": model.size, "n_ctx": context.n_ctx},
         )
 
 

@@ -20,7 +20,7 @@ from moebind import checks
 from moebind._native import ffi, lib, own
 from moebind.errors import ModelLoadError
 from moebind.gguf import Gguf
-from moebind.header_checks import check_model
+from moebind.header_checks import check_model, check_whole
 from moebind.params import ModelParams
 
 if TYPE_CHECKING:
@@ -142,13 +142,11 @@ def _header_of(file: Gguf) -> Header:
         raise ModelLoadError(f"{file.path} does not say which architecture it is: it is no model")
     if len(file.tensors) > TENSORS_MAX:
         raise ModelLoadError(f"{file.path} has {len(file.tensors)} tensors; at most {TENSORS_MAX} are planned for")
+    check_whole(file)
     numbers = {each: number for number, each in enumerate(file.paths)}
-    sizes = file._sizes()
     tensors: dict[str, TensorInfo] = {}
     for tensor in file.tensors.values():
         number = numbers[tensor.path]
-        if tensor.offset + tensor.nbytes > sizes[number]:
-            raise ModelLoadError(f"{tensor.path} is cut off: its tensor {tensor.name} ends behind the end of the file")
         ne = (*tensor.shape, 1, 1, 1)[:4]
         tensors[tensor.name] = TensorInfo(tensor.name, tensor.type, ne, tensor.nbytes, number, tensor.offset)
     return Header(file.paths, file, tensors, architecture, _write(file, tensors, architecture))
