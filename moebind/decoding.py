@@ -337,7 +337,7 @@ def _refusal() -> str:
     reason = said.partition(": ")[2].rstrip(":")  # without the function's name
     if "position" in reason:
         reason += (
-            ". The positions of a sequence must be consecutive, and continue what the cache holds of it: the next one is "
-            "kv_cache_seq_pos_max(seq_id) + 1"
+            ". The positions of a sequence must be consecutive, and continue what the cache holds of it: the next one "
+            "is kv_cache_seq_pos_max(seq_id) + 1"
         )
     return f"llama.cpp refused the batch{': ' if reason else ''}{reason}"
