@@ -60,8 +60,8 @@ class OfThisProcess:
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Refuse to be pickled or copied."""
         raise TypeError(
-            f"a {type(self).__name__} cannot be pickled or copied: it holds native memory of this process. To use one in "
-            f"another process, {self._elsewhere}"
+            f"a {type(self).__name__} cannot be pickled or copied: it holds native memory of this process. To use one "
+            f"in another process, {self._elsewhere}"
         )
 
 
