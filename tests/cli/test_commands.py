@@ -292,7 +292,7 @@ def test_a_reason_is_said_once_and_the_log_comes_back(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     command, _, library = done.stderr.partition("afterwards\n")
-    assert command.startswith("moebind: bad.gguf is not a GGUF file that this llama.cpp can read; llama.cpp: gguf_init")
+    assert command.startswith("moebind: bad.gguf is not a GGUF file that this llama.cpp can read: llama.cpp: gguf_init")
     assert (command.count("\n"), command.count("magic")) == (1, 1)
     assert "magic" in library
 
