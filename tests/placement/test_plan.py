@@ -289,7 +289,13 @@ def test_pictures_need_matplotlib_and_nothing_else_does(tiny_path: MakeTiny) -> 
         ({"model_params": ModelParams().with_kv_override("llama.expert_used_count", 9)}, ModelLoadError),
         ({"model_params": ModelParams().with_kv_override("llama.attention.head_count_kv", 0)}, ModelLoadError),
         ({"model_params": ModelParams().with_kv_override("llama.rope.dimension_count", 2**31)}, ModelLoadError),
-        ({"context_params": ContextParams(n_ctx=2**31 - 512)}, ContextCreationError),
+        (
+            {
+                "context_params": ContextParams(n_ctx=0),
+                "model_params": ModelParams().with_kv_override("llama.context_length", 2**31 - 512),
+            },
+            ContextCreationError,
+        ),
         ({"context_params": ContextParams(n_seq_max=64, n_batch=32)}, ContextCreationError),
         ({"context_params": ContextParams(type_k=GgmlType.Q8_0)}, ContextCreationError),
         (
