@@ -259,6 +259,8 @@ def test_overrides_add_up_in_order() -> None:
     [
         "(", "[a", "a{2,1}", "*", "(?<=a)b", "(?i)a", "", "x" * 1001, "(" * 300,
         "(a*)*b", "(a|b)*c", "(.*)*(.*)*x$", "((a+)b)+", "(a{1,3}){2,}", ".*.*.*.*.*x", "a\0b",
+        "a?.++3", "a++", "a?+", "a*{2}", "a+?+", "a???", "(a?a?)+b",
+        "a?" * 20 + "b", "(a|a)" * 20 + "b", "a{0,9}" * 9 + "b",
     ],
 )  # fmt: skip
 def test_patterns_that_are_refused(pattern: str) -> None:
@@ -276,6 +278,12 @@ def test_patterns_that_are_refused(pattern: str) -> None:
         r"\(a\)*",
         "(ab)+",
         r"a{2,3}",
+        r"a{3}b",
+        "a+?b",
+        "a??",
+        r"ffn_(up|down)?_exps",
+        r"blk\.(\d|1\d|20)\.ffn_(up|down|gate|gate_up)_(ch|)exps",
+        rf"blk\.({'|'.join(map(str, range(60)))})\..*_(ch|)exps",
         "é",
     ],
 )
