@@ -22,8 +22,8 @@ REPEATS_MAX = 4
 #: two, an unbounded repetition taken for eight.
 WAYS_MAX, WAYS_OF_A_REPEAT = 2**15, 8
 _QUANTIFIERS: dict[str, tuple[int, int | None]] = {"?": (0, 1), "*": (0, None), "+": (1, None)}
-#: An escaped character, a class, a counted repetition, or any one character.
-_PIECES = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{\d+,?\d*\}|.", re.DOTALL)
+#: The beginning of a group that captures nothing, an escaped character, a class, a counted repetition, any one character.
+_PIECES = re.compile(r"\(\?[:=!]|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{\d+,?\d*\}|.", re.DOTALL)
 
 
 def experts_pattern() -> str:
@@ -69,7 +69,7 @@ def _repeats_and_ways(pattern: str) -> tuple[int, int]:
     for piece in _PIECES.finditer(pattern):
         symbol = piece[0]
         bounds = _bounds(symbol)
-        if symbol == "(":
+        if symbol.startswith("("):
             open_groups.append(False)
             choices.append(1)
         elif symbol == ")" and len(open_groups) > 1:

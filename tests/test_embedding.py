@@ -255,7 +255,8 @@ def test_batches_do_not_change_embeddings(bert: Model, rows: list[list[int]], n_
     got = bert.embed(rows, context_params=params)
     assert got.shape == (len(rows), bert.n_embd_out)
     for row, vector in zip(rows, got, strict=True):
-        np.testing.assert_allclose(vector, pooled(bert, PoolingType.MEAN, [row])[0], atol=1e-4)
+        # ggml looks GELU up in half precision, where one rounding is a step of up to 1e-3.
+        np.testing.assert_allclose(vector, pooled(bert, PoolingType.MEAN, [row])[0], atol=2e-3)
 
 
 def test_long_texts_are_named_or_cut(bert: Model) -> None:
