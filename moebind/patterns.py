@@ -22,7 +22,7 @@ REPEATS_MAX = 4
 #: two, an unbounded repetition taken for eight.
 WAYS_MAX, WAYS_OF_A_REPEAT = 2**15, 8
 _QUANTIFIERS: dict[str, tuple[int, int | None]] = {"?": (0, 1), "*": (0, None), "+": (1, None)}
-#: The beginning of a group that captures nothing, an escaped character, a class, a counted repetition, any one character.
+#: The beginning of a group that captures nothing, an escaped character, a class, a counted repetition, any character.
 _PIECES = re.compile(r"\(\?[:=!]|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{\d+,?\d*\}|.", re.DOTALL)
 
 
