@@ -11,7 +11,6 @@ The model should have no experts: llama-batched-bench decodes random tokens, whi
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -19,7 +18,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from programs import demo_model, program
+from programs import arguments, demo_model, program
 
 import moebind
 from moebind import ContextParams, Model, ModelParams
@@ -65,20 +64,16 @@ def _room(tokens: int) -> int:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="a GGUF file; without one, the dense SmolLM2")
-    parser.add_argument("--threads", type=int, default=ContextParams().n_threads)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser = arguments(__doc__, "the dense SmolLM2", 48)
     parser.add_argument("--sequences", type=int, default=8)
-    arguments = parser.parse_args()
-    path = arguments.model or demo_model(dense=True)
-    counts = (arguments.threads, arguments.sequences, arguments.tokens)
+    asked = parser.parse_args()
+    path = asked.model or demo_model(dense=True)
+    counts = (asked.threads, asked.sequences, asked.tokens)
     bench = program("llama-batched-bench")
     rows = []
     with Model.load_from_file(path, ModelParams(n_gpu_layers=0)) as model:
-        our_speed(model, arguments.threads, arguments.sequences, 4)  # the file comes into the cache
-        for _ in range(arguments.rounds):
+        our_speed(model, asked.threads, asked.sequences, 4)  # the file comes into the cache
+        for _ in range(asked.rounds):
             native = native_speed(bench, path, *counts)
             ours, outside = our_speed(model, *counts)
             rows.append((ours / native, outside))

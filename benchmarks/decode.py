@@ -8,7 +8,6 @@ a shared machine only the ratio means something; the median over the rounds is t
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -16,7 +15,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from programs import demo_model, program
+from programs import arguments, demo_model, program
 
 import moebind
 from moebind import ContextParams, Model, ModelParams
@@ -59,26 +58,21 @@ def our_speed(model: Model, threads: int, tokens: int) -> tuple[float, float]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="a GGUF file; without one, the demo model")
-    parser.add_argument("--threads", type=int, default=ContextParams().n_threads)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=96)
-    arguments = parser.parse_args()
-    if arguments.model is None:
-        arguments.model = demo_model()
+    asked = arguments(__doc__, "the demo model", 96).parse_args()
+    if asked.model is None:
+        asked.model = demo_model()
     bench = program("llama-bench")
     rows = []
-    with Model.load_from_file(arguments.model, ModelParams(n_gpu_layers=0)) as model:
-        our_speed(model, arguments.threads, 8)  # the file comes into the cache
-        for _ in range(arguments.rounds):
-            native = native_speed(bench, arguments.model, arguments.threads, arguments.tokens)
-            ours, outside = our_speed(model, arguments.threads, arguments.tokens)
+    with Model.load_from_file(asked.model, ModelParams(n_gpu_layers=0)) as model:
+        our_speed(model, asked.threads, 8)  # the file comes into the cache
+        for _ in range(asked.rounds):
+            native = native_speed(bench, asked.model, asked.threads, asked.tokens)
+            ours, outside = our_speed(model, asked.threads, asked.tokens)
             rows.append((native, ours, ours / native, outside))
             print(f"llama-bench {native:7.2f}   moebind {ours:7.2f} tokens/s   ratio {ours / native:.3f}", flush=True)
     ratios = [row[2] for row in rows]
-    name = Path(arguments.model).name
-    print(f"\n{name}, {arguments.threads} threads, {os.cpu_count()} cores, {arguments.tokens} tokens")
+    name = Path(asked.model).name
+    print(f"\n{name}, {asked.threads} threads, {os.cpu_count()} cores, {asked.tokens} tokens")
     print(f"llama.cpp {moebind.llama_cpp_version}, load {os.getloadavg()[0]:.1f}")
     print(f"ratio {statistics.median(ratios):.3f}, median of {len(rows)} ({min(ratios):.3f} to {max(ratios):.3f})")
     print(f"{statistics.median(row[3] for row in rows):.0f} us a token outside of llama_decode")

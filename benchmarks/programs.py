@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,18 @@ def program(target: str) -> Path:
         raise SystemExit("there is no build folder: run make environment first")
     subprocess.run(["cmake", "--build", folders[0], "--target", target], check=True, stdout=subprocess.DEVNULL)
     return next(path for path in folders[0].rglob(target) if path.is_file())
+
+
+def arguments(description: str | None, model: str, tokens: int) -> argparse.ArgumentParser:
+    """What benchmarks of speed are asked: a model, threads, how many rounds, how many tokens in each."""
+    from moebind import ContextParams
+
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", help=f"a GGUF file; without one, {model}")
+    parser.add_argument("--threads", type=int, default=ContextParams().n_threads)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=tokens)
+    return parser
 
 
 def demo_model(dense: bool = False) -> str:

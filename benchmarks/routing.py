@@ -8,14 +8,13 @@ each round decodes TOKENS of them one by one, and as many in prompts of 32. The 
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
-from programs import demo_model
+from programs import arguments, demo_model
 
 import moebind
 from moebind import Batch, Context, ContextParams, Model, ModelParams, RoutingRecorder
@@ -45,14 +44,9 @@ def pairs(model: Model, params: list[ContextParams], tokens: np.ndarray, at_once
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="a GGUF file; without one, the demo model")
-    parser.add_argument("--threads", type=int, default=ContextParams().n_threads)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=96)
-    arguments = parser.parse_args()
-    n, threads = arguments.tokens, arguments.threads
-    path = arguments.model or demo_model()
+    asked = arguments(__doc__, "the demo model", 96).parse_args()
+    n, threads = asked.tokens, asked.threads
+    path = asked.model or demo_model()
     plain = ContextParams(n_ctx=n, n_threads=threads, n_threads_batch=threads)
     recorder = RoutingRecorder()
     prompts: list[list[float]] = []
@@ -61,10 +55,10 @@ def main() -> None:
         tokens = np.random.default_rng(1).integers(0, model.n_vocab, n)
         params = [plain, plain.with_eval_callback(recorder)]
         pairs(model, params, tokens[:8], 1)  # the file comes into the cache
-        for number in range(arguments.rounds):
+        for number in range(asked.rounds):
             prompts += pairs(model, params, tokens, PROMPT)
             steps += pairs(model, params, tokens, 1)
-            print(f"round {number + 1} of {arguments.rounds}", flush=True)
+            print(f"round {number + 1} of {asked.rounds}", flush=True)
     layers = int((recorder.n_tokens > 0).sum())
     print(f"\n{Path(path).name}, {layers} layers with experts, {threads} threads, {os.cpu_count()} cores")
     print(f"llama.cpp {moebind.llama_cpp_version}, load {os.getloadavg()[0]:.1f}, {len(steps)} pairs")

@@ -26,9 +26,10 @@ def checked_params(params: ModelParams | None) -> ModelParams:
 class Pretrained:
     """The part of a model that downloads it."""
 
-    @classmethod
-    def _load(cls, file: Gguf, params: ModelParams | None, split: bool) -> Self:
-        raise NotImplementedError
+    if TYPE_CHECKING:  # Model has it
+
+        @classmethod
+        def _load(cls, file: Gguf, params: ModelParams | None, split: bool) -> Self: ...
 
     @classmethod
     def from_pretrained(

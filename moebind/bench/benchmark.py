@@ -15,11 +15,11 @@ from moebind import checks
 from moebind._native import decoded, lib
 from moebind.bench import carry, environment
 from moebind.bench.agreement import Agreement, agreement, read_captured
-from moebind.bench.measure import Captured, TimedRun
+from moebind.bench.measure import Captured
 from moebind.bench.placements import Placement, checked
 from moebind.bench.processes import FailedError, measure
 from moebind.bench.progress import Progress
-from moebind.bench.report import REPORT, OffloadReport, OffloadRow, read_memory
+from moebind.bench.report import REPORT, OffloadReport, OffloadRow, make_row
 from moebind.bench.texts import AGREEMENT
 from moebind.enums import DeviceType
 from moebind.files import write_whole
@@ -424,23 +424,8 @@ class _Work:
             asked_for = (request["model_params"], request["context_params"])
             return OffloadRow(name, str(failed), date, key, *asked_for, load_average=load)
         self._environment["machine"], self._environment["model"] = found["machine"], found["model"]
-        row = found["row"]
-        return OffloadRow(
-            name=name,
-            failure=None,
-            date=date,
-            key=key,
-            model_params=row["model_params"],
-            context_params=row["context_params"],
-            load=row["load"],
-            runs=tuple(TimedRun(**{**run, "stamps": tuple(run["stamps"])}) for run in row["runs"]),
-            predicted=read_memory(row["predicted"]),
-            allocated=read_memory(row["allocated"]),
-            before=found["before"],
-            held=found["held"],
-            nvml=found["nvml"],
-            load_average=load,
-        )
+        told = {"name": name, "failure": None, "date": date, "key": key, "load_average": load, "nvml": found["nvml"]}
+        return make_row({**found["row"], **told}, found["before"], found["held"])
 
     def _report(self) -> OffloadReport:
         """What there is so far, with what can be compared compared."""

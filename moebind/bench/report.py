@@ -351,6 +351,12 @@ def _read_seen(seen: Mapping[str, Any] | None) -> Seen | None:
 
 
 def _read_row(row: Mapping[str, Any]) -> OffloadRow:
+    seen = {moment: _read_seen(row[moment]) for moment in ("before", "held")}
+    return make_row({**row, "agreement": None if row["agreement"] is None else Agreement(**row["agreement"])}, **seen)
+
+
+def make_row(row: Mapping[str, Any], before: Seen | None, held: Seen | None) -> OffloadRow:
+    """A row from plain values, with what was seen from outside."""
     return OffloadRow(
         name=str(row["name"]),
         failure=row["failure"],
@@ -362,9 +368,9 @@ def _read_row(row: Mapping[str, Any]) -> OffloadRow:
         runs=tuple(TimedRun(**{**run, "stamps": tuple(run["stamps"])}) for run in row["runs"]),
         predicted=read_memory(row["predicted"]),
         allocated=read_memory(row["allocated"]),
-        before=_read_seen(row["before"]),
-        held=_read_seen(row["held"]),
+        before=before,
+        held=held,
         nvml=row["nvml"],
-        agreement=None if row["agreement"] is None else Agreement(**row["agreement"]),
+        agreement=row.get("agreement"),
         load_average=row.get("load_average"),
     )
