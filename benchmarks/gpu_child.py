@@ -23,7 +23,8 @@ from fit import common_fit
 
 import moebind
 from moebind import Batch, Context, ContextParams, Device, LoadMode, Model, ModelParams, MoebindError, lib
-from moebind.bench import carry, environment, nvml
+from moebind.bench import environment, nvml
+from moebind.params import serialize
 
 
 def open_device(name: str, stack: ExitStack) -> Device:
@@ -58,7 +59,7 @@ def look(_: dict[str, Any], device: Device) -> dict[str, object]:
 def speed(asked: dict[str, Any], device: Device) -> dict[str, object]:
     """Tokens a second of prompts and of single tokens, each repeated after a warm-up, as llama-bench counts them."""
     n_prompt, n_generate = asked["n_prompt"], asked["n_generate"]
-    params = carry.context_params(asked["context_params"]).with_n_ctx(max(n_prompt, n_generate))
+    params = serialize.context_params(asked["context_params"]).with_n_ctx(max(n_prompt, n_generate))
     found: dict[str, list[float]] = {"prompt": [], "decode": []}
     random = np.random.default_rng(1)
     with Model.load_from_file(asked["path"], _params(asked, device)) as model:
@@ -77,7 +78,7 @@ def speed(asked: dict[str, Any], device: Device) -> dict[str, object]:
 
 
 def _params(asked: dict[str, Any], device: Device) -> ModelParams:
-    return carry.model_params({**asked["model_params"], "devices": [device.name]})
+    return serialize.model_params({**asked["model_params"], "devices": [device.name]})
 
 
 def _prompt(context: Context, tokens: np.ndarray) -> float:
@@ -105,7 +106,7 @@ def _generate(model: Model, context: Context, count: int) -> float:
 
 def their_fit(asked: dict[str, Any], device: Device) -> dict[str, object] | None:
     """What llama.cpp's own fit finds for a budget of this device."""
-    context, path = carry.context_params(asked["context_params"]), Path(asked["path"])
+    context, path = serialize.context_params(asked["context_params"]), Path(asked["path"])
     if device.backend == "RPC":  # what is free of its memory is what is free of the machine's, and changes
         plan = common_fit(path, [asked["memory"]], context, context.n_ctx)
     else:
@@ -113,7 +114,7 @@ def their_fit(asked: dict[str, Any], device: Device) -> dict[str, object] | None
         plan = common_fit(path, [asked["memory"]], context, context.n_ctx, [device])
     if plan is None or plan.context_params.n_ctx < context.n_ctx:
         return None
-    found = carry.carried(plan.model_params)
+    found = serialize.carried(plan.model_params)
     found.pop("devices", None)
     return {"model_params": found, "device_bytes": plan.device_bytes}
 

@@ -63,7 +63,7 @@ def _worker(threads: int) -> Iterator[str]:
     """A worker process, and where it listens: a loopback device serves the process that began it only."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moebind.placement.worker", "--port", str(port), "--threads", str(threads)]
+    command = [sys.executable, "-m", "moebind.backend.rpc_worker", "--port", str(port), "--threads", str(threads)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
         try:
             for _ in range(600):

@@ -21,7 +21,8 @@ import weights
 from gpu_llama_bench import llama_bench
 
 from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParams
-from moebind.bench import Placement, carry, offload
+from moebind.bench import Placement, offload
+from moebind.params import serialize
 
 HERE = Path(__file__).resolve().parent
 PHI = "phi-3.5-moe-q4_k_m"
@@ -225,7 +226,7 @@ def theirs(run: Run) -> None:
             f"their fit/{name}", 20, lambda asked=asked, size=size: run.child("their fit", **asked, memory=size)
         )
         if found is not None:
-            placements.append(Placement(f"llama.cpp's fit, {name}", carry.model_params(found["model_params"])))
+            placements.append(Placement(f"llama.cpp's fit, {name}", serialize.model_params(found["model_params"])))
     if placements:
         _offload(run, "theirs", phi_path(run), placements, 80)
 
@@ -233,7 +234,7 @@ def theirs(run: Run) -> None:
 def pairs(run: Run) -> None:
     """llama-bench and moebind in turn, with the same placement, tokens and threads."""
     make_weights(run)
-    phi_report, moved = run.record.result("offload/phi"), carry.carried(ModelParams().with_cpu_moe_all())
+    phi_report, moved = run.record.result("offload/phi"), serialize.carried(ModelParams().with_cpu_moe_all())
     wanted: list[tuple[str, Path, Mapping[str, Any]]] = []
     for model, path in (("Phi", phi_path(run)), ("demo", demo_path())):
         if path is not None:
@@ -248,7 +249,7 @@ def pairs(run: Run) -> None:
 
 
 def _pair(run: Run, bench: Path, path: Path, fields: Mapping[str, Any]) -> dict[str, object]:
-    params, context, counts = carry.model_params(fields), run.context, {**run.counts, "repeats": 3}
+    params, context, counts = serialize.model_params(fields), run.context, {**run.counts, "repeats": 3}
     found: dict[str, list[dict[str, Any]]] = {"llama-bench": [], "moebind": []}
     for _ in range(1 if path == phi_path(run) else 2):  # 25 GB are loaded each time
         found["llama-bench"].append(llama_bench(bench, path, params, context, counts, run.device))
@@ -266,7 +267,11 @@ def _mean(numbers: list[float]) -> float:
 
 def _asked(path: Path, fields: Mapping[str, Any], context: ContextParams) -> dict[str, object]:
     threads = {"n_threads": context.n_threads, "n_threads_batch": context.n_threads_batch}
-    return {"path": str(path), "model_params": dict(fields), "context_params": {**carry.carried(context), **threads}}
+    return {
+        "path": str(path),
+        "model_params": dict(fields),
+        "context_params": {**serialize.carried(context), **threads},
+    }
 
 
 def settings(run: Run) -> None:
@@ -297,7 +302,7 @@ def settings(run: Run) -> None:
         ),
     }  # fmt: skip
     for name, (params, context_params) in variants.items():
-        asked = _asked(phi_path(run), carry.carried(params), context_params)
+        asked = _asked(phi_path(run), serialize.carried(params), context_params)
         run.unit(f"settings/{name}", 45, lambda asked=asked: run.child("speed", **asked, **counts, repeats=3))
 
 

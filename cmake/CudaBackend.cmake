@@ -1,5 +1,5 @@
 # How ggml-cuda is built: a library that nothing links. libggml loads it when it lists its backends
-# (native/cuda_loader.cpp), or says why it cannot, so that neither a missing driver nor a missing cuBLAS stops
+# (native/replaced/cuda_loader.cpp), or says why it cannot, so that neither a missing driver nor a missing cuBLAS stops
 # `import moebind`. That also allows VMM, the better pool of scratch memory, which needs the driver's library.
 foreach(property IN ITEMS LINK_LIBRARIES INTERFACE_LINK_LIBRARIES)
   get_target_property(linked ggml ${property})
@@ -7,7 +7,7 @@ foreach(property IN ITEMS LINK_LIBRARIES INTERFACE_LINK_LIBRARIES)
   set_property(TARGET ggml PROPERTY ${property} ${linked})
 endforeach()
 add_dependencies(ggml ggml-cuda)
-target_sources(ggml PRIVATE native/cuda_loader.cpp)
+target_sources(ggml PRIVATE native/replaced/cuda_loader.cpp)
 # The registry calls ours by a name of its own: one that libggml-cuda exports, too, could take its place.
 target_compile_definitions(ggml PRIVATE GGML_USE_CUDA ggml_backend_cuda_reg=moebind_cuda_backend)
 target_link_libraries(ggml PRIVATE ${CMAKE_DL_LIBS})

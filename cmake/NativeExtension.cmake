@@ -1,4 +1,4 @@
-# The extension moebind/_libllama: cffi's wrappers, the guards and the shim, from what native/cdef.py writes.
+# The extension moebind/_libllama: cffi's wrappers, the guards and the shim, from what native/bind/cdef.py writes.
 set(native "${CMAKE_CURRENT_SOURCE_DIR}/native")
 set(generated "${CMAKE_CURRENT_BINARY_DIR}/native")
 set(vendored "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp")
@@ -27,25 +27,23 @@ foreach(library IN LISTS loaded)
 endforeach()
 
 # Globbed when CMake runs, as it does in every install.
-file(GLOB generator "${native}/*.py" "${native}/*.h" "${native}/stand-ins/*.h"
+file(GLOB generator "${native}/bind/*.py" "${native}/bind/*.h" "${native}/bind/stand-ins/*.h" "${native}/core/shim.h"
   "${vendored}/include/*.h" "${vendored}/ggml/include/*.h")
 # The generator leaves files that did not change alone; the stamp says when it last ran.
 add_custom_command(
   OUTPUT "${generated}/generated.stamp"
   BYPRODUCTS "${generated}/_libllama.c" "${generated}/guards.cpp" "${generated}/guards.h"
-  COMMAND ${Python_EXECUTABLE} "${native}/cdef.py" ${arguments}
+  COMMAND ${Python_EXECUTABLE} "${native}/bind/cdef.py" ${arguments}
   DEPENDS ${generator} ${linked} ${loaded}
   COMMENT "Reading llama.cpp's headers"
   VERBATIM)
 
+# What is compiled into llama.cpp's own libraries, native/replaced, is not among them.
+file(GLOB sources "${native}/core/*.cpp" "${native}/peek/*.cpp" "${native}/sampling/*.cpp" "${native}/chat/*.cpp")
 python_add_library(_libllama MODULE USE_SABI 3.10 WITH_SOABI
   "${generated}/generated.stamp" "${generated}/_libllama.c" "${generated}/guards.cpp"
-  native/adapters.cpp native/big_stack.cpp native/chat.cpp native/context.cpp native/described.cpp native/files.cpp
-  native/fork.cpp native/grammar_rules.cpp native/grammar_sampler.cpp native/grammar_steps.cpp
-  native/grammar_trigger.cpp native/guard.cpp native/hooks.cpp native/json_schema.cpp native/left_devices.cpp native/log.cpp
-  native/placement.cpp native/python_sampler.cpp native/quantize.cpp native/rpc.cpp native/shim.cpp
-  native/state.cpp native/template_limits.cpp native/tokenize.cpp)
-target_include_directories(_libllama PRIVATE native "${generated}")
+  ${sources})
+target_include_directories(_libllama PRIVATE native/bind native/core native/replaced "${generated}")
 target_include_directories(_libllama SYSTEM PRIVATE # llama-ext.h, and what only C++ has
   "${vendored}/src" "${vendored}/ggml/src" "${vendored}/common")
 target_link_libraries(_libllama PRIVATE ${linked} ${CMAKE_DL_LIBS})
@@ -58,7 +56,7 @@ endif()
 set_source_files_properties("${generated}/_libllama.c" "${generated}/guards.cpp" PROPERTIES
   COMPILE_OPTIONS "-Wno-unused-function;-Wno-unused-parameter;-Wno-missing-field-initializers;-Wno-deprecated-declarations;-Wno-cast-function-type")
 # It defines functions in the place of llama-common's, which must be seen to be called.
-set_source_files_properties(native/template_limits.cpp PROPERTIES COMPILE_OPTIONS "-fvisibility=default")
+set_source_files_properties(native/chat/template_limits.cpp PROPERTIES COMPILE_OPTIONS "-fvisibility=default")
 set_target_properties(_libllama PROPERTIES
   C_VISIBILITY_PRESET hidden CXX_VISIBILITY_PRESET hidden
   INSTALL_RPATH "$ORIGIN/lib")

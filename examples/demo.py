@@ -16,7 +16,7 @@ from demo_model import demo_model
 
 import moebind
 from moebind import ContextParams, Device, DeviceType, MemoryBreakdown, Model, ModelParams
-from moebind.placement.loopback import worker_pids
+from moebind.backend.loopback import worker_pids
 
 PROMPT = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
 N_TOKENS = 48

@@ -14,14 +14,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moebind._native import ffi, lib
-from moebind.adapters import LoraAdapter
-from moebind.batch import Batch
-from moebind.batch_ext import BatchExt
-from moebind.chat import chat_builtin_templates
-from moebind.chat_prompt import ChatMessage, ChatPrompt, ChatTrigger, ToolCall, ToolFunction
-from moebind.context import Context
-from moebind.conversation import ChatReply
+from moebind._core.log import set_log
+from moebind._core.native import ffi, lib
+from moebind.backend.breakdown import BufferMemory, DeviceMemory, MemoryBreakdown
+from moebind.backend.devices import (
+    Device,
+    devices,
+    init,
+    load_backends,
+    max_devices,
+    supports_gpu_offload,
+    supports_mlock,
+    supports_mmap,
+    supports_rpc,
+    system_info,
+    time_us,
+)
+from moebind.backend.devices import llama_cpp_version as _llama_cpp_version
+from moebind.backend.rpc_servers import add_rpc_server, remove_rpc_server
+from moebind.backend.threadpool import ThreadPool
+from moebind.backend.timings import SamplerTimings, Timings
+from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, ToolCall, ToolFunction
+from moebind.chat.templates import chat_builtin_templates
+from moebind.context.adapters import LoraAdapter
+from moebind.context.batch import Batch
+from moebind.context.batch_ext import BatchExt
+from moebind.context.context import Context
+from moebind.context.conversation import ChatReply
+from moebind.context.generate import Piece
 from moebind.enums import (
     AttentionType,
     ContextType,
@@ -45,46 +65,26 @@ from moebind.enums import (
 )
 from moebind.errors import *  # noqa: F403  # its __all__ is the list
 from moebind.errors import __all__ as _errors
-from moebind.eval_tensor import EvalTensor, TensorObserver
-from moebind.generation import Piece
-from moebind.gguf import Gguf, GgufTensor
-from moebind.log import set_log
-from moebind.memory import BufferMemory, DeviceMemory, MemoryBreakdown
-from moebind.model import Model
-from moebind.overrides import PlacedOverride, PlacedTensor, TensorOverride
-from moebind.params import ContextParams, ModelParams
-from moebind.process import (
-    Device,
-    devices,
-    init,
-    load_backends,
-    max_devices,
-    supports_gpu_offload,
-    supports_mlock,
-    supports_mmap,
-    supports_rpc,
-    system_info,
-    time_us,
-)
-from moebind.process import llama_cpp_version as _llama_cpp_version
-from moebind.rpc import add_rpc_server, remove_rpc_server
-from moebind.sampler import Sampler
-from moebind.seq_state import SeqState
-from moebind.threadpool import ThreadPool
-from moebind.timings import SamplerTimings, Timings
-from moebind.token_data import TokenDataArray
+from moebind.files.gguf import Gguf, GgufTensor
+from moebind.model.model import Model
+from moebind.params.observers import EvalTensor, TensorObserver
+from moebind.params.params import ContextParams, ModelParams
+from moebind.params.tensor_overrides import PlacedOverride, PlacedTensor, TensorOverride
+from moebind.sampling.candidates import TokenDataArray
+from moebind.sampling.sampler import Sampler
+from moebind.state.seq_state import SeqState
 
 if TYPE_CHECKING:
     from moebind import bench
-    from moebind.diagnosis import Diagnosis, Finding, Severity, doctor
-    from moebind.json_schema import json_schema_to_grammar
+    from moebind.backend.loopback import loopback_device
+    from moebind.diagnosis.findings import Diagnosis, Finding, Severity, doctor
+    from moebind.files.quantize import quantize
+    from moebind.files.quantize_plan import QuantizedTensor, QuantizeResult
     from moebind.placement.experts import ExpertSummary, LayerExperts, experts
     from moebind.placement.fit import Fit, fit
-    from moebind.placement.loopback import loopback_device
     from moebind.placement.plan import Plan, plan
     from moebind.placement.routing import RoutingRecorder
-    from moebind.quantization import quantize
-    from moebind.quantize_plan import QuantizedTensor, QuantizeResult
+    from moebind.sampling.json_schema import json_schema_to_grammar
 
 __version__ = "0.1.0"
 #: The version of the llama.cpp inside.
@@ -181,23 +181,23 @@ __all__ = [
 
 #: What needs modules that most programs do not (subprocess, sockets) is imported when it is asked for.
 _LAZY = {
-    "Diagnosis": "moebind.diagnosis",
+    "Diagnosis": "moebind.diagnosis.findings",
     "ExpertSummary": "moebind.placement.experts",
-    "Finding": "moebind.diagnosis",
+    "Finding": "moebind.diagnosis.findings",
     "Fit": "moebind.placement.fit",
     "LayerExperts": "moebind.placement.experts",
     "Plan": "moebind.placement.plan",
-    "QuantizeResult": "moebind.quantize_plan",
-    "QuantizedTensor": "moebind.quantize_plan",
+    "QuantizeResult": "moebind.files.quantize_plan",
+    "QuantizedTensor": "moebind.files.quantize_plan",
     "RoutingRecorder": "moebind.placement.routing",
-    "Severity": "moebind.diagnosis",
-    "doctor": "moebind.diagnosis",
+    "Severity": "moebind.diagnosis.findings",
+    "doctor": "moebind.diagnosis.findings",
     "experts": "moebind.placement.experts",
-    "json_schema_to_grammar": "moebind.json_schema",
+    "json_schema_to_grammar": "moebind.sampling.json_schema",
     "fit": "moebind.placement.fit",
-    "loopback_device": "moebind.placement.loopback",
+    "loopback_device": "moebind.backend.loopback",
     "plan": "moebind.placement.plan",
-    "quantize": "moebind.quantization",
+    "quantize": "moebind.files.quantize",
 }
 _LAZY_MODULES = frozenset({"bench"})
 

@@ -1,4 +1,5 @@
-# The compiled extension; native/cdef.py writes it from llama.cpp's headers. `lib` has no static types: it is the C API.
+# The compiled extension, written by native/bind/cdef.py from llama.cpp's headers.
+# `lib` has no static types: it is the C API.
 from typing import Any
 
 ffi: Any

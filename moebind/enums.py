@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING
 
-from moebind._native import lib
+from moebind._core.native import lib
 
 if TYPE_CHECKING:
     from typing_extensions import Self

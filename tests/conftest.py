@@ -180,7 +180,7 @@ def hub(tiny_path: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.Monk
     """A Hugging Face Hub with ``someone/tiny``: one model in three quantisations by name, and what lies beside them."""
     from huggingface_hub import constants
 
-    from moebind.gguf import _read_on_hub
+    from moebind.files.gguf import _read_on_hub
 
     split = tiny_path(3, n_expert=4)
     files: dict[str, Path | bytes] = {

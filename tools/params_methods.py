@@ -1,4 +1,4 @@
-"""Write ``moebind/_params_methods.py``: a ``with_`` method for every field of ``moebind/params.py``.
+"""Write ``moebind/params/_methods.py``: a ``with_`` method for every field of ``moebind/params/params.py``.
 
 ``python tools/params_methods.py`` writes it; with ``--check`` it only says whether it is up to date.
 """
@@ -12,9 +12,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent / "moebind"
+PACKAGE = Path(__file__).resolve().parent.parent / "moebind/params"
 SOURCE = PACKAGE / "params.py"
-TARGET = PACKAGE / "_params_methods.py"
+TARGET = PACKAGE / "_methods.py"
 
 HEAD = '''"""The ``with_`` methods of ``params.py``. Written by tools/params_methods.py: change the fields instead."""
 

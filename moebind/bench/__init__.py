@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from moebind.bench import nvml
 from moebind.bench.agreement import Agreement
-from moebind.bench.benchmark import offload
 from moebind.bench.measure import TimedRun
 from moebind.bench.placements import Placement, default_placements
 from moebind.bench.report import OffloadReport, OffloadRow, Samples
-from moebind.bench.seen import Resident, Seen, resident
+from moebind.bench.resident_memory import Resident, Seen, resident
+from moebind.bench.runs import offload
 
 __all__ = [
     "Agreement",

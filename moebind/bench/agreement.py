@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moebind._core.atomic_files import write_whole
 from moebind.bench.measure import Captured
-from moebind.files import write_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,20 +16,21 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from moebind.bench import carry, nvml
+from moebind.backend.devices import Device
+from moebind.backend.loopback import loopback_device, worker_pids
+from moebind.backend.rpc_servers import add_rpc_server
+from moebind.bench import nvml
 from moebind.bench.agreement import write_captured
 from moebind.bench.environment import machine_record
 from moebind.bench.measure import capture, check_room, prompt_text, timed_run
 from moebind.bench.report import memory_record
 from moebind.bench.texts import TEXT
-from moebind.context import Context
+from moebind.context.context import Context
 from moebind.errors import MoebindError
-from moebind.model import Model
+from moebind.model.model import Model
+from moebind.params import serialize
 from moebind.placement.fit import fit
-from moebind.placement.loopback import loopback_device, worker_pids
 from moebind.placement.plan import plan
-from moebind.process import Device
-from moebind.rpc import add_rpc_server
 
 __all__ = ["main"]
 
@@ -83,7 +84,9 @@ def main() -> None:
             others = [_open_others(each, stack) for each in asked["devices"]]
             # A card is not touched before this: CUDA takes memory for itself when it is first asked for anything.
             parent.show("before")
-            local = [[carry.device_of(each["name"])] if each["kind"] == "local" else [] for each in asked["devices"]]
+            local = [
+                [serialize.device_of(each["name"])] if each["kind"] == "local" else [] for each in asked["devices"]
+            ]
             devices = [device for both in zip(others, local, strict=True) for found in both for device in found]
             _measure(parent, asked, devices)
     except (MoebindError, ValueError, TypeError, IndexError, OSError, MemoryError) as error:
@@ -99,8 +102,8 @@ def _open_others(asked: Mapping[str, Any], stack: ExitStack) -> list[Device]:
 
 def _measure(parent: Parent, asked: Mapping[str, Any], devices: Sequence[Device]) -> None:
     path: str = asked["path"]
-    context_params = carry.context_params(asked["context_params"])
-    params = carry.model_params(asked["model_params"])
+    context_params = serialize.context_params(asked["context_params"])
+    params = serialize.model_params(asked["model_params"])
     if params.devices is None:
         params = params.with_devices(devices)
     if asked["memory"] is not None:
@@ -116,8 +119,8 @@ def _measure(parent: Parent, asked: Mapping[str, Any], devices: Sequence[Device]
         parent.tell(
             "done",
             row={
-                "model_params": carry.carried(params),
-                "context_params": carry.carried(context_params),
+                "model_params": serialize.carried(params),
+                "context_params": serialize.carried(context_params),
                 "predicted": memory_record(planned),
                 "load": loaded,
                 **_run(parent, asked, model, context),

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from moebind import machine
-from moebind._native import CData, decoded, lib
+from moebind._core.atomic_files import signature, write_whole
+from moebind._core.native import CData, decoded, lib
+from moebind.backend.devices import describe, llama_cpp_version, native_devices, system_info
+from moebind.diagnosis import facts
 from moebind.enums import DeviceType
-from moebind.files import signature, write_whole
-from moebind.process import describe, llama_cpp_version, native_devices, system_info
 
 __all__ = ["build", "checksums", "machine_record", "now", "processor"]
 
@@ -73,16 +73,16 @@ def local_gpus() -> list[CData]:
 
 def machine_record() -> dict[str, Any]:
     """Processor, memory, devices and driver, as the process that measures sees them."""
-    facts = machine.read_facts()
+    found = facts.read_facts()
     return {
         "processor": processor(),
-        "cores": facts.cores,
-        "cores_allowed": facts.cores_allowed,
-        "core_quota": facts.core_quota,
-        "memory_total": facts.memory_total,
-        "memory_capacity": facts.memory.capacity,
-        "driver": facts.nvidia_driver,
-        "openmp": facts.openmp,
+        "cores": found.cores,
+        "cores_allowed": found.cores_allowed,
+        "core_quota": found.core_quota,
+        "memory_total": found.memory_total,
+        "memory_capacity": found.memory.capacity,
+        "driver": found.nvidia_driver,
+        "openmp": found.openmp,
         "system": platform.platform(),
         "python": platform.python_version(),
         "devices": [
@@ -145,6 +145,6 @@ def driver() -> str | None:
     """The version of NVIDIA's driver."""
     try:
         with open("/proc/driver/nvidia/version", encoding="utf-8", errors="replace") as file:
-            return machine.driver_of(file.read())
+            return facts.driver_of(file.read())
     except OSError:
         return None

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moebind.batch import Batch
-from moebind.context import Context
+from moebind.context.batch import Batch
+from moebind.context.context import Context
 from moebind.errors import MoebindError
-from moebind.model import Model
+from moebind.model.model import Model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from moebind import checks
-from moebind._native import decoded, ffi, lib
-from moebind.process import native_devices
+from moebind._core import checks
+from moebind._core.native import decoded, ffi, lib
+from moebind.backend.devices import native_devices
 
 __all__ = ["GpuState", "devices", "process_memory", "reason"]
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import SupportsIndex
 
-from moebind import checks
-from moebind.gguf import Gguf
-from moebind.params import ModelParams
-from moebind.placement.sizes import parse_size, show_size
+from moebind._core import checks
+from moebind._core.sizes import parse_size, show_size
+from moebind.files.gguf import Gguf
+from moebind.params.params import ModelParams
 
 __all__ = ["Placement", "default_placements"]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import IO, Any
 
-from moebind.bench.seen import Resident, Seen, resident
+from moebind.bench.resident_memory import Resident, Seen, resident
 
 __all__ = ["FailedError", "measure"]
 

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from moebind import checks
+from moebind._core import checks
+from moebind._core.progress import progress_bar
 from moebind.bench.report import OffloadRow
 from moebind.errors import MoebindError
-from moebind.progress import progress_bar
 
 __all__ = ["Progress"]
 

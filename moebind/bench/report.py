@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from moebind import checks
+from moebind._core import checks
+from moebind.backend.breakdown import BufferMemory, DeviceMemory, MemoryBreakdown
 from moebind.bench.agreement import Agreement
 from moebind.bench.measure import TimedRun
-from moebind.bench.seen import Resident, Seen
+from moebind.bench.resident_memory import Resident, Seen
 from moebind.enums import DeviceType
-from moebind.memory import BufferMemory, DeviceMemory, MemoryBreakdown
 
 __all__ = ["REPORT", "OffloadReport", "OffloadRow", "Samples"]
 

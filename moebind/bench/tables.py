@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from moebind._core.sizes import show_size
 from moebind.bench.report import OffloadReport, OffloadRow, Samples
-from moebind.params import ContextParams
-from moebind.placement.sizes import show_size
+from moebind.params.params import ContextParams
 
 __all__ = ["markdown", "plain"]
 

@@ -7,9 +7,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from moebind._core.log import set_log
 from moebind.cli.output import say
 from moebind.errors import MoebindError
-from moebind.log import set_log
 
 __all__ = ["main"]
 

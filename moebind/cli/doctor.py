@@ -8,7 +8,7 @@ import typer
 
 from moebind.cli import options as o
 from moebind.cli.output import show, show_json
-from moebind.diagnosis import Severity, doctor
+from moebind.diagnosis.findings import Severity, doctor
 
 Model = Annotated[
     str | None, typer.Argument(metavar="[MODEL]", help="A model that is to be loaded.", show_default=False)

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from moebind.bench.carry import carried
 from moebind.cli import options as o
 from moebind.cli.output import show, show_json
 from moebind.cli.plan import Devices
 from moebind.cli.words import options
-from moebind.params import ContextParams
+from moebind.params.params import ContextParams
+from moebind.params.serialize import carried
 from moebind.placement.fit import fit
 
 

@@ -10,13 +10,13 @@ from typing import Annotated, TypeAlias, TypeVar
 
 import typer
 
-from moebind import checks
+from moebind._core import checks
+from moebind._core.sizes import parse_size
+from moebind.backend.devices import Device, devices
 from moebind.bench.environment import local_gpus
 from moebind.enums import DeviceType, FlashAttnType, GgmlType, LoadMode
-from moebind.params import CACHE_TYPES, ContextParams, ModelParams
+from moebind.params.params import CACHE_TYPES, ContextParams, ModelParams
 from moebind.placement.plot import check_plot
-from moebind.placement.sizes import parse_size
-from moebind.process import Device, devices
 
 EnumT = TypeVar("EnumT", bound=IntEnum)
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from moebind.log import set_log
-from moebind.placement import worker
+from moebind._core.log import set_log
+from moebind.backend import rpc_worker
 
 
 def command(
-    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = worker.HOST,
-    port: Annotated[int, typer.Option("--port", "-p", metavar="N", help="The port to listen on.")] = worker.PORT,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = rpc_worker.HOST,
+    port: Annotated[int, typer.Option("--port", "-p", metavar="N", help="The port to listen on.")] = rpc_worker.PORT,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -45,4 +45,4 @@ def command(
 ) -> None:
     """Serve this machine's GPUs, or else its processor and memory, to llama.cpp on other machines."""
     set_log()  # what a worker says of its clients is in no exception
-    worker.run(host, port, threads, device, cache, allow_network=allow_network)
+    rpc_worker.run(host, port, threads, device, cache, allow_network=allow_network)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moebind.enums import FlashAttnType, LoadMode
-from moebind.params import ContextParams, ModelParams
+from moebind.params.params import ContextParams, ModelParams
 
 __all__ = ["options"]
 

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from moebind import checks
+from moebind._core import checks
+from moebind._core.sizes import show_size
 from moebind.enums import GgmlType
 from moebind.placement.header import TensorInfo, read_header
-from moebind.placement.sizes import show_size
 
 __all__ = ["ExpertSummary", "LayerExperts", "experts"]
 

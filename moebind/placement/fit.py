@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, SupportsIndex
 
-from moebind import checks
+from moebind._core import checks
+from moebind._core.sizes import parse_size, show_size
+from moebind.backend.devices import Device
 from moebind.errors import FitError
-from moebind.params import ContextParams, ModelParams
+from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.header import Header, read_header
 from moebind.placement.plan import Plan, check_arguments, device_list
 from moebind.placement.search import Search
-from moebind.placement.sizes import parse_size, show_size
-from moebind.process import Device
 
 __all__ = ["Fit", "fit"]
 

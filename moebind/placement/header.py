@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from moebind import checks
-from moebind._native import ffi, lib, own
+from moebind._core import checks
+from moebind._core.native import ffi, lib, own
 from moebind.errors import ModelLoadError
-from moebind.gguf import Gguf
-from moebind.header_checks import check_model, check_whole
-from moebind.params import ModelParams
+from moebind.files.gguf import Gguf
+from moebind.files.header_checks import check_model, check_whole
+from moebind.params.params import ModelParams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from moebind import checks
-from moebind._native import CData, lib
+from moebind._core import checks
+from moebind._core.native import CData, lib
+from moebind._core.sizes import parse_size, show_size
+from moebind.backend.breakdown import DeviceMemory, MemoryBreakdown
+from moebind.backend.devices import Device, native_device
 from moebind.enums import DeviceType
-from moebind.memory import DeviceMemory, MemoryBreakdown
-from moebind.params import ContextParams, ModelParams
+from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.header import Header, read_header
 from moebind.placement.simulation import MAPPED, simulate
-from moebind.placement.sizes import parse_size, show_size
-from moebind.process import Device, native_device
 
 __all__ = ["Plan", "plan"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moebind.placement.sizes import show_size
+from moebind._core.sizes import show_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from moebind.memory import DeviceMemory
+    from moebind.backend.breakdown import DeviceMemory
     from moebind.placement.plan import Plan
 
 #: Dark enough for a white page, bright enough for a dark one.

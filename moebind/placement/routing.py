@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moebind import checks
-from moebind._fork import renewed
-from moebind.eval_tensor import EvalTensor, TensorObserver
+from moebind._core import checks
+from moebind._core.fork import renewed
+from moebind.params.observers import EvalTensor, TensorObserver
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from moebind.model import Model
+    from moebind.model.model import Model
 
 __all__ = ["RoutingRecorder"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 
-from moebind._native import CData
+from moebind._core.native import CData
 from moebind.enums import SplitMode
-from moebind.params import ContextParams, ModelParams
+from moebind.params.params import ContextParams, ModelParams
 from moebind.placement import split
 from moebind.placement.header import Header
 from moebind.placement.plan import Plan, make_plan

@@ -15,15 +15,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from moebind import log, overrides, rpc
-from moebind._native import CData, Hooks, decoded, ffi, lib, own
+from moebind._core import log
+from moebind._core.native import CData, Hooks, decoded, ffi, lib, own
+from moebind.backend import rpc_servers
+from moebind.backend.breakdown import BufferMemory, DeviceMemory, gather, read_parts
+from moebind.backend.devices import init
 from moebind.enums import DeviceType, LoadMode
 from moebind.errors import ContextCreationError, ModelLoadError, NativeError, RpcServerError
-from moebind.memory import BufferMemory, DeviceMemory, gather, read_parts
-from moebind.native_params import check_together, native_model_params, plain_context_params
-from moebind.params import ContextParams, ModelParams
+from moebind.params import tensor_overrides
+from moebind.params.native import check_together, native_model_params, plain_context_params
+from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.header import Header
-from moebind.process import init
 
 __all__ = ["Simulation", "simulate"]
 
@@ -80,7 +82,7 @@ def simulate(
     init()
     header.check(model_params)
     try:
-        with rpc.watched(rpc.before_load(model_params) if devices is None else ()):
+        with rpc_servers.watched(rpc_servers.before_load(model_params) if devices is None else ()):
             return _simulate(header, model_params, context_params, devices)
     except RpcServerError as error:
         raise ModelLoadError(f"{header.paths[0]} could not be planned: {error}") from error
@@ -92,7 +94,7 @@ def _simulate(
     described = {
         decoded(lib.ggml_backend_dev_name(each)): lib.ggml_backend_dev_buffer_type(each) for each in devices or ()
     }
-    rules = overrides.resolve(model_params.tensor_overrides, list(header.tensors), header.paths[0], described)
+    rules = tensor_overrides.resolve(model_params.tensor_overrides, list(header.tensors), header.paths[0], described)
     hooks = Hooks()
     params = replace(model_params, no_alloc=True, devices=None if devices is not None else model_params.devices)
     native, keep = native_model_params(params, rules, hooks)

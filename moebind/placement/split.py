@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
 
-from moebind.params import ModelParams
+from moebind.params.params import ModelParams
 from moebind.placement.header import Header
 from moebind.placement.plan import Plan
 from moebind.placement.units import MATRIX

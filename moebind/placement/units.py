@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from moebind import patterns
-from moebind.params import ModelParams
+from moebind.files import tensor_patterns
+from moebind.params.params import ModelParams
 from moebind.placement.plan import Plan
 
 __all__ = ["MATRIX", "Level", "Unit", "levels", "movable_units", "to_host"]
@@ -42,7 +42,7 @@ class Level:
 def movable_units(plan: Plan, params: ModelParams) -> list[Unit]:
     """What could go to host memory: on a device, and not where an override of the user's put it."""
     names = [name for tensors in plan._experts.values() for name in tensors]
-    pinned = {name for rule in params.tensor_overrides for name in patterns.matching(rule.pattern, names)}
+    pinned = {name for rule in params.tensor_overrides for name in tensor_patterns.matching(rule.pattern, names)}
     found: dict[tuple[int, str], tuple[int, str]] = {}
     for layer, tensors in plan._experts.items():
         for name, size in tensors.items():
@@ -94,7 +94,7 @@ def to_host(params: ModelParams, units: Collection[Unit], kept: Collection[Unit]
     if whole and min(stays, default=whole[-1] + 1) > whole[-1]:
         params = params.with_n_cpu_moe(whole[-1] + 1)
     elif whole:
-        params = params.with_cpu_override(rf"blk\.({_joined(whole)}){patterns.experts_pattern()}")
+        params = params.with_cpu_override(rf"blk\.({_joined(whole)}){tensor_patterns.experts_pattern()}")
     for layer, matrices in sorted(parts.items()):
         params = params.with_cpu_override(rf"blk\.{layer}\.ffn_({_joined(sorted(matrices))})_(ch|)exps")
     return params

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import moebind
-from moebind._native import LIBRARIES
+from moebind._core.native import LIBRARIES
 
 SOURCE = Path(__file__).resolve().with_name("pretend.cpp")
 VENDORED = SOURCE.parents[2] / "vendor/llama.cpp/ggml"

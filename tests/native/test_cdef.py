@@ -13,9 +13,9 @@ import moebind
 from moebind import ffi, lib
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NATIVE = ROOT / "native"
+OWN = (ROOT / "native/bind", ROOT / "native/core")
 LLAMA = ROOT / "vendor/llama.cpp"
-sys.path.insert(0, str(NATIVE))
+sys.path.insert(0, str(OWN[0]))
 
 import cdef
 import guards
@@ -25,7 +25,7 @@ from pycparser import c_ast
 
 @pytest.fixture(scope="module")
 def declared() -> headers.Declarations:
-    return headers.read([os.environ.get("CC", "cc")], [LLAMA / "include", LLAMA / "ggml/include"], NATIVE)
+    return headers.read([os.environ.get("CC", "cc")], [*OWN, LLAMA / "include", LLAMA / "ggml/include"])
 
 
 @pytest.fixture(scope="module")
@@ -198,4 +198,4 @@ def test_unchanged_files_keep_their_time(tmp_path: Path) -> None:
 
 def test_headers_that_do_not_parse_stop_the_build(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="preprocessor failed"):
-        headers.read(["cc"], [tmp_path], NATIVE)
+        headers.read(["cc"], [*OWN, tmp_path])

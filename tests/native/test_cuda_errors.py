@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moebind import lib
-from moebind._native import LIBRARIES
+from moebind._core.native import LIBRARIES
 
 PRETENDED = Path(__file__).resolve().parents[1] / "gpu"
 VENDORED = Path(__file__).resolve().parents[2] / "vendor/llama.cpp/ggml"

@@ -93,7 +93,7 @@ def test_a_failure_is_raised_once() -> None:
     assert lib.llama_time_us() > 0
 
 
-@pytest.mark.parametrize("name", ["__init__", "_native"])
+@pytest.mark.parametrize("name", ["__init__", "_core.native"])
 def test_importing_registers_nothing_that_prints(name: str) -> None:
     code = f"import moebind.{name}" if name != "__init__" else "import moebind"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

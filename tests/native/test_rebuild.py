@@ -46,12 +46,12 @@ def test_nothing_changed() -> None:
 
 
 def test_the_shim_rebuilds_the_shim() -> None:
-    with touched("native/shim.cpp"):
+    with touched("native/peek/shim.cpp"):
         steps = [step for step in would_build() if step.startswith(("Building", "Linking", "Reading"))]
     assert [step.rsplit("/", 1)[-1].split()[-1] for step in steps] == ["shim.cpp.o", "_libllama.abi3.so"]
 
 
-@pytest.mark.parametrize("name", ["native/cdef.py", "native/guards.py", "native/shim.h"])
+@pytest.mark.parametrize("name", ["native/bind/cdef.py", "native/bind/guards.py", "native/core/shim.h"])
 def test_the_generator_rebuilds_the_extension_only(name: str) -> None:
     with touched(name):
         steps = [step for step in would_build() if step.startswith(("Building", "Linking", "Reading"))]

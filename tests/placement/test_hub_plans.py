@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import moebind
-import moebind.hub
+import moebind.files.hub
 from conftest import CPU, SMALL
 from moebind import ContextParams, Gguf, Model, ModelLoadError, ModelParams, NativeError, lib
 
@@ -180,7 +180,7 @@ def test_a_header_without_an_end(
     hub: Hub, sparse: Callable[[bytes, int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Zeros are keys without a name, one after the other, as many as are claimed.
-    monkeypatch.setattr(moebind.hub, "HEADERS_MAX", 3 * MIB)
+    monkeypatch.setattr(moebind.files.hub, "HEADERS_MAX", 3 * MIB)
     endless = sparse(b"GGUF" + struct.pack("<IQQ", 3, 0, 2**50), 2**40)
     hub.repos["someone/odd"] = {"odd.gguf": endless}
     with pytest.raises(ModelLoadError, match=f"at least {3 * MIB + 5} bytes; at most {3 * MIB} are read"):

@@ -28,7 +28,7 @@ from moebind import (
     ModelNotFoundError,
     ModelParams,
 )
-from moebind.placement.sizes import parse_size, show_size
+from moebind._core.sizes import parse_size, show_size
 
 MakeTiny = Callable[..., Path]
 MIB = 2**20

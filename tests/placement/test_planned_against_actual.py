@@ -22,7 +22,7 @@ from moebind import (
     Model,
     ModelParams,
 )
-from moebind.placement.loopback import worker_pids
+from moebind.backend.loopback import worker_pids
 
 MakeTiny = Callable[..., Path]
 Change = Callable[[ModelParams], ModelParams]

@@ -1,0 +1,1 @@
+"""The door to native code, and what every object needs."""

@@ -1,0 +1,84 @@
+"""What the child of a fork would wait for, since the threads that it waits for are its parent's.
+
+A fork copies the memory of the process, with its locks as they are, but of its threads only the one that forks. What
+another thread has locked at that moment stays locked in the child, unless somebody sees to it:
+
+- The locks of single objects are made new in the child. Objects that own native memory are closed there
+  (``_owner.py``).
+- Those that guard something of the process's, which must be whole in the child, are taken for the fork: the list of
+  devices, the log, a few of llama.cpp's and of ``native/`` (``native/core/fork.cpp``).
+- What another thread was importing counts as failed: the child imports it again. Python itself would wait for that
+  thread, and many a call imports something the first time (``numpy.unique``, for one, ``numpy.ma``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+from moebind._core.native import lib
+
+__all__ = ["renewed", "taken"]
+
+Lock = TypeVar("Lock")
+
+#: Locks that the child has to make new. They know ``_is_owned`` and ``_at_fork_reinit``, as those of ``threading`` do.
+_locks: WeakSet[Any] = WeakSet()
+#: Whose imports moebind's calls may need. A program's own modules are not begun twice, whatever it costs.
+_imported = frozenset({"moebind", "numpy", *sys.stdlib_module_names})
+
+
+def renewed(lock: Lock) -> Lock:
+    """Have a lock free in the child of a fork, unless the thread that forks holds it: then it does so in both."""
+    _locks.add(lock)
+    return lock
+
+
+def taken(lock: threading.RLock, at_most: float = -1) -> threading.RLock:
+    """Have a fork wait until nobody else holds a lock, but not for more than so many seconds (-1: for ever)."""
+    held: list[bool] = []
+
+    def release() -> None:
+        if held.pop():
+            lock.release()
+
+    os.register_at_fork(
+        before=lambda: held.append(lock.acquire(timeout=at_most)), after_in_parent=release, after_in_child=release
+    )
+    return renewed(lock)
+
+
+def _renew_locks() -> None:
+    for lock in list(_locks):
+        if not lock._is_owned():
+            lock._at_fork_reinit()
+
+
+def _forget_imports() -> None:
+    """Take back the imports of threads that are not there, as Python does with an import that fails."""
+    locks = getattr(sys.modules["_frozen_importlib"], "_module_locks", {})
+    me = threading.get_ident()
+    for name, reference in list(locks.items()):
+        lock = reference()
+        if lock is None or lock.owner == me or name.partition(".")[0] not in _imported:
+            continue
+        locks.pop(name, None)
+        specification = getattr(sys.modules.get(name), "__spec__", None)
+        if getattr(specification, "_initializing", False):
+            del sys.modules[name]
+
+
+def _in_child() -> None:
+    lib.moebind_after_fork(True)
+    _forget_imports()
+    _renew_locks()
+
+
+os.register_at_fork(
+    before=lib.moebind_before_fork,
+    after_in_parent=lambda: lib.moebind_after_fork(False),
+    after_in_child=_in_child,
+)

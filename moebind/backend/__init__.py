@@ -1,0 +1,1 @@
+"""What computes, and how much memory it has."""

@@ -1,0 +1,279 @@
+"""The process: backends, devices, RPC servers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from weakref import WeakSet
+
+from moebind._core import checks
+from moebind._core.fork import taken
+from moebind._core.native import LIBRARIES, CData, decoded, ffi, lib
+from moebind._core.owner import Owner
+from moebind.enums import DeviceType, NumaStrategy
+from moebind.errors import MoebindError, NativeError
+
+__all__ = [
+    "Device",
+    "devices",
+    "init",
+    "llama_cpp_version",
+    "load_backends",
+    "max_devices",
+    "supports_gpu_offload",
+    "supports_mlock",
+    "supports_mmap",
+    "supports_rpc",
+    "system_info",
+    "time_us",
+]
+
+#: Held while the list of devices is read or changed.
+lock = taken(threading.RLock())
+_initialised = False
+#: How many devices are the parent's, in the child of a fork.
+_left_to_parent = 0
+#: What a device is taken to have, where somebody said so (``loopback_device(memory=...)``).
+capacities: dict[str, int] = {}
+#: Models by the names of the devices that hold them, for a device that goes away.
+users: dict[str, WeakSet[Owner]] = {}
+#: What keeps a device there, by its name. The memory of models on it holds this, so that it is freed first.
+leases: dict[str, object] = {}
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that llama.cpp can use, as it was when it was listed.
+
+    Attributes
+    ----------
+    index : int
+        Its place in :func:`devices`.
+    name : str
+        llama.cpp's name for it, such as ``"CUDA0"``, ``"RPC0"`` or ``"CPU"``.
+    description : str
+        What it is, for people.
+    backend : str
+        Which backend drives it.
+    type : DeviceType
+        What kind of device it is.
+    memory_total, memory_free : int
+        Bytes. An RPC server reports those of its machine; 0 if it does not answer.
+    capacity : int
+        Bytes that plans assume: the ``memory`` that the device was made with, otherwise ``memory_total``.
+    """
+
+    index: int
+    name: str
+    description: str
+    backend: str
+    type: DeviceType
+    memory_total: int = field(compare=False)
+    memory_free: int = field(compare=False)
+    capacity: int = field(compare=False)
+
+
+def init(numa: NumaStrategy = NumaStrategy.DISABLED) -> None:
+    """Initialise llama.cpp's backends.
+
+    Every other call does this by itself; call it first only to choose a NUMA strategy. Idempotent and thread-safe.
+
+    Parameters
+    ----------
+    numa
+        How threads are placed on memory nodes. You can choose it only once, before any other call.
+
+    Raises
+    ------
+    MoebindError
+        If a strategy is chosen after the backends were initialised.
+
+    Notes
+    -----
+    Uses ``llama_backend_init``, ``llama_numa_init`` and, for loadable backends,
+    ``ggml_backend_load_all_from_path``.
+
+    Examples
+    --------
+    >>> moebind.init()
+    """
+    global _initialised
+    allowed = [each for each in NumaStrategy if each is not NumaStrategy.MIRROR]
+    strategy = checks.member("numa", numa, NumaStrategy, allowed)
+    with lock:
+        if _initialised:
+            if strategy is not NumaStrategy.DISABLED:
+                raise MoebindError(
+                    f"numa={strategy.name} comes too late: llama.cpp is initialised already; call moebind.init(numa) "
+                    "before anything else"
+                )
+            return
+        # Linked backends are registered already, as is CUDA; others that were built as modules are not.
+        if not lib.ggml_backend_dev_by_type(lib.GGML_BACKEND_DEVICE_TYPE_CPU):
+            load_backends()
+        lib.llama_backend_init()
+        lib.moebind_make_tables()
+        if strategy is not NumaStrategy.DISABLED:
+            lib.llama_numa_init(strategy)
+        _initialised = True
+
+
+def load_backends(path: str | os.PathLike[str] | None = None) -> None:
+    """Load backends that were built as modules.
+
+    Parameters
+    ----------
+    path
+        A folder with files named ``libggml-*.so``; None: moebind's own. If a backend has several variants, the best one
+        that this machine can run is loaded.
+
+    Raises
+    ------
+    NotADirectoryError
+        If ``path`` is not a folder.
+
+    Notes
+    -----
+    Uses ``ggml_backend_load_all_from_path``.
+    """
+    if path is None:
+        folder = LIBRARIES
+    else:
+        folder = checks.path("path", path)
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(f"path is {folder!r}, which is not a folder")
+    with lock:
+        lib.ggml_backend_load_all_from_path(checks.text("path", folder))
+
+
+def _leave_devices() -> None:
+    """In the child of a fork: GPUs that answer its every call with an error are not listed."""
+    global _left_to_parent
+    if _initialised:
+        _left_to_parent += sum(int(lib.moebind_leave_devices(name)) for name in (b"CUDA", b"ROCm", b"MUSA"))
+
+
+os.register_at_fork(after_in_child=_leave_devices)
+
+
+def left_to_parent() -> str:
+    """A hint for messages about a device that is not there: in the child of a fork, why; otherwise empty."""
+    if not _left_to_parent:
+        return ""
+    return (
+        ". The GPUs are those of the process that this one was forked from: start a process instead of forking one "
+        "(multiprocessing's 'spawn')"
+    )
+
+
+def native_devices() -> list[CData]:
+    """The devices as ``ggml_backend_dev_t``, in order."""
+    init()
+    with lock:
+        return [lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count())]
+
+
+def describe(index: int, native: CData) -> Device:
+    """Read one device."""
+    properties = ffi.new("struct ggml_backend_dev_props *")
+    name, description = decoded(lib.ggml_backend_dev_name(native)), decoded(lib.ggml_backend_dev_description(native))
+    backend = decoded(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(native)))
+    properties.type = lib.ggml_backend_dev_type(native)
+    with suppress(NativeError):  # an RPC server that is gone; a load says so
+        lib.ggml_backend_dev_get_props(native, properties)
+    if backend == "RPC" and lib.moebind_rpc_state(description.encode(), ffi.NULL, 0) == lib.MOEBIND_RPC_SERVER_LOST:
+        properties.memory_total = properties.memory_free = 0
+    return Device(
+        index=index,
+        name=name,
+        description=description,
+        backend=backend,
+        type=DeviceType(properties.type),
+        memory_total=properties.memory_total,
+        memory_free=properties.memory_free,
+        capacity=capacities.get(name) or properties.memory_total,
+    )
+
+
+def devices() -> list[Device]:
+    """List the devices that llama.cpp can use.
+
+    Returns
+    -------
+    list[Device]
+        In llama.cpp's order; the CPU is one of them.
+
+    Notes
+    -----
+    Uses ``ggml_backend_dev_get`` and ``ggml_backend_dev_get_props``.
+
+    Examples
+    --------
+    >>> [device.type.name for device in moebind.devices()]
+    ['CPU']
+    """
+    return [describe(index, native) for index, native in enumerate(native_devices())]
+
+
+def native_device(name: str) -> CData:
+    """The ``ggml_backend_dev_t`` of that name."""
+    found = {decoded(lib.ggml_backend_dev_name(native)): native for native in native_devices()}
+    if name not in found:
+        raise ValueError(f"there is no device {name!r}; there are {', '.join(found)}{left_to_parent()}")
+    return found[name]
+
+
+def supports_gpu_offload() -> bool:
+    """Whether this build could offload layers (``llama_supports_gpu_offload``).
+
+    RPC is always built in, so that this is True on machines without a GPU, too: a server may be added at any time.
+    :func:`devices` has the devices that are there.
+    """
+    init()
+    return bool(lib.llama_supports_gpu_offload())
+
+
+def supports_mmap() -> bool:
+    """Whether model files can be mapped on this system (``llama_supports_mmap``)."""
+    return bool(lib.llama_supports_mmap())
+
+
+def supports_mlock() -> bool:
+    """Whether memory can be locked on this system (``llama_supports_mlock``)."""
+    return bool(lib.llama_supports_mlock())
+
+
+def supports_rpc() -> bool:
+    """Whether RPC servers can be used (``llama_supports_rpc``)."""
+    init()
+    return bool(lib.llama_supports_rpc())
+
+
+def max_devices() -> int:
+    """The most devices that one model can be spread over (``llama_max_devices``)."""
+    return int(lib.llama_max_devices())
+
+
+def time_us() -> int:
+    """llama.cpp's clock, in microseconds from an arbitrary zero (``llama_time_us``)."""
+    return int(lib.llama_time_us())
+
+
+def cuda_state() -> str:
+    """Whether CUDA was built, with what or why not, and why it is not used here if it was."""
+    init()
+    failure = decoded(lib.moebind_cuda_failure())
+    return decoded(lib.moebind_cuda_verdict()) + (f"; but it is not used: {failure}" if failure else "")
+
+
+def system_info() -> str:
+    """The features of the backends in use, in one line (``llama_print_system_info``)."""
+    init()
+    return decoded(lib.llama_print_system_info())
+
+
+def llama_cpp_version() -> str:
+    """The version of the llama.cpp inside (``llama_version``)."""
+    return decoded(lib.llama_version())

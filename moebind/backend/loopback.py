@@ -1,0 +1,140 @@
+"""A device for machines without one: another process on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import SupportsIndex
+from weakref import WeakSet
+
+from moebind._core import checks
+from moebind._core.owner import close_all
+from moebind.backend.devices import Device, capacities, describe, leases, native_devices, users
+from moebind.backend.rpc_servers import add_rpc_server, forget_server
+from moebind.errors import MoebindError
+
+__all__ = ["loopback_device"]
+
+#: Seconds that a worker has to begin to serve.
+START_TIMEOUT = 30.0
+#: The worker finds moebind where this process did, whatever lies in the current folder.
+_WORKER = (
+    "import sys; port, n_threads, *sys.path[:] = sys.argv[1:]; "
+    "from moebind.backend.rpc_worker import serve_parent; serve_parent(int(port), int(n_threads))"
+)
+#: Ports that were used by this process: libllama would take a new worker for the old one.
+_used_ports: set[int] = set()
+#: Process ids of the workers, by device name: their resident memory is what a device really holds.
+worker_pids: dict[str, int] = {}
+
+
+def _free_port() -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _used_ports:
+            _used_ports.add(port)
+            return port
+
+
+def _start(n_threads: int) -> tuple[subprocess.Popen[bytes], list[Device], str]:
+    port = _free_port()
+    endpoint = f"127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(port), str(n_threads), *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
+        )
+        give_up = time.monotonic() + START_TIMEOUT
+        while True:
+            try:
+                return process, add_rpc_server(endpoint), endpoint
+            except MoebindError as error:
+                if process.poll() is not None or time.monotonic() > give_up:
+                    _stop(process)
+                    said.seek(0)
+                    last = said.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+                    reason = last[0] if last else str(error)
+                    raise MoebindError(f"the worker process could not be started: {reason}") from error
+                time.sleep(0.02)
+            except BaseException:
+                _stop(process)
+                raise
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+class _Lease:
+    """What models on the device hold: the worker ends when nobody does any more."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        # Not when the interpreter ends: what is freed after that still asks the worker, which ends by itself.
+        weakref.finalize(self, self._end, process, os.getpid()).atexit = False
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes], starter: int) -> None:
+        if os.getpid() == starter:  # the child of a fork leaves it alone
+            _stop(process)
+
+
+@contextmanager
+def loopback_device(memory: SupportsIndex | None = None, n_threads: SupportsIndex = 1) -> Iterator[Device]:
+    """Start a worker process on this machine, and use its memory as that of a GPU.
+
+    What goes to the device goes to the worker's memory and is computed there, through llama.cpp's RPC backend on
+    127.0.0.1. So you can try out and measure placements without a graphics card. Leaving the ``with`` block closes the
+    models that use the device and ends the worker, at the latest when the last view of their memory is gone.
+
+    Parameters
+    ----------
+    memory
+        Bytes that plans assume (``Device.capacity``); None: what the worker reports, which is the machine's memory.
+    n_threads
+        How many threads it computes with.
+
+    Yields
+    ------
+    Device
+
+    Raises
+    ------
+    MoebindError
+        If the worker does not start.
+
+    Examples
+    --------
+    >>> with moebind.loopback_device() as device:
+    ...     params = ModelParams(devices=[device]).with_cpu_moe_all()
+    ...     model = Model.load_from_file("moe.gguf", params)
+    """
+    capacity = None if memory is None else checks.integer("memory", memory, 1, 2**63 - 1)
+    process, found, endpoint = _start(checks.integer("n_threads", n_threads, 1, checks.THREADS_MAX))
+    name = found[0].name
+    leases[name] = _Lease(process)
+    try:
+        if capacity is not None:
+            capacities[name] = capacity
+        worker_pids[name] = process.pid
+        yield describe(found[0].index, native_devices()[found[0].index])
+    finally:
+        close_all(users.pop(name, WeakSet()), f"the device {name} was given up")
+        capacities.pop(name, None)
+        worker_pids.pop(name, None)
+        forget_server(endpoint)
+        del leases[name]

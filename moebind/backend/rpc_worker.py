@@ -1,0 +1,175 @@
+"""A process that serves its memory and processor as a device to other processes, with llama.cpp's RPC protocol.
+
+``python -m moebind.backend.rpc_worker`` starts one by hand; ``loopback_device`` starts one by itself. It serves one
+client at a time; others wait for their turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+from moebind._core import checks
+from moebind._core.native import CData, decoded, ffi, lib
+from moebind.backend.devices import native_devices
+from moebind.enums import DeviceType
+
+#: Where a worker listens.
+HOST, PORT = "127.0.0.1", 50052
+#: What who serves a network is told.
+WARNING = (
+    "warning: llama.cpp's RPC has neither authentication nor encryption. Whoever reaches {host}:{port} can use this "
+    "machine's memory and processor, read what others compute on it, and attack the process. Serve networks that you "
+    "trust only, better still a tunnel (ssh -L {port}:127.0.0.1:{port})"
+)
+
+
+def serve(host: str, port: int, n_threads: int, devices: Sequence[CData], cache: str | None = None) -> None:
+    """Serve until the process ends. Returns when the address cannot be served.
+
+    Parameters
+    ----------
+    host, port
+        Where to listen: an IPv4 address or a name of this machine's.
+    n_threads
+        Threads that a processor among the devices computes with.
+    devices
+        What is served, as ``ggml_backend_dev_t``.
+    cache
+        A folder for copies of large tensors, which are then not sent again.
+
+    Notes
+    -----
+    Uses ``ggml_backend_rpc_start_server``.
+    """
+    served = ffi.new("ggml_backend_dev_t[]", list(devices))
+    folder = ffi.NULL if cache is None else ffi.new("char[]", os.fsencode(cache))
+    lib.ggml_backend_rpc_start_server(f"{host}:{port}".encode(), folder, n_threads, len(served), served)
+
+
+def serve_parent(port: int, n_threads: int) -> None:
+    """What ``loopback_device`` starts: serve this machine's processor until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    serve("127.0.0.1", port, n_threads, _of_type(DeviceType.CPU))
+    sys.exit(f"port {port} cannot be served")
+
+
+def _end_with_input() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def _of_type(*types: DeviceType) -> list[CData]:
+    return [device for device in native_devices() if lib.ggml_backend_dev_type(device) in types]
+
+
+def _chosen(names: Sequence[str] | None) -> list[CData]:
+    """The devices of these names; without any, the GPUs, or else the processor."""
+    if not names:
+        return _of_type(DeviceType.GPU, DeviceType.IGPU) or _of_type(DeviceType.CPU)
+    known = {decoded(lib.ggml_backend_dev_name(device)): device for device in native_devices()}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"there is no device {unknown[0]!r}; there are {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+
+
+def _arguments(given: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = argparse.ArgumentParser(
+        prog="python -m moebind.backend.rpc_worker",
+        description="Serve this machine's GPUs, or else its processor and memory, to llama.cpp on other machines.",
+        epilog="There, moebind.add_rpc_server('HOST:PORT') makes the devices usable.",
+    )
+    parser.add_argument("--host", default=HOST, help="the address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=PORT, help="the port to listen on (50052)")
+    parser.add_argument("--threads", type=int, help="threads that a processor computes with (default: one per core)")
+    parser.add_argument("--device", action="append", metavar="NAME", help="what to serve; can be given several times")
+    parser.add_argument("--cache", metavar="FOLDER", help="keep large tensors there, so that they are sent once")
+    parser.add_argument(
+        "--allow-network", action="store_true", help="listen on an address that other machines can reach"
+    )
+    return parser, parser.parse_args(given)
+
+
+def run(
+    host: str = HOST,
+    port: SupportsIndex = PORT,
+    n_threads: SupportsIndex | None = None,
+    device_names: Sequence[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    *,
+    allow_network: bool = False,
+) -> None:
+    """Serve until the process is ended, after the checks and the warning that a network needs.
+
+    Parameters
+    ----------
+    host, port
+        Where to listen.
+    n_threads
+        Threads that a processor computes with; None: one a core.
+    device_names
+        What is served; None: the GPUs, or else the processor.
+    cache
+        A folder for copies of large tensors.
+    allow_network
+        Listen on an address that other machines can reach.
+
+    Raises
+    ------
+    ValueError, OSError
+        If an argument is out of range, there is no such device, or other machines could reach it and may not.
+    SystemExit
+        If the address cannot be served.
+    """
+    number = checks.integer("--port", port, 1, 65535)
+    threads = checks.integer(
+        "--threads", lib.moebind_default_n_threads() if n_threads is None else n_threads, 1, checks.THREADS_MAX
+    )
+    address = checks.text("--host", host).decode()
+    local = _is_loopback(address)
+    folder = None if cache is None else checks.path("--cache", cache)
+    served = _chosen(device_names)
+    if not local and not allow_network:
+        raise ValueError(
+            f"--host {address} can be reached from other machines, and llama.cpp's RPC has no authentication: "
+            "add --allow-network if you trust that network"
+        )
+    if not local:
+        print(WARNING.format(host=address, port=number), file=sys.stderr, flush=True)
+    if folder is not None:
+        os.makedirs(folder, exist_ok=True)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing of Python's runs any more
+    serve(address, number, threads, served, folder)
+    sys.exit(f"{address}:{number} cannot be served")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, and serve until the process is ended.
+
+    Parameters
+    ----------
+    arguments
+        Those of the command line; None: the process's.
+    """
+    parser, given = _arguments(arguments)
+    try:
+        run(given.host, given.port, given.threads, given.device, given.cache, allow_network=given.allow_network)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Messages to prompts, replies to messages."""

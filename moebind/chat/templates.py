@@ -1,0 +1,324 @@
+"""Chats: the part of ``Model`` that renders templates and reads replies.
+
+llama.cpp's own Jinja engine renders, and the parser that it makes for the template reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moebind._core import checks
+from moebind._core.native import CData, decoded, ffi, lib, own
+from moebind._core.owner import Owner
+from moebind.chat.messages import checked_json, checked_messages, checked_tools
+from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, exchange, told
+from moebind.errors import ChatTemplateError, NativeError
+from moebind.sampling.json_schema import strict_schema, with_corrected_rules
+
+__all__ = ["ChatTemplates", "chat_builtin_templates"]
+
+#: The parser of a template takes stack and time for each character.
+TEMPLATE_BYTES_MAX = 2**17
+_TOOL_CHOICES = ("auto", "none", "required")
+_REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
+_KEY = "tokenizer.chat_template"
+#: So many templates of a model are kept ready.
+_READY_MAX = 8
+
+
+class ChatTemplates(Owner):
+    """Chats in the way of a model. :class:`moebind.Model` has it."""
+
+    if TYPE_CHECKING:  # Model has them
+
+        @property
+        def path(self) -> str: ...  # noqa: D102  # documented in Model
+
+        @property
+        def meta(self) -> Mapping[str, str]: ...  # noqa: D102  # documented in Model
+
+    #: Templates that are ready to be rendered, by their source; "" is what the file says.
+    _ready: dict[str, CData] | None = None
+
+    @property
+    def chat_template_names(self) -> tuple[str, ...]:
+        """The names of the chat templates in the file; ``"default"`` is the one without a name."""
+        named = tuple(key[len(_KEY) + 1 :] for key in self.meta if key.startswith(_KEY + "."))
+        return ("default", *named) if _KEY in self.meta else named
+
+    def chat_template(self, name: str | None = None) -> str:
+        """The file's Jinja template for chats (``llama_model_chat_template``).
+
+        Parameters
+        ----------
+        name
+            One of :attr:`chat_template_names`; None: the default one.
+
+        Raises
+        ------
+        ChatTemplateError
+            If there is none.
+        """
+        encoded = ffi.NULL if name is None or name == "default" else checks.text("name", name)
+        found = lib.llama_model_chat_template(self._open(), encoded)
+        if not found:
+            raise ChatTemplateError(
+                f"{self.path} has no chat template{'' if name is None else f' named {name!r}'}{self._instead()}"
+            )
+        return decoded(found)
+
+    def _instead(self) -> str:
+        names = self.chat_template_names
+        if names:
+            return f": it has {', '.join(names)}; 'chatml' and those of chat_builtin_templates() work with any model"
+        return ": give one, as Jinja source or 'chatml'"
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        **kwargs: object,
+    ) -> str:
+        r"""Render a chat as text of the kind that the model was trained on.
+
+        Parameters
+        ----------
+        messages, template, add_generation_prompt, tools, kwargs
+            As for :meth:`chat_format`, which returns more than the text.
+
+        Returns
+        -------
+        str
+            The prompt. If the tokenizer adds a beginning-of-text token, the prompt leaves it out.
+
+        Raises
+        ------
+        ChatTemplateError
+            If there is no such template, or it has an error or refuses the messages.
+        ValueError, TypeError
+            If a message or tool has the wrong form; the error says which.
+
+        Notes
+        -----
+        Uses ``common_chat_templates_apply``, with Jinja.
+
+        Examples
+        --------
+        >>> model.apply_chat_template([{"role": "user", "content": "Hello"}], enable_thinking=False)
+        '<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n'
+        """
+        given: dict[str, Any] = kwargs
+        rendered = self.chat_format(
+            messages, template=template, add_generation_prompt=add_generation_prompt, tools=tools, **given
+        )
+        return rendered.prompt
+
+    def chat_format(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = False,
+        json_schema: Mapping[str, object] | str | None = None,
+        reasoning_format: str = "auto",
+        continue_final_message: bool = False,
+        **kwargs: object,
+    ) -> ChatPrompt:
+        """Render a chat, and tell what a reply to it looks like.
+
+        Parameters
+        ----------
+        messages
+            As in OpenAI's API: dicts with ``role`` and ``content`` and, if they apply, ``tool_calls``,
+            ``tool_call_id``, ``name`` and ``reasoning_content``. The content is a str, or a list of
+            ``{"type": "text", "text": ...}``; the type ``"media_marker"`` is for what mtmd will replace.
+        template
+            None: the file's own; it may have a separate one for tools. Text with ``{{``, ``{%`` or ``{#`` in it is
+            Jinja source. Anything else is a name: one of :attr:`chat_template_names`, ``"chatml"``, or one of
+            :func:`moebind.chat_builtin_templates`, which support neither tools nor arguments.
+        add_generation_prompt
+            End with the beginning of the reply.
+        tools
+            Functions that the model may call, as in OpenAI's API:
+            ``{"type": "function", "function": {"name": ..., "description": ..., "parameters": {JSON schema}}}``.
+        tool_choice
+            ``"auto"``, ``"none"`` or ``"required"``: whether the grammar allows or demands a call.
+        parallel_tool_calls
+            Whether one reply may contain several calls.
+        json_schema
+            A schema for the content of the reply; as for :func:`moebind.json_schema_to_grammar`, which says what raises
+            ``GrammarError``.
+        reasoning_format
+            With ``"auto"`` (the same as ``"deepseek"``), :meth:`ChatPrompt.parse` separates the reasoning from the
+            content; ``"none"`` leaves it there.
+        continue_final_message
+            Continue the last message, which is the assistant's, instead of answering it.
+        **kwargs
+            Arguments of the template, such as ``enable_thinking=False``: anything that JSON can hold.
+
+        Returns
+        -------
+        ChatPrompt
+
+        Raises
+        ------
+        ChatTemplateError
+            If there is no such template, or it has an error or refuses the messages.
+        ValueError, TypeError
+            If a message or tool has the wrong form; the error says which.
+
+        Notes
+        -----
+        Uses ``common_chat_templates_apply``. A template runs with limits (128 KiB of source, 16 MiB of text,
+        100,000 items in a list, 10,000 in a range, 1000 levels of statements and expressions) and can be stopped with
+        Ctrl-C. llama.cpp runs it some fifty times to find out what its replies look like. The last eight templates are
+        kept ready.
+        """
+        wanted = checked_tools(tools)
+        builtin = self._is_builtin(template)
+        thinking = kwargs.get("enable_thinking", True)
+        if not isinstance(thinking, bool):
+            raise TypeError(f"enable_thinking is {thinking!r}; it takes True or False")
+        request = {
+            "use_jinja": not builtin,
+            "messages": checked_messages(messages),
+            "tools": wanted,
+            "tool_choice": _one_of("tool_choice", tool_choice, _TOOL_CHOICES),
+            "parallel_tool_calls": checks.boolean("parallel_tool_calls", parallel_tool_calls),
+            "json_schema": "" if json_schema is None else strict_schema(json_schema),
+            "add_generation_prompt": checks.boolean("add_generation_prompt", add_generation_prompt),
+            "continue_final_message": checks.boolean("continue_final_message", continue_final_message),
+            "reasoning_format": _one_of("reasoning_format", reasoning_format, _REASONING_FORMATS),
+            "enable_thinking": thinking,
+            "kwargs": {name: checked_json(name, value) for name, value in kwargs.items()},
+        }
+        if builtin:
+            _check_builtin(template, request)
+        for name in kwargs:
+            checks.text("the name of a template's argument", name)
+        found = exchange(request, lib.moebind_chat_apply, self._template(template))
+        found["grammar"] = with_corrected_rules(found["grammar"])
+        triggers = tuple(ChatTrigger(each["type"], each["value"]) for each in found.pop("triggers"))
+        lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+        return ChatPrompt(**{**found, **lists}, triggers=triggers, reasoning_format=reasoning_format)
+
+    def parse_chat_response(
+        self,
+        text: str,
+        *,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        template: str | None = None,
+        partial: bool = False,
+        **kwargs: object,
+    ) -> ChatMessage:
+        """Parse a reply into its content, its reasoning and its tool calls.
+
+        Parameters
+        ----------
+        text
+            What the model wrote.
+        tools, template, kwargs
+            What the chat was rendered with, since replies depend on it. As for :meth:`chat_format`.
+        partial
+            The reply is unfinished: return what is known so far.
+
+        Returns
+        -------
+        ChatMessage
+            A dict with ``role``, ``content``, ``reasoning_content`` and ``tool_calls``. If you have the rendered chat,
+            :meth:`ChatPrompt.parse` is faster.
+
+        Raises
+        ------
+        ChatTemplateError
+            If the reply does not have the form of the template's replies.
+
+        Notes
+        -----
+        Uses ``common_chat_parse``, with the parser that llama.cpp makes for the template.
+        """
+        given: dict[str, Any] = kwargs
+        rendered = self.chat_format([{"role": "user", "content": "?"}], tools=tools, template=template, **given)
+        return rendered.parse(text, partial=partial)
+
+    def _template(self, template: str | None) -> CData:
+        """A template, ready to be rendered."""
+        model = self._open()
+        source = self._source(template)
+        kept = {**(self._ready or {})}  # a copy: other threads may be here too
+        ready = kept.pop(source, None)
+        if ready is None:
+            encoded = checks.text("template", source)
+            if len(encoded) > TEMPLATE_BYTES_MAX:
+                raise ChatTemplateError(f"the template has {len(encoded)} bytes; at most {TEMPLATE_BYTES_MAX} are read")
+            try:
+                pointer = lib.moebind_chat_templates_new(model, encoded, len(encoded))
+            except NativeError as error:
+                raise ChatTemplateError(f"the chat template is wrong: {told(error.message)}") from None
+            ready = own(pointer, lib.moebind_chat_templates_free)
+        kept[source] = ready
+        self._ready = dict(list(kept.items())[-_READY_MAX:])
+        return ready
+
+    def _source(self, template: str | None) -> str:
+        """Jinja source, "chatml", or "" for what the file says."""
+        if template is None:
+            names = self.chat_template_names
+            if not {"default", "tool_use"}.intersection(names):
+                raise ChatTemplateError(f"{self.path} has no default chat template{self._instead()}")
+            if max(len(self.chat_template(name)) for name in names) > TEMPLATE_BYTES_MAX:
+                raise ChatTemplateError(f"a chat template of {self.path} has more than {TEMPLATE_BYTES_MAX} characters")
+            return ""
+        checks.text("template", template)
+        if not template:
+            raise ValueError("template is empty; it takes a name, Jinja source, or None for the file's own")
+        if any(mark in template for mark in ("{{", "{%", "{#")) or template == "chatml":
+            return template
+        return template if self._is_builtin(template) else self.chat_template(template)
+
+    def _is_builtin(self, template: str | None) -> bool:
+        """Whether it names a template of llama.cpp's own code, which the file has no other one for."""
+        if template is None or template == "chatml" or template in self.chat_template_names:
+            return False
+        return template in chat_builtin_templates()
+
+
+def chat_builtin_templates() -> tuple[str, ...]:
+    """The names of the templates that are built into llama.cpp (``llama_chat_builtin_templates``).
+
+    Pass one as ``template`` if a file has none. They are rendered with ``llama_chat_apply_template``: messages only,
+    without tools or arguments.
+
+    Returns
+    -------
+    tuple of str
+    """
+    count = lib.llama_chat_builtin_templates(ffi.NULL, 0)
+    names = ffi.new("const char *[]", count)
+    lib.llama_chat_builtin_templates(names, count)
+    return tuple(decoded(name) for name in names)
+
+
+def _check_builtin(name: str | None, request: Mapping[str, object]) -> None:
+    """What llama.cpp's own templates would leave out without a word, or cut off."""
+    for key in ("tools", "json_schema", "continue_final_message"):
+        if request[key]:
+            raise ChatTemplateError(f"the template {name!r} is llama.cpp's own code, which does not know {key}")
+    if "\\u0000" in json.dumps(request["messages"]).replace("\\\\", ""):
+        raise ValueError(f"messages contain a NUL character, which the template {name!r} cannot hold")
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}; it takes one of {', '.join(allowed)}")
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it takes one of {', '.join(allowed)}")
+    return value

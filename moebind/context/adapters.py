@@ -1,0 +1,271 @@
+"""LoRA adapters and control vectors: what changes a model without touching its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+
+from moebind._core import checks, log
+from moebind._core.native import CData, ffi, lib, own, text_from
+from moebind._core.owner import Owner
+from moebind.backend import rpc_servers
+from moebind.errors import LoraError, MoebindError, NativeError
+from moebind.files import lora_file
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from moebind.model.model import Model
+
+__all__ = ["Adapters", "LoraAdapter"]
+
+_FLOAT_MAX = float(np.finfo(np.float32).max)
+
+
+class LoraAdapter(Owner):
+    """A LoRA adapter, made by :meth:`Model.lora_adapter_init` and used by :meth:`Context.set_lora_adapters`.
+
+    It keeps its model in memory, and closing the model closes it. A context that uses it keeps the adapter's memory,
+    even after the adapter is closed. It is freed by ``llama_adapter_lora_free``.
+
+    Examples
+    --------
+    >>> with model.lora_adapter_init("adapter.gguf") as adapter:
+    ...     context.set_lora_adapters({adapter: 0.5})
+    """
+
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
+        raise TypeError("adapters are made by Model.lora_adapter_init(path)")
+
+    @classmethod
+    def _load(cls, model: Model, path: str) -> LoraAdapter:
+        native = model._open()
+        if model.params.vocab_only or model.params.no_alloc:
+            raise LoraError("the model was loaded without weights (vocab_only, no_alloc): there is nothing to adapt")
+        lora_file.check(path, model)
+        lib.moebind_log_forget()
+        try:
+            with model._listing, rpc_servers.watched(model._servers):
+                pointer = lib.llama_adapter_lora_init(native, os.fsencode(path))
+        except NativeError as error:
+            raise LoraError(f"{path} could not be loaded: {error.message}") from error
+        if not pointer:
+            raise LoraError(f"{path} could not be loaded{log.recent_lines(3)}")
+        adapter = cls.__new__(cls)
+        adapter._pointer = own(pointer, partial(_free, model._listing), native)
+        adapter._model, adapter._path, adapter._meta = model, path, None
+        model._children.add(adapter)
+        return adapter
+
+    _model: Model
+    _path: str
+    _meta: Mapping[str, str] | None
+
+    def __repr__(self) -> str:
+        return "<LoraAdapter, closed>" if self.closed else f"<LoraAdapter {os.path.basename(self._path)}>"
+
+    @property
+    def model(self) -> Model:
+        """The model that it changes."""
+        return self._model
+
+    @property
+    def path(self) -> str:
+        """The file that it was loaded from."""
+        return self._path
+
+    @property
+    def meta(self) -> Mapping[str, str]:
+        """The metadata of the file, as text, without arrays.
+
+        Uses ``llama_adapter_meta_count``, ``llama_adapter_meta_key_by_index`` and
+        ``llama_adapter_meta_val_str_by_index``.
+        """
+        pointer = self._open()
+        if self._meta is None:
+            count = range(lib.llama_adapter_meta_count(pointer))
+            keys = [text_from(lib.llama_adapter_meta_key_by_index, pointer, at) for at in count]
+            values = [text_from(lib.llama_adapter_meta_val_str_by_index, pointer, at) for at in count]
+            self._meta = MappingProxyType(dict(sorted(zip(keys, values, strict=True))))
+        return self._meta
+
+    @property
+    def alora_invocation_tokens(self) -> NDArray[np.int32]:
+        """The tokens that an activated LoRA waits for; empty for others.
+
+        Returns
+        -------
+        numpy.ndarray
+            int32, ``(n_tokens,)``, a copy. The caller sets the adapter from the place in the prompt where they occur.
+
+        Notes
+        -----
+        Uses ``llama_adapter_get_alora_n_invocation_tokens`` and ``llama_adapter_get_alora_invocation_tokens``.
+        """
+        pointer = self._open()
+        count = int(lib.llama_adapter_get_alora_n_invocation_tokens(pointer))
+        if not count:
+            return np.empty(0, np.int32)
+        memory = ffi.buffer(lib.llama_adapter_get_alora_invocation_tokens(pointer), 4 * count)
+        tokens: NDArray[np.int32] = np.frombuffer(memory, np.int32).copy()
+        return tokens
+
+
+class Adapters(Owner):
+    """What changes a context's model: LoRA adapters and a control vector. :class:`moebind.Context` has it.
+
+    Changes count for what is computed from then on. What the cache holds stays as it was computed; :meth:`generate`
+    computes its prompt anew after a change.
+    """
+
+    if TYPE_CHECKING:  # Context has them
+        _model: Model
+        _history: dict[int, list[int]]
+
+        def _exclusive(self) -> AbstractContextManager[CData]: ...
+
+    #: The adapters in use, which they outlive.
+    _loras: tuple[tuple[CData, float], ...] = ()
+
+    def _leave_to_parent(self) -> None:
+        for pointer, _ in self._loras:  # some may be closed, and held by nobody else
+            with suppress(TypeError):  # several contexts may have one
+                ffi.gc(pointer, None)
+        self._loras = ()
+        super()._leave_to_parent()
+
+    def set_lora_adapters(self, adapters: Mapping[LoraAdapter, float]) -> None:
+        """Use these LoRA adapters, and no others.
+
+        Parameters
+        ----------
+        adapters
+            Each adapter with its scale: 1 as it was trained, 0 not at all, negative to undo it. Several add up.
+
+        Raises
+        ------
+        LoraError
+            If an adapter belongs to another model, or memory is short; the earlier ones then stay in use.
+        ClosedError
+            If an adapter was closed.
+
+        Notes
+        -----
+        Uses ``llama_set_adapters_lora``. Graphs and scratch memory are rebuilt here, not in the next ``decode``.
+        """
+        if not isinstance(adapters, Mapping):
+            raise TypeError(f"adapters is {adapters!r}; it takes a mapping of adapters to scales")
+        wanted: list[tuple[CData, float]] = []
+        for adapter, scale in adapters.items():
+            if not isinstance(adapter, LoraAdapter):
+                raise TypeError(f"adapters has the key {adapter!r}; it takes a LoraAdapter")
+            factor = checks.number("scale", scale, -_FLOAT_MAX, _FLOAT_MAX)
+            if adapter._model is not self._model:
+                raise LoraError(f"{adapter!r} is of another model; load it with this context's model")
+            wanted.append((adapter._open(), factor))
+        with self._exclusive() as native:
+            self._use(native, tuple(wanted))
+
+    def clear_lora_adapters(self) -> None:
+        """Use no LoRA adapters (``llama_set_adapters_lora``)."""
+        with self._exclusive() as native:
+            self._use(native, ())
+
+    def _use(self, native: CData, wanted: tuple[tuple[CData, float], ...]) -> None:
+        if dict(wanted) == dict(self._loras):
+            return
+        self._history.clear()
+        lib.moebind_log_forget()
+        try:
+            self._set(native, wanted)
+        except NativeError as error:
+            self._set(native, self._loras)
+            raise LoraError(f"the adapters cannot be used: {error.message}{log.recent_lines(3)}") from error
+        self._loras = wanted
+
+    def _set(self, native: CData, wanted: tuple[tuple[CData, float], ...]) -> None:
+        pointers = ffi.new("struct llama_adapter_lora *[]", [pointer for pointer, _ in wanted])
+        scales = ffi.new("float[]", [scale for _, scale in wanted])
+        lib.llama_set_adapters_lora(native, pointers, len(wanted), scales)
+        with self._model._listing:
+            lib.moebind_reserve(native)
+
+    def set_control_vector(
+        self, data: ArrayLike | None, *, il_start: SupportsIndex = 1, il_end: SupportsIndex | None = None
+    ) -> None:
+        """Add a vector to the output of layers, from now on.
+
+        Parameters
+        ----------
+        data
+            Numbers of shape ``(n_layer, n_embd)``, a row for each layer, or ``(n_layer - 1, n_embd)``, whose rows begin
+            with layer 1, as in llama.cpp. They are copied as float32. Layer 0 has no vector, so its row must be zero.
+            None removes the vector.
+        il_start, il_end
+            The first and the last layer to change, both included. From 1 to ``n_layer - 1``, which is what None means
+            for ``il_end``.
+
+        Raises
+        ------
+        ValueError
+            If the shape is wrong, a number is not finite in float32, or a layer is out of range.
+        MoebindError
+            If llama.cpp has no memory for it.
+
+        Notes
+        -----
+        Uses ``llama_set_adapter_cvec``. Not every architecture of llama.cpp applies control vectors.
+        """
+        n_layer, n_embd = self._model.n_layer, self._model.n_embd
+        first = last = -1
+        values = np.empty(0, np.float32)
+        if data is not None:
+            if n_layer < 2:
+                raise ValueError("this model has one layer, and the first one has no control vector")
+            first = checks.integer("il_start", il_start, 1, n_layer - 1)
+            last = n_layer - 1 if il_end is None else checks.integer("il_end", il_end, first, n_layer - 1)
+            values = _vectors(data, n_layer, n_embd)
+        with self._exclusive() as native:
+            self._history.clear()
+            pointer = ffi.from_buffer("float[]", values) if data is not None else ffi.NULL
+            if lib.llama_set_adapter_cvec(native, pointer, values.size, n_embd, first, last) != 0:
+                raise MoebindError(f"llama.cpp did not take the control vector{log.recent_lines(3)}")
+            with self._model._listing:
+                lib.moebind_reserve(native)
+
+
+def _vectors(data: ArrayLike, n_layer: int, n_embd: int) -> NDArray[np.float32]:
+    """Rows for layers 1 and up, contiguous."""
+    try:
+        given = np.asarray(data)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"data cannot be made into an array: {error}") from None
+    if given.dtype.kind not in "fiu":
+        raise TypeError(f"data has dtype {given.dtype}; it takes numbers")
+    if given.shape not in {(n_layer, n_embd), (n_layer - 1, n_embd)}:
+        raise ValueError(
+            f"data has the shape {given.shape}; for this model it takes {(n_layer, n_embd)}, or "
+            f"{(n_layer - 1, n_embd)} without layer 0"
+        )
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(given, np.float32)
+    if not np.isfinite(rows).all():
+        raise ValueError("data has numbers that are not finite as float32")
+    if len(rows) == n_layer:
+        if rows[0].any():
+            raise ValueError("data has a row for layer 0 that is not zero; llama.cpp adds nothing to the first layer")
+        rows = rows[1:]
+    return rows
+
+
+def _free(listing: AbstractContextManager[object], pointer: CData) -> None:
+    with listing:
+        lib.llama_adapter_lora_free(pointer)

@@ -1,0 +1,302 @@
+"""Backend samplers: the part of ``Context`` that has chains of samplers run in its graph, where the logits are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+
+from moebind._core import checks
+from moebind._core.native import CData, ffi, lib, own
+from moebind.context.outputs import Outputs
+from moebind.errors import SamplerError
+from moebind.sampling.sampler import Sampler
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moebind.model.model import Model
+    from moebind.params.params import ContextParams
+
+__all__ = ["BackendSampling"]
+
+
+def checked_chains(samplers: Mapping[int, Sampler] | None, params: ContextParams, model: Model) -> dict[int, Sampler]:
+    """``samplers`` of ``new_context``, none of which libllama would end the process over."""
+    if samplers is None:
+        return {}
+    if not isinstance(samplers, Mapping):
+        raise TypeError(f"samplers is {samplers!r}; it takes a mapping from sequence to chain")
+    n_batch = min(params.n_ctx or model.n_ctx_train, params.n_batch)
+    chains = {}
+    for seq_id, chain in samplers.items():
+        seq = checks.integer("a sequence of samplers", seq_id, 0, params.n_seq_max - 1)
+        check_chain(chain, outputs_per_sequence(params, n_batch), model.n_vocab)
+        chains[seq] = chain
+    if len({id(chain) for chain in chains.values()}) != len(chains):
+        raise SamplerError("samplers has a chain twice; give each sequence a clone()")
+    return chains
+
+
+def outputs_per_sequence(params: ContextParams, n_batch: int) -> int:
+    """What libllama makes of ``n_outputs_max_per_seq``."""
+    most = params.n_outputs_max or n_batch
+    return min(params.n_outputs_max_per_seq or most, most)
+
+
+def check_chain(chain: Sampler, n_outputs: int, n_vocab: int) -> None:
+    """Whether a chain can be run in a graph; libllama only asserts it, some of it in the middle of a decode."""
+    if not isinstance(chain, Sampler):
+        raise TypeError(f"sampler is {chain!r}; it takes a chain of samplers")
+    if not lib.llama_sampler_chain_get(chain._open(), -1):
+        raise SamplerError(f"{chain!r} is not a chain: put it into one, Sampler.chain([...])")
+    if chain._attached:
+        raise SamplerError(
+            f"{chain!r} is, or was, attached to a context, which a chain can be once: attach its clone()"
+        )
+    if not len(chain):
+        raise SamplerError("the chain is empty: there is nothing to run")
+    _Walk(n_outputs, n_vocab, n_vocab).through(chain)
+
+
+#: Those that llama.cpp can compute in a graph. It takes a chain's first ones, up to one that it cannot.
+_IN_GRAPH = {"chain", "greedy", "dist", "top-k", "top-p", "min-p", "temp", "temp-ext", "penalties", "logit-bias"}
+#: Those that do the rest on the CPU. Grammars and Python want all candidates, which are not there.
+_ON_CPU = {"typical", "xtc", "top-n-sigma", "mirostat", "mirostat-v2", "dry", "adaptive-p", "infill", "penalties"}
+
+
+@dataclass
+class _Walk:
+    """The samplers of a chain as candidates come to them; raises where llama.cpp asserts, or computes nonsense."""
+
+    n_outputs: int
+    n_vocab: int
+    n_candidates: int
+    #: How many have taken candidates away or sorted them: the first makes a list of those left, the second gives it
+    #: another shape, and the third asserts the first shape.
+    filters: int = 0
+    #: Whether the CPU does the rest.
+    on_cpu: bool = False
+
+    def through(self, chain: Sampler) -> None:
+        """Check those in a chain."""
+        for part in chain:
+            name = part.name
+            own = part._is_checked and not len(part)  # a grammar, or a sampler in Python, whatever it is called
+            if name.startswith("?") and not own:
+                continue  # it does nothing
+            if name == "chain" and not own:
+                self.through(part)
+                continue
+            if own or name not in _IN_GRAPH | _ON_CPU:
+                raise SamplerError(
+                    f"{name} cannot be in a chain that a context runs: it takes all candidates out of it"
+                )
+            self.on_cpu |= name not in _IN_GRAPH or (name == "penalties" and self.n_outputs > 1)
+            if not self.on_cpu:
+                self._one(part, name, max(part._token_max, chain._token_max))
+
+    def _one(self, part: Sampler, name: str, token_max: int) -> None:
+        if self.n_candidates == 1 and name not in {"greedy", "dist"}:
+            raise SamplerError(f"{name} cannot run in the graph where one candidate is left: only dist can")
+        if name == "greedy" and self.filters:
+            # It gives a place among the candidates for the token.
+            raise SamplerError(
+                "greedy cannot run in the graph after top_k, top_p or temp(0): use it alone, or temp(0) and dist"
+            )
+        if name == "top-k" and part._k > self.n_candidates:
+            raise SamplerError(f"top_k({part._k}) cannot run in the graph: {self.n_candidates} candidates come to it")
+        if name in {"top-k", "top-p"}:
+            if self.filters == 2:
+                raise SamplerError("only two of top_k and top_p can run in the graph, one after the other")
+            self.filters += 1
+            self.n_candidates = part._k if name == "top-k" else self.n_candidates
+        elif name in {"temp", "temp-ext"} and _leaves_one(part):
+            self.filters += 1
+            self.n_candidates = 1
+        elif name == "logit-bias" and self.filters:
+            raise SamplerError("logit_bias cannot run in the graph after top_k or top_p: put it first")
+        elif name in {"logit-bias", "penalties"} and token_max >= self.n_vocab:
+            told = "is for" if name == "logit-bias" else "accepted"
+            raise SamplerError(f"{name} {told} token {token_max}; the vocabulary ends at {self.n_vocab - 1}")
+        elif name == "penalties" and part._n_vocab != self.n_vocab:
+            raise SamplerError(
+                f"penalties was made for a vocabulary of {part._n_vocab}, this model has {self.n_vocab}: make it with "
+                "n_vocab=model.n_vocab"
+            )
+
+
+def _leaves_one(part: Sampler) -> bool:
+    """Whether it leaves the likeliest candidate only, as a temperature of 0 does."""
+    two = ffi.new("llama_token_data[]", [(0, 0.0, 0.0), (1, 1.0, 0.0)])
+    array = ffi.new("llama_token_data_array *", {"data": two, "size": 2, "selected": -1})
+    copy = own(lib.llama_sampler_clone(part._open()), lib.llama_sampler_free)
+    lib.llama_sampler_apply(copy, array)
+    return bool(two[0].logit == -math.inf)
+
+
+class BackendSampling(Outputs):
+    """Samplers that run in a context's graph. :class:`moebind.Context` has it."""
+
+    if TYPE_CHECKING:  # Context has them
+        _params: ContextParams
+        _n_batch: int
+
+    #: The pointers that libllama has, so that they live as long as the native context does.
+    _attached_pointers: dict[int, CData]
+
+    def set_sampler(self, seq_id: SupportsIndex, chain: Sampler | None) -> bool:
+        """Run a chain of samplers in the graph, where the logits are, for one sequence (``llama_set_sampler``).
+
+        The device runs the samplers from the beginning of the chain up to the first that it cannot run;
+        ``chain.sample(context)`` runs the rest, if any, and accepts the token. The logits of such a sequence are not
+        copied: read :meth:`sampled_token_ith` and the other ``sampled_`` methods instead. The chain then belongs to
+        this context, which keeps its memory: it cannot be attached again, put into another chain, or used elsewhere.
+
+        Parameters
+        ----------
+        seq_id
+            The sequence.
+        chain
+            A chain that was never attached; None removes the sequence's chain.
+
+        Returns
+        -------
+        bool
+            Whether llama.cpp accepted it; it accepts none for a model that is split by tensors.
+
+        Raises
+        ------
+        SamplerError
+            If it is not a chain, was attached before, or holds a sampler that does not fit this model.
+
+        Notes
+        -----
+        If you know the chains when you make the context, pass them to ``Model.new_context``: the graph is then planned
+        with them. Tokens that the model says to suppress are not suppressed there: begin the chain with a bias against
+        them.
+        """
+        seq = self._seq("seq_id", seq_id)
+        if chain is None:
+            with self._exclusive() as native:
+                taken = bool(lib.llama_set_sampler(native, seq, ffi.NULL))
+                self._detach(native, seq)
+                return taken
+        with self._exclusive() as native:
+            check_chain(chain, outputs_per_sequence(self._params, self._n_batch), self._model._n_vocab)
+            with chain._lock.held():
+                taken = bool(lib.llama_set_sampler(native, seq, chain._open()))
+            self._detach(native, seq)
+            if taken:
+                self._attach(seq, chain)
+            return taken
+
+    def _attach(self, seq: int, chain: Sampler) -> None:
+        chain._attach(self._model._n_vocab)
+        self._attached[seq] = chain
+        self._attached_pointers[seq] = chain._open()
+        self._use_also()
+
+    def _detach(self, native: CData, seq: int) -> None:
+        """Forget what a sequence had. Outputs that libllama had for it are laid out anew by the next decode."""
+        self._attached.pop(seq, None)
+        lib.llama_synchronize(native)  # nothing of it is being computed
+        self._attached_pointers.pop(seq, None)
+        self._forget_outputs()
+        self._outputs_reserved = 0
+        self._use_also()
+
+    def _use_also(self) -> None:
+        raise NotImplementedError  # Context knows what else it uses
+
+    def sampled_token_ith(self, i: SupportsIndex = -1) -> int | None:
+        """The token that a backend sampler chose, or None if none did (``llama_get_sampled_token_ith``).
+
+        Parameters
+        ----------
+        i
+            An index in the last batch; negative numbers count outputs from the end.
+
+        Raises
+        ------
+        IndexError
+            If the batch asked for no output there.
+        """
+        at = checks.integer("i", i, -checks.INT32_MAX)
+        with self._exclusive() as native:
+            self._output_row(at)
+            token = int(lib.llama_get_sampled_token_ith(native, at))
+            return None if token == lib.LLAMA_TOKEN_NULL else token
+
+    def sampled_probs_ith(self, i: SupportsIndex = -1) -> NDArray[np.float32] | None:
+        """Probabilities of the candidates that a backend sampler left.
+
+        Uses ``llama_get_sampled_probs_ith`` and ``llama_get_sampled_probs_count_ith``.
+
+        Parameters
+        ----------
+        i
+            As for :meth:`sampled_token_ith`.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            float32, in the order of :meth:`sampled_candidates_ith`: a read-only view, like that of :meth:`get_logits`.
+            None if no sampler of the chain computed probabilities.
+        """
+        return self._sampled("probs", i)
+
+    def sampled_logits_ith(self, i: SupportsIndex = -1) -> NDArray[np.float32] | None:
+        """Logits of the candidates that a backend sampler left.
+
+        Uses ``llama_get_sampled_logits_ith`` and ``llama_get_sampled_logits_count_ith``.
+
+        Parameters
+        ----------
+        i
+            As for :meth:`sampled_token_ith`.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            float32, in the order of :meth:`sampled_candidates_ith`: a read-only view, like that of :meth:`get_logits`.
+            None if no backend sampler ran for this token.
+        """
+        return self._sampled("logits", i)
+
+    def sampled_candidates_ith(self, i: SupportsIndex = -1) -> NDArray[np.int32] | None:
+        """Token ids of the candidates that a backend sampler left.
+
+        Uses ``llama_get_sampled_candidates_ith`` and ``llama_get_sampled_candidates_count_ith``.
+
+        Parameters
+        ----------
+        i
+            As for :meth:`sampled_token_ith`.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            int32: a read-only view, like that of :meth:`get_logits`. None if the candidates are the whole vocabulary,
+            in its order, or if no backend sampler ran for this token.
+        """
+        at = checks.integer("i", i, -checks.INT32_MAX)
+        with self._exclusive() as native:
+            self._output_row(at)
+            count = int(lib.llama_get_sampled_candidates_count_ith(native, at))
+            if not count:
+                return None
+            return self._view(lib.llama_get_sampled_candidates_ith(native, at), (count,), np.int32)
+
+    def _sampled(self, what: str, i: SupportsIndex) -> NDArray[np.float32] | None:
+        at = checks.integer("i", i, -checks.INT32_MAX)
+        with self._exclusive() as native:
+            self._output_row(at)
+            pointer = getattr(lib, f"llama_get_sampled_{what}_ith")(native, at)
+            if not pointer:
+                return None
+            count = int(getattr(lib, f"llama_get_sampled_{what}_count_ith")(native, at))
+            return self._view(pointer, (count,))

@@ -1,0 +1,223 @@
+"""Batches of llama.cpp's extended kind: entries that are tokens, embeddings, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+
+from moebind._core import checks
+from moebind._core.native import ffi, lib, own
+from moebind._core.owner import CallLock, Owner
+from moebind.context.batch import POS_MAX
+from moebind.enums import RopeType
+from moebind.errors import BatchError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from moebind.context.context import Context
+
+__all__ = ["BatchExt"]
+
+#: Positions of an embedding in models with several (M-RoPE).
+_SECTIONS = {RopeType.MROPE: 4, RopeType.IMROPE: 4}
+
+
+class BatchExt(Owner):
+    """A batch whose entries are tokens, embeddings, or tokens that have an embedding too, for one context.
+
+    It can hold what a :class:`Batch` cannot: both at once, for draft models for multi-token prediction, and embeddings
+    with several positions each (M-RoPE), for vision models. For anything else a ``Batch`` is simpler, and faster.
+
+    Parameters
+    ----------
+    context
+        The context that is to process it; it holds at most ``n_batch`` entries.
+
+    Notes
+    -----
+    Uses ``llama_batch_ext_init`` and ``llama_batch_ext_free``, which are experimental in llama.cpp.
+    Process it with :meth:`Context.process`.
+
+    Examples
+    --------
+    >>> batch = BatchExt(context)
+    >>> for pos, token in enumerate(tokens):
+    ...     batch.add(0, pos, token=token, output=pos == len(tokens) - 1)
+    >>> context.process(batch)
+    """
+
+    def __init__(self, context: Context) -> None:
+        from moebind.context.context import Context
+
+        if not isinstance(context, Context):
+            raise TypeError(f"context is {context!r}; it takes the Context that will process the batch")
+        with context._exclusive() as native:
+            model = context.model
+            self._context = context
+            self._capacity = context.n_batch
+            self._n_vocab = model.n_vocab
+            self._n_positions = _SECTIONS.get(model.rope_type, 1)
+            self._lock = CallLock()
+            self._forget()
+            self._pointer = own(lib.llama_batch_ext_init(native), lib.llama_batch_ext_free, native)
+
+    def _forget(self) -> None:
+        self._pos: list[int] = []
+        self._seqs: list[tuple[int, ...]] = []
+        self._outputs: list[bool] = []
+        #: Whether entries have tokens, and how wide their embeddings are (0: none): the same for all.
+        self._contents: tuple[bool, int] | None = None
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+    @property
+    def n_tokens(self) -> int:
+        """How many entries it holds."""
+        self._open()
+        return len(self._pos)
+
+    @property
+    def capacity(self) -> int:
+        """How many entries it can hold: the context's ``n_batch``."""
+        return self._capacity
+
+    def clear(self) -> None:
+        """Forget all entries (``llama_batch_ext_clear``)."""
+        with self._lock.held():
+            lib.llama_batch_ext_clear(self._open())
+            self._forget()
+
+    def add(
+        self,
+        seq_ids: Sequence[int] | SupportsIndex,
+        pos: Sequence[int] | SupportsIndex,
+        *,
+        token: SupportsIndex | None = None,
+        embedding: ArrayLike | None = None,
+        output: bool = False,
+    ) -> int:
+        """Add one entry.
+
+        Uses ``llama_batch_ext_add`` and ``llama_batch_ext_add_token``, ``llama_batch_ext_set_embd_token``,
+        ``llama_batch_ext_add_seq``, ``llama_batch_ext_set_pos`` and ``llama_batch_ext_set_output_logits``.
+
+        Parameters
+        ----------
+        seq_ids
+            The sequence, or sequences, that it belongs to.
+        pos
+            Its position; for an embedding in a model with M-RoPE, its four positions.
+        token, embedding
+            At least one of the two, and the same kind for all entries of a batch. An embedding is float32,
+            ``(n_embd,)``, or rows that count as one.
+        output
+            Whether to compute outputs for it.
+
+        Returns
+        -------
+        int
+            Its index in the batch, for :meth:`Context.get_logits_ith`.
+
+        Raises
+        ------
+        BatchError
+            If the batch is full, the entry is of another kind than those before, or llama.cpp does not take its width.
+
+        Notes
+        -----
+        Uses ``llama_batch_ext_add_token``, ``_add_embd``, ``_add_seq``, ``_set_embd_token``, ``_set_pos`` and
+        ``_set_output_logits``.
+        """
+        sequences = checks.int32_array("seq_ids", np.atleast_1d(seq_ids), 0, self._context.n_seq_max - 1).tolist()  # type: ignore[arg-type]
+        if not sequences:
+            raise BatchError("seq_ids is empty; an entry belongs to at least one sequence")
+        number = None if token is None else checks.integer("token", token, 0, self._n_vocab - 1)
+        vector = None if embedding is None else _vector(embedding)
+        wanted = checks.boolean("output", output)
+        contents = number is not None, 0 if vector is None else vector.size
+        if contents == (False, 0):
+            raise BatchError("an entry takes a token, an embedding, or both")
+        positions = checks.int32_array("pos", np.atleast_1d(pos), 0, POS_MAX)  # type: ignore[arg-type]
+        expected = self._n_positions if number is None else 1
+        if positions.size != expected:
+            raise BatchError(f"pos has {positions.size} positions; this entry takes {expected}")
+        with self._lock.held():
+            native = self._open()
+            if len(self._pos) >= self._capacity:
+                raise BatchError(f"the batch is full: it holds {self._capacity} entries (n_batch)")
+            if self._contents is not None and contents != self._contents:
+                raise BatchError("all entries of a batch have the same: tokens, embeddings of one width, or both")
+            # llama.cpp keeps an entry whose token or embedding it refuses: the width is all that is left to refuse.
+            if number is None:
+                at = lib.llama_batch_ext_add(native, sequences[0])
+            else:
+                at = lib.llama_batch_ext_add_token(native, sequences[0], number)
+            taken = at >= 0
+            if taken and vector is not None:
+                rows = {"data": ffi.from_buffer("float[]", vector), "n_rows": 1, "n_embd": vector.size}
+                taken = lib.llama_batch_ext_set_embd_token(native, at, rows)
+            if not taken:
+                lib.llama_batch_ext_clear(native)
+                self._forget()
+                raise BatchError(
+                    f"llama.cpp does not take an embedding of {contents[1]} numbers for this model; the batch is "
+                    "empty now"
+                )
+            for seq in sequences[1:]:
+                lib.llama_batch_ext_add_seq(native, at, seq)
+            lib.llama_batch_ext_set_pos(native, at, ffi.from_buffer("llama_pos[]", positions))
+            lib.llama_batch_ext_set_output_logits(native, at, wanted)
+            self._contents = contents
+            self._pos.append(int(positions[0]))
+            self._seqs.append(tuple(sequences))
+            self._outputs.append(wanted)
+            return int(at)
+
+    def __repr__(self) -> str:
+        return "<BatchExt, closed>" if self.closed else f"<BatchExt of {len(self._pos)} of {self._capacity} entries>"
+
+    # --- what Context asks of any batch ---
+
+    _automatic = False
+
+    @property
+    def pos(self) -> NDArray[np.int32]:
+        """The first position of each entry, int32 ``(n_tokens,)``: a copy."""
+        return np.array(self._pos, np.int32)
+
+    @property
+    def logits(self) -> NDArray[np.int8]:
+        """Which entries have outputs, int8 ``(n_tokens,)``, 0 or 1: a copy."""
+        return np.array(self._outputs, np.int8)
+
+    def n_outputs(self) -> int:
+        """How many of the entries have outputs."""
+        return sum(self._outputs)
+
+    def _sequences(self) -> list[int]:
+        return sorted({seq for several in self._seqs for seq in several})
+
+    def _first_sequences(self) -> NDArray[np.int32]:
+        return np.array([several[0] for several in self._seqs], np.int32)
+
+    def _shared(self) -> bool:
+        return any(len(set(several)) > 1 for several in self._seqs)
+
+    def _check_contents(self, n_vocab: int, width: int) -> None:
+        """Nothing is left to check: the model is that of the context, and llama.cpp looks at widths."""
+
+
+def _vector(embedding: ArrayLike) -> NDArray[np.float32]:
+    try:
+        array = np.asarray(embedding)
+    except ValueError as error:
+        raise BatchError(f"embedding cannot be made into an array: {error}") from None
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"embedding has dtype {array.dtype}; it takes numbers")
+    if array.ndim not in {1, 2} or not array.size:
+        raise BatchError(f"embedding has the shape {array.shape}; it takes (n_embd,), or rows")
+    return np.ascontiguousarray(array.reshape(-1), np.float32)

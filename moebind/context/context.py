@@ -1,0 +1,446 @@
+"""Contexts: a model at work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+
+from moebind._core import checks, log
+from moebind._core.native import CData, Hooks, ffi, lib, own
+from moebind._core.owner import CallLock
+from moebind.backend import rpc_servers
+from moebind.backend.breakdown import MemoryBreakdown, read_breakdown
+from moebind.backend.threadpool import ThreadPool
+from moebind.backend.timings import Timings, read_timings
+from moebind.context.adapters import Adapters
+from moebind.context.backend_sampling import BackendSampling, checked_chains
+from moebind.context.conversation import Conversation
+from moebind.context.generate import Piece, checked_limits, generate
+from moebind.context.generate_many import BatchedGeneration
+from moebind.context.kv_cache import KvCache
+from moebind.enums import GgmlType, PoolingType
+from moebind.errors import BatchError, ContextCreationError, EmbeddingsError, NativeError
+from moebind.params.native import native_context_params, pooling_problem
+from moebind.params.observers import TensorObserver, hook
+from moebind.params.params import ContextParams
+from moebind.sampling.sampler import Sampler
+from moebind.state.state import State
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from moebind.model.model import Model
+
+__all__ = ["Context"]
+
+
+class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conversation):
+    """A model at work: a KV cache, and the logits and embeddings of the last batch. Made by ``Model.new_context``.
+
+    Calls from several threads wait for each other; :meth:`abort` does not wait. A callback of a context must not call
+    it.
+    """
+
+    _warn_unclosed = True
+    _elsewhere = "load the model there again, and make one with Model.new_context(params)"
+    #: RPC servers that hold parts of it.
+    _servers: tuple[str, ...]
+
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
+        raise TypeError("contexts are made by Model.new_context(params)")
+
+    @classmethod
+    def _of(
+        cls, model: Model, params: ContextParams, ctx_other: Context | None, samplers: Mapping[int, Sampler] | None
+    ) -> Context:
+        context = cls.__new__(cls)
+        context._start(model, params, ctx_other, samplers)
+        return context
+
+    def _start(
+        self, model: Model, params: ContextParams, ctx_other: Context | None, samplers: Mapping[int, Sampler] | None
+    ) -> None:
+        if not isinstance(params, ContextParams):
+            raise TypeError(f"params is {params!r}; it takes ContextParams, such as ContextParams(n_ctx=4096)")
+        if ctx_other is not None and not isinstance(ctx_other, Context):
+            raise TypeError(f"ctx_other is {ctx_other!r}; it takes a Context")
+        chains = checked_chains(samplers, params, model)
+        native, keep = native_context_params(model, params, chains, ctx_other)
+        callback = params.eval_callback
+        if isinstance(callback, TensorObserver):
+            callback = callback._for_model(model)
+        hooks = Hooks(abort=params.abort_callback, eval=hook(callback))
+        if isinstance(callback, TensorObserver):
+            callback._into(hooks.pointer)
+        lib.moebind_hooks_into_context_params(hooks.pointer, native)
+        lib.moebind_log_forget()
+        self._servers = tuple({*model._servers, *(ctx_other._servers if ctx_other is not None else ())})
+        # What libllama points to, now and later, lives until the native context is freed.
+        self._attached_pointers: dict[int, CData] = {}
+        self._pool_pointers: list[CData] = []
+        held_by_it = (keep, hooks, self._attached_pointers, self._pool_pointers)
+        with ExitStack() as held:
+            held.enter_context(rpc_servers.watched(self._servers))
+            for chain in chains.values():
+                held.enter_context(chain._lock.held())
+                chain._attach(model.n_vocab)  # whatever comes of it: libllama asserts that it is not given one again
+            held.enter_context(model._listing)  # the graphs have room for all of the model's adapters
+            try:
+                pointer = lib.llama_init_from_model(model._open(), native[0])
+            except NativeError as error:
+                raise ContextCreationError(f"{model!r} with {params!r}: {error.message}{log.recent_lines()}") from error
+            if not pointer:
+                raise ContextCreationError(f"no context for {model!r} with {params!r}{log.recent_lines()}")
+            owned = own(pointer, lib.llama_free, model._open(), *held_by_it)
+            rpc_servers.settle(self._servers)
+        self._pointer = owned
+        self._pools: list[ThreadPool] = []
+        self._lock = CallLock()
+        self._other = ctx_other
+        self._hooks = hooks
+        self._model = model
+        self._params = params
+        self._n_seq_max = int(lib.llama_n_seq_max(pointer))
+        self._n_batch = int(lib.llama_n_batch(pointer))
+        self._unified = params.kv_unified
+        # The graph that moves cached keys has no kernel for this type.
+        self._can_shift_type = params.type_k != GgmlType.BF16
+        self._encodes = not lib.llama_get_memory(pointer)
+        self._crosses = model.meta.get("general.architecture") == "t5"
+        self._n_pos = int(lib.moebind_model_n_pos(model._open()))
+        self._embeddings = params.embeddings
+        self._suppress = model._suppressed() if model._suppressed().size else None
+        self._outputs_reserved = self._n_seq_max
+        self._attached: dict[int, Sampler] = {}
+        self._next = ffi.new("llama_token *")
+        self._forget_outputs()
+        self._history = {}
+        self._owners = [0] * self._n_seq_max
+        self._on_device = {}
+        for seq, chain in chains.items():
+            self._attach(seq, chain)
+        model._children.add(self)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[CData]:
+        """Hold the context, and what it uses, during a native call."""
+        with self._held():
+            yield self._open()
+
+    def _held(self) -> AbstractContextManager[object]:
+        """What to enter for a native call; :meth:`_exclusive` opens the context besides."""
+        if self._other is None and not self._servers:
+            return self._lock.held()  # what every token goes through
+        return self._held_with_others()
+
+    @contextmanager
+    def _held_with_others(self) -> Iterator[None]:
+        """Hold the context whose memory it uses as well, and look after its servers."""
+        others = nullcontext() if self._other is None else self._other._lock.held()
+        with self._lock.held(), others, rpc_servers.watched(self._servers):
+            yield
+
+    def _use_also(self) -> None:
+        # A pool that was taken away is paused by the next computation, which must not happen to one that works.
+        pools = {id(pool): pool._lock for pool in self._pools}
+        self._also_used = (*(chain._lock for chain in self._attached.values()), *pools.values())
+
+    def close(self) -> None:
+        """Free the context, once no view of it is left (``llama_free``); waits for a running call.
+
+        Closing twice does nothing.
+        """
+        if self._pointer is None:
+            return
+        with self._lock.held():
+            self._pointer = None
+            self._loras = ()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<Context, closed>"
+        return f"<Context of {self._model!r}, n_ctx={self.n_ctx}>"
+
+    # --- what it is ---
+
+    @property
+    def model(self) -> Model:
+        """The model that it computes."""
+        return self._model
+
+    @property
+    def params(self) -> ContextParams:
+        """What it was made with; the properties below are what libllama made of it."""
+        return self._params
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that the cache holds, over all sequences (``llama_n_ctx``)."""
+        return int(lib.llama_n_ctx(self._open()))
+
+    @property
+    def n_ctx_seq(self) -> int:
+        """Tokens that one sequence can have (``llama_n_ctx_seq``)."""
+        return int(lib.llama_n_ctx_seq(self._open()))
+
+    @property
+    def n_batch(self) -> int:
+        """The most tokens in one :meth:`decode` (``llama_n_batch``)."""
+        return int(lib.llama_n_batch(self._open()))
+
+    @property
+    def n_ubatch(self) -> int:
+        """The most tokens that are computed at once (``llama_n_ubatch``)."""
+        return int(lib.llama_n_ubatch(self._open()))
+
+    @property
+    def n_seq_max(self) -> int:
+        """The most sequences (``llama_n_seq_max``)."""
+        self._open()
+        return self._n_seq_max
+
+    @property
+    def n_rs_seq(self) -> int:
+        """Snapshots of recurrent state that are kept per sequence (``llama_n_rs_seq``)."""
+        return int(lib.llama_n_rs_seq(self._open()))
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that compute single tokens (``llama_n_threads``)."""
+        return int(lib.llama_n_threads(self._open()))
+
+    @property
+    def n_threads_batch(self) -> int:
+        """Threads that compute prompts and batches (``llama_n_threads_batch``)."""
+        return int(lib.llama_n_threads_batch(self._open()))
+
+    @property
+    def pooling_type(self) -> PoolingType:
+        """How token embeddings become one embedding per sequence (``llama_pooling_type``)."""
+        return PoolingType(lib.llama_pooling_type(self._open()))
+
+    @property
+    def causal_attn(self) -> bool:
+        """Whether tokens see only what comes before them (``llama_get_causal_attn``)."""
+        return bool(lib.llama_get_causal_attn(self._open()))
+
+    # --- settings ---
+
+    def set_n_threads(self, n_threads: SupportsIndex, n_threads_batch: SupportsIndex) -> None:
+        """Choose how many threads compute (``llama_set_n_threads``).
+
+        Parameters
+        ----------
+        n_threads, n_threads_batch
+            For single tokens, and for prompts and batches.
+        """
+        single = checks.integer("n_threads", n_threads, 1, checks.THREADS_MAX)
+        several = checks.integer("n_threads_batch", n_threads_batch, 1, checks.THREADS_MAX)
+        with self._exclusive() as native:
+            lib.llama_set_n_threads(native, single, several)
+
+    def set_embeddings(self, embeddings: bool) -> None:
+        """Compute embeddings from now on, or stop doing so (``llama_set_embeddings``).
+
+        Raises
+        ------
+        EmbeddingsError
+            If this context cannot pool them: see ``ContextParams.pooling_type``.
+        """
+        wanted = checks.boolean("embeddings", embeddings)
+        problem = pooling_problem(self._model, self._params) if wanted else None
+        if problem is not None:
+            raise EmbeddingsError(problem)
+        with self._exclusive() as native:
+            lib.llama_set_embeddings(native, wanted)
+            self._embeddings = wanted
+            self._forget_outputs()
+            self._outputs_reserved = 0  # the output buffer has another layout now
+
+    def set_causal_attn(self, causal_attn: bool) -> None:
+        """Let tokens see only what comes before them, or everything in their batch (``llama_set_causal_attn``)."""
+        wanted = checks.boolean("causal_attn", causal_attn)
+        with self._exclusive() as native:
+            lib.llama_set_causal_attn(native, wanted)
+
+    def attach_threadpool(self, pool: ThreadPool, pool_batch: ThreadPool | None = None) -> None:
+        """Compute with these threads (``llama_attach_threadpool``).
+
+        Parameters
+        ----------
+        pool
+            For single tokens. Contexts that share a pool take turns.
+        pool_batch
+            For prompts and batches; None: the same.
+
+        Notes
+        -----
+        ``n_threads`` and ``n_threads_batch`` still say how many of a pool's threads compute.
+        """
+        pools = [pool] if pool_batch is None else [pool, pool_batch]
+        for each in pools:
+            if not isinstance(each, ThreadPool):
+                raise TypeError(f"pool is {each!r}; it takes a ThreadPool")
+        with self._exclusive() as native:
+            pointers = [each._open() for each in pools]
+            lib.llama_attach_threadpool(native, pointers[0], pointers[-1])
+            self._pools += [each for each in pools if each not in self._pools]
+            self._pool_pointers += pointers
+            self._use_also()
+
+    def detach_threadpool(self) -> None:
+        """Compute with threads of its own again (``llama_detach_threadpool``)."""
+        with self._exclusive() as native:
+            lib.llama_detach_threadpool(native)
+
+    def synchronize(self) -> None:
+        """Wait until everything is computed; reading outputs also waits (``llama_synchronize``)."""
+        with self._exclusive() as native:
+            lib.llama_synchronize(native)
+
+    def abort(self) -> None:
+        """Stop the running computation, which raises :class:`AbortedError`. Any thread may call this at any time.
+
+        If none is running, the next :meth:`decode` is stopped; :meth:`generate` ignores calls from before it began.
+        Only the CPU checks while it computes: a device finishes the work that it was given.
+        """
+        self._open()
+        lib.moebind_hooks_abort(self._hooks.pointer)
+
+    def timings(self) -> Timings:
+        """How long computing has taken so far (``llama_perf_context``)."""
+        with self._exclusive() as native:
+            return read_timings(lib.llama_perf_context(native))
+
+    def reset_timings(self) -> None:
+        """Start measuring anew (``llama_perf_context_reset``)."""
+        with self._exclusive() as native:
+            lib.llama_perf_context_reset(native)
+
+    def memory_breakdown(self) -> MemoryBreakdown:
+        """Where the bytes of the context and its model are; printing it gives a table."""
+        with self._exclusive() as native:
+            return read_breakdown(native)
+
+    def generate(
+        self,
+        prompt: str | ArrayLike | Sequence[Mapping[str, object]],
+        *,
+        sampler: Sampler | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        seq_id: SupportsIndex = 0,
+        reuse_prefix: bool = True,
+    ) -> Iterator[Piece]:
+        """Generate text, piece by piece.
+
+        Parameters
+        ----------
+        prompt
+            Text, token ids, or messages, which are rendered as in :meth:`chat`. Special tokens in text are recognised,
+            and the tokens that the model wants at the beginning are added.
+        sampler
+            Chooses the tokens, and accepts those that it chose. None: the sequence's backend sampler
+            (:meth:`set_sampler`) or, without one, always the likeliest token.
+        max_tokens
+            Stop after this many; None: when the model ends the text or the context is full.
+        stop
+            Texts that end the generation. They, and the text after them, are left out.
+        seq_id
+            The sequence. What it holds beyond the prompt is removed.
+        reuse_prefix
+            Do not compute again the part of the prompt that the sequence's cache already begins with.
+
+        Yields
+        ------
+        Piece
+            Token, text and index. The text never splits a character; the last piece has a ``stop_reason``.
+
+        Raises
+        ------
+        ValueError
+            If the prompt is empty, or does not fit the context.
+        AbortedError
+            If :meth:`abort` was called in the meantime.
+        ClosedError
+            In the middle, if another call took over the sequence or changed it.
+
+        Notes
+        -----
+        It begins with the first piece that is asked for, and owns its sequence from then on. A later call that
+        generates in the same sequence takes it over.
+
+        Examples
+        --------
+        >>> for piece in context.generate("Once upon a time", max_tokens=32):
+        ...     print(piece.text, end="", flush=True)
+        """
+        return self._generate(
+            prompt,
+            frozenset(),
+            sampler=sampler,
+            max_tokens=max_tokens,
+            stop=stop,
+            seq_id=seq_id,
+            reuse_prefix=reuse_prefix,
+        )
+
+    def _generate(
+        self,
+        prompt: str | ArrayLike | Sequence[Mapping[str, object]],
+        shown: frozenset[int],
+        *,
+        sampler: Sampler | None,
+        max_tokens: int | None,
+        stop: str | Sequence[str],
+        seq_id: SupportsIndex,
+        reuse_prefix: bool,
+    ) -> Iterator[Piece]:
+        texts, limit = checked_limits(stop, max_tokens)
+        tokens = self._prompt_tokens(prompt)
+        seq = self._seq("seq_id", seq_id)
+        if sampler is not None and not isinstance(sampler, Sampler):
+            raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
+        chooses = self._attached.get(seq) if sampler is None else sampler
+        if chooses is not None:
+            chooses._must_choose()
+        return generate(
+            self,
+            tokens,
+            sampler=sampler,
+            max_tokens=limit,
+            stop=texts,
+            seq_id=seq,
+            reuse_prefix=checks.boolean("reuse_prefix", reuse_prefix),
+            shown=shown,
+        )
+
+    def _prompt_tokens(self, prompt: str | ArrayLike | Sequence[Mapping[str, object]]) -> NDArray[np.int32]:
+        if isinstance(prompt, (list, tuple)) and any(isinstance(each, Mapping) for each in prompt):
+            prompt = self._model.apply_chat_template(prompt)
+        if isinstance(prompt, str):
+            tokens = self._model.str_to_token(prompt)
+        elif prompt is None or isinstance(prompt, (int, float, bytes, Mapping)):
+            raise TypeError(f"prompt is {prompt!r}; it takes text, token ids, or a list of chat messages")
+        else:
+            tokens = checks.int32_array("prompt", prompt, 0, self._model.n_vocab - 1)
+        if tokens.size == 0:
+            raise ValueError("prompt has no tokens; it takes at least one")
+        if self._encodes:
+            raise BatchError("this model has no cache, so it cannot generate text: encode() gives embeddings")
+        if tokens.size > self._length_max:
+            raise ValueError(
+                f"prompt has {tokens.size} tokens; a sequence of this context takes {self._length_max}: make it with a "
+                "larger n_ctx"
+            )
+        return tokens
+
+    @property
+    def _length_max(self) -> int:
+        """Tokens that a sequence can have, in its cache and for its model."""
+        return min(self.n_ctx_seq, self._n_pos or self.n_ctx_seq)

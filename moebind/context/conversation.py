@@ -1,0 +1,168 @@
+"""Chatting: the part of ``Context`` that answers messages."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+from moebind._core import checks
+from moebind._core.owner import Owner
+from moebind.chat.grammar import doubts, held_to, preserved_tokens
+from moebind.chat.prompt import ChatMessage, ChatPrompt
+from moebind.context.generate import Piece, StopReason
+
+if TYPE_CHECKING:
+    from moebind.model.model import Model
+    from moebind.sampling.sampler import Sampler
+
+__all__ = ["ChatReply", "Conversation"]
+
+
+class ChatReply(Iterator[Piece]):
+    """A reply while it is generated: an iterator of pieces. Made by ``Context.chat``.
+
+    Attributes
+    ----------
+    prompt : ChatPrompt
+        The chat as it was rendered.
+    text : str
+        The text so far, as the model wrote it.
+    stop_reason : str or None
+        Why it ended; None until then. See :class:`Piece`.
+
+    Examples
+    --------
+    >>> reply = context.chat([{"role": "user", "content": "Hello"}], max_tokens=64)
+    >>> for piece in reply:
+    ...     print(piece.text, end="", flush=True)
+    >>> messages.append(reply.message)
+    """
+
+    prompt: ChatPrompt
+    text: str
+    stop_reason: StopReason | None
+    _pieces: Iterator[Piece]
+
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
+        raise TypeError("replies are made by Context.chat(messages)")
+
+    @classmethod
+    def _of(cls, prompt: ChatPrompt, pieces: Iterator[Piece]) -> ChatReply:
+        reply = cls.__new__(cls)
+        reply.prompt, reply.text, reply.stop_reason, reply._pieces = prompt, "", None, pieces
+        return reply
+
+    def __next__(self) -> Piece:
+        piece = next(self._pieces)
+        self.text += piece.text
+        self.stop_reason = piece.stop_reason
+        return piece
+
+    @property
+    def message(self) -> ChatMessage:
+        """The reply as a message: a dict with ``role``, ``content``, ``reasoning_content`` and ``tool_calls``.
+
+        You can ask for it at any time; each time the whole reply is parsed. Before the end, and if something other than
+        the model ended the reply, it is what is known so far. Append it to the messages for the next call.
+
+        Raises
+        ------
+        ChatTemplateError
+            If the reply does not have the form of the template's replies; ``text`` is what the model wrote.
+        """
+        return self.prompt.parse(self.text, partial=self.stop_reason != "eog")
+
+    def complete(self) -> ChatMessage:
+        """Generate the rest, and return the whole :attr:`message`."""
+        for _ in self:
+            pass
+        return self.message
+
+
+class Conversation(Owner):
+    """What answers messages. :class:`moebind.Context` has it."""
+
+    if TYPE_CHECKING:  # Context has them
+        _model: Model
+
+        def _generate(
+            self,
+            prompt: str,
+            shown: frozenset[int],
+            *,
+            sampler: Sampler | None,
+            max_tokens: int | None,
+            stop: str | Sequence[str],
+            seq_id: SupportsIndex,
+            reuse_prefix: bool,
+        ) -> Iterator[Piece]: ...
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        sampler: Sampler | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        tools: Sequence[Mapping[str, object]] | None = None,
+        template: str | None = None,
+        seq_id: SupportsIndex = 0,
+        reuse_prefix: bool = True,
+        use_grammar: bool = True,
+        **kwargs: object,
+    ) -> ChatReply:
+        """Answer messages, piece by piece.
+
+        Parameters
+        ----------
+        messages, tools, template, kwargs
+            The chat, and how to render it: as for ``Model.chat_format``.
+        sampler, max_tokens, stop, seq_id, reuse_prefix
+            How to generate the reply: as for :meth:`generate`. The texts that end a reply of this template are added to
+            ``stop``.
+        use_grammar
+            Enforce the grammar of the tools, or of ``json_schema``: what it forbids is never chosen.
+
+        Returns
+        -------
+        ChatReply
+            An iterator of :class:`Piece`; its ``message`` is the parsed reply.
+
+        Raises
+        ------
+        ChatTemplateError
+            If the chat cannot be rendered.
+        ValueError, TypeError
+            If a message has the wrong form, or the prompt does not fit the context.
+        GrammarError
+            If a grammar cannot enforce the JSON schema or the tools.
+
+        Warns
+        -----
+        UserWarning
+            If the template leaves out the tools, or a tool's schema says something that the grammar does not enforce.
+
+        Examples
+        --------
+        >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
+        >>> print(context.chat(messages, max_tokens=32).complete()["content"])
+        """
+        given: dict[str, Any] = kwargs
+        model = self._model
+        prompt = model.chat_format(messages, tools=tools, template=template, **given)
+        if checks.boolean("use_grammar", use_grammar):
+            sampler = held_to(model, prompt, sampler)
+        for doubt in doubts(prompt, None if given.get("tool_choice") == "none" else tools, use_grammar):
+            warnings.warn(doubt, stacklevel=2)
+        texts = [stop] if isinstance(stop, str) else list(stop)
+        pieces = self._generate(
+            prompt.prompt,
+            preserved_tokens(model, prompt),
+            sampler=sampler,
+            max_tokens=max_tokens,
+            stop=[*texts, *(text for text in prompt.additional_stops if text)],
+            seq_id=seq_id,
+            reuse_prefix=reuse_prefix,
+        )
+        return ChatReply._of(prompt, pieces)

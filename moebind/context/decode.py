@@ -1,0 +1,343 @@
+"""Processing batches: the part of ``Context`` that computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moebind._core import checks, log
+from moebind._core.native import CData, Hooks, lib
+from moebind.context.batch import Batch
+from moebind.context.batch_ext import BatchExt
+from moebind.context.outputs import Outputs
+from moebind.enums import PoolingType, ProcessType
+from moebind.errors import AbortedError, BatchError, DecodeError, EncodeError, NoKvSlotError
+
+if TYPE_CHECKING:
+    from moebind._core.owner import CallLock
+    from moebind.params.params import ContextParams
+
+__all__ = ["Decoding"]
+
+
+class Decoding(Outputs):
+    """What a context does with batches. :class:`moebind.Context` has it."""
+
+    if TYPE_CHECKING:  # Context has them
+        _params: ContextParams
+        _hooks: Hooks
+        _n_seq_max: int
+        _n_batch: int
+        _unified: bool
+
+        def _changes(self, seq_ids: Iterable[int]) -> None: ...
+
+        @property
+        def n_ctx(self) -> int: ...  # noqa: D102  # documented in Context
+
+        @property
+        def n_ctx_seq(self) -> int: ...  # noqa: D102
+
+        @property
+        def n_ubatch(self) -> int: ...  # noqa: D102
+
+    #: Whether it has no memory: every decode is an encode, all of whose tokens have outputs.
+    _encodes = False
+    #: Whether decoding looks at what was encoded (cross attention), and the sequences that were.
+    _crosses = False
+    _encoded: frozenset[int] = frozenset()
+    #: How many positions the model has embeddings for; 0: any.
+    _n_pos = 0
+    #: Where :meth:`_likeliest_after` finds its token.
+    _next: CData
+    #: What else computing uses: samplers that run in it, and thread pools.
+    _also_used: tuple[CallLock, ...] = ()
+
+    def decode(self, batch: Batch) -> None:
+        """Process a batch: its tokens enter the cache, its outputs can be read afterwards.
+
+        Parameters
+        ----------
+        batch
+            At most ``n_batch`` tokens.
+
+        Raises
+        ------
+        BatchError
+            If the batch is empty, too large, or names tokens or sequences that do not exist.
+        NoKvSlotError
+            If the cache has no room; the context is as before.
+        AbortedError
+            If :meth:`abort` or a callback stopped it; what was processed stays in the cache.
+        DecodeError
+            If llama.cpp refuses the batch for another reason, such as positions that do not continue the sequence.
+
+        Notes
+        -----
+        Uses ``llama_decode``. The outputs of an earlier batch are overwritten. A model without a cache, such as
+        BERT, encodes instead.
+        """
+        with self._exclusive() as native:
+            self._decode(native, batch, by_user=True)
+
+    def _decode(self, native: CData, batch: Batch, by_user: bool = False) -> None:
+        """What :meth:`decode` does. The caller holds the context."""
+        n_outputs = self._check_batch(native, batch)
+        if self._encodes:
+            self._encode(batch, lib.llama_encode, native, batch._struct())
+            return
+        if by_user:
+            self._changes(batch._sequences())
+        self._compute(native, batch._struct(), n_outputs)
+        self._flags = batch.logits.copy()
+        self._remember_sequences(batch)
+
+    def process(self, batch: BatchExt, type: ProcessType | int = ProcessType.DECODE) -> None:
+        """Process an extended batch, as :meth:`decode` or :meth:`encode` process a :class:`Batch`.
+
+        Parameters
+        ----------
+        batch
+            Made for this context.
+        type
+            Whether the decoder or the encoder is to process it.
+
+        Raises
+        ------
+        BatchError
+            As :meth:`decode` and :meth:`encode` do, or if the batch was made for another context.
+        NoKvSlotError, AbortedError, DecodeError, EncodeError
+            As they do.
+
+        Notes
+        -----
+        Uses ``llama_process``.
+        """
+        kind = checks.member("type", type, ProcessType)
+        if not isinstance(batch, BatchExt):
+            raise TypeError(f"batch is {batch!r}; it takes a BatchExt; decode() takes a Batch")
+        with self._exclusive() as native, batch._lock.held():
+            if batch._context is not self:
+                raise BatchError("the batch was made for another context")
+            encoding = kind == ProcessType.ENCODE or self._encodes
+            self._must_encode(encoding)
+            n_outputs = self._check_batch(native, batch, encoding)
+            if encoding:
+                self._encode(batch, lib.llama_process, native, kind, batch._open())
+                return
+            self._changes(batch._sequences())
+            self._reserve_outputs(native, n_outputs)
+            aborted = lib.moebind_hooks_aborted(self._hooks.pointer)
+            code = 2 if aborted else self._run(lib.llama_process, native, kind, batch._open())
+            if code != 0:
+                self._raise_decode_error(code, batch.n_tokens)
+            self._n_outputs = n_outputs
+            self._flags = batch.logits
+            self._remember_sequences(batch)
+
+    def _compute(self, native: CData, batch: CData, n_outputs: int) -> None:
+        """``llama_decode``, for a batch that is known to be good. The caller holds the context."""
+        self._reserve_outputs(native, n_outputs)
+        # Asked for before it began: not every device would look.
+        code = 2 if lib.moebind_hooks_aborted(self._hooks.pointer) else self._run(lib.llama_decode, native, batch)
+        if code != 0:
+            self._raise_decode_error(code, batch.n_tokens)
+        self._n_outputs = n_outputs
+
+    def _steps_natively(self) -> bool:
+        """Whether :meth:`_likeliest_after` is all that there is to do."""
+        return not self._also_used and self._hooks.eval is None and self._suppress is None
+
+    def _likeliest_after(self, native: CData, batch: CData, token: int, pos: int) -> int:
+        """:meth:`_compute` for one token, and :meth:`_likeliest`, in one native call. The caller holds the context.
+
+        After a computation the processor's caches hold weights, so that whatever Python touches between two tokens
+        takes ten times as long as in a loop of its own.
+        """
+        self._reserve_outputs(native, 1)
+        code = lib.moebind_step(native, self._hooks.pointer, batch, token, pos, self._next)
+        if code != 0:
+            self._raise_decode_error(code, 1)
+        self._n_outputs = 1
+        return int(self._next[0])
+
+    def _run(self, function: Any, native: CData, *arguments: Any) -> int:
+        """Call a native function that computes, with everything that it uses."""
+        lib.moebind_log_forget()  # an error quotes what was said of this batch
+        if self._also_used:
+            with ExitStack() as held:
+                for lock in self._also_used:
+                    held.enter_context(lock.held())
+                code = int(function(native, *arguments))
+        else:
+            code = int(function(native, *arguments))
+        # An eval callback that said stop at the last node did so after everything was computed.
+        if code == 0 and self._hooks.eval is not None and lib.moebind_hooks_aborted(self._hooks.pointer):
+            return 2
+        return code
+
+    def _raise_decode_error(self, code: int, n_tokens: int) -> None:
+        if code == 1:
+            raise NoKvSlotError(
+                f"the cache has no room for {n_tokens} more tokens (n_ctx is {self.n_ctx}, {self.n_ctx_seq} per "
+                "sequence): remove sequences or parts of them, or make the context with a larger n_ctx",
+                code,
+            )
+        if code == 2:
+            lib.moebind_hooks_forget(self._hooks.pointer)
+            raise AbortedError("the computation was aborted; what was processed before is in the cache", code)
+        reason = _refusal() if code == -1 else "the computation failed"
+        raise DecodeError(f"llama_decode returned {code}: {reason}{log.recent_lines()}", code)
+
+    def encode(self, batch: Batch) -> None:
+        """Process a batch with a model's encoder, or without a cache.
+
+        All tokens have outputs: embeddings, or logits if the model gives some. What an encoder-decoder model such as T5
+        encoded is what :meth:`decode` then sees, sequence by sequence; decoding begins with
+        ``Model.decode_start_token``.
+
+        Parameters
+        ----------
+        batch
+            At most ``n_ubatch`` tokens.
+
+        Raises
+        ------
+        BatchError
+            If the batch is empty or larger than ``n_ubatch``, or the model has only a decoder.
+        AbortedError
+            If :meth:`abort` or a callback stopped it.
+        EncodeError
+            If llama.cpp refuses the batch.
+
+        Notes
+        -----
+        Uses ``llama_encode``.
+        """
+        with self._exclusive() as native:
+            self._must_encode(True)
+            self._check_batch(native, batch, encoding=True)
+            self._encode(batch, lib.llama_encode, native, batch._struct())
+
+    def _must_encode(self, encoding: bool) -> None:
+        if encoding and not self._encodes and not lib.llama_model_has_encoder(self._model._open()):
+            raise BatchError("this model has no encoder; use decode()")
+
+    def _encode(self, batch: Batch | BatchExt, function: Any, native: CData, *arguments: Any) -> None:
+        """``llama_encode``, or ``llama_process`` that does it, for a batch that is known to be good."""
+        n = batch.n_tokens
+        self._encoded = frozenset()
+        self._reserve_outputs(native, n)
+        aborted = lib.moebind_hooks_aborted(self._hooks.pointer)
+        code = 2 if aborted else self._run(function, native, *arguments)
+        if code == 2:
+            self._raise_decode_error(code, n)
+        if code != 0:
+            raise EncodeError(f"llama_encode returned {code}{log.recent_lines(3)}", code)
+        self._n_outputs = n
+        self._flags = np.ones(n, np.int8)
+        self._has_logits = bool(lib.moebind_has_logits(native))
+        self._encoded = frozenset(batch._sequences())
+        self._remember_sequences(batch)
+
+    def _remember_sequences(self, batch: Batch | BatchExt) -> None:
+        """Which sequence each token belongs to, where somebody will ask: outputs of backend samplers."""
+        self._output_seqs = batch._first_sequences().copy() if self._attached else None
+
+    def _reserve_outputs(self, native: CData, n_outputs: int) -> None:
+        if n_outputs > self._outputs_reserved:
+            self._release_outputs(native)
+            self._outputs_reserved = n_outputs
+        self._forget_outputs()
+
+    def _check_batch(self, native: CData, batch: Batch | BatchExt, encoding: bool = False) -> int:
+        """What libllama only asserts, or does not look at. Returns how many outputs there will be."""
+        if not isinstance(batch, (Batch, BatchExt)):
+            raise TypeError(f"batch is {batch!r}; it takes a Batch, such as Batch.get_one(tokens)")
+        if self._model.params.no_alloc:
+            raise BatchError("the model was loaded with no_alloc: it has no weights to compute with")
+        n = batch.n_tokens
+        encoding = encoding or self._encodes
+        self._check_size(native, n, encoding)
+        batch._check_contents(self._model.n_vocab, lib.llama_model_n_embd_inp(self._model._open()))
+        self._check_sequences(native, batch, encoding)
+        self._check_positions(native, batch, encoding)
+        n_outputs = n if self._embeddings or encoding else batch.n_outputs()
+        most = self._params.n_outputs_max or self._n_batch
+        if n_outputs > most:
+            raise BatchError(f"the batch asks for {n_outputs} outputs; this context takes {most} (n_outputs_max)")
+        return n_outputs
+
+    def _check_size(self, native: CData, n: int, encoding: bool) -> None:
+        if not 1 <= n <= self._n_batch:
+            raise BatchError(f"the batch has {n} tokens; this context takes 1 to {self._n_batch} (n_batch)")
+        if n <= self.n_ubatch:
+            return
+        if encoding:
+            raise BatchError(f"the batch has {n} tokens; encoding takes {self.n_ubatch} (n_ubatch)")
+        if not lib.llama_get_causal_attn(native):
+            raise BatchError(
+                f"the batch has {n} tokens; without causal attention, {self.n_ubatch} are taken (n_ubatch)"
+            )
+        # Each part of a batch is pooled by itself, and what the last part gave is kept.
+        if self._pools_wholes(native):
+            raise BatchError(f"the batch has {n} tokens; where embeddings are pooled, {self.n_ubatch} are (n_ubatch)")
+
+    def _pools_wholes(self, native: CData) -> bool:
+        """Whether pooling needs more than the last token of each sequence."""
+        if not self._embeddings:
+            return False
+        pooling = self.pooling_type
+        if pooling == PoolingType.RANK:
+            return not lib.llama_get_causal_attn(native)
+        return pooling in {PoolingType.MEAN, PoolingType.CLS}
+
+    def _check_sequences(self, native: CData, batch: Batch | BatchExt, encoding: bool) -> None:
+        sequences = batch._sequences()
+        if sequences[-1] >= self._n_seq_max:
+            raise BatchError(f"the batch has a sequence beyond {self._n_seq_max - 1}: n_seq_max is {self._n_seq_max}")
+        if self._crosses and not encoding and not self._encoded.issuperset(sequences):
+            missing = sorted(set(sequences) - self._encoded)
+            raise BatchError(f"sequence {missing[0]} was not encoded: this model takes encode() before decode()")
+        if encoding or self._unified or self._n_seq_max == 1:
+            return
+        if batch._shared():
+            raise BatchError(
+                "the batch has tokens of several sequences, but each sequence has a cache of its own: make the context "
+                "with kv_unified=True"
+            )
+        # With caches of their own, sequences are computed in parts of equal length, each pooled by itself.
+        if len(sequences) > 1 and self._pools_wholes(native):
+            lengths = np.bincount(batch._first_sequences())
+            lengths = lengths[lengths > 0]
+            if lengths.min() != lengths.max():
+                raise BatchError(
+                    "the batch has sequences of different lengths, whose embeddings would not be pooled as a whole: "
+                    "make the context with kv_unified=True"
+                )
+
+    def _check_positions(self, native: CData, batch: Batch | BatchExt, encoding: bool) -> None:
+        if not batch._automatic:
+            first, last = int(batch.pos.min()), int(batch.pos.max())
+            if first < 0:
+                raise BatchError("the batch has a negative position")
+        else:
+            memory = lib.llama_get_memory(native)
+            last = batch.n_tokens + (-1 if encoding or not memory else int(lib.llama_memory_seq_pos_max(memory, 0)))
+        if self._n_pos and last >= self._n_pos:
+            raise BatchError(f"the batch has position {last}; this model has embeddings for {self._n_pos} positions")
+
+
+def _refusal() -> str:
+    """What llama.cpp has against a batch, and what to do where that is known."""
+    said = next((line for line in log.recent() if "-> overriding" not in line), "")
+    reason = said.partition(": ")[2].rstrip(":")  # without the function's name
+    if "position" in reason:
+        reason += (
+            ". The positions of a sequence must be consecutive, and continue what the cache holds of it: the next one "
+            "is kv_cache_seq_pos_max(seq_id) + 1"
+        )
+    return f"llama.cpp refused the batch{': ' if reason else ''}{reason}"

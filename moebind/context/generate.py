@@ -1,0 +1,255 @@
+"""The loop that generates text; ``batched.py`` has the one for several prompts at once."""
+
+from __future__ import annotations
+
+import codecs
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal, SupportsIndex
+
+import numpy as np
+
+from moebind._core import checks
+from moebind._core.native import CData, ffi, lib
+from moebind.context.batch import Batch
+from moebind.model.vocab import PIECE_BYTES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moebind.context.context import Context
+    from moebind.model.model import Model
+    from moebind.sampling.sampler import Sampler
+
+__all__ = ["Piece", "StopReason"]
+
+StopReason = Literal["eog", "stop", "length", "context"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of generated text.
+
+    Attributes
+    ----------
+    token : int
+        The token that was generated.
+    text : str
+        The text that can be shown now. It may be empty while a character is incomplete, or while the text may be the
+        beginning of a stop string.
+    index : int
+        How many tokens were generated before this one.
+    stop_reason : str or None
+        Why the text ends, on the last piece: ``"eog"`` (the model ended it), ``"stop"`` (a stop string came),
+        ``"length"`` (``max_tokens`` was reached) or ``"context"`` (the context is full).
+    """
+
+    token: int
+    text: str
+    index: int
+    stop_reason: StopReason | None = None
+
+
+class StopStrings:
+    """Holds text back as long as it may be the beginning of a stop string."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._held = ""
+
+    def add(self, text: str) -> tuple[str, bool]:
+        """Take new text; give what can be shown, and whether a stop string came."""
+        if not self._stop:
+            return text, False
+        text = self._held + text
+        found = [at for at in (text.find(each) for each in self._stop) if at >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        keep = max(self._overlap(text, each) for each in self._stop)
+        shown = len(text) - keep
+        self._held = text[shown:]
+        return text[:shown], False
+
+    def flush(self) -> str:
+        """What was held back, when nothing follows."""
+        text, self._held = self._held, ""
+        return text
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """The length of the longest end of ``text`` that begins ``stop``."""
+        for length in range(min(len(text), len(stop) - 1), 0, -1):
+            if text.endswith(stop[:length]):
+                return length
+        return 0
+
+
+class Writer:
+    """Turns the tokens of one sequence into pieces, up to the one that ends it.
+
+    Parameters
+    ----------
+    model
+        Whose tokens they are.
+    n_prompt
+        How many tokens the prompt has.
+    length_max
+        How many tokens a sequence can have.
+    max_tokens, stop
+        As for :meth:`moebind.Context.generate`.
+    shown
+        Special tokens whose text is given out.
+    """
+
+    __slots__ = ("_bytes", "_decode", "_held", "_index", "_last", "_limit", "_model", "_shown", "_text", "_vocab")
+
+    def __init__(
+        self,
+        model: Model,
+        n_prompt: int,
+        length_max: int,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
+        self._model, self._vocab = model, model._usable_vocab()
+        self._text = ffi.new("char[]", PIECE_BYTES)
+        self._bytes = ffi.buffer(self._text)
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._held = StopStrings(stop)
+        self._index = 0
+        self._shown = shown
+        #: The index of the last token that the context has room to go on from, and of the last that was asked for.
+        self._last = length_max - n_prompt
+        self._limit = math.inf if max_tokens is None else max_tokens - 1
+
+    def take(self, token: int) -> Piece:
+        """The piece of the token that comes next."""
+        index = self._index
+        self._index = index + 1
+        special = token in self._shown
+        length = lib.moebind_next_piece(self._vocab, token, special, self._text, PIECE_BYTES)
+        if length == lib.MOEBIND_END_OF_GENERATION:
+            return Piece(token, self._rest(), index, "eog")
+        piece = self._bytes[:length] if length >= 0 else self._model._piece(self._vocab, token, special)
+        text, stopped = self._held.add(self._decode(piece))
+        if stopped:
+            return Piece(token, text, index, "stop")
+        if index >= self._limit:
+            return Piece(token, text + self._rest(), index, "length")
+        if index >= self._last:
+            return Piece(token, text + self._rest(), index, "context")
+        return Piece(token, text, index)
+
+    def _rest(self) -> str:
+        return self._held.flush() + self._decode(b"", True)
+
+
+def checked_limits(stop: str | Sequence[str], max_tokens: SupportsIndex | None) -> tuple[list[str], int | None]:
+    """``stop`` and ``max_tokens`` of everything that generates."""
+    texts = [stop] if isinstance(stop, str) else list(stop)
+    for each in texts:
+        if not checks.utf8("stop", each):
+            raise ValueError("stop holds an empty text, which would stop everything")
+    return texts, None if max_tokens is None else checks.integer("max_tokens", max_tokens, 0)
+
+
+def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """How many tokens two arrays begin with alike."""
+    n = min(a.size, b.size)
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) if differ.size else n
+
+
+def prepare(
+    context: Context,
+    tokens: NDArray[np.int32],
+    seq_id: int,
+    reuse_prefix: bool,
+    choose: Callable[[CData], int],
+) -> tuple[int, list[int], int]:
+    """Take over a sequence and bring the prompt into its cache.
+
+    Returns the number of this generation, what the cache holds, and the token that is chosen to follow.
+    """
+    with context._exclusive() as native:
+        history = context._history.pop(seq_id, None)
+        mine = context._take_over([seq_id])
+        memory = lib.llama_get_memory(native)
+        keep = 0
+        if reuse_prefix and history is not None and lib.llama_memory_seq_pos_min(memory, seq_id) == 0:
+            cached = lib.llama_memory_seq_pos_max(memory, seq_id) + 1
+            # The last token is decoded in any case, for its logits.
+            keep = min(common_prefix(np.array(history, np.int32), tokens), cached, tokens.size - 1)
+        if not lib.llama_memory_seq_rm(memory, seq_id, keep, -1):
+            keep = 0  # this memory can only forget a whole sequence
+            lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
+    n_batch = context.n_batch
+    for start in range(keep, tokens.size, n_batch):
+        part = tokens[start : start + n_batch]
+        batch = Batch(part.size)
+        batch.extend(part, start, seq_id, False)
+        batch.logits[-1] = start + part.size == tokens.size
+        with context._exclusive() as native:
+            context._must_own(seq_id, mine)
+            context._decode(native, batch)
+            if start + n_batch < tokens.size:
+                continue
+            context._history[seq_id] = held = tokens.tolist()
+            # Before anybody else computes something here: the logits are those of the last batch.
+            return mine, held, choose(native)
+    raise AssertionError("a prompt has tokens")
+
+
+def generate(
+    context: Context,
+    tokens: NDArray[np.int32],
+    *,
+    sampler: Sampler | None,
+    max_tokens: int | None,
+    stop: Sequence[str],
+    seq_id: int,
+    reuse_prefix: bool,
+    shown: frozenset[int],
+) -> Iterator[Piece]:
+    """See :meth:`moebind.Context.generate`, which checks the arguments.
+
+    ``shown`` are special tokens whose text is given out.
+    """
+    lib.moebind_hooks_forget(context._hooks.pointer)
+    if max_tokens == 0:
+        return
+    writer = Writer(context.model, tokens.size, context._length_max, max_tokens, stop, shown)
+    step = Batch(1)
+    step.extend([0], 0, seq_id, True)
+    token_in, pos_in, native_step = step.token, step.pos, step._struct()
+    attached = context._attached.get(seq_id)
+    chooses = attached if sampler is None else sampler
+    # What a greedy sampler chooses is found without it.
+    asked = None if attached is None and chooses is not None and chooses._is_greedy else chooses
+    choose = context._likeliest if asked is None else partial(asked._sample, context)
+    mine, cached, token = prepare(context, tokens, seq_id, reuse_prefix, choose)
+    owners = context._owners
+    while True:
+        piece = writer.take(token)
+        yield piece
+        if piece.stop_reason is not None:
+            return
+        with context._held():
+            native = context._open()
+            if owners[seq_id] != mine:
+                context._must_own(seq_id, mine)
+            if asked is None and context._steps_natively():
+                following = context._likeliest_after(native, native_step, token, len(cached))
+                cached.append(token)
+            else:
+                token_in[0], pos_in[0] = token, len(cached)
+                context._compute(native, native_step, 1)
+                if context._attached:
+                    context._remember_sequences(step)
+                cached.append(token)
+                following = choose(native)
+            token = following

@@ -1,0 +1,1 @@
+"""Why it does not work as expected, and what to do."""

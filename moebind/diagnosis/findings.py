@@ -1,0 +1,414 @@
+"""What is there, what is missing, why, and what to do about it: :func:`moebind.doctor`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import overload
+
+from moebind.diagnosis.facts import Facts, read_facts
+from moebind.enums import DeviceType
+from moebind.files.gguf import Gguf
+from moebind.params.params import ContextParams, ModelParams
+
+__all__ = ["Diagnosis", "Finding", "Severity", "doctor"]
+
+#: What llama.cpp calls each of the processor's flags that its kernels are written for.
+X86 = {
+    "ssse3": "SSSE3", "avx": "AVX", "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "bmi2": "BMI2", "avx512f": "AVX512",
+    "avx512vbmi": "AVX512_VBMI", "avx512_vnni": "AVX512_VNNI", "avx512_bf16": "AVX512_BF16", "avx_vnni": "AVX_VNNI",
+    "amx_int8": "AMX_INT8",
+}  # fmt: skip
+ARM = {
+    "asimd": "NEON", "asimddp": "DOTPROD", "i8mm": "MATMUL_INT8", "sve": "SVE", "asimdhp": "FP16_VA", "sme": "SME",
+}  # fmt: skip
+#: Parts of AVX-512 without which llama.cpp uses none of it.
+AVX512 = {"avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw"}
+
+REBUILD = "pip install --force-reinstall --no-deps . in a checkout of moebind, on this machine (docs/build.md)"
+
+
+class Severity(IntEnum):
+    """How much a finding matters."""
+
+    INFO = 0
+    """Good to know."""
+    WARNING = 1
+    """It works, but this machine could do it faster, or do more of it."""
+    PROBLEM = 2
+    """What you asked for will fail."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that :func:`doctor` found.
+
+    Attributes
+    ----------
+    what : str
+        What was found.
+    why : str
+        The evidence, or the cause.
+    do : str
+        What to do about it.
+    severity : Severity
+        How much it matters.
+    """
+
+    what: str
+    why: str
+    do: str
+    severity: Severity = Severity.INFO
+
+    def __str__(self) -> str:
+        return f"{self.severity.name.lower()}: {self.what}\n    why: {self.why}\n    do:  {self.do}"
+
+
+class Diagnosis(Sequence[Finding]):
+    """What :func:`doctor` found: a sequence of findings, the most severe first. Printing it gives a report.
+
+    Attributes
+    ----------
+    facts
+        The facts that were read, before they were judged.
+    """
+
+    def __init__(self, facts: Facts, findings: Sequence[Finding]) -> None:
+        wrong = [finding for finding in findings if not isinstance(finding, Finding)]
+        if wrong or not isinstance(facts, Facts):
+            raise TypeError("a Diagnosis is made by doctor(), of what it read and of findings")
+        self.facts = facts
+        self._findings = tuple(sorted(findings, key=lambda finding: -finding.severity))
+
+    @overload
+    def __getitem__(self, index: int) -> Finding: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Finding, ...]: ...
+    def __getitem__(self, index: int | slice) -> Finding | tuple[Finding, ...]:
+        return self._findings[index]
+
+    def __len__(self) -> int:
+        return len(self._findings)
+
+    def __repr__(self) -> str:
+        counts = [sum(finding.severity is severity for finding in self) for severity in reversed(Severity)]
+        return f"<Diagnosis: {counts[0]} problems, {counts[1]} warnings, {counts[2]} more>"
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no finding above INFO."""
+        return all(finding.severity is Severity.INFO for finding in self)
+
+    def __str__(self) -> str:
+        return "\n".join([*_summary(self.facts), "", *map(str, self)])
+
+
+def doctor(
+    path: str | os.PathLike[str] | None = None,
+    model_params: ModelParams | None = None,
+    context_params: ContextParams | None = None,
+) -> Diagnosis:
+    """Examine the build, the devices, the processor and the limits of this process.
+
+    Parameters
+    ----------
+    path
+        A model file that you want to load, or the first one of a split model: the findings then say whether there is
+        enough memory.
+    model_params, context_params
+        The parameters to load it with; None: the defaults.
+
+    Returns
+    -------
+    Diagnosis
+        Findings, each with what to do about it. Nothing is loaded or changed.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If ``path`` does not exist.
+
+    Examples
+    --------
+    >>> print(moebind.doctor())
+    """
+    for name, given, kind in (
+        ("model_params", model_params, ModelParams), ("context_params", context_params, ContextParams)
+    ):  # fmt: skip
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(f"{name} is {given!r}; it takes {kind.__name__}")
+    size = None
+    if path is not None:
+        size = sum(Gguf.from_file(path)._sizes())
+    asked = Asked(size, model_params or ModelParams(), context_params or ContextParams())
+    facts = read_facts()
+    return Diagnosis(facts, findings(facts, asked))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a load is meant to be like; the size of the model's files in bytes, if one was named."""
+
+    size: int | None = None
+    model: ModelParams = ModelParams()
+    context: ContextParams = ContextParams()
+
+
+def findings(facts: Facts, asked: Asked) -> list[Finding]:
+    """Judge; nothing is read here."""
+    return [finding for judge in JUDGES for finding in judge(facts, asked)]
+
+
+def _summary(facts: Facts) -> Iterator[str]:
+    from moebind import __version__
+
+    yield f"moebind {__version__}, llama.cpp {facts.llama_cpp} ({facts.commit}), backends {', '.join(facts.backends)}"
+    yield f"CUDA is {facts.cuda_verdict}"
+    driver = facts.nvidia_driver or ("unknown version" if facts.libcuda else "none")
+    yield f"NVIDIA driver: {driver}; cards on the bus: {facts.nvidia_cards}"
+    for device in facts.devices:
+        yield f"device {device.name}: {device.description}, {_size(device.memory_total)}, {device.type.name}"
+    quota = "" if facts.core_quota is None else f", a quota of {facts.core_quota:g}"
+    yield f"cores: {facts.cores}, of which {facts.cores_allowed} for this process{quota}"
+    memory = facts.memory
+    limited = "" if memory.limit is None else f", limited by {memory.limit}"
+    yield f"memory: {_size(memory.capacity)}, {_size(memory.free)} free{limited}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _gpus(facts: Facts) -> list[str]:
+    return [device.name for device in facts.devices if device.type in (DeviceType.GPU, DeviceType.IGPU)]
+
+
+# --- the graphics card ---
+
+
+def _no_cuda_in_the_build(facts: Facts, asked: Asked) -> Iterator[Finding]:
+    if facts.cuda_verdict.startswith("in"):
+        return
+    there = facts.nvidia_cards > 0 or facts.libcuda or bool(facts.nvidia_nodes)
+    if there:
+        yield Finding(
+            "there is an NVIDIA card, but this build of moebind has no CUDA",
+            f"when moebind was built, CUDA was {facts.cuda_verdict}",
+            f"install what is missing, then {REBUILD} with -C cmake.define.MOEBIND_CUDA=ON, which stops without it",
+            Severity.WARNING,
+        )
+    else:
+        yield Finding(
+            "this build of moebind has no CUDA",
+            f"when moebind was built, CUDA was {facts.cuda_verdict}; no NVIDIA card was found here either",
+            "nothing, unless this machine has such a card",
+        )
+
+
+def _no_cuda_device(facts: Facts, asked: Asked) -> Iterator[Finding]:
+    if not facts.cuda_verdict.startswith("in"):
+        return
+    hidden = facts.cuda_visible_devices
+    if any(device.backend == "CUDA" for device in facts.devices):
+        if hidden is not None:
+            yield Finding(
+                "CUDA shows only some of the cards",
+                f"CUDA_VISIBLE_DEVICES is {hidden!r}",
+                "unset it to use all of them",
+            )
+        return
+    what = "CUDA is built in, but there is no CUDA device"
+    closed = [path for path, usable in facts.nvidia_nodes.items() if not usable]
+    if hidden is not None and hidden.strip() in {"", "-1", "NoDevFiles"}:
+        why, do = f"CUDA_VISIBLE_DEVICES is {hidden!r}, which hides all cards", "unset it, or name cards: 0, or 0,1"
+    elif not facts.libcuda:
+        why = f"there is no driver: {facts.cuda_failure or 'libcuda.so.1 cannot be loaded'}"
+        do = "install NVIDIA's driver; in a container, start it with the cards (docker run --gpus all)"
+    elif facts.cuda_failure:
+        why = f"the library of the CUDA backend cannot be loaded: {facts.cuda_failure}"
+        do = "pip install 'moebind[cuda13]' puts CUDA's libraries beside moebind; ldconfig -p lists those of the system"
+    elif closed:
+        why = f"this user may not read and write {', '.join(closed)}"
+        do = "change their permissions, or add the user to the group that has them (often video or render)"
+    elif not facts.nvidia_nodes:
+        why = "there is a driver, but no device files (/dev/nvidia*)"
+        do = "in a container, start it with the cards (docker run --gpus all); elsewhere, modprobe nvidia"
+    elif hidden is not None:
+        why, do = f"CUDA_VISIBLE_DEVICES is {hidden!r}, and names no card that is there", "unset it"
+    else:
+        why = f"the driver {facts.nvidia_driver or ''} shows none: it may be older than the CUDA of this build"
+        do = "see whether nvidia-smi works; a newer driver may be needed"
+    yield Finding(what, why, do, Severity.WARNING)
+
+
+def _load_will_warn(facts: Facts, asked: Asked) -> Iterator[Finding]:
+    params = asked.model
+    if params.n_gpu_layers != 0 and not params.vocab_only and params.devices is None and not _gpus(facts):
+        yield Finding(
+            "everything will run on the CPU, and the first load warns about it",
+            f"n_gpu_layers is {params.n_gpu_layers}, and no device can take layers",
+            "set n_gpu_layers=0 if that is what you want; moebind.loopback_device() stands in for a device",
+        )
+
+
+# --- the processor ---
+
+
+def _missing_instructions(facts: Facts, asked: Asked) -> Iterator[Finding]:
+    names = ARM if facts.architecture in {"aarch64", "arm64"} else X86
+    usable = facts.cpu_flags if facts.cpu_flags >= AVX512 else {f for f in facts.cpu_flags if "avx512" not in f}
+    missing = sorted({names[flag] for flag in usable if flag in names} - facts.cpu_features)
+    if not missing:
+        return
+    lister = "the variant of the backend that was chosen" if facts.cpu_variants else "the build"
+    yield Finding(
+        f"the build does not use {', '.join(missing)} of this processor",
+        f"the processor has them, but {lister} lists only {', '.join(sorted(facts.cpu_features)) or 'nothing'}",
+        f"{REBUILD}: by default it uses all that the processor has. Experts on the CPU can be several times faster",
+        Severity.WARNING,
+    )
+
+
+def _threads(facts: Facts, asked: Asked) -> Iterator[Finding]:
+    usable = facts.cores_allowed
+    why = f"{facts.cores_allowed} of {facts.cores} cores are allowed to this process"
+    if facts.core_quota is not None and facts.core_quota < usable:
+        usable = max(1, math.floor(facts.core_quota))
+        why = f"a control group grants it {facts.core_quota:g} of {facts.cores_allowed} cores"
+    for name in ("n_threads", "n_threads_batch"):
+        wanted = getattr(asked.context, name)
+        if wanted > usable:
+            yield Finding(
+                f"{name} is {wanted}, but only {usable} threads can run at once",
+                why,
+                f"ContextParams({name}={usable}): threads that wait for each other make it many times slower",
+                Severity.WARNING,
+            )
+    if usable < facts.cores:
+        yield Finding(
+            f"this process has {usable} of the machine's {facts.cores} cores",
+            why,
+            f"use at most {usable} threads, or give it more (taskset, docker --cpus, Slurm's --cpus-per-task)",
+        )
+    wanted = asked.context.n_threads
+    if wanted < min(usable, facts.default_threads):
+        yield Finding(
+            f"n_threads is {wanted}, while {usable} threads could run",
+            f"that is {'the default' if asked.context == ContextParams() else 'what was asked for'}; llama.cpp's own "
+            f"programs would use {facts.default_threads} here",
+            f"ContextParams(n_threads={min(usable, facts.default_threads)}) if nothing else needs the cores",
+        )
+
+
+def _openmp(facts: Facts, asked: Asked) -> Iterator[Finding]:
+    told = facts.openmp
+    most = max(asked.context.n_threads, asked.context.n_threads_batch)
+    limit = told.get("OMP_THREAD_LIMIT", "")
+    if limit.isdecimal() and int(limit) < most:
+        yield Finding(
+            f"OpenMP starts at most {limit} threads, though {most} are asked for",
+            f"OMP_THREAD_LIMIT is {limit}",
+            "unset it, or ask for no more threads",
+            Severity.WARNING,
+        )
+    if told.get("OMP_DYNAMIC", "").strip().lower() in {"true", "1"}:
+        yield Finding(
+            "OpenMP may use fewer threads than were asked for",
+            f"OMP_DYNAMIC is {told['OMP_DYNAMIC']!r}",
+            "unset it",
+            Severity.WARNING,
+        )
+    binds = [f"{name}={told[name]}" for name in ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY") if name in told]
+    if binds and told.get("OMP_PROC_BIND", "").strip().lower() not in {"false", "0"}:
+        yield Finding(
+            "OpenMP ties threads to cores: those of two contexts or processes may share one and leave others idle",
+            f"the environment has {', '.join(binds)}",
+            "unset it, unless one context is all that computes here",
+            Severity.WARNING,
+        )
+    if told.get("OMP_WAIT_POLICY", "").strip().lower() == "active":
+        yield Finding(
+            "threads of OpenMP's wait by spinning",
+            "OMP_WAIT_POLICY is 'active'",
+            "unset it where other processes need the cores",
+            Severity.WARNING,
+        )
+    if "OMP_NUM_THREADS" in told:
+        yield Finding(
+            "OMP_NUM_THREADS does not choose llama.cpp's threads",
+            f"it is {told['OMP_NUM_THREADS']!r}; n_threads and n_threads_batch choose them",
+            "set those in ContextParams",
+        )
+
+
+# --- memory ---
+
+
+def _memory(facts: Facts, asked: Asked) -> Iterator[Finding]:
+    memory = facts.memory
+    if memory.capacity < facts.memory_total:
+        yield Finding(
+            f"this process may use {_size(memory.capacity)} of the machine's {_size(facts.memory_total)}",
+            f"{memory.limit or 'the system'} says so",
+            "give it more if a model needs it (docker --memory, systemd's MemoryMax, Slurm's --mem)",
+        )
+    if asked.size is None:
+        return
+    if _gpus(facts) and asked.model.n_gpu_layers != 0:
+        return  # how much goes where is what a plan tells
+    if asked.size > memory.capacity:
+        yield Finding(
+            f"the model has {_size(asked.size)}, and {_size(memory.capacity)} is all that there is",
+            f"the limit is {memory.limit or 'the memory of this machine'}",
+            "take a smaller quantisation, or more memory: mapped, it would be read from the disk again and again",
+            Severity.PROBLEM if not asked.model.use_mmap else Severity.WARNING,
+        )
+    elif asked.size > memory.free:
+        yield Finding(
+            f"the model has {_size(asked.size)}, and {_size(memory.free)} is free",
+            f"of {_size(memory.capacity)}, as {memory.limit or 'the system'} says",
+            "end something else, or take a smaller quantisation",
+            Severity.WARNING,
+        )
+
+
+def _address_space(facts: Facts, asked: Asked) -> Iterator[Finding]:
+    if facts.address_space is None:
+        return
+    left = max(0, facts.address_space - facts.address_space_used)
+    needed = asked.size or 0
+    yield Finding(
+        f"this process may have {_size(facts.address_space)} of address space, of which {_size(left)} is left",
+        "RLIMIT_AS (ulimit -v) is set; a mapped model counts in full",
+        "ulimit -v unlimited, in the shell or the service that starts it",
+        Severity.PROBLEM if needed > left else Severity.WARNING,
+    )
+
+
+def _locked_memory(facts: Facts, asked: Asked) -> Iterator[Finding]:
+    if not asked.model.use_mlock or facts.lockable is None:
+        return
+    if asked.size is None or asked.size > facts.lockable:
+        what = "a model" if asked.size is None else f"the model's {_size(asked.size)}"
+        yield Finding(
+            f"use_mlock cannot lock {what} in memory",
+            f"RLIMIT_MEMLOCK (ulimit -l) allows {facts.lockable / 2**20:.0f} MiB; llama.cpp would log that and go on",
+            "ulimit -l unlimited; docker run --ulimit memlock=-1; LimitMEMLOCK=infinity for systemd",
+            Severity.WARNING,
+        )
+
+
+JUDGES: tuple[Callable[[Facts, Asked], Iterator[Finding]], ...] = (
+    _no_cuda_in_the_build,
+    _no_cuda_device,
+    _load_will_warn,
+    _missing_instructions,
+    _threads,
+    _openmp,
+    _memory,
+    _address_space,
+    _locked_memory,
+)

@@ -1,0 +1,192 @@
+"""What quantising makes of each tensor: known before anything is written."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moebind._core import log
+from moebind._core.native import CData, Hooks, ffi, lib
+from moebind.enums import Ftype, GgmlType
+from moebind.errors import NativeError, QuantizeError
+from moebind.files.gguf import Gguf
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["QuantizeResult", "QuantizedTensor"]
+
+#: What ggml quantises to. Asked for another type, it divides by zero or fails an assertion.
+TARGETS = tuple(
+    kind
+    for kind in GgmlType.__members__.values()
+    if kind not in {GgmlType.Q8_1, GgmlType.Q8_K, GgmlType.F64}
+    and kind not in {GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64}
+)
+#: llama.cpp refuses to make garbage of these; of the first three, ggml asserts it.
+_NEED_IMATRIX = {
+    GgmlType.IQ1_S,
+    GgmlType.IQ2_XXS,
+    GgmlType.IQ2_XS,
+    GgmlType.IQ1_M,
+    GgmlType.IQ2_S,
+    GgmlType.IQ3_XXS,
+}
+EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+OUTPUT = "output.weight"
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """What quantising did, or would do, to one tensor.
+
+    Attributes
+    ----------
+    name : str
+        Its name in the new file.
+    shape : tuple[int, ...]
+        Its dimensions, the length of a row first.
+    source_type, type : GgmlType
+        Its type before and after.
+    source_nbytes, nbytes : int
+        Bytes of its data, before and after.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source_type: GgmlType
+    type: GgmlType
+    source_nbytes: int
+    nbytes: int
+
+    @property
+    def n_elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What :func:`quantize` did, or would do.
+
+    Attributes
+    ----------
+    paths : tuple[str, ...]
+        The files that were written; none after a dry run.
+    ftype : Ftype
+        The type of most of its tensors, as the file says.
+    tensors : tuple[QuantizedTensor, ...]
+        All tensors of the new file, in its order.
+    needs_imatrix : tuple[str, ...]
+        Tensors that have no importance matrix but whose new type needs one. A dry run lists them, a real run refuses.
+    """
+
+    paths: tuple[str, ...]
+    ftype: Ftype
+    tensors: tuple[QuantizedTensor, ...]
+    needs_imatrix: tuple[str, ...]
+
+    @property
+    def source_nbytes(self) -> int:
+        """Bytes of the tensors before."""
+        return sum(tensor.source_nbytes for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors afterwards; the file's header and padding come on top."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per weight, on average."""
+        return 8 * self.nbytes / max(sum(tensor.n_elements for tensor in self.tensors), 1)
+
+    def __str__(self) -> str:
+        kinds: dict[tuple[str, str], list[QuantizedTensor]] = {}
+        for tensor in self.tensors:
+            kinds.setdefault((tensor.source_type.name, tensor.type.name), []).append(tensor)
+        lines = [f"{'from':>8}    {'to':<8} {'tensors':>8} {'MiB':>10} {'MiB':>10}"]
+        for (source, target), rows in kinds.items():
+            before, after = (sum(getattr(row, name) for row in rows) / 2**20 for name in ("source_nbytes", "nbytes"))
+            lines.append(f"{source:>8} -> {target:<8} {len(rows):8} {before:10.1f} {after:10.1f}")
+        total = f"{len(self.tensors):8} {self.source_nbytes / 2**20:10.1f} {self.nbytes / 2**20:10.1f}"
+        lines.append(f"{'all':>8}    {'':<8} {total}  {self.bits_per_weight:.2f} bits per weight")
+        return "\n".join(lines)
+
+
+def run(source: Gguf, target: str, native: CData, hooks: Hooks) -> None:
+    """llama_model_quantize, with its failures as exceptions."""
+    lib.moebind_log_forget()
+    try:
+        outcome = lib.moebind_quantize(os.fsencode(source.path), os.fsencode(target), native, hooks.pointer)
+    except NativeError as error:
+        raise QuantizeError(f"{source.path} could not be quantised: {error.message}{log.recent_lines()}") from error
+    if outcome == 2:
+        raise QuantizeError(f"{source.path}: the progress callback stopped it")
+    if outcome:
+        raise QuantizeError(f"{source.path} could not be quantised{log.recent_lines()}")
+
+
+def plan(source: Gguf, native: CData, ftype: Ftype, renamed: Mapping[str, str]) -> QuantizeResult:
+    """What a dry run tells, exactly."""
+    native.dry_run = True
+    run(source, "", native, Hooks())
+    native.dry_run = False
+    buffer = ffi.new("char[]", max(lib.moebind_quantize_rows(ffi.NULL, 0), 1))
+    used = lib.moebind_quantize_rows(buffer, len(buffer))
+    told = bytes(ffi.buffer(buffer, used)).decode("utf-8", "replace").split("\0")[:-1]
+    kinds = {bytes(ffi.string(lib.ggml_type_name(kind))).decode(): kind for kind in GgmlType.__members__.values()}
+    tensors, missing = [], []
+    for name, kind in zip(told[::2], told[1::2], strict=True):
+        if name not in renamed:
+            raise QuantizeError(f"{source.path}: the tensor {name!r} cannot be told from others: rename it")
+        old = source.tensors[renamed[name]]
+        new = kinds[kind] if kind else old.type
+        rows = old.n_elements // old.shape[0]
+        nbytes = rows * int(lib.ggml_row_size(new, old.shape[0])) if kind else old.nbytes
+        tensors.append(QuantizedTensor(name, old.shape, old.type, new, old.nbytes, nbytes))
+        if new != old.type and (not native.imatrix) and needs_imatrix(name, new, ftype):
+            missing.append(name)
+    return QuantizeResult((), ftype, tuple(tensors), tuple(missing))
+
+
+def needs_imatrix(name: str, kind: GgmlType, ftype: Ftype) -> bool:
+    if lib.ggml_quantize_requires_imatrix(kind):
+        return True
+    if name in (*EMBEDDINGS, OUTPUT):
+        return False
+    return kind in _NEED_IMATRIX or (kind == GgmlType.Q2_K and ftype == Ftype.Q2_K_S)
+
+
+def check_plan(
+    planned: QuantizeResult,
+    renamed: Mapping[str, str],
+    weights: Mapping[str, NDArray[np.float32]],
+    allow_requantize: bool,
+) -> None:
+    """What the real run would find out only at that tensor, or in a thread whose failure nobody could catch."""
+    for tensor in planned.tensors:
+        if tensor.type == tensor.source_type:
+            continue
+        if not allow_requantize and lib.ggml_is_quantized(tensor.source_type):
+            raise QuantizeError(
+                f"{tensor.name} is {tensor.source_type.name}, quantised already: start from F32, F16 or BF16, or "
+                "pass allow_requantize=True"
+            )
+        if tensor.source_type not in TARGETS:
+            raise QuantizeError(f"{tensor.name} is {tensor.source_type.name}, which llama.cpp cannot convert")
+        values = weights.get(renamed[tensor.name])
+        if values is None:
+            if weights and needs_imatrix(tensor.name, tensor.type, planned.ftype):
+                raise QuantizeError(f"{tensor.name} would be {tensor.type.name}, but imatrix has no entry for it")
+            continue
+        expected = tensor.shape[0] * (tensor.shape[2] if len(tensor.shape) > 2 else 1)
+        if values.size != expected:
+            raise QuantizeError(
+                f"imatrix[{renamed[tensor.name]!r}] has {values.size} numbers; the tensor takes {expected}: one per "
+                "column, for each expert"
+            )

@@ -1,0 +1,104 @@
+"""Models of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from moebind._core import checks
+from moebind.files.gguf import Gguf
+from moebind.params.params import ModelParams
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Pretrained", "checked_params"]
+
+
+def checked_params(params: ModelParams | None) -> ModelParams:
+    """The same, with a default."""
+    chosen = ModelParams() if params is None else params
+    if not isinstance(chosen, ModelParams):
+        raise TypeError(f"params is {chosen!r}; it takes ModelParams")
+    return chosen
+
+
+class Pretrained:
+    """The part of a model that downloads it."""
+
+    if TYPE_CHECKING:  # Model has it
+
+        @classmethod
+        def _load(cls, file: Gguf, params: ModelParams | None, split: bool) -> Self: ...
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None = None,
+        params: ModelParams | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        endpoint: str | None = None,
+    ) -> Self:
+        """Download a model from the Hugging Face Hub, unless it is in the cache, and load it.
+
+        Parameters
+        ----------
+        repo_id
+            The repository, ``"OWNER/NAME"``.
+        filename
+            Which of its GGUF files: a file's name, the common name of a split model's files (``"NAME.gguf"`` for
+            ``NAME-00001-of-00004.gguf``), a pattern (``"*Q4_K_M*"``), or a quantisation (``"Q4_K_M"``). None: the only
+            model in the repository; files for images and importance matrices do not count. All files of a split model
+            are downloaded.
+        params
+            As for :meth:`load_from_file`.
+        revision
+            A branch, a tag or a commit; None: ``main``.
+        token
+            For private and gated repositories; None: ``HF_TOKEN``, or that of ``hf auth login``. False: none.
+        cache_dir
+            Where to keep it; None: ``HF_HUB_CACHE``, which all programs that use huggingface_hub share.
+        local_files_only
+            Load from the cache and do not ask the Hub, as with ``HF_HUB_OFFLINE``.
+        endpoint
+            Another server with the Hub's interface; None: ``HF_ENDPOINT``.
+
+        Returns
+        -------
+        Model
+            Its ``path`` is in the cache.
+
+        Raises
+        ------
+        ModelNotFoundError
+            If there is no such repository, revision or file, or several models match; the message lists those that
+            exist.
+        ModelLoadError
+            If the Hub cannot be reached and the cache does not have the model, the Hub refuses, or the disk is full;
+            and as for :meth:`load_from_file`.
+        ImportError
+            If huggingface_hub is missing; it comes with the extra ``hub``.
+
+        Notes
+        -----
+        Uses ``huggingface_hub.hf_hub_download``, with its progress bars and retries. After Ctrl-C, complete files stay
+        in the cache. :func:`plan`, :func:`fit` and :func:`experts` work before a download.
+        """
+        from moebind.files import hub
+
+        chosen = checked_params(params)
+        address = hub.Address(repo_id, filename, revision)
+        folder = None if cache_dir is None else checks.path("cache_dir", cache_dir)
+        for name, value, kinds in (("token", token, (str, bool)), ("endpoint", endpoint, (str,))):
+            if value is not None and not isinstance(value, kinds):
+                raise TypeError(f"{name} is a {type(value).__name__}; it takes a str, or None")
+            if isinstance(value, str) and not (value.isascii() and value.isprintable() and value):
+                raise ValueError(f"{name} has characters that none has")  # which is not told of a token
+        only = checks.boolean("local_files_only", local_files_only)
+        found = hub.find(address, token=token, cache_dir=folder, local_files_only=only, endpoint=endpoint)
+        return cls._load(Gguf._from_local(hub.download(found, folder)[0]), chosen, split=False)

@@ -1,0 +1,360 @@
+"""Models."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from moebind._core import atomic_files, checks, log
+from moebind._core.fork import renewed
+from moebind._core.native import CData, Hooks, decoded, ffi, hold, lib, own, text_from
+from moebind._core.owner import Owner, close_all
+from moebind._core.progress import progress_bar
+from moebind.backend import rpc_servers
+from moebind.backend.devices import Device, cuda_state, describe, init, leases, left_to_parent, native_devices, users
+from moebind.chat.templates import ChatTemplates
+from moebind.context.adapters import LoraAdapter
+from moebind.context.embedding import Embedding
+from moebind.enums import DeviceType
+from moebind.errors import ModelLoadError, NativeError, RpcServerError
+from moebind.files.gguf import Gguf
+from moebind.files.header_checks import check_model
+from moebind.model.from_hub import Pretrained, checked_params
+from moebind.model.hyperparameters import Hyperparameters
+from moebind.model.saving import Saving
+from moebind.params import tensor_overrides
+from moebind.params.native import native_model_params
+from moebind.params.params import ContextParams, ModelParams
+from moebind.params.tensor_overrides import PlacedOverride, PlacedTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from moebind.context.context import Context
+    from moebind.sampling.sampler import Sampler
+
+__all__ = ["Model"]
+
+_warned_no_device = False
+_SAMPLING_KEYS = range(lib.LLAMA_MODEL_META_KEY_SAMPLING_SEQUENCE, lib.LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_ETA + 1)
+
+
+class Model(ChatTemplates, Embedding, Hyperparameters, Pretrained, Saving):
+    """A loaded model. Made by :meth:`load_from_file`.
+
+    Use it as a context manager, or close it, because it takes a lot of memory. Closing it closes its contexts first.
+
+    Examples
+    --------
+    >>> with Model.load_from_file("moe.gguf", ModelParams().with_cpu_moe_all()) as model:
+    ...     print(model.desc, model.n_expert, model.placement[0])
+    """
+
+    _warn_unclosed = True
+    _elsewhere = "load it there again, with Model.load_from_file(path, params): processes share a mapped file's memory"
+
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
+        raise TypeError("models are made by Model.load_from_file(path, params)")
+
+    @classmethod
+    def load_from_file(cls, path: str | os.PathLike[str], params: ModelParams | None = None) -> Model:
+        """Load a model from a GGUF file.
+
+        Parameters
+        ----------
+        path
+            The file, or any file of a split model (``NAME-00001-of-00004.gguf``) with the others in the same folder.
+        params
+            How to load it; None: llama.cpp's defaults.
+
+        Returns
+        -------
+        Model
+
+        Raises
+        ------
+        ModelNotFoundError
+            If a file does not exist.
+        ModelLoadError
+            If it cannot be loaded, contains something that llama.cpp would not survive (the message names the field), a
+            tensor override matches nothing, or the progress callback stopped it.
+        ValueError
+            If an override's target, or a device, does not exist.
+
+        Notes
+        -----
+        Uses ``llama_model_load_from_file``. Ctrl-C stops a load.
+        """
+        return cls._load(Gguf._from_local(checks.path("path", path)), params, split=False)
+
+    @classmethod
+    def load_from_splits(cls, paths: Sequence[str | os.PathLike[str]], params: ModelParams | None = None) -> Model:
+        """Load a model from several files with any names.
+
+        Parameters
+        ----------
+        paths
+            All files, in order.
+        params
+            As for :meth:`load_from_file`, which also lists the exceptions.
+
+        Notes
+        -----
+        Uses ``llama_model_load_from_splits``.
+        """
+        if isinstance(paths, (str, os.PathLike)):
+            raise TypeError("paths is one path; it takes a sequence of them, or use load_from_file")
+        names = [checks.path("paths", path) for path in paths]
+        if not names:
+            raise ValueError("paths is empty; it takes the files of a model")
+        return cls._load(Gguf._from_files(names), params, split=True)
+
+    @classmethod
+    def _load(cls, file: Gguf, params: ModelParams | None, split: bool) -> Model:
+        chosen = checked_params(params)
+        init()
+        check_model(file, chosen.kv_overrides, vocab_only=chosen.vocab_only, mapped=chosen.use_mmap)
+        model: Model | None = None
+        try:
+            with rpc_servers.watched(rpc_servers.before_load(chosen)):
+                model = cls._load_natively(file, chosen, split)
+                rpc_servers.settle(model._servers)
+            return model
+        except RpcServerError as error:
+            if model is not None:
+                model.close()
+            raise ModelLoadError(f"{file.path} could not be loaded: {error}") from error
+
+    @classmethod
+    def _load_natively(cls, file: Gguf, chosen: ModelParams, split: bool) -> Model:
+        paths = file.paths
+        rules = tensor_overrides.resolve(chosen.tensor_overrides, list(file.tensors), paths[0])
+        _warn_without_device(chosen)
+        progress, finish = _progress_of(chosen, os.path.basename(paths[0]))
+        hooks = Hooks(progress=progress)
+        native, keep = native_model_params(chosen, rules, hooks)
+        encoded = [ffi.new("char[]", os.fsencode(path)) for path in paths]
+        lib.moebind_log_forget()
+        try:
+            if split:
+                pointer = lib.llama_model_load_from_splits(encoded, len(encoded), native[0])
+            else:
+                pointer = lib.llama_model_load_from_file(encoded[0], native[0])
+        except NativeError as error:
+            raise ModelLoadError(f"{paths[0]} could not be loaded: {error.message}{log.recent_lines()}") from error
+        finally:
+            finish()
+            del keep
+        if hooks.stopped:
+            raise ModelLoadError(f"{paths[0]}: the progress callback stopped the load")
+        if not pointer:
+            raise ModelLoadError(f"{paths[0]} could not be loaded{log.recent_lines()}")
+        model = cls.__new__(cls)
+        used = [*_devices_of(pointer), *rules.devices()]
+        names = {decoded(lib.ggml_backend_dev_name(device)) for device in used}
+        model._servers = rpc_servers.endpoints_of(used)
+        model._pointer = own(pointer, lib.llama_model_free, *(leases[name] for name in names if name in leases))
+        model._vocab = own(lib.llama_model_get_vocab(pointer), hold, model._pointer)
+        model._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
+        model._params, model._paths, model._rules = chosen, paths, rules
+        model._files = {os.path.abspath(path): atomic_files.signature(path) for path in paths}
+        model._meta = model._fingerprint = None
+        model._listing = renewed(threading.RLock())
+        model._children = WeakSet()
+        for name in names:
+            users.setdefault(name, WeakSet()).add(model)
+        return model
+
+    _params: ModelParams
+    _paths: tuple[str, ...]
+    _rules: tensor_overrides.Resolved
+    _meta: Mapping[str, str] | None
+    #: Its files as they were when it was loaded, and what tells the model from others.
+    _files: dict[str, atomic_files.Signature]
+    _fingerprint: bytes | None
+    #: A model lists its adapters, and its contexts read the list when they make graphs: one thread at a time.
+    #: Reentrant, since an adapter may be collected in the thread that holds it.
+    _listing: threading.RLock
+    #: RPC servers that hold parts of it.
+    _servers: tuple[str, ...]
+    #: Contexts and adapters.
+    _children: WeakSet[Owner]
+
+    def close(self) -> None:
+        """Close the model's contexts, then free it, once no view of them is left (``llama_model_free``).
+
+        Closing twice does nothing.
+        """
+        if self._pointer is not None:
+            close_all(self._children, "its model was closed")
+            self._vocab = None
+            self._ready = None
+            super().close()
+
+    def __repr__(self) -> str:
+        return "<Model, closed>" if self.closed else f"<Model {self._title}>"
+
+    def new_context(
+        self,
+        params: ContextParams | None = None,
+        *,
+        ctx_other: Context | None = None,
+        samplers: Mapping[int, Sampler] | None = None,
+    ) -> Context:
+        """Make a context to compute with.
+
+        Parameters
+        ----------
+        params
+            How to make it; None: llama.cpp's defaults, with 512 tokens.
+        ctx_other
+            A context of the model that this one drafts for, if this model (EAGLE-3, DFlash, Gemma 4's assistant) takes
+            embeddings or memory from it. It is kept as long as this one; other models ignore it.
+        samplers
+            Chains of samplers to run in the graph, by sequence; see :meth:`Context.set_sampler`.
+
+        Raises
+        ------
+        ContextCreationError
+            If llama.cpp cannot make it, or the parameters do not go together.
+        SamplerError
+            If one of ``samplers`` cannot be run in a graph.
+
+        Notes
+        -----
+        Uses ``llama_init_from_model``.
+        """
+        from moebind.context.context import Context
+
+        chosen = ContextParams() if params is None else params
+        return Context._of(self, chosen, ctx_other, samplers)
+
+    def lora_adapter_init(self, path: str | os.PathLike[str]) -> LoraAdapter:
+        """Load a LoRA adapter for this model.
+
+        Parameters
+        ----------
+        path
+            A GGUF file, as llama.cpp's ``convert_lora_to_gguf.py`` writes it.
+
+        Returns
+        -------
+        LoraAdapter
+            For :meth:`Context.set_lora_adapters`. Its memory is beside that of the weights that it changes.
+
+        Raises
+        ------
+        LoraNotFoundError
+            If there is no such file.
+        LoraError
+            If it is not an adapter, or one of another model, or llama.cpp cannot apply it; the message names the field.
+
+        Notes
+        -----
+        Uses ``llama_adapter_lora_init``.
+        """
+        return LoraAdapter._load(self, checks.path("path", path))
+
+    # --- what it is ---
+
+    @property
+    def params(self) -> ModelParams:
+        """What it was loaded with."""
+        return self._params
+
+    @property
+    def path(self) -> str:
+        """The file that it was loaded from, or the first one."""
+        return self._paths[0]
+
+    @property
+    def meta(self) -> Mapping[str, str]:
+        """The metadata of the file, as text; arrays are shortened.
+
+        Uses ``llama_model_meta_count``, ``llama_model_meta_key_by_index`` and
+        ``llama_model_meta_val_str_by_index``.
+        """
+        pointer = self._open()
+        if self._meta is None:
+            count = range(lib.llama_model_meta_count(pointer))
+            keys = [text_from(lib.llama_model_meta_key_by_index, pointer, at) for at in count]
+            values = [text_from(lib.llama_model_meta_val_str_by_index, pointer, at) for at in count]
+            self._meta = MappingProxyType(dict(zip(keys, values, strict=True)))
+        return self._meta
+
+    @property
+    def sampling_meta(self) -> Mapping[str, str]:
+        """How its author suggests sampling, such as ``{"temp": "0.7"}`` (``llama_model_meta_key_str``)."""
+        known = (decoded(lib.llama_model_meta_key_str(key)) for key in _SAMPLING_KEYS)
+        return MappingProxyType({key.rpartition(".")[2]: self.meta[key] for key in known if key in self.meta})
+
+    # --- where it is ---
+
+    @property
+    def devices(self) -> list[Device]:
+        """The devices that hold its layers; none if everything is on the CPU."""
+        pointer = self._open()
+        rpc_servers.check(self._servers)
+        listed = native_devices()
+        return [describe(listed.index(device), device) for device in _devices_of(pointer)]
+
+    @property
+    def placement(self) -> tuple[PlacedOverride, ...]:
+        """What each tensor override moved, and where to: as allocated, not as requested."""
+        pointer = self._open()
+        count = lib.moebind_model_tensors(pointer, ffi.NULL, 0)
+        tensors = ffi.new("struct moebind_tensor[]", count)
+        lib.moebind_model_tensors(pointer, tensors, count)
+        placed: dict[str, PlacedTensor] = {}
+        for tensor in tensors:
+            name = decoded(tensor.name)
+            placed[name] = PlacedTensor(name, tensor.nbytes, *_where(tensor.buft))
+        return tuple(
+            PlacedOverride(override, tuple(placed[name] for name in names if name in placed))
+            for override, names in self._rules.matches
+        )
+
+
+def _devices_of(pointer: CData) -> list[CData]:
+    """The devices that a ``llama_model`` has layers on."""
+    return [lib.moebind_model_device(pointer, i) for i in range(lib.moebind_model_n_devices(pointer))]
+
+
+def _where(buffer_type: CData) -> tuple[str, str]:
+    """Names of the device and the buffer type; empty when nothing was allocated."""
+    if not buffer_type:
+        return "", ""
+    device = lib.ggml_backend_buft_get_device(buffer_type)
+    return decoded(lib.ggml_backend_dev_name(device)) if device else "CPU", decoded(
+        lib.ggml_backend_buft_name(buffer_type)
+    )
+
+
+def _progress_of(params: ModelParams, name: str) -> tuple[Any, Any]:
+    """The progress callback, and what to call when the load is over."""
+    wanted = params.progress_callback
+    return progress_bar(name) if wanted is True else (wanted or None, lambda: None)
+
+
+def _warn_without_device(params: ModelParams) -> None:
+    global _warned_no_device
+    if params.n_gpu_layers == 0 or params.vocab_only or _warned_no_device:
+        return
+    if params.devices is None:
+        kinds = {lib.ggml_backend_dev_type(device) for device in native_devices()}
+        usable = bool(kinds & {int(DeviceType.GPU), int(DeviceType.IGPU)})
+    else:
+        # An empty tuple says that none is wanted.
+        usable = not params.devices or any(device.type != DeviceType.CPU for device in params.devices)
+    if not usable:
+        _warned_no_device = True
+        warnings.warn(
+            f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. CUDA "
+            f"is {cuda_state()}{left_to_parent()}. Set n_gpu_layers=0 if that is what you want",
+            stacklevel=5,
+        )

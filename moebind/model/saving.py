@@ -1,0 +1,78 @@
+"""Writing a loaded model to a file: a part of ``Model``."""
+
+from __future__ import annotations
+
+import os
+
+from moebind._core import checks, log
+from moebind._core.atomic_files import same_file, staged
+from moebind._core.native import decoded, lib
+from moebind._core.owner import Owner
+from moebind.errors import ModelLoadError, MoebindError, NativeError
+from moebind.files.gguf import Gguf
+from moebind.params.params import ModelParams
+
+__all__ = ["Saving"]
+
+
+class Saving(Owner):
+    """What writes a model. :class:`moebind.Model` is one."""
+
+    _params: ModelParams
+    _paths: tuple[str, ...]
+
+    def save_to_file(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to one GGUF file: its metadata as it was loaded, overrides included, and its tensors.
+
+        The file is written beside ``path`` under another name and then renamed, so it is never there half-written.
+
+        Parameters
+        ----------
+        path
+            Where to write it; an existing file is replaced.
+
+        Raises
+        ------
+        ValueError
+            If it is the file that the model was loaded from, or the model cannot be written: it was loaded with
+            ``vocab_only`` or ``no_alloc``, or the CPU keeps its weights in a layout that cannot be read back (load it
+            with ``use_extra_bufts=False``).
+        MoebindError
+            If llama.cpp cannot write a model of this architecture.
+        OSError
+            If the file cannot be written.
+
+        Notes
+        -----
+        Uses ``llama_model_save_to_file``. llama.cpp writes only the metadata that it knows: chat templates and
+        other texts that it merely passes on are lost, and so are tensors that it did not load.
+        """
+        pointer = self._open()
+        target = os.path.realpath(checks.path("path", path))
+        loaded = same_file(target, self._paths)
+        if loaded is not None:
+            raise ValueError(f"path is {target}, the file that the model is loaded from ({loaded}): choose another")
+        for name in ("vocab_only", "no_alloc"):
+            if getattr(self._params, name):
+                raise ValueError(f"the model was loaded with {name}: it has no weights to write")
+        unreadable = lib.moebind_model_unreadable(pointer)
+        if unreadable:
+            raise ValueError(
+                f"{decoded(unreadable)} is kept in a layout that cannot be read back: load the model with "
+                "use_extra_bufts=False"
+            )
+        with staged(target) as folder:
+            written = os.path.join(folder, os.path.basename(target))
+            lib.moebind_log_forget()
+            try:
+                lib.llama_model_save_to_file(pointer, os.fsencode(written))
+            except NativeError as error:
+                raise MoebindError(f"llama.cpp cannot write this model: {error.message}{log.recent_lines()}") from error
+            try:
+                # It returns nothing, whatever happened.
+                tensors = Gguf.from_file(written).tensors.values()
+                end = max((tensor.offset + tensor.nbytes for tensor in tensors), default=0)
+            except ModelLoadError as error:
+                raise OSError(f"{target} could not be written: {error}") from error
+            if os.path.getsize(written) < end:
+                raise OSError(f"{target} could not be written whole: is the disk full?")

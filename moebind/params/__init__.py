@@ -1,0 +1,1 @@
+"""Each parameter, declared once, and its native form."""

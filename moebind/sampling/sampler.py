@@ -1,0 +1,484 @@
+"""Samplers: how the next token is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+
+from moebind._core import checks
+from moebind._core.native import CData, decoded, ffi, hold, lib, own
+from moebind._core.owner import CallLock
+from moebind.backend.timings import SamplerTimings
+from moebind.errors import ClosedError, NativeError, SamplerError
+from moebind.sampling.candidates import TokenDataArray
+from moebind.sampling.grammar import GrammarKinds
+from moebind.sampling.python import PythonSampler, applying
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+    from typing_extensions import Self
+
+    from moebind.context.context import Context
+    from moebind.context.outputs import Outputs
+
+__all__ = ["Sampler"]
+
+#: libllama, and this module, go through chains in chains by recursion.
+NESTING_MAX = 32
+#: Choices that a lazy grammar may refuse, in one step, before it is an error.
+REFUSED_MAX = 100
+
+
+class Sampler(GrammarKinds):
+    """A sampler, or a chain of samplers. Made by the class methods.
+
+    Most samplers filter or change the candidates. :meth:`greedy`, :meth:`dist`, :meth:`mirostat`, :meth:`mirostat_v2`
+    and :meth:`adaptive_p` choose one, and so can :meth:`from_callable`; a chain that is to choose tokens ends with one
+    of these. A sampler that was put into a chain belongs to it and can no longer be used by itself.
+
+    Calls on one sampler from several threads wait for each other.
+
+    Examples
+    --------
+    >>> sampler = Sampler.chain_simple([Sampler.top_k(40), Sampler.temp(0.8), Sampler.dist(1234)])
+    >>> token = sampler.sample(context)
+    """
+
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
+        raise TypeError("samplers are made by class methods, such as Sampler.greedy() or Sampler.chain_simple([...])")
+
+    @classmethod
+    def _make(cls, pointer: CData, *keep: object, chooses: bool = False, greedy: bool = False) -> Self:
+        if not pointer:
+            raise SamplerError("llama.cpp could not make the sampler")
+        sampler = cls.__new__(cls)
+        sampler._pointer = own(pointer, lib.llama_sampler_free, *keep)
+        sampler._lock = CallLock()
+        sampler._keep = keep
+        sampler._chooses = chooses
+        sampler._is_greedy = greedy
+        sampler._parts = []
+        return sampler
+
+    _lock: CallLock
+    #: What the native sampler points to.
+    _keep: tuple[object, ...]
+    #: Whether it chooses a token, or only filters.
+    _chooses: bool
+    _is_greedy: bool
+    #: Whether it is, or was, run by a context: it can be used with that one only.
+    _attached = False
+    #: The highest token that it accepts.
+    _limit = checks.INT32_MAX
+    #: How many chains are in each other here.
+    _nesting = 0
+    #: The samplers of a chain; they point into it.
+    _parts: list[Sampler]
+
+    @classmethod
+    def from_callable(cls, fn: Callable[[TokenDataArray], None], name: str = "python") -> Self:
+        """A sampler written in Python.
+
+        Parameters
+        ----------
+        fn
+            Called with the candidates, which it edits in place: ``candidates.data`` is a structured array over the
+            memory that the samplers work on, not a copy. It may change logits, narrow and reorder the candidates with
+            ``candidates.keep(...)`` and ``candidates.sort()``, and choose with ``candidates.select(token)``. It returns
+            None. Its exceptions reach the caller of ``sample``, ``apply`` or ``generate``, and nothing is chosen.
+
+            A callable object may also have ``accept(token)``, ``reset()`` and ``clone()``, which are called together
+            with the sampler's own. One without ``clone`` is copied with ``copy.deepcopy`` if it has either of the
+            others.
+        name
+            The sampler's ``name``.
+
+        Notes
+        -----
+        Uses ``llama_sampler_init``. While the function runs, the sampler and the context are in the middle of a
+        call: calling them raises RuntimeError.
+
+        Examples
+        --------
+        >>> def no_digits(candidates):
+        ...     candidates.data["logit"][digits[candidates.data["id"]]] = -np.inf
+        >>> sampler = Sampler.chain([Sampler.from_callable(no_digits), Sampler.greedy()])
+        """
+        if not callable(fn):
+            raise TypeError(f"fn is {fn!r} ({type(fn).__name__}); it takes something that can be called")
+        python = PythonSampler(fn)
+        native = lib.moebind_sampler_python(checks.text("name", name), id(python), python.handle)
+        sampler = cls._make(native, chooses=True)
+        sampler._is_checked = True
+        return sampler
+
+    # --- chains ---
+
+    @classmethod
+    def chain(cls, samplers: Iterable[Sampler], no_perf: bool = False) -> Self:
+        """Apply samplers one after another (``llama_sampler_chain_init``, ``llama_sampler_chain_add``).
+
+        Parameters
+        ----------
+        samplers
+            The samplers, which then belong to the chain.
+        no_perf
+            Do not measure how long sampling takes.
+
+        Raises
+        ------
+        ClosedError
+            If a sampler was closed or belongs to a chain already.
+        SamplerError
+            If one was attached to a context, or chains nest deeper than 32.
+        """
+        parts = list(samplers)
+        for part in parts:
+            if not isinstance(part, Sampler):
+                raise TypeError(f"samplers holds {part!r}; it takes samplers")
+            part._open()
+            if part._attached:
+                raise SamplerError(f"{part!r} is, or was, attached to a context: put its clone() into the chain")
+        if len({id(part) for part in parts}) != len(parts):
+            raise ClosedError("a sampler is in the list twice; use its clone()")
+        if 1 + max((part._nesting for part in parts), default=0) > NESTING_MAX:
+            raise SamplerError(f"chains nest deeper than {NESTING_MAX}")
+        chooses = bool(parts) and parts[-1]._chooses
+        native = lib.llama_sampler_chain_init({"no_perf": checks.boolean("no_perf", no_perf)})
+        chain = cls._make(native, *(kept for part in parts for kept in part._keep), chooses=chooses)
+        for part in parts:
+            moved = part._give_away()
+            lib.llama_sampler_chain_add(native, moved)
+            chain._show(moved, part)
+            part._disown("its chain belongs to another chain now")
+        chain._is_greedy = len(parts) == 1 and parts[0]._is_greedy
+        chain._nesting = 1 + max((part._nesting for part in parts), default=0)
+        chain._is_checked = any(part._is_checked for part in parts)
+        return chain
+
+    @classmethod
+    def chain_simple(cls, samplers: Iterable[Sampler]) -> Self:
+        """A chain that measures how long sampling takes: ``chain(samplers)``."""
+        return cls.chain(samplers)
+
+    def _give_away(self) -> CData:
+        """Let a chain have the native sampler: it frees it from now on."""
+        with self._lock.held():
+            pointer = self._open()
+            ffi.gc(pointer, None)
+            self._pointer = None
+            self._why_closed = "it belongs to a chain now"
+            return pointer
+
+    def _disown(self, why: str) -> None:
+        """Close what this sampler shows of its chain."""
+        for part in self._parts:
+            part._why_closed = why
+            part._pointer = None
+            part._disown(why)
+
+    def _show(self, pointer: CData, part: Sampler) -> None:
+        """Add a sampler that the native chain has, and is like ``part``, to those that this one shows."""
+        shown = type(part).__new__(type(part))
+        # It holds the chain, which owns it.
+        shown._pointer = own(ffi.cast("struct llama_sampler *", pointer), hold, self._open())
+        shown._lock = self._lock
+        shown._keep = part._keep
+        shown._why_closed = Sampler._why_closed
+        shown._become(part)
+        shown._parts = []
+        for index, inner in enumerate(part._parts):
+            shown._show(lib.llama_sampler_chain_get(pointer, index), inner)
+        self._parts.append(shown)
+
+    def _become(self, other: Sampler) -> None:
+        """Be of the same kind."""
+        self._chooses, self._is_greedy, self._is_adaptive = other._chooses, other._is_greedy, other._is_adaptive
+        self._is_grammar, self._is_checked = other._is_grammar, other._is_checked
+        self._nesting = other._nesting
+        self._k, self._n_vocab, self._token_max = other._k, other._n_vocab, other._token_max
+
+    def _all(self) -> Iterator[Sampler]:
+        """The sampler itself and all in it."""
+        yield self
+        for part in self._parts:
+            yield from part._all()
+
+    def close(self) -> None:
+        """Free the sampler, and those in it (``llama_sampler_free``). Closing twice does nothing."""
+        if self._pointer is None:
+            return
+        with self._lock.held():
+            self._disown("its chain was closed")
+            self._pointer = None
+
+    def _attach(self, n_vocab: int) -> None:
+        """A context runs it from now on, and those in it: tokens beyond the vocabulary would end the process."""
+        for part in self._all():
+            part._attached, part._limit = True, n_vocab - 1
+
+    def __len__(self) -> int:
+        """How many samplers the chain has; a single sampler has none in it."""
+        self._open()
+        return len(self._parts)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, index: SupportsIndex) -> Sampler:
+        """One sampler of the chain; it can be used as long as the chain is open (``llama_sampler_chain_get``)."""
+        self._open()
+        return self._parts[checks.integer("index", index, -len(self._parts), max(len(self._parts) - 1, 0))]
+
+    def __iter__(self) -> Iterator[Sampler]:
+        self._open()
+        return iter(self._parts)
+
+    # --- use ---
+
+    @property
+    def name(self) -> str:
+        """llama.cpp's name for it (``llama_sampler_name``)."""
+        return decoded(lib.llama_sampler_name(self._open()))
+
+    @property
+    def seed(self) -> int | None:
+        """The seed in use, or None if there is none (``llama_sampler_get_seed``)."""
+        seed = int(lib.llama_sampler_get_seed(self._open()))
+        return None if seed == lib.LLAMA_DEFAULT_SEED else seed
+
+    def sample(self, ctx: Context, idx: SupportsIndex = -1) -> int:
+        """Choose a token from a context's logits, and accept it.
+
+        Parameters
+        ----------
+        ctx
+            After a ``decode``.
+        idx
+            Which output: an index in the batch, or -1 for the last one.
+
+        Returns
+        -------
+        int
+            The token's id.
+
+        Raises
+        ------
+        SamplerError
+            If this sampler, or the last of the chain, does not choose.
+        IndexError
+            If the batch asked for no output there.
+
+        Notes
+        -----
+        Uses ``llama_sampler_sample``.
+        """
+        self._must_choose()
+        at = checks.integer("idx", idx, -checks.INT32_MAX)
+        if not hasattr(ctx, "_exclusive"):
+            raise TypeError(f"ctx is {ctx!r}; it takes a Context")
+        with ctx._exclusive() as native:
+            return self._sample(ctx, native, at)
+
+    def _sample(self, ctx: Outputs, native: CData, at: int = -1) -> int:
+        """:meth:`sample`, by somebody who holds the context."""
+        ctx._sampling_row(at)
+        if self._attached and ctx._attached.get(ctx._sequence_of_output(at)) is not self:
+            raise SamplerError(
+                f"{self!r} runs, or ran, in the graph of a context for another sequence: sample with a clone() of it"
+            )
+        with self._lock.held(), ctx._suppressing(native, at) if ctx._suppress is not None else nullcontext():
+            if self._is_checked:
+                return self._sample_checked(ctx._logits(native, at))
+            with _failures(self):
+                token = int(lib.llama_sampler_sample(self._open(), native, at))
+            self._token_max = max(self._token_max, token)
+            return token
+
+    def _sample_checked(self, logits: NDArray[np.float32]) -> int:
+        """``llama_sampler_sample`` on candidates that Python may see, whose choice the grammars are asked about."""
+        refused: list[int] = []
+        while True:
+            array = TokenDataArray.from_logits(logits)
+            array.data["logit"][refused] = -np.inf
+            self._run(array)
+            token = array.selected_token
+            if token is None:
+                raise SamplerError(f"{self!r} chose no token")
+            if not 0 <= token < logits.size:
+                raise SamplerError(f"{self!r} chose token {token}; the vocabulary has {logits.size}")
+            forbidding = self._forbidding(token)
+            if forbidding is None:
+                break
+            # Only a lazy grammar sees a forbidden token come too late: the token that starts it, with more behind.
+            if not lib.moebind_grammar_waits(forbidding._open()) or len(refused) == REFUSED_MAX:
+                raise SamplerError(f"{self!r} chose token {token}, which its grammar forbids: put the grammar first")
+            refused.append(token)
+        self._accept(token)
+        return token
+
+    def _must_choose(self) -> None:
+        self._open()
+        if not self._chooses:
+            raise SamplerError(f"{self!r} filters, but does not choose: end the chain in greedy() or dist(seed)")
+
+    def _forbidding(self, token: int) -> Sampler | None:
+        """The grammar in this sampler that forbids a token, if one does."""
+        if not self._is_checked:
+            return None
+        with _failures(self):
+            for part in self._all():
+                if part._is_grammar and not lib.moebind_grammar_allows(part._open(), token):
+                    return part
+        return None
+
+    def _run(self, array: TokenDataArray) -> None:
+        """``llama_sampler_apply``, by somebody who holds the sampler."""
+        native = self._open()
+        with array._lock, applying(array), _failures(self):
+            try:
+                lib.llama_sampler_apply(native, array._struct())
+            finally:
+                array._take_back()
+
+    def apply(self, array: TokenDataArray) -> None:
+        """Change candidates in place, without a copy (``llama_sampler_apply``).
+
+        Parameters
+        ----------
+        array
+            The candidates. Those that a grammar forbids stay, with a logit of -inf.
+
+        Raises
+        ------
+        SamplerError
+            If a grammar forbids the chosen candidate, or all that are left.
+        """
+        if not isinstance(array, TokenDataArray):
+            raise TypeError(f"array is {array!r} ({type(array).__name__}); it takes a TokenDataArray")
+        with self._lock.held():
+            self._run(array)
+            if not self._is_checked or not any(part._is_grammar for part in self._all()):
+                return
+            token = array.selected_token
+            if token is not None and self._forbidding(token) is not None:
+                array.selected = None
+                raise SamplerError(f"{self!r} chose token {token}, which its grammar forbids: put the grammar first")
+            if token is None and not (array.data["logit"] > -np.inf).any():
+                raise SamplerError(f"{self!r} left nothing to choose that its grammar allows: put the grammar first")
+
+    def accept(self, token: SupportsIndex) -> None:
+        """Tell the sampler that a token was chosen: penalties count it, grammars advance (``llama_sampler_accept``).
+
+        Raises
+        ------
+        SamplerError
+            If a grammar forbids it. The sampler is then unchanged; :meth:`try_accept` does not raise.
+        """
+        number = checks.integer("token", token, 0, self._limit)
+        with self._lock.held():
+            self._accept(number)
+
+    def _accept(self, token: int) -> None:
+        native = self._open()
+        if self._forbidding(token) is not None:
+            raise SamplerError(f"{self!r}: the grammar forbids token {token} here; it was not accepted")
+        with _failures(self):
+            lib.llama_sampler_accept(native, token)
+        self._token_max = max(self._token_max, token)
+
+    def try_accept(self, token: SupportsIndex) -> bool:
+        """:meth:`accept` a token if the grammars allow it.
+
+        Returns
+        -------
+        bool
+            False if one forbids it; the sampler is then unchanged.
+
+        Raises
+        ------
+        SamplerError
+            If this cannot be decided, because the grammar is too ambiguous or a trigger's pattern takes too long.
+        """
+        number = checks.integer("token", token, 0, self._limit)
+        with self._lock.held():
+            self._open()
+            if self._forbidding(number) is not None:
+                return False
+            self._accept(number)
+            return True
+
+    def accept_many(self, tokens: ArrayLike) -> None:
+        """:meth:`accept` each of these tokens; those before one that a grammar forbids are accepted."""
+        array = checks.int32_array("tokens", tokens, 0, self._limit)
+        with self._lock.held():
+            for token in array.tolist():
+                self._accept(token)
+
+    def with_tokens(self, tokens: ArrayLike) -> Self:
+        """:meth:`accept` these tokens and return the sampler, for chaining calls."""
+        self.accept_many(tokens)
+        return self
+
+    def reset(self) -> None:
+        """Forget the accepted tokens, and restart the random numbers (``llama_sampler_reset``)."""
+        with self._lock.held():
+            lib.llama_sampler_reset(self._open())
+
+    def clone(self) -> Sampler:
+        """A copy with the same state (``llama_sampler_clone``).
+
+        For :meth:`adaptive_p`, llama.cpp copies the average but restarts the random numbers.
+        """
+        with self._lock.held():
+            copy = self._make(lib.llama_sampler_clone(self._open()), *self._keep)
+            copy._become(self)
+            native = copy._open()
+            for index, part in enumerate(self._parts):
+                copy._show(lib.llama_sampler_chain_get(native, index), part)
+            for part in copy._all():
+                if part._is_adaptive:
+                    # The copy remembers what was chosen last, but not its probability, which it would read.
+                    lib.llama_sampler_accept(part._open(), checks.INT32_MAX)
+            return copy
+
+    def timings(self) -> SamplerTimings:
+        """How long a chain has taken so far; zeros with ``no_perf`` (``llama_perf_sampler``).
+
+        Raises
+        ------
+        SamplerError
+            If this is a single sampler: only chains measure.
+        """
+        with self._lock.held():
+            data = lib.llama_perf_sampler(self._chain())
+            return SamplerTimings(float(data.t_sample_ms), int(data.n_sample))
+
+    def reset_timings(self) -> None:
+        """Start measuring a chain anew (``llama_perf_sampler_reset``)."""
+        with self._lock.held():
+            lib.llama_perf_sampler_reset(self._chain())
+
+    def _chain(self) -> CData:
+        native = self._open()
+        if not lib.llama_sampler_chain_get(native, -1):
+            raise SamplerError(f"{self!r} is not a chain, and only chains measure: Sampler.chain([...])")
+        return native
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<Sampler, closed>"
+        inside = f" of {', '.join(part.name for part in self._parts)}" if self._parts else ""
+        return f"<Sampler {self.name}{inside}>"
+
+
+@contextmanager
+def _failures(sampler: Sampler) -> Iterator[None]:
+    """Tell what llama.cpp or a grammar could not do."""
+    try:
+        yield
+    except NativeError as error:
+        raise SamplerError(f"{sampler!r}: {error.message}") from error

@@ -1,0 +1,16 @@
+// JSON schemas as grammars, through llama-common. moebind/sampling/json_schema.py sees to it that nothing is dropped on the way.
+#include "big_stack.h"
+#include "json-schema-to-grammar.h"
+#include "shim.h"
+
+#include <algorithm>
+#include <cstring>
+
+size_t moebind_json_schema_to_grammar(const char * schema, char * buffer, size_t size) {
+    std::string grammar;
+    moebind::on_big_stack(size_t(256) << 20,
+                          [&]() { grammar = json_schema_to_grammar(common_json::parse(schema), true); });
+    const size_t written = std::min(grammar.size(), size);
+    std::memcpy(buffer, grammar.data(), written);
+    return grammar.size();
+}

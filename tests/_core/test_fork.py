@@ -1,0 +1,358 @@
+"""Processes that fork, with other threads in the middle of something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import run
+
+MakeTiny = Callable[..., Path]
+
+
+def test_a_child_computes_with_several_threads_after_its_parent_did(tiny_path: MakeTiny) -> None:
+    run(
+        """
+model = Model.load_from_file(path, cpu)
+expected = text(model)
+
+def child():
+    with Model.load_from_file(path, cpu) as mine:
+        assert text(mine) == expected
+
+in_child(child)
+assert text(model) == expected
+""",
+        tiny_path(n_expert=4),
+    )
+
+
+def test_what_the_parent_made_is_closed_in_a_child(tiny_path: MakeTiny) -> None:
+    said = run(
+        """
+model = Model.load_from_file(path, cpu)
+context = model.new_context(two)
+context.decode(Batch.get_one([1, 2, 3]))
+view = context.get_logits_ith(-1)
+chain = Sampler.chain_simple([Sampler.top_k(3), Sampler.greedy()])
+kept = view.copy()
+
+def child():
+    for use in [lambda: model.size, lambda: model.str_to_token("a"), lambda: context.decode(Batch.get_one([1])),
+                lambda: chain.sample(context), lambda: chain[0].name, lambda: model.new_context(two)]:
+        try:
+            use()
+        except ClosedError as error:
+            assert "forked" in str(error), error
+        else:
+            raise AssertionError("it works")
+    assert (view == kept).all()
+    for each in (chain, context, model):
+        assert each.closed
+        each.close()
+    print("child", flush=True)
+
+in_child(child)
+context.decode(Batch.get_one([4]))
+print(chain.sample(context) == int(context.get_logits_ith(-1).argmax()))
+""",
+        tiny_path(n_expert=4),
+    )
+    assert said == "child\nTrue\n"
+
+
+def test_a_child_leaves_its_parents_device_alone(tiny_path: MakeTiny) -> None:
+    run(
+        """
+from moebind.backend.loopback import worker_pids
+from moebind.backend import rpc_servers
+with moebind.loopback_device() as device:
+    model = Model.load_from_file(path, ModelParams(devices=(device,)))
+    context = model.new_context(two)
+    context.decode(Batch.get_one([1, 2, 3]))
+    before = context.get_logits_ith(-1).copy()
+    [endpoint] = rpc_servers._endpoints
+
+    def child():
+        assert device.name not in [each.name for each in moebind.devices()]
+        try:
+            moebind.add_rpc_server(endpoint)
+        except MoebindError as error:
+            assert "forked" in str(error)
+        else:
+            raise AssertionError("it works")
+        model.close()
+
+    in_child(child)
+    context.kv_cache_clear()
+    context.decode(Batch.get_one([1, 2, 3]))
+    assert (context.get_logits_ith(-1) == before).all()
+    os.kill(worker_pids[device.name], 0)
+""",
+        tiny_path(n_expert=4),
+    )
+
+
+def test_a_fork_while_another_thread_computes(tiny_path: MakeTiny) -> None:
+    run(
+        """
+model = Model.load_from_file(path, cpu)
+stop = threading.Event()
+
+def work():
+    with model.new_context(two) as context:
+        while not stop.is_set():
+            context.kv_cache_clear()
+            context.decode(Batch.get_one(list(range(3, 60))))
+
+thread = threading.Thread(target=work, daemon=True)
+thread.start()
+
+def child():
+    with Model.load_from_file(path, cpu) as mine:
+        text(mine)
+        moebind.devices()
+
+for _ in range(5):
+    in_child(child)
+stop.set()
+thread.join()
+""",
+        tiny_path(n_expert=4),
+    )
+
+
+# Modules that are half imported stay so in a child, and whoever imports them there waits for the thread that did.
+@pytest.mark.parametrize(
+    "waits_in", ["moebind.files.quantize", "moebind.files.quantize_plan", "hashlib", "numpy.ma.extras"]
+)
+def test_a_fork_while_another_thread_imports(waits_in: str) -> None:
+    run(
+        """
+from importlib.machinery import PathFinder
+entered, go_on = threading.Event(), threading.Event()
+
+class Waits:
+    def find_spec(self, name, path=None, target=None):
+        if name != waits_in or threading.current_thread() is threading.main_thread():
+            return None
+        spec = PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            entered.set()
+            go_on.wait()
+            execute(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+for name in [name for name in sys.modules if name.startswith(waits_in)]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Waits())
+
+def use():
+    import hashlib
+    import numpy.ma.extras
+    assert moebind.quantize.__module__ == "moebind.files.quantize"
+    assert hashlib.sha256 and numpy.ma.extras.median
+
+thread = threading.Thread(target=use, daemon=True)
+thread.start()
+entered.wait()
+in_child(use)
+go_on.set()
+thread.join()
+use()
+""".replace("waits_in", repr(waits_in))
+    )
+
+
+def test_a_fork_from_within_an_import(tmp_path: Path) -> None:
+    (tmp_path / "forks.py").write_text("import __main__\n__main__.in_child(__main__.child)\nworks = True\n")
+    run(
+        """
+sys.path.insert(0, path)
+
+def child():
+    import forks  # it is being imported by this very thread
+    assert not hasattr(forks, "works")
+
+import forks
+assert forks.works
+""",
+        tmp_path,
+    )
+
+
+def test_what_another_thread_uses_is_closed_in_a_child(tiny_path: MakeTiny) -> None:
+    run(
+        """
+entered, go_on = threading.Barrier(3), threading.Event()
+
+def waits(*_):
+    if not go_on.is_set():
+        entered.wait()
+        go_on.wait()
+
+model = Model.load_from_file(path, cpu)
+context = model.new_context(two)
+context.decode(Batch.get_one([1, 2, 3]))
+batch = moebind.BatchExt(context)
+candidates = context.token_data_array()
+chain = Sampler.chain_simple([Sampler.from_callable(waits), Sampler.greedy()])
+alone = Sampler.from_callable(waits)
+recorder = moebind.RoutingRecorder()
+
+def use():
+    with batch._lock.held(), model._listing, recorder._lock:
+        chain.sample(context)
+
+def use_another():
+    candidates.apply_sampler(alone)
+
+threads = [threading.Thread(target=each, daemon=True) for each in (use, use_another)]
+for each in threads:
+    each.start()
+entered.wait()
+
+def child():
+    closed = [
+        lambda: context.decode(Batch.get_one([4])),
+        lambda: context.kv_cache_clear(),
+        lambda: context.timings(),
+        lambda: next(context.generate("a")),
+        lambda: context.process(batch),
+        lambda: batch.add(0, 0, token=1),
+        lambda: chain.sample(context),
+        lambda: chain.reset(),
+        lambda: alone.accept(1),
+        lambda: model.new_context(two),
+        lambda: model.lora_adapter_init(path),
+    ]
+    for call in closed:
+        try:
+            call()
+        except ClosedError as error:
+            assert "forked" in str(error), error
+        else:
+            raise AssertionError("it works")
+    for each in (context, chain, alone, batch, model):
+        each.close()
+    # These are the child's own now.
+    candidates.apply_sampler(Sampler.top_k(2))
+    assert len(candidates) == 2
+    assert recorder.counts.size == 0
+
+in_child(child)
+go_on.set()
+for each in threads:
+    each.join()
+context.decode(Batch.get_one([4]))
+""",
+        tiny_path(n_expert=4),
+    )
+
+
+def test_a_fork_in_a_callback(tiny_path: MakeTiny) -> None:
+    said = run(
+        """
+model = Model.load_from_file(path, cpu)
+context = model.new_context(two)
+
+def forks(candidates):
+    def child():
+        try:
+            context.kv_cache_clear()
+        except (ClosedError, RuntimeError) as error:  # this thread is in the middle of the call in the child, too
+            print(type(error).__name__, flush=True)
+        with Model.load_from_file(path, cpu) as mine:
+            text(mine)
+    in_child(child)
+
+sampler = Sampler.chain_simple([Sampler.from_callable(forks), Sampler.greedy()])
+for piece in context.generate("a", sampler=sampler, max_tokens=2):
+    pass
+""",
+        tiny_path(n_expert=4),
+    )
+    assert said == "RuntimeError\n" * 2
+
+
+# ggml takes a lock of the process's for each of its contexts.
+def test_a_fork_while_another_thread_is_in_ggml() -> None:
+    run(
+        """
+from moebind import ffi, lib
+stop = threading.Event()
+
+def one():
+    lib.ggml_free(lib.ggml_init({"mem_size": 4096, "mem_buffer": ffi.NULL, "no_alloc": True}))
+
+def work():
+    while not stop.is_set():
+        one()
+
+thread = threading.Thread(target=work, daemon=True)
+thread.start()
+for _ in range(300):
+    child = os.fork()
+    if child == 0:
+        faulthandler.dump_traceback_later(20, exit=True)
+        one()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+stop.set()
+thread.join()
+"""
+    )
+
+
+def test_a_fork_while_another_thread_plans(tiny_path: MakeTiny) -> None:
+    run(
+        """
+from moebind.placement import header
+stop = threading.Event()
+
+def work():
+    while not stop.is_set():
+        header._read.cache_clear()
+        moebind.experts(path)
+
+moebind.experts(path)
+thread = threading.Thread(target=work, daemon=True)
+thread.start()
+for _ in range(10):
+    in_child(lambda: moebind.experts(path))
+stop.set()
+thread.join()
+""",
+        tiny_path(n_expert=4),
+    )
+
+
+# Every buffered file of Python's, such as standard error, has a lock that a child cannot reach.
+def test_a_fork_while_another_thread_logs(tiny_path: MakeTiny) -> None:
+    said = run(
+        """
+import logging
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+moebind.set_log("debug")
+stop = threading.Event()
+
+def work():
+    while not stop.is_set():
+        Model.load_from_file(path, cpu).close()
+
+thread = threading.Thread(target=work, daemon=True)
+thread.start()
+for _ in range(20):
+    in_child(lambda: Model.load_from_file(path, cpu).close())
+stop.set()
+thread.join()
+""",
+        tiny_path(n_expert=4),
+        PYTHONUNBUFFERED="",
+    )
+    assert "llama" in said

@@ -1,0 +1,407 @@
+"""Chatting: replies from a model, and tokens that a model is not to write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import CPU, SMALL
+from moebind import (
+    AbortedError,
+    Batch,
+    ChatTemplateError,
+    Context,
+    GrammarError,
+    Model,
+    Sampler,
+    SamplerError,
+    TokenDataArray,
+)
+
+TEMPLATE = (Path(__file__).parents[1] / "chat_template.jinja").read_text(encoding="utf-8")
+HELLO = [{"role": "user", "content": "Hello"}]
+THINK, DONE = 259, 260  # where tiny.TOKENS has its first words
+
+
+def with_metadata(path: Path, **more: object) -> Path:
+    """A tiny model whose file says more, in which two words are the control tokens of a template."""
+    shape = tiny.Shape()
+    metadata = tiny._metadata(shape)
+    tokens, kinds = list(tiny.TOKENS), list(metadata["tokenizer.ggml.token_type"])  # type: ignore[call-overload]
+    tokens[THINK], tokens[DONE] = "<think>", "</think>"
+    kinds[THINK] = kinds[DONE] = int(gguf.TokenType.CONTROL)
+    metadata |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds, **more}
+    tiny._write_file(path, "llama", metadata, tiny._tensors(shape, np.random.default_rng(1)))
+    return path
+
+
+def only(*tokens: int) -> list[int]:
+    return [token for token in range(len(tiny.TOKENS)) if token not in tokens]
+
+
+@pytest.fixture(scope="module")
+def talking(demo: Model) -> Iterator[Context]:
+    with demo.new_context(SMALL) as context:
+        yield context
+
+
+# --- replies ---
+
+
+def test_a_reply_is_streamed_and_read(talking: Context, demo: Model) -> None:
+    reply = talking.chat(HELLO, max_tokens=8)
+    assert reply.stop_reason is None
+    pieces = list(reply)
+    text = "".join(piece.text for piece in pieces)
+    assert text == reply.text
+    assert text
+    assert reply.stop_reason == pieces[-1].stop_reason == "length"
+    assert reply.prompt.prompt == demo.apply_chat_template(HELLO)
+    assert reply.message == {"role": "assistant", "content": text, "reasoning_content": "", "tool_calls": []}
+
+
+def test_messages_are_a_prompt(talking: Context) -> None:
+    expected = talking.chat(HELLO, max_tokens=6).complete()["content"]
+    assert "".join(piece.text for piece in talking.generate(HELLO, max_tokens=6)) == expected
+    assert "".join(piece.text for piece in talking.generate(tuple(HELLO), max_tokens=6)) == expected
+
+
+def test_a_message_can_be_asked_for_at_any_time(talking: Context) -> None:
+    reply = talking.chat(HELLO, max_tokens=6)
+    assert reply.message["content"] == ""
+    so_far = ""
+    for piece in reply:
+        so_far += piece.text
+        assert str(reply.message["content"]) == so_far
+    assert reply.complete() == reply.message
+
+
+def test_a_conversation_goes_on(talking: Context) -> None:
+    messages: list[dict[str, Any]] = [*HELLO]
+    messages.append(talking.chat(messages, max_tokens=6).complete())
+    messages.append({"role": "user", "content": "Thanks"})
+    talking.reset_timings()
+    reply = talking.chat(messages, max_tokens=2)
+    reply.complete()
+    n_prompt = talking.model.str_to_token(reply.prompt.prompt).size
+    assert 0 < talking.timings().n_p_eval < n_prompt, "the first turn was computed again"
+
+
+def test_what_chat_hands_on(talking: Context) -> None:
+    whole = str(talking.chat(HELLO, max_tokens=12).complete()["content"])
+    stop = whole[5:8]
+    reply = talking.chat(HELLO, max_tokens=12, stop=stop)
+    assert reply.complete()["content"] == whole[: whole.find(stop)]
+    assert reply.stop_reason == "stop"
+    with Sampler.chain([Sampler.temp(2.0), Sampler.dist(7)]) as sampler:
+        reply = talking.chat(HELLO, max_tokens=8, sampler=sampler, template="chatml", reuse_prefix=False)
+        assert "SmolLM" not in reply.prompt.prompt
+        assert reply.complete()["content"] != whole[:8]
+
+
+def test_reasoning_in_control_tokens_is_seen(tmp_path: Path) -> None:
+    """The text of control tokens is not given out, except of those that the template's parser needs."""
+    path = with_metadata(tmp_path / "a.gguf", **{"tokenizer.ggml.suppress_tokens": only(THINK)})
+    with Model.load_from_file(path, CPU) as model, model.new_context(SMALL) as context:
+        reply = context.chat(HELLO, max_tokens=3, template=TEMPLATE)
+        assert "<think>" in reply.prompt.preserved_tokens
+        message = reply.complete()
+        assert reply.text == "<think>" * 3
+        assert message["reasoning_content"] == "<think>" * 2
+        assert message["content"] == ""
+        assert "".join(piece.text for piece in context.generate("Hello", max_tokens=3)) == ""
+
+
+def test_aborting_a_reply(talking: Context) -> None:
+    reply = talking.chat(HELLO, max_tokens=40)
+    with pytest.raises(AbortedError):
+        for piece in reply:
+            if piece.index == 2:
+                talking.abort()
+    assert reply.message["content"] == reply.text
+    assert talking.chat(HELLO, max_tokens=1).complete()["content"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"messages": []}, ValueError, "messages is empty"),
+        ({"messages": "Hello"}, TypeError, "list of dicts"),
+        ({"messages": [{"role": "user"}]}, ValueError, r"messages\[0\]"),
+        ({"messages": [{"role": "user", "content": "a " * 4000}]}, ValueError, "larger n_ctx"),
+        ({"template": "{{ f() }}"}, ChatTemplateError, "not a function"),
+        ({"template": "{{ '' }}"}, ValueError, "no tokens"),
+        ({"tools": 3}, TypeError, "tools"),
+        ({"max_tokens": -1}, ValueError, "max_tokens"),
+        ({"stop": [""]}, ValueError, "stop"),
+        ({"stop": [3]}, TypeError, "stop"),
+        ({"seq_id": 9}, ValueError, "seq_id"),
+        ({"sampler": 3}, TypeError, "Sampler"),
+        ({"reuse_prefix": None}, TypeError, "reuse_prefix"),
+        ({"unknown": object()}, TypeError, "unknown"),
+    ],
+)
+def test_bad_arguments(talking: Context, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        talking.chat(**{"messages": HELLO, **options})
+
+
+@pytest.mark.parametrize("prompt", [[*HELLO, 3], [1, *HELLO], [{}]])
+def test_prompts_that_are_half_messages(talking: Context, prompt: Sequence[Any]) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"messages\["):
+        talking.generate(prompt)
+
+
+def test_a_model_without_a_template(moe: Model) -> None:
+    with moe.new_context(SMALL) as context:
+        with pytest.raises(ChatTemplateError, match="no default chat template"):
+            context.chat(HELLO)
+        assert context.chat(HELLO, max_tokens=4, template="chatml").complete()["role"] == "assistant"
+
+
+# --- suppressed tokens ---
+
+
+@pytest.fixture(scope="module")
+def suppressing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """Never writes a token of an even number, nor any that ends the text."""
+    tokens = [2, *range(0, len(tiny.TOKENS), 2), -5, 10**6]
+    path = tmp_path_factory.mktemp("suppress") / "suppress.gguf"
+    with Model.load_from_file(with_metadata(path, **{"tokenizer.ggml.suppress_tokens": tokens}), CPU) as model:
+        yield model
+
+
+def test_suppressed_tokens_are_told(suppressing: Model, moe: Model) -> None:
+    assert suppressing.suppress_tokens.tolist() == list(range(0, len(tiny.TOKENS), 2))
+    assert suppressing.suppress_tokens.dtype == np.int32
+    suppressing.suppress_tokens[:] = 1  # a copy
+    assert moe.suppress_tokens.size == 0
+
+
+def test_grammars_and_samplers_in_python_keep_to_them(suppressing: Model) -> None:
+    parts = [
+        Sampler.grammar(suppressing, "root ::= [a-z ]*"),
+        Sampler.from_callable(lambda c: c.sort()),
+        Sampler.dist(1),
+    ]
+    with suppressing.new_context(SMALL) as context, Sampler.chain(parts) as chain:
+        pieces = list(context.generate([1, 5], max_tokens=12, sampler=chain))
+        assert len(pieces) == 12
+        assert all(piece.token % 2 for piece in pieces)
+        assert {*"".join(piece.text for piece in pieces)} <= {*"abcdefghijklmnopqrstuvwxyz "}
+
+
+def test_greedy_generation_keeps_to_them(suppressing: Model) -> None:
+    with suppressing.new_context(SMALL) as context:
+        pieces = list(context.generate([1, 5], max_tokens=20))
+        assert all(piece.token % 2 for piece in pieces)
+        tokens = [1, 5]
+        for piece in pieces[:6]:  # what is left is ranked as it was
+            context.kv_cache_clear()
+            context.decode(Batch.get_one(tokens))
+            logits = context.get_logits_ith(-1)
+            assert piece.token == 1 + 2 * int(logits[1::2].argmax())
+            tokens.append(piece.token)
+
+
+def test_samplers_keep_to_them(suppressing: Model) -> None:
+    with suppressing.new_context(SMALL) as context, Sampler.dist(3) as sampler, Sampler.greedy() as greedy:
+        assert all(piece.token % 2 for piece in context.generate([1, 5], max_tokens=40, sampler=sampler))
+        context.kv_cache_clear()
+        context.decode(Batch.get_one([1, 5]))
+        logits = context.get_logits_ith(-1)
+        before = logits.copy()
+        assert all(sampler.sample(context) % 2 for _ in range(200))
+        assert greedy.sample(context) == 1 + 2 * int(before[1::2].argmax())
+        assert (logits == before).all(), "the logits were left changed"
+
+
+def test_models_without_them_are_sampled_as_before(dense: Model) -> None:
+    with dense.new_context(SMALL) as context:
+        context.decode(Batch.get_one([1, 5]))
+        with Sampler.greedy() as greedy:
+            assert greedy.sample(context) == int(context.get_logits_ith(-1).argmax())
+
+
+# --- characters ---
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**31), stop=st.lists(st.text(min_size=1, max_size=2), max_size=2))
+def test_streams_never_give_half_a_character(byte_context: Context, seed: int, stop: list[str]) -> None:
+    """The model writes random bytes; pieces are whole characters, and together what the bytes say."""
+    with Sampler.dist(seed) as sampler:
+        pieces = list(byte_context.generate([1], max_tokens=40, sampler=sampler, stop=stop))
+    written = b"".join(byte_context.model.token_to_bytes(piece.token) for piece in pieces)
+    whole = written.decode("utf-8", "replace")
+    text = "".join(piece.text for piece in pieces)
+    places = [whole.find(each) for each in stop if each in whole]
+    assert text == (whole[: min(places)] if places else whole)
+    for end in range(len(pieces)):
+        shown = "".join(piece.text for piece in pieces[: end + 1])
+        assert text.startswith(shown)
+        shown.encode()  # a lone surrogate would raise
+
+
+@pytest.fixture(scope="module")
+def byte_context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
+    """Writes bytes that begin, continue or make characters, and nothing else."""
+    likely = [3 + byte for byte in (0x41, 0xC3, 0xA9, 0xE4, 0xB8, 0xAD, 0xF0, 0x9F, 0x98, 0x80, 0xFF)]
+    path = tmp_path_factory.mktemp("bytes") / "bytes.gguf"
+    with_metadata(path, **{"tokenizer.ggml.suppress_tokens": only(*likely)})
+    with Model.load_from_file(path, CPU) as model, model.new_context(SMALL) as context:
+        yield context
+
+
+# --- replies that are held to something ---
+
+CITY = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "How it is somewhere.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 8}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_reply_is_held_to_a_schema(talking: Context, sampled: bool) -> None:
+    for seed in range(4 if sampled else 1):
+        chain = [Sampler.penalties(32, 1.3), Sampler.temp(1.5), Sampler.dist(seed)]
+        sampler = Sampler.chain(chain) if sampled else None
+        reply = talking.chat(HELLO, json_schema=CITY, sampler=sampler, max_tokens=40)
+        message = reply.complete()
+        assert reply.stop_reason == "eog"
+        assert json.loads(message["content"])["city"] in {"Paris", "Rome"}
+
+
+def test_a_samplers_state_goes_on_from_reply_to_reply(talking: Context) -> None:
+    sampler = Sampler.chain([Sampler.temp(5.0), Sampler.dist(3)])
+    schema = {"enum": list(range(100, 200))}
+    texts = {talking.chat(HELLO, json_schema=schema, sampler=sampler).complete()["content"] for _ in range(6)}
+    assert len(texts) > 1
+    assert not sampler.closed
+
+
+class Begins:
+    """A sampler that would have a text begin with another."""
+
+    def __init__(self, model: Model, text: str) -> None:
+        self.tokens = model.str_to_token(text, add_special=False).tolist()
+
+    def __call__(self, candidates: TokenDataArray) -> None:
+        wanted = self.tokens[0] if self.tokens else None
+        data = candidates.data
+        data["logit"][data["id"] == wanted] += 100
+        candidates.select(int(data["logit"].argmax()))
+
+    def accept(self, token: int) -> None:
+        self.tokens = self.tokens[1:]
+
+
+def test_a_reply_must_call_a_tool(talking: Context) -> None:
+    sampler = Sampler.from_callable(Begins(talking.model, "<tool_call>"))
+    reply = talking.chat(
+        HELLO, tools=[WEATHER], tool_choice="required", template=TEMPLATE, sampler=sampler, max_tokens=120
+    )
+    calls = reply.complete()["tool_calls"]
+    assert reply.stop_reason == "eog"
+    assert {call["function"]["name"] for call in calls} == {"weather"}
+    assert all(set(json.loads(call["function"]["arguments"])) == {"city"} for call in calls)
+
+
+def test_a_reply_may_call_a_tool(talking: Context) -> None:
+    prompt = talking.model.chat_format(HELLO, tools=[WEATHER], template=TEMPLATE)
+    assert prompt.grammar_lazy
+    reply = talking.chat(HELLO, tools=[WEATHER], template=TEMPLATE, max_tokens=8)
+    free = talking.chat(HELLO, tools=[WEATHER], template=TEMPLATE, max_tokens=8, use_grammar=False)
+    reply.complete()
+    free.complete()
+    assert reply.text == free.text  # nothing triggered the grammar
+
+
+PLACE = {"properties": {"city": {"type": "string", "pattern": "Rome"}}, "type": "object", "required": ["city"]}
+
+
+def with_parameters(parameters: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": "place", "parameters": parameters}}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        (PLACE, r"'place' .* schema at #/properties/city: .*pattern"),
+        (
+            {"type": "object", "properties": {"n": {"type": "array", "uniqueItems": True}}},
+            "#/properties/n: 'uniqueItems'",
+        ),
+        ({"type": "object", "properties": {"n": {"type": "number", "minimum": 1}}}, "#/properties/n: 'minimum'"),
+    ],
+)
+def test_what_a_tools_schema_asks_in_vain_is_a_warning(talking: Context, parameters: object, told: str) -> None:
+    with pytest.warns(UserWarning, match=told) as caught:
+        talking.chat(HELLO, tools=[WEATHER, with_parameters(parameters)], template=TEMPLATE, max_tokens=1).complete()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    # Without the grammar nothing is promised.
+    talking.chat(HELLO, tools=[with_parameters(parameters)], template=TEMPLATE, use_grammar=False, max_tokens=1)
+
+
+def test_tools_that_the_template_leaves_out_are_a_warning(talking: Context) -> None:
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    with pytest.warns(UserWarning, match="does not write the tools into the prompt") as caught:
+        talking.chat(HELLO, tools=[WEATHER], template=template, max_tokens=1).complete()
+    assert len(caught) == 1
+    talking.chat(HELLO, tools=[WEATHER], tool_choice="none", template=template, max_tokens=1).complete()
+
+
+def test_schemas_are_converted_in_silence(talking: Context, capfd: pytest.CaptureFixture[str]) -> None:
+    talking.model.chat_format(HELLO, tools=[with_parameters(PLACE)], template=TEMPLATE)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_reply_need_not_be_held(talking: Context) -> None:
+    reply = talking.chat(HELLO, json_schema=CITY, max_tokens=4, use_grammar=False)
+    for _ in reply:
+        pass
+    assert not reply.text.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("schema", "what"),
+    [
+        ({"type": "strange"}, "strange"),
+        ({"not": {}}, "not"),
+        ({"type": "number", "minimum": 3}, "minimum"),
+        ("{", "JSON"),
+    ],
+)
+def test_schemas_that_cannot_be_held_to(talking: Context, schema: object, what: str) -> None:
+    with pytest.raises(GrammarError, match=what):
+        talking.chat(HELLO, json_schema=schema)
+
+
+@pytest.mark.parametrize("sampler", ["greedy", 3, Sampler.greedy])
+def test_samplers_that_are_none(talking: Context, sampler: Any) -> None:
+    with pytest.raises(TypeError, match="takes a Sampler"):
+        talking.chat(HELLO, json_schema=CITY, sampler=sampler)
+
+
+def test_a_sampler_that_does_not_choose(talking: Context) -> None:
+    with pytest.raises(SamplerError, match="does not choose"):
+        talking.chat(HELLO, json_schema=CITY, sampler=Sampler.temp(1.0))

@@ -1,0 +1,237 @@
+"""Generating text."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import SMALL
+from moebind import AbortedError, Batch, ClosedError, Context, Model, Sampler, SamplerError, ffi, lib
+from moebind.context.generate import StopStrings, common_prefix
+
+PROMPT = "The capital of France is"
+
+
+@pytest.fixture
+def demo_context(demo: Model):  # type: ignore[no-untyped-def]
+    with demo.new_context(SMALL.with_n_threads(2).with_n_threads_batch(2)) as context:
+        yield context
+
+
+def text_of(context: Context, *arguments: object, **options: object) -> str:
+    return "".join(piece.text for piece in context.generate(*arguments, **options))  # type: ignore[arg-type]
+
+
+def test_greedy_is_argmax_step_by_step(demo_context: Context, demo: Model) -> None:
+    pieces = list(demo_context.generate(PROMPT, max_tokens=12))
+    tokens = demo.str_to_token(PROMPT).tolist()
+    demo_context.kv_cache_clear()
+    demo_context.decode(Batch.get_one(tokens))
+    for index, piece in enumerate(pieces):
+        assert piece.index == index
+        assert piece.token == int(demo_context.get_logits_ith(-1).argmax())
+        demo_context.decode(Batch.get_one([piece.token]))
+    assert pieces[-1].stop_reason == "length"
+    assert all(piece.stop_reason is None for piece in pieces[:-1])
+    assert "".join(piece.text for piece in pieces) == demo.tokens_to_str([piece.token for piece in pieces])
+    assert "".join(piece.text for piece in pieces).startswith(" Paris")
+
+
+@given(st.lists(st.floats(width=32) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=150))
+def test_the_likeliest_is_the_first_of_the_highest(logits: list[float]) -> None:
+    known = [-np.inf if np.isnan(logit) else logit for logit in logits]
+    assert lib.moebind_likeliest(ffi.new("float[]", logits), len(logits)) == known.index(max(known))
+
+
+def test_a_greedy_sampler_is_the_default(demo_context: Context) -> None:
+    expected = text_of(demo_context, PROMPT, max_tokens=8)
+    with Sampler.greedy() as greedy, Sampler.chain([Sampler.top_k(1), Sampler.dist(1)]) as chain:
+        assert text_of(demo_context, PROMPT, max_tokens=8, sampler=greedy) == expected
+        assert text_of(demo_context, PROMPT, max_tokens=8, sampler=chain) == expected
+
+
+def test_seeds_repeat(demo_context: Context) -> None:
+    texts = []
+    for seed in (1, 1, 2):
+        with Sampler.chain([Sampler.temp(1.5), Sampler.dist(seed)]) as sampler:
+            texts.append(text_of(demo_context, PROMPT, max_tokens=16, sampler=sampler))
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_prompts_can_be_tokens(demo_context: Context, demo: Model) -> None:
+    assert text_of(demo_context, demo.str_to_token(PROMPT), max_tokens=4) == text_of(demo_context, PROMPT, max_tokens=4)
+
+
+@pytest.mark.parametrize("stop", [".", [".", "zzz"], ["aris"], [" Par", "is."], ["s.\n"]])
+def test_stop_strings(demo_context: Context, stop: str | list[str]) -> None:
+    whole = text_of(demo_context, PROMPT, max_tokens=24)
+    pieces = list(demo_context.generate(PROMPT, max_tokens=24, stop=stop))
+    text = "".join(piece.text for piece in pieces)
+    stops = [stop] if isinstance(stop, str) else stop
+    assert text == whole[: min(whole.find(each) for each in stops if each in whole)]
+    assert pieces[-1].stop_reason == "stop"
+
+
+def test_a_stop_string_that_never_comes(demo_context: Context) -> None:
+    expected = text_of(demo_context, PROMPT, max_tokens=10)
+    assert text_of(demo_context, PROMPT, max_tokens=10, stop=["Paris? No", expected[-3:] + "\0"]) == expected
+
+
+@given(st.lists(st.text("ab", max_size=3), max_size=8), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+def test_stop_strings_in_pieces(pieces: list[str], stops: list[str]) -> None:
+    held, shown, stopped, seen = StopStrings(stops), "", False, ""
+    for piece in pieces:
+        seen += piece
+        text, stopped = held.add(piece)
+        shown += text
+        assert not any(stop in shown for stop in stops)
+        if stopped:
+            break
+    # It ends with the first stop string that is complete.
+    places = [seen.find(stop) for stop in stops if stop in seen]
+    assert stopped == bool(places)
+    assert shown + ("" if stopped else held.flush()) == (seen[: min(places)] if places else "".join(pieces))
+
+
+def test_the_end_of_the_model(demo_context: Context) -> None:
+    prompt = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    pieces = list(demo_context.generate(prompt, max_tokens=100))
+    assert pieces[-1].stop_reason == "eog"
+    assert pieces[-1].text == ""
+    assert "im_end" not in "".join(piece.text for piece in pieces)
+
+
+def test_the_end_of_the_context(moe: Model) -> None:
+    with moe.new_context(SMALL) as context:
+        with Sampler.chain([Sampler.top_k(0), Sampler.dist(3)]) as sampler:
+            tokens = np.full(context.n_ctx - 3, 270)
+            for _ in range(20):
+                pieces = list(context.generate(tokens, sampler=sampler))
+                if pieces[-1].stop_reason != "eog":
+                    break
+        assert [piece.stop_reason for piece in pieces] == [None, None, None, "context"]
+
+
+def test_characters_are_whole(moe: Model) -> None:
+    with moe.new_context(SMALL) as context, Sampler.dist(1) as sampler:
+        for piece in context.generate([1, 5], max_tokens=60, sampler=sampler):
+            piece.text.encode()  # a lone surrogate would raise
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_max_tokens(demo_context: Context, n: int) -> None:
+    assert len(list(demo_context.generate(PROMPT, max_tokens=n))) == n
+
+
+def test_prefixes_are_not_decoded_again(demo_context: Context, demo: Model) -> None:
+    long = PROMPT + " Paris. The capital of Italy is Rome. The capital of Spain is"
+    first = text_of(demo_context, long, max_tokens=6)
+    demo_context.reset_timings()
+    assert text_of(demo_context, long, max_tokens=6) == first
+    assert demo_context.timings().n_p_eval <= 1  # only the last token, for its logits
+    demo_context.reset_timings()
+    text_of(demo_context, long + first, max_tokens=2)
+    assert demo_context.timings().n_p_eval <= 3
+    demo_context.reset_timings()
+    text_of(demo_context, long, max_tokens=2, reuse_prefix=False)
+    assert demo_context.timings().n_p_eval == demo.str_to_token(long).size
+
+
+def test_reuse_gives_the_same_text(demo_context: Context) -> None:
+    prompts = [PROMPT, PROMPT + " Paris and", "The capital of Italy is", PROMPT]
+    fresh = [text_of(demo_context, prompt, max_tokens=6, reuse_prefix=False) for prompt in prompts]
+    assert [text_of(demo_context, prompt, max_tokens=6) for prompt in prompts] == fresh
+
+
+def test_a_changed_cache_is_not_reused(demo_context: Context) -> None:
+    expected = text_of(demo_context, PROMPT, max_tokens=5)
+    changes = (
+        lambda: demo_context.kv_cache_seq_rm(0, 2),
+        lambda: demo_context.kv_cache_seq_add(0, 1, None, 3),
+        lambda: demo_context.kv_cache_clear(),
+        lambda: (demo_context.kv_cache_clear(), demo_context.decode(Batch.get_one([9] * 20))),
+    )
+    for change in changes:
+        change()
+        assert text_of(demo_context, PROMPT, max_tokens=5) == expected
+
+
+def test_leaving_early(demo_context: Context) -> None:
+    expected = text_of(demo_context, PROMPT, max_tokens=6)
+    for piece in demo_context.generate(PROMPT, max_tokens=6):
+        if piece.index == 2:
+            break
+    assert text_of(demo_context, PROMPT, max_tokens=6) == expected
+
+
+def test_sequences_do_not_disturb_each_other(demo: Model) -> None:
+    with demo.new_context(SMALL.with_n_ctx(512).with_n_seq_max(2)) as context:
+        expected = [text_of(context, prompt, max_tokens=5) for prompt in (PROMPT, "Once upon a time")]
+        streams = [
+            context.generate(prompt, max_tokens=5, seq_id=seq_id)
+            for seq_id, prompt in enumerate((PROMPT, "Once upon a time"))
+        ]
+        texts = ["", ""]
+        for pieces in zip(*streams, strict=True):
+            for seq_id, piece in enumerate(pieces):
+                texts[seq_id] += piece.text
+        assert texts[1] == expected[1]
+
+
+def test_abort_while_generating(demo_context: Context) -> None:
+    with pytest.raises(AbortedError):
+        for piece in demo_context.generate(PROMPT, max_tokens=50):
+            if piece.index == 3:
+                threading.Thread(target=demo_context.abort).start()
+    demo_context.abort()
+    assert text_of(demo_context, PROMPT, max_tokens=1) == " Paris"
+
+
+def test_closing_while_generating(demo: Model) -> None:
+    context = demo.new_context(SMALL)
+    pieces = context.generate(PROMPT, max_tokens=50)
+    next(pieces)
+    context.close()
+    with pytest.raises(ClosedError):
+        next(pieces)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"prompt": []}, ValueError, "no tokens"),
+        ({"prompt": [-1]}, ValueError, r"prompt\[0\] is -1"),
+        ({"prompt": [10**6]}, ValueError, "prompt"),
+        ({"prompt": 3.5}, TypeError, "takes text, token ids"),
+        ({"prompt": ["a"]}, TypeError, "integers"),
+        ({"prompt": "\ud800"}, ValueError, "surrogate"),
+        ({"prompt": "a " * 3000}, ValueError, "larger n_ctx"),
+        ({"max_tokens": -1}, ValueError, "max_tokens"),
+        ({"max_tokens": 1.5}, TypeError, "max_tokens"),
+        ({"stop": ""}, ValueError, "empty"),
+        ({"stop": [3]}, TypeError, "stop"),
+        ({"seq_id": 1}, ValueError, "seq_id"),
+        ({"sampler": 3}, TypeError, "Sampler"),
+        ({"reuse_prefix": 1}, TypeError, "reuse_prefix"),
+    ],
+)
+def test_bad_arguments(demo_context: Context, options: dict[str, object], error: type[Exception], message: str) -> None:
+    arguments = {"prompt": PROMPT, **options}
+    with pytest.raises(error, match=message):
+        demo_context.generate(**arguments)  # type: ignore[arg-type]
+
+
+def test_samplers_must_choose(demo_context: Context) -> None:
+    with Sampler.top_k(4) as filtering, pytest.raises(SamplerError, match="does not choose"):
+        demo_context.generate(PROMPT, sampler=filtering)
+
+
+@given(st.lists(st.integers(0, 2), max_size=6), st.lists(st.integers(0, 2), max_size=6))
+def test_common_prefix(a: list[int], b: list[int]) -> None:
+    n = common_prefix(np.array(a, np.int32), np.array(b, np.int32))
+    assert a[:n] == b[:n]
+    assert n == min(len(a), len(b)) or a[n] != b[n]

@@ -1,0 +1,376 @@
+"""What doctor() says: each finding from made-up facts, and all of them on this machine."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import moebind
+from moebind import ContextParams, Device, DeviceType, Diagnosis, Finding, LoadMode, ModelParams, Severity, machine
+from moebind.backend.host_memory import HostMemory
+from moebind.diagnosis.facts import Facts, driver_of, features_of, flags_of, locks_freely, quota_of
+from moebind.diagnosis.findings import ARM, X86, Asked, findings
+
+MakeTiny = Callable[..., Path]
+
+GIB = 2**30
+CPU = Device(0, "CPU", "a processor", "CPU", DeviceType.CPU, 16 * GIB, 8 * GIB, 16 * GIB)
+CUDA = Device(1, "CUDA0", "a card", "CUDA", DeviceType.GPU, 8 * GIB, 8 * GIB, 8 * GIB)
+#: Nothing to be said about what is asked for.
+QUIET = Asked(None, ModelParams(n_gpu_layers=0), ContextParams(n_threads=1, n_threads_batch=1))
+BUILT = Facts(cuda_verdict="in: nvcc, cudart, cublas", devices=(CPU,), libcuda=True, nvidia_cards=1)
+NODES = {"/dev/nvidia0": True, "/dev/nvidiactl": True}
+
+
+def said(facts: Facts, asked: Asked = QUIET) -> dict[str, Finding]:
+    found = findings(facts, asked)
+    for finding in found:
+        assert finding.what
+        assert finding.why
+        assert finding.do
+    assert len({finding.what for finding in found}) == len(found)
+    return {finding.what: finding for finding in found}
+
+
+def only(facts: Facts, asked: Asked = QUIET) -> Finding:
+    [finding] = said(facts, asked).values()
+    return finding
+
+
+def test_nothing_remarkable() -> None:
+    assert not said(replace(BUILT, devices=(CPU, CUDA), nvidia_nodes=NODES, nvidia_driver="580.1"))
+
+
+# --- the graphics card ---
+
+
+def test_no_cuda_and_no_card() -> None:
+    finding = only(Facts(cuda_verdict="out: not found: nvcc"))
+    assert finding.what == "this build of moebind has no CUDA"
+    assert "not found: nvcc" in finding.why
+    assert finding.severity is Severity.INFO
+
+
+@pytest.mark.parametrize("there", [{"nvidia_cards": 2}, {"libcuda": True}, {"nvidia_nodes": {"/dev/nvidia0": False}}])
+def test_no_cuda_in_spite_of_a_card(there: dict[str, object]) -> None:
+    finding = only(replace(Facts(cuda_verdict="out: not found: nvcc"), **there))  # type: ignore[arg-type]
+    assert "there is an NVIDIA card" in finding.what
+    assert finding.severity is Severity.WARNING
+    assert "MOEBIND_CUDA=ON" in finding.do
+
+
+@pytest.mark.parametrize(
+    ("facts", "why", "do"),
+    [
+        (replace(BUILT, cuda_visible_devices=""), "CUDA_VISIBLE_DEVICES is ''", "unset it"),
+        (replace(BUILT, cuda_visible_devices="-1"), "hides all cards", "unset it"),
+        (replace(BUILT, libcuda=False), "libcuda.so.1 cannot be loaded", "--gpus all"),
+        (replace(BUILT, libcuda=False, cuda_failure="libcuda.so.1: none"), "no driver: libcuda.so.1: none", "driver"),
+        (replace(BUILT, cuda_failure="libcublas.so.13: none"), "loaded: libcublas.so.13: none", "moebind[cuda13]"),
+        (replace(BUILT, nvidia_nodes={**NODES, "/dev/nvidia-uvm": False}), "/dev/nvidia-uvm", "permissions"),
+        (BUILT, "no device files", "modprobe nvidia"),
+        (replace(BUILT, nvidia_nodes=NODES, cuda_visible_devices="7"), "names no card that is there", "unset it"),
+        (replace(BUILT, nvidia_nodes=NODES, nvidia_driver="470.1"), "the driver 470.1 shows none", "nvidia-smi"),
+    ],
+)
+def test_cuda_without_a_device(facts: Facts, why: str, do: str) -> None:
+    finding = only(facts)
+    assert finding.what == "CUDA is built in, but there is no CUDA device"
+    assert why in finding.why
+    assert do in finding.do
+    assert finding.severity is Severity.WARNING
+
+
+def test_some_cards_are_hidden() -> None:
+    finding = only(replace(BUILT, devices=(CPU, CUDA), cuda_visible_devices="1"))
+    assert finding.what == "CUDA shows only some of the cards"
+
+
+@pytest.mark.parametrize(
+    ("params", "devices", "warns"),
+    [
+        (ModelParams(), (CPU,), True),
+        (ModelParams(n_gpu_layers=5), (CPU,), True),
+        (ModelParams(), (CPU, CUDA), False),
+        (ModelParams(devices=(CUDA,)), (CPU, CUDA), False),
+        (ModelParams(n_gpu_layers=0), (CPU,), False),
+        (ModelParams(devices=()), (CPU,), False),
+        (ModelParams(vocab_only=True), (CPU,), False),
+    ],
+)
+def test_whether_a_load_will_warn(params: ModelParams, devices: tuple[Device, ...], warns: bool) -> None:
+    facts = Facts(devices=devices)
+    found = set(said(facts, replace(QUIET, model=params))) - set(said(facts))
+    assert found == ({"everything will run on the CPU, and the first load warns about it"} if warns else set())
+
+
+# --- the processor ---
+
+AVX512 = frozenset({"avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw", "avx512vbmi"})
+PLAIN = replace(Facts(), cuda_verdict=BUILT.cuda_verdict, devices=(CPU, CUDA))
+
+
+@pytest.mark.parametrize(
+    ("flags", "features", "missing"),
+    [
+        ({"avx", "avx2", "fma"}, {"AVX", "AVX2", "FMA"}, None),
+        ({"avx", "avx2", "fma"}, {"AVX"}, "AVX2, FMA"),
+        ({"avx", "sse4_2", "rdrand"}, {"AVX", "SSE3"}, None),
+        (AVX512, set(), "AVX512, AVX512_VBMI"),
+        ({"avx512f", "avx512_vnni"}, set(), None),  # not enough of it for llama.cpp
+        (set(), set(), None),
+    ],
+)
+def test_instructions_that_the_build_lacks(flags: set[str], features: set[str], missing: str | None) -> None:
+    facts = replace(PLAIN, cpu_flags=frozenset(flags), cpu_features=frozenset(features))
+    if missing is None:
+        assert not said(facts)
+    else:
+        finding = only(facts)
+        assert finding.what == f"the build does not use {missing} of this processor"
+        assert finding.severity is Severity.WARNING
+        assert "the build lists" in finding.why
+        assert "the variant of the backend" in only(replace(facts, cpu_variants=True)).why
+
+
+def test_instructions_on_arm() -> None:
+    facts = replace(
+        PLAIN, architecture="aarch64", cpu_flags=frozenset({"asimd", "i8mm"}), cpu_features=frozenset({"NEON"})
+    )
+    assert "MATMUL_INT8" in only(facts).what
+
+
+def test_names_of_features_are_llama_cpps() -> None:
+    source = Path(__file__).parents[2] / "vendor/llama.cpp/ggml/src/ggml-cpu/ggml-cpu.cpp"
+    text = source.read_text(encoding="utf-8")
+    for feature in {*X86.values(), *ARM.values()}:
+        assert f'{{ "{feature}", "1" }}' in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "asked", "what", "severity"),
+    [
+        ({"cores": 8, "cores_allowed": 8}, (9, 1), "n_threads is 9, but only 8 threads can run", Severity.WARNING),
+        ({"cores": 8, "cores_allowed": 8}, (1, 16), "n_threads_batch is 16, but only 8", Severity.WARNING),
+        ({"cores": 8, "cores_allowed": 8, "core_quota": 1.5}, (2, 1), "only 1 threads can run", Severity.WARNING),
+        ({"cores": 8, "cores_allowed": 8, "core_quota": 0.2}, (1, 1), "1 of the machine's 8 cores", Severity.INFO),
+        ({"cores": 8, "cores_allowed": 2}, (1, 1), "2 of the machine's 8 cores", Severity.INFO),
+        (
+            {"cores": 8, "cores_allowed": 8, "default_threads": 4},
+            (2, 2), "n_threads is 2, while 8 threads could run", Severity.INFO,
+        ),
+    ],
+)  # fmt: skip
+def test_threads(facts: dict[str, object], asked: tuple[int, int], what: str, severity: Severity) -> None:
+    context = ContextParams(n_threads=asked[0], n_threads_batch=asked[1])
+    found = said(replace(PLAIN, **facts), replace(QUIET, context=context))  # type: ignore[arg-type]
+    [finding] = [finding for finding in found.values() if what in finding.what]
+    assert finding.severity is severity
+
+
+def test_enough_threads() -> None:
+    facts = replace(PLAIN, cores=8, cores_allowed=8, core_quota=9.0, default_threads=4)
+    assert not said(facts, replace(QUIET, context=ContextParams(n_threads=8, n_threads_batch=8)))
+
+
+@pytest.mark.parametrize(
+    ("variables", "what"),
+    [
+        ({"OMP_THREAD_LIMIT": "1"}, "OpenMP starts at most 1 threads, though 2 are asked for"),
+        ({"OMP_THREAD_LIMIT": "2"}, None),
+        ({"OMP_THREAD_LIMIT": "many"}, None),
+        ({"OMP_DYNAMIC": "TRUE"}, "fewer threads"),
+        ({"OMP_DYNAMIC": "false"}, None),
+        ({"OMP_PROC_BIND": "close"}, "ties threads to cores"),
+        ({"GOMP_CPU_AFFINITY": "0-3"}, "ties threads to cores"),
+        ({"OMP_PROC_BIND": "false", "OMP_PLACES": "cores"}, None),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "spinning"),
+        ({"OMP_WAIT_POLICY": "passive"}, None),
+        ({"OMP_NUM_THREADS": "4"}, "does not choose"),
+    ],
+)
+def test_openmp(variables: dict[str, str], what: str | None) -> None:
+    facts = replace(PLAIN, cores=2, cores_allowed=2, openmp=variables)
+    asked = replace(QUIET, context=ContextParams(n_threads=2, n_threads_batch=2))
+    if what is None:
+        assert not said(facts, asked)
+    else:
+        assert what in only(facts, asked).what
+
+
+# --- memory ---
+
+
+def test_a_control_group() -> None:
+    finding = only(replace(PLAIN, memory_total=64 * GIB, memory=HostMemory(8 * GIB, 4 * GIB, "the control group x")))
+    assert finding.what == "this process may use 8.0 GiB of the machine's 64.0 GiB"
+    assert "the control group x" in finding.why
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "severity"),
+    [
+        (3 * GIB, LoadMode.MMAP, None),
+        (6 * GIB, LoadMode.MMAP, Severity.WARNING),
+        (20 * GIB, LoadMode.MMAP, Severity.WARNING),
+        (20 * GIB, LoadMode.NONE, Severity.PROBLEM),
+    ],
+)
+def test_a_model_that_is_too_large(size: int, mode: LoadMode, severity: Severity | None) -> None:
+    facts = replace(PLAIN, memory_total=16 * GIB, memory=HostMemory(16 * GIB, 4 * GIB))
+    asked = replace(QUIET, size=size, model=ModelParams(n_gpu_layers=0, load_mode=mode))
+    found = list(said(facts, asked).values())
+    assert [finding.severity for finding in found] == ([] if severity is None else [severity])
+    # Where a device takes part of it, a plan tells more.
+    assert not said(facts, replace(asked, model=ModelParams(load_mode=mode)))
+
+
+@pytest.mark.parametrize(
+    ("size", "severity"), [(None, Severity.WARNING), (GIB, Severity.WARNING), (4 * GIB, Severity.PROBLEM)]
+)
+def test_address_space(size: int | None, severity: Severity) -> None:
+    facts = replace(PLAIN, address_space=4 * GIB, address_space_used=GIB)
+    finding = only(facts, replace(QUIET, size=size))
+    assert finding.severity is severity
+    assert "3.0 GiB is left" in finding.what
+
+
+@pytest.mark.parametrize(
+    ("mlock", "lockable", "size", "there"),
+    [
+        (True, 8 * 2**20, None, True),
+        (True, 8 * 2**20, GIB, True),
+        (True, 2 * GIB, GIB, False),
+        (True, None, GIB, False),
+        (False, 8 * 2**20, GIB, False),
+    ],
+)
+def test_locked_memory(mlock: bool, lockable: int | None, size: int | None, there: bool) -> None:
+    asked = replace(QUIET, size=size, model=ModelParams(n_gpu_layers=0).with_use_mlock(mlock))
+    found = said(replace(PLAIN, lockable=lockable), asked)
+    assert [finding.why.startswith("RLIMIT_MEMLOCK") for finding in found.values()] == [True] * there
+
+
+# --- reading ---
+
+
+def test_features() -> None:
+    assert features_of("CPU : SSE3 = 1 | AVX = 0 | REPACK = 1 | ") == {"SSE3", "REPACK"}
+    assert features_of("CUDA : ARCHS = 900 | CPU : FMA = 1 |") == {"ARCHS", "FMA"}
+    assert features_of("") == frozenset()
+
+
+def test_flags() -> None:
+    assert flags_of("processor\t: 0\nflags\t\t: fpu avx2\n\nprocessor: 1\nflags : x") == {"fpu", "avx2"}
+    assert flags_of("Features : asimd i8mm") == {"asimd", "i8mm"}
+    assert flags_of("nothing") == frozenset()
+
+
+def test_driver() -> None:
+    line = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build  (dvs)\nGCC version: 12.3"
+    assert driver_of(line) == "580.82.07"
+    assert driver_of("") is None
+
+
+def test_capabilities() -> None:
+    assert locks_freely("Name:\tx\nCapEff:\t000001ffffffffff\n")
+    assert not locks_freely("CapEff:\t00000000a80425fb\n".replace("a80425fb", "00000000"))
+    assert not locks_freely("")
+
+
+@pytest.mark.parametrize(
+    ("text", "period", "quota"),
+    [
+        ("150000 100000\n", "", 1.5), ("max 100000", "", None), ("200000", "100000", 2.0), ("-1", "100000", None),
+        ("", "", None), ("5 0", "", None), ("x y", "", None),
+    ],
+)  # fmt: skip
+def test_quotas(text: str, period: str, quota: float | None) -> None:
+    assert quota_of(text, period) == quota
+
+
+@given(st.text())
+def test_reading_takes_any_text(text: str) -> None:
+    features_of(text)
+    flags_of(text)
+    quota_of(text)
+    assert driver_of(text) is None or driver_of(text) in text
+
+
+def test_this_machine() -> None:
+    facts = machine.read_facts()
+    assert facts.commit.startswith("0c1e57098"[: len(facts.commit)])
+    assert {"CPU", "RPC"} <= set(facts.backends)
+    assert facts.devices[-1].type is DeviceType.CPU or any(each.type is DeviceType.CPU for each in facts.devices)
+    assert facts.cores_allowed == len(os.sched_getaffinity(0)) <= facts.cores
+    assert facts.cpu_flags
+    assert facts.cpu_features
+    assert 0 < facts.memory.free <= facts.memory.capacity
+    assert facts.address_space_used > 0
+
+
+# --- the whole ---
+
+
+def test_a_diagnosis(tiny_path: MakeTiny) -> None:
+    diagnosis = moebind.doctor(tiny_path(), ModelParams(), ContextParams(n_threads=500))
+    assert isinstance(diagnosis, Diagnosis)
+    assert diagnosis[0].severity is max(finding.severity for finding in diagnosis)
+    assert not diagnosis.ok
+    assert len(diagnosis) == len(list(diagnosis)) == len(diagnosis[:])
+    assert any("n_threads is 500" in finding.what for finding in diagnosis)
+    report = str(diagnosis)
+    assert report.startswith(f"moebind {moebind.__version__}, llama.cpp {moebind.llama_cpp_version}")
+    for finding in diagnosis:
+        assert str(finding) in report
+    assert repr(diagnosis).startswith("<Diagnosis: 0 problems, ")
+    with pytest.raises(IndexError):
+        diagnosis[99]
+    assert Diagnosis(Facts(), []).ok
+
+
+@pytest.mark.parametrize(
+    "arguments", [(5,), ("x", "y"), (None, ContextParams()), (None, None, ModelParams()), ("a\0b",)]
+)
+def test_wrong_arguments(arguments: tuple[object, ...]) -> None:
+    with pytest.raises((TypeError, ValueError), match="path|params"):
+        moebind.doctor(*arguments)  # type: ignore[arg-type]
+
+
+def test_files_that_are_no_models(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        moebind.doctor(tmp_path / "none.gguf")
+    (tmp_path / "text.gguf").write_text("text")
+    with pytest.raises(moebind.ModelLoadError):
+        moebind.doctor(tmp_path / "text.gguf")
+
+
+def test_limits_of_this_process(tiny_path: MakeTiny) -> None:
+    code = (
+        "import resource, sys, moebind\n"
+        "limit = 8 * 2**30\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "found = moebind.doctor(sys.argv[1])\n"
+        "assert any('8.0 GiB of address space' in finding.what for finding in found), found\n"
+        "assert any('CUDA_VISIBLE' in finding.why or 'CUDA' in finding.what for finding in found)\n"
+        "assert any(finding.what.startswith('OMP_NUM_THREADS') for finding in found)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tiny_path()], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert resource.getrlimit(resource.RLIMIT_AS)
+
+
+def test_it_is_imported_when_it_is_asked_for() -> None:
+    code = "import sys, moebind; before = 'moebind.diagnosis.findings' in sys.modules; moebind.doctor; print(before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    assert callable(moebind.doctor)
+    assert moebind.Severity.PROBLEM > moebind.Severity.WARNING > moebind.Severity.INFO

@@ -1,0 +1,275 @@
+"""Vocabularies of every kind: text there and back, long texts, and what a model knows about its tokens."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import tiny_vocab
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import CPU
+from moebind import ClosedError, Model, ModelParams, TokenAttr, TokenizeError, VocabType
+
+HERE = Path(__file__).parents[1]
+VOCAB_ONLY = ModelParams(n_gpu_layers=0, vocab_only=True)
+Load = Callable[..., Model]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
+    """Loads a vocabulary, each once."""
+    folder = tmp_path_factory.mktemp("vocab")
+    loaded: dict[str, Model] = {}
+
+    def load(name: str, vocabulary: dict[str, object], **more: object) -> Model:
+        if name not in loaded:
+            path = tiny_vocab.write(folder / f"{name}.gguf", vocabulary, **more)
+            loaded[name] = Model.load_from_file(path, VOCAB_ONLY)
+        return loaded[name]
+
+    yield load
+    for model in loaded.values():
+        model.close()
+
+
+# --- there and back ---
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "tekken", "superbpe", "default"])
+def test_any_text_makes_a_round_trip_with_byte_level_bpe(load: Load, pre: str) -> None:
+    model = load(pre, tiny_vocab.bpe(pre))
+
+    @given(st.text())
+    def check(text: str) -> None:
+        tokens = model.str_to_token(text, add_special=False, parse_special=False)
+        assert model.tokens_to_str(tokens) == text
+        assert b"".join(model.token_to_bytes(token) for token in tokens) == text.encode()
+
+    check()
+
+
+@given(st.text())
+def test_any_text_makes_a_round_trip_with_rwkv(load: Load, text: str) -> None:
+    model = load("rwkv", tiny_vocab.rwkv())
+    assert model.vocab_type is VocabType.RWKV
+    assert model.tokens_to_str(model.str_to_token(text, parse_special=False)) == text
+
+
+@pytest.mark.parametrize(("name", "kind"), [("wpm", VocabType.WPM), ("ugm", VocabType.UGM)])
+def test_any_text_can_be_read_by_vocabularies_that_lack_some(load: Load, name: str, kind: VocabType) -> None:
+    """WordPiece and unigram have no token for a character that they do not know: it becomes the unknown token."""
+    model = load(name, getattr(tiny_vocab, name)())
+    assert model.vocab_type is kind
+
+    @given(st.text())
+    def check(text: str) -> None:
+        tokens = model.str_to_token(text, add_special=False, parse_special=False)
+        assert ((tokens >= 0) & (tokens < model.n_vocab)).all()
+        model.tokens_to_str(tokens)
+
+    check()
+    assert model.tokens_to_str(model.str_to_token("a b ab", add_special=False)).strip() == "a b ab"
+
+
+def test_pieces_without_leading_spaces(moe: Model) -> None:
+    the = tiny.TOKENS.index("▁the")
+    assert moe.token_to_piece_bytes(the) == moe.token_to_bytes(the) == b" the"
+    assert moe.token_to_piece_bytes(the, lstrip=1) == moe.token_to_piece_bytes(the, lstrip=5) == b"the"
+    assert moe.token_to_piece_bytes(1) == b""
+    assert moe.token_to_piece_bytes(1, special=True) == b"<s>"
+    assert moe.token_text(the) == "▁the"
+
+
+# --- long texts ---
+
+RUNS = ["a", "1", " ", "\n", "!", "中", "aB", "é "]
+IN_A_CHILD = """
+import sys
+sys.path.insert(0, {tests!r})
+import tiny_vocab
+from pathlib import Path
+from moebind import Model, ModelParams
+path = tiny_vocab.write(Path({folder!r}) / "child.gguf", tiny_vocab.bpe({pre!r}))
+model = Model.load_from_file(path, ModelParams(n_gpu_layers=0, vocab_only=True))
+for unit in {units!r}:
+    text = unit * ({size} // len(unit.encode()))
+    assert model.tokens_to_str(model.str_to_token(text)) == text, unit
+model.close()
+print("done")
+"""
+
+
+def in_a_child(folder: Path, pre: str, units: list[str], size: int) -> None:
+    program = IN_A_CHILD.format(tests=str(HERE), folder=str(folder), pre=pre, units=units, size=size)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-2000:]
+
+
+def test_runs_of_a_megabyte(tmp_path: Path) -> None:
+    """This pre-tokenizer is a std::regex, which recurses over each run: 8 MiB of stack end after some 26,000."""
+    in_a_child(tmp_path, "deepseek-llm", ["a"], 2**20)
+
+
+@pytest.mark.parametrize("pre", ["tekken", "default"])
+def test_runs_that_overflow_a_usual_stack(tmp_path: Path, pre: str) -> None:
+    in_a_child(tmp_path, pre, RUNS, 40_000)
+
+
+def test_long_runs_with_little_stack_of_ones_own(load: Load) -> None:
+    model = load("deepseek-llm", tiny_vocab.bpe("deepseek-llm"))
+    import threading
+
+    before = threading.stack_size(64 * 1024)
+    try:
+        found: list[str] = []
+        text = "word " * 3000 + "a" * 30_000
+        threads = [
+            threading.Thread(target=lambda: found.append(model.tokens_to_str(model.str_to_token(text))))
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        threading.stack_size(before)
+    assert found == [text] * 3
+
+
+def test_regular_expressions_over_long_names() -> None:
+    """``std::regex`` recurses over what a repetition matches."""
+    code = """
+from moebind import ffi, lib
+names = [ffi.new("char[]", b"a" * 10**6 + end) for end in (b"b", b"c")]
+matches = ffi.new("bool[]", 2)
+assert lib.moebind_regex_search(b"^a*b$", names, 2, matches) == 1
+assert list(matches) == [True, False]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_numbers_that_would_take_for_ever(load: Load) -> None:
+    model = load("superbpe", tiny_vocab.bpe("superbpe"))
+    assert model.tokens_to_str(model.str_to_token("1" * 2000)) == "1" * 2000
+    with pytest.raises(TokenizeError, match="a number of more than 2000 digits"):
+        model.str_to_token("1" * 2001)
+
+
+# --- what a model knows ---
+
+
+def test_flags(load: Load, moe: Model) -> None:
+    assert moe.add_bos
+    assert not moe.add_eos
+    assert not moe.add_sep
+    wpm = load("wpm", tiny_vocab.wpm())
+    assert wpm.str_to_token("a")[0] == wpm.token_bos
+    plain = load("gpt-2", tiny_vocab.bpe("gpt-2"))
+    keys = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
+    wanted = VOCAB_ONLY.with_kv_override(keys[0], True).with_kv_override(keys[1], True)
+    with Model.load_from_file(plain.path, wanted) as both:
+        assert both.add_bos
+        assert both.add_eos
+        tokens = both.str_to_token("a")
+        assert (tokens[0], tokens[-1]) == (both.token_bos, both.token_eos)
+
+
+def test_tokens_for_filling_in(load: Load, moe: Model) -> None:
+    names = ("pre", "suf", "mid", "pad", "rep", "sep")
+    more = {f"tokenizer.ggml.fim_{name}_token_id": number for number, name in enumerate(names)}
+    model = load("fim", tiny_vocab.bpe("gpt-2"), **more)
+    assert [getattr(model, f"token_fim_{name}") for name in names] == list(range(6))
+    assert [getattr(moe, f"token_fim_{name}") for name in names] == [None] * 6
+
+
+def test_kinds_of_tokens(load: Load) -> None:
+    model = load("gpt-2", tiny_vocab.bpe("gpt-2"))
+    end = model.n_vocab - 1
+    assert model.is_control_token(end)
+    assert model.is_eog_token(end)
+    assert model.token_attr(end) is TokenAttr.CONTROL
+    assert model.token_text(end) == "<|end|>"
+    assert model.token_text(0) == "Ā"
+    assert model.token_to_bytes(0) == b"\0"
+
+
+def test_what_else_a_file_says(tmp_path: Path, moe: Model) -> None:
+    assert moe.n_cls_out == 1
+    assert moe.cls_labels == ()
+    assert moe.decode_start_token is None
+    assert moe.n_layer_nextn == 0
+    assert moe.rope_freq_scale_train == 1.0
+    assert moe.sampling_meta == {}
+    shape = tiny.Shape()
+    metadata = {
+        **tiny._metadata(shape),
+        "general.sampling.temp": 0.5,
+        "general.sampling.top_k": 20,
+        "llama.classifier.output_labels": ["bad", "gut ü"],
+    }
+    path = tmp_path / "a.gguf"
+    tiny._write_file(path, "llama", metadata, tiny._tensors(shape, np.random.default_rng(1)))
+    with Model.load_from_file(path, CPU) as model:
+        assert model.cls_labels == ("bad", "gut ü")
+        assert model.n_cls_out == 2
+        assert model.sampling_meta["top_k"] == "20"
+        assert float(model.sampling_meta["temp"]) == 0.5
+        with pytest.raises(TypeError):
+            model.sampling_meta["temp"] = "1"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"token": -1}, ValueError, "token is -1"),
+        ({"token": 10**6}, ValueError, "token is 1000000"),
+        ({"token": "a"}, TypeError, "token is 'a'"),
+        ({"special": 1}, TypeError, "special"),
+        ({"lstrip": -1}, ValueError, "lstrip"),
+        ({"lstrip": 2**31}, ValueError, "lstrip"),
+        ({"lstrip": None}, TypeError, "lstrip"),
+    ],
+)
+def test_bad_arguments(moe: Model, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        moe.token_to_piece_bytes(**{"token": 5, **options})
+
+
+@pytest.mark.parametrize("token", [-1, 10**6, 2**40])
+def test_texts_of_tokens_that_are_not(moe: Model, token: int) -> None:
+    with pytest.raises(ValueError, match="token is"):
+        moe.token_text(token)
+
+
+def test_a_closed_model_knows_nothing(tmp_path: Path) -> None:
+    model = Model.load_from_file(tiny_vocab.write(tmp_path / "a.gguf", tiny_vocab.bpe("gpt-2")), VOCAB_ONLY)
+    model.close()
+    names = ["token_fim_pad", "token_fim_rep", "token_fim_sep", "add_bos", "add_eos", "add_sep", "suppress_tokens"]
+    names += ["n_cls_out", "cls_labels", "decode_start_token", "n_layer_nextn", "rope_freq_scale_train"]
+    for name in [*names, "sampling_meta", "chat_template_names"]:
+        with pytest.raises(ClosedError):
+            getattr(model, name)
+
+
+def test_a_model_without_a_vocabulary(tmp_path: Path) -> None:
+    path = tmp_path / "none.gguf"
+    tiny_vocab.write(path, {"tokenizer.ggml.model": "no_vocab", "llama.vocab_size": 32})
+    with Model.load_from_file(path, VOCAB_ONLY) as model:
+        assert model.vocab_type is VocabType.NONE
+        assert model.suppress_tokens.size == 0
+        for use in (
+            lambda: model.token_text(0),
+            lambda: model.token_to_piece_bytes(0),
+            lambda: model.str_to_token("a"),
+        ):
+            with pytest.raises(TokenizeError, match="no vocabulary"):
+                use()

@@ -1,0 +1,301 @@
+"""ModelParams and ContextParams."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moebind import (
+    ContextParams,
+    Device,
+    DeviceType,
+    FlashAttnType,
+    GgmlType,
+    LoadMode,
+    ModelParams,
+    PoolingType,
+    SplitMode,
+    TensorOverride,
+    devices,
+    ffi,
+    lib,
+)
+from moebind.files.tensor_patterns import experts_pattern, matching
+from moebind.params.params import Params, _numbers_below
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Fields of the structs that have another form here, or belong to the call that makes the object.
+ELSEWHERE = {
+    "tensor_buft_overrides": "tensor_overrides",
+    "progress_callback_user_data": "progress_callback",
+    "cb_eval": "eval_callback",
+    "cb_eval_user_data": "eval_callback",
+    "abort_callback_data": "abort_callback",
+    "samplers": None,
+    "n_samplers": None,
+    "ctx_other": None,
+}
+BOTH = [(ModelParams, "llama_model_params"), (ContextParams, "llama_context_params")]
+
+
+@pytest.mark.parametrize(("kind", "struct"), BOTH)
+def test_every_field_of_the_struct_is_there(kind: type[Params], struct: str) -> None:
+    native = {ELSEWHERE.get(name, name) for name, _ in ffi.typeof(f"struct {struct}").fields} - {None}
+    declared = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    assert declared == native
+    for name in declared:
+        assert callable(getattr(kind, f"with_{name}"))
+        assert getattr(kind, f"with_{name}").__doc__
+
+
+def test_methods_are_generated_from_the_fields() -> None:
+    subprocess.run([sys.executable, ROOT / "tools/params_methods.py", "--check"], check=True)
+
+
+@pytest.mark.parametrize(("kind", "struct"), BOTH)
+def test_defaults_are_those_of_llama_cpp(kind: type[Params], struct: str) -> None:
+    native = getattr(lib, struct.replace("_params", "_default_params"))()
+    own_defaults = {"n_threads", "n_threads_batch", "no_perf"}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value = getattr(native, field.name, None)
+        if isinstance(value, (int, float)) and field.name not in own_defaults:
+            assert getattr(kind(), field.name) == value, field.name
+
+
+def test_keywords_and_methods_are_the_same() -> None:
+    assert ModelParams(n_gpu_layers=-1) == ModelParams().with_n_gpu_layers(-1)
+    assert ContextParams(n_ctx=4096) == ContextParams().with_n_ctx(4096) != ContextParams()
+    assert hash(ContextParams(n_ctx=4096)) == hash(ContextParams().with_n_ctx(4096))
+    assert hash(ModelParams().with_kv_override("a", 1)) != hash(ModelParams().with_kv_override("a", True))
+
+
+def test_methods_leave_the_original_alone() -> None:
+    original = ContextParams()
+    changed = original.with_n_ctx(1024).with_type_k(GgmlType.Q8_0)
+    assert (original.n_ctx, original.type_k) == (512, GgmlType.F16)
+    assert (changed.n_ctx, changed.type_k) == (1024, GgmlType.Q8_0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        changed.n_ctx = 2  # type: ignore[misc]
+
+
+def test_printing_tells_what_differs() -> None:
+    assert repr(ContextParams()) == "ContextParams()"
+    assert repr(ContextParams(n_ctx=1024, embeddings=True)) == "ContextParams(n_ctx=1024, embeddings=True)"
+    assert repr(ModelParams(n_gpu_layers=3)) == "ModelParams(n_gpu_layers=3)"
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "error"),
+    [
+        ("n_ctx", -1, ValueError),
+        ("n_ctx", 2**27 + 1, ValueError),
+        ("n_ctx", 1.5, TypeError),
+        ("n_ctx", "512", TypeError),
+        ("n_ctx", True, TypeError),
+        ("n_batch", 0, ValueError),
+        ("n_seq_max", 257, ValueError),
+        ("n_threads", 0, ValueError),
+        ("n_threads", 513, ValueError),
+        ("type_k", 4, ValueError),
+        ("type_k", GgmlType.Q8_1, ValueError),
+        ("type_k", "f16", TypeError),
+        ("type_k", PoolingType.MEAN, TypeError),
+        ("type_v", 99, ValueError),
+        ("pooling_type", 17, ValueError),
+        ("flash_attn_type", 5, ValueError),
+        ("rope_freq_base", float("nan"), ValueError),
+        ("rope_freq_base", -1.0, ValueError),
+        ("yarn_ext_factor", float("inf"), ValueError),
+        ("yarn_ext_factor", "1", TypeError),
+        ("embeddings", 1, TypeError),
+        ("eval_callback", 3, TypeError),
+        ("abort_callback", "x", TypeError),
+    ],
+)
+def test_bad_context_values(field: str, bad: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=field):
+        ContextParams(**{field: bad})
+    with pytest.raises(error, match=field):
+        getattr(ContextParams(), f"with_{field}")(bad)
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "error"),
+    [
+        ("n_gpu_layers", -2, ValueError),
+        ("n_gpu_layers", None, TypeError),
+        ("split_mode", 9, ValueError),
+        ("load_mode", 5, ValueError),
+        ("main_gpu", -1, ValueError),
+        ("tensor_split", [], ValueError),
+        ("tensor_split", [-1.0], ValueError),
+        ("tensor_split", [float("nan")], ValueError),
+        ("tensor_split", [1.0] * 99, ValueError),
+        ("devices", ["CPU"], TypeError),
+        ("progress_callback", 3, TypeError),
+        ("kv_overrides", {"": 1}, ValueError),
+        ("kv_overrides", {"k" * 128: 1}, ValueError),
+        ("kv_overrides", {"k": "v" * 128}, ValueError),
+        ("kv_overrides", {"k\0": 1}, ValueError),
+        ("kv_overrides", {"k": 2**63}, ValueError),
+        ("kv_overrides", {"k": None}, TypeError),
+        ("tensor_overrides", ["x"], TypeError),
+        ("vocab_only", "yes", TypeError),
+    ],
+)
+def test_bad_model_values(field: str, bad: object, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        ModelParams(**{field: bad})
+
+
+def test_devices_must_differ_and_take_layers() -> None:
+    gpu = Device(1, "GPU0", "", "", DeviceType.GPU, 1, 1, 1)
+    assert ModelParams(devices=[gpu]).devices == (gpu,)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="twice"):
+        ModelParams(devices=[gpu, gpu])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="holds the CPU"):
+        ModelParams(devices=[devices()[0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at most 15"):
+        ModelParams(devices=[dataclasses.replace(gpu, name=str(n)) for n in range(16)])  # type: ignore[arg-type]
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    params = ContextParams(n_ctx=np.int64(1024), rope_freq_base=np.float32(10000.0), embeddings=np.bool_(True))  # type: ignore[arg-type]
+    assert params == ContextParams(n_ctx=1024, rope_freq_base=10000.0, embeddings=True)
+    assert type(params.n_ctx) is int
+
+
+def test_numbers_of_enums_are_taken() -> None:
+    assert ContextParams(flash_attn_type=1).flash_attn_type is FlashAttnType.ENABLED  # type: ignore[arg-type]
+    assert ModelParams(split_mode=0).split_mode is SplitMode.NONE  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("mlock", [True, False])
+def test_mmap_and_mlock_are_load_modes(mmap: bool, mlock: bool) -> None:
+    names = {(True, True): "MMAP_MLOCK", (True, False): "MMAP", (False, True): "MLOCK", (False, False): "NONE"}
+    params = ModelParams().with_use_mmap(mmap).with_use_mlock(mlock)
+    assert params.load_mode is LoadMode[names[mmap, mlock]]
+    assert (params.use_mmap, params.use_mlock) == (mmap, mlock)
+    assert ModelParams().with_use_mlock(mlock).with_use_mmap(mmap) == params
+
+
+def test_kv_overrides_are_an_immutable_mapping() -> None:
+    params = ModelParams().with_kv_override("llama.expert_used_count", 1).with_kv_override("a", "b")
+    assert dict(params.kv_overrides) == {"llama.expert_used_count": 1, "a": "b"}
+    assert params == ModelParams(kv_overrides={"llama.expert_used_count": 1, "a": "b"})  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        params.kv_overrides["a"] = 3  # type: ignore[index]
+
+
+def test_cpu_moe_all_uses_llama_cpps_pattern() -> None:
+    (override,) = ModelParams().with_cpu_moe_all().tensor_overrides
+    assert override == TensorOverride(experts_pattern(), "CPU")
+    names = [
+        f"blk.3.ffn_{part}_{kind}.weight" for part in ("up", "down", "gate", "gate_up") for kind in ("exps", "chexps")
+    ]
+    others = ["blk.3.ffn_gate_inp.weight", "blk.3.ffn_up.weight", "blk.3.ffn_up_shexp.weight", "output.weight"]
+    assert matching(override.pattern, names + others) == names
+
+
+@given(st.integers(1, 2500))
+def test_numbers_below_matches_exactly_them(count: int) -> None:
+    pattern = re.compile(f"({_numbers_below(count)})")
+    assert [n for n in range(2 * count + 20) if pattern.fullmatch(str(n))] == list(range(count))
+
+
+@given(st.integers(1, 200))
+def test_n_cpu_moe_matches_the_first_layers(n_layers: int) -> None:
+    (override,) = ModelParams().with_n_cpu_moe(n_layers).tensor_overrides
+    names = [f"blk.{layer}.ffn_up_exps.weight" for layer in range(256)]
+    assert matching(override.pattern, names) == names[:n_layers]
+
+
+@pytest.mark.parametrize(
+    ("count", "pattern"),
+    [
+        (1, "0"),
+        (5, "[0-4]"),
+        (10, r"\d"),
+        (11, r"\d|10"),
+        (15, r"\d|1[0-4]"),
+        (20, r"\d|1\d"),
+        (40, r"\d|[1-3]\d"),
+        (22, r"\d|1\d|2[01]"),
+        (48, r"\d|[1-3]\d|4[0-7]"),
+        (100, r"\d|[1-9]\d"),
+    ],
+)
+def test_patterns_of_layers_read_well(count: int, pattern: str) -> None:
+    assert _numbers_below(count) == pattern
+
+
+def test_n_cpu_moe_of_no_layers_changes_nothing() -> None:
+    assert ModelParams().with_n_cpu_moe(0) == ModelParams()
+    with pytest.raises(ValueError, match="n_layers"):
+        ModelParams().with_n_cpu_moe(-1)
+
+
+def test_overrides_add_up_in_order() -> None:
+    params = ModelParams().with_cpu_override("a").with_tensor_override("b", "RPC0").with_cpu_moe_all(strict=False)
+    assert [(each.pattern, each.target, each.strict) for each in params.tensor_overrides] == [
+        ("a", "CPU", True),
+        ("b", "RPC0", True),
+        (experts_pattern(), "CPU", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(", "[a", "a{2,1}", "*", "(?<=a)b", "(?i)a", "", "x" * 1001, "(" * 300,
+        "(a*)*b", "(a|b)*c", "(.*)*(.*)*x$", "((a+)b)+", "(a{1,3}){2,}", ".*.*.*.*.*x", "a\0b",
+        "a?.++3", "a++", "a?+", "a*{2}", "a+?+", "a???", "(a?a?)+b",
+        "a?" * 20 + "b", "(a|a)" * 20 + "b", "a{0,9}" * 9 + "b",
+    ],
+)  # fmt: skip
+def test_patterns_that_are_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="pattern"):
+        ModelParams().with_cpu_override(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"blk\.[0-3]\.ffn_down",
+        r"blk\.(1|2|3)\..*_exps",
+        r"^output\.weight$",
+        r"[*+]+",
+        r"\(a\)*",
+        "(ab)+",
+        r"a{2,3}",
+        r"a{3}b",
+        "a+?b",
+        "a??",
+        "(?:a*)b(?:a*)c(?:a*)d(?:a*)e",
+        r"ffn_(up|down)?_exps",
+        r"blk\.(\d|1\d|20)\.ffn_(up|down|gate|gate_up)_(ch|)exps",
+        rf"blk\.({'|'.join(map(str, range(60)))})\..*_(ch|)exps",
+        "é",
+    ],
+)
+def test_patterns_that_are_taken(pattern: str) -> None:
+    assert ModelParams().with_cpu_override(pattern).tensor_overrides[0].pattern == pattern
+
+
+@given(st.text(alphabet="ab.*+?(){}[]|\\^$0123,-", max_size=30))
+def test_any_pattern_is_refused_or_quick(pattern: str) -> None:
+    try:
+        ModelParams().with_cpu_override(pattern)
+    except ValueError:
+        return
+    matching(pattern, ["".join(chosen) for chosen in itertools.product("ab.", repeat=4)] + ["a" * 40 + "c", "ab" * 20])

@@ -1,0 +1,306 @@
+"""What CMake says when it configures: the summary, the options, and what is missing. Nothing is compiled."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCK = (ROOT / "vendor/llama.cpp.lock").read_text(encoding="utf-8")
+#: Only what is hinted at is found: a machine's own CUDA toolkit must not decide what a test sees.
+NOTHING_ELSE = ("-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF", "-DCMAKE_FIND_USE_SYSTEM_ENVIRONMENT_PATH=OFF")
+
+
+def configure(folder: Path, *options: str, source: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert cmake
+    assert ninja
+    command = [cmake, "-S", str(source), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    command += [
+        f"-DPython_EXECUTABLE={sys.executable}",
+        "-DSKBUILD_PROJECT_VERSION=0.1.0",
+        "-DCMAKE_BUILD_TYPE=Release",
+    ]
+    command += [f"-DCMAKE_{kind}_COMPILER={shutil.which(name)}" for kind, name in (("C", "cc"), ("CXX", "c++"))]
+    hidden = {"CUDA_HOME": "", "CUDA_PATH": "", "CUDACXX": ""}
+    return subprocess.run(
+        [*command, *options], capture_output=True, text=True, check=False, env={**os.environ, **hidden, **environment}
+    )
+
+
+def line(output: str, name: str) -> str:
+    found = re.search(rf"^--   {name} +(.*)$", output, re.MULTILINE)
+    assert found is not None, output
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    return configure(tmp_path_factory.mktemp("plain"), "-DMOEBIND_CUDA=OFF")
+
+
+def test_summary(plain: subprocess.CompletedProcess[str]) -> None:
+    assert plain.returncode == 0, plain.stderr
+    version, commit = re.findall(r"^# llama\.cpp-(?:version|commit): (\S+)", LOCK, re.MULTILINE)[::-1]
+    assert line(plain.stdout, r"llama\.cpp") == f"{version}, commit {commit}"
+    assert line(plain.stdout, "CPU flags").startswith("-m")
+    assert line(plain.stdout, "backends") == "cpu, rpc"
+    assert line(plain.stdout, "CUDA") == "out: MOEBIND_CUDA=OFF"
+
+
+def test_our_own_files_give_no_warnings(plain: subprocess.CompletedProcess[str]) -> None:
+    warnings = re.findall(r"CMake (?:\w+ )?Warning.*? at (\S+?):\d+", plain.stderr)
+    assert not [file for file in warnings if not file.startswith("vendor/llama.cpp")]
+
+
+# --- CUDA ---
+
+#: Each part of a toolkit: a file of it, and what it is called when it is missing.
+PARTS = {
+    "bin/nvcc": "the compiler nvcc (package nvidia-cuda-nvcc)",
+    "lib/libcudart.so.13": "the CUDA runtime (package nvidia-cuda-runtime)",
+    "include/cuda_runtime.h": "the headers of the CUDA runtime (package nvidia-cuda-runtime)",
+    "include/cccl/cub/cub.cuh": "the headers of CCCL (package nvidia-cuda-cccl)",
+    "lib/libcublas.so.13": "cuBLAS (package nvidia-cublas)",
+    "include/cublas_v2.h": "the headers of cuBLAS (package nvidia-cublas)",
+}
+CUBLASLT = "lib/libcublasLt.so.13"
+#: Says its version, knows two architectures and compiles nothing.
+NVCC = """#!/bin/sh
+case "$*" in
+  *--version*) echo "Cuda compilation tools, release 13.0, V13.0.88" ;;
+  *--list-gpu-arch*) echo compute_75; echo compute_90 ;;
+  *) echo "host_config.h:137:2: error: #error -- unsupported GNU version! gcc versions later than 15 ..." >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter without packages, so that no toolkit of this environment's is found."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    return folder / "bin/python"
+
+
+def toolkit(folder: Path, *without: str, nvcc: str = "", **contents: str) -> Path:
+    """A folder with a toolkit's files, empty ones, as pip and NVIDIA's archives lay them out."""
+    for name in {*PARTS, CUBLASLT} - set(without):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for name, text in contents.items():
+        (folder / "include" / f"{name}.h").write_text(text)
+    if "bin/nvcc" not in without:
+        (folder / "bin/nvcc").write_text(nvcc)
+        (folder / "bin/nvcc").chmod(0o755)
+    return folder
+
+
+def refusal(failed: subprocess.CompletedProcess[str]) -> str:
+    """What CMake stopped with, in one line."""
+    assert failed.returncode != 0
+    said = " ".join(failed.stderr.split())
+    assert ", or set MOEBIND_CUDA=OFF." in said, said
+    return said[said.index("MOEBIND_CUDA=") : said.index(", or set MOEBIND_CUDA=OFF.")]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_cuda_on_names_each_missing_part(python: Path, tmp_path: Path, part: str) -> None:
+    found = toolkit(tmp_path / "toolkit", part)
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", *NOTHING_ELSE)
+    said = refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found)))
+    assert said.startswith(f"MOEBIND_CUDA=ON, but not found: {PARTS[part]}. Install it")
+
+
+@pytest.mark.parametrize("where", ["CUDA_PATH", "CUDACXX", "CUDAToolkit_ROOT", "PATH"])
+def test_cuda_is_found_in_many_ways(python: Path, tmp_path: Path, where: str) -> None:
+    found = toolkit(tmp_path / "toolkit", "include/cublas_v2.h")
+    options = [f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", "-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF"]
+    environment = {}
+    if where == "CUDAToolkit_ROOT":
+        options += [f"-D{where}={found}"]
+    else:
+        environment[where] = str(found / "bin/nvcc" if where == "CUDACXX" else found)
+    if where == "PATH":
+        environment[where] = f"{found / 'bin'}:{os.environ['PATH']}"
+    else:
+        options += ["-DCMAKE_FIND_USE_SYSTEM_ENVIRONMENT_PATH=OFF"]
+    said = refusal(configure(tmp_path / "build", *options, **environment))
+    assert said.startswith(f"MOEBIND_CUDA=ON, but not found: {PARTS['include/cublas_v2.h']}. Install it")
+
+
+def test_cuda_on_without_anything(python: Path, tmp_path: Path) -> None:
+    said = refusal(configure(tmp_path, f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", *NOTHING_ELSE))
+    assert "; ".join(PARTS.values()) in said
+
+
+def test_cuda_auto_says_what_is_missing(python: Path, tmp_path: Path) -> None:
+    done = configure(tmp_path, f"-DPython_EXECUTABLE={python}", *NOTHING_ELSE)
+    assert done.returncode == 0, done.stderr
+    assert line(done.stdout, "CUDA") == f"out: not found: {'; '.join(PARTS.values())}"
+
+
+def test_cuda_of_pip_is_found_wherever_python_looks(python: Path, tmp_path: Path) -> None:
+    # As in pip's build environments, which are on the path of an interpreter that lies elsewhere.
+    place = {"PYTHONPATH": str(tmp_path)}
+    toolkit(tmp_path / "nvidia/cu13", "include/cublas_v2.h")
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=PIP")
+    said = refusal(configure(tmp_path / "build", *options, **place))
+    assert said.startswith(f"MOEBIND_CUDA=PIP, but not found: {PARTS['include/cublas_v2.h']}. pip brings it where")
+
+
+def test_cuda_of_pip_takes_nothing_else(python: Path, tmp_path: Path) -> None:
+    found = toolkit(tmp_path / "toolkit")
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=PIP")
+    said = refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found), CUDACXX=str(found / "bin/nvcc")))
+    assert "; ".join(PARTS.values()) in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"cublas_api": "#define CUBLAS_VER_MAJOR 12\n"}, "the headers of cuBLAS are of CUDA 12"),
+        ({"cuda_runtime_api": "#define CUDART_VERSION  12090\n"}, "its headers are of CUDA 12"),
+        ({"cuda_runtime_api": "#define CUDART_VERSION  13000\n"}, None),
+        ({"cublas_api": "#define CUBLAS_VER_MAJOR 13\n"}, None),
+        ({"nvcc": NVCC.replace("13.0", "12.9")}, "the CUDA runtime is of CUDA 13"),
+        ({"nvcc": NVCC.replace("13.0", "11.8")}, "is of CUDA 11.8, and 12.0 is the oldest that will do"),
+    ],
+)
+def test_cuda_of_different_versions(python: Path, tmp_path: Path, changed: dict[str, str], says: str | None) -> None:
+    found = toolkit(tmp_path / "toolkit", **{"nvcc": NVCC, **changed})
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA_ARCHITECTURES=90", *NOTHING_ELSE)
+    done = configure(tmp_path / "build", *options, CUDA_HOME=str(found))
+    assert done.returncode == 0, done.stderr  # AUTO
+    verdict = line(done.stdout, "CUDA")
+    if says is None:
+        assert "cannot build with these parts" in verdict
+    else:
+        assert verdict.startswith("out: ")
+        assert says in verdict
+        assert says in refusal(configure(tmp_path / "on", "-DMOEBIND_CUDA=ON", *options, CUDA_HOME=str(found)))
+
+
+def test_cuda_that_does_not_compile(python: Path, tmp_path: Path) -> None:
+    found = toolkit(tmp_path / "toolkit", nvcc=NVCC)
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", "-DMOEBIND_CUDA_ARCHITECTURES=90", *NOTHING_ELSE)
+    said = refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found)))
+    assert "cannot build with these parts" in said
+    assert "unsupported GNU version! gcc versions later than 15" in said
+    assert "CUDAHOSTCXX=g++-14" in said
+
+
+@pytest.mark.parametrize("option", ["-DMOEBIND_CUDA_ARCHITECTURES=90,61", "-DCMAKE_CUDA_ARCHITECTURES=61-real"])
+def test_cuda_for_cards_that_nvcc_does_not_know(python: Path, tmp_path: Path, option: str) -> None:
+    found = toolkit(tmp_path / "toolkit", nvcc=NVCC)
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", option, *NOTHING_ELSE)
+    said = refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found)))
+    assert "nvcc 13.0 has no architecture 61" in said
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
+    """Makes a driver with cards of these capabilities, and with nothing else that a driver has."""
+
+    def make(*cards: tuple[int, int]) -> dict[str, str]:
+        folder = tmp_path_factory.mktemp("driver")
+        listed = ", ".join(f"{{{major}, {minor}}}" for major, minor in cards) or "{0, 0}"
+        source = folder / "driver.c"
+        source.write_text(
+            f"static int cards[][2] = {{{listed}}};\n"
+            "int cuInit(unsigned flags) { return 0; }\n"
+            f"int cuDeviceGetCount(int * n) {{ *n = {len(cards)}; return 0; }}\n"
+            "int cuDeviceGet(int * device, int i) { *device = i; return 0; }\n"
+            "int cuDeviceGetAttribute(int * x, int which, int device) { *x = cards[device][which - 75]; return 0; }\n"
+        )
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(source)], check=True)
+        return {"LD_LIBRARY_PATH": str(folder)}
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("cards", "capabilities"),
+    [((), ""), (((8, 6),), "8.6"), (((9, 0), (8, 9), (9, 0)), "8.9;9.0"), (((12, 0), (7, 5)), "7.5;12.0")],
+)
+def test_which_cards_there_are(
+    python: Path, driver: Callable[..., dict[str, str]], cards: tuple[tuple[int, int], ...], capabilities: str
+) -> None:
+    command = [str(python), str(ROOT / "cmake/cuda_probe.py")]
+    done = subprocess.run(command, env=os.environ | driver(*cards), capture_output=True, text=True, check=True)
+    assert done.stdout == f"\n{capabilities}\n"
+
+
+def test_cuda_for_this_machines_cards(python: Path, driver: Callable[..., dict[str, str]], tmp_path: Path) -> None:
+    found = toolkit(tmp_path / "toolkit", nvcc=NVCC)
+    options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", *NOTHING_ELSE)
+    said = refusal(configure(tmp_path / "old", *options, CUDA_HOME=str(found), **driver((6, 1))))
+    assert "nvcc 13.0 has no architecture 61" in said
+    said = refusal(configure(tmp_path / "known", *options, CUDA_HOME=str(found), **driver((9, 0), (7, 5))))
+    assert "cannot build with these parts" in said  # so it has them
+    native = configure(
+        tmp_path / "none", *options, "-DMOEBIND_CUDA_ARCHITECTURES=native", CUDA_HOME=str(found), **driver()
+    )
+    assert "native, but the driver shows no card here" in " ".join(native.stderr.split())
+
+
+def test_cuda_takes_four_words(tmp_path: Path) -> None:
+    failed = configure(tmp_path / "build", "-DMOEBIND_CUDA=maybe")
+    assert failed.returncode != 0
+    assert "MOEBIND_CUDA is 'MAYBE'; it takes AUTO, ON, OFF or PIP" in " ".join(failed.stderr.split())
+
+
+def test_the_developers_environment_has_the_toolkit_of_the_build() -> None:
+    code = "import sys; sys.path.insert(0, 'tools'); import environment; print(*environment.requirements(), sep='\\n')"
+    command = [sys.executable, "-c", code]
+
+    def required(**asked: str) -> set[str]:
+        kept = {name: value for name, value in os.environ.items() if name != "MOEBIND_CUDA"}
+        done = subprocess.run(command, env=kept | asked, cwd=ROOT, capture_output=True, text=True, check=True)
+        return set(done.stdout.split("\n"))
+
+    toolkit = required(MOEBIND_CUDA="pip") - required()
+    packages = set(re.findall(r"package ([\w-]+)", " ".join(PARTS.values())))
+    assert {name.partition(">")[0] for name in toolkit} == packages
+    assert required(MOEBIND_CUDA="ON") == required()
+    # What runs is of the version that was built with.
+    extra = re.search(r"^cuda13 = (\[.*\])$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert extra is not None
+    assert set(re.findall(r'"([^"]+)"', extra[1])) <= toolkit
+
+
+def test_portable(tmp_path: Path) -> None:
+    done = configure(tmp_path / "build", "-DMOEBIND_CUDA=OFF", "-DMOEBIND_PORTABLE=ON")
+    assert done.returncode == 0, done.stderr
+    assert "chosen when it is loaded" in line(done.stdout, "CPU flags")
+    backends = line(done.stdout, "backends").split(", ")
+    assert "rpc" in backends
+    assert len([name for name in backends if name.startswith("cpu-")]) > 5
+    assert "-march=native" not in (tmp_path / "build/build.ninja").read_text(encoding="utf-8")
+
+
+def test_a_source_that_cannot_be_fetched(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "vendor").mkdir(parents=True)
+    for name in ("CMakeLists.txt", "cmake", "native", "moebind"):
+        (source / name).symlink_to(ROOT / name)
+    for name in ("fetch.py", "llama.cpp.lock"):
+        shutil.copy(ROOT / "vendor" / name, source / "vendor")
+    nowhere = "http://127.0.0.1:9"
+    failed = configure(
+        tmp_path / "build", source=source, MOEBIND_CACHE=str(tmp_path / "cache"), PIP_NO_INDEX="1",
+        PIP_FIND_LINKS=str(tmp_path), HTTPS_PROXY=nowhere, HTTP_PROXY=nowhere,
+    )  # fmt: skip
+    assert failed.returncode != 0
+    said = " ".join(failed.stderr.split())
+    assert "pip could not download llama-cpp-python" in said
+    assert "check the network, or put llama_cpp_python-" in said
+    assert not (source / "vendor/llama.cpp").exists()

@@ -1,0 +1,309 @@
+"""Samplers and candidates."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import SMALL
+from moebind import Batch, ClosedError, Context, Model, Sampler, SamplerError, SamplerTimings, TokenDataArray
+from moebind.sampling.candidates import TOKEN_DATA
+
+logit_lists = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=60)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    return weights / weights.sum()
+
+
+def left(logits: list[float], sampler: Sampler) -> dict[int, float]:
+    """What a sampler leaves: logits by token."""
+    candidates = TokenDataArray.from_logits(np.array(logits, np.float32))
+    with sampler:
+        sampler.apply(candidates)
+    return dict(zip(candidates.data["id"].tolist(), candidates.data["logit"].tolist(), strict=True))
+
+
+@given(logit_lists)
+def test_greedy_is_argmax(logits: list[float]) -> None:
+    assert TokenDataArray.from_logits(logits).sample_token_greedy() == int(np.argmax(np.array(logits, np.float32)))
+
+
+@given(logit_lists, st.integers(0, 70))
+def test_top_k_keeps_the_largest(logits: list[float], k: int) -> None:
+    kept = left(logits, Sampler.top_k(k))
+    expected = sorted(np.array(logits, np.float32).tolist(), reverse=True)
+    assert sorted(kept.values(), reverse=True) == (expected[:k] if k else expected)
+
+
+@given(logit_lists, st.floats(0.01, 1.0), st.integers(1, 5))
+def test_top_p_keeps_the_smallest_set_that_reaches_p(logits: list[float], p: float, min_keep: int) -> None:
+    kept = left(logits, Sampler.top_p(p, min_keep))
+    probabilities = np.sort(softmax(np.array(logits, np.float32)))[::-1]
+    cumulative = np.cumsum(probabilities)
+    needed = int(np.searchsorted(cumulative, p - 1e-5)) + 1
+    most = int(np.searchsorted(cumulative, p + 1e-5)) + 1
+    if p < 1.0:
+        assert min(max(needed, min_keep), len(logits)) <= len(kept) <= min(max(most, min_keep), len(logits))
+    else:
+        assert len(kept) == len(logits)
+
+
+@given(logit_lists, st.floats(0.0, 1.0), st.integers(0, 5))
+def test_min_p_keeps_what_is_likely_enough(logits: list[float], p: float, min_keep: int) -> None:
+    kept = left(logits, Sampler.min_p(p, min_keep))
+    values = np.array(logits, np.float32)
+    if p == 0.0:
+        assert len(kept) == len(logits)
+        return
+    border = values.max() + math.log(p)
+    sure, possible = int((values > border + 1e-4).sum()), int((values > border - 1e-4).sum())
+    assert min(max(sure, min_keep), len(logits)) <= len(kept) <= min(max(possible, min_keep, 1), len(logits))
+
+
+@given(logit_lists, st.floats(0.1, 5.0))
+def test_temp_divides(logits: list[float], t: float) -> None:
+    kept = left(logits, Sampler.temp(t))
+    np.testing.assert_allclose(list(kept.values()), np.array(logits, np.float32)[list(kept)] / np.float32(t), rtol=1e-5)
+
+
+@given(logit_lists)
+def test_temp_zero_leaves_the_maximum(logits: list[float]) -> None:
+    kept = left(logits, Sampler.temp(0.0))
+    finite = [token for token, logit in kept.items() if math.isfinite(logit)]
+    assert [np.float32(logits[token]) for token in finite] == [np.float32(max(logits))]
+
+
+@given(logit_lists, st.lists(st.integers(0, 59), max_size=30), st.floats(1.0, 2.0), st.floats(0, 2), st.floats(0, 2))
+def test_penalties(logits: list[float], history: list[int], repeat: float, freq: float, present: float) -> None:
+    last_n = 10
+    kept = left(logits, Sampler.penalties(last_n, repeat, freq, present).with_tokens(history))
+    counts = np.bincount(history[-last_n:], minlength=60)
+    for token, logit in kept.items():
+        expected = float(np.float32(logits[token]))
+        if counts[token]:
+            expected = expected * repeat if expected <= 0 else expected / repeat
+            expected -= counts[token] * freq + present
+        assert logit == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_dist_follows_the_probabilities() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
+    with Sampler.dist(7) as sampler:
+        counts = np.zeros(3)
+        for _ in range(3000):
+            candidates = TokenDataArray.from_logits(logits)
+            sampler.apply(candidates)
+            assert candidates.selected_token is not None
+            counts[candidates.selected_token] += 1
+    np.testing.assert_allclose(counts / 3000, [0.5, 0.3, 0.2], atol=0.04)
+
+
+def test_seeds_repeat() -> None:
+    logits = np.zeros(1000, np.float32)
+    chosen = [TokenDataArray.from_logits(logits).sample_token(seed) for seed in (1, 1, 2)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    with Sampler.dist(5) as fixed, Sampler.greedy() as greedy:
+        assert fixed.seed == 5
+        assert greedy.seed is None
+
+
+def test_apply_does_not_copy() -> None:
+    data = np.zeros(5, TOKEN_DATA)
+    data["id"], data["logit"] = np.arange(5), [1, 2, 3, 4, 5]
+    candidates = TokenDataArray(data)
+    with Sampler.temp(2.0) as sampler:
+        candidates.apply_sampler(sampler)
+    np.testing.assert_allclose(data["logit"], [0.5, 1, 1.5, 2, 2.5])
+    candidates.data["logit"][0] = 9
+    assert data["logit"][0] == 9
+
+
+def test_candidates_are_an_array() -> None:
+    candidates = TokenDataArray([(3, 1.0, 0.0), (9, 2.0, 0.0)])
+    assert len(candidates) == 2
+    assert candidates.selected is candidates.selected_token is None
+    assert not candidates.sorted
+    with Sampler.top_k(1) as sampler:
+        assert candidates.with_sampler(sampler) is candidates
+    assert candidates.data["id"].tolist() == [9]
+    assert "1 candidates" in repr(candidates)
+    for bad in ([], np.zeros((2, 2), TOKEN_DATA)):
+        with pytest.raises(ValueError, match="shape"):
+            TokenDataArray(bad)
+    with pytest.raises(ValueError, match="shape"):
+        TokenDataArray.from_logits(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: Sampler.top_k(-1), ValueError),
+        (lambda: Sampler.top_k(1.5), TypeError),  # type: ignore[arg-type]
+        (lambda: Sampler.top_p(1.1), ValueError),
+        (lambda: Sampler.top_p(float("nan")), ValueError),
+        (lambda: Sampler.top_p("0.9"), TypeError),  # type: ignore[arg-type]
+        (lambda: Sampler.top_p(0.9, -1), ValueError),
+        (lambda: Sampler.min_p(-0.1), ValueError),
+        (lambda: Sampler.temp(-1.0), ValueError),
+        (lambda: Sampler.temp(float("inf")), ValueError),
+        (lambda: Sampler.dist(-1), ValueError),
+        (lambda: Sampler.dist(2**32), ValueError),
+        (lambda: Sampler.penalties(2**31 - 1), ValueError),
+        (lambda: Sampler.penalties(64, 0.0), ValueError),
+        (lambda: Sampler.penalties(64, 1.0, float("nan")), ValueError),
+        (lambda: Sampler.chain([3]), TypeError),  # type: ignore[list-item]
+        (lambda: Sampler(), TypeError),
+    ],
+)
+def test_bad_arguments(make: Callable[[], Sampler], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        make()
+
+
+def test_chain() -> None:
+    with Sampler.chain([Sampler.top_k(5), Sampler.temp(0.5), Sampler.dist(3)]) as chain:
+        assert len(chain) == 3
+        assert [part.name for part in chain] == ["top-k", "temp", "dist"]
+        assert chain[0].name == "top-k"
+        assert chain[-1].seed == chain.seed == 3
+        assert repr(chain) == "<Sampler chain of top-k, temp, dist>"
+        with pytest.raises(ValueError, match="index"):
+            chain[3]
+        part = chain[1]
+    with pytest.raises(ClosedError, match="chain was closed"):
+        part.apply(TokenDataArray.from_logits([1.0]))
+
+
+def test_a_chain_owns_its_samplers() -> None:
+    part = Sampler.temp(0.5)
+    with Sampler.chain_simple([part]) as chain:
+        for use in (lambda: part.name, part.reset, part.clone, lambda: part.accept(1), lambda: Sampler.chain([part])):
+            with pytest.raises(ClosedError, match="belongs to a chain"):
+                use()
+        part.close()
+        assert chain[0].name == "temp"
+    twice = Sampler.greedy()
+    with twice, pytest.raises(ClosedError, match="twice"):
+        Sampler.chain([twice, twice])
+    assert twice.closed
+
+
+def test_chains_in_chains() -> None:
+    with Sampler.chain([Sampler.chain([Sampler.top_k(2), Sampler.temp(0.5)]), Sampler.greedy()]) as chain:
+        assert len(chain) == 2
+        assert len(chain[0]) == 2
+        assert chain[0][0].name == "top-k"
+        candidates = TokenDataArray.from_logits([1.0, 3.0, 2.0])
+        chain.apply(candidates)
+        assert candidates.selected_token == 1
+
+
+def test_chains_nest_only_so_deep() -> None:
+    chain = Sampler.chain([Sampler.greedy()])
+    with pytest.raises(SamplerError, match="deeper than 32"):
+        for _ in range(40):
+            chain = Sampler.chain([chain])
+    assert TokenDataArray.from_logits([1.0, 2.0]).with_sampler(chain).selected_token == 1
+    assert chain.clone()[0][0][0].name == "chain"
+
+
+def test_parts_keep_working_after_their_chain_was_collected() -> None:
+    part = Sampler.chain([Sampler.top_k(1)])[0]
+    gc.collect()
+    candidates = TokenDataArray.from_logits([1.0, 3.0])
+    part.apply(candidates)
+    assert candidates.data["id"].tolist() == [1]
+
+
+def test_clone_has_the_state() -> None:
+    logits = [1.0, 1.0, 1.0]
+    with (
+        Sampler.chain([Sampler.penalties(5, 2.0), Sampler.greedy()]).with_tokens([0]) as original,
+        original.clone() as copy,
+    ):
+        for sampler, expected in ((copy, 1), (original, 1)):
+            candidates = TokenDataArray.from_logits(logits)
+            sampler.apply(candidates)
+            assert candidates.selected_token == expected
+        copy.reset()
+        candidates = TokenDataArray.from_logits(logits)
+        copy.apply(candidates)
+        assert candidates.selected_token == 0
+        assert len(copy) == 2
+
+
+def test_sample_from_a_context(context: Context) -> None:
+    context.decode(Batch.get_one([1, 5, 9]))
+    best = int(context.get_logits_ith(-1).argmax())
+    with Sampler.greedy() as greedy, Sampler.chain_simple([Sampler.top_k(1), Sampler.dist(1)]) as chain:
+        assert greedy.sample(context) == greedy.sample(context, 2) == chain.sample(context) == best
+        for idx in (0, 5, -2):
+            with pytest.raises(IndexError):
+                greedy.sample(context, idx)
+
+
+def test_chains_measure(context: Context) -> None:
+    context.decode(Batch.get_one([1]))
+    parts = [Sampler.temp(0.5), Sampler.greedy()]
+    with Sampler.chain(parts) as chain, Sampler.chain([Sampler.greedy()], no_perf=True) as quiet:
+        for _ in range(3):
+            chain.sample(context)
+            quiet.sample(context)
+        assert chain.timings().n_sample == 3
+        assert "3 tokens" in str(chain.timings())
+        while not chain.timings().t_sample_ms:  # its clock counts microseconds, and so few candidates take less
+            chain.sample(context)
+        assert quiet.timings().t_sample_ms == 0
+        chain.reset_timings()
+        assert chain.timings() == SamplerTimings(0.0, 0)
+        for use in (chain[0].timings, chain[1].reset_timings):
+            with pytest.raises(SamplerError, match="not a chain"):
+                use()
+
+
+def test_a_filter_does_not_choose(context: Context) -> None:
+    context.decode(Batch.get_one([1]))
+    with Sampler.top_k(3) as filtering, pytest.raises(SamplerError, match="does not choose"):
+        filtering.sample(context)
+    with (
+        Sampler.chain([Sampler.greedy(), Sampler.temp(1.0)]) as wrong,
+        pytest.raises(SamplerError, match="end the chain"),
+    ):
+        wrong.sample(context)
+
+
+def test_sampling_accepts(moe: Model) -> None:
+    with (
+        moe.new_context(SMALL) as context,
+        Sampler.chain([Sampler.penalties(64, 1.0, 0.0, 1000.0), Sampler.greedy()]) as chain,
+    ):
+        context.decode(Batch.get_one([1, 5]))
+        tokens = [chain.sample(context) for _ in range(10)]
+    assert len(set(tokens)) == 10
+
+
+@pytest.mark.parametrize("logits", [[float("nan")] * 3, [float("-inf")] * 3, [float("inf"), 0.0, 1.0]])
+def test_logits_that_mean_nothing(logits: list[float]) -> None:
+    for make in (Sampler.greedy, lambda: Sampler.dist(1), lambda: Sampler.top_p(0.5), lambda: Sampler.min_p(0.5)):
+        candidates = TokenDataArray.from_logits(logits)
+        with make() as sampler:
+            sampler.apply(candidates)
+        assert candidates.selected_token in {None, 0, 1, 2}
+
+
+def test_closed_samplers() -> None:
+    sampler = Sampler.greedy()
+    sampler.close()
+    sampler.close()
+    for use in (lambda: sampler.name, lambda: sampler.seed, sampler.reset, sampler.clone, lambda: len(sampler)):
+        with pytest.raises(ClosedError):
+            use()
+    assert repr(sampler) == "<Sampler, closed>"
