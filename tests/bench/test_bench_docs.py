@@ -7,10 +7,13 @@ import dataclasses
 import inspect
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "project"))
 from test_docs import DOCS, REFERENCE, examples, members
 
 from moebind import bench
