@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
         raise
     # In a checkout, the source folder comes before the installed package.
     raise ImportError(
-        f"{os.path.dirname(os.path.abspath(__file__))} is the source folder of moebind, which has no built library: "
+        f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))} is the source folder of moebind, which has no built library: "
         "change to another folder, or use .venv/bin/python (make environment)",
         name=error.name,
     ) from None

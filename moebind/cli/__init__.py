@@ -1,4 +1,4 @@
-"""The command line: ``moebind``, or ``python -m moebind``."""
+"""The command line: ``moebind``, or ``python -m moebind``; one file a command."""
 
 from __future__ import annotations
 
