@@ -191,7 +191,7 @@ def _offload(run: Run, name: str, path: Path, placements: list[Placement], secon
 
 
 def demo_path() -> Path | None:
-    """The demo model, or why there is none: it may not have been carried yet."""
+    """The demo model; None, after a line that says why, where it cannot be made."""
     try:
         return Path(programs.demo_model())
     except SystemExit as error:

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py without a GPU: what it carries, what it remembers, what it writes, and that it runs."""
+"""benchmarks/gpu.py without a GPU: what it remembers, what it writes, and that it runs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from conftest import GPU_TESTS
 from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParams
@@ -19,7 +17,6 @@ from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParam
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu
-import gpu_carry
 import gpu_llama_bench
 import gpu_measure
 import gpu_record
@@ -36,78 +33,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-# --- what is carried ---------------------------------------------------------------------------------------------
-
-
-def tree(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
-
-
-@settings(max_examples=30)
-@given(
-    sizes=st.lists(st.integers(0, 40_000), min_size=1, max_size=6),
-    part_size=st.integers(8_000, 60_000),
-    order=st.randoms(use_true_random=False),
-)
-def test_parts_come_in_any_order_and_are_put_together(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], part_size: int, order: Any
-) -> None:
-    folder = tmp_path_factory.mktemp("carry")
-    names = [f"wheels/{at}" if at % 2 else f"cache/{at}" for at in range(len(sizes))]
-    files = {name: order.randbytes(size) for name, size in zip(names, sizes, strict=True)}
-    parts = gpu_carry.cut(tree(folder / "source", files), folder / "parts", part_size)
-    for part in parts:
-        assert sum(path.stat().st_size for path in part.iterdir()) <= part_size
-    order.shuffle(parts)
-    for number, part in enumerate(parts):  # one after the other, each gone when the next comes
-        arrived = folder / f"arrived-{number}"
-        arrived.mkdir()
-        part.rename(arrived / part.name)
-        missing = gpu_carry.join(arrived, folder / "target")
-        assert bool(missing) == (number < len(parts) - 1)
-    for name, data in files.items():
-        assert (folder / "target" / name).read_bytes() == data
-    assert not list((folder / "target" / "pieces").iterdir())
-
-
-def test_models_come_last(tmp_path: Path) -> None:
-    files = {"cache/model": b"m" * 30_000, "llama.cpp.tar.xz": b"s" * 5_000, "wheels/w": b"w" * 5_000}
-    gpu_carry.cut(tree(tmp_path / "source", files), tmp_path / "parts", 20_000)
-    first = tmp_path / "first"
-    first.mkdir()
-    (tmp_path / "parts" / "1").rename(first / "1")
-    assert gpu_carry.join(first, tmp_path / "target") == ["cache/model"]
-    assert (tmp_path / "target" / "llama.cpp.tar.xz").exists()
-
-
-def test_pieces_that_are_damaged_are_refused(tmp_path: Path) -> None:
-    [part] = gpu_carry.cut(tree(tmp_path / "source", {"a": b"0123456789"}), tmp_path / "parts", 20_000)
-    [piece] = [path for path in part.iterdir() if path.name != gpu_carry.MANIFEST]
-    piece.write_bytes(b"01234567x9")
-    with pytest.raises(ValueError, match="a is damaged"):
-        gpu_carry.join(tmp_path / "parts", tmp_path / "target")
-    assert not (tmp_path / "target" / "a").exists()
-
-
-def test_nothing_was_carried(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="--step pack"):
-        gpu_carry.join(tmp_path / "nothing", tmp_path / "target")
-
-
-def test_parts_that_are_too_small(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the list of files alone"):
-        gpu_carry.cut(tree(tmp_path / "source", {"a": b"1"}), tmp_path / "parts", 1000)
-
-
-def test_packages_can_be_left_out() -> None:
-    assert not any(name.startswith("numpy") for name in gpu_carry.wanted(skip=["numpy"]))
-    assert "nvidia-cublas>=13,<14" in gpu_carry.wanted(cuda=True)
-    assert not any("cublas" in name for name in gpu_carry.wanted())
 
 
 # --- what is remembered ------------------------------------------------------------------------------------------
