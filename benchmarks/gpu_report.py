@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gpu_record
+from gpu_record import GpuRecord
 
 GIB, MIB = 2**30, 2**20
 PARTS = ("model", "context", "compute")
@@ -18,7 +18,7 @@ PUBLISHED = {"all on the device": 24.14, "experts in host memory": 1.72}
 PAIR_TARGET, SAVED_TARGET, SEEN_TARGET = 0.98, 0.929, 1.72 * GIB
 
 
-def file_name(record: gpu_record.Record, day: str) -> str:
+def file_name(record: GpuRecord, day: str) -> str:
     """A name for the files: the day, and the device."""
     return f"{day}-{slug(record.key)}"
 
@@ -29,7 +29,7 @@ def slug(key: Mapping[str, str]) -> str:
     return device + ("-small" if key["size"] == "small" else "")
 
 
-def write(record: gpu_record.Record, folder: Path, name: str, command: str) -> tuple[Path, Path]:
+def write(record: GpuRecord, folder: Path, name: str, command: str) -> tuple[Path, Path]:
     """Write both files."""
     folder.mkdir(parents=True, exist_ok=True)
     data, page = folder / f"{name}.json", folder / f"{name}.md"
@@ -38,7 +38,7 @@ def write(record: gpu_record.Record, folder: Path, name: str, command: str) -> t
     return data, page
 
 
-def markdown(record: gpu_record.Record, name: str, command: str) -> str:
+def markdown(record: GpuRecord, name: str, command: str) -> str:
     """The page: what was measured with what, the tables, and what is missing."""
     parts = [f"# {name}", *_conditions(record, command), *_verdicts(record)]
     for title, kind in (("Phi-3.5-MoE Q4_K_M, random weights", "phi"), ("The demo model", "demo")):
@@ -64,9 +64,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def _conditions(record: gpu_record.Record, command: str) -> Iterator[str]:
+def _conditions(record: GpuRecord, command: str) -> Iterator[str]:
     here = record.environment
-    dates = sorted(unit["date"] for unit in record.units.values())
+    dates = sorted(each.date for each in record)
     told = [
         ("device", f"{record.key['device']}, driver {record.key['driver']}"),
         ("date", f"{dates[0]} to {dates[-1]}" if dates else "nothing was measured"),
@@ -90,7 +90,7 @@ def _rows(report: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return [] if report is None else [row for row in report["rows"] if row["failure"] is None]
 
 
-def _verdicts(record: gpu_record.Record) -> Iterator[str]:
+def _verdicts(record: GpuRecord) -> Iterator[str]:
     """The targets, and whether they were met."""
     lines: list[Sequence[str]] = []
     rows = {row["name"]: row for row in _rows(record.result("offload/phi"))}
@@ -134,10 +134,10 @@ def _met(yes: bool) -> str:
     return "yes" if yes else "**no**"
 
 
-def _results(record: gpu_record.Record, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, unit in record.units.items():
-        if name.startswith(prefix) and unit["failure"] is None:
-            yield name, unit["result"]
+def _results(record: GpuRecord, prefix: str) -> Iterator[tuple[str, Any]]:
+    for each in record:
+        if each.name.startswith(prefix) and each.failure is None:
+            yield each.name, each.result
 
 
 def _errors(row: Mapping[str, Any]) -> Iterator[tuple[float, int]]:
@@ -217,7 +217,7 @@ def _memory(report: Mapping[str, Any]) -> Iterator[str]:
     yield table(head, rows)
 
 
-def _compared(record: gpu_record.Record) -> Iterator[tuple[str, float, float]]:
+def _compared(record: GpuRecord) -> Iterator[tuple[str, float, float]]:
     """Budgets at which both fits were measured, with the decode speed of ours and of theirs."""
     ours = {row["name"]: row for row in _rows(record.result("offload/phi"))}
     for row in _rows(record.result("offload/theirs")):
@@ -227,7 +227,7 @@ def _compared(record: gpu_record.Record) -> Iterator[tuple[str, float, float]]:
             yield budget, mine["decode"]["mean"], row["decode"]["mean"]
 
 
-def _fits(record: gpu_record.Record) -> Iterator[str]:
+def _fits(record: GpuRecord) -> Iterator[str]:
     ours = {
         row["name"].rpartition(", ")[2]: row for row in _rows(record.result("offload/phi")) if "fit, " in row["name"]
     }
@@ -254,7 +254,7 @@ def _fit_cells(row: Mapping[str, Any] | None) -> list[str]:
     return ["", "", ""] if row is None else [_size(row["device_bytes"]), _speed(row["prompt"]), _speed(row["decode"])]
 
 
-def _pairs(record: gpu_record.Record) -> Iterator[str]:
+def _pairs(record: GpuRecord) -> Iterator[str]:
     rows = []
     for name, unit in _results(record, "pair/"):
         cells = [
@@ -269,7 +269,7 @@ def _pairs(record: gpu_record.Record) -> Iterator[str]:
         yield table(["placement", *head], rows)
 
 
-def _settings(record: gpu_record.Record) -> Iterator[str]:
+def _settings(record: GpuRecord) -> Iterator[str]:
     rows = []
     for name, unit in _results(record, "settings/"):
         means = [f"{sum(unit[what]) / len(unit[what]):.1f}" for what in ("prompt", "decode")]
@@ -279,7 +279,7 @@ def _settings(record: gpu_record.Record) -> Iterator[str]:
         yield table(("parameters", "device, MiB", "prompt, tokens/s", "decode, tokens/s"), rows)
 
 
-def _refused(record: gpu_record.Record) -> Iterator[str]:
+def _refused(record: GpuRecord) -> Iterator[str]:
     found = record.result("refuse")
     if found is not None:
         yield "## Too little memory"
@@ -293,7 +293,7 @@ def _short(said: str) -> str:
     return " / ".join([first, *(line.strip() for line in rest if "alloc" in line.lower())])[:400]
 
 
-def _tests(record: gpu_record.Record) -> Iterator[str]:
+def _tests(record: GpuRecord) -> Iterator[str]:
     found = record.result("tests")
     if found is not None:
         yield "## tests/gpu"
@@ -302,8 +302,8 @@ def _tests(record: gpu_record.Record) -> Iterator[str]:
             yield table(("test", "why"), [(name, why.split("\n")[0]) for name, why in found["failed"].items()])
 
 
-def _missing(record: gpu_record.Record) -> Iterator[str]:
-    failed = [(name, unit["failure"]) for name, unit in record.units.items() if unit["failure"] is not None]
+def _missing(record: GpuRecord) -> Iterator[str]:
+    failed = [(each.name, each.failure) for each in record if each.failure is not None]
     if failed:
         yield "## What failed"
         yield table(("measurement", "why"), [(name, why.splitlines()[0]) for name, why in failed])

@@ -283,7 +283,7 @@ class OffloadReport:
             data = json.loads(text)
             if data["form"] != FORM:
                 raise ValueError(f"its form is {data['form']!r}, and this moebind reads {FORM}")
-            rows = tuple(_read_row(row) for row in data["rows"])
+            rows = tuple(read_row(row) for row in data["rows"])
             return cls(rows, data["reference"], data["settings"], data["environment"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is not a report of the offload benchmark: {error}") from error
@@ -326,6 +326,7 @@ def memory_record(breakdown: MemoryBreakdown) -> list[dict[str, object]]:
 
 
 def read_memory(devices: Sequence[Mapping[str, Any]] | None) -> MemoryBreakdown | None:
+    """A breakdown from plain values."""
     if devices is None:
         return None
     return MemoryBreakdown(
@@ -350,27 +351,32 @@ def _read_seen(seen: Mapping[str, Any] | None) -> Seen | None:
     return Seen(process, workers, seen["gpu"], seen["cards"])
 
 
-def _read_row(row: Mapping[str, Any]) -> OffloadRow:
-    seen = {moment: _read_seen(row[moment]) for moment in ("before", "held")}
-    return make_row({**row, "agreement": None if row["agreement"] is None else Agreement(**row["agreement"])}, **seen)
+def read_row(row: Mapping[str, Any]) -> OffloadRow:
+    """A row from plain values.
 
-
-def make_row(row: Mapping[str, Any], before: Seen | None, held: Seen | None) -> OffloadRow:
-    """A row from plain values, with what was seen from outside."""
-    return OffloadRow(
-        name=str(row["name"]),
-        failure=row["failure"],
-        date=row["date"],
-        key=row["key"],
-        model_params=row["model_params"],
-        context_params=row["context_params"],
-        load=row["load"],
-        runs=tuple(TimedRun(**{**run, "stamps": tuple(run["stamps"])}) for run in row["runs"]),
-        predicted=read_memory(row["predicted"]),
-        allocated=read_memory(row["allocated"]),
-        before=before,
-        held=held,
-        nvml=row["nvml"],
-        agreement=row.get("agreement"),
-        load_average=row.get("load_average"),
-    )
+    Raises
+    ------
+    ValueError
+        If something is missing, or something else.
+    """
+    agreement = row.get("agreement")
+    try:
+        return OffloadRow(
+            name=str(row["name"]),
+            failure=row["failure"],
+            date=row["date"],
+            key=row["key"],
+            model_params=row["model_params"],
+            context_params=row["context_params"],
+            load=row["load"],
+            runs=tuple(TimedRun(**{**run, "stamps": tuple(run["stamps"])}) for run in row["runs"]),
+            predicted=read_memory(row["predicted"]),
+            allocated=read_memory(row["allocated"]),
+            before=_read_seen(row["before"]),
+            held=_read_seen(row["held"]),
+            nvml=row["nvml"],
+            agreement=None if agreement is None else Agreement(**agreement),
+            load_average=row.get("load_average"),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"a row lacks something: {error}") from error

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import pytest
 
 from conftest import GPU_TESTS
 from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParams
+from moebind.bench.protocol import run_child
+from moebind.bench.record import FailedError
 
+MakeTiny = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu
@@ -21,11 +25,13 @@ import gpu_llama_bench
 import gpu_measure
 import gpu_record
 import gpu_report
+from gpu_clock import Clock, OutOfTimeError
+from gpu_record import GpuRecord
 
 KEY = {"commit": "abc", "device": "NVIDIA Test 1", "driver": "1.0", "size": "full"}
 
 
-class Clock:
+class Time:
     """Time that passes only when somebody works."""
 
     def __init__(self) -> None:
@@ -39,7 +45,7 @@ class Clock:
 
 
 def test_a_measurement_is_made_once(tmp_path: Path) -> None:
-    record, clock = gpu_record.Record(tmp_path / "record.json", KEY), gpu_record.Clock(None)
+    record, clock = GpuRecord(tmp_path / "record", KEY), Clock(None)
     calls: list[int] = []
 
     def measure() -> object:
@@ -48,13 +54,13 @@ def test_a_measurement_is_made_once(tmp_path: Path) -> None:
 
     for _ in range(2):
         assert gpu_record.measured(record, clock, "one", 10, measure) == {"speed": 7.5}
-    again = gpu_record.Record(tmp_path / "record.json", KEY)
+    again = GpuRecord(tmp_path / "record", KEY)
     assert gpu_record.measured(again, clock, "one", 10, measure) == {"speed": 7.5}
     assert len(calls) == 1
 
 
 def test_a_failure_is_kept_and_tried_again_only_when_asked(tmp_path: Path) -> None:
-    record, clock = gpu_record.Record(tmp_path / "record.json", KEY), gpu_record.Clock(None)
+    record, clock = GpuRecord(tmp_path / "record", KEY), Clock(None)
     results: list[object] = [RuntimeError("no luck"), 5]
 
     def measure() -> object:
@@ -64,54 +70,110 @@ def test_a_failure_is_kept_and_tried_again_only_when_asked(tmp_path: Path) -> No
         return result
 
     assert gpu_record.measured(record, clock, "one", 1, measure) is None
-    assert record.units["one"]["failure"] == "RuntimeError: no luck"
+    assert record.find("one").failure == "RuntimeError: no luck"
     assert gpu_record.measured(record, clock, "one", 1, measure) is None
     assert gpu_record.measured(record, clock, "one", 1, measure, retry=True) == 5
     assert gpu_record.measured(record, clock, "one", 1, measure, retry=True) == 5
-    assert record.units["one"]["failure"] is None
+    assert record.find("one").failure is None
 
 
 def test_ctrl_c_is_no_failure(tmp_path: Path) -> None:
     def stop() -> object:
         raise KeyboardInterrupt
 
-    record = gpu_record.Record(tmp_path / "record.json", KEY)
+    record = GpuRecord(tmp_path / "record", KEY)
     with pytest.raises(KeyboardInterrupt):
-        gpu_record.measured(record, gpu_record.Clock(None), "one", 1, stop)
-    assert not record.units
+        gpu_record.measured(record, Clock(None), "one", 1, stop)
+    assert not list(record)
 
 
 def test_what_would_not_be_over_in_time_is_not_begun(tmp_path: Path) -> None:
-    now = Clock()
-    record, clock = gpu_record.Record(tmp_path / "record.json", KEY), gpu_record.Clock(1, now)
+    now = Time()
+    record, clock = GpuRecord(tmp_path / "record", KEY), Clock(1, now)
     gpu_record.measured(record, clock, "short", 50, lambda: 1)
     now.now += 20
-    with pytest.raises(gpu_record.OutOfTimeError, match="long takes about 50 s, and 40 are left"):
+    with pytest.raises(OutOfTimeError, match="long takes about 50 s, and 40 are left"):
         gpu_record.measured(record, clock, "long", 50, lambda: 1)
-    assert "long" not in record.units
+    assert record.find("long") is None
     assert gpu_record.measured(record, clock, "short", 50, lambda: 2) == 1  # what is known takes no time
 
 
 def test_other_commits_devices_and_sizes_are_measured_again(tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
-    gpu_record.Record(path, KEY).put("one", 1, 1.0)
+    path = tmp_path / "record"
+    GpuRecord(path, KEY).put("one", 1)
     for name in KEY:
-        assert gpu_record.Record(path, {**KEY, name: "another"}).result("one") is None
-    assert gpu_record.Record(path, KEY).result("one") == 1
+        assert GpuRecord(path, {**KEY, name: "another"}).result("one") is None
+    assert GpuRecord(path, KEY).result("one") == 1
 
 
 def test_measurements_are_taken_over_from_a_report(tmp_path: Path) -> None:
-    old = gpu_record.Record(tmp_path / "old" / "record.json", KEY)
-    old.put("one", 1, 1.0)
-    old.put("two", 2, 1.0)
+    old = GpuRecord(tmp_path / "old" / "record", KEY)
+    old.put("one", 1)
+    old.put("two", 2)
     data, _ = gpu_report.write(old, tmp_path / "results", "old", "the command")
-    new = gpu_record.Record(tmp_path / "new.json", KEY)
-    new.put("two", 22, 1.0)
-    assert new.take(data) == 1
+    new = GpuRecord(tmp_path / "new", KEY)
+    new.put("two", 22)
+    assert new.add_from(data) == 1
     assert (new.result("one"), new.result("two")) == (1, 22)
-    data.write_text('{"rows": []}', encoding="utf-8")
-    with pytest.raises(ValueError, match="no record of"):
-        new.take(data)
+    other = GpuRecord(tmp_path / "other", {**KEY, "commit": "another"})
+    assert other.add_from(data) == 0
+    for text in ('{"rows": []}', "[]", '{"form": 1}', "{", ""):
+        data.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="no record of"):
+            new.add_from(data)
+
+
+def test_a_report_is_what_the_record_becomes_and_what_another_begins_with(full: GpuRecord, tmp_path: Path) -> None:
+    data, _ = gpu_report.write(full, tmp_path / "results", "today", "the command")
+    written = json.loads(data.read_text(encoding="utf-8"))
+    assert {"form", "key", "environment", "units", "command"} == set(written)
+    assert set(written["units"]["demo"]) == {"date", "seconds", "result", "failure", "key"}
+    other = GpuRecord(tmp_path / "other", KEY)
+    assert other.add_from(data) == len(written["units"])
+    assert list(other) == list(full)
+
+
+def test_what_was_lost_is_measured_again_without_a_retry(tmp_path: Path) -> None:
+    record = GpuRecord(tmp_path / "record", KEY)
+    record.put("one", 1)
+    assert gpu_record.measured(record, Clock(None), "one", 1, lambda: 2) == 1
+    assert gpu_record.measured(record, Clock(None), "one", 1, lambda: 2, again=True) == 2
+    assert record.result("one") == 2
+
+
+# --- what is measured in other processes -------------------------------------------------------------------------
+
+
+def child(what: str, **request: object) -> Any:
+    return run_child("gpu_child", {"what": what, "device": "loopback", **request}, timeout=100)
+
+
+def test_a_process_measures_speed(tiny_path: MakeTiny) -> None:
+    placement = {"path": str(tiny_path(n_expert=4)), "model_params": {"n_gpu_layers": 1}, "context_params": {}}
+    found = child("speed", **placement, n_prompt=20, n_generate=5, repeats=2)
+    assert all(speed > 0 for what in ("prompt", "decode") for speed in found[what])
+    assert (len(found["prompt"]), len(found["decode"])) == (2, 2)
+    assert found["device_bytes"] > 0
+
+
+def test_a_process_asks_for_too_much_and_goes_on(tiny_path: MakeTiny, tmp_path: Path) -> None:
+    found = child("refuse", too_large=str(tmp_path / "none.gguf"), path=str(tiny_path()), leave=0)
+    assert found["more than there is"].startswith("ModelNotFoundError: ")
+    assert found["another process has it"] is None  # only of a card
+    assert found["afterwards"]
+
+
+def test_a_process_holds_memory_while_its_parent_works() -> None:
+    pids: list[int] = []
+    request = {"what": "hold", "device": "loopback", "leave": 2**60}  # more than there is: nothing is taken
+    handlers = {"held": lambda pid, content: pids.append(os.getpgid(pid))}
+    assert run_child("gpu_child", request, handlers=handlers, timeout=100) == {"held": 0}
+    assert len(pids) == 1
+
+
+def test_a_process_without_its_device() -> None:
+    with pytest.raises(FailedError, match=r"^there is no device CUDA7; there are .*CPU"):
+        run_child("gpu_child", {"what": "look", "device": "CUDA7"}, timeout=100)
 
 
 # --- how llama-bench is asked ------------------------------------------------------------------------------------
@@ -163,8 +225,8 @@ def offload_report(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def full(tmp_path: Path) -> gpu_record.Record:
-    record = gpu_record.Record(tmp_path / "record.json", KEY)
+def full(tmp_path: Path) -> GpuRecord:
+    record = GpuRecord(tmp_path / "record", KEY)
     ours = [
         row("all on the device", 100.0, 24 * 2**30, reduction=0.0),
         row("experts in host memory", 30.0),
@@ -172,19 +234,19 @@ def full(tmp_path: Path) -> gpu_record.Record:
         row("fit, 6 GiB", 50.0),
         {"name": "fit, 8 GiB", "failure": "ModelLoadError: no | memory\nmore"},
     ]
-    record.put("offload/phi", offload_report(ours), 0)
+    record.put("offload/phi", offload_report(ours))
     theirs = [row("llama.cpp's fit, 4 GiB", 38.0), row("llama.cpp's fit, 8 GiB", 60.0)]
-    record.put("offload/theirs", offload_report(theirs), 0)
+    record.put("offload/theirs", offload_report(theirs))
     speeds = {"llama-bench": 100.0, "moebind": 99.0, "ratio": 0.99}
-    record.put("pair/Phi, all on the device", {"prompt": speeds, "decode": speeds, "runs": {}}, 1)
-    record.put("settings/n_ubatch 2048", {"prompt": [10.0, 20.0], "decode": [1.0], "device_bytes": 2**20}, 1)
-    record.put("refuse", {"more than there is": "ModelLoadError: x\n  cudaMalloc failed: allocating", "b": None}, 1)
-    record.put("tests", {"passed": ["a", "b"], "failed": {"c": "assert 1 == 2\nmore"}, "skipped": {}}, 1)
-    record.put("demo", None, 1, "RuntimeError: the process ended with -6")
+    record.put("pair/Phi, all on the device", {"prompt": speeds, "decode": speeds, "runs": {}})
+    record.put("settings/n_ubatch 2048", {"prompt": [10.0, 20.0], "decode": [1.0], "device_bytes": 2**20})
+    record.put("refuse", {"more than there is": "ModelLoadError: x\n  cudaMalloc failed: allocating", "b": None})
+    record.put("tests", {"passed": ["a", "b"], "failed": {"c": "assert 1 == 2\nmore"}, "skipped": {}})
+    record.put("demo", None, failure="the process was ended by SIGABRT")
     return record
 
 
-def test_the_page_has_a_table_of_everything(full: gpu_record.Record) -> None:
+def test_the_page_has_a_table_of_everything(full: GpuRecord) -> None:
     page = gpu_report.markdown(full, "today", "the command")
     assert "| experts in host memory | 1.00 | 94.0% | 3.00 | 4.0 | 30.0 ± 0.5 | 30.0 ± 0.5 |" in page
     assert "failed: ModelLoadError: no \\| memory" in page
@@ -196,14 +258,14 @@ def test_the_page_has_a_table_of_everything(full: gpu_record.Record) -> None:
     assert "| more than there is | `ModelLoadError: x / cudaMalloc failed: allocating` |" in page
     assert "2 passed, 1 failed, 0 skipped." in page
     assert "| c | assert 1 == 2 |" in page
-    assert "| demo | RuntimeError: the process ended with -6 |" in page
+    assert "| demo | the process was ended by SIGABRT |" in page
     assert "no GPU" not in page
     for line in page.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")
 
 
-def test_targets_are_judged(full: gpu_record.Record) -> None:
+def test_targets_are_judged(full: GpuRecord) -> None:
     page = gpu_report.markdown(full, "today", "the command")
     verdicts = {line.split(" | ")[0][2:]: line.split(" | ")[-1] for line in page.splitlines() if line.startswith("| ")}
     assert verdicts["experts in host memory, seen from outside"] == "yes |"
@@ -212,25 +274,27 @@ def test_targets_are_judged(full: gpu_record.Record) -> None:
     assert verdicts["decode of fit against llama.cpp's fit, the worst"] == "yes |"
     assert verdicts["plan against allocation, the worst"] == "yes |"
     slow = {"llama-bench": 100.0, "moebind": 90.0, "ratio": 0.9}
-    full.put("pair/demo", {"prompt": slow, "decode": slow, "runs": {}}, 1)
-    full.put("offload/theirs", offload_report([row("llama.cpp's fit, 6 GiB", 60.0)]), 0)
+    full.put("pair/demo", {"prompt": slow, "decode": slow, "runs": {}})
+    full.put("offload/theirs", offload_report([row("llama.cpp's fit, 6 GiB", 60.0)]))
     page = gpu_report.markdown(full, "today", "the command")
     assert "| decode against llama-bench, the worst | at least 0.98 | 0.900 (demo) | **no** |" in page
     assert "| decode of fit against llama.cpp's fit, the worst | at least 1 | 0.833 (6 GiB) | **no** |" in page
 
 
-def test_a_large_share_of_few_bytes_is_no_error_of_a_plan(full: gpu_record.Record) -> None:
+def test_a_large_share_of_few_bytes_is_no_error_of_a_plan(full: GpuRecord) -> None:
     report = full.result("offload/phi")
     report["rows"][1]["predicted"] = [{**device, "context": 2**20} for device in report["rows"][1]["predicted"]]
+    full.put("offload/phi", report)
     assert "| 1 % or 4 MiB | 1.00 MiB" in gpu_report.markdown(full, "today", "the command")
     report["rows"][1]["predicted"][0]["model"] += 200 * 2**20
+    full.put("offload/phi", report)
     page = gpu_report.markdown(full, "today", "the command")
     assert next(line for line in page.splitlines() if line.startswith("| plan against")).endswith("**no** |")
 
 
 def test_a_trial_says_that_it_was_one(tmp_path: Path) -> None:
     key = {**KEY, "device": "a worker process that plays a GPU", "size": "small"}
-    record = gpu_record.Record(tmp_path / "record.json", key)
+    record = GpuRecord(tmp_path / "record", key)
     page = gpu_report.markdown(record, "today", "the command")
     assert "This was no GPU" in page
     assert "nothing was measured" in page
