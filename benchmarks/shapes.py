@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moebind import Ftype, GgmlType, ffi, lib
+from moebind._core.tables import Column, text_table
 
 Value = int | float | str | bool | list[bool]
 
@@ -289,9 +290,12 @@ def _byte_words() -> list[str]:
 def main() -> None:
     """List the shapes, or write them."""
     if len(sys.argv) < 2:
-        for name, shape in SHAPES.items():
-            size = sum(lib.ggml_row_size(kind, ne[0]) * _rows(ne) for ne, kind in types(shape).values())
-            print(f"{name:<24} {size / 2**30:7.2f} GiB of tensors")
+        sizes = {
+            name: sum(lib.ggml_row_size(kind, ne[0]) * _rows(ne) for ne, kind in types(shape).values())
+            for name, shape in SHAPES.items()
+        }
+        columns = [Column("shape", left=True), Column("tensors, GiB", ".2f")]
+        print("\n".join(text_table(columns, [(name, size / 2**30) for name, size in sizes.items()])))
         return
     for name in sys.argv[2:] or SHAPES:
         print(write(Path(sys.argv[1]) / f"{name}.gguf", SHAPES[name]))

@@ -184,7 +184,10 @@ def test_reports_of_before_there_were_loads_of_rows(report: OffloadReport, tmp_p
 
 def test_printed(report: OffloadReport) -> None:
     lines = str(report).splitlines()
-    assert len({len(line) for line in lines[2:5]}) == 1
+    head, first, second = lines[2:5]
+    assert len(head) == len(second)
+    assert first.rstrip() == first  # it is not compared with itself
+    assert head.index("host, GiB") + len("host, GiB") == first.index("1.00  ") + len("1.00")
     assert lines[5].endswith("failed: it broke")
     small = replace(report, rows=(row("a", 2**20, 0.0),), reference="a")
     assert "device, MiB" in str(small)
