@@ -35,7 +35,7 @@ def open_device(name: str, stack: ExitStack) -> Device:
 
 
 def look(_parent: Parent, _request: Mapping[str, Any], device: Device) -> dict[str, object]:
-    """What there is."""
+    """Device, driver, build and machine."""
     cards = nvml.devices() or []
     loopback = device.backend == "RPC"
     return {
@@ -102,7 +102,7 @@ def _generate(model: Model, context: Context, count: int) -> float:
 
 
 def their_fit(_parent: Parent, request: Mapping[str, Any], device: Device) -> dict[str, object] | None:
-    """What llama.cpp's own fit finds for a budget of this device."""
+    """The parameters that llama.cpp's own fit finds for a budget of this device; None if it finds none."""
     context, path = serialize.context_params(request["context_params"]), Path(request["path"])
     if device.backend == "RPC":  # what is free of its memory is what is free of the machine's, and changes
         plan = common_fit(path, [request["memory"]], context, context.n_ctx)
@@ -163,7 +163,7 @@ def hold(parent: Parent, request: Mapping[str, Any], device: Device) -> dict[str
 
 
 def measure(parent: Parent, request: Mapping[str, Any]) -> object:
-    """Do what is asked."""
+    """Do what the request says, on its device."""
     functions = {"look": look, "speed": speed, "their fit": their_fit, "refuse": refuse, "hold": hold}
     with ExitStack() as stack:
         return functions[request["what"]](parent, request, open_device(request["device"], stack))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class OutOfTimeError(Exception):
-    """What comes next would take longer than is left; the command goes on there when it is given again."""
+    """The next measurement would take longer than is left; the command goes on there when it is given again."""
 
 
 class Clock:

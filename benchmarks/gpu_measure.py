@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py measures, step by step. Needs moebind; each measurement is kept as soon as it is there."""
+"""The measurements of benchmarks/gpu.py, step by step. Needs moebind; each measurement is kept as soon as it is there."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ def look(device: str, threads: int) -> dict[str, Any]:
         query = (
             "--query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,pcie.link.gen.max,power.limit"
         )
-        said = subprocess.run([smi, query, "--format=csv"], capture_output=True, text=True, check=False)
-        found["nvidia-smi"] = said.stdout.strip()
+        listing = subprocess.run([smi, query, "--format=csv"], capture_output=True, text=True, check=False)
+        found["nvidia-smi"] = listing.stdout.strip()
     return found
 
 
 def tests(run: Run) -> None:
-    """tests/gpu, each of its tests told."""
+    """tests/gpu, with the outcome of each test."""
 
     def measure() -> dict[str, object]:
         report = run.work / "tests.xml"
@@ -206,7 +206,7 @@ def phi(run: Run) -> None:
 
 
 def theirs(run: Run) -> None:
-    """What llama.cpp's own fit chooses for the same budgets, measured in the same way."""
+    """The choices of llama.cpp's own fit for the same budgets, measured in the same way."""
     make_weights(run)
     placements = []
     for name, size in run.budgets().items():
@@ -264,7 +264,7 @@ def _request(path: Path, fields: Mapping[str, Any], context: ContextParams) -> d
 
 
 def settings(run: Run) -> None:
-    """What the parameters that are argued about do, with a long prompt."""
+    """The effect of parameters that are argued about, with a long prompt."""
     make_weights(run)
     counts = {"n_prompt": 64, "n_generate": 8} if run.small else {"n_prompt": 2048, "n_generate": 32}
     host, context = ModelParams().with_cpu_moe_all(), run.context

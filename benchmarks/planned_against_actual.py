@@ -1,4 +1,4 @@
-"""What plans say against what loads then hold: models, placements, contexts, cache types, micro-batches, attention.
+"""Plans against what loads then hold: models, placements, contexts, cache types, micro-batches, attention.
 
     python benchmarks/planned_against_actual.py [MODEL.gguf ...]
 

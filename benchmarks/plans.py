@@ -1,4 +1,4 @@
-"""What large models would take, planned from their headers, beside what others measured; and how long a plan takes.
+"""Memory of large models, planned from their headers, beside what others measured; and how long a plan takes.
 
 python benchmarks/plans.py             # the tables of docs/offload.md
 python benchmarks/plans.py --time      # milliseconds for a plan of a 25 GB model

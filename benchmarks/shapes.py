@@ -96,7 +96,7 @@ SHAPES = {
 
 
 def small(shape: Shape, n_layer: int = 4, n_embd: int = 512, n_ff: int = 768) -> Shape:
-    """The same model in small, which computes in seconds: the same kinds of tensors, a vocabulary of the same kind.
+    """A small copy of a model, which computes in seconds: the same kinds of tensors, a vocabulary of the same kind.
 
     Multi-head latent attention keeps its size, which is the same in all such models.
     """
@@ -173,8 +173,8 @@ def types(shape: Shape) -> dict[str, tuple[tuple[int, ...], GgmlType]]:
     """Dimensions and types of all tensors, as llama.cpp's quantiser would choose them."""
     listed = list(_tensors(shape))
     names = [ffi.new("char[]", name.encode()) for name, _ in listed]
-    asked = ffi.new("struct moebind_quant_tensor[]", len(listed))
-    for each, text, (name, ne) in zip(asked, names, listed, strict=True):
+    tensors = ffi.new("struct moebind_quant_tensor[]", len(listed))
+    for each, text, (name, ne) in zip(tensors, names, listed, strict=True):
         each.name, each.ne = text, [*ne, 1, 1, 1][:4]
         vector = len(ne) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name
         each.type = GgmlType.F32 if vector else shape.source
@@ -182,9 +182,9 @@ def types(shape: Shape) -> dict[str, tuple[tuple[int, ...], GgmlType]]:
     sizes = (shape.n_embd, shape.n_ff, shape.n_layer, shape.n_head, shape.n_head_kv, shape.n_expert)
     described = ffi.new("struct moebind_quant_shape *", [arch, *sizes, shape.head, shape.head])
     lib.moebind_log_quiet(True)  # it tells of every tensor whose rows do not fit a type
-    lib.moebind_quant_types(described, shape.ftype, asked, len(listed))
+    lib.moebind_quant_types(described, shape.ftype, tensors, len(listed))
     lib.moebind_log_quiet(False)
-    return {name: (ne, GgmlType(each.type)) for (name, ne), each in zip(listed, asked, strict=True)}
+    return {name: (ne, GgmlType(each.type)) for (name, ne), each in zip(listed, tensors, strict=True)}
 
 
 def metadata(shape: Shape) -> dict[str, Value]:

@@ -70,7 +70,7 @@ HOST = "Host"
 
 @dataclass(frozen=True)
 class MemoryBreakdown:
-    """What a live context and its model hold, device by device.
+    """Bytes that a live context and its model hold, device by device.
 
     The weights of a mapped file count from the first to the last that the host has, including what lies between them.
 

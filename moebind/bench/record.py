@@ -36,7 +36,7 @@ class FailedError(Exception):
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured, or why it failed.
+    """A result, or why there is none.
 
     Attributes
     ----------

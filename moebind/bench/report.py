@@ -1,4 +1,4 @@
-"""What was measured, as objects, JSON, tables and pictures."""
+"""Reports of the offload benchmark, as objects, JSON, tables and pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
 
 @dataclass(frozen=True)
 class Samples:
-    """The same thing measured several times.
+    """Values of one thing that was measured several times.
 
     Attributes
     ----------
@@ -171,7 +171,7 @@ class OffloadRow:
 
 @dataclass(frozen=True)
 class OffloadReport:
-    """What :func:`moebind.bench.offload` measured. Printing it gives the table and what it was measured with.
+    """The result of :func:`moebind.bench.offload`. Printing it gives the table and the conditions.
 
     Attributes
     ----------
@@ -343,12 +343,12 @@ def read_memory(devices: Sequence[Mapping[str, Any]] | None) -> MemoryBreakdown 
     )
 
 
-def _read_seen(seen: Mapping[str, Any] | None) -> Seen | None:
-    if seen is None:
+def _read_seen(fields: Mapping[str, Any] | None) -> Seen | None:
+    if fields is None:
         return None
-    process = None if seen["process"] is None else Resident(**seen["process"])
-    workers = {name: Resident(**each) for name, each in seen["workers"].items()}
-    return Seen(process, workers, seen["gpu"], seen["cards"])
+    process = None if fields["process"] is None else Resident(**fields["process"])
+    workers = {name: Resident(**each) for name, each in fields["workers"].items()}
+    return Seen(process, workers, fields["gpu"], fields["cards"])
 
 
 def read_row(row: Mapping[str, Any]) -> OffloadRow:

@@ -303,7 +303,7 @@ class _Comparison:
         return row
 
     def _report(self) -> OffloadReport:
-        """What there is so far, with what can be compared compared."""
+        """A report of the rows so far, with what can be compared compared."""
         measured = [row for row in self._rows if row.ok]
         if measured and self._first is None:
             self._first = read_captured(self._output.logits(measured[0].key))

@@ -122,19 +122,19 @@ def test_a_model_that_computes_something_else_does_not_agree(report: OffloadRepo
 
 
 def test_it_says_what_it_was_measured_with(report: OffloadReport, path: Path) -> None:
-    told = report.environment
-    [file] = told["files"]
+    conditions = report.environment
+    [file] = conditions["files"]
     assert file == {
         "name": path.name,
         "size": path.stat().st_size,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    assert told["build"]["commit"] == moebind.ffi.string(moebind.lib.ggml_commit()).decode()
-    assert told["machine"]["processor"]
-    assert "devices=['loopback']" in told["command"]
+    assert conditions["build"]["commit"] == moebind.ffi.string(moebind.lib.ggml_commit()).decode()
+    assert conditions["machine"]["processor"]
+    assert "devices=['loopback']" in conditions["command"]
     assert report.settings["n_generate"] == 4
     # What the command says is a call that makes it again.
-    call = compile(told["command"], "command", "eval")
+    call = compile(conditions["command"], "command", "eval")
     assert "offload" in call.co_names
 
 
@@ -218,11 +218,11 @@ def test_lost_logits_are_made_again(report: OffloadReport, path: Path, folder: P
 
 
 def test_a_killed_process_is_a_row_that_says_so(path: Path, tmp_path: Path) -> None:
-    seen: list[float] = []
+    fractions: list[float] = []
     others = psutil.Process().children()
 
     def kill_the_first(fraction: float) -> None:
-        seen.append(fraction)
+        fractions.append(fraction)
         if 0 < fraction < 0.25:  # it has loaded
             [child] = [each for each in psutil.Process().children() if each not in others]
             child.send_signal(signal.SIGKILL)
@@ -234,8 +234,8 @@ def test_a_killed_process_is_a_row_that_says_so(path: Path, tmp_path: Path) -> N
     assert report["experts in host memory"].ok
     assert report.reference == "experts in host memory"
     assert report.reduction("all on the device") is None
-    assert seen == sorted(seen)
-    assert seen[-1] == 1.0
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
     # What failed is tried again, what did not is kept.
     again = offload(path, ["all", "cpu-moe"], output=tmp_path, **QUICK)  # type: ignore[arg-type]
     assert again.ok

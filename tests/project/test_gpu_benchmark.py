@@ -186,13 +186,13 @@ def test_llama_bench_gets_the_same_placement() -> None:
         .with_flash_attn_type(FlashAttnType.DISABLED)
         .with_type_k(GgmlType.Q8_0)
     )
-    words = gpu_llama_bench.llama_bench_options(params, context)
-    options = dict(zip(words[::2], words[1::2], strict=True))
-    assert options["-ngl"] == "20"
-    assert options["-lm"] == "mmap+mlock"
-    assert (options["-ub"], options["-fa"], options["-nopo"], options["--no-host"]) == ("1024", "off", "1", "1")
-    assert (options["-ctk"], options["-ctv"]) == ("q8_0", "f16")
-    rules = options["-ot"].split(";")
+    options = gpu_llama_bench.llama_bench_options(params, context)
+    values = dict(zip(options[::2], options[1::2], strict=True))
+    assert values["-ngl"] == "20"
+    assert values["-lm"] == "mmap+mlock"
+    assert (values["-ub"], values["-fa"], values["-nopo"], values["--no-host"]) == ("1024", "off", "1", "1")
+    assert (values["-ctk"], values["-ctv"]) == ("q8_0", "f16")
+    rules = values["-ot"].split(";")
     assert rules == [f"{rule.pattern}={rule.target}" for rule in params.tensor_overrides]
     assert "-ot" not in gpu_llama_bench.llama_bench_options(ModelParams(), ContextParams())
 
@@ -336,13 +336,13 @@ def test_a_trial_from_one_end_to_the_other(tmp_path: Path, demo_path: Path) -> N
     command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--device", "loopback", "--small", "--threads", "1"]
     command += ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "results"), "--commit", "abc"]
     command += ["--step", "weights", "phi", "--minutes"]
-    said = []
+    outputs = []
     for minutes, expected in (("0.01", 3), ("30", 0), ("0.01", 0)):
         done = subprocess.run([*command, minutes], capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == expected, done.stdout + done.stderr
-        said.append(done.stdout)
-    assert "give the command again" in said[0]
-    assert "offload/phi/fit, 40 MiB: done" in said[2]
+        outputs.append(done.stdout)
+    assert "give the command again" in outputs[0]
+    assert "offload/phi/fit, 40 MiB: done" in outputs[2]
     [data] = (tmp_path / "results").glob("*.json")
     record = json.loads(data.read_text(encoding="utf-8"))
     assert not [name for name, unit in record["units"].items() if unit["failure"] is not None]
