@@ -1,4 +1,4 @@
-"""The measurements of benchmarks/gpu.py, step by step. Needs moebind; each measurement is kept as soon as it is there."""
+"""The measurements of benchmarks/gpu.py, step by step; each is kept as soon as it is there."""
 
 from __future__ import annotations
 
