@@ -1,4 +1,4 @@
-"""What was measured, as objects, JSON, tables and pictures."""
+"""Reports of the offload benchmark, as objects, JSON, tables and pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
 
 @dataclass(frozen=True)
 class Samples:
-    """The same thing measured several times.
+    """Values of one thing that was measured several times.
 
     Attributes
     ----------
@@ -171,7 +171,7 @@ class OffloadRow:
 
 @dataclass(frozen=True)
 class OffloadReport:
-    """What :func:`moebind.bench.offload` measured. Printing it gives the table and what it was measured with.
+    """The result of :func:`moebind.bench.offload`. Printing it gives the table and the conditions.
 
     Attributes
     ----------
@@ -283,7 +283,7 @@ class OffloadReport:
             data = json.loads(text)
             if data["form"] != FORM:
                 raise ValueError(f"its form is {data['form']!r}, and this moebind reads {FORM}")
-            rows = tuple(_read_row(row) for row in data["rows"])
+            rows = tuple(read_row(row) for row in data["rows"])
             return cls(rows, data["reference"], data["settings"], data["environment"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is not a report of the offload benchmark: {error}") from error
@@ -326,6 +326,7 @@ def memory_record(breakdown: MemoryBreakdown) -> list[dict[str, object]]:
 
 
 def read_memory(devices: Sequence[Mapping[str, Any]] | None) -> MemoryBreakdown | None:
+    """A breakdown from plain values."""
     if devices is None:
         return None
     return MemoryBreakdown(
@@ -342,35 +343,40 @@ def read_memory(devices: Sequence[Mapping[str, Any]] | None) -> MemoryBreakdown 
     )
 
 
-def _read_seen(seen: Mapping[str, Any] | None) -> Seen | None:
-    if seen is None:
+def _read_seen(fields: Mapping[str, Any] | None) -> Seen | None:
+    if fields is None:
         return None
-    process = None if seen["process"] is None else Resident(**seen["process"])
-    workers = {name: Resident(**each) for name, each in seen["workers"].items()}
-    return Seen(process, workers, seen["gpu"], seen["cards"])
+    process = None if fields["process"] is None else Resident(**fields["process"])
+    workers = {name: Resident(**each) for name, each in fields["workers"].items()}
+    return Seen(process, workers, fields["gpu"], fields["cards"])
 
 
-def _read_row(row: Mapping[str, Any]) -> OffloadRow:
-    seen = {moment: _read_seen(row[moment]) for moment in ("before", "held")}
-    return make_row({**row, "agreement": None if row["agreement"] is None else Agreement(**row["agreement"])}, **seen)
+def read_row(row: Mapping[str, Any]) -> OffloadRow:
+    """A row from plain values.
 
-
-def make_row(row: Mapping[str, Any], before: Seen | None, held: Seen | None) -> OffloadRow:
-    """A row from plain values, with what was seen from outside."""
-    return OffloadRow(
-        name=str(row["name"]),
-        failure=row["failure"],
-        date=row["date"],
-        key=row["key"],
-        model_params=row["model_params"],
-        context_params=row["context_params"],
-        load=row["load"],
-        runs=tuple(TimedRun(**{**run, "stamps": tuple(run["stamps"])}) for run in row["runs"]),
-        predicted=read_memory(row["predicted"]),
-        allocated=read_memory(row["allocated"]),
-        before=before,
-        held=held,
-        nvml=row["nvml"],
-        agreement=row.get("agreement"),
-        load_average=row.get("load_average"),
-    )
+    Raises
+    ------
+    ValueError
+        If something is missing, or something else.
+    """
+    agreement = row.get("agreement")
+    try:
+        return OffloadRow(
+            name=str(row["name"]),
+            failure=row["failure"],
+            date=row["date"],
+            key=row["key"],
+            model_params=row["model_params"],
+            context_params=row["context_params"],
+            load=row["load"],
+            runs=tuple(TimedRun(**{**run, "stamps": tuple(run["stamps"])}) for run in row["runs"]),
+            predicted=read_memory(row["predicted"]),
+            allocated=read_memory(row["allocated"]),
+            before=_read_seen(row["before"]),
+            held=_read_seen(row["held"]),
+            nvml=row["nvml"],
+            agreement=None if agreement is None else Agreement(**agreement),
+            load_average=row.get("load_average"),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"a row lacks something: {error}") from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from moebind._core import log
 from moebind._core.native import CData, Hooks, ffi, lib
+from moebind._core.tables import Column, text_table
 from moebind.enums import Ftype, GgmlType
 from moebind.errors import NativeError, QuantizeError
 from moebind.files.gguf import Gguf
@@ -109,13 +110,21 @@ class QuantizeResult:
         kinds: dict[tuple[str, str], list[QuantizedTensor]] = {}
         for tensor in self.tensors:
             kinds.setdefault((tensor.source_type.name, tensor.type.name), []).append(tensor)
-        lines = [f"{'from':>8}    {'to':<8} {'tensors':>8} {'MiB':>10} {'MiB':>10}"]
-        for (source, target), rows in kinds.items():
-            before, after = (sum(getattr(row, name) for row in rows) / 2**20 for name in ("source_nbytes", "nbytes"))
-            lines.append(f"{source:>8} -> {target:<8} {len(rows):8} {before:10.1f} {after:10.1f}")
-        total = f"{len(self.tensors):8} {self.source_nbytes / 2**20:10.1f} {self.nbytes / 2**20:10.1f}"
-        lines.append(f"{'all':>8}    {'':<8} {total}  {self.bits_per_weight:.2f} bits per weight")
-        return "\n".join(lines)
+        columns = [
+            Column("from", width=8),
+            Column("", width=2),
+            Column("to", left=True, width=8),
+            Column("tensors", width=8),
+            Column("MiB", ".1f", width=10),
+            Column("MiB", ".1f", width=10),
+        ]
+        rows: list[list[object]] = []
+        for (source, target), same in kinds.items():
+            sizes = [sum(getattr(each, name) for each in same) / 2**20 for name in ("source_nbytes", "nbytes")]
+            rows.append([source, "->", target, len(same), *sizes])
+        rows.append(["all", None, None, len(self.tensors), self.source_nbytes / 2**20, self.nbytes / 2**20])
+        *lines, total = text_table(columns, rows, separator=" ")
+        return "\n".join([*lines, f"{total}  {self.bits_per_weight:.2f} bits per weight"])
 
 
 def run(source: Gguf, target: str, native: CData, hooks: Hooks) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from moebind._core import checks
 from moebind._core.fork import renewed
 from moebind._core.native import lib
+from moebind._core.tables import Column, text_table
 from moebind.params.observers import EvalTensor, TensorObserver
 
 if TYPE_CHECKING:
@@ -241,15 +242,22 @@ class RoutingRecorder(TensorObserver):
         counts, n_tokens = self._read()
         shares = _fractions(counts)
         entropy, imbalance = _entropy(shares), _imbalance(shares)
-        rows = [["layer", "tokens", "entropy", "busiest", "its share", "times even", "never used"]]
+        columns = [
+            Column("layer"),
+            Column("tokens"),
+            Column("entropy", ".3f"),
+            Column("busiest"),
+            Column("its share", ".1%"),
+            Column("times even", ".2f"),
+            Column("never used"),
+        ]
+        rows: list[list[object]] = []
         for layer in np.flatnonzero(n_tokens).tolist():
             busiest, never = int(counts[layer].argmax()), int((counts[layer] == 0).sum())
-            share = f"{shares[layer, busiest]:.1%}"
-            even = [f"{entropy[layer]:.3f}", str(busiest), share, f"{imbalance[layer]:.2f}"]
-            rows.append([str(layer), str(n_tokens[layer]), *even, str(never)])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join([f"{_shown(counts.shape)}, {int(counts.sum())} choices", *lines[len(rows) == 1 :]])
+            evenness = [entropy[layer], busiest, shares[layer, busiest], imbalance[layer]]
+            rows.append([layer, n_tokens[layer], *evenness, never])
+        lines = text_table(columns, rows) if rows else []
+        return "\n".join([f"{_shown(counts.shape)}, {int(counts.sum())} choices", *lines])
 
     def __repr__(self) -> str:
         counts = self.counts
