@@ -21,23 +21,23 @@ from weakref import WeakSet
 
 from moebind._core.native import lib
 
-__all__ = ["renewed", "taken"]
+__all__ = ["new_in_child", "held_during_fork"]
 
 Lock = TypeVar("Lock")
 
 #: Locks that the child has to make new. They know ``_is_owned`` and ``_at_fork_reinit``, as those of ``threading`` do.
 _locks: WeakSet[Any] = WeakSet()
 #: Whose imports moebind's calls may need. A program's own modules are not begun twice, whatever it costs.
-_imported = frozenset({"moebind", "numpy", *sys.stdlib_module_names})
+_PACKAGES = frozenset({"moebind", "numpy", *sys.stdlib_module_names})
 
 
-def renewed(lock: Lock) -> Lock:
+def new_in_child(lock: Lock) -> Lock:
     """Have a lock free in the child of a fork, unless the thread that forks holds it: then it does so in both."""
     _locks.add(lock)
     return lock
 
 
-def taken(lock: threading.RLock, at_most: float = -1) -> threading.RLock:
+def held_during_fork(lock: threading.RLock, at_most: float = -1) -> threading.RLock:
     """Have a fork wait until nobody else holds a lock, but not for more than so many seconds (-1: for ever)."""
     held: list[bool] = []
 
@@ -48,7 +48,7 @@ def taken(lock: threading.RLock, at_most: float = -1) -> threading.RLock:
     os.register_at_fork(
         before=lambda: held.append(lock.acquire(timeout=at_most)), after_in_parent=release, after_in_child=release
     )
-    return renewed(lock)
+    return new_in_child(lock)
 
 
 def _renew_locks() -> None:
@@ -63,7 +63,7 @@ def _forget_imports() -> None:
     me = threading.get_ident()
     for name, reference in list(locks.items()):
         lock = reference()
-        if lock is None or lock.owner == me or name.partition(".")[0] not in _imported:
+        if lock is None or lock.owner == me or name.partition(".")[0] not in _PACKAGES:
             continue
         locks.pop(name, None)
         specification = getattr(sys.modules.get(name), "__spec__", None)

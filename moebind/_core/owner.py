@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 from weakref import WeakSet
 
-from moebind._core.fork import renewed
+from moebind._core.fork import new_in_child
 from moebind._core.native import CData, ffi
 from moebind.errors import ClosedError
 
@@ -33,7 +33,7 @@ class CallLock:
     """Lets one thread at a time into an object that libllama does not protect, and nobody in from its own callbacks."""
 
     def __init__(self) -> None:
-        self._lock = renewed(threading.RLock())
+        self._lock = new_in_child(threading.RLock())
 
     def held(self) -> AbstractContextManager[bool]:
         """What to enter for a native call.

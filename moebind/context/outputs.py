@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.native import CData, ffi, hold, lib, own
+from moebind._core.native import CData, ffi, frees_nothing, lib, own
 from moebind.enums import PoolingType
 from moebind.errors import EmbeddingsError, SamplerError
 from moebind.sampling.candidates import TokenDataArray
@@ -83,7 +83,7 @@ class Outputs(SampledContext):
             outputs = _Buffer()
             self._shown = weakref.ref(outputs)
         size = math.prod(shape)
-        kept = own(ffi.cast("char *", pointer), hold, self._open(), outputs)
+        kept = own(ffi.cast("char *", pointer), frees_nothing, self._open(), outputs)
         array: Any = np.frombuffer(ffi.buffer(kept, 4 * size), dtype).reshape(shape)
         array.flags.writeable = False
         viewed: NDArray[np.float32] | NDArray[np.int32] = array

@@ -24,7 +24,7 @@ from moebind.errors import ModelLoadError, ModelNotFoundError, NativeError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moebind.files.hub import Found
+    from moebind.files.hub import HubFiles
 
 __all__ = ["Gguf", "GgufTensor", "GgufValue"]
 
@@ -357,14 +357,14 @@ def _shortened(value: GgufValue) -> str:
 
 
 @lru_cache(maxsize=4)
-def _read_on_hub(found: Found) -> Gguf:
+def _read_on_hub(found: HubFiles) -> Gguf:
     """The headers of files on the Hub. What a commit has stays as it is, so the last few are kept."""
     from moebind.files import hub
 
     sizes: list[int] = []
     opened: dict[str, CData] = {}
     read = 0
-    with closing(hub.beginnings(found)) as files:
+    with closing(hub.fetched_headers(found)) as files:
         for file in files:
             header = opened[file.name] = open_header(file.path, file.name)
             count = max(_split_count(header, file.name), 1)

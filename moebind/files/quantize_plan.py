@@ -138,10 +138,10 @@ def plan(source: Gguf, native: CData, ftype: Ftype, renamed: Mapping[str, str]) 
     native.dry_run = False
     buffer = ffi.new("char[]", max(lib.moebind_quantize_rows(ffi.NULL, 0), 1))
     used = lib.moebind_quantize_rows(buffer, len(buffer))
-    told = bytes(ffi.buffer(buffer, used)).decode("utf-8", "replace").split("\0")[:-1]
+    listed = bytes(ffi.buffer(buffer, used)).decode("utf-8", "replace").split("\0")[:-1]
     kinds = {bytes(ffi.string(lib.ggml_type_name(kind))).decode(): kind for kind in GgmlType.__members__.values()}
     tensors, missing = [], []
-    for name, kind in zip(told[::2], told[1::2], strict=True):
+    for name, kind in zip(listed[::2], listed[1::2], strict=True):
         if name not in renamed:
             raise QuantizeError(f"{source.path}: the tensor {name!r} cannot be told from others: rename it")
         old = source.tensors[renamed[name]]

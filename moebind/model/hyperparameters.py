@@ -45,9 +45,9 @@ class Hyperparameters(Vocabulary):
             return int(native(pointer))
         name = key if key.startswith("general.") else f"{self._architecture}.{key}"
         override = self._meta_overrides.get(name)
-        told = self.meta.get(name, "") if override is None else str(override)
-        if told.isdecimal():
-            return int(told)
+        value = self.meta.get(name, "") if override is None else str(override)
+        if value.isdecimal():
+            return int(value)
         return int(native(self._whole())) if default is None else default
 
     def _own_pooling(self) -> PoolingType:
@@ -123,8 +123,8 @@ class Hyperparameters(Vocabulary):
     @property
     def _n_embd_head_k(self) -> int:
         """Width of one head's keys."""
-        told = self.meta.get(f"{self._architecture}.attention.key_length", "")
-        return int(told) if told.isdecimal() else self.n_embd // max(self.n_head, 1)
+        length = self.meta.get(f"{self._architecture}.attention.key_length", "")
+        return int(length) if length.isdecimal() else self.n_embd // max(self.n_head, 1)
 
     @property
     def n_swa(self) -> int:
@@ -139,8 +139,8 @@ class Hyperparameters(Vocabulary):
     @property
     def n_expert_used(self) -> int:
         """How many experts work on each token."""
-        told = self.meta.get(f"{self._architecture}.expert_used_count", "")
-        return int(told) if told.isdecimal() else 0
+        count = self.meta.get(f"{self._architecture}.expert_used_count", "")
+        return int(count) if count.isdecimal() else 0
 
     @property
     def rope_type(self) -> RopeType:

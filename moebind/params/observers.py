@@ -219,7 +219,7 @@ class TensorObserver:
         """What observes a context of this model."""
         return self
 
-    def _into(self, hooks: CData) -> None:
+    def _register(self, hooks: CData) -> None:
         """Tell the native hooks which tensors to call for."""
         names = [ffi.new("char[]", name.encode()) for name in self._names]
         pattern = ffi.NULL if self._pattern is None else self._pattern.encode()
@@ -232,7 +232,7 @@ class TensorObserver:
 EvalCallback: TypeAlias = "Callable[[EvalTensor, bool], bool | None] | TensorObserver"
 
 
-def hook(callback: EvalCallback | None) -> Callable[[CData, bool], bool] | None:
+def eval_hook(callback: EvalCallback | None) -> Callable[[CData, bool], bool] | None:
     """What the native hook calls: with a pointer to a tensor, and whether it is to say that it wants it."""
     if callback is None:
         return None

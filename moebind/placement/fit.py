@@ -24,7 +24,7 @@ _MODEL, _CONTEXT = ModelParams(), ContextParams()
 #: Sizes of a micro-batch that are tried for prompts; beyond the first, little is gained.
 _UBATCHES = (2048, 1024, _CONTEXT.n_ubatch)
 #: Of the experts that a small micro-batch would keep on the device, what a larger one must keep too ("balanced").
-_WORTH = 0.95
+_EXPERTS_SHARE_MIN = 0.95
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _choose(
                 break
     if not found:
         return None
-    enough = _WORTH * found[-1].expert_bytes
+    enough = _EXPERTS_SHARE_MIN * found[-1].expert_bytes
     return next(plan for plan in found if goal == "prompt" or plan.expert_bytes >= enough)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.fork import renewed
+from moebind._core.fork import new_in_child
 from moebind._core.native import lib
 from moebind.params.observers import EvalTensor, TensorObserver
 
@@ -62,7 +62,7 @@ class RoutingRecorder(TensorObserver):
     __slots__ = ("_counts", "_lock", "_n_tokens", "_size")
 
     def __init__(self) -> None:
-        self._lock = renewed(threading.RLock())
+        self._lock = new_in_child(threading.RLock())
         #: Layers and experts of the models; some have layers for multi-token prediction besides.
         self._size = (0, 0)
         self._counts: NDArray[np.int64] = np.zeros((0, 0), np.int64)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.fork import renewed
+from moebind._core.fork import new_in_child
 from moebind._core.native import CData, ffi
 from moebind._core.owner import OfThisProcess
 from moebind.errors import SamplerError
@@ -65,7 +65,7 @@ class TokenDataArray(OfThisProcess):
         self._native.selected = -1
         self._native.sorted = checks.boolean("sorted", sorted)
         # Samplers in several threads take turns; one in Python may apply others.
-        self._lock = renewed(threading.RLock())
+        self._lock = new_in_child(threading.RLock())
 
     @classmethod
     def from_logits(cls, logits: ArrayLike) -> TokenDataArray:

@@ -298,7 +298,7 @@ class _Reader:
         if not kinds[0] & kinds[1]:
             return True
         if "enum" in a and "enum" in b:
-            return not {_identity(each) for each in _list(a["enum"])} & {_identity(each) for each in _list(b["enum"])}
+            return not {_canonical(each) for each in _list(a["enum"])} & {_canonical(each) for each in _list(b["enum"])}
         if kinds[0] == kinds[1] == {"object"}:
             shared = set(map(str, _list(a.get("required")))) & set(map(str, _list(b.get("required"))))
             parts = [node.get("properties") for node in (a, b)]
@@ -484,7 +484,7 @@ def _kinds(node: Schema) -> set[str]:
     return {str(node.get("type")).replace("number", "integer")}
 
 
-def _identity(value: object) -> str:
+def _canonical(value: object) -> str:
     """Equal for values that JSON Schema takes for equal."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from moebind._core.model_base import ModelBase
 
-__all__ = ["SEAL_SIZE", "Cache", "Kind", "Seal"]
+__all__ = ["SEAL_SIZE", "CacheKind", "StateKind", "Seal"]
 
 MAGIC = b"moebind\x01"
 _CHECKSUM = 4
@@ -34,7 +34,7 @@ _FIELDS = struct.Struct("<16s8s8sQIIiiIII")
 SEAL_SIZE = _FIELDS.size + _CHECKSUM + len(MAGIC)
 
 
-class Kind(IntEnum):
+class StateKind(IntEnum):
     """What a seal is under."""
 
     CONTEXT = 1
@@ -45,25 +45,25 @@ class Kind(IntEnum):
     @property
     def magic(self) -> int:
         """The number that llama.cpp's file begins with."""
-        return int(lib.LLAMA_SESSION_MAGIC if self is Kind.CONTEXT_FILE else lib.LLAMA_STATE_SEQ_MAGIC)
+        return int(lib.LLAMA_SESSION_MAGIC if self is StateKind.CONTEXT_FILE else lib.LLAMA_STATE_SEQ_MAGIC)
 
     @property
     def version(self) -> int:
         """The version of llama.cpp's format."""
-        whole = self in {Kind.CONTEXT, Kind.CONTEXT_FILE}
+        whole = self in {StateKind.CONTEXT, StateKind.CONTEXT_FILE}
         return int(lib.LLAMA_SESSION_VERSION if whole else lib.LLAMA_STATE_SEQ_VERSION)
 
 
 _CONTENT = {
-    Kind.CONTEXT: "a whole context's state: use state_set",
-    Kind.SEQUENCE: "one sequence's state: use state_seq_set",
-    Kind.CONTEXT_FILE: "a file with a whole context's state: use state_load_file",
-    Kind.SEQUENCE_FILE: "a file with one sequence's state: use state_seq_load_file",
+    StateKind.CONTEXT: "a whole context's state: use state_set",
+    StateKind.SEQUENCE: "one sequence's state: use state_seq_set",
+    StateKind.CONTEXT_FILE: "a file with a whole context's state: use state_load_file",
+    StateKind.SEQUENCE_FILE: "a file with one sequence's state: use state_seq_load_file",
 }
 
 
 @dataclass(frozen=True)
-class Cache:
+class CacheKind:
     """What must be equal in the context that a state was taken from and the one that takes it."""
 
     model: bytes
@@ -74,7 +74,7 @@ class Cache:
     v_trans: int
 
     @staticmethod
-    def of(model: ModelBase, types: tuple[GgmlType, GgmlType], native: CData) -> Cache:
+    def of(model: ModelBase, types: tuple[GgmlType, GgmlType], native: CData) -> CacheKind:
         """The cache of a context of this model, with keys and values of these types."""
         layout = ffi.new("struct moebind_state_layout *")
         lib.moebind_state_layout_of(native, layout)
@@ -82,7 +82,7 @@ class Cache:
         import hashlib  # rarely needed, and slow to import
 
         positions = hashlib.blake2b(repr(laid_out).encode(), digest_size=8).digest()
-        cache = Cache(
+        cache = CacheKind(
             fingerprint.fingerprint(model),
             positions,
             int(types[0]),
@@ -94,7 +94,7 @@ class Cache:
         recurrent = lib.llama_model_is_recurrent(model._open())
         return replace(cache, type_k=0, type_v=0, n_stream=1, v_trans=0) if recurrent else cache
 
-    def difference(self, other: Cache) -> str | None:
+    def difference(self, other: CacheKind) -> str | None:
         """Why the state of a context like this cannot be read by one like the other; None: it can."""
         names = {field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)}
         if "model" in names:
@@ -124,9 +124,9 @@ class Seal:
 
     Attributes
     ----------
-    cache : Cache
+    cache : CacheKind
         Which contexts can take it.
-    kind : Kind
+    kind : StateKind
         What it is under.
     flags : StateSeqFlags
         How a sequence's state was taken.
@@ -136,8 +136,8 @@ class Seal:
         Of a sequence's file: what llama.cpp writes before the state in memory, but not in a file.
     """
 
-    cache: Cache
-    kind: Kind
+    cache: CacheKind
+    kind: StateKind
     size: int
     flags: StateSeqFlags = StateSeqFlags.NONE
     prefix: bytes = bytes(8)
@@ -153,7 +153,7 @@ class Seal:
         return packed + _checksum([*parts, packed]) + MAGIC
 
     @staticmethod
-    def read(name: str, data: memoryview, kinds: Sequence[Kind]) -> Seal:
+    def read(name: str, data: memoryview, kinds: Sequence[StateKind]) -> Seal:
         """The seal at the end of data that nothing is known about.
 
         Parameters
@@ -185,11 +185,11 @@ class Seal:
             raise StateError(f"{name} is damaged: its checksum does not match")
         if kind not in set(kinds):
             raise StateError(f"{name} is {_CONTENT.get(kind, 'of a kind that only a newer moebind knows')}")
-        if version != Kind(kind).version:
+        if version != StateKind(kind).version:
             raise StateError(
-                f"{name} is of version {version} of llama.cpp's format; this one reads {Kind(kind).version}"
+                f"{name} is of version {version} of llama.cpp's format; this one reads {StateKind(kind).version}"
             )
-        return Seal(Cache(model, positions, *rest), Kind(kind), size, StateSeqFlags(flags), prefix)
+        return Seal(CacheKind(model, positions, *rest), StateKind(kind), size, StateSeqFlags(flags), prefix)
 
 
 def _checksum(parts: Sequence[Buffer]) -> bytes:
