@@ -1,10 +1,10 @@
-"""What the child of a fork would wait for, since the threads that it waits for are its parent's.
+"""Locks and imports in the child of a fork, which would wait for ever for threads that only its parent has.
 
 A fork copies the memory of the process, with its locks as they are, but of its threads only the one that forks. What
 another thread has locked at that moment stays locked in the child, unless somebody sees to it:
 
 - The locks of single objects are made new in the child. Objects that own native memory are closed there
-  (``_owner.py``).
+  (``moebind/_core/owner.py``).
 - Those that guard something of the process's, which must be whole in the child, are taken for the fork: the list of
   devices, the log, a few of llama.cpp's and of ``native/`` (``native/core/fork.cpp``).
 - What another thread was importing counts as failed: the child imports it again. Python itself would wait for that
@@ -27,7 +27,7 @@ Lock = TypeVar("Lock")
 
 #: Locks that the child has to make new. They know ``_is_owned`` and ``_at_fork_reinit``, as those of ``threading`` do.
 _locks: WeakSet[Any] = WeakSet()
-#: Whose imports moebind's calls may need. A program's own modules are not begun twice, whatever it costs.
+#: Packages that moebind's calls may import from. A program's own modules are not begun twice, whatever it costs.
 _PACKAGES = frozenset({"moebind", "numpy", *sys.stdlib_module_names})
 
 

@@ -57,7 +57,7 @@ def own(pointer: CData, free: Callable[[CData], object], *keep: object) -> CData
 
 
 def frees_nothing(pointer: CData) -> None:
-    """What :func:`own` does at the end of a pointer into somebody else's memory: nothing, it only held that one."""
+    """The ``free`` of :func:`own` for a pointer into memory of another object, which the pointer only keeps alive."""
 
 
 def decoded(text: CData) -> str:
@@ -66,7 +66,7 @@ def decoded(text: CData) -> str:
 
 
 def text_from(function: Callable[..., int], *arguments: object) -> str:
-    """What a libllama function writes into a buffer, with one that is large enough."""
+    """Call a libllama function that writes text, with a buffer that is large enough, and return the text."""
     size = 256
     while True:
         buffer = ffi.new("char[]", size)

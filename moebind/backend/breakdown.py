@@ -69,7 +69,7 @@ HOST = "Host"
 
 @dataclass(frozen=True)
 class MemoryBreakdown:
-    """What a live context and its model hold, device by device.
+    """The memory of a live context and its model, device by device.
 
     The weights of a mapped file count from the first to the last that the host has, including what lies between them.
 

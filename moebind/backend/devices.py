@@ -33,13 +33,13 @@ __all__ = [
 #: Held while the list of devices is read or changed.
 lock = held_during_fork(threading.RLock())
 _initialised = False
-#: How many devices are the parent's, in the child of a fork.
+#: In the child of a fork: how many devices only its parent can use.
 _left_to_parent = 0
-#: What a device is taken to have, where somebody said so (``loopback_device(memory=...)``).
+#: Bytes that devices are taken to have, by name, where somebody said so (``loopback_device(memory=...)``).
 capacities: dict[str, int] = {}
 #: Models by the names of the devices that hold them, for a device that goes away.
 users: dict[str, WeakSet[Owner]] = {}
-#: What keeps a device there, by its name. The memory of models on it holds this, so that it is freed first.
+#: Objects that keep a device there, by its name. The memory of models on it holds them, so that it is freed first.
 leases: dict[str, object] = {}
 
 
@@ -149,7 +149,7 @@ def load_backends(path: str | os.PathLike[str] | None = None) -> None:
 
 
 def _leave_devices() -> None:
-    """In the child of a fork: GPUs that answer its every call with an error are not listed."""
+    """Take GPUs out of the list in the child of a fork, whose every call they answer with an error."""
     global _left_to_parent
     if _initialised:
         _left_to_parent += sum(int(lib.moebind_leave_devices(name)) for name in (b"CUDA", b"ROCm", b"MUSA"))

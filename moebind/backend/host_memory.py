@@ -23,7 +23,7 @@ class HostMemory:
 
 
 def host_memory() -> HostMemory:
-    """What the system and the control groups above this process leave it.
+    """The memory that the system and the control groups above this process leave it.
 
     Pages of files that can be read again count as free, in the system's ``MemAvailable`` as in a group's statistics.
     """

@@ -31,7 +31,7 @@ _CLOSE = "close what used it; it can be added again then"
 
 
 def _state(endpoint: str) -> tuple[int, str]:
-    """How a server is, without asking it, and why it was lost if it was."""
+    """The state of a server, without asking it, and the reason if it was lost."""
     reason = ffi.new("char[]", 512)
     return lib.moebind_rpc_state(endpoint.encode(), reason, len(reason)), decoded(reason)
 

@@ -79,7 +79,7 @@ class ChatMessage(TypedDict):
 
 @dataclass(frozen=True)
 class ChatTrigger:
-    """What starts a lazy grammar.
+    """A text, a pattern or a token that starts a lazy grammar.
 
     Attributes
     ----------
@@ -217,6 +217,6 @@ def exchange(request: Mapping[str, object], function: Any, *arguments: CData) ->
 
 
 def clean_message(message: str) -> str:
-    """llama.cpp's words, without its frame of dashes."""
+    """An error message of llama.cpp's, without its frame of dashes."""
     lines = [line for line in message.splitlines() if line.strip("- ")]
     return "\n".join(lines) or "the chat template failed without a message"

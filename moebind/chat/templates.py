@@ -29,7 +29,7 @@ _READY_MAX = 8
 
 
 class ChatTemplates(ModelBase):
-    """Chats in the way of a model. :class:`moebind.Model` has it."""
+    """The part of a model that renders chats and reads replies. :class:`moebind.Model` has it."""
 
     #: Templates that are ready to be rendered, by their source; "" is what the file says.
     _ready: dict[str, CData] | None = None
@@ -300,7 +300,7 @@ def chat_builtin_templates() -> tuple[str, ...]:
 
 
 def _check_builtin(name: str | None, request: Mapping[str, object]) -> None:
-    """What llama.cpp's own templates would leave out without a word, or cut off."""
+    """Refuse what llama.cpp's own templates would leave out without a word, or cut off."""
     for key in ("tools", "json_schema", "continue_final_message"):
         if request[key]:
             raise ChatTemplateError(f"the template {name!r} is llama.cpp's own code, which does not know {key}")

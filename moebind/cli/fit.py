@@ -18,7 +18,7 @@ from moebind.placement.fit import fit
 
 
 class Goal(str, Enum):
-    """What is to be fast."""
+    """The kind of work that is to be fast."""
 
     decode = "decode"
     prompt = "prompt"

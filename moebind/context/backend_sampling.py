@@ -45,13 +45,13 @@ def checked_chains(
 
 
 def outputs_per_sequence(params: ContextParams, n_batch: int) -> int:
-    """What libllama makes of ``n_outputs_max_per_seq``."""
+    """The most outputs of a sequence in a batch, as libllama derives it from ``n_outputs_max_per_seq``."""
     most = params.n_outputs_max or n_batch
     return min(params.n_outputs_max_per_seq or most, most)
 
 
 def check_chain(chain: Sampler, n_outputs: int, n_vocab: int) -> None:
-    """Whether a chain can be run in a graph; libllama only asserts it, some of it in the middle of a decode."""
+    """Check that a chain can run in a graph; libllama only asserts it, some of it in the middle of a decode."""
     if not isinstance(chain, Sampler):
         raise TypeError(f"sampler is {chain!r}; it takes a chain of samplers")
     if not lib.llama_sampler_chain_get(chain._open(), -1):
@@ -65,15 +65,15 @@ def check_chain(chain: Sampler, n_outputs: int, n_vocab: int) -> None:
     _GraphCheck(n_outputs, n_vocab, n_vocab).check(chain)
 
 
-#: Those that llama.cpp can compute in a graph. It takes a chain's first ones, up to one that it cannot.
+#: Samplers that llama.cpp can compute in a graph. It takes a chain's first ones, up to one that it cannot.
 _IN_GRAPH = {"chain", "greedy", "dist", "top-k", "top-p", "min-p", "temp", "temp-ext", "penalties", "logit-bias"}
-#: Those that do the rest on the CPU. Grammars and Python want all candidates, which are not there.
+#: Samplers that do the rest on the CPU. Grammars and Python want all candidates, which are not there.
 _ON_CPU = {"typical", "xtc", "top-n-sigma", "mirostat", "mirostat-v2", "dry", "adaptive-p", "infill", "penalties"}
 
 
 @dataclass
 class _GraphCheck:
-    """The samplers of a chain as candidates come to them; raises where llama.cpp asserts, or computes nonsense."""
+    """A check of the samplers in a chain, in order; raises where llama.cpp would assert, or compute nonsense."""
 
     n_outputs: int
     n_vocab: int
@@ -85,7 +85,7 @@ class _GraphCheck:
     on_cpu: bool = False
 
     def check(self, chain: Sampler) -> None:
-        """Check those in a chain."""
+        """Check the samplers in a chain."""
         for part in chain:
             name = part.name
             own = part._is_checked and not len(part)  # a grammar, or a sampler in Python, whatever it is called
@@ -212,7 +212,7 @@ class BackendSampling(Outputs):
 
     @abstractmethod
     def _update_extra_locks(self) -> None:
-        """Note what else computing uses, after a change of the chains."""
+        """Collect the locks of what else computing uses, after a change of the chains."""
 
     def sampled_token_ith(self, i: SupportsIndex = -1) -> int | None:
         """The token that a backend sampler chose, or None if none did (``llama_get_sampled_token_ith``).

@@ -73,7 +73,7 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         lib.moebind_hooks_into_context_params(hooks.pointer, native)
         lib.moebind_log_forget()
         self._servers = tuple({*model._servers, *(ctx_other._servers if ctx_other is not None else ())})
-        # What libllama points to, now and later, lives until the native context is freed.
+        # Everything that libllama points to, now and later, lives until the native context is freed.
         self._attached_pointers: dict[int, CData] = {}
         self._pool_pointers: list[CData] = []
         held_by_it = (keep, hooks, self._attached_pointers, self._pool_pointers)
@@ -123,7 +123,7 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         model._children.add(self)
 
     def _held(self) -> AbstractContextManager[object]:
-        """What to enter for a native call; :meth:`_exclusive` opens the context besides."""
+        """The context manager for a native call; :meth:`_exclusive` opens the context besides."""
         if self._other is None and not self._servers:
             return self._lock.held()  # what every token goes through
         return self._held_with_others()
@@ -165,7 +165,7 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
 
     @property
     def params(self) -> ContextParams:
-        """What it was made with; the properties below are what libllama made of it."""
+        """The parameters that it was made with; the properties below are what libllama made of them."""
         return self._params
 
     # --- settings ---

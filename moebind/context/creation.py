@@ -71,7 +71,7 @@ def pooling_problem(model: Hyperparameters, params: ContextParams) -> str | None
 
 
 def _check_kind(model: Hyperparameters, params: ContextParams) -> None:
-    """What some kinds of models cannot do, and libllama notices too late or not at all."""
+    """Refuse what this kind of model cannot do, where libllama notices too late or not at all."""
     problem = pooling_problem(model, params) if params.embeddings else None
     if problem is not None:
         raise ContextCreationError(problem)

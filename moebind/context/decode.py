@@ -23,7 +23,7 @@ __all__ = ["Decoding"]
 
 
 class Decoding(Outputs, KvCache):
-    """What a context does with batches. :class:`moebind.Context` has it."""
+    """The part of a context that computes batches. :class:`moebind.Context` has it."""
 
     #: Whether it has no memory: every decode is an encode, all of whose tokens have outputs.
     _encodes = False
@@ -32,9 +32,9 @@ class Decoding(Outputs, KvCache):
     _encoded: frozenset[int] = frozenset()
     #: How many positions the model has embeddings for; 0: any.
     _n_pos = 0
-    #: Where :meth:`_likeliest_after` finds its token.
+    #: The place in memory to which :meth:`_likeliest_after` has its token written.
     _next_token: CData
-    #: What else computing uses: samplers that run in it, and thread pools.
+    #: Locks of what else computing uses: samplers that run in the graph, and thread pools.
     _extra_locks: tuple[CallLock, ...] = ()
 
     def decode(self, batch: Batch) -> None:
@@ -65,7 +65,7 @@ class Decoding(Outputs, KvCache):
             self._decode(native, batch, by_user=True)
 
     def _decode(self, native: CData, batch: Batch, by_user: bool = False) -> None:
-        """What :meth:`decode` does. The caller holds the context."""
+        """Check and compute a batch, as :meth:`decode` does. The caller holds the context."""
         n_outputs = self._check_batch(native, batch)
         if self._encodes:
             self._encode(batch, lib.llama_encode, native, batch._struct())
@@ -225,7 +225,7 @@ class Decoding(Outputs, KvCache):
         self._remember_sequences(batch)
 
     def _remember_sequences(self, batch: Batch | BatchExt) -> None:
-        """Which sequence each token belongs to, where somebody will ask: outputs of backend samplers."""
+        """Note which sequence each token belongs to, if backend samplers need it to find their outputs."""
         self._output_seqs = batch._first_sequences().copy() if self._attached else None
 
     def _reserve_outputs(self, native: CData, n_outputs: int) -> None:
@@ -235,7 +235,7 @@ class Decoding(Outputs, KvCache):
         self._forget_outputs()
 
     def _check_batch(self, native: CData, batch: Batch | BatchExt, encoding: bool = False) -> int:
-        """What libllama only asserts, or does not look at. Returns how many outputs there will be."""
+        """Check what libllama only asserts, or does not look at. Returns how many outputs there will be."""
         if not isinstance(batch, (Batch, BatchExt)):
             raise TypeError(f"batch is {batch!r}; it takes a Batch, such as Batch.get_one(tokens)")
         if self._model._without_weights:
@@ -313,7 +313,7 @@ class Decoding(Outputs, KvCache):
 
 
 def _refusal_message() -> str:
-    """What llama.cpp has against a batch, and what to do where that is known."""
+    """The reason for which llama.cpp refused a batch, and what to do where that is known."""
     said = next((line for line in log.recent() if "-> overriding" not in line), "")
     reason = said.partition(": ")[2].rstrip(":")  # without the function's name
     if "position" in reason:

@@ -1,4 +1,4 @@
-"""The loop that generates text; ``batched.py`` has the one for several prompts at once."""
+"""The loop that generates text; ``generate_many.py`` has the one for several prompts at once."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class StopStrings:
         return text[:shown], False
 
     def flush(self) -> str:
-        """What was held back, when nothing follows."""
+        """Give the text that was held back, when nothing follows."""
         text, self._held = self._held, ""
         return text
 

@@ -24,7 +24,7 @@ __all__ = ["BatchedGeneration"]
 
 @dataclass
 class _Run:
-    """One prompt on its way."""
+    """One prompt: its tokens, its sequence, and how far it is computed."""
 
     index: int
     tokens: list[int]
@@ -39,7 +39,7 @@ class _Run:
 
 @dataclass
 class _Schedule:
-    """Which prompts have a sequence, which wait for one, and what comes after them."""
+    """The prompts that have a sequence, those that wait for one, and those that were not looked at yet."""
 
     prompts: Iterator[_Run]
     free: list[int]

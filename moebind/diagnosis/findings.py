@@ -1,4 +1,4 @@
-"""What is there, what is missing, why, and what to do about it: :func:`moebind.doctor`."""
+"""The doctor, :func:`moebind.doctor`: what is there, what is missing, why, and what to do about it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moebind.params.params import ContextParams, ModelParams
 
 __all__ = ["Diagnosis", "Finding", "Severity", "doctor"]
 
-#: What llama.cpp calls each of the processor's flags that its kernels are written for.
+#: llama.cpp's names for those of the processor's flags that its kernels are written for.
 X86 = {
     "ssse3": "SSSE3", "avx": "AVX", "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "bmi2": "BMI2", "avx512f": "AVX512",
     "avx512vbmi": "AVX512_VBMI", "avx512_vnni": "AVX512_VNNI", "avx512_bf16": "AVX512_BF16", "avx_vnni": "AVX_VNNI",
@@ -40,7 +40,7 @@ class Severity(IntEnum):
     WARNING = 1
     """It works, but this machine could do it faster, or do more of it."""
     PROBLEM = 2
-    """What you asked for will fail."""
+    """The load that you asked for will fail."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Finding:
 
 
 class Diagnosis(Sequence[Finding]):
-    """What :func:`doctor` found: a sequence of findings, the most severe first. Printing it gives a report.
+    """The findings of :func:`doctor`: a sequence, the most severe first. Printing it gives a report.
 
     Attributes
     ----------
@@ -151,7 +151,7 @@ def doctor(
 
 @dataclass(frozen=True)
 class PlannedLoad:
-    """What a load is meant to be like; the size of the model's files in bytes, if one was named."""
+    """A load that the user plans: its parameters, and the bytes of the model's files if a model was named."""
 
     size: int | None = None
     model: ModelParams = ModelParams()
@@ -159,7 +159,7 @@ class PlannedLoad:
 
 
 def findings(facts: Facts, load: PlannedLoad) -> list[Finding]:
-    """Judge; nothing is read here."""
+    """Judge the facts, for this load; nothing is read here."""
     return [finding for check in CHECKS for finding in check(facts, load)]
 
 

@@ -1,4 +1,4 @@
-"""What single architectures take for granted: numbers that they divide by, tensors that they call optional and use.
+"""Assumptions of single architectures: numbers that they divide by, tensors that they call optional and use.
 
 Found by completing a tiny model of each architecture from libllama's own complaints, and then changing each number and
 leaving out each tensor.
@@ -33,7 +33,7 @@ _NONZERO_KEYS = {
     "ssm.time_step_rank": (*_MAMBA2, *_LINEAR_ATTENTION),
     "wkv.head_size": _RWKV,
 }
-#: The same, where libllama takes 0 for a key that is missing.
+#: Keys that must be there and the architectures concerned: libllama takes 0 for a key that is missing.
 _REQUIRED_KEYS = {"attention.head_count": ("phimoe", "olmo2"), "attention.sliding_window": ("afmoe",)}
 #: Architectures whose positions have several axes: sections of a head, one an axis.
 _SEVERAL_AXES = ("qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen4exp", "qwen3tts")
@@ -65,7 +65,7 @@ def architecture_problems(
     head: int,
     tensors: Iterable[str],
 ) -> Iterator[tuple[str, str]]:
-    """What this architecture would not survive.
+    """Find values and missing tensors that end the process when this architecture is loaded.
 
     Parameters
     ----------

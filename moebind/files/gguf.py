@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Gguf", "GgufTensor", "GgufValue"]
 
-#: What a metadata value is in Python.
+#: The Python types of metadata values.
 GgufValue: TypeAlias = "bool | int | float | str | list[str] | NDArray[np.generic]"
 
 _NUMBERS: dict[GgufType, tuple[np.dtype[Any], Any]] = {
@@ -141,7 +141,7 @@ class Gguf(OfThisProcess, Mapping[str, GgufValue]):
     _paths: tuple[str, ...]
     _keys: dict[str, int]
     _tensors: Mapping[str, GgufTensor] | None
-    #: Of files on the Hub: their sizes, and how many bytes were read.
+    #: The sizes of files on the Hub, and how many bytes of them were read; None for files that are here.
     _remote: tuple[tuple[int, ...], int] | None
 
     _elsewhere = "read the file there again, with Gguf.from_file(path)"

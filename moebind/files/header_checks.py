@@ -1,4 +1,4 @@
-"""What libllama only asserts about a model's file, or does not look at, checked before it sees the file.
+"""Checks of a model's file before libllama sees it, for what libllama only asserts or does not look at.
 
 The parser of GGUF is solid; what crashes are values that it has no reason to doubt: a count of experts, a division by
 a number that is 0, a norm's weights of a type that no kernel takes. A failed assertion in a thread that computes, a

@@ -29,10 +29,10 @@ __all__ = ["HEADERS_MAX", "Address", "FetchedHeader", "HubFiles", "fetched_heade
 HEADERS_MAX = 2**26
 #: Bytes of the first request for a model, for its further files (which have no vocabulary), and at most for more.
 _FIRST, _FURTHER, _STEP = 2**18, 2**16, 2**22
-#: What the operating system says when there is no more room.
+#: Errors of the operating system when there is no more room.
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-#: What HTTP libraries call that nothing came back; these names have outlived three of them.
+#: Exceptions of HTTP libraries when nothing came back; these names have outlived three of them.
 _UNREACHABLE = {"ConnectError", "ConnectionError", "ProxyError", "Timeout", "TimeoutException"}
 _LINK = re.compile(r"For more information check: \S+")
 _LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token that may read it"
@@ -213,7 +213,7 @@ def _read_header(files: HfFileSystem, found: HubFiles, number: int, descriptor: 
                 )
             target = min(max(end, min(3 * known, known + _STEP)), size, most)
     if end:
-        # What is damaged ends where it is known; zeros would go on.
+        # A damaged header ends where the known bytes end; zeros would go on.
         os.ftruncate(descriptor, size)
     return known
 
@@ -268,7 +268,7 @@ def _errors_explained(
     *,
     unreachable: type[ModelLoadError] = ModelLoadError,
 ) -> Iterator[None]:
-    """Have what huggingface_hub raises say what to do; ``unreachable`` is raised for what may pass."""
+    """Turn errors of huggingface_hub into ones that say what to do; those that may pass become ``unreachable``."""
     errors = _library().errors
     # The base of all errors of its HTTP library, which was requests, then httpx, then httpx2.
     http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
@@ -316,7 +316,7 @@ def _errors_explained(
 
 
 def _reason(error: BaseException) -> str:
-    """In one line, without the link to what a status means that the HTTP library adds."""
+    """The message of an error in one line, without the HTTP library's link to an explanation of the status."""
     return " ".join(_LINK.sub("", str(error)).split()) or type(error).__name__
 
 

@@ -14,12 +14,12 @@ from moebind.errors import ModelNotFoundError
 __all__ = ["Address", "choose"]
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-#: What a repository of models is not.
+#: The other kinds of repositories, as addresses name them.
 _OTHER_KINDS = {"buckets", "datasets", "kernels", "spaces"}
 #: Revisions with a slash in them; others write it as %2F.
 _REFS = re.compile(r"refs/(?:pr/\d+|convert/\w+)(?=/|$)")
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
-#: What a model is quantised as has it in its name: Q4_K_M, BF16, UD-IQ2_XXS.
+#: A letter and a digit, which all names of quantisations have: Q4_K_M, BF16, UD-IQ2_XXS.
 _QUANTISED = re.compile(r"[A-Za-z]\d")
 #: GGUF files that are parts of no model by themselves.
 _NOT_MODELS = re.compile(r"mmproj|imatrix", re.IGNORECASE)
@@ -123,7 +123,7 @@ def choose(sizes: Mapping[str, int], wanted: str | None, where: str) -> tuple[st
 
 
 class _Model(NamedTuple):
-    """What the names of all files of a model have in common, and how many files there are; 0: it is not split."""
+    """The name of a model, common to all its files, and how many files there are; 0: it is not split."""
 
     name: str
     n_files: int

@@ -28,7 +28,7 @@ __all__ = ["quantize"]
 
 #: llama.cpp names NVFP4 but makes no such file: it is for files that were trained so. tensor_types takes it.
 _FTYPES = tuple(kind for kind in Ftype.__members__.values() if kind not in {Ftype.GUESSED, Ftype.NVFP4})
-#: What llama.cpp writes, whatever the source had.
+#: The alignment that llama.cpp writes, whatever the source had.
 _ALIGNMENT = 32
 
 

@@ -29,7 +29,7 @@ N_TOKENS_MAX = 2048
 
 
 class Embedding(Hyperparameters, metaclass=ABCMeta):
-    """What a model makes of whole texts. :class:`moebind.Model` is one."""
+    """The part of a model that embeds and ranks whole texts. :class:`moebind.Model` has it."""
 
     @abstractmethod
     def _compute_pooled(
@@ -205,7 +205,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         if params is None:
             most = min(self.n_ctx_train or N_TOKENS_MAX, N_TOKENS_MAX)
             params = ContextParams(n_ubatch=min(most, max(longest, 512)), n_seq_max=min(N_SEQ_MAX, len(rows)))
-        # What is pooled must be computed at once, and positions may end.
+        # Tokens that are pooled must be computed at once, and a model may have embeddings for so many positions only.
         room = min(params.n_ubatch, int(lib.moebind_model_n_pos(self._open())) or params.n_ubatch)
         for at, row in enumerate(rows):
             if row.size > room and not cut:

@@ -1,4 +1,4 @@
-"""What a model is like: the part of ``Model`` that tells its sizes and kinds."""
+"""The sizes and kinds of a model: the part of ``Model`` that tells them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["Hyperparameters"]
 class Hyperparameters(Vocabulary):
     """How large a model is and how it works. :class:`moebind.Model` has it.
 
-    Of a model that was loaded with ``vocab_only`` libllama read the metadata as text, but made nothing of it: what the
-    metadata says in one number is told all the same, the rest raises :class:`MoebindError`.
+    Of a model that was loaded with ``vocab_only``, libllama reads the metadata as text and does nothing with it.
+    What is a single number there can be read all the same; the rest raises :class:`MoebindError`.
     """
 
     @property
@@ -39,7 +39,7 @@ class Hyperparameters(Vocabulary):
         return pointer
 
     def _number(self, key: str, native: Callable[[CData], int], default: int | None = None) -> int:
-        """What libllama read, or would have read if more than the vocabulary had been loaded."""
+        """A number that libllama read. Of a vocabulary alone, it read none: then from the metadata, or ``default``."""
         pointer = self._open()
         if not self._only_vocab:
             return int(native(pointer))
@@ -154,7 +154,7 @@ class Hyperparameters(Vocabulary):
 
     @property
     def is_hybrid(self) -> bool:
-        """Whether it has both (``llama_model_is_hybrid``)."""
+        """Whether it has both recurrent state and a KV cache (``llama_model_is_hybrid``)."""
         return bool(lib.llama_model_is_hybrid(self._open()))
 
     @property
@@ -201,7 +201,7 @@ class Hyperparameters(Vocabulary):
 
 
 def _in_short(count: int) -> str:
-    """Such as 692M: three digits at most."""
+    """A number in short, such as 692M: three digits at most."""
     for factor, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if count >= factor:
             number = count / factor

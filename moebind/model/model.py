@@ -265,7 +265,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
 
     @property
     def params(self) -> ModelParams:
-        """What it was loaded with."""
+        """The parameters that it was loaded with."""
         return self._params
 
     @property
@@ -286,7 +286,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
 
     @property
     def placement(self) -> tuple[PlacedOverride, ...]:
-        """What each tensor override moved, and where to: as allocated, not as requested."""
+        """The tensors that each override moved, and where to: as allocated, not as requested."""
         pointer = self._open()
         count = lib.moebind_model_tensors(pointer, ffi.NULL, 0)
         tensors = ffi.new("struct moebind_tensor[]", count)

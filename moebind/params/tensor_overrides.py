@@ -48,7 +48,7 @@ class PlacedTensor:
 
 @dataclass(frozen=True)
 class PlacedOverride:
-    """What one override did to a loaded model.
+    """The tensors of a loaded model that one override moved.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What planning needs of a model file: the metadata without the vocabulary, and the table of tensors.
+"""The parts of a model file that planning needs: the metadata without the vocabulary, and the table of tensors.
 
 Reading a vocabulary takes most of the time of a load without weights, and a plan needs only its size. So llama.cpp is
 given a copy of the header in which the vocabulary is but a number: a sparse file in memory, which claims the size of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Header", "TensorInfo", "read_header"]
 
-#: What belongs to a vocabulary and changes no size.
+#: Keys that belong to a vocabulary and change no size.
 _VOCABULARY = re.compile(rb"tokenizer\.(?!ggml\.token_type_count$)")
 #: The largest models have some thousands; to list many more would take llama.cpp minutes.
 TENSORS_MAX = 2**15
@@ -132,7 +132,7 @@ def _local_header(path: str, stamps: tuple[tuple[int, int, int], ...]) -> Header
 
 @lru_cache(maxsize=4)
 def _hub_header(file: Gguf) -> Header:
-    """The same of a file on the Hub: Gguf keeps what it read, so the same file is the same object."""
+    """The header of a file on the Hub. Gguf keeps what it read there, so the same file is the same object."""
     return _header_of(file)
 
 

@@ -89,7 +89,7 @@ class RoutingRecorder(TensorObserver):
         return TensorObserver(r"^ffn_moe_(logits|topk)-\d+$", count_first)
 
     def _fit(self, n_layer: int, n_expert: int) -> None:
-        """Have room for a model, or refuse it."""
+        """Make room for a model, or refuse it."""
         with self._lock:
             if not self._counts.size:
                 self._size = n_layer, n_expert
@@ -102,7 +102,7 @@ class RoutingRecorder(TensorObserver):
                 )
 
     def _grow(self, n_layer: int) -> None:
-        """Have so many rows, with the lock held."""
+        """Make room for so many layers. The caller holds the lock."""
         more = n_layer - len(self._counts)
         if more > 0:
             self._counts = np.pad(self._counts, ((0, more), (0, 0)))
@@ -117,7 +117,7 @@ class RoutingRecorder(TensorObserver):
             self._n_tokens[layer] += len(chosen)
 
     def _read(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Counts and tokens of one moment."""
+        """Copies of the counts and of the numbers of tokens, of one moment."""
         with self._lock:
             return np.array(self._counts), np.array(self._n_tokens)
 

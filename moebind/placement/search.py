@@ -18,7 +18,7 @@ __all__ = ["Search"]
 #: Scratch memory differs a little between placements: choices that seem to be too large by this much are still tried.
 #: Beyond that, by as much as matrices differ: a device may have room for a copy of the largest one (op_offload).
 SLACK = 64 * 2**20
-#: How many of them.
+#: How many of these choices are tried.
 TRIES = 8
 #: How many ways to spread layers over devices are planned with.
 SPREADS = 8
@@ -119,7 +119,7 @@ class Search:
             if self.fits(plan) and _kept(choices, wanted) > _kept(choices, at):
                 best, at = plan, wanted
             for name, device_levels in choices.items():
-                # What is there besides these matrices, in this placement, is what they have to share the budget with.
+                # In this placement, the matrices share the budget with everything else that is on the device.
                 seen = device_levels[wanted[name]].nbytes - over.get(name, -(2**62))
                 room[name] = min(seen, device_levels[wanted[name]].nbytes - 1) if over.get(name, 0) > 0 else seen
         best, at = self._a_little_more(model, context, matrices, choices, at, best)
@@ -223,7 +223,7 @@ class Search:
         return best
 
     def widen(self, plan: Plan, least: int, most: int, step: int) -> Plan:
-        """The same placement with the longest context that fits."""
+        """A plan of the same placement, with the longest context that fits."""
 
         def with_context(steps: int) -> Plan:
             n_ctx = min(least + steps * step, most)

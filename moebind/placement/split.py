@@ -57,7 +57,7 @@ def spread(
 
 
 def _ranked(rooms: list[int], dense: list[int], experts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Where each device's layers end, but for the last device: the best choices first."""
+    """Choices of the layers at which each device but the last ends: the best choices first."""
     n_layer = len(experts)
 
     @cache

@@ -159,7 +159,7 @@ class TokenDataArray(OfThisProcess):
         self._native.sorted = True
 
     def _check_sorted(self) -> None:
-        """After Python could change them: samplers rely on it."""
+        """Note whether the candidates are still sorted, after Python could change them: samplers rely on it."""
         logits = self.data["logit"]
         self._native.sorted = bool(self._native.sorted and (logits[:-1] >= logits[1:]).all())
 
@@ -211,7 +211,7 @@ class TokenDataArray(OfThisProcess):
         return self._native
 
     def _take_back(self) -> None:
-        """After a sampler: libllama may point to memory of the sampler's own; bring the candidates back here."""
+        """Bring the candidates back here after a sampler, which may have left them in memory of its own."""
         ours = ffi.from_buffer("llama_token_data[]", self._storage)
         if self._native.data != ours:
             size = self._native.size

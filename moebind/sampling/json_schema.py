@@ -21,7 +21,7 @@ __all__ = ["json_schema_to_grammar"]
 
 Schema: TypeAlias = dict[str, object]
 
-#: Of the schema as text.
+#: The most bytes of a schema as text.
 BYTES_MAX = 2**18
 DEPTH_MAX = 64
 #: llama.cpp takes a larger repetition for one without an end.
@@ -141,7 +141,7 @@ def _corrected(grammar: str) -> str:
 
 
 def _parsed(schema: Mapping[str, object] | str) -> object:
-    """The schema as the JSON that it is, so that nothing else comes in."""
+    """The schema, parsed from its text as JSON, so that nothing else comes in."""
     if not isinstance(schema, (str, Mapping)):
         raise TypeError(f"schema is {schema!r} ({type(schema).__name__}); it takes a dict or JSON text")
     try:
@@ -250,7 +250,7 @@ class _Reader:
         return {"$ref": f"#/$defs/{self._names[reference]}"}
 
     def _target(self, node: Schema) -> Schema:
-        """What a chain of references leads to; nothing, where it leads in a circle or is not read yet."""
+        """The node that a chain of references leads to; an empty one, where it leads in a circle or is not read yet."""
         for _ in range(DEPTH_MAX):
             if "$ref" not in node:
                 return node
@@ -485,7 +485,7 @@ def _kinds(node: Schema) -> set[str]:
 
 
 def _canonical(value: object) -> str:
-    """Equal for values that JSON Schema takes for equal."""
+    """A text that is equal for values that JSON Schema takes for equal."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return json.dumps(value, sort_keys=True)

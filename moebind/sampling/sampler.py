@@ -71,7 +71,7 @@ class Sampler(GrammarKinds):
         return sampler
 
     _lock: CallLock
-    #: What the native sampler points to.
+    #: The objects that the native sampler points to.
     _keep: tuple[object, ...]
     #: Whether it chooses a token, or only filters.
     _chooses: bool
@@ -202,7 +202,7 @@ class Sampler(GrammarKinds):
         self._parts.append(shown)
 
     def _copy_kind_from(self, other: Sampler) -> None:
-        """Be of the same kind."""
+        """Copy what tells which kind of sampler the other one is."""
         self._chooses, self._is_greedy, self._is_adaptive = other._chooses, other._is_greedy, other._is_adaptive
         self._is_grammar, self._is_checked = other._is_grammar, other._is_checked
         self._nesting = other._nesting
@@ -223,7 +223,7 @@ class Sampler(GrammarKinds):
             self._pointer = None
 
     def _attach(self, n_vocab: int) -> None:
-        """A context runs it from now on, and those in it: tokens beyond the vocabulary would end the process."""
+        """Note that a context runs it and its parts from now on: tokens beyond the vocabulary would end the process."""
         for part in self._with_parts():
             part._attached, part._limit = True, n_vocab - 1
 
@@ -476,7 +476,7 @@ class Sampler(GrammarKinds):
 
 @contextmanager
 def _as_sampler_errors(sampler: Sampler) -> Iterator[None]:
-    """Tell what llama.cpp or a grammar could not do."""
+    """Raise errors of llama.cpp and of grammars as :class:`SamplerError`, with the sampler's name."""
     try:
         yield
     except NativeError as error:

@@ -1,4 +1,4 @@
-"""Which model this is, whatever its file is called and wherever its tensors are."""
+"""The fingerprint of a model, which stays the same wherever its files and tensors are."""
 
 from __future__ import annotations
 

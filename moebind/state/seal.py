@@ -1,4 +1,4 @@
-"""What goes with a saved state: of which model it is, of which kind of cache, and whether all of it is there.
+"""The seal of a saved state: of which model it is, of which kind of cache, and whether all of it is there.
 
 llama.cpp checks little: a state of another model of equal shape is taken, and one that turns out to be wrong half-way
 leaves a cache that is empty or half full. So the bytes that llama.cpp wrote are followed by a seal of fixed size, which
@@ -35,7 +35,7 @@ SEAL_SIZE = _FIELDS.size + _CHECKSUM + len(MAGIC)
 
 
 class StateKind(IntEnum):
-    """What a seal is under."""
+    """The kind of state that a seal belongs to."""
 
     CONTEXT = 1
     SEQUENCE = 2
@@ -64,7 +64,7 @@ _CONTENT = {
 
 @dataclass(frozen=True)
 class CacheKind:
-    """What must be equal in the context that a state was taken from and the one that takes it."""
+    """The properties that must be equal in the context that a state was taken from and the one that takes it."""
 
     model: bytes
     positions: bytes
@@ -120,14 +120,14 @@ class CacheKind:
 
 @dataclass(frozen=True)
 class Seal:
-    """What stands behind a state.
+    """The bytes after a state, which tell what it is.
 
     Attributes
     ----------
     cache : CacheKind
         Which contexts can take it.
     kind : StateKind
-        What it is under.
+        The kind of state that it belongs to.
     flags : StateSeqFlags
         How a sequence's state was taken.
     size : int
@@ -154,21 +154,21 @@ class Seal:
 
     @staticmethod
     def read(name: str, data: memoryview, kinds: Sequence[StateKind]) -> Seal:
-        """The seal at the end of data that nothing is known about.
+        """Read and check the seal at the end of data that may be anything.
 
         Parameters
         ----------
         name
-            What it is called in messages.
+            The data's name in messages.
         data
             All of it, seal included.
         kinds
-            What it may be under.
+            The kinds of state that are allowed.
 
         Raises
         ------
         StateError
-            If there is none, it is under something else, or anything was changed or is missing.
+            If there is none, it belongs to another kind of state, or anything was changed or is missing.
         """
         tail = bytes(data[-SEAL_SIZE:])
         if len(tail) < SEAL_SIZE or not tail.endswith(MAGIC):
@@ -193,7 +193,7 @@ class Seal:
 
 
 def _checksum(parts: Sequence[Buffer]) -> bytes:
-    """Against accidents, and so fast that nobody waits for it: CRC-32."""
+    """CRC-32 of all parts: it finds accidents, and is so fast that nobody waits for it."""
     value = 0
     for part in parts:
         value = zlib.crc32(part, value)

@@ -34,9 +34,9 @@ class SeqState:
     _cache: CacheKind
     _data: Buffer
     _flags: StateSeqFlags
-    #: Of ON_DEVICE: what the context knows it by.
+    #: With ON_DEVICE: the object by which the context knows it.
     _ticket: object
-    #: What generate() knew of the sequence.
+    #: The sequence's tokens, as far as generate() knew them.
     _tokens: NDArray[np.int32] | None
 
     def __init__(self, *_arguments: object, **_keywords: object) -> None:

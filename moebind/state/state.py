@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["State"]
 
-#: What llama.cpp's files begin with: magic, version, number of tokens.
+#: Bytes at the beginning of llama.cpp's files: magic, version, number of tokens.
 _HEAD_SIZE = 12
-#: What it writes before a sequence in memory, and not in a file.
+#: Bytes that llama.cpp writes before a sequence in memory, and not in a file.
 _PREFIX_SIZE = 8
 
 
@@ -310,7 +310,7 @@ class State(ContextBase):
             raise StateError(f"{name} does not go with this context: {difference}")
 
     def _make_room(self, native: CData, seq: int) -> None:
-        """Before a sequence is left on devices: llama.cpp ends the process when that does not work."""
+        """Check that a sequence can be left on the devices: llama.cpp ends the process when that does not work."""
         for name, kind in zip(("type_k", "type_v"), self._cache_types, strict=True):
             # It would copy as many elements as there are blocks, and lose the rest without a word.
             if lib.ggml_blck_size(kind) > 1 and not lib.llama_model_is_recurrent(self._model._open()):
@@ -424,7 +424,7 @@ class State(ContextBase):
             raise StateError(f"{name} could not be saved, and is as it was before: {error}") from error
 
     def _load(self, path: str | os.PathLike[str], kind: StateKind) -> tuple[Seal, NDArray[np.int32], memoryview, str]:
-        """A file's seal and tokens, what goes to llama.cpp, and what to call it."""
+        """Read a file: its seal, its tokens, the data for llama.cpp, and its name for messages."""
         name = checks.path("path", path)
         self._open()
         try:
