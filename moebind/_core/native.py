@@ -41,7 +41,7 @@ T = TypeVar("T")
 #: A pointer or struct of cffi's. It has no static type.
 CData: TypeAlias = "Any"
 
-__all__ = ["LIBRARIES", "CData", "Hooks", "decoded", "ffi", "hold", "lib", "own", "read_log", "text_from"]
+__all__ = ["LIBRARIES", "CData", "Hooks", "decoded", "ffi", "frees_nothing", "lib", "own", "read_log", "text_from"]
 
 
 def own(pointer: CData, free: Callable[[CData], object], *keep: object) -> CData:
@@ -56,8 +56,8 @@ def own(pointer: CData, free: Callable[[CData], object], *keep: object) -> CData
     return ffi.gc(pointer, release)
 
 
-def hold(pointer: CData) -> None:
-    """What :func:`own` does at the end of a pointer into somebody else's memory: nothing, it only held that one."""
+def frees_nothing(pointer: CData) -> None:
+    """The ``free`` of :func:`own` for a pointer into memory of another object, which the pointer only keeps alive."""
 
 
 def decoded(text: CData) -> str:
@@ -66,7 +66,7 @@ def decoded(text: CData) -> str:
 
 
 def text_from(function: Callable[..., int], *arguments: object) -> str:
-    """What a libllama function writes into a buffer, with one that is large enough."""
+    """Call a libllama function that writes text, with a buffer that is large enough, and return the text."""
     size = 256
     while True:
         buffer = ffi.new("char[]", size)
@@ -131,23 +131,23 @@ def moebind_on_eval(tensor: CData, ask: bool, handle: CData) -> bool:
     return bool(ffi.from_handle(handle).eval(tensor, ask))
 
 
-def _nobody_reads(level: int, line: str) -> None:
+def _discard(level: int, line: str) -> None:
     """Drop a line of llama.cpp's log."""
 
 
-_reads_log: Callable[[int, str], object] = _nobody_reads
+_log_reader: Callable[[int, str], object] = _discard
 
 
 def read_log(reader: Callable[[int, str], object]) -> None:
     """Have ``reader(level, line)`` called for each line of llama.cpp's log, beginning with warnings."""
-    global _reads_log
-    _reads_log = reader
+    global _log_reader
+    _log_reader = reader
     lib.moebind_log_start(lib.GGML_LOG_LEVEL_WARN)
 
 
 @_callback(error=None)
 def moebind_on_log(level: int, text: CData) -> None:
-    _reads_log(level, decoded(text))
+    _log_reader(level, decoded(text))
 
 
 @_callback(error=False)

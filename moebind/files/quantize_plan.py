@@ -1,4 +1,4 @@
-"""What quantising makes of each tensor: known before anything is written."""
+"""The type that quantising gives each tensor: known before anything is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QuantizeResult", "QuantizedTensor"]
 
-#: What ggml quantises to. Asked for another type, it divides by zero or fails an assertion.
+#: Types that ggml quantises to. Asked for another one, it divides by zero or fails an assertion.
 TARGETS = tuple(
     kind
     for kind in GgmlType.__members__.values()
@@ -43,7 +43,7 @@ OUTPUT = "output.weight"
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """What quantising did, or would do, to one tensor.
+    """One tensor before and after quantising; after a dry run, as it would be.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class QuantizedTensor:
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """What :func:`quantize` did, or would do.
+    """The files and tensors that :func:`quantize` wrote, or would write.
 
     Attributes
     ----------
@@ -141,16 +141,16 @@ def run(source: Gguf, target: str, native: CData, hooks: Hooks) -> None:
 
 
 def plan(source: Gguf, native: CData, ftype: Ftype, renamed: Mapping[str, str]) -> QuantizeResult:
-    """What a dry run tells, exactly."""
+    """The exact result of a quantisation, from a dry run of llama.cpp's."""
     native.dry_run = True
     run(source, "", native, Hooks())
     native.dry_run = False
     buffer = ffi.new("char[]", max(lib.moebind_quantize_rows(ffi.NULL, 0), 1))
     used = lib.moebind_quantize_rows(buffer, len(buffer))
-    told = bytes(ffi.buffer(buffer, used)).decode("utf-8", "replace").split("\0")[:-1]
+    listed = bytes(ffi.buffer(buffer, used)).decode("utf-8", "replace").split("\0")[:-1]
     kinds = {bytes(ffi.string(lib.ggml_type_name(kind))).decode(): kind for kind in GgmlType.__members__.values()}
     tensors, missing = [], []
-    for name, kind in zip(told[::2], told[1::2], strict=True):
+    for name, kind in zip(listed[::2], listed[1::2], strict=True):
         if name not in renamed:
             raise QuantizeError(f"{source.path}: the tensor {name!r} cannot be told from others: rename it")
         old = source.tensors[renamed[name]]
@@ -177,7 +177,7 @@ def check_plan(
     weights: Mapping[str, NDArray[np.float32]],
     allow_requantize: bool,
 ) -> None:
-    """What the real run would find out only at that tensor, or in a thread whose failure nobody could catch."""
+    """Refuse tensors that would fail in the middle of the run, or in a thread whose failure nobody could catch."""
     for tensor in planned.tensors:
         if tensor.type == tensor.source_type:
             continue

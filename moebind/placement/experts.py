@@ -1,4 +1,4 @@
-"""What a model's experts are and weigh, layer by layer."""
+"""The number, sizes and bytes of a model's experts, layer by layer."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class ExpertSummary:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """``0-3, 6, 9-11``."""
+    """Numbers in short, such as ``0-3, 6, 9-11``."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

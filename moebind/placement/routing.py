@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.fork import renewed
+from moebind._core.fork import new_in_child
 from moebind._core.native import lib
 from moebind._core.tables import Column, text_table
 from moebind.params.observers import EvalTensor, TensorObserver
@@ -63,7 +63,7 @@ class RoutingRecorder(TensorObserver):
     __slots__ = ("_counts", "_lock", "_n_tokens", "_size")
 
     def __init__(self) -> None:
-        self._lock = renewed(threading.RLock())
+        self._lock = new_in_child(threading.RLock())
         #: Layers and experts of the models; some have layers for multi-token prediction besides.
         self._size = (0, 0)
         self._counts: NDArray[np.int64] = np.zeros((0, 0), np.int64)
@@ -90,7 +90,7 @@ class RoutingRecorder(TensorObserver):
         return TensorObserver(r"^ffn_moe_(logits|topk)-\d+$", count_first)
 
     def _fit(self, n_layer: int, n_expert: int) -> None:
-        """Have room for a model, or refuse it."""
+        """Make room for a model, or refuse it."""
         with self._lock:
             if not self._counts.size:
                 self._size = n_layer, n_expert
@@ -103,7 +103,7 @@ class RoutingRecorder(TensorObserver):
                 )
 
     def _grow(self, n_layer: int) -> None:
-        """Have so many rows, with the lock held."""
+        """Make room for so many layers. The caller holds the lock."""
         more = n_layer - len(self._counts)
         if more > 0:
             self._counts = np.pad(self._counts, ((0, more), (0, 0)))
@@ -118,7 +118,7 @@ class RoutingRecorder(TensorObserver):
             self._n_tokens[layer] += len(chosen)
 
     def _read(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Counts and tokens of one moment."""
+        """Copies of the counts and of the numbers of tokens, of one moment."""
         with self._lock:
             return np.array(self._counts), np.array(self._n_tokens)
 
