@@ -1,11 +1,9 @@
 #include "guard.h"
 
-#include "ggml-backend-impl.h"
+#include "backends.h"
 #include "ggml.h"
-#include "log.h"
-#include "shim.h"
+#include "internal.h"
 
-#include <dlfcn.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -185,22 +183,6 @@ bool carry(PyObject * exception) noexcept {
     return true;
 }
 
-void * find_in_backend(const char * name) {
-    for (size_t i = 0; i < ggml_backend_reg_count(); i++) {
-        // Any function of the backend tells which file it was loaded from.
-        Dl_info info;
-        if (dladdr(reinterpret_cast<void *>(ggml_backend_reg_get(i)->iface.get_name), &info) == 0) {
-            continue;
-        }
-        // The handle is kept: the backend stays loaded for as long as the process runs.
-        void * handle = dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-        if (void * found = handle == nullptr ? nullptr : dlsym(handle, name)) {
-            return found;
-        }
-    }
-    throw std::runtime_error(std::string(name) + " is in a backend that is not loaded; moebind.init() loads them");
-}
-
 }  // namespace moebind
 
 PyObject * moebind_result(PyObject * result) {
@@ -237,8 +219,7 @@ void moebind_end(void) {
 
 void moebind_setup(void) {
     ggml_set_abort_callback(throw_on_abort);
-    // llama-common would write to standard error, from a thread of its own. What matters it also throws.
-    common_log_set_verbosity_thold(-1);
+    moebind::silence_llama_common();
 }
 
 bool moebind_carry(uintptr_t exception) {

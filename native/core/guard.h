@@ -100,12 +100,5 @@ template <class Call> auto guard(Call && call) noexcept -> decltype(call()) {
     }
 }
 
-void * find_in_backend(const char * name);
-
-// A function of a backend that was loaded at run time (MOEBIND_PORTABLE); throws when no loaded backend has it.
-template <class Function> Function * in_backend(const char * name) {
-    return reinterpret_cast<Function *>(find_in_backend(name));
-}
-
 }  // namespace moebind
 #endif

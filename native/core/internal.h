@@ -1,4 +1,4 @@
-// What the C++ files of this folder say to each other.
+// What the C++ files say to each other, and not to Python.
 #pragma once
 
 #include "shim.h"
@@ -24,5 +24,8 @@ std::mutex & fork_mutex();
 
 // Tell Python's progress callback, if there is one; false when what runs is to stop, be it for Ctrl-C.
 bool progress(moebind_hooks * hooks, float fraction);
+
+// llama-common has a log of its own, which nobody reads (llama_common.cpp).
+void silence_llama_common();
 
 }  // namespace moebind

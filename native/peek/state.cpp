@@ -8,7 +8,7 @@
 
 namespace {
 
-// llama_context keeps what ON_DEVICE states left on devices private; see member_access in shim.cpp.
+// llama_context keeps what ON_DEVICE states left on devices private; see context.cpp.
 template <auto Member> struct storage_access {
     friend auto & storage_of(llama_context & ctx) { return ctx.*Member; }
 };
