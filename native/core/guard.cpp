@@ -169,7 +169,7 @@ void note_stopping() noexcept { state.stopping = true; }
 
 bool stopping() noexcept { return state.stopping || state.exception != nullptr; }
 
-bool carry(PyObject * exception) noexcept {
+bool keep_exception(PyObject * exception) noexcept {
     if (state.depth == 0) {
         return false;
     }
@@ -222,7 +222,7 @@ void moebind_setup(void) {
     moebind::silence_llama_common();
 }
 
-bool moebind_carry(uintptr_t exception) {
+bool moebind_keep_exception(uintptr_t exception) {
     // This very call is guarded too: it takes a second guard for somebody to be waiting.
-    return state.depth > 1 && moebind::carry(reinterpret_cast<PyObject *>(exception));
+    return state.depth > 1 && moebind::keep_exception(reinterpret_cast<PyObject *>(exception));
 }

@@ -5,7 +5,7 @@
 // thread, and returns a zeroed value. cffi's wrapper then ends in moebind_result, which raises it as NativeError.
 //
 // The same place carries Python exceptions through C: a callback that fails stores its exception with
-// moebind_carry, tells libllama to stop in whatever way that callback can, and moebind_result raises it from the
+// moebind_keep_exception, tells libllama to stop in whatever way that callback can, and moebind_result raises it from the
 // call that the user made.
 //
 // What is thrown where no guard stands below it - in a thread of OpenMP - cannot be caught; such preconditions are checked
@@ -39,7 +39,7 @@ struct guard_scope {
 void keep_failure(const char * text) noexcept;
 
 // Keeps a Python exception for the outermost guard of this thread; false when there is none.
-bool carry(PyObject * exception) noexcept;
+bool keep_exception(PyObject * exception) noexcept;
 
 // One is being kept.
 bool exception_waiting() noexcept;

@@ -26,7 +26,7 @@ void moebind_end(void);
 
 // Keep a Python exception (its id()) until the call that the user made returns, and raise it there.
 // False when this thread is in no such call.
-bool moebind_carry(uintptr_t exception);
+bool moebind_keep_exception(uintptr_t exception);
 
 // --- log (core/log.cpp) ---
 

@@ -17,8 +17,8 @@ std::string & failure() {
 }
 
 ggml_backend_reg_t failed(ggml_log_level level) {
-    const char * said = dlerror();
-    failure()         = said != nullptr ? said : "unknown error";
+    const char * reason = dlerror();
+    failure()           = reason != nullptr ? reason : "unknown error";
     ggml_log_internal(level, "CUDA is not used: %s\n", failure().c_str());
     return nullptr;
 }
