@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 
+import moebind
 from conftest import CPU, SMALL
 from moebind import Batch, Model, StateError
 from moebind._core.native import LIBRARIES
@@ -40,7 +42,8 @@ before = names()
 assert "CUDA0" in before
 assert lib.moebind_leave_devices(b"CUDA") == 1
 assert names() == [name for name in before if name != "CUDA0"]
-assert "libggml-pretend" in open("/proc/self/maps").read()
+with open("/proc/self/maps") as maps:
+    assert "libggml-pretend" in maps.read()
 assert lib.moebind_leave_devices(b"CUDA") == 0
 """
 
@@ -79,6 +82,30 @@ with Model.load_from_file(sys.argv[1], ModelParams(n_gpu_layers=0, devices=(), v
 def test_the_first_text_makes_no_tables(demo_path: Path) -> None:
     """While it made them a fork would leave a child that waits for them for ever; moebind.init() makes them before."""
     run(TABLES, demo_path)
+
+
+@pytest.fixture
+def everything_logged() -> Iterator[None]:
+    moebind.set_log("debug")
+    yield
+    moebind.set_log()
+
+
+@pytest.mark.usefixtures("everything_logged")
+def test_scratch_memory_is_reserved_by_the_call_that_needs_it(
+    tiny_path: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """llama.cpp would do it in the next computation, which is too late to refuse an adapter."""
+
+    def reserved_by(call: Callable[[], object]) -> bool:
+        caplog.clear()
+        call()
+        return any("reserving" in record.getMessage() for record in caplog.records)
+
+    with Model.load_from_file(tiny_path(n_layer=4), CPU) as model, model.new_context(SMALL) as context:
+        assert not reserved_by(lambda: context.decode(Batch.get_one([1])))
+        assert reserved_by(lambda: context.set_control_vector(np.ones((3, 64))))
+        assert not reserved_by(lambda: context.decode(Batch.get_one([1])))
 
 
 @pytest.mark.parametrize("factors", [True, False])
