@@ -13,7 +13,7 @@ import tiny
 
 import moebind
 from conftest import CPU, SMALL
-from moebind import Batch, Model, StateError
+from moebind import Batch, Model, StateError, lib
 from moebind._core.native import LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +82,18 @@ with Model.load_from_file(sys.argv[1], ModelParams(n_gpu_layers=0, devices=(), v
 def test_the_first_text_makes_no_tables(demo_path: Path) -> None:
     """While it made them a fork would leave a child that waits for them for ever; moebind.init() makes them before."""
     run(TABLES, demo_path)
+
+
+CORES = {path.read_text() for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings")}
+
+
+@pytest.mark.skipif(not CORES, reason="the system does not tell its cores, and llama.cpp guesses")
+def test_a_thread_for_each_core() -> None:
+    n_threads = lib.moebind_default_n_threads()
+    if Path("/sys/devices/cpu_core").exists():  # has slower cores, which are left out
+        assert 1 <= n_threads <= len(CORES)
+    else:
+        assert n_threads == len(CORES)
 
 
 @pytest.fixture
