@@ -1,4 +1,4 @@
-# The extension moebind/_libllama: cffi's wrappers, the guards and the shim, from what native/bind/cdef.py writes.
+# The extension moebind/_libllama: cffi's wrappers and their guards, which native/bind/cdef.py writes, and native/'s C++.
 set(native "${CMAKE_CURRENT_SOURCE_DIR}/native")
 set(generated "${CMAKE_CURRENT_BINARY_DIR}/native")
 set(vendored "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp")

@@ -4,12 +4,12 @@
 // moebind::guard, which catches both (moebind_setup installs an abort callback that throws), keeps the text in this
 // thread, and returns a zeroed value. cffi's wrapper then ends in moebind_result, which raises it as NativeError.
 //
-// The same place carries Python exceptions through C: a callback that fails stores its exception with
-// moebind_keep_exception, tells libllama to stop in whatever way that callback can, and moebind_result raises it from the
+// Python's exceptions get through C in the same place. A callback that fails has its exception kept, by
+// moebind_keep_exception, and tells libllama to stop in whatever way that callback can; moebind_result raises it from the
 // call that the user made.
 //
 // What is thrown where no guard stands below it - in a thread of OpenMP - cannot be caught; such preconditions are checked
-// before the call. The RPC client has a thread too, in which nothing fails any more (rpc_connections.cpp).
+// before the call. The RPC client has a thread too, in which nothing fails any more (replaced/rpc_connections.cpp).
 #pragma once
 
 #include <Python.h>

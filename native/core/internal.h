@@ -1,4 +1,5 @@
-// What the C++ files say to each other, and not to Python.
+// What C++ files offer each other, and not Python: a tap on the log (log.cpp), a lock that forks wait for (fork.cpp),
+// progress (hooks.cpp).
 #pragma once
 
 #include "shim.h"
@@ -25,7 +26,7 @@ std::mutex & fork_mutex();
 // Tell Python's progress callback, if there is one; false when what runs is to stop, be it for Ctrl-C.
 bool progress(moebind_hooks * hooks, float fraction);
 
-// llama-common has a log of its own, which nobody reads (llama_common.cpp).
+// llama-common has a log of its own, which nobody reads (peek/llama_common.cpp).
 void silence_llama_common();
 
 }  // namespace moebind

@@ -1,4 +1,5 @@
-// GGUF files: what gguf.h does not tell, or tells one string at a time.
+// GGUF files: what gguf.h does not tell, or tells one string at a time. A header is looked through before
+// gguf_init_from_file reads it, which takes whatever memory the header claims.
 #include "ggml-impl.h"
 #include "gguf.h"
 #include "shim.h"

@@ -1,4 +1,5 @@
-// What saved states need, and llama.cpp keeps to itself.
+// What saved states need to know of a context: how its cache is laid out, so that a state of another one is refused, and
+// what llama.cpp left of sequences on devices.
 #include "llama-context.h"
 #include "llama-model.h"
 #include "shim.h"

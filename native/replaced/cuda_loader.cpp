@@ -1,7 +1,6 @@
 // Part of libggml.so, not of the extension. ggml's registry asks for the CUDA backend here (cmake/CudaBackend.cmake) and
 // takes null for an answer: a machine without a driver, or without cuBLAS, has no CUDA devices, and everything else of it
 // works. Whatever uses ggml gets the same answer: the extension, llama-server, llama-bench.
-#include "ggml-backend-impl.h"
 #include "ggml-cuda.h"  // ggml_backend_cuda_reg stands for moebind_cuda_backend here
 #include "ggml-impl.h"
 
