@@ -6,9 +6,9 @@ a failed assertion inside llama.cpp is raised as :class:`moebind.NativeError`, b
 (``native/core/guard.h``), so that no caller can forget to look.
 
 Callbacks go the other way: libllama calls C++, which calls a function below, which calls the user's. When the user's
-function raises, :func:`_carry` hands the exception to C++ and the callback returns what makes libllama stop; the
-native call that the user made then raises that very exception when it returns. A callback that runs in a thread of
-llama.cpp's own has no such call above it, and its exception goes to ``sys.excepthook``.
+function raises, :func:`_keep_exception` hands the exception to C++, which keeps it, and the callback returns what makes
+libllama stop; the native call that the user made then raises that very exception when it returns. A callback that runs
+in a thread of llama.cpp's own has no such call above it, and its exception goes to ``sys.excepthook``.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def text_from(function: Callable[..., int], *arguments: object) -> str:
         size = length + 1
 
 
-def _carry(kind: type[BaseException], exception: BaseException, traceback: TracebackType) -> None:
-    if not lib.moebind_carry(id(exception)):
+def _keep_exception(kind: type[BaseException], exception: BaseException, traceback: TracebackType) -> None:
+    if not lib.moebind_keep_exception(id(exception)):
         sys.excepthook(kind, exception, traceback)
 
 
@@ -110,7 +110,7 @@ class Hooks:
 
 def _callback(error: bool | None) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Define one of native/bind/callbacks.h; ``error`` is what it returns when it raises."""
-    decorator: Callable[[Callable[..., T]], Callable[..., T]] = ffi.def_extern(error=error, onerror=_carry)
+    decorator: Callable[[Callable[..., T]], Callable[..., T]] = ffi.def_extern(error=error, onerror=_keep_exception)
     return decorator
 
 
