@@ -17,7 +17,7 @@ from moebind.bench.agreement import write_captured
 from moebind.bench.environment import machine_record
 from moebind.bench.measure import capture, check_room, prompt_text, timed_run
 from moebind.bench.protocol import Parent
-from moebind.bench.report import memory_record
+from moebind.bench.rows import memory_record
 from moebind.bench.texts import TEXT
 from moebind.context.context import Context
 from moebind.model.model import Model

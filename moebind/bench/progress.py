@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from moebind._core import checks
 from moebind._core.progress import progress_bar
-from moebind.bench.report import OffloadRow
+from moebind.bench.rows import OffloadRow
 from moebind.errors import MoebindError
 
 __all__ = ["Progress"]

@@ -19,8 +19,9 @@ from moebind.bench.placements import Placement, checked
 from moebind.bench.progress import Progress
 from moebind.bench.protocol import run_child
 from moebind.bench.record import Measurement, Record
-from moebind.bench.report import OffloadReport, OffloadRow, read_row
+from moebind.bench.report import OffloadReport
 from moebind.bench.resident_memory import seen_from_outside
+from moebind.bench.rows import OffloadRow, read_row
 from moebind.bench.settings import Settings, checked_context, checked_devices, checked_prompts
 from moebind.bench.texts import AGREEMENT
 from moebind.files.gguf import Gguf

@@ -6,32 +6,32 @@ from typing import Any
 
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, markdown_table, text_table
-from moebind.bench.report import OffloadReport, OffloadRow, Samples
+from moebind.bench.rows import OffloadRow, OffloadRows, Samples
 from moebind.params.params import ContextParams
 
 __all__ = ["markdown", "plain"]
 
 
-def markdown(report: OffloadReport) -> str:
+def markdown(report: OffloadRows) -> str:
     """A table, and a list of conditions."""
     conditions = [f"- {name}: {value}" for name, value in _conditions(report)]
     return "\n".join([f"**{_title(report)}**", "", *markdown_table(*_table(report)), "", *conditions]) + "\n"
 
 
-def plain(report: OffloadReport) -> str:
+def plain(report: OffloadRows) -> str:
     """A table and conditions for terminals."""
     conditions = [f"{name}: {value}" for name, value in _conditions(report)]
     return "\n".join([_title(report), "", *text_table(*_table(report)), "", *conditions])
 
 
-def _title(report: OffloadReport) -> str:
+def _title(report: OffloadRows) -> str:
     files: Any = report.environment.get("files") or [{"name": "?", "size": 0}]
     model: Any = report.environment.get("model") or {}
     parts = [model.get("description", ""), show_size(sum(each["size"] for each in files))]
     return f"{files[0]['name']} ({', '.join(filter(None, parts))})"
 
 
-def _table(report: OffloadReport) -> tuple[list[Column], list[list[object]]]:
+def _table(report: OffloadRows) -> tuple[list[Column], list[list[object]]]:
     """Columns and rows; the columns that nobody has anything in are left out."""
     largest = max((row.allocated.device_bytes for row in report.rows if row.allocated is not None), default=0)
     unit, size, digits = ("GiB", 2**30, ".2f") if largest >= 2**30 else ("MiB", 2**20, ".1f")
@@ -84,7 +84,7 @@ def _agreement(row: OffloadRow, reference: str | None) -> list[object]:
     return [divergence, found.same_top, f"{found.same_continuations} of {found.n_prompts}"]
 
 
-def _conditions(report: OffloadReport) -> list[tuple[str, str]]:
+def _conditions(report: OffloadRows) -> list[tuple[str, str]]:
     """Files, settings, build and machine, and when it was measured."""
     environment: Any = report.environment
     settings: Any = report.settings
