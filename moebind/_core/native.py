@@ -24,8 +24,9 @@ except ModuleNotFoundError as error:
     if error.name != "moebind._libllama":
         raise
     # In a checkout, the source folder comes before the installed package.
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     raise ImportError(
-        f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))} is the source folder of moebind, which has no built library: "
+        f"{folder} is the source folder of moebind, which has no built library: "
         "change to another folder, or use .venv/bin/python (make environment)",
         name=error.name,
     ) from None
