@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "moebind"
 PAGE = ROOT / "docs/design.md"
 BEGIN, END = "<!-- The table is written by tools/house.py. -->", "<!-- End of the table. -->"
-#: What is no room: the names that users import, which every room may use.
+#: Modules that are no room: the names that users import, which every room may use.
 ENTRANCE = {"errors", "enums"}
 
 
