@@ -86,6 +86,7 @@ def test_a_budget_is_used(shape_path: MakeShape, name: str) -> None:
     assert longer.plan.device_bytes <= budget
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", ["phi-3.5-moe-q4_k_m", "mixtral-8x7b-q4_k_m", "qwen3-30b-a3b-q4_k_m", "deepseek-v3-q4_k_m"]
 )

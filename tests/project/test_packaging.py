@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from checkout import ROOT, SOURCES, Checkout, contents, fetch, offline
 
-pytestmark = [pytest.mark.thorough, pytest.mark.timeout(3600)]  # half a minute with ccache, many without
+pytestmark = pytest.mark.timeout(3600)  # half a minute with ccache, many without
 
 LIBRARIES = {"ggml-base", "ggml", "ggml-cpu", "ggml-rpc", "llama", "llama-common", "mtmd", "llama-server-impl"}
 TOP_LEVEL = {
