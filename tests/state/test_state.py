@@ -29,8 +29,8 @@ from moebind import (
     StateError,
     ffi,
     lib,
-    state_data,
 )
+from moebind.state import transfer
 from moebind.state.seal import SEAL_SIZE, Kind, Seal
 
 MakeTiny = Callable[..., Path]
@@ -361,7 +361,7 @@ def test_ctrl_c_as_soon_as_llama_cpp_is_done(
     list(context.generate(TOKENS, max_tokens=1))
     known = dict(context._history)
     name = "write" if takes == "state_set" else "write_seq"
-    really_write = getattr(state_data, name)
+    really_write = getattr(transfer, name)
 
     calls: list[object] = []
 
@@ -372,7 +372,7 @@ def test_ctrl_c_as_soon_as_llama_cpp_is_done(
             signal.raise_signal(signal.SIGINT)
         return failure
 
-    monkeypatch.setattr(state_data, name, interrupted)
+    monkeypatch.setattr(transfer, name, interrupted)
     with pytest.raises(KeyboardInterrupt):
         getattr(context, takes)(*arguments)
     assert context._history == known == {0: TOKENS}

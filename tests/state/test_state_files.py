@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from conftest import CPU, SMALL
-from moebind import Batch, ClosedError, Context, Model, StateError, StateNotFoundError, ffi, files, lib
+from moebind import Batch, ClosedError, Context, Model, StateError, StateNotFoundError, ffi, lib
+from moebind._core import atomic_files
 from moebind.state.seal import SEAL_SIZE
 
 MakeTiny = Callable[..., Path]
@@ -412,7 +413,7 @@ def test_any_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, fails, fail)
     with pytest.raises(OSError, match="a failing disk"):
-        files.write_whole(str(tmp_path / "file"), [b"new"])
+        atomic_files.write_whole(str(tmp_path / "file"), [b"new"])
     assert (tmp_path / "file").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -426,11 +427,11 @@ def test_a_folder_that_cannot_be_synchronised(tmp_path: Path, monkeypatch: pytes
         return really_open(path, *rest)
 
     monkeypatch.setattr(os, "open", open_files_only)
-    files.write_whole(str(tmp_path / "file"), [b"new"])
+    atomic_files.write_whole(str(tmp_path / "file"), [b"new"])
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
 def test_several_parts_are_one_file(tmp_path: Path) -> None:
     parts = [b"", b"a", bytearray(b"bc"), memoryview(b"d"), np.arange(3, dtype=np.uint8)]
-    files.write_whole(str(tmp_path / "file"), parts)
-    assert files.read_whole(str(tmp_path / "file")) == b"abcd\0\1\2"
+    atomic_files.write_whole(str(tmp_path / "file"), parts)
+    assert atomic_files.read_whole(str(tmp_path / "file")) == b"abcd\0\1\2"
