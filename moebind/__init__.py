@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from moebind.placement.routing import RoutingRecorder
     from moebind.sampling.json_schema import json_schema_to_grammar
 
+#: pyproject.toml reads it from here.
 __version__ = "0.1.0"
 #: The version of the llama.cpp inside.
 llama_cpp_version = _llama_cpp_version()

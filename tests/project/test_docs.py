@@ -110,6 +110,15 @@ def test_what_has_no_example_is_there_and_has_none(name: str, shown: set[str]) -
     assert name not in shown
 
 
+def test_what_is_reserved_says_so() -> None:
+    code = [path for path in (ROOT / "moebind").rglob("*.py") if path.name != "errors.py"]
+    named = {
+        node.id for path in code for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Name)
+    }
+    reserved = {name for name in moebind.errors.__all__ if "nothing raises it" in str(getattr(moebind, name).__doc__)}
+    assert {*moebind.errors.__all__} - named == reserved == {*WITHOUT_EXAMPLE}
+
+
 def test_examples_of_errors_raise_them(folder_with_model: Path) -> None:
     page = program(DOCS / "api" / "errors.md")
     tries = [node for node in ast.walk(page) if isinstance(node, ast.Try)]
@@ -117,6 +126,31 @@ def test_examples_of_errors_raise_them(folder_with_model: Path) -> None:
     for node in tries:
         node.orelse = ast.parse("raise AssertionError('nothing was raised')").body
     exec(compile(ast.fix_missing_locations(page), "errors.md", "exec"), {})  # noqa: S102  # our own page
+
+
+#: Files of this repository, in comments and on pages.
+NAMED = re.compile(
+    r"(?<![\w/.*{-])(?:benchmarks|cmake|docs|examples|moebind|native|tests|tools|vendor)/[\w/.-]*\w"
+    r"\.(?:cmake|cpp|cu|h|lock|md|py|toml|tsv)\b"
+)
+NAMING = {"cmake", "cpp", "cu", "h", "md", "py"}
+#: What names files of llama.cpp's archive, which has folders of the same names.
+OF_OTHERS = {"tests/checkout.py"}
+
+
+def test_files_that_are_named_are_there() -> None:
+    folders = ("benchmarks", "cmake", "docs", "moebind", "native", "tests", "tools")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix[1:] in NAMING]
+    sources += [
+        ROOT / name for name in ("CMakeLists.txt", "CONTRIBUTING.md", "Makefile", "README.md", "pyproject.toml")
+    ]
+    named = {
+        (path.relative_to(ROOT).as_posix(), file)
+        for path in sources
+        for file in NAMED.findall(path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 50
+    assert {(path, file) for path, file in named if not (ROOT / file).exists() and path not in OF_OTHERS} == set()
 
 
 def test_build_options_are_those_of_cmake() -> None:
