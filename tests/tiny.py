@@ -21,8 +21,9 @@ class Shape:
     dots1, which is like it and chooses by sigmoids and biases, in groups if there are some (n_head_kv = n_head);
     granite_swa, which takes fused gate and up matrices; grovemoe, which has experts for groups of experts (chexps);
     mamba, which has recurrent state instead of a KV cache; lfm2, in which every other layer has; bert, an encoder, with
-    ``n_cls_out`` > 0 a classification head; t5, an encoder and a decoder; gemma4, which looks up embeddings for each
-    layer; glm4moe, of which the last ``n_mtp`` layers predict the token after the next.
+    ``n_cls_out`` > 0 a classification head; nomic-bert, an encoder with gated SiLU and rotated positions; t5, which has
+    an encoder and a decoder; gemma4, which looks up embeddings for each layer; glm4moe, of which the last ``n_mtp``
+    layers predict the token after the next.
     """
 
     arch: str = "llama"
@@ -124,7 +125,7 @@ def _metadata(shape: Shape) -> dict[str, object]:
         metadata[f"{a}.expert_group_scale"] = 0.05
         metadata[f"{a}.experts_per_group"] = 2
         metadata[f"{a}.expert_chunk_feed_forward_length"] = 32
-    if a == "bert":
+    if a in {"bert", "nomic-bert"}:
         metadata[f"{a}.attention.layer_norm_epsilon"] = 1e-5
         metadata[f"{a}.attention.causal"] = False
         metadata["tokenizer.ggml.token_type_count"] = 1
@@ -221,12 +222,15 @@ def _tensors(shape: Shape, random: np.random.Generator) -> dict[str, np.ndarray]
 def _bert(shape: Shape, weights: Weights) -> dict[str, np.ndarray]:
     d = shape.n_embd
     tensors = {"token_embd.weight": weights(len(TOKENS), d), "token_types.weight": weights(1, d)}
-    tensors["position_embd.weight"] = weights(shape.n_ctx_train, d)
+    if shape.arch == "bert":
+        tensors["position_embd.weight"] = weights(shape.n_ctx_train, d)
     norms = ["token_embd_norm"]
     for layer in range(shape.n_layer):
         b = f"blk.{layer}."
         tensors |= {f"{b}attn_{part}.weight": weights(d, d) for part in ("q", "k", "v", "output")}
         tensors |= {b + "ffn_up.weight": weights(shape.n_ff, d), b + "ffn_down.weight": weights(d, shape.n_ff)}
+        if shape.arch == "nomic-bert":
+            tensors[b + "ffn_gate.weight"] = weights(shape.n_ff, d)
         norms += [b + "attn_output_norm", b + "layer_output_norm"]
     for norm in norms:
         tensors |= {norm + ".weight": np.ones(d, np.float32), norm + ".bias": weights(d)}
@@ -299,6 +303,7 @@ def _glm4moe(shape: Shape, weights: Weights) -> dict[str, np.ndarray]:
 #: Architectures that are not built like llama.
 OTHERS: dict[str, Callable[[Shape, Weights], dict[str, np.ndarray]]] = {
     "bert": _bert,
+    "nomic-bert": _bert,
     "t5": _t5,
     "gemma4": _gemma4,
     "glm4moe": _glm4moe,

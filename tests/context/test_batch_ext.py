@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import bounds
 import numpy as np
 import pytest
 
-from conftest import CPU, SMALL
+from conftest import CPU, EXACT, SMALL
 from moebind import (
     Batch,
     BatchError,
@@ -96,7 +97,7 @@ def test_widths_are_the_models(dense: Model) -> None:
 
 
 def test_sequences(dense: Model) -> None:
-    with dense.new_context(SMALL.with_n_seq_max(2).with_kv_unified(True)) as context:
+    with dense.new_context(EXACT.with_n_seq_max(2).with_kv_unified(True)) as context:
         batch = BatchExt(context)
         batch.add([0, 1], 0, token=1)
         batch.add(0, 1, token=7, output=True)
@@ -106,7 +107,7 @@ def test_sequences(dense: Model) -> None:
         for row, token in zip(rows, (7, 8), strict=True):
             context.kv_cache_clear()
             context.decode(Batch.get_one([1, token]))
-            np.testing.assert_allclose(context.get_logits_ith(-1), row, atol=1e-3)
+            np.testing.assert_allclose(context.get_logits_ith(-1), row, atol=bounds.ORDER)
 
 
 def test_encoders_process_too(tiny_path: Callable[..., Path], dense: Model) -> None:
