@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from moebind._core.log import set_log
 from moebind._core.native import ffi, lib
+from moebind._core.version import __version__ as __version__
 from moebind.backend.breakdown import BufferMemory, DeviceMemory, MemoryBreakdown
 from moebind.backend.devices import (
     Device,
@@ -36,7 +37,6 @@ from moebind.backend.threadpool import ThreadPool
 from moebind.backend.timings import SamplerTimings, Timings
 from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, ToolCall, ToolFunction
 from moebind.chat.templates import chat_builtin_templates
-from moebind.context.adapters import LoraAdapter
 from moebind.context.batch import Batch
 from moebind.context.batch_ext import BatchExt
 from moebind.context.context import Context
@@ -66,6 +66,7 @@ from moebind.enums import (
 from moebind.errors import *  # noqa: F403  # its __all__ is the list
 from moebind.errors import __all__ as _errors
 from moebind.files.gguf import Gguf, GgufTensor
+from moebind.model.adapters import LoraAdapter
 from moebind.model.model import Model
 from moebind.params.observers import EvalTensor, TensorObserver
 from moebind.params.params import ContextParams, ModelParams
@@ -86,8 +87,6 @@ if TYPE_CHECKING:
     from moebind.placement.routing import RoutingRecorder
     from moebind.sampling.json_schema import json_schema_to_grammar
 
-#: pyproject.toml reads it from here.
-__version__ = "0.1.0"
 #: The version of the llama.cpp inside.
 llama_cpp_version = _llama_cpp_version()
 

@@ -6,7 +6,7 @@ import logging
 import threading
 
 from moebind._core.fork import taken
-from moebind._core.native import ffi, lib
+from moebind._core.native import ffi, lib, read_log
 
 __all__ = ["logger", "recent", "recent_lines", "set_log"]
 
@@ -42,6 +42,9 @@ def emit(level: int, line: str) -> None:
         number = logging.INFO
     with _emitting:
         logger.log(number, "%s", line)
+
+
+read_log(emit)
 
 
 def set_log(level: str | int | None = "warning") -> None:

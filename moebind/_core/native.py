@@ -41,7 +41,7 @@ T = TypeVar("T")
 #: A pointer or struct of cffi's. It has no static type.
 CData: TypeAlias = "Any"
 
-__all__ = ["LIBRARIES", "CData", "Hooks", "decoded", "ffi", "hold", "lib", "own", "text_from"]
+__all__ = ["LIBRARIES", "CData", "Hooks", "decoded", "ffi", "hold", "lib", "own", "read_log", "text_from"]
 
 
 def own(pointer: CData, free: Callable[[CData], object], *keep: object) -> CData:
@@ -131,11 +131,23 @@ def moebind_on_eval(tensor: CData, ask: bool, handle: CData) -> bool:
     return bool(ffi.from_handle(handle).eval(tensor, ask))
 
 
+def _nobody_reads(level: int, line: str) -> None:
+    """Drop a line of llama.cpp's log."""
+
+
+_reads_log: Callable[[int, str], object] = _nobody_reads
+
+
+def read_log(reader: Callable[[int, str], object]) -> None:
+    """Have ``reader(level, line)`` called for each line of llama.cpp's log, beginning with warnings."""
+    global _reads_log
+    _reads_log = reader
+    lib.moebind_log_start(lib.GGML_LOG_LEVEL_WARN)
+
+
 @_callback(error=None)
 def moebind_on_log(level: int, text: CData) -> None:
-    from moebind._core import log
-
-    log.emit(level, decoded(text))
+    _reads_log(level, decoded(text))
 
 
 @_callback(error=False)
@@ -165,7 +177,6 @@ def moebind_on_sampler_clone(handle: CData, object: CData, copy: CData) -> bool:
 
 
 lib.moebind_setup()
-lib.moebind_log_start(lib.GGML_LOG_LEVEL_WARN)
 # Threads that compute may outlive the interpreter.
 atexit.register(lib.moebind_end)
 atexit.register(lib.moebind_log_start, lib.GGML_LOG_LEVEL_NONE)

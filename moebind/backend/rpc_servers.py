@@ -12,15 +12,11 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from moebind._core import checks
 from moebind._core.native import CData, decoded, ffi, lib
 from moebind.backend.devices import Device, describe, devices, init, lock, native_devices, users
 from moebind.errors import MoebindError, NativeError, RpcServerError
-
-if TYPE_CHECKING:
-    from moebind.params.params import ModelParams
 
 __all__ = ["add_rpc_server", "remove_rpc_server"]
 
@@ -119,8 +115,15 @@ def settle(endpoints: Sequence[str]) -> None:
         lib.ggml_backend_rpc_get_device_memory(endpoint.encode(), 0, numbers, numbers + 1)
 
 
-def before_load(params: ModelParams) -> tuple[str, ...]:
+def before_load(chosen: Sequence[Device] | None, overrides: Iterable[str]) -> tuple[str, ...]:
     """Find out which servers are there, since llama.cpp asks all of them when it loads a model.
+
+    Parameters
+    ----------
+    chosen
+        The devices that the model is to use; None: all.
+    overrides
+        The targets of its tensor overrides: names of devices and buffer types.
 
     Returns
     -------
@@ -130,16 +133,16 @@ def before_load(params: ModelParams) -> tuple[str, ...]:
     Raises
     ------
     RpcServerError
-        If one that ``params`` names is not there. Others are taken out of the list, with a warning.
+        If one that is asked for is not there. Others are taken out of the list, with a warning.
     """
-    wanted = {device.description for device in params.devices or () if device.backend == "RPC"}
-    targets = {override.target for override in params.tensor_overrides}
+    wanted = {device.description for device in chosen or () if device.backend == "RPC"}
+    targets = set(overrides)
     named = [device for device in native_devices() if decoded(lib.ggml_backend_dev_name(device)) in targets]
     wanted.update(endpoints_of(named))
     check(sorted(wanted))
     wanted &= _endpoints  # a device that went in good order is told like any that is not there
     # Buffer types, among which overrides have their targets, are asked of all devices.
-    everybody = params.devices is None or params.tensor_overrides
+    everybody = chosen is None or targets
     for endpoint in sorted(wanted | _endpoints if everybody else wanted):
         try:
             _reach(endpoint)
@@ -147,7 +150,7 @@ def before_load(params: ModelParams) -> tuple[str, ...]:
             if endpoint in wanted:
                 raise
             warnings.warn(f"{error}. Its devices are not used any more", stacklevel=4)
-    return tuple(sorted(wanted | (_endpoints if params.devices is None else set())))
+    return tuple(sorted(wanted | (_endpoints if chosen is None else set())))
 
 
 def _normal(endpoint: str) -> str:

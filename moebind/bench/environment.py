@@ -12,6 +12,7 @@ from typing import Any
 
 from moebind._core.atomic_files import signature, write_whole
 from moebind._core.native import CData, decoded, lib
+from moebind._core.version import __version__
 from moebind.backend.devices import describe, llama_cpp_version, native_devices, system_info
 from moebind.diagnosis import facts
 from moebind.enums import DeviceType
@@ -28,8 +29,6 @@ def now() -> str:
 
 def build() -> dict[str, str]:
     """What moebind and llama.cpp are, without touching a device: asking one would take memory on it."""
-    from moebind import __version__
-
     return {
         "moebind": __version__,
         "llama_cpp": llama_cpp_version(),

@@ -16,23 +16,23 @@ from moebind.sampling.json_schema import strict_schema
 from moebind.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
+    from moebind._core.model_base import ModelBase
     from moebind.chat.prompt import ChatPrompt, ChatTrigger
-    from moebind.model.model import Model
     from moebind.sampling.candidates import TokenDataArray
 
-__all__ = ["doubts", "grammar_sampler", "held_to", "preserved_tokens"]
+__all__ = ["constrained", "grammar_sampler", "schema_warnings"]
 
 
-def doubts(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | None, held: bool) -> Iterator[str]:
-    """What may come as a surprise: tools that the template leaves out, schemas that no grammar can enforce.
+def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | None, enforced: bool) -> Iterator[str]:
+    """Tools that the template leaves out, and schemas that no grammar can enforce, a sentence each.
 
-    ``held`` is whether the reply is held to the grammar.
+    ``enforced`` is whether the reply is constrained by the grammar.
     """
     functions = [cast("Mapping[str, object]", tool["function"]) for tool in checked_tools(tools) or ()]
     if functions and not any(str(function["name"]) in prompt.prompt for function in functions):
         yield "the chat template does not write the tools into the prompt, so the model does not know them"
         return
-    for function in functions if held and prompt.grammar else ():
+    for function in functions if enforced and prompt.grammar else ():
         try:
             strict_schema(cast("Mapping[str, object]", function["parameters"]))
         except GrammarError as error:
@@ -42,14 +42,11 @@ def doubts(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | None, hel
             )
 
 
-def preserved_tokens(model: Model, prompt: ChatPrompt) -> frozenset[int]:
-    """Control tokens whose text is part of a reply."""
-    tokens = [model.str_to_token(text, add_special=False) for text in prompt.preserved_tokens]
-    return frozenset(int(each[0]) for each in tokens if each.size == 1)
+def grammar_sampler(model: ModelBase, prompt: ChatPrompt, preserved: frozenset[int]) -> Sampler | None:
+    """The sampler that lets through what ``prompt.grammar`` allows; None if there is no grammar.
 
-
-def grammar_sampler(model: Model, prompt: ChatPrompt) -> Sampler | None:
-    """The sampler that lets through what ``prompt.grammar`` allows; None if there is no grammar."""
+    ``preserved`` are the control tokens of ``prompt.preserved_tokens``, whose text is part of a reply.
+    """
     if not prompt.grammar:
         return None
     if prompt.grammar_lazy:
@@ -66,7 +63,7 @@ def grammar_sampler(model: Model, prompt: ChatPrompt) -> Sampler | None:
                 f"the template begins the reply with {prompt.generation_prompt!r}, and llama.cpp's grammar for it says "
                 f"something else ({error.message}): pass use_grammar=False"
             ) from None
-    shown = np.array(sorted(preserved_tokens(model, prompt)), np.int32)
+    shown = np.array(sorted(preserved), np.int32)
     lib.moebind_grammar_show(sampler._open(), ffi.from_buffer("llama_token[]", shown), shown.size)
     return sampler
 
@@ -79,7 +76,7 @@ def _pattern(trigger: ChatTrigger) -> str:
     return trigger.value
 
 
-class _Lent:
+class _Borrowed:
     """A sampler of the caller's in a chain that does not own it, so that it remembers what was chosen."""
 
     def __init__(self, sampler: Sampler) -> None:
@@ -92,9 +89,11 @@ class _Lent:
         self._sampler.accept(token)
 
 
-def held_to(model: Model, prompt: ChatPrompt, sampler: Sampler | None) -> Sampler | None:
+def constrained(
+    model: ModelBase, prompt: ChatPrompt, preserved: frozenset[int], sampler: Sampler | None
+) -> Sampler | None:
     """``sampler``, choosing only from what the grammar allows; None is the likeliest token."""
-    grammar = grammar_sampler(model, prompt)
+    grammar = grammar_sampler(model, prompt, preserved)
     if grammar is None:
         return sampler
     if sampler is None:
@@ -102,4 +101,4 @@ def held_to(model: Model, prompt: ChatPrompt, sampler: Sampler | None) -> Sample
     if not isinstance(sampler, Sampler):
         raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
     sampler._must_choose()
-    return Sampler.chain([grammar, Sampler.from_callable(_Lent(sampler))])
+    return Sampler.chain([grammar, Sampler.from_callable(_Borrowed(sampler))])

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moebind._core import checks
+from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, decoded, ffi, lib, own
-from moebind._core.owner import Owner
 from moebind.chat.messages import checked_json, checked_messages, checked_tools
 from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, exchange, told
 from moebind.errors import ChatTemplateError, NativeError
@@ -28,16 +28,8 @@ _KEY = "tokenizer.chat_template"
 _READY_MAX = 8
 
 
-class ChatTemplates(Owner):
+class ChatTemplates(ModelBase):
     """Chats in the way of a model. :class:`moebind.Model` has it."""
-
-    if TYPE_CHECKING:  # Model has them
-
-        @property
-        def path(self) -> str: ...  # noqa: D102  # documented in Model
-
-        @property
-        def meta(self) -> Mapping[str, str]: ...  # noqa: D102  # documented in Model
 
     #: Templates that are ready to be rendered, by their source; "" is what the file says.
     _ready: dict[str, CData] | None = None

@@ -1,137 +1,36 @@
-"""LoRA adapters and control vectors: what changes a model without touching its weights."""
+"""LoRA adapters and control vectors at work: the part of ``Context`` that changes what its model computes."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
 from moebind._core import checks, log
-from moebind._core.native import CData, ffi, lib, own, text_from
-from moebind._core.owner import Owner
-from moebind.backend import rpc_servers
+from moebind._core.context_base import ContextBase
+from moebind._core.native import CData, ffi, lib
 from moebind.errors import LoraError, MoebindError, NativeError
-from moebind.files import lora_file
+from moebind.model.adapters import LoraAdapter
+from moebind.model.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from numpy.typing import ArrayLike, NDArray
 
-    from moebind.model.model import Model
-
-__all__ = ["Adapters", "LoraAdapter"]
+__all__ = ["Adapters"]
 
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
-class LoraAdapter(Owner):
-    """A LoRA adapter, made by :meth:`Model.lora_adapter_init` and used by :meth:`Context.set_lora_adapters`.
-
-    It keeps its model in memory, and closing the model closes it. A context that uses it keeps the adapter's memory,
-    even after the adapter is closed. It is freed by ``llama_adapter_lora_free``.
-
-    Examples
-    --------
-    >>> with model.lora_adapter_init("adapter.gguf") as adapter:
-    ...     context.set_lora_adapters({adapter: 0.5})
-    """
-
-    def __init__(self, *_arguments: object, **_keywords: object) -> None:
-        raise TypeError("adapters are made by Model.lora_adapter_init(path)")
-
-    @classmethod
-    def _load(cls, model: Model, path: str) -> LoraAdapter:
-        native = model._open()
-        if model.params.vocab_only or model.params.no_alloc:
-            raise LoraError("the model was loaded without weights (vocab_only, no_alloc): there is nothing to adapt")
-        lora_file.check(path, model)
-        lib.moebind_log_forget()
-        try:
-            with model._listing, rpc_servers.watched(model._servers):
-                pointer = lib.llama_adapter_lora_init(native, os.fsencode(path))
-        except NativeError as error:
-            raise LoraError(f"{path} could not be loaded: {error.message}") from error
-        if not pointer:
-            raise LoraError(f"{path} could not be loaded{log.recent_lines(3)}")
-        adapter = cls.__new__(cls)
-        adapter._pointer = own(pointer, partial(_free, model._listing), native)
-        adapter._model, adapter._path, adapter._meta = model, path, None
-        model._children.add(adapter)
-        return adapter
-
-    _model: Model
-    _path: str
-    _meta: Mapping[str, str] | None
-
-    def __repr__(self) -> str:
-        return "<LoraAdapter, closed>" if self.closed else f"<LoraAdapter {os.path.basename(self._path)}>"
-
-    @property
-    def model(self) -> Model:
-        """The model that it changes."""
-        return self._model
-
-    @property
-    def path(self) -> str:
-        """The file that it was loaded from."""
-        return self._path
-
-    @property
-    def meta(self) -> Mapping[str, str]:
-        """The metadata of the file, as text, without arrays.
-
-        Uses ``llama_adapter_meta_count``, ``llama_adapter_meta_key_by_index`` and
-        ``llama_adapter_meta_val_str_by_index``.
-        """
-        pointer = self._open()
-        if self._meta is None:
-            count = range(lib.llama_adapter_meta_count(pointer))
-            keys = [text_from(lib.llama_adapter_meta_key_by_index, pointer, at) for at in count]
-            values = [text_from(lib.llama_adapter_meta_val_str_by_index, pointer, at) for at in count]
-            self._meta = MappingProxyType(dict(sorted(zip(keys, values, strict=True))))
-        return self._meta
-
-    @property
-    def alora_invocation_tokens(self) -> NDArray[np.int32]:
-        """The tokens that an activated LoRA waits for; empty for others.
-
-        Returns
-        -------
-        numpy.ndarray
-            int32, ``(n_tokens,)``, a copy. The caller sets the adapter from the place in the prompt where they occur.
-
-        Notes
-        -----
-        Uses ``llama_adapter_get_alora_n_invocation_tokens`` and ``llama_adapter_get_alora_invocation_tokens``.
-        """
-        pointer = self._open()
-        count = int(lib.llama_adapter_get_alora_n_invocation_tokens(pointer))
-        if not count:
-            return np.empty(0, np.int32)
-        memory = ffi.buffer(lib.llama_adapter_get_alora_invocation_tokens(pointer), 4 * count)
-        tokens: NDArray[np.int32] = np.frombuffer(memory, np.int32).copy()
-        return tokens
-
-
-class Adapters(Owner):
+class Adapters(ContextBase):
     """What changes a context's model: LoRA adapters and a control vector. :class:`moebind.Context` has it.
 
     Changes count for what is computed from then on. What the cache holds stays as it was computed; :meth:`generate`
     computes its prompt anew after a change.
     """
 
-    if TYPE_CHECKING:  # Context has them
-        _model: Model
-        _history: dict[int, list[int]]
-
-        def _exclusive(self) -> AbstractContextManager[CData]: ...
-
+    _model: Hyperparameters
     #: The adapters in use, which they outlive.
     _loras: tuple[tuple[CData, float], ...] = ()
 
@@ -264,8 +163,3 @@ def _vectors(data: ArrayLike, n_layer: int, n_embd: int) -> NDArray[np.float32]:
             raise ValueError("data has a row for layer 0 that is not zero; llama.cpp adds nothing to the first layer")
         rows = rows[1:]
     return rows
-
-
-def _free(listing: AbstractContextManager[object], pointer: CData) -> None:
-    with listing:
-        lib.llama_adapter_lora_free(pointer)

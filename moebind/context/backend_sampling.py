@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, SupportsIndex
@@ -18,13 +19,15 @@ from moebind.sampling.sampler import Sampler
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moebind.model.model import Model
+    from moebind.model.hyperparameters import Hyperparameters
     from moebind.params.params import ContextParams
 
 __all__ = ["BackendSampling"]
 
 
-def checked_chains(samplers: Mapping[int, Sampler] | None, params: ContextParams, model: Model) -> dict[int, Sampler]:
+def checked_chains(
+    samplers: Mapping[int, Sampler] | None, params: ContextParams, model: Hyperparameters
+) -> dict[int, Sampler]:
     """``samplers`` of ``new_context``, none of which libllama would end the process over."""
     if samplers is None:
         return {}
@@ -141,10 +144,8 @@ def _leaves_one(part: Sampler) -> bool:
 class BackendSampling(Outputs):
     """Samplers that run in a context's graph. :class:`moebind.Context` has it."""
 
-    if TYPE_CHECKING:  # Context has them
-        _params: ContextParams
-        _n_batch: int
-
+    #: The most outputs that one sequence has in a batch.
+    _n_outputs_max_per_seq: int
     #: The pointers that libllama has, so that they live as long as the native context does.
     _attached_pointers: dict[int, CData]
 
@@ -186,7 +187,7 @@ class BackendSampling(Outputs):
                 self._detach(native, seq)
                 return taken
         with self._exclusive() as native:
-            check_chain(chain, outputs_per_sequence(self._params, self._n_batch), self._model._n_vocab)
+            check_chain(chain, self._n_outputs_max_per_seq, self._model._n_vocab)
             with chain._lock.held():
                 taken = bool(lib.llama_set_sampler(native, seq, chain._open()))
             self._detach(native, seq)
@@ -209,8 +210,9 @@ class BackendSampling(Outputs):
         self._outputs_reserved = 0
         self._use_also()
 
+    @abstractmethod
     def _use_also(self) -> None:
-        raise NotImplementedError  # Context knows what else it uses
+        """Note what else computing uses, after a change of the chains."""
 
     def sampled_token_ith(self, i: SupportsIndex = -1) -> int | None:
         """The token that a backend sampler chose, or None if none did (``llama_get_sampled_token_ith``).

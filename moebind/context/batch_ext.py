@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from moebind._core import checks
+from moebind._core.context_base import ContextBase
 from moebind._core.native import ffi, lib, own
 from moebind._core.owner import CallLock, Owner
 from moebind.context.batch import POS_MAX
@@ -17,7 +18,6 @@ from moebind.errors import BatchError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from moebind.context.context import Context
 
 __all__ = ["BatchExt"]
 
@@ -49,17 +49,15 @@ class BatchExt(Owner):
     >>> context.process(batch)
     """
 
-    def __init__(self, context: Context) -> None:
-        from moebind.context.context import Context
-
-        if not isinstance(context, Context):
+    def __init__(self, context: ContextBase) -> None:
+        if not isinstance(context, ContextBase):
             raise TypeError(f"context is {context!r}; it takes the Context that will process the batch")
         with context._exclusive() as native:
-            model = context.model
+            model = context._model
             self._context = context
             self._capacity = context.n_batch
             self._n_vocab = model.n_vocab
-            self._n_positions = _SECTIONS.get(model.rope_type, 1)
+            self._n_positions = _SECTIONS.get(RopeType(lib.llama_model_rope_type(model._open())), 1)
             self._lock = CallLock()
             self._forget()
             self._pointer = own(lib.llama_batch_ext_init(native), lib.llama_batch_ext_free, native)

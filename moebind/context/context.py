@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, SupportsIndex
-
-import numpy as np
 
 from moebind._core import checks, log
 from moebind._core.native import CData, Hooks, ffi, lib, own
@@ -16,14 +14,12 @@ from moebind.backend.breakdown import MemoryBreakdown, read_breakdown
 from moebind.backend.threadpool import ThreadPool
 from moebind.backend.timings import Timings, read_timings
 from moebind.context.adapters import Adapters
-from moebind.context.backend_sampling import BackendSampling, checked_chains
+from moebind.context.backend_sampling import BackendSampling, checked_chains, outputs_per_sequence
 from moebind.context.conversation import Conversation
-from moebind.context.generate import Piece, checked_limits, generate
+from moebind.context.creation import native_context_params, pooling_problem
 from moebind.context.generate_many import BatchedGeneration
-from moebind.context.kv_cache import KvCache
-from moebind.enums import GgmlType, PoolingType
-from moebind.errors import BatchError, ContextCreationError, EmbeddingsError, NativeError
-from moebind.params.native import native_context_params, pooling_problem
+from moebind.enums import GgmlType
+from moebind.errors import ContextCreationError, EmbeddingsError, NativeError
 from moebind.params.observers import TensorObserver, hook
 from moebind.params.params import ContextParams
 from moebind.sampling.sampler import Sampler
@@ -32,14 +28,12 @@ from moebind.state.state import State
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from numpy.typing import ArrayLike, NDArray
-
     from moebind.model.model import Model
 
 __all__ = ["Context"]
 
 
-class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conversation):
+class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters):
     """A model at work: a KV cache, and the logits and embeddings of the last batch. Made by ``Model.new_context``.
 
     Calls from several threads wait for each other; :meth:`abort` does not wait. A callback of a context must not call
@@ -48,8 +42,7 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
 
     _warn_unclosed = True
     _elsewhere = "load the model there again, and make one with Model.new_context(params)"
-    #: RPC servers that hold parts of it.
-    _servers: tuple[str, ...]
+    _model: Model
 
     def __init__(self, *_arguments: object, **_keywords: object) -> None:
         raise TypeError("contexts are made by Model.new_context(params)")
@@ -107,11 +100,14 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
         self._params = params
         self._n_seq_max = int(lib.llama_n_seq_max(pointer))
         self._n_batch = int(lib.llama_n_batch(pointer))
+        self._n_outputs_max = params.n_outputs_max or self._n_batch
+        self._n_outputs_max_per_seq = outputs_per_sequence(params, self._n_batch)
         self._unified = params.kv_unified
+        self._cache_types = params.type_k, params.type_v
         # The graph that moves cached keys has no kernel for this type.
         self._can_shift_type = params.type_k != GgmlType.BF16
         self._encodes = not lib.llama_get_memory(pointer)
-        self._crosses = model.meta.get("general.architecture") == "t5"
+        self._crosses = model._architecture == "t5"
         self._n_pos = int(lib.moebind_model_n_pos(model._open()))
         self._embeddings = params.embeddings
         self._suppress = model._suppressed() if model._suppressed().size else None
@@ -125,12 +121,6 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
         for seq, chain in chains.items():
             self._attach(seq, chain)
         model._children.add(self)
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[CData]:
-        """Hold the context, and what it uses, during a native call."""
-        with self._held():
-            yield self._open()
 
     def _held(self) -> AbstractContextManager[object]:
         """What to enter for a native call; :meth:`_exclusive` opens the context besides."""
@@ -177,57 +167,6 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
     def params(self) -> ContextParams:
         """What it was made with; the properties below are what libllama made of it."""
         return self._params
-
-    @property
-    def n_ctx(self) -> int:
-        """Tokens that the cache holds, over all sequences (``llama_n_ctx``)."""
-        return int(lib.llama_n_ctx(self._open()))
-
-    @property
-    def n_ctx_seq(self) -> int:
-        """Tokens that one sequence can have (``llama_n_ctx_seq``)."""
-        return int(lib.llama_n_ctx_seq(self._open()))
-
-    @property
-    def n_batch(self) -> int:
-        """The most tokens in one :meth:`decode` (``llama_n_batch``)."""
-        return int(lib.llama_n_batch(self._open()))
-
-    @property
-    def n_ubatch(self) -> int:
-        """The most tokens that are computed at once (``llama_n_ubatch``)."""
-        return int(lib.llama_n_ubatch(self._open()))
-
-    @property
-    def n_seq_max(self) -> int:
-        """The most sequences (``llama_n_seq_max``)."""
-        self._open()
-        return self._n_seq_max
-
-    @property
-    def n_rs_seq(self) -> int:
-        """Snapshots of recurrent state that are kept per sequence (``llama_n_rs_seq``)."""
-        return int(lib.llama_n_rs_seq(self._open()))
-
-    @property
-    def n_threads(self) -> int:
-        """Threads that compute single tokens (``llama_n_threads``)."""
-        return int(lib.llama_n_threads(self._open()))
-
-    @property
-    def n_threads_batch(self) -> int:
-        """Threads that compute prompts and batches (``llama_n_threads_batch``)."""
-        return int(lib.llama_n_threads_batch(self._open()))
-
-    @property
-    def pooling_type(self) -> PoolingType:
-        """How token embeddings become one embedding per sequence (``llama_pooling_type``)."""
-        return PoolingType(lib.llama_pooling_type(self._open()))
-
-    @property
-    def causal_attn(self) -> bool:
-        """Whether tokens see only what comes before them (``llama_get_causal_attn``)."""
-        return bool(lib.llama_get_causal_attn(self._open()))
 
     # --- settings ---
 
@@ -326,121 +265,3 @@ class Context(BatchedGeneration, BackendSampling, KvCache, State, Adapters, Conv
         """Where the bytes of the context and its model are; printing it gives a table."""
         with self._exclusive() as native:
             return read_breakdown(native)
-
-    def generate(
-        self,
-        prompt: str | ArrayLike | Sequence[Mapping[str, object]],
-        *,
-        sampler: Sampler | None = None,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
-        seq_id: SupportsIndex = 0,
-        reuse_prefix: bool = True,
-    ) -> Iterator[Piece]:
-        """Generate text, piece by piece.
-
-        Parameters
-        ----------
-        prompt
-            Text, token ids, or messages, which are rendered as in :meth:`chat`. Special tokens in text are recognised,
-            and the tokens that the model wants at the beginning are added.
-        sampler
-            Chooses the tokens, and accepts those that it chose. None: the sequence's backend sampler
-            (:meth:`set_sampler`) or, without one, always the likeliest token.
-        max_tokens
-            Stop after this many; None: when the model ends the text or the context is full.
-        stop
-            Texts that end the generation. They, and the text after them, are left out.
-        seq_id
-            The sequence. What it holds beyond the prompt is removed.
-        reuse_prefix
-            Do not compute again the part of the prompt that the sequence's cache already begins with.
-
-        Yields
-        ------
-        Piece
-            Token, text and index. The text never splits a character; the last piece has a ``stop_reason``.
-
-        Raises
-        ------
-        ValueError
-            If the prompt is empty, or does not fit the context.
-        AbortedError
-            If :meth:`abort` was called in the meantime.
-        ClosedError
-            In the middle, if another call took over the sequence or changed it.
-
-        Notes
-        -----
-        It begins with the first piece that is asked for, and owns its sequence from then on. A later call that
-        generates in the same sequence takes it over.
-
-        Examples
-        --------
-        >>> for piece in context.generate("Once upon a time", max_tokens=32):
-        ...     print(piece.text, end="", flush=True)
-        """
-        return self._generate(
-            prompt,
-            frozenset(),
-            sampler=sampler,
-            max_tokens=max_tokens,
-            stop=stop,
-            seq_id=seq_id,
-            reuse_prefix=reuse_prefix,
-        )
-
-    def _generate(
-        self,
-        prompt: str | ArrayLike | Sequence[Mapping[str, object]],
-        shown: frozenset[int],
-        *,
-        sampler: Sampler | None,
-        max_tokens: int | None,
-        stop: str | Sequence[str],
-        seq_id: SupportsIndex,
-        reuse_prefix: bool,
-    ) -> Iterator[Piece]:
-        texts, limit = checked_limits(stop, max_tokens)
-        tokens = self._prompt_tokens(prompt)
-        seq = self._seq("seq_id", seq_id)
-        if sampler is not None and not isinstance(sampler, Sampler):
-            raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
-        chooses = self._attached.get(seq) if sampler is None else sampler
-        if chooses is not None:
-            chooses._must_choose()
-        return generate(
-            self,
-            tokens,
-            sampler=sampler,
-            max_tokens=limit,
-            stop=texts,
-            seq_id=seq,
-            reuse_prefix=checks.boolean("reuse_prefix", reuse_prefix),
-            shown=shown,
-        )
-
-    def _prompt_tokens(self, prompt: str | ArrayLike | Sequence[Mapping[str, object]]) -> NDArray[np.int32]:
-        if isinstance(prompt, (list, tuple)) and any(isinstance(each, Mapping) for each in prompt):
-            prompt = self._model.apply_chat_template(prompt)
-        if isinstance(prompt, str):
-            tokens = self._model.str_to_token(prompt)
-        elif prompt is None or isinstance(prompt, (int, float, bytes, Mapping)):
-            raise TypeError(f"prompt is {prompt!r}; it takes text, token ids, or a list of chat messages")
-        else:
-            tokens = checks.int32_array("prompt", prompt, 0, self._model.n_vocab - 1)
-        if tokens.size == 0:
-            raise ValueError("prompt has no tokens; it takes at least one")
-        if self._encodes:
-            raise BatchError("this model has no cache, so it cannot generate text: encode() gives embeddings")
-        if tokens.size > self._length_max:
-            raise ValueError(
-                f"prompt has {tokens.size} tokens; a sequence of this context takes {self._length_max}: make it with a "
-                "larger n_ctx"
-            )
-        return tokens
-
-    @property
-    def _length_max(self) -> int:
-        """Tokens that a sequence can have, in its cache and for its model."""
-        return min(self.n_ctx_seq, self._n_pos or self.n_ctx_seq)

@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from moebind._core import checks
-from moebind._core.owner import Owner
-from moebind.chat.grammar import doubts, held_to, preserved_tokens
+from moebind.chat.grammar import constrained, schema_warnings
 from moebind.chat.prompt import ChatMessage, ChatPrompt
-from moebind.context.generate import Piece, StopReason
+from moebind.context.generate import Generation, Piece, StopReason
 
 if TYPE_CHECKING:
-    from moebind.model.model import Model
     from moebind.sampling.sampler import Sampler
 
 __all__ = ["ChatReply", "Conversation"]
@@ -80,23 +78,8 @@ class ChatReply(Iterator[Piece]):
         return self.message
 
 
-class Conversation(Owner):
-    """What answers messages. :class:`moebind.Context` has it."""
-
-    if TYPE_CHECKING:  # Context has them
-        _model: Model
-
-        def _generate(
-            self,
-            prompt: str,
-            shown: frozenset[int],
-            *,
-            sampler: Sampler | None,
-            max_tokens: int | None,
-            stop: str | Sequence[str],
-            seq_id: SupportsIndex,
-            reuse_prefix: bool,
-        ) -> Iterator[Piece]: ...
+class Conversation(Generation):
+    """A context that answers messages. :class:`moebind.Context` is one."""
 
     def chat(
         self,
@@ -151,14 +134,17 @@ class Conversation(Owner):
         given: dict[str, Any] = kwargs
         model = self._model
         prompt = model.chat_format(messages, tools=tools, template=template, **given)
+        # Control tokens whose text is part of a reply.
+        special = [model.str_to_token(text, add_special=False) for text in prompt.preserved_tokens]
+        preserved = frozenset(int(tokens[0]) for tokens in special if tokens.size == 1)
         if checks.boolean("use_grammar", use_grammar):
-            sampler = held_to(model, prompt, sampler)
-        for doubt in doubts(prompt, None if given.get("tool_choice") == "none" else tools, use_grammar):
-            warnings.warn(doubt, stacklevel=2)
+            sampler = constrained(model, prompt, preserved, sampler)
+        for warning in schema_warnings(prompt, None if given.get("tool_choice") == "none" else tools, use_grammar):
+            warnings.warn(warning, stacklevel=2)
         texts = [stop] if isinstance(stop, str) else list(stop)
         pieces = self._generate(
             prompt.prompt,
-            preserved_tokens(model, prompt),
+            preserved,
             sampler=sampler,
             max_tokens=max_tokens,
             stop=[*texts, *(text for text in prompt.additional_stops if text)],

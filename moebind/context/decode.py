@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moebind._core import checks, log
-from moebind._core.native import CData, Hooks, lib
+from moebind._core.native import CData, lib
 from moebind.context.batch import Batch
 from moebind.context.batch_ext import BatchExt
+from moebind.context.kv_cache import KvCache
 from moebind.context.outputs import Outputs
 from moebind.enums import PoolingType, ProcessType
 from moebind.errors import AbortedError, BatchError, DecodeError, EncodeError, NoKvSlotError
 
 if TYPE_CHECKING:
     from moebind._core.owner import CallLock
-    from moebind.params.params import ContextParams
 
 __all__ = ["Decoding"]
 
 
-class Decoding(Outputs):
+class Decoding(Outputs, KvCache):
     """What a context does with batches. :class:`moebind.Context` has it."""
-
-    if TYPE_CHECKING:  # Context has them
-        _params: ContextParams
-        _hooks: Hooks
-        _n_seq_max: int
-        _n_batch: int
-        _unified: bool
-
-        def _changes(self, seq_ids: Iterable[int]) -> None: ...
-
-        @property
-        def n_ctx(self) -> int: ...  # noqa: D102  # documented in Context
-
-        @property
-        def n_ctx_seq(self) -> int: ...  # noqa: D102
-
-        @property
-        def n_ubatch(self) -> int: ...  # noqa: D102
 
     #: Whether it has no memory: every decode is an encode, all of whose tokens have outputs.
     _encodes = False
@@ -257,7 +238,7 @@ class Decoding(Outputs):
         """What libllama only asserts, or does not look at. Returns how many outputs there will be."""
         if not isinstance(batch, (Batch, BatchExt)):
             raise TypeError(f"batch is {batch!r}; it takes a Batch, such as Batch.get_one(tokens)")
-        if self._model.params.no_alloc:
+        if self._model._without_weights:
             raise BatchError("the model was loaded with no_alloc: it has no weights to compute with")
         n = batch.n_tokens
         encoding = encoding or self._encodes
@@ -266,7 +247,7 @@ class Decoding(Outputs):
         self._check_sequences(native, batch, encoding)
         self._check_positions(native, batch, encoding)
         n_outputs = n if self._embeddings or encoding else batch.n_outputs()
-        most = self._params.n_outputs_max or self._n_batch
+        most = self._n_outputs_max
         if n_outputs > most:
             raise BatchError(f"the batch asks for {n_outputs} outputs; this context takes {most} (n_outputs_max)")
         return n_outputs

@@ -1,254 +1,38 @@
-"""Embeddings and scores of texts: the part of ``Model`` that makes a context for them and lets it go again."""
+"""Pooled embeddings of many rows of tokens, as many in one batch as fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from moebind._core import checks
-from moebind._core.native import decoded, lib
 from moebind.context.batch import Batch
-from moebind.enums import PoolingType
-from moebind.errors import EmbeddingsError
-from moebind.model.vocab import Vocabulary
-from moebind.params.params import ContextParams
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    import numpy as np
+    from numpy.typing import NDArray
 
-    from moebind.context.context import Context
+    from moebind.context.decode import Decoding
 
-__all__ = ["Embedding"]
-
-T = TypeVar("T")
-
-#: How many texts are computed at once, unless ``context_params`` says so.
-N_SEQ_MAX = 16
-#: How long a text may be, unless ``context_params`` says so: computing it at once takes memory.
-N_TOKENS_MAX = 2048
+__all__ = ["compute_pooled"]
 
 
-class Embedding(Vocabulary):
-    """What a model makes of whole texts. :class:`moebind.Model` is one."""
-
-    if TYPE_CHECKING:  # Model has them
-
-        @property
-        def n_ctx_train(self) -> int: ...  # noqa: D102  # documented in Model
-
-        @property
-        def n_embd_out(self) -> int: ...  # noqa: D102
-
-        @property
-        def meta(self) -> Mapping[str, str]: ...  # noqa: D102
-
-        def new_context(self, params: ContextParams | None = None) -> Context: ...  # noqa: D102
-
-    def embed(
-        self,
-        texts: str | Sequence[str | ArrayLike],
-        *,
-        normalize: bool = False,
-        pooling_type: PoolingType | int = PoolingType.UNSPECIFIED,
-        truncate: bool = False,
-        context_params: ContextParams | None = None,
-    ) -> NDArray[np.float32]:
-        """Compute the embeddings of texts.
-
-        Parameters
-        ----------
-        texts
-            Any number of texts, or arrays of token ids; a single str is one text.
-        normalize
-            Scale each embedding to length 1, so that dot products are cosines.
-        pooling_type
-            How a text's token embeddings become one: MEAN, CLS (the first) or LAST. By default as the model's file
-            says, or MEAN if it says nothing.
-        truncate
-            Cut texts that are too long, instead of refusing them.
-        context_params
-            How to compute: threads and, as ``n_ubatch``, how many tokens a text may have. None: as many as the model
-            was trained with, up to 2048, and several texts at once.
-
-        Returns
-        -------
-        numpy.ndarray
-            float32, ``(n, n_embd_out)``, rows in the order of the texts.
-
-        Raises
-        ------
-        ValueError
-            If a text has no tokens, or is too long; the message says which one.
-        EmbeddingsError
-            If the pooling type gives no embedding of a text (NONE, RANK).
-
-        Notes
-        -----
-        Makes a context, decodes as many texts per batch as fit, and reads ``llama_get_embeddings_seq``. For many calls,
-        use a context of your own and ``Context.embeddings_seq_ith``.
-
-        Examples
-        --------
-        >>> vectors = model.embed(["a cat", "a dog", "a theorem"], normalize=True)
-        >>> vectors @ vectors.T
-        """
-        pooling = checks.member("pooling_type", pooling_type, PoolingType)
-        scaled = checks.boolean("normalize", normalize)
-        cut = checks.boolean("truncate", truncate)
-        if pooling in {PoolingType.NONE, PoolingType.RANK}:
-            raise EmbeddingsError(f"pooling_type is {pooling.name}; a text's embedding takes MEAN, CLS or LAST")
-        if pooling == PoolingType.UNSPECIFIED and self._own_pooling() in {PoolingType.UNSPECIFIED, PoolingType.NONE}:
-            pooling = PoolingType.MEAN
-        elif pooling == PoolingType.UNSPECIFIED and self._own_pooling() == PoolingType.RANK:
-            raise EmbeddingsError("this model scores texts (rerank); say how to pool embeddings with pooling_type")
-        rows = [self._text_tokens(at, text) for at, text in enumerate(_sequence("texts", texts))]
-        result = np.empty((len(rows), self.n_embd_out), np.float32)
-        self._pooled(rows, pooling, cut, context_params, result)
-        if scaled:
-            lengths = np.linalg.norm(result, axis=1, keepdims=True)
-            np.divide(result, lengths, out=result, where=lengths > 0)
-        return result
-
-    def rerank(
-        self,
-        query: str,
-        texts: str | Sequence[str],
-        *,
-        truncate: bool = False,
-        context_params: ContextParams | None = None,
-    ) -> NDArray[np.float32]:
-        """Score how well texts answer a query, with a model that has a classification head.
-
-        Parameters
-        ----------
-        query
-            The question.
-        texts
-            Any number of texts; a single str is one text.
-        truncate
-            Cut pairs that are too long at their end, instead of refusing them.
-        context_params
-            As for :meth:`embed`.
-
-        Returns
-        -------
-        numpy.ndarray
-            float32, ``(n,)``: higher is better. What the numbers mean depends on the model. If the head gives several
-            scores, this is the first.
-
-        Raises
-        ------
-        ValueError
-            If a pair is too long; the message says which one.
-        EmbeddingsError
-            If the model has no classification head.
-
-        Notes
-        -----
-        Pairs are put together as in llama-server: with the model's ``rerank`` template, or else as beginning, query,
-        end, separator, text, end, as far as the vocabulary has these tokens. The score is ``llama_get_embeddings_seq``
-        with ``PoolingType.RANK``.
-
-        Examples
-        --------
-        >>> scores = model.rerank("How do I exit?", ["Press q.", "It rains."])
-        >>> scores.argsort()[::-1]
-        """
-        checks.utf8("query", query)
-        cut = checks.boolean("truncate", truncate)
-        n_scores = int(lib.moebind_model_n_scores(self._open()))
-        if not n_scores:
-            raise EmbeddingsError("this model has no classification head to score texts with")
-        pairs = [self._pair(query, text) for text in _sequence("texts", texts)]
-        result = np.empty((len(pairs), max(1, int(lib.llama_model_n_cls_out(self._open())))), np.float32)
-        self._pooled(pairs, PoolingType.RANK, cut, context_params, result)
-        return np.ascontiguousarray(result[:, 0])
-
-    def _own_pooling(self) -> PoolingType:
-        """What the file says."""
-        told = self.meta.get(f"{self.meta.get('general.architecture')}.pooling_type", "")
-        return PoolingType(int(told)) if told.isdecimal() else PoolingType.UNSPECIFIED
-
-    def _text_tokens(self, at: int, text: str | ArrayLike) -> NDArray[np.int32]:
-        if isinstance(text, str):
-            tokens = self.str_to_token(text)
-        else:
-            tokens = checks.int32_array(f"texts[{at}]", text, 0, self.n_vocab - 1)
-        if not tokens.size:
-            raise ValueError(f"texts[{at}] has no tokens; it takes at least one")
-        return tokens
-
-    def _pair(self, query: str, text: str) -> NDArray[np.int32]:
-        """A query and a text, as llama-server puts them together."""
-        template = lib.llama_model_chat_template(self._open(), b"rerank")
-        if template:
-            # One after the other would replace what the query says in braces.
-            parts = decoded(template).split("{query}")
-            prompt = query.join(part.replace("{document}", text) for part in parts)
-            return self.str_to_token(prompt, add_special=False)
-        vocab = self._usable_vocab()
-        eos = self.token_sep if self.token_eos is None else self.token_eos
-        end = [] if eos is None or not lib.llama_vocab_get_add_eos(vocab) else [eos]
-        begin = [self.token_bos] if lib.llama_vocab_get_add_bos(vocab) else []
-        between = [self.token_sep] if lib.llama_vocab_get_add_sep(vocab) else []
-        asked, said = (self.str_to_token(each, add_special=False, parse_special=False) for each in (query, text))
-        joined = [*begin, *asked.tolist(), *end, *between, *said.tolist(), *end]
-        tokens = np.array([token for token in joined if token is not None], np.int32)
-        if not tokens.size:
-            raise ValueError("query and text are empty; a pair takes at least one token")
-        return tokens
-
-    def _pooled(
-        self,
-        rows: list[NDArray[np.int32]],
-        pooling: PoolingType,
-        cut: bool,
-        params: ContextParams | None,
-        result: NDArray[np.float32],
-    ) -> None:
-        """Compute the pooled embedding of each row into ``result``."""
-        if params is not None and not isinstance(params, ContextParams):
-            raise TypeError(f"context_params is {params!r}; it takes ContextParams")
-        if not rows:
-            return
-        longest = max(row.size for row in rows)
-        if params is None:
-            most = min(self.n_ctx_train or N_TOKENS_MAX, N_TOKENS_MAX)
-            params = ContextParams(n_ubatch=min(most, max(longest, 512)), n_seq_max=min(N_SEQ_MAX, len(rows)))
-        # What is pooled must be computed at once, and positions may end.
-        room = min(params.n_ubatch, int(lib.moebind_model_n_pos(self._open())) or params.n_ubatch)
-        for at, row in enumerate(rows):
-            if row.size > room and not cut:
-                raise ValueError(
-                    f"texts[{at}] has {row.size} tokens; at most {room} are taken: cut it with truncate=True, or raise "
-                    "n_ubatch in context_params, as far as the model goes"
-                )
-        rows = [row[:room] for row in rows]
-        size = -(-params.n_ubatch // params.n_seq_max) * params.n_seq_max
-        chosen = params._with(
-            n_ctx=max(params.n_ctx, size),
-            n_batch=size,
-            n_ubatch=size,
-            n_outputs_max=0,
-            kv_unified=True,
-            embeddings=True,
-            pooling_type=pooling,
-        )
-        with self.new_context(chosen) as context:
-            batch = Batch(size)
-            for first, part in _batches(rows, size, params.n_seq_max):
-                batch.clear()
-                for seq, row in enumerate(part):
-                    batch.add_sequence(row, seq, logits_all=True)
-                context.kv_cache_clear(data=False)
-                context.decode(batch)
-                for seq in range(len(part)):
-                    result[first + seq] = context.embeddings_seq_ith(seq)
+def compute_pooled(context: Decoding, rows: Sequence[NDArray[np.int32]], result: NDArray[np.float32]) -> None:
+    """Compute the pooled embedding of each row into ``result``; every row fits the context's ``n_batch``."""
+    size = context.n_batch
+    batch = Batch(size)
+    for first, part in _batches(rows, size, context.n_seq_max):
+        batch.clear()
+        for seq, row in enumerate(part):
+            batch.add_sequence(row, seq, logits_all=True)
+        context.kv_cache_clear(data=False)
+        context.decode(batch)
+        for seq in range(len(part)):
+            result[first + seq] = context.embeddings_seq_ith(seq)
 
 
-def _batches(rows: list[NDArray[np.int32]], size: int, n_seq_max: int) -> Iterator[tuple[int, list[NDArray[np.int32]]]]:
+def _batches(
+    rows: Sequence[NDArray[np.int32]], size: int, n_seq_max: int
+) -> Iterator[tuple[int, Sequence[NDArray[np.int32]]]]:
     """Rows in their order, as many together as fit; with the place of the first."""
     first, n_tokens = 0, 0
     for at, row in enumerate(rows):
@@ -257,11 +41,3 @@ def _batches(rows: list[NDArray[np.int32]], size: int, n_seq_max: int) -> Iterat
             first, n_tokens = at, 0
         n_tokens += row.size
     yield first, rows[first:]
-
-
-def _sequence(name: str, texts: str | Sequence[T]) -> Sequence[T | str]:
-    if isinstance(texts, str):
-        return [texts]
-    if isinstance(texts, (bytes, dict)) or not isinstance(texts, (Sequence, np.ndarray)):
-        raise TypeError(f"{name} is {texts!r}; it takes a list of texts")
-    return texts

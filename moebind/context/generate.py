@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, SupportsIndex
@@ -14,16 +14,17 @@ import numpy as np
 from moebind._core import checks
 from moebind._core.native import CData, ffi, lib
 from moebind.context.batch import Batch
-from moebind.model.vocab import PIECE_BYTES
+from moebind.context.decode import Decoding
+from moebind.errors import BatchError
+from moebind.model.prompts import Prompts
+from moebind.model.vocab import PIECE_BYTES, Vocabulary
+from moebind.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
-    from moebind.context.context import Context
-    from moebind.model.model import Model
-    from moebind.sampling.sampler import Sampler
 
-__all__ = ["Piece", "StopReason"]
+__all__ = ["Generation", "Piece", "StopReason"]
 
 StopReason = Literal["eog", "stop", "length", "context"]
 
@@ -108,7 +109,7 @@ class Writer:
 
     def __init__(
         self,
-        model: Model,
+        model: Vocabulary,
         n_prompt: int,
         length_max: int,
         max_tokens: int | None,
@@ -165,7 +166,7 @@ def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
 
 
 def prepare(
-    context: Context,
+    context: Decoding,
     tokens: NDArray[np.int32],
     seq_id: int,
     reuse_prefix: bool,
@@ -205,7 +206,7 @@ def prepare(
 
 
 def generate(
-    context: Context,
+    context: Generation,
     tokens: NDArray[np.int32],
     *,
     sampler: Sampler | None,
@@ -222,7 +223,7 @@ def generate(
     lib.moebind_hooks_forget(context._hooks.pointer)
     if max_tokens == 0:
         return
-    writer = Writer(context.model, tokens.size, context._length_max, max_tokens, stop, shown)
+    writer = Writer(context._model, tokens.size, context._length_max, max_tokens, stop, shown)
     step = Batch(1)
     step.extend([0], 0, seq_id, True)
     token_in, pos_in, native_step = step.token, step.pos, step._struct()
@@ -230,7 +231,7 @@ def generate(
     chooses = attached if sampler is None else sampler
     # What a greedy sampler chooses is found without it.
     asked = None if attached is None and chooses is not None and chooses._is_greedy else chooses
-    choose = context._likeliest if asked is None else partial(asked._sample, context)
+    choose = context._likeliest if asked is None else partial(context._sample_with, asked)
     mine, cached, token = prepare(context, tokens, seq_id, reuse_prefix, choose)
     owners = context._owners
     while True:
@@ -253,3 +254,118 @@ def generate(
                 cached.append(token)
                 following = choose(native)
             token = following
+
+
+class Generation(Decoding):
+    """A context that writes text. :class:`moebind.Context` is one."""
+
+    _model: Prompts
+
+    def generate(
+        self,
+        prompt: str | ArrayLike | Sequence[Mapping[str, object]],
+        *,
+        sampler: Sampler | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        seq_id: SupportsIndex = 0,
+        reuse_prefix: bool = True,
+    ) -> Iterator[Piece]:
+        """Generate text, piece by piece.
+
+        Parameters
+        ----------
+        prompt
+            Text, token ids, or messages, which are rendered as in :meth:`chat`. Special tokens in text are recognised,
+            and the tokens that the model wants at the beginning are added.
+        sampler
+            Chooses the tokens, and accepts those that it chose. None: the sequence's backend sampler
+            (:meth:`set_sampler`) or, without one, always the likeliest token.
+        max_tokens
+            Stop after this many; None: when the model ends the text or the context is full.
+        stop
+            Texts that end the generation. They, and the text after them, are left out.
+        seq_id
+            The sequence. What it holds beyond the prompt is removed.
+        reuse_prefix
+            Do not compute again the part of the prompt that the sequence's cache already begins with.
+
+        Yields
+        ------
+        Piece
+            Token, text and index. The text never splits a character; the last piece has a ``stop_reason``.
+
+        Raises
+        ------
+        ValueError
+            If the prompt is empty, or does not fit the context.
+        AbortedError
+            If :meth:`abort` was called in the meantime.
+        ClosedError
+            In the middle, if another call took over the sequence or changed it.
+
+        Notes
+        -----
+        It begins with the first piece that is asked for, and owns its sequence from then on. A later call that
+        generates in the same sequence takes it over.
+
+        Examples
+        --------
+        >>> for piece in context.generate("Once upon a time", max_tokens=32):
+        ...     print(piece.text, end="", flush=True)
+        """
+        return self._generate(
+            prompt,
+            frozenset(),
+            sampler=sampler,
+            max_tokens=max_tokens,
+            stop=stop,
+            seq_id=seq_id,
+            reuse_prefix=reuse_prefix,
+        )
+
+    def _generate(
+        self,
+        prompt: str | ArrayLike | Sequence[Mapping[str, object]],
+        shown: frozenset[int],
+        *,
+        sampler: Sampler | None,
+        max_tokens: int | None,
+        stop: str | Sequence[str],
+        seq_id: SupportsIndex,
+        reuse_prefix: bool,
+    ) -> Iterator[Piece]:
+        texts, limit = checked_limits(stop, max_tokens)
+        tokens = self._prompt_tokens(prompt)
+        seq = self._seq("seq_id", seq_id)
+        if sampler is not None and not isinstance(sampler, Sampler):
+            raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
+        chooses = self._attached.get(seq) if sampler is None else sampler
+        if chooses is not None:
+            chooses._must_choose()
+        return generate(
+            self,
+            tokens,
+            sampler=sampler,
+            max_tokens=limit,
+            stop=texts,
+            seq_id=seq,
+            reuse_prefix=checks.boolean("reuse_prefix", reuse_prefix),
+            shown=shown,
+        )
+
+    def _prompt_tokens(self, prompt: str | ArrayLike | Sequence[Mapping[str, object]]) -> NDArray[np.int32]:
+        tokens = self._model._prompt_tokens(prompt)
+        if self._encodes:
+            raise BatchError("this model has no cache, so it cannot generate text: encode() gives embeddings")
+        if tokens.size > self._length_max:
+            raise ValueError(
+                f"prompt has {tokens.size} tokens; a sequence of this context takes {self._length_max}: make it with a "
+                "larger n_ctx"
+            )
+        return tokens
+
+    @property
+    def _length_max(self) -> int:
+        """Tokens that a sequence can have, in its cache and for its model."""
+        return min(self.n_ctx_seq, self._n_pos or self.n_ctx_seq)

@@ -12,8 +12,7 @@ import numpy as np
 
 from moebind._core.native import CData, ffi, lib
 from moebind.context.batch import Batch
-from moebind.context.decode import Decoding
-from moebind.context.generate import Piece, Writer, checked_limits
+from moebind.context.generate import Generation, Piece, Writer, checked_limits
 from moebind.errors import BatchError, NoKvSlotError, SamplerError
 from moebind.sampling.sampler import Sampler
 
@@ -73,22 +72,8 @@ class _Schedule:
         return last
 
 
-class BatchedGeneration(Decoding):
+class BatchedGeneration(Generation):
     """Generation for several prompts. :class:`moebind.Context` has it."""
-
-    if TYPE_CHECKING:  # Context has them
-
-        @property
-        def _length_max(self) -> int: ...
-
-        def _prompt_tokens(self, prompt: str | ArrayLike) -> NDArray[np.int32]: ...
-
-        def _take_over(self, seq_ids: Iterable[int]) -> int: ...
-
-        def _must_own(self, seq_id: int, generation: int) -> None: ...
-
-        _history: dict[int, list[int]]
-        _owners: list[int]
 
     def generate_many(
         self,
@@ -211,7 +196,7 @@ class BatchedGeneration(Decoding):
             if not lib.llama_get_causal_attn(native) or self._pools_wholes(native):
                 room = min(room, self.n_ubatch)
             if self._embeddings:  # every token is an output
-                room = min(room, self._params.n_outputs_max or room)
+                room = min(room, self._n_outputs_max)
             return room
 
     def _advance(self, schedule: _Schedule, batch: Batch, mine: int) -> list[tuple[_Run, int]]:
@@ -241,7 +226,7 @@ class BatchedGeneration(Decoding):
         if not ends:
             return []
         if ends[0][0].sampler is not None:
-            return [run.sampler._sample(self, native, at) for run, at in ends if run.sampler is not None]
+            return [self._sample_with(run.sampler, native, at) for run, at in ends if run.sampler is not None]
         shape = self._n_outputs, self._model._n_vocab
         memory = ffi.buffer(lib.llama_get_logits(native), 4 * shape[0] * shape[1])
         logits = np.frombuffer(memory, np.float32).reshape(shape)

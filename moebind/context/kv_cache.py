@@ -2,82 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
 
 from moebind._core import checks
+from moebind._core.context_base import ContextBase
 from moebind._core.native import CData, lib
-from moebind._core.owner import Owner
 from moebind.context.batch import POS_MAX
-from moebind.errors import ClosedError, MoebindError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from contextlib import AbstractContextManager
+from moebind.errors import MoebindError
 
 __all__ = ["KvCache"]
 
 
-class KvCache(Owner):
+class KvCache(ContextBase):
     """What a context remembers, sequence by sequence. :class:`moebind.Context` has one.
 
     Ranges of positions are ``[p0, p1)``; None means from the first, or to the last.
     """
 
-    if TYPE_CHECKING:  # Context has them
-
-        @property
-        def n_seq_max(self) -> int: ...  # noqa: D102  # documented in Context
-
-        def _exclusive(self) -> AbstractContextManager[CData]: ...
-
-    #: Which tokens each sequence's cache begins with, as far as generate() knows.
-    _history: dict[int, list[int]]
-    #: The number of the generation that each sequence belongs to; 0: none, or it was changed since.
-    _owners: list[int]
-    _n_generations = 0
+    #: Whether the graph that moves cached keys has a kernel for their type.
     _can_shift_type = True
-    _unified = False
-
-    def _seq(self, name: str, seq_id: SupportsIndex, low: int = 0) -> int:
-        # libllama only asserts that ids are below 256.
-        return checks.integer(name, seq_id, low, self.n_seq_max - 1)
 
     @staticmethod
     def _range(p0: SupportsIndex | None, p1: SupportsIndex | None) -> tuple[int, int]:
         first = -1 if p0 is None else checks.integer("p0", p0, 0, POS_MAX)
         last = -1 if p1 is None else checks.integer("p1", p1, 0, POS_MAX + 1)
         return first, last
-
-    # --- who works on a sequence; the caller holds the context ---
-
-    def _take_over(self, seq_ids: Iterable[int]) -> int:
-        """A generation begins on these sequences: gives its number."""
-        self._n_generations += 1
-        for seq in seq_ids:
-            self._owners[seq] = self._n_generations
-        return self._n_generations
-
-    def _must_own(self, seq_id: int, generation: int) -> None:
-        owner = self._owners[seq_id]
-        if owner == generation:
-            return
-        if owner:
-            raise ClosedError(
-                f"another call to generate took over sequence {seq_id} of this context; finish or close one generator "
-                "before you start the next, or give each a sequence or context of its own"
-            )
-        raise ClosedError(
-            f"another call changed sequence {seq_id} of this context while text was generated in it; finish or close "
-            "the generator before you change its sequence"
-        )
-
-    def _changes(self, seq_ids: Iterable[int]) -> None:
-        """Something else than a generation changes these sequences."""
-        for seq in seq_ids:
-            self._history.pop(seq, None)
-            self._owners[seq] = 0
-
-    # --- for everyone ---
 
     def kv_cache_clear(self, data: bool = True) -> None:
         """Forget all sequences (``llama_memory_clear``).

@@ -5,25 +5,20 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
 from moebind._core import checks
 from moebind._core.native import CData, ffi, hold, lib, own
-from moebind._core.owner import Owner
 from moebind.enums import PoolingType
-from moebind.errors import EmbeddingsError
+from moebind.errors import EmbeddingsError, SamplerError
 from moebind.sampling.candidates import TokenDataArray
+from moebind.sampling.sampler import SampledContext, Sampler
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from numpy.typing import NDArray
-
-    from moebind.model.model import Model
-    from moebind.sampling.sampler import Sampler
 
 __all__ = ["Outputs"]
 
@@ -38,18 +33,8 @@ class _Buffer:
         self.buffer = None
 
 
-class Outputs(Owner):
+class Outputs(SampledContext):
     """What a context computed last. :class:`moebind.Context` has it."""
-
-    if TYPE_CHECKING:  # Context has them
-        _model: Model
-
-        @property
-        def pooling_type(self) -> PoolingType: ...  # noqa: D102  # documented in Context
-
-        def _exclusive(self) -> AbstractContextManager[CData]: ...
-
-        def _seq(self, name: str, seq_id: SupportsIndex, low: int = 0) -> int: ...
 
     #: How many outputs the last batch had.
     _n_outputs = 0
@@ -132,6 +117,18 @@ class Outputs(Owner):
             yield
         finally:
             row[self._suppress] = before
+
+    def _sample_with(self, sampler: Sampler, native: CData, at: int = -1) -> int:
+        """Choose a token from one of the outputs, and accept it. The caller holds the context."""
+        self._sampling_row(at)
+        if sampler._attached and self._attached.get(self._sequence_of_output(at)) is not sampler:
+            raise SamplerError(
+                f"{sampler!r} runs, or ran, in the graph of a context for another sequence: sample with a clone() of it"
+            )
+        with sampler._lock.held(), self._suppressing(native, at) if self._suppress is not None else nullcontext():
+            if sampler._is_checked:
+                return sampler._sample_checked(self._logits(native, at))
+            return sampler._sample_natively(native, at)
 
     def _output_row(self, i: int) -> None:
         """Raise unless the last batch has an output there."""

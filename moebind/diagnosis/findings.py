@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import overload
 
+from moebind._core.version import __version__
 from moebind.diagnosis.facts import Facts, read_facts
 from moebind.enums import DeviceType
 from moebind.files.gguf import Gguf
@@ -163,8 +164,6 @@ def findings(facts: Facts, asked: Asked) -> list[Finding]:
 
 
 def _summary(facts: Facts) -> Iterator[str]:
-    from moebind import __version__
-
     yield f"moebind {__version__}, llama.cpp {facts.llama_cpp} ({facts.commit}), backends {', '.join(facts.backends)}"
     yield f"CUDA is {facts.cuda_verdict}"
     driver = facts.nvidia_driver or ("unknown version" if facts.libcuda else "none")

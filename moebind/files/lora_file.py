@@ -12,7 +12,7 @@ from moebind.errors import LoraError, LoraNotFoundError, ModelLoadError, ModelNo
 from moebind.files import gguf
 
 if TYPE_CHECKING:
-    from moebind.model.model import Model
+    from moebind._core.model_base import ModelBase
 
 __all__ = ["check"]
 
@@ -40,7 +40,7 @@ class _Matrix:
     shape: tuple[int, ...]
 
 
-def check(path: str, model: Model) -> None:
+def check(path: str, model: ModelBase) -> None:
     """Raise unless the file is an adapter that this model can use.
 
     Raises
@@ -67,7 +67,7 @@ def check(path: str, model: Model) -> None:
         _check_pair(path, name, pair["a"], pair["b"], model)
 
 
-def _check_metadata(path: str, header: CData, model: Model) -> None:
+def _check_metadata(path: str, header: CData, model: ModelBase) -> None:
     found: dict[str, object] = {}
     for key, kind in _TYPES.items():
         index = lib.gguf_find_key(header, key.encode())
@@ -83,7 +83,7 @@ def _check_metadata(path: str, header: CData, model: Model) -> None:
     for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
         if found.get(key) != wanted:
             raise LoraError(f"{path} is no LoRA adapter: its metadata {key} is {found.get(key)!r}, not {wanted!r}")
-    architecture = model.meta.get("general.architecture")
+    architecture = model._architecture
     if found.get("general.architecture") != architecture:
         raise LoraError(
             f"{path} is an adapter for another model: its general.architecture is "
@@ -117,7 +117,7 @@ def _pairs(path: str, header: CData) -> dict[str, dict[str, _Matrix]]:
     return pairs
 
 
-def _check_pair(path: str, name: str, a: _Matrix, b: _Matrix, model: Model) -> None:
+def _check_pair(path: str, name: str, a: _Matrix, b: _Matrix, model: ModelBase) -> None:
     weight = ffi.new("struct moebind_weight *")
     if not lib.moebind_model_weight(model._open(), name.encode("utf-8", "surrogateescape"), weight):
         raise LoraError(f"{path} is an adapter for another model: this one has no tensor {name}")

@@ -17,9 +17,8 @@ from moebind.files import tensor_patterns
 from moebind.files.gguf import Gguf
 from moebind.files.header_checks import check_model
 from moebind.files.imatrix import importances
+from moebind.files.metadata_overrides import KvOverrides, native_kv_overrides
 from moebind.files.quantize_plan import EMBEDDINGS, OUTPUT, TARGETS, QuantizeResult, check_plan, plan, run
-from moebind.params.native import native_kv_overrides
-from moebind.params.params import KvOverrides
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from abc import ABCMeta, abstractmethod
 from typing import TYPE_CHECKING
 
 from moebind._core import checks
+from moebind._core.model_base import ModelBase
 from moebind.files.gguf import Gguf
 from moebind.params.params import ModelParams
 
@@ -16,20 +18,20 @@ __all__ = ["Pretrained", "checked_params"]
 
 
 def checked_params(params: ModelParams | None) -> ModelParams:
-    """The same, with a default."""
+    """Parameters of a load, with a default."""
     chosen = ModelParams() if params is None else params
     if not isinstance(chosen, ModelParams):
         raise TypeError(f"params is {chosen!r}; it takes ModelParams")
     return chosen
 
 
-class Pretrained:
-    """The part of a model that downloads it."""
+class Pretrained(ModelBase, metaclass=ABCMeta):
+    """A model that can be downloaded. :class:`moebind.Model` is one."""
 
-    if TYPE_CHECKING:  # Model has it
-
-        @classmethod
-        def _load(cls, file: Gguf, params: ModelParams | None, split: bool) -> Self: ...
+    @classmethod
+    @abstractmethod
+    def _load(cls, file: Gguf, params: ModelParams | None, split: bool) -> Self:
+        """Load the model of a file, or of files."""
 
     @classmethod
     def from_pretrained(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from moebind._core.native import CData, decoded, lib, text_from
-from moebind.enums import Ftype, RopeType
+from moebind.enums import Ftype, PoolingType, RopeType
 from moebind.errors import MoebindError
 from moebind.model.vocab import Vocabulary
-
-if TYPE_CHECKING:
-    from moebind.params.params import ModelParams
 
 __all__ = ["Hyperparameters"]
 
@@ -23,11 +19,9 @@ class Hyperparameters(Vocabulary):
     metadata says in one number is told all the same, the rest raises :class:`MoebindError`.
     """
 
-    if TYPE_CHECKING:  # Model has them
-        _params: ModelParams
-
-        @property
-        def meta(self) -> Mapping[str, str]: ...  # noqa: D102  # documented in Model
+    @property
+    def _only_vocab(self) -> bool:
+        return self._without_weights == "vocab_only"
 
     def _whole(self) -> CData:
         """The native model, where more than its vocabulary was loaded.
@@ -37,7 +31,7 @@ class Hyperparameters(Vocabulary):
         MoebindError
         """
         pointer = self._open()
-        if self._params.vocab_only:
+        if self._only_vocab:
             raise MoebindError(
                 "only the vocabulary was loaded (vocab_only), and libllama read nothing of this: see Model.meta for "
                 "what the file says, or load the model without vocab_only"
@@ -47,21 +41,26 @@ class Hyperparameters(Vocabulary):
     def _number(self, key: str, native: Callable[[CData], int], default: int | None = None) -> int:
         """What libllama read, or would have read if more than the vocabulary had been loaded."""
         pointer = self._open()
-        if not self._params.vocab_only:
+        if not self._only_vocab:
             return int(native(pointer))
-        name = key if key.startswith("general.") else f"{self.meta.get('general.architecture')}.{key}"
-        override = self._params.kv_overrides.get(name)
+        name = key if key.startswith("general.") else f"{self._architecture}.{key}"
+        override = self._meta_overrides.get(name)
         told = self.meta.get(name, "") if override is None else str(override)
         if told.isdecimal():
             return int(told)
         return int(native(self._whole())) if default is None else default
 
+    def _own_pooling(self) -> PoolingType:
+        """How the file says that embeddings are pooled."""
+        number = self.meta.get(f"{self._architecture}.pooling_type", "")
+        return PoolingType(int(number)) if number.isdecimal() else PoolingType.UNSPECIFIED
+
     @property
     def desc(self) -> str:
         """Architecture, size and type in a few words (``llama_model_desc``)."""
         pointer = self._open()
-        if self._params.vocab_only:
-            return f"{self.meta.get('general.architecture')}, its vocabulary only"
+        if self._only_vocab:
+            return f"{self._architecture}, its vocabulary only"
         return text_from(lib.llama_model_desc, pointer)
 
     @property
@@ -108,7 +107,7 @@ class Hyperparameters(Vocabulary):
     def n_layer(self) -> int:
         """Layers (``llama_model_n_layer``)."""
         layers = self._number("block_count", lib.llama_model_n_layer)
-        return layers - self.n_layer_nextn if self._params.vocab_only else layers
+        return layers - self.n_layer_nextn if self._only_vocab else layers
 
     @property
     def n_head(self) -> int:
@@ -118,13 +117,13 @@ class Hyperparameters(Vocabulary):
     @property
     def n_head_kv(self) -> int:
         """Attention heads with keys and values of their own (``llama_model_n_head_kv``)."""
-        heads = self.n_head if self._params.vocab_only else None  # what files leave out
+        heads = self.n_head if self._only_vocab else None  # what files leave out
         return self._number("attention.head_count_kv", lib.llama_model_n_head_kv, heads)
 
     @property
     def _n_embd_head_k(self) -> int:
         """Width of one head's keys."""
-        told = self.meta.get(f"{self.meta.get('general.architecture')}.attention.key_length", "")
+        told = self.meta.get(f"{self._architecture}.attention.key_length", "")
         return int(told) if told.isdecimal() else self.n_embd // max(self.n_head, 1)
 
     @property
@@ -140,7 +139,7 @@ class Hyperparameters(Vocabulary):
     @property
     def n_expert_used(self) -> int:
         """How many experts work on each token."""
-        told = self.meta.get(f"{self.meta.get('general.architecture')}.expert_used_count", "")
+        told = self.meta.get(f"{self._architecture}.expert_used_count", "")
         return int(told) if told.isdecimal() else 0
 
     @property

@@ -12,20 +12,19 @@ from weakref import WeakSet
 
 from moebind._core import atomic_files, checks, log
 from moebind._core.fork import renewed
-from moebind._core.native import CData, Hooks, decoded, ffi, hold, lib, own, text_from
-from moebind._core.owner import Owner, close_all
+from moebind._core.native import CData, Hooks, decoded, ffi, hold, lib, own
+from moebind._core.owner import close_all
 from moebind._core.progress import progress_bar
 from moebind.backend import rpc_servers
 from moebind.backend.devices import Device, cuda_state, describe, init, leases, left_to_parent, native_devices, users
-from moebind.chat.templates import ChatTemplates
-from moebind.context.adapters import LoraAdapter
-from moebind.context.embedding import Embedding
 from moebind.enums import DeviceType
 from moebind.errors import ModelLoadError, NativeError, RpcServerError
 from moebind.files.gguf import Gguf
 from moebind.files.header_checks import check_model
+from moebind.model.adapters import LoraAdapter
+from moebind.model.embedding import Embedding
 from moebind.model.from_hub import Pretrained, checked_params
-from moebind.model.hyperparameters import Hyperparameters
+from moebind.model.prompts import Prompts
 from moebind.model.saving import Saving
 from moebind.params import tensor_overrides
 from moebind.params.native import native_model_params
@@ -34,6 +33,9 @@ from moebind.params.tensor_overrides import PlacedOverride, PlacedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from moebind.context.context import Context
     from moebind.sampling.sampler import Sampler
@@ -44,7 +46,7 @@ _warned_no_device = False
 _SAMPLING_KEYS = range(lib.LLAMA_MODEL_META_KEY_SAMPLING_SEQUENCE, lib.LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_ETA + 1)
 
 
-class Model(ChatTemplates, Embedding, Hyperparameters, Pretrained, Saving):
+class Model(Prompts, Embedding, Pretrained, Saving):
     """A loaded model. Made by :meth:`load_from_file`.
 
     Use it as a context manager, or close it, because it takes a lot of memory. Closing it closes its contexts first.
@@ -121,7 +123,8 @@ class Model(ChatTemplates, Embedding, Hyperparameters, Pretrained, Saving):
         check_model(file, chosen.kv_overrides, vocab_only=chosen.vocab_only, mapped=chosen.use_mmap)
         model: Model | None = None
         try:
-            with rpc_servers.watched(rpc_servers.before_load(chosen)):
+            targets = (override.target for override in chosen.tensor_overrides)
+            with rpc_servers.watched(rpc_servers.before_load(chosen.devices, targets)):
                 model = cls._load_natively(file, chosen, split)
                 rpc_servers.settle(model._servers)
             return model
@@ -162,6 +165,8 @@ class Model(ChatTemplates, Embedding, Hyperparameters, Pretrained, Saving):
         model._vocab = own(lib.llama_model_get_vocab(pointer), hold, model._pointer)
         model._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
         model._params, model._paths, model._rules = chosen, paths, rules
+        model._meta_overrides = chosen.kv_overrides
+        model._without_weights = next((name for name in ("vocab_only", "no_alloc") if getattr(chosen, name)), None)
         model._files = {os.path.abspath(path): atomic_files.signature(path) for path in paths}
         model._meta = model._fingerprint = None
         model._listing = renewed(threading.RLock())
@@ -171,19 +176,7 @@ class Model(ChatTemplates, Embedding, Hyperparameters, Pretrained, Saving):
         return model
 
     _params: ModelParams
-    _paths: tuple[str, ...]
     _rules: tensor_overrides.Resolved
-    _meta: Mapping[str, str] | None
-    #: Its files as they were when it was loaded, and what tells the model from others.
-    _files: dict[str, atomic_files.Signature]
-    _fingerprint: bytes | None
-    #: A model lists its adapters, and its contexts read the list when they make graphs: one thread at a time.
-    #: Reentrant, since an adapter may be collected in the thread that holds it.
-    _listing: threading.RLock
-    #: RPC servers that hold parts of it.
-    _servers: tuple[str, ...]
-    #: Contexts and adapters.
-    _children: WeakSet[Owner]
 
     def close(self) -> None:
         """Close the model's contexts, then free it, once no view of them is left (``llama_model_free``).
@@ -234,6 +227,14 @@ class Model(ChatTemplates, Embedding, Hyperparameters, Pretrained, Saving):
         chosen = ContextParams() if params is None else params
         return Context._of(self, chosen, ctx_other, samplers)
 
+    def _compute_pooled(
+        self, params: ContextParams, rows: Sequence[NDArray[np.int32]], result: NDArray[np.float32]
+    ) -> None:
+        from moebind.context.embedding import compute_pooled
+
+        with self.new_context(params) as context:
+            compute_pooled(context, rows, result)
+
     def lora_adapter_init(self, path: str | os.PathLike[str]) -> LoraAdapter:
         """Load a LoRA adapter for this model.
 
@@ -266,26 +267,6 @@ class Model(ChatTemplates, Embedding, Hyperparameters, Pretrained, Saving):
     def params(self) -> ModelParams:
         """What it was loaded with."""
         return self._params
-
-    @property
-    def path(self) -> str:
-        """The file that it was loaded from, or the first one."""
-        return self._paths[0]
-
-    @property
-    def meta(self) -> Mapping[str, str]:
-        """The metadata of the file, as text; arrays are shortened.
-
-        Uses ``llama_model_meta_count``, ``llama_model_meta_key_by_index`` and
-        ``llama_model_meta_val_str_by_index``.
-        """
-        pointer = self._open()
-        if self._meta is None:
-            count = range(lib.llama_model_meta_count(pointer))
-            keys = [text_from(lib.llama_model_meta_key_by_index, pointer, at) for at in count]
-            values = [text_from(lib.llama_model_meta_val_str_by_index, pointer, at) for at in count]
-            self._meta = MappingProxyType(dict(zip(keys, values, strict=True)))
-        return self._meta
 
     @property
     def sampling_meta(self) -> Mapping[str, str]:

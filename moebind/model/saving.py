@@ -6,20 +6,16 @@ import os
 
 from moebind._core import checks, log
 from moebind._core.atomic_files import same_file, staged
+from moebind._core.model_base import ModelBase
 from moebind._core.native import decoded, lib
-from moebind._core.owner import Owner
 from moebind.errors import ModelLoadError, MoebindError, NativeError
 from moebind.files.gguf import Gguf
-from moebind.params.params import ModelParams
 
 __all__ = ["Saving"]
 
 
-class Saving(Owner):
-    """What writes a model. :class:`moebind.Model` is one."""
-
-    _params: ModelParams
-    _paths: tuple[str, ...]
+class Saving(ModelBase):
+    """A model that can be written to a file. :class:`moebind.Model` is one."""
 
     def save_to_file(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one GGUF file: its metadata as it was loaded, overrides included, and its tensors.
@@ -52,9 +48,8 @@ class Saving(Owner):
         loaded = same_file(target, self._paths)
         if loaded is not None:
             raise ValueError(f"path is {target}, the file that the model is loaded from ({loaded}): choose another")
-        for name in ("vocab_only", "no_alloc"):
-            if getattr(self._params, name):
-                raise ValueError(f"the model was loaded with {name}: it has no weights to write")
+        if self._without_weights:
+            raise ValueError(f"the model was loaded with {self._without_weights}: it has no weights to write")
         unreadable = lib.moebind_model_unreadable(pointer)
         if unreadable:
             raise ValueError(

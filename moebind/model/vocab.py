@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from moebind._core import checks
+from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, decoded, ffi, lib
-from moebind._core.owner import Owner
 from moebind.enums import TokenAttr, VocabType
 from moebind.errors import NativeError, TokenizeError
 
@@ -23,28 +23,8 @@ __all__ = ["Vocabulary"]
 PIECE_BYTES = 64
 
 
-class Vocabulary(Owner):
+class Vocabulary(ModelBase):
     """What a model knows about text. :class:`moebind.Model` is one."""
-
-    #: ``const llama_vocab *``; it holds the model, which another thread may close during a call.
-    _vocab: CData | None = None
-    _n_vocab = 0
-
-    def _leave_to_parent(self) -> None:
-        self._vocab = None
-        super()._leave_to_parent()
-
-    def _open_vocab(self) -> CData:
-        vocab = self._vocab
-        if vocab is None:
-            self._open()  # raises
-        return vocab
-
-    @property
-    def n_vocab(self) -> int:
-        """How many tokens there are (``llama_vocab_n_tokens``)."""
-        self._open()
-        return self._n_vocab
 
     @property
     def vocab_type(self) -> VocabType:
@@ -53,13 +33,6 @@ class Vocabulary(Owner):
 
     def _special(self, token: int) -> int | None:
         return None if token == lib.LLAMA_TOKEN_NULL else int(token)
-
-    def _usable_vocab(self) -> CData:
-        """The vocabulary; libllama asserts that a model without one is not asked about text."""
-        vocab = self._open_vocab()
-        if lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_NONE:
-            raise TokenizeError("this model has no vocabulary: give it token ids, and read token ids from it")
-        return vocab
 
     @property
     def token_bos(self) -> int | None:

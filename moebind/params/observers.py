@@ -17,7 +17,7 @@ from moebind.files import tensor_patterns
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moebind.model.model import Model
+    from moebind._core.model_base import ModelBase
 
 __all__ = ["EvalCallback", "EvalTensor", "TensorObserver"]
 
@@ -215,7 +215,7 @@ class TensorObserver:
         """The function that is called."""
         return self._fn
 
-    def _for_model(self, model: Model) -> TensorObserver:
+    def _for_model(self, model: ModelBase) -> TensorObserver:
         """What observes a context of this model."""
         return self
 

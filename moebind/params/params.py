@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from moebind._core import checks
 from moebind._core.native import lib
@@ -29,6 +29,7 @@ from moebind.enums import (
     SplitMode,
 )
 from moebind.files import tensor_patterns
+from moebind.files.metadata_overrides import KvOverrides, KvValue
 from moebind.params._methods import ContextParamsMethods, ModelParamsMethods
 from moebind.params.observers import EvalTensor, TensorObserver
 from moebind.params.tensor_overrides import TensorOverride
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["ContextParams", "ModelParams"]
 
 T = TypeVar("T")
-KvValue: TypeAlias = "bool | int | float | str"
 
 _MODEL = lib.llama_model_default_params()
 _CONTEXT = lib.llama_context_default_params()
@@ -52,8 +52,6 @@ CACHE_TYPES = tuple(
 )
 #: More are refused: llama.cpp allocates what describes the cells of a cache before it finds that nothing fits.
 N_CTX_MAX = 2**27
-#: Bytes of a key or string in ``llama_model_kv_override``, one of them for the NUL.
-KV_TEXT_MAX = 127
 
 
 def option(default: T, check: Callable[[str, Any], T]) -> T:
@@ -86,48 +84,6 @@ def _eval_callback(name: str, value: Any) -> Any:
 
 def _progress(name: str, value: Any) -> Any:
     return value if value is True else _callback(name, None if value is False else value)
-
-
-class KvOverrides(Mapping[str, KvValue]):
-    """Metadata overrides: an immutable mapping from key to bool, int, float or str."""
-
-    def __init__(self, items: Mapping[str, KvValue] | Iterable[tuple[str, KvValue]] = ()) -> None:
-        self._items = dict(items)
-        for key, value in self._items.items():
-            encoded = [checks.text("the key of a kv override", key)]
-            if isinstance(value, str):
-                encoded.append(checks.text(f"the kv override {key!r}", value))
-            elif isinstance(value, bool):
-                pass
-            elif isinstance(value, int):
-                checks.integer(f"the kv override {key!r}", value, -(2**63), 2**63 - 1)
-            else:
-                checks.number(f"the kv override {key!r}", value)
-            if not key or max(map(len, encoded)) > KV_TEXT_MAX:
-                raise ValueError(f"the kv override {key!r} is empty or too long: {KV_TEXT_MAX} bytes are taken")
-
-    def __getitem__(self, key: str) -> KvValue:
-        return self._items[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __hash__(self) -> int:
-        return hash(tuple((key, type(value), value) for key, value in self._items.items()))
-
-    def __eq__(self, other: object) -> bool:
-        # True == 1 == 1.0, but they override differently.
-        return isinstance(other, Mapping) and self._typed(self) == self._typed(other)
-
-    @staticmethod
-    def _typed(items: Mapping[str, KvValue]) -> dict[str, tuple[type, KvValue]]:
-        return {key: (type(value), value) for key, value in items.items()}
-
-    def __repr__(self) -> str:
-        return repr(self._items)
 
 
 def _kv_overrides(name: str, value: Any) -> KvOverrides:

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 from moebind import enums
 from moebind.backend.devices import Device, describe, native_device, native_devices
-from moebind.params.params import ContextParams, KvOverrides, ModelParams
+from moebind.files.metadata_overrides import KvOverrides
+from moebind.params.params import ContextParams, ModelParams
 from moebind.params.tensor_overrides import TensorOverride
 
 __all__ = ["Json", "carried", "context_params", "device_of", "model_params"]

@@ -193,7 +193,7 @@ class Plan(MemoryBreakdown):
         """
         from moebind.placement.plot import plot_plan
 
-        plot_plan(self, checks.path("path", path))
+        plot_plan(self.devices, self.gaps, checks.path("path", path))
 
 
 def _sizes(part: object) -> dict[str, int]:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moebind.backend.breakdown import DeviceMemory
-    from moebind.placement.plan import Plan
 
 #: Dark enough for a white page, bright enough for a dark one.
 COLOURS = {"model": "#3b82c4", "repacked": "#7fb3dd", "context": "#d9822b", "compute": "#8a63c9", "free": "#8a8f98"}
@@ -53,21 +52,23 @@ def check_plot(name: str, path: str, what: str) -> None:
         raise PermissionError(f"{name} is {path!r}, which cannot be written")
 
 
-def plot_plan(plan: Plan, path: str) -> None:
+def plot_plan(devices: Sequence[DeviceMemory], gaps: int, path: str) -> None:
     """Draw stacked bars, one per device, with a line for the free memory.
+
+    The last device is the host, of whose model so many bytes are only ``gaps`` in the mapped file.
 
     The host has a scale of its own: beside its memory, a device's would be too short to be seen.
     """
     check_plot("path", path, "plans")
     from matplotlib.figure import Figure
 
-    groups = [group for group in (plan.devices[:-1], (plan.host,)) if group]
-    figure = Figure(figsize=(7.5, 0.9 + 0.55 * len(plan.devices) + 0.45 * len(groups)), layout="constrained")
+    groups = [group for group in (devices[:-1], devices[-1:]) if group]
+    figure = Figure(figsize=(7.5, 0.9 + 0.55 * len(devices) + 0.45 * len(groups)), layout="constrained")
     heights = [len(group) for group in groups]
     every = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     labelled: set[str] = set()
     for axes, group in zip(every, groups, strict=True):
-        _plot_devices(axes, plan, group, labelled)
+        _plot_devices(axes, group, gaps if group is groups[-1] else 0, labelled)
     every[-1].set_xlabel("GiB", color=TEXT)
     shown = {label: handle for axes in every for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     names = [name for name in COLOURS if name in shown]
@@ -76,10 +77,10 @@ def plot_plan(plan: Plan, path: str) -> None:
     figure.savefig(path, transparent=True, dpi=150)
 
 
-def _plot_devices(axes: Axes, plan: Plan, devices: Sequence[DeviceMemory], labelled: set[str]) -> None:
+def _plot_devices(axes: Axes, devices: Sequence[DeviceMemory], gaps: int, labelled: set[str]) -> None:
     for row, device in enumerate(devices):
         repacked = sum(buffer.model for buffer in device.buffers if "REPACK" in buffer.name)
-        read = device.model - repacked - (plan.gaps if device is plan.host else 0)
+        read = device.model - repacked - gaps
         parts = {"model": read, "repacked": repacked, "context": device.context, "compute": device.compute}
         left = 0.0
         for name, size in parts.items():

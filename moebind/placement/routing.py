@@ -10,13 +10,14 @@ import numpy as np
 
 from moebind._core import checks
 from moebind._core.fork import renewed
+from moebind._core.native import lib
 from moebind.params.observers import EvalTensor, TensorObserver
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from moebind.model.model import Model
+    from moebind._core.model_base import ModelBase
 
 __all__ = ["RoutingRecorder"]
 
@@ -68,9 +69,10 @@ class RoutingRecorder(TensorObserver):
         self._n_tokens: NDArray[np.int64] = np.zeros(0, np.int64)
         super().__init__(_CHOSEN, self._count)
 
-    def _for_model(self, model: Model) -> TensorObserver:
-        self._fit(model.n_layer, model.n_expert)
-        if model.meta.get("general.architecture") != "grovemoe":
+    def _for_model(self, model: ModelBase) -> TensorObserver:
+        native = model._open()
+        self._fit(int(lib.llama_model_n_layer(native)), int(lib.moebind_model_n_expert(native)))
+        if model._architecture != "grovemoe":
             return self
         # It chooses twice from the same logits, under the same name: experts, then the groups that these are of. The
         # first choice after the logits is the one to count.

@@ -82,7 +82,8 @@ def simulate(
     init()
     header.check(model_params)
     try:
-        with rpc_servers.watched(rpc_servers.before_load(model_params) if devices is None else ()):
+        targets = (override.target for override in model_params.tensor_overrides)
+        with rpc_servers.watched(rpc_servers.before_load(model_params.devices, targets) if devices is None else ()):
             return _simulate(header, model_params, context_params, devices)
     except RpcServerError as error:
         raise ModelLoadError(f"{header.paths[0]} could not be planned: {error}") from error

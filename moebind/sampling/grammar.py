@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from typing_extensions import Self
 
-    from moebind.model.model import Model
+    from moebind._core.model_base import ModelBase
 
 __all__ = ["GrammarKinds"]
 
@@ -32,7 +32,7 @@ class GrammarKinds(SamplerKinds):
     _is_checked = False
 
     @classmethod
-    def grammar(cls, model: Model, grammar_str: str, grammar_root: str = "root") -> Self:
+    def grammar(cls, model: ModelBase, grammar_str: str, grammar_root: str = "root") -> Self:
         """Allow only text that fits a grammar.
 
         Put it first in a chain. Wherever it stands, what it forbids is never chosen: if only forbidden candidates are
@@ -74,7 +74,7 @@ class GrammarKinds(SamplerKinds):
         return sampler
 
     @classmethod
-    def json_schema(cls, model: Model, schema: Mapping[str, object] | str) -> Self:
+    def json_schema(cls, model: ModelBase, schema: Mapping[str, object] | str) -> Self:
         """Allow only JSON that satisfies a schema: ``grammar(model, json_schema_to_grammar(schema))``.
 
         Parameters
@@ -96,7 +96,7 @@ class GrammarKinds(SamplerKinds):
     @classmethod
     def grammar_lazy(
         cls,
-        model: Model,
+        model: ModelBase,
         grammar_str: str,
         grammar_root: str,
         trigger_words: Iterable[str],
@@ -133,7 +133,7 @@ class GrammarKinds(SamplerKinds):
     @classmethod
     def grammar_lazy_patterns(
         cls,
-        model: Model,
+        model: ModelBase,
         grammar_str: str,
         grammar_root: str,
         trigger_patterns: Iterable[str],
@@ -176,7 +176,7 @@ class GrammarKinds(SamplerKinds):
     @classmethod
     def _lazy(
         cls,
-        model: Model,
+        model: ModelBase,
         grammar_str: str,
         grammar_root: str,
         words: list[bytes],
@@ -201,7 +201,7 @@ class GrammarKinds(SamplerKinds):
         return sampler
 
     @classmethod
-    def _grammar(cls, model: Model, grammar_str: str, grammar_root: str) -> Self:
+    def _grammar(cls, model: ModelBase, grammar_str: str, grammar_root: str) -> Self:
         vocab: CData = vocabulary(model)
         text, root = checks.text("grammar_str", grammar_str), checks.text("grammar_root", grammar_root)
         if len(text) > BYTES_MAX:

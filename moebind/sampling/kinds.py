@@ -15,7 +15,7 @@ from moebind.errors import SamplerError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from moebind.model.model import Model
+    from moebind._core.model_base import ModelBase
 
 __all__ = ["SamplerKinds"]
 
@@ -64,7 +64,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
 
     @classmethod
     def mirostat(
-        cls, n_vocab: SupportsIndex | Model, seed: SupportsIndex, tau: float, eta: float, m: SupportsIndex = 100
+        cls, n_vocab: SupportsIndex | ModelBase, seed: SupportsIndex, tau: float, eta: float, m: SupportsIndex = 100
     ) -> Self:
         """Choose at random with a surprise that is kept near ``tau``, version 1 (``llama_sampler_init_mirostat``).
 
@@ -275,7 +275,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
     @classmethod
     def dry(
         cls,
-        model: Model,
+        model: ModelBase,
         multiplier: float,
         base: float = 1.75,
         allowed_length: SupportsIndex = 2,
@@ -352,7 +352,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         return sampler
 
     @classmethod
-    def infill(cls, model: Model) -> Self:
+    def infill(cls, model: ModelBase) -> Self:
         """Choose between going on and ending, when filling in the middle: for use after :meth:`top_k`.
 
         It ends the text if that is likely enough, and merges candidates of which one is the beginning of the other.
@@ -373,12 +373,12 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         Uses ``llama_sampler_init_infill``.
         """
         vocab = vocabulary(model)
-        if model.token_eot is None and model.token_eos is None:
+        if {lib.llama_vocab_eot(vocab), lib.llama_vocab_eos(vocab)} == {lib.LLAMA_TOKEN_NULL}:
             raise SamplerError("this model has no token that ends a turn or a text, which infilling needs")
         return cls._make(lib.moebind_sampler_infill(vocab, INFILL_CANDIDATES_MAX), vocab)
 
 
-def vocabulary(model: Model) -> CData:
+def vocabulary(model: ModelBase) -> CData:
     """A model's ``llama_vocab``, which holds the model."""
     usable = getattr(model, "_usable_vocab", None)
     if usable is None:
@@ -386,7 +386,7 @@ def vocabulary(model: Model) -> CData:
     return usable()
 
 
-def _size(model: Model) -> int:
+def _size(model: ModelBase) -> int:
     vocabulary(model)
     return model.n_vocab
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
 from moebind._core import checks
+from moebind._core.context_base import ContextBase
 from moebind._core.native import CData, decoded, ffi, hold, lib, own
 from moebind._core.owner import CallLock
 from moebind.backend.timings import SamplerTimings
@@ -21,15 +23,20 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
-    from moebind.context.context import Context
-    from moebind.context.outputs import Outputs
-
-__all__ = ["Sampler"]
+__all__ = ["SampledContext", "Sampler"]
 
 #: libllama, and this module, go through chains in chains by recursion.
 NESTING_MAX = 32
 #: Choices that a lazy grammar may refuse, in one step, before it is an error.
 REFUSED_MAX = 100
+
+
+class SampledContext(ContextBase):
+    """A context, as samplers know it. :class:`moebind.Context` is one."""
+
+    @abstractmethod
+    def _sample_with(self, sampler: Sampler, native: CData, at: int = -1) -> int:
+        """Choose a token from one of its outputs, and accept it. The caller holds the context."""
 
 
 class Sampler(GrammarKinds):
@@ -250,7 +257,7 @@ class Sampler(GrammarKinds):
         seed = int(lib.llama_sampler_get_seed(self._open()))
         return None if seed == lib.LLAMA_DEFAULT_SEED else seed
 
-    def sample(self, ctx: Context, idx: SupportsIndex = -1) -> int:
+    def sample(self, ctx: SampledContext, idx: SupportsIndex = -1) -> int:
         """Choose a token from a context's logits, and accept it.
 
         Parameters
@@ -278,25 +285,17 @@ class Sampler(GrammarKinds):
         """
         self._must_choose()
         at = checks.integer("idx", idx, -checks.INT32_MAX)
-        if not hasattr(ctx, "_exclusive"):
+        if not isinstance(ctx, SampledContext):
             raise TypeError(f"ctx is {ctx!r}; it takes a Context")
         with ctx._exclusive() as native:
-            return self._sample(ctx, native, at)
+            return ctx._sample_with(self, native, at)
 
-    def _sample(self, ctx: Outputs, native: CData, at: int = -1) -> int:
-        """:meth:`sample`, by somebody who holds the context."""
-        ctx._sampling_row(at)
-        if self._attached and ctx._attached.get(ctx._sequence_of_output(at)) is not self:
-            raise SamplerError(
-                f"{self!r} runs, or ran, in the graph of a context for another sequence: sample with a clone() of it"
-            )
-        with self._lock.held(), ctx._suppressing(native, at) if ctx._suppress is not None else nullcontext():
-            if self._is_checked:
-                return self._sample_checked(ctx._logits(native, at))
-            with _failures(self):
-                token = int(lib.llama_sampler_sample(self._open(), native, at))
-            self._token_max = max(self._token_max, token)
-            return token
+    def _sample_natively(self, native: CData, at: int) -> int:
+        """``llama_sampler_sample``, by somebody who holds the sampler and the context."""
+        with _failures(self):
+            token = int(lib.llama_sampler_sample(self._open(), native, at))
+        self._token_max = max(self._token_max, token)
+        return token
 
     def _sample_checked(self, logits: NDArray[np.float32]) -> int:
         """``llama_sampler_sample`` on candidates that Python may see, whose choice the grammars are asked about."""

@@ -11,7 +11,7 @@ from moebind.errors import ModelLoadError, StateError
 from moebind.files import gguf
 
 if TYPE_CHECKING:
-    from moebind.model.model import Model
+    from moebind._core.model_base import ModelBase
 
 __all__ = ["fingerprint"]
 
@@ -19,7 +19,7 @@ __all__ = ["fingerprint"]
 SAMPLE, PLACES = 128, 3
 
 
-def fingerprint(model: Model) -> bytes:
+def fingerprint(model: ModelBase) -> bytes:
     """Sixteen bytes that tell the model from others: also from those of equal shape.
 
     They are made of its architecture's metadata, overrides of metadata, and of each tensor the name, type, size and a
@@ -46,7 +46,7 @@ def fingerprint(model: Model) -> bytes:
     return model._fingerprint
 
 
-def _read(model: Model) -> bytes:
+def _read(model: ModelBase) -> bytes:
     samples: dict[bytes, bytes] = {}
     for path in model._files:
         header = gguf.open_header(path)
@@ -66,9 +66,9 @@ def _read(model: Model) -> bytes:
     import hashlib  # rarely needed, and slow to import
 
     digest = hashlib.blake2b(digest_size=16)
-    architecture = model.meta.get("general.architecture", "")
+    architecture = model._architecture
     known = {key: value for key, value in model.meta.items() if key.startswith(architecture + ".")}
-    digest.update(repr((architecture, sorted(known.items()), sorted(model.params.kv_overrides.items()))).encode())
+    digest.update(repr((architecture, sorted(known.items()), sorted(model._meta_overrides.items()))).encode())
     for key in sorted(samples):
         digest.update(key + b"\0" + samples[key])
     return digest.digest()

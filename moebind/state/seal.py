@@ -23,8 +23,7 @@ from moebind.state import fingerprint
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from moebind.model.model import Model
-    from moebind.params.params import ContextParams
+    from moebind._core.model_base import ModelBase
 
 __all__ = ["SEAL_SIZE", "Cache", "Kind", "Seal"]
 
@@ -75,24 +74,25 @@ class Cache:
     v_trans: int
 
     @staticmethod
-    def of(model: Model, params: ContextParams, native: CData) -> Cache:
-        """That of a context."""
+    def of(model: ModelBase, types: tuple[GgmlType, GgmlType], native: CData) -> Cache:
+        """The cache of a context of this model, with keys and values of these types."""
         layout = ffi.new("struct moebind_state_layout *")
         lib.moebind_state_layout_of(native, layout)
-        told = (layout.rope_long, layout.ctx_type, layout.rope_scaling_type, layout.n_ctx_orig_yarn, *layout.rope)
+        laid_out = (layout.rope_long, layout.ctx_type, layout.rope_scaling_type, layout.n_ctx_orig_yarn, *layout.rope)
         import hashlib  # rarely needed, and slow to import
 
-        positions = hashlib.blake2b(repr(told).encode(), digest_size=8).digest()
+        positions = hashlib.blake2b(repr(laid_out).encode(), digest_size=8).digest()
         cache = Cache(
             fingerprint.fingerprint(model),
             positions,
-            int(params.type_k),
-            int(params.type_v),
+            int(types[0]),
+            int(types[1]),
             int(layout.n_stream),
             int(layout.v_trans),
         )
         # A recurrent state has neither keys nor values, and is in one part.
-        return replace(cache, type_k=0, type_v=0, n_stream=1, v_trans=0) if model.is_recurrent else cache
+        recurrent = lib.llama_model_is_recurrent(model._open())
+        return replace(cache, type_k=0, type_v=0, n_stream=1, v_trans=0) if recurrent else cache
 
     def difference(self, other: Cache) -> str | None:
         """Why the state of a context like this cannot be read by one like the other; None: it can."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from moebind._core import atomic_files, checks
+from moebind._core.context_base import ContextBase
 from moebind._core.native import CData, decoded, ffi, lib
-from moebind._core.owner import Owner
 from moebind.enums import StateSeqFlags
 from moebind.errors import StateError, StateNotFoundError
 from moebind.state import transfer
@@ -20,13 +20,9 @@ from moebind.state.seal import SEAL_SIZE, Cache, Kind, Seal
 from moebind.state.seq_state import SeqState
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Buffer
 
-    from moebind.model.model import Model
-    from moebind.params.params import ContextParams
 
 __all__ = ["State"]
 
@@ -36,27 +32,13 @@ _HEAD = 12
 _PREFIX = 8
 
 
-class State(Owner):
+class State(ContextBase):
     """A context's sequences, written down and taken back. :class:`moebind.Context` has it.
 
     What is saved is the cache: not logits, adapters or samplers. A state is refused with :class:`StateError` before
     anything is changed when it is damaged, of another model or of another kind of cache; when it turns out not to fit,
     the context gets back what it held.
     """
-
-    if TYPE_CHECKING:  # Context has them
-        _model: Model
-        _params: ContextParams
-        _n_seq_max: int
-        _unified: bool
-        _history: dict[int, list[int]]
-        _owners: list[int]
-
-        def _changes(self, seq_ids: Iterable[int]) -> None: ...
-
-        def _exclusive(self) -> AbstractContextManager[CData]: ...
-        def _seq(self, name: str, seq_id: SupportsIndex, low: int = 0) -> int: ...
-        def _forget_outputs(self) -> None: ...
 
     _cache: Cache | None = None
     #: The last state of each sequence that was left on devices.
@@ -318,21 +300,20 @@ class State(Owner):
 
     def _cache_kind(self, native: CData) -> Cache:
         if self._cache is None:
-            self._cache = Cache.of(self._model, self._params, native)
+            self._cache = Cache.of(self._model, self._cache_types, native)
         return self._cache
 
     def _check(self, native: CData, name: str, cache: Cache) -> None:
-        if self._model.params.no_alloc:
+        if self._model._without_weights:
             raise StateError("the model was loaded with no_alloc: this context's cache has no memory for a state")
         if difference := cache.difference(self._cache_kind(native)):
             raise StateError(f"{name} does not go with this context: {difference}")
 
     def _make_room(self, native: CData, seq: int) -> None:
         """Before a sequence is left on devices: llama.cpp ends the process when that does not work."""
-        for name in ("type_k", "type_v"):
-            kind = getattr(self._params, name)
+        for name, kind in zip(("type_k", "type_v"), self._cache_types, strict=True):
             # It would copy as many elements as there are blocks, and lose the rest without a word.
-            if lib.ggml_blck_size(kind) > 1 and not self._model.is_recurrent:
+            if lib.ggml_blck_size(kind) > 1 and not lib.llama_model_is_recurrent(self._model._open()):
                 raise StateError(f"{name} is {kind.name}: ON_DEVICE takes caches of F32, F16 and BF16 only")
         self._on_device.pop(seq, None)
         lib.moebind_state_forget_on_device(native, seq)
@@ -347,7 +328,7 @@ class State(Owner):
 
     def _replace(self, native: CData, name: str, data: Buffer) -> None:
         """Take all sequences, or keep those that there are."""
-        architecture = self._model.meta["general.architecture"].encode()
+        architecture = self._model._architecture.encode()
         # llama.cpp makes room for a name of any length before it looks whether it is this one.
         if bytes(memoryview(data)[: 4 + len(architecture)]) != struct.pack("<I", len(architecture)) + architecture:
             raise StateError(f"{name} is damaged: it does not begin with the model's architecture")
@@ -363,7 +344,8 @@ class State(Owner):
     def _replace_seq(self, native: CData, name: str, data: Buffer, seq: int, flags: StateSeqFlags) -> None:
         """Take one sequence, or keep what it holds."""
         memory = lib.llama_get_memory(native)
-        recurrent = self._model.is_recurrent or self._model.is_hybrid
+        model = self._model._open()
+        recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
         put_back = None
         if lib.llama_memory_seq_pos_max(memory, seq) >= 0:
             # A sequence that shares cells with others can only be brought back as it was together with them.

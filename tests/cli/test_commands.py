@@ -13,7 +13,8 @@ import pytest
 from hub_server import Hub
 
 import moebind
-from moebind import ContextParams, GgmlType, ModelParams, host_memory
+from moebind import ContextParams, GgmlType, ModelParams
+from moebind.backend import host_memory
 from moebind.bench import OffloadReport
 from moebind.cli import main
 from moebind.cli.options import in_options

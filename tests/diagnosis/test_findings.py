@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import moebind
-from moebind import ContextParams, Device, DeviceType, Diagnosis, Finding, LoadMode, ModelParams, Severity, machine
+from moebind import ContextParams, Device, DeviceType, Diagnosis, Finding, LoadMode, ModelParams, Severity
 from moebind.backend.host_memory import HostMemory
-from moebind.diagnosis.facts import Facts, driver_of, features_of, flags_of, locks_freely, quota_of
+from moebind.diagnosis.facts import Facts, driver_of, features_of, flags_of, locks_freely, quota_of, read_facts
 from moebind.diagnosis.findings import ARM, X86, Asked, findings
 
 MakeTiny = Callable[..., Path]
@@ -307,7 +307,7 @@ def test_reading_takes_any_text(text: str) -> None:
 
 
 def test_this_machine() -> None:
-    facts = machine.read_facts()
+    facts = read_facts()
     assert facts.commit.startswith("0c1e57098"[: len(facts.commit)])
     assert {"CPU", "RPC"} <= set(facts.backends)
     assert facts.devices[-1].type is DeviceType.CPU or any(each.type is DeviceType.CPU for each in facts.devices)

@@ -36,15 +36,16 @@ def program(page: Path) -> ast.Module:
     return ast.parse("".join(blocks(page)))
 
 
-def names_used(tree: ast.Module) -> set[str]:
-    """The public names of moebind that the program imports and uses, or looks up in the module."""
+def names_used(tree: ast.Module, module: str = "moebind") -> set[str]:
+    """The names of the module that the program imports and uses, or looks up in it."""
+    looked_in = {module, module.rpartition(".")[2]}
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     found = set()
     for node in ast.walk(tree):
         match node:
-            case ast.ImportFrom(module="moebind", names=names):
+            case ast.ImportFrom(module=origin, names=names) if origin == module:
                 found |= {each.name for each in names if (each.asname or each.name) in used}
-            case ast.Attribute(value=ast.Name(id="moebind"), attr=name):
+            case ast.Attribute(value=value, attr=name) if ast.unparse(value) in looked_in:
                 found.add(name)
     return found
 

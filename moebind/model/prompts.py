@@ -1,0 +1,39 @@
+"""Prompts: what a model makes of text, token ids or chat messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from moebind._core import checks
+from moebind.chat.templates import ChatTemplates
+from moebind.model.hyperparameters import Hyperparameters
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Prompts"]
+
+
+class Prompts(ChatTemplates, Hyperparameters):
+    """A model as its contexts use it. :class:`moebind.Model` is one."""
+
+    def _prompt_tokens(self, prompt: str | ArrayLike | Sequence[Mapping[str, object]]) -> NDArray[np.int32]:
+        """The tokens of a prompt, at least one.
+
+        Raises
+        ------
+        TypeError, ValueError
+        """
+        if isinstance(prompt, (list, tuple)) and any(isinstance(each, Mapping) for each in prompt):
+            prompt = self.apply_chat_template(prompt)
+        if isinstance(prompt, str):
+            tokens = self.str_to_token(prompt)
+        elif prompt is None or isinstance(prompt, (int, float, bytes, Mapping)):
+            raise TypeError(f"prompt is {prompt!r}; it takes text, token ids, or a list of chat messages")
+        else:
+            tokens = checks.int32_array("prompt", prompt, 0, self.n_vocab - 1)
+        if tokens.size == 0:
+            raise ValueError("prompt has no tokens; it takes at least one")
+        return tokens
