@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo test check docs bench environment generated clean
+.PHONY: help demo test test-all check docs bench environment generated clean
 help:            ## show this
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -12,8 +12,14 @@ environment:     ## .venv with moebind, built in place, and all tools
 demo: environment ## a real mixture-of-experts model, its experts in host memory, and what that saves
 	@$(RUN) examples/demo.py
 
-test: environment ## all tests
-	$(RUN) -m pytest
+# A file's tests stay together: they share models and workers.
+TESTS := $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile -q
+
+test: environment ## what is quick, and all that guards the main job
+	$(TESTS) -m "not thorough"
+
+test-all: test   ## everything: after the tests above, those that take long
+	$(TESTS) -m thorough
 
 check: environment ## lint, format, types, import contract, generated files
 	.venv/bin/ruff check .
@@ -22,6 +28,7 @@ check: environment ## lint, format, types, import contract, generated files
 	.venv/bin/lint-imports
 	$(RUN) tools/params_methods.py --check
 	$(RUN) tools/c_api_table.py --check
+	$(RUN) tools/house.py --check
 
 docs: environment ## the documentation, in docs/_build/html
 	$(RUN) -m sphinx -nW --keep-going -q -b html docs docs/_build/html
@@ -32,6 +39,7 @@ bench: environment ## decode speed against llama-bench
 generated: environment ## write the generated files again
 	$(RUN) tools/params_methods.py
 	$(RUN) tools/c_api_table.py
+	$(RUN) tools/house.py
 
 clean:           ## remove what was built, not what was downloaded
 	rm -rf build .venv docs/_build

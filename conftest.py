@@ -79,3 +79,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, SybilItem):
             item.add_marker(pytest.mark.filterwarnings("ignore:n_gpu_layers is"))
+
+
+#: Under which a run keeps how many tests were not chosen because they take long, also those of xdist's processes.
+_LEFT_OUT = "moebind_left_out"
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count the tests that take long, where they are left out."""
+    if items:
+        config = items[0].config
+        count = sum(item.get_closest_marker("thorough") is not None for item in items)
+        setattr(config, _LEFT_OUT, getattr(config, _LEFT_OUT, 0) + count)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell xdist's first process, which chooses no tests itself."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[_LEFT_OUT] = getattr(session.config, _LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    """Hear it from xdist's processes, each of which sees all tests."""
+    setattr(node.config, _LEFT_OUT, getattr(node, "workeroutput", {}).get(_LEFT_OUT, 0))  # type: ignore[attr-defined]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out, and how to run it."""
+    count = getattr(config, _LEFT_OUT, 0)
+    if count and config.option.markexpr == "not thorough":
+        terminalreporter.write_line(
+            f"{count} tests were left out: they take long, or repeat at random what others do once. `make test-all` "
+            "runs them too"
+        )

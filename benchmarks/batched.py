@@ -66,14 +66,14 @@ def main() -> None:
     """Measure and print."""
     parser = arguments(__doc__, "the dense SmolLM2", 48)
     parser.add_argument("--sequences", type=int, default=8)
-    asked = parser.parse_args()
-    path = asked.model or demo_model(dense=True)
-    counts = (asked.threads, asked.sequences, asked.tokens)
+    options = parser.parse_args()
+    path = options.model or demo_model(dense=True)
+    counts = (options.threads, options.sequences, options.tokens)
     bench = program("llama-batched-bench")
     rows = []
     with Model.load_from_file(path, ModelParams(n_gpu_layers=0)) as model:
-        our_speed(model, asked.threads, asked.sequences, 4)  # the file comes into the cache
-        for _ in range(asked.rounds):
+        our_speed(model, options.threads, options.sequences, 4)  # the file comes into the cache
+        for _ in range(options.rounds):
             native = native_speed(bench, path, *counts)
             ours, outside = our_speed(model, *counts)
             rows.append((ours / native, outside))

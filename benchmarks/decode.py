@@ -58,21 +58,21 @@ def our_speed(model: Model, threads: int, tokens: int) -> tuple[float, float]:
 
 def main() -> None:
     """Measure and print."""
-    asked = arguments(__doc__, "the demo model", 96).parse_args()
-    if asked.model is None:
-        asked.model = demo_model()
+    options = arguments(__doc__, "the demo model", 96).parse_args()
+    if options.model is None:
+        options.model = demo_model()
     bench = program("llama-bench")
     rows = []
-    with Model.load_from_file(asked.model, ModelParams(n_gpu_layers=0)) as model:
-        our_speed(model, asked.threads, 8)  # the file comes into the cache
-        for _ in range(asked.rounds):
-            native = native_speed(bench, asked.model, asked.threads, asked.tokens)
-            ours, outside = our_speed(model, asked.threads, asked.tokens)
+    with Model.load_from_file(options.model, ModelParams(n_gpu_layers=0)) as model:
+        our_speed(model, options.threads, 8)  # the file comes into the cache
+        for _ in range(options.rounds):
+            native = native_speed(bench, options.model, options.threads, options.tokens)
+            ours, outside = our_speed(model, options.threads, options.tokens)
             rows.append((native, ours, ours / native, outside))
             print(f"llama-bench {native:7.2f}   moebind {ours:7.2f} tokens/s   ratio {ours / native:.3f}", flush=True)
     ratios = [row[2] for row in rows]
-    name = Path(asked.model).name
-    print(f"\n{name}, {asked.threads} threads, {os.cpu_count()} cores, {asked.tokens} tokens")
+    name = Path(options.model).name
+    print(f"\n{name}, {options.threads} threads, {os.cpu_count()} cores, {options.tokens} tokens")
     print(f"llama.cpp {moebind.llama_cpp_version}, load {os.getloadavg()[0]:.1f}")
     print(f"ratio {statistics.median(ratios):.3f}, median of {len(rows)} ({min(ratios):.3f} to {max(ratios):.3f})")
     print(f"{statistics.median(row[3] for row in rows):.0f} us a token outside of llama_decode")

@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -18,11 +19,20 @@ import shapes  # beside this file
 
 import moebind
 from moebind import ContextParams, Device, FitError, ModelParams, TensorOverride, ffi, lib
+from moebind._core.tables import Column, markdown_table
 from moebind.placement.fit import Fit
 from moebind.placement.header import read_header
 from moebind.placement.plan import Plan
 
 CONTEXT = ContextParams(n_ctx=4096)
+COLUMNS = [
+    Column("shape"),
+    Column("budget, GiB", ".2f"),
+    Column("llama.cpp: experts, GiB"),
+    Column("moebind: experts, GiB"),
+    Column("llama.cpp, s", ".2f"),
+    Column("moebind, s", ".2f"),
+]
 DEFAULT = ["phi-3.5-moe-q4_k_m", "mixtral-8x7b-q4_k_m", "qwen3-30b-a3b-q4_k_m", "deepseek-v3-q4_k_m"]
 
 
@@ -88,6 +98,24 @@ def budgets(path: Path, count: int, n_devices: int = 1) -> list[list[int]]:
     return [[int(step / n_devices)] * n_devices for step in steps]
 
 
+def rows(folder: Path, arguments: argparse.Namespace, worse: list[bool]) -> Iterator[list[object]]:
+    """A row for each budget; whether ours was worse is added to ``worse``."""
+    for name in arguments.shapes:
+        path = shapes.write(folder / f"{name}.gguf", shapes.SHAPES[name])
+        for sizes in budgets(path, arguments.budgets, arguments.devices):
+            start = time.perf_counter()
+            theirs = common_fit(path, sizes)
+            middle = time.perf_counter()
+            ours = our_fit(path, sizes)
+            end = time.perf_counter()
+            over = theirs is not None and any(d.total > size for d, size in zip(theirs.devices, sizes, strict=False))
+            their_bytes = "none" if theirs is None else f"{theirs.expert_bytes / 2**30:.2f}{' (exceeds)' * over}"
+            our_bytes = "none" if ours is None else f"{ours.plan.expert_bytes / 2**30:.2f}"
+            valid = theirs is not None and not over
+            worse.append(valid and (ours is None or ours.plan.expert_bytes < theirs.expert_bytes))
+            yield [name, sum(sizes) / 2**30, their_bytes, our_bytes, middle - start, end - middle]
+
+
 def main() -> None:
     """Compare, and print a table."""
     parser = argparse.ArgumentParser()
@@ -95,29 +123,11 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("shapes", nargs="*", default=DEFAULT)
     arguments = parser.parse_args()
-    worse = 0
-    print("| shape | budget, GiB | llama.cpp: experts, GiB | moebind: experts, GiB | llama.cpp, s | moebind, s |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    worse: list[bool] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.shapes:
-            path = shapes.write(Path(folder) / f"{name}.gguf", shapes.SHAPES[name])
-            for sizes in budgets(path, arguments.budgets, arguments.devices):
-                start = time.perf_counter()
-                theirs = common_fit(path, sizes)
-                middle = time.perf_counter()
-                ours = our_fit(path, sizes)
-                end = time.perf_counter()
-                over = theirs is not None and any(
-                    d.total > size for d, size in zip(theirs.devices, sizes, strict=False)
-                )
-                told = "none" if theirs is None else f"{theirs.expert_bytes / 2**30:.2f}{' (exceeds)' * over}"
-                kept = "none" if ours is None else f"{ours.plan.expert_bytes / 2**30:.2f}"
-                both = theirs is not None and not over
-                worse += both and (ours is None or ours.plan.expert_bytes < theirs.expert_bytes)
-                seconds = f"{middle - start:.2f} | {end - middle:.2f}"
-                print(f"| {name} | {sum(sizes) / 2**30:.2f} | {told} | {kept} | {seconds} |")
-                sys.stdout.flush()
-    print(f"\nworse than llama.cpp: {worse}")
+        for line in markdown_table(COLUMNS, rows(Path(folder), arguments, worse)):
+            print(line, flush=True)
+    print(f"\nworse than llama.cpp: {sum(worse)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""One measurement of benchmarks/gpu.py, in a process of its own. It is asked in JSON and answers in JSON.
-
-    python benchmarks/gpu_child.py '{"what": "speed", ...}'
+"""One measurement of benchmarks/gpu.py, in a process of its own: a child of moebind.bench.protocol.
 
 ``speed`` measures as llama-bench does: random tokens, a prompt at once, then one token after the other from an empty
 cache. ``refuse`` asks the device for more than it has, and goes on with a model that fits. ``hold`` takes its memory.
@@ -8,12 +6,9 @@ cache. ``refuse`` asks the device for more than it has, and goes on with a model
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import subprocess
-import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,6 +19,8 @@ from fit import common_fit
 import moebind
 from moebind import Batch, Context, ContextParams, Device, LoadMode, Model, ModelParams, MoebindError, lib
 from moebind.bench import environment, nvml
+from moebind.bench.protocol import Parent, run_child
+from moebind.bench.record import FailedError
 from moebind.params import serialize
 
 
@@ -33,12 +30,12 @@ def open_device(name: str, stack: ExitStack) -> Device:
         return stack.enter_context(moebind.loopback_device())
     found = {each.name: each for each in moebind.devices()}
     if name not in found:
-        raise SystemExit(f"there is no device {name}; there are {', '.join(found)}. python -m moebind doctor says why")
+        raise FailedError(f"there is no device {name}; there are {', '.join(found)}. python -m moebind doctor says why")
     return found[name]
 
 
-def look(_: dict[str, Any], device: Device) -> dict[str, object]:
-    """What there is."""
+def look(_parent: Parent, _request: Mapping[str, Any], device: Device) -> dict[str, object]:
+    """Device, driver, build and machine."""
     cards = nvml.devices() or []
     loopback = device.backend == "RPC"
     return {
@@ -56,20 +53,20 @@ def look(_: dict[str, Any], device: Device) -> dict[str, object]:
     }
 
 
-def speed(asked: dict[str, Any], device: Device) -> dict[str, object]:
+def speed(_parent: Parent, request: Mapping[str, Any], device: Device) -> dict[str, object]:
     """Tokens a second of prompts and of single tokens, each repeated after a warm-up, as llama-bench counts them."""
-    n_prompt, n_generate = asked["n_prompt"], asked["n_generate"]
-    params = serialize.context_params(asked["context_params"]).with_n_ctx(max(n_prompt, n_generate))
+    n_prompt, n_generate = request["n_prompt"], request["n_generate"]
+    params = serialize.context_params(request["context_params"]).with_n_ctx(max(n_prompt, n_generate))
     found: dict[str, list[float]] = {"prompt": [], "decode": []}
     random = np.random.default_rng(1)
-    with Model.load_from_file(asked["path"], _params(asked, device)) as model:
-        prompts = random.integers(0, model.n_vocab, (asked["repeats"] + 1, n_prompt), np.int32)
+    with Model.load_from_file(request["path"], _params(request, device)) as model:
+        prompts = random.integers(0, model.n_vocab, (request["repeats"] + 1, n_prompt), np.int32)
         with model.new_context(params) as context:
             for at, tokens in enumerate(prompts):
                 seconds = _prompt(context, tokens)
                 if at > 0:
                     found["prompt"].append(n_prompt / seconds)
-            for at in range(asked["repeats"] + 1):
+            for at in range(request["repeats"] + 1):
                 seconds = _generate(model, context, n_generate)
                 if at > 0:
                     found["decode"].append(n_generate / seconds)
@@ -77,8 +74,8 @@ def speed(asked: dict[str, Any], device: Device) -> dict[str, object]:
     return {**found, "device_bytes": held.device_bytes}
 
 
-def _params(asked: dict[str, Any], device: Device) -> ModelParams:
-    return serialize.model_params({**asked["model_params"], "devices": [device.name]})
+def _params(request: Mapping[str, Any], device: Device) -> ModelParams:
+    return serialize.model_params({**request["model_params"], "devices": [device.name]})
 
 
 def _prompt(context: Context, tokens: np.ndarray) -> float:
@@ -100,18 +97,18 @@ def _generate(model: Model, context: Context, count: int) -> float:
     start = time.perf_counter()
     n = sum(1 for _ in pieces)
     if n != count:
-        raise RuntimeError(f"the model ended after {n} of {count} tokens")
+        raise FailedError(f"the model ended after {n} of {count} tokens")
     return time.perf_counter() - start
 
 
-def their_fit(asked: dict[str, Any], device: Device) -> dict[str, object] | None:
-    """What llama.cpp's own fit finds for a budget of this device."""
-    context, path = serialize.context_params(asked["context_params"]), Path(asked["path"])
+def their_fit(_parent: Parent, request: Mapping[str, Any], device: Device) -> dict[str, object] | None:
+    """The parameters that llama.cpp's own fit finds for a budget of this device; None if it finds none."""
+    context, path = serialize.context_params(request["context_params"]), Path(request["path"])
     if device.backend == "RPC":  # what is free of its memory is what is free of the machine's, and changes
-        plan = common_fit(path, [asked["memory"]], context, context.n_ctx)
+        plan = common_fit(path, [request["memory"]], context, context.n_ctx)
     else:
         moebind.plan(path, ModelParams(devices=(device,)), context)  # what the driver takes for itself is taken now
-        plan = common_fit(path, [asked["memory"]], context, context.n_ctx, [device])
+        plan = common_fit(path, [request["memory"]], context, context.n_ctx, [device])
     if plan is None or plan.context_params.n_ctx < context.n_ctx:
         return None
     found = serialize.carried(plan.model_params)
@@ -119,67 +116,54 @@ def their_fit(asked: dict[str, Any], device: Device) -> dict[str, object] | None
     return {"model_params": found, "device_bytes": plan.device_bytes}
 
 
-def refuse(asked: dict[str, Any], device: Device) -> dict[str, object]:
-    """What is said when a device has too little memory, and whether the process computes after that."""
-    context = ContextParams(n_ctx=512)
-    try:
-        with Model.load_from_file(asked["too_large"], ModelParams(devices=(device,), load_mode=LoadMode.NONE)):
-            alone = "it was loaded"
-    except MoebindError as error:
-        alone = f"{type(error).__name__}: {error}"
-    with_others = None
+def refuse(_parent: Parent, request: Mapping[str, Any], device: Device) -> dict[str, object]:
+    """Messages where a device has too little memory, and a text that is computed after that."""
+    too_large = ModelParams(devices=(device,), load_mode=LoadMode.NONE)
+    found = {"more than there is": _message_of_load(request["too_large"], too_large), "another process has it": None}
+    params = ModelParams(devices=(device,))
     if device.backend == "CUDA":  # a worker process has no memory of its own that somebody else could take
-        with _taken(device, asked["leave"]):
-            try:
-                with Model.load_from_file(asked["path"], ModelParams(devices=(device,))) as model:
-                    model.new_context(context).close()
-                with_others = "it was loaded"
-            except MoebindError as error:
-                with_others = f"{type(error).__name__}: {error}"
-    with (
-        Model.load_from_file(asked["path"], ModelParams(devices=(device,))) as model,
-        model.new_context(context) as live,
-    ):
-        said = "".join(piece.text for piece in live.generate("Once upon a time", max_tokens=8))
-    return {"more than there is": alone, "another process has it": with_others, "afterwards": said}
-
-
-def _taken(device: Device, leave: int) -> subprocess.Popen[str]:
-    """Another process that has all of the device's memory but ``leave`` bytes, until the end of the ``with`` block."""
-    command = [
-        sys.executable,
-        os.path.abspath(__file__),
-        json.dumps({"what": "hold", "device": device.name, "leave": leave}),
-    ]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    if other.stdout is None or not other.stdout.readline().startswith("{"):
-        raise RuntimeError("the process that was to hold the device's memory ended")
-    return other  # leaving its with block closes its input, which ends it
-
-
-def hold(asked: dict[str, Any], device: Device) -> dict[str, object]:
-    """Take memory until only ``leave`` bytes are left, and keep it until standard input ends."""
-    kind = lib.ggml_backend_dev_buffer_type(lib.ggml_backend_dev_get(device.index))
-    step, kept = 64 * 2**20, []
-    while moebind.devices()[device.index].memory_free > asked["leave"] + step:
-        kept.append(lib.ggml_backend_buft_alloc_buffer(kind, step))
-        if not kept[-1]:
-            break
-    print(json.dumps({"taken": step * len(kept)}), flush=True)
-    sys.stdin.read()
-    return {"taken": step * len(kept)}
-
-
-def main() -> None:
-    """Do what is asked."""
-    asked = json.loads(sys.argv[1])
-    with ExitStack() as stack:
-        device = open_device(asked["device"], stack)
-        found = {"look": look, "speed": speed, "their fit": their_fit, "refuse": refuse, "hold": hold}[asked["what"]](
-            asked, device
+        found["another process has it"] = _while_held(
+            device, request["leave"], lambda: _message_of_load(request["path"], params)
         )
-    print(json.dumps(found), flush=True)
+    with (
+        Model.load_from_file(request["path"], params) as model,
+        model.new_context(ContextParams(n_ctx=512)) as context,
+    ):
+        text = "".join(piece.text for piece in context.generate("Once upon a time", max_tokens=8))
+    return {**found, "afterwards": text}
 
 
-if __name__ == "__main__":
-    main()
+def _message_of_load(path: str, params: ModelParams) -> str:
+    try:
+        with Model.load_from_file(path, params) as model:
+            model.new_context(ContextParams(n_ctx=512)).close()
+    except MoebindError as error:
+        return f"{type(error).__name__}: {error}"
+    return "it was loaded"
+
+
+def _while_held(device: Device, leave: int, load: Callable[[], str]) -> str:
+    """The message of a load, while another process has all of the device's memory but ``leave`` bytes."""
+    messages: list[str] = []
+    handlers = {"held": lambda pid, content: messages.append(load())}
+    run_child("gpu_child", {"what": "hold", "device": device.name, "leave": leave}, handlers=handlers)
+    return messages[0]
+
+
+def hold(parent: Parent, request: Mapping[str, Any], device: Device) -> dict[str, object]:
+    """Take memory until only ``leave`` bytes are left, and keep it until the parent has done what it wants."""
+    kind = lib.ggml_backend_dev_buffer_type(lib.ggml_backend_dev_get(device.index))
+    step, buffers = 64 * 2**20, []
+    while moebind.devices()[device.index].memory_free > request["leave"] + step:
+        buffers.append(lib.ggml_backend_buft_alloc_buffer(kind, step))
+        if not buffers[-1]:
+            break
+    parent.ask("held")
+    return {"held": step * len(buffers)}
+
+
+def measure(parent: Parent, request: Mapping[str, Any]) -> object:
+    """Do what the request says, on its device."""
+    functions = {"look": look, "speed": speed, "their fit": their_fit, "refuse": refuse, "hold": hold}
+    with ExitStack() as stack:
+        return functions[request["what"]](parent, request, open_device(request["device"], stack))

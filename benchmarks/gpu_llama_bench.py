@@ -16,7 +16,7 @@ from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParam
 
 
 def llama_bench_options(params: ModelParams, context: ContextParams) -> list[str]:
-    """The same placement and context for llama-bench."""
+    """Options that give llama-bench this placement and context."""
     flash = {FlashAttnType.AUTO: "auto", FlashAttnType.ENABLED: "on", FlashAttnType.DISABLED: "off"}
     options = ["-ngl", str(params.n_gpu_layers), "-lm", LoadMode(params.load_mode).name.lower().replace("_", "+")]
     options += ["-b", str(context.n_batch), "-ub", str(context.n_ubatch), "-fa", flash[context.flash_attn_type]]

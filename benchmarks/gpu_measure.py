@@ -1,8 +1,7 @@
-"""What benchmarks/gpu.py measures, step by step. Needs moebind; each measurement is kept as soon as it is there."""
+"""The measurements of benchmarks/gpu.py, step by step; each is kept as soon as it is there."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,17 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gpu_record
 import programs
 import shapes
 import weights
+from gpu_clock import Clock
 from gpu_llama_bench import llama_bench
+from gpu_record import GpuRecord, measured
 
 from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParams
 from moebind.bench import Placement, offload
+from moebind.bench.protocol import run_child
+from moebind.bench.record import FailedError
 from moebind.params import serialize
 
-HERE = Path(__file__).resolve().parent
 PHI = "phi-3.5-moe-q4_k_m"
 #: Seconds that nothing here takes.
 LONGEST = 540.0
@@ -33,20 +34,20 @@ GIB = 2**30
 
 @dataclass
 class Run:
-    """What a command measures with."""
+    """Record, time and settings of a command."""
 
-    record: gpu_record.Record
-    clock: gpu_record.Clock
+    record: GpuRecord
+    clock: Clock
     work: Path
     device: str
     small: bool
     threads: int
     retry: bool = False
 
-    def unit(self, name: str, seconds: float, measure: Any) -> Any:
+    def unit(self, name: str, seconds: float, measure: Any, *, again: bool = False) -> Any:
         """Measure once; in small everything takes a few seconds."""
         expected = 5.0 if self.small else seconds
-        return gpu_record.measured(self.record, self.clock, name, expected, measure, self.retry)
+        return measured(self.record, self.clock, name, expected, measure, retry=self.retry, again=again)
 
     @property
     def context(self) -> ContextParams:
@@ -71,38 +72,30 @@ class Run:
         left = self.clock.left()
         return LONGEST if left is None else max(min(left, LONGEST), 10.0)
 
-    def child(self, what: str, **asked: object) -> Any:
+    def child(self, what: str, **request: object) -> Any:
         """A measurement in a process of its own."""
-        request = json.dumps({"what": what, "device": self.device, **asked})
-        command = [sys.executable, str(HERE / "gpu_child.py"), request]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=self.patience)
-        if done.returncode != 0:
-            last = " | ".join(done.stderr.strip().splitlines()[-3:])
-            raise RuntimeError(f"the process ended with {done.returncode}: {last}")
-        return json.loads(done.stdout.splitlines()[-1])
+        return run_child("gpu_child", {"what": what, "device": self.device, **request}, timeout=self.patience)
 
 
 def look(device: str, threads: int) -> dict[str, Any]:
     """Device, driver, build and machine. In another process: who asks a card anything takes memory on it."""
-    request = json.dumps({"what": "look", "device": device})
-    command = [sys.executable, str(HERE / "gpu_child.py"), request]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    if done.returncode != 0:
-        raise SystemExit(f"{device} cannot be used: {' | '.join(done.stderr.strip().splitlines()[-2:])}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    try:
+        found: dict[str, Any] = run_child("gpu_child", {"what": "look", "device": device}, timeout=120)
+    except FailedError as error:
+        raise SystemExit(f"{device} cannot be used: {error}") from error
     found["threads"] = threads
     smi = shutil.which("nvidia-smi")
     if smi is not None:
         query = (
             "--query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,pcie.link.gen.max,power.limit"
         )
-        said = subprocess.run([smi, query, "--format=csv"], capture_output=True, text=True, check=False)
-        found["nvidia-smi"] = said.stdout.strip()
+        listing = subprocess.run([smi, query, "--format=csv"], capture_output=True, text=True, check=False)
+        found["nvidia-smi"] = listing.stdout.strip()
     return found
 
 
 def tests(run: Run) -> None:
-    """tests/gpu, each of its tests told."""
+    """tests/gpu, with the outcome of each test."""
 
     def measure() -> dict[str, object]:
         report = run.work / "tests.xml"
@@ -157,9 +150,8 @@ def make_weights(run: Run) -> None:
         return {"bytes": path.stat().st_size, "megabytes a second": path.stat().st_size / 1e6 / seconds}
 
     # A machine that was not there before has the record, and not the file.
-    if not phi_path(run).exists() and run.record.result("weights") is not None:
-        del run.record.units["weights"]
-    run.unit("weights", 120, measure)
+    lost = not phi_path(run).exists() and run.record.result("weights") is not None
+    run.unit("weights", 120, measure, again=lost)
 
 
 def _offload(run: Run, name: str, path: Path, placements: list[Placement], seconds: float, **options: Any) -> None:
@@ -169,21 +161,18 @@ def _offload(run: Run, name: str, path: Path, placements: list[Placement], secon
     options = {"context_params": run.context, "progress": False, **run.counts, **options}
     if run.device == "loopback":
         options["worker_threads"] = run.threads
-    whole = run.record.result(f"offload/{name}")
-    if whole is not None and not output.exists():  # of another machine like this one
-        output.write_text(json.dumps(whole), encoding="utf-8")
     good: list[Placement] = []
     for placement in placements:
         unit = f"offload/{name}/{placement.name}"
 
         def measure(placement: Placement = placement) -> dict[str, object]:
             # What failed is left out: it would be tried again.
-            asked = [*good, placement]
-            report = offload(path, asked, devices=[run.device], output=output, timeout=run.patience, **options)
-            run.record.put(f"offload/{name}", report.to_dict(), 0.0)
+            chosen = [*good, placement]
+            report = offload(path, chosen, devices=[run.device], output=output, timeout=run.patience, **options)
+            run.record.put(f"offload/{name}", report.to_dict())
             row = report.rows[-1]
             if row.failure is not None:
-                raise RuntimeError(row.failure)
+                raise FailedError(row.failure)
             return {"placement": row.name}
 
         if run.unit(unit, seconds, measure) is not None:
@@ -191,7 +180,7 @@ def _offload(run: Run, name: str, path: Path, placements: list[Placement], secon
 
 
 def demo_path() -> Path | None:
-    """The demo model, or why there is none: it may not have been carried yet."""
+    """The demo model; None, after a line that says why, where it cannot be made."""
     try:
         return Path(programs.demo_model())
     except SystemExit as error:
@@ -217,13 +206,13 @@ def phi(run: Run) -> None:
 
 
 def theirs(run: Run) -> None:
-    """What llama.cpp's own fit chooses for the same budgets, measured in the same way."""
+    """The choices of llama.cpp's own fit for the same budgets, measured in the same way."""
     make_weights(run)
     placements = []
     for name, size in run.budgets().items():
-        asked = _asked(phi_path(run), {}, run.context)
+        request = _request(phi_path(run), {}, run.context)
         found = run.unit(
-            f"their fit/{name}", 20, lambda asked=asked, size=size: run.child("their fit", **asked, memory=size)
+            f"their fit/{name}", 20, lambda request=request, size=size: run.child("their fit", **request, memory=size)
         )
         if found is not None:
             placements.append(Placement(f"llama.cpp's fit, {name}", serialize.model_params(found["model_params"])))
@@ -253,7 +242,7 @@ def _pair(run: Run, bench: Path, path: Path, fields: Mapping[str, Any]) -> dict[
     found: dict[str, list[dict[str, Any]]] = {"llama-bench": [], "moebind": []}
     for _ in range(1 if path == phi_path(run) else 2):  # 25 GB are loaded each time
         found["llama-bench"].append(llama_bench(bench, path, params, context, counts, run.device))
-        found["moebind"].append(run.child("speed", **_asked(path, fields, context), **counts))
+        found["moebind"].append(run.child("speed", **_request(path, fields, context), **counts))
     result: dict[str, object] = {"runs": found}
     for what in ("prompt", "decode"):
         means = {who: _mean([speed for each in runs for speed in each[what]]) for who, runs in found.items()}
@@ -265,7 +254,7 @@ def _mean(numbers: list[float]) -> float:
     return sum(numbers) / len(numbers)
 
 
-def _asked(path: Path, fields: Mapping[str, Any], context: ContextParams) -> dict[str, object]:
+def _request(path: Path, fields: Mapping[str, Any], context: ContextParams) -> dict[str, object]:
     threads = {"n_threads": context.n_threads, "n_threads_batch": context.n_threads_batch}
     return {
         "path": str(path),
@@ -275,7 +264,7 @@ def _asked(path: Path, fields: Mapping[str, Any], context: ContextParams) -> dic
 
 
 def settings(run: Run) -> None:
-    """What the parameters that are argued about do, with a long prompt."""
+    """The effect of parameters that are argued about, with a long prompt."""
     make_weights(run)
     counts = {"n_prompt": 64, "n_generate": 8} if run.small else {"n_prompt": 2048, "n_generate": 32}
     host, context = ModelParams().with_cpu_moe_all(), run.context
@@ -302,8 +291,8 @@ def settings(run: Run) -> None:
         ),
     }  # fmt: skip
     for name, (params, context_params) in variants.items():
-        asked = _asked(phi_path(run), serialize.carried(params), context_params)
-        run.unit(f"settings/{name}", 45, lambda asked=asked: run.child("speed", **asked, **counts, repeats=3))
+        request = _request(phi_path(run), serialize.carried(params), context_params)
+        run.unit(f"settings/{name}", 45, lambda request=request: run.child("speed", **request, **counts, repeats=3))
 
 
 def refuse(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""What plans say against what loads then hold: models, placements, contexts, cache types, micro-batches, attention.
+"""Plans against what loads then hold: models, placements, contexts, cache types, micro-batches, attention.
 
     python benchmarks/planned_against_actual.py [MODEL.gguf ...]
 
@@ -18,6 +18,7 @@ from programs import demo_model
 
 import moebind
 from moebind import ContextParams, Device, DeviceType, FlashAttnType, GgmlType, LoadMode, Model, ModelParams
+from moebind._core.tables import Column, markdown_table
 
 BASE = ContextParams(n_ctx=1024, n_threads=1, n_threads_batch=1)
 PLACEMENTS: dict[str, Callable[[ModelParams], ModelParams]] = {
@@ -43,6 +44,11 @@ CONTEXTS: dict[str, ContextParams] = {
 }
 MODES = [LoadMode.MMAP, LoadMode.NONE]
 CLASSES = ("model", "context", "compute")
+COLUMNS = [
+    *map(Column, ("model", "placement", "context", "file")),
+    *(Column(name, ".2f") for name in ("device: planned", "actual", "host: planned", "actual")),
+    Column("off by"),
+]
 
 
 def combinations() -> Iterator[tuple[str, str, LoadMode]]:
@@ -67,27 +73,30 @@ def compare(path: str, params: ModelParams, context: ContextParams) -> tuple[lis
     return sums[0], sums[1], where, error, error / size if size else 0.0
 
 
+def rows(paths: list[str], device: Device, errors: list[tuple[int, float, str]]) -> Iterator[list[object]]:
+    """A row for each combination; its largest error is added to ``errors``."""
+    for path in paths:
+        for placement, context, mode in combinations():
+            params = PLACEMENTS[placement](ModelParams(devices=(device,), load_mode=mode))
+            planned, actual, where, error, share = compare(path, params, CONTEXTS[context])
+            errors.append((error, share, where))
+            sizes = [size / 2**20 for pair in zip(planned, actual, strict=True) for size in pair]
+            read = "mapped" if mode is LoadMode.MMAP else "read"
+            yield [Path(path).name, placement, context, read, *sizes, f"{error} bytes ({share:.2%})" if error else "0"]
+
+
 def main() -> None:
     """Print a table, and the worst error."""
     paths = sys.argv[1:] or [demo_model(), demo_model(dense=True)]
     gpus = [each for each in moebind.devices() if each.type in {DeviceType.GPU, DeviceType.IGPU}]
-    worst, count = (0, 0.0, "nothing"), 0
+    errors: list[tuple[int, float, str]] = []
     with contextlib.ExitStack() as stack:
         device: Device = gpus[0] if gpus else stack.enter_context(moebind.loopback_device())
         print(f"{device.name}: {device.description}\n")
-        print("| model | placement | context | file | device: planned | actual | host: planned | actual | off by |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-        for path in paths:
-            for placement, context, mode in combinations():
-                params = PLACEMENTS[placement](ModelParams(devices=(device,), load_mode=mode))
-                planned, actual, where, error, share = compare(path, params, CONTEXTS[context])
-                sizes = [f"{size / 2**20:.2f}" for pair in zip(planned, actual, strict=True) for size in pair]
-                off = f"{error} bytes ({share:.2%})" if error else "0"
-                read = "mapped" if mode is LoadMode.MMAP else "read"
-                cells = [Path(path).name, placement, context, read, *sizes, off]
-                print(f"| {' | '.join(cells)} |", flush=True)
-                worst, count = max(worst, (error, share, where)), count + 1
-    print(f"\n{count} combinations; sizes in MiB. Worst: {worst[0]} bytes ({worst[1]:.2%} of {worst[2]})")
+        for line in markdown_table(COLUMNS, rows(paths, device, errors)):
+            print(line, flush=True)
+    worst, share, where = max(errors)
+    print(f"\n{len(errors)} combinations; sizes in MiB. Worst: {worst} bytes ({share:.2%} of {where})")
 
 
 if __name__ == "__main__":

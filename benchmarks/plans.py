@@ -1,4 +1,4 @@
-"""What large models would take, planned from their headers, beside what others measured; and how long a plan takes.
+"""Memory of large models, planned from their headers, beside what others measured; and how long a plan takes.
 
 python benchmarks/plans.py             # the tables of docs/offload.md
 python benchmarks/plans.py --time      # milliseconds for a plan of a 25 GB model
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -18,6 +19,7 @@ import shapes  # beside this file
 
 import moebind
 from moebind import ContextParams, LoadMode, ModelParams
+from moebind._core.tables import Column, markdown_table
 
 CONTEXT = ContextParams(n_ctx=4096)
 EVERYTHING = ModelParams(load_mode=LoadMode.NONE)
@@ -29,6 +31,15 @@ PUBLISHED = {
     "phi-3.5-moe-q2_k": ("", "1.3"),
     "phi-3.5-moe-q8_0": ("", "2.5"),
 }
+COLUMNS = [
+    Column("file"),
+    Column("on the device", ".2f"),
+    Column("experts in host memory", ".2f"),
+    Column("reduction", ".1%"),
+    Column("host", ".2f"),
+    Column("published"),
+    Column("without op_offload"),
+]
 ROUNDS = 9
 ONE_PLAN = """
 import sys, time, moebind
@@ -49,24 +60,25 @@ def main() -> None:
         if "--time" in sys.argv:
             _time(shapes.write(Path(folder) / "phi.gguf", shapes.SHAPES["phi-3.5-moe-q4_k_m"]))
             return
-        print("| file | on the device | experts in host memory | reduction | host | published | without op_offload |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
-        for name, shape in shapes.SHAPES.items():
-            path = shapes.write(Path(folder) / f"{name}.gguf", shape)
-            whole, offloaded, without = (
-                moebind.plan(path, params, context, devices=["8TiB"])
-                for params, context in [
-                    (EVERYTHING, CONTEXT),
-                    (EXPERTS, CONTEXT),
-                    (EXPERTS, CONTEXT.with_op_offload(False)),
-                ]
-            )
-            told = " and ".join(filter(None, PUBLISHED.get(name, ())))
-            reduction = f"{offloaded.reduction_vs(whole):.1%}"
-            sizes = [plan.device_bytes / 2**30 for plan in (whole, offloaded)]
-            host = offloaded.host_bytes / 2**30
-            smaller = f"{without.device_bytes / 2**30:.2f}, {without.reduction_vs(whole):.1%}"
-            print(f"| {name} | {sizes[0]:.2f} | {sizes[1]:.2f} | {reduction} | {host:.2f} | {told} | {smaller} |")
+        for line in markdown_table(COLUMNS, _rows(Path(folder))):
+            print(line, flush=True)
+
+
+def _rows(folder: Path) -> Iterator[list[object]]:
+    for name, shape in shapes.SHAPES.items():
+        path = shapes.write(folder / f"{name}.gguf", shape)
+        whole, offloaded, without = (
+            moebind.plan(path, params, context, devices=["8TiB"])
+            for params, context in [
+                (EVERYTHING, CONTEXT),
+                (EXPERTS, CONTEXT),
+                (EXPERTS, CONTEXT.with_op_offload(False)),
+            ]
+        )
+        published = " and ".join(filter(None, PUBLISHED.get(name, ())))
+        sizes = [plan.device_bytes / 2**30 for plan in (whole, offloaded)]
+        smaller = f"{without.device_bytes / 2**30:.2f}, {without.reduction_vs(whole):.1%}"
+        yield [name, *sizes, offloaded.reduction_vs(whole), offloaded.host_bytes / 2**30, published, smaller]
 
 
 def _time(path: Path) -> None:

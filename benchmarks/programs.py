@@ -20,7 +20,7 @@ def program(target: str) -> Path:
 
 
 def arguments(description: str | None, model: str, tokens: int) -> argparse.ArgumentParser:
-    """What benchmarks of speed are asked: a model, threads, how many rounds, how many tokens in each."""
+    """Options of benchmarks of speed: a model, threads, how many rounds, how many tokens in each."""
     from moebind import ContextParams
 
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

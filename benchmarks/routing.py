@@ -1,4 +1,4 @@
-"""What a RoutingRecorder takes, for each token, in interleaved pairs.
+"""The time that a RoutingRecorder takes for each token, in interleaved pairs.
 
     python benchmarks/routing.py [MODEL.gguf] [--threads N] [--rounds N] [--tokens N]
 
@@ -44,9 +44,9 @@ def pairs(model: Model, params: list[ContextParams], tokens: np.ndarray, at_once
 
 def main() -> None:
     """Measure and print."""
-    asked = arguments(__doc__, "the demo model", 96).parse_args()
-    n, threads = asked.tokens, asked.threads
-    path = asked.model or demo_model()
+    options = arguments(__doc__, "the demo model", 96).parse_args()
+    n, threads = options.tokens, options.threads
+    path = options.model or demo_model()
     plain = ContextParams(n_ctx=n, n_threads=threads, n_threads_batch=threads)
     recorder = RoutingRecorder()
     prompts: list[list[float]] = []
@@ -55,10 +55,10 @@ def main() -> None:
         tokens = np.random.default_rng(1).integers(0, model.n_vocab, n)
         params = [plain, plain.with_eval_callback(recorder)]
         pairs(model, params, tokens[:8], 1)  # the file comes into the cache
-        for number in range(asked.rounds):
+        for number in range(options.rounds):
             prompts += pairs(model, params, tokens, PROMPT)
             steps += pairs(model, params, tokens, 1)
-            print(f"round {number + 1} of {asked.rounds}", flush=True)
+            print(f"round {number + 1} of {options.rounds}", flush=True)
     layers = int((recorder.n_tokens > 0).sum())
     print(f"\n{Path(path).name}, {layers} layers with experts, {threads} threads, {os.cpu_count()} cores")
     print(f"llama.cpp {moebind.llama_cpp_version}, load {os.getloadavg()[0]:.1f}, {len(steps)} pairs")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moebind import Ftype, GgmlType, ffi, lib
+from moebind._core.tables import Column, text_table
 
 Value = int | float | str | bool | list[bool]
 
@@ -95,7 +96,7 @@ SHAPES = {
 
 
 def small(shape: Shape, n_layer: int = 4, n_embd: int = 512, n_ff: int = 768) -> Shape:
-    """The same model in small, which computes in seconds: the same kinds of tensors, a vocabulary of the same kind.
+    """A small copy of a model, which computes in seconds: the same kinds of tensors, a vocabulary of the same kind.
 
     Multi-head latent attention keeps its size, which is the same in all such models.
     """
@@ -172,8 +173,8 @@ def types(shape: Shape) -> dict[str, tuple[tuple[int, ...], GgmlType]]:
     """Dimensions and types of all tensors, as llama.cpp's quantiser would choose them."""
     listed = list(_tensors(shape))
     names = [ffi.new("char[]", name.encode()) for name, _ in listed]
-    asked = ffi.new("struct moebind_quant_tensor[]", len(listed))
-    for each, text, (name, ne) in zip(asked, names, listed, strict=True):
+    tensors = ffi.new("struct moebind_quant_tensor[]", len(listed))
+    for each, text, (name, ne) in zip(tensors, names, listed, strict=True):
         each.name, each.ne = text, [*ne, 1, 1, 1][:4]
         vector = len(ne) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name
         each.type = GgmlType.F32 if vector else shape.source
@@ -181,9 +182,9 @@ def types(shape: Shape) -> dict[str, tuple[tuple[int, ...], GgmlType]]:
     sizes = (shape.n_embd, shape.n_ff, shape.n_layer, shape.n_head, shape.n_head_kv, shape.n_expert)
     described = ffi.new("struct moebind_quant_shape *", [arch, *sizes, shape.head, shape.head])
     lib.moebind_log_quiet(True)  # it tells of every tensor whose rows do not fit a type
-    lib.moebind_quant_types(described, shape.ftype, asked, len(listed))
+    lib.moebind_quant_types(described, shape.ftype, tensors, len(listed))
     lib.moebind_log_quiet(False)
-    return {name: (ne, GgmlType(each.type)) for (name, ne), each in zip(listed, asked, strict=True)}
+    return {name: (ne, GgmlType(each.type)) for (name, ne), each in zip(listed, tensors, strict=True)}
 
 
 def metadata(shape: Shape) -> dict[str, Value]:
@@ -289,9 +290,12 @@ def _byte_words() -> list[str]:
 def main() -> None:
     """List the shapes, or write them."""
     if len(sys.argv) < 2:
-        for name, shape in SHAPES.items():
-            size = sum(lib.ggml_row_size(kind, ne[0]) * _rows(ne) for ne, kind in types(shape).values())
-            print(f"{name:<24} {size / 2**30:7.2f} GiB of tensors")
+        sizes = {
+            name: sum(lib.ggml_row_size(kind, ne[0]) * _rows(ne) for ne, kind in types(shape).values())
+            for name, shape in SHAPES.items()
+        }
+        columns = [Column("shape", left=True), Column("tensors, GiB", ".2f")]
+        print("\n".join(text_table(columns, [(name, size / 2**30) for name, size in sizes.items()])))
         return
     for name in sys.argv[2:] or SHAPES:
         print(write(Path(sys.argv[1]) / f"{name}.gguf", SHAPES[name]))

@@ -1,4 +1,4 @@
-# The extension moebind/_libllama: cffi's wrappers, the guards and the shim, from what native/bind/cdef.py writes.
+# The extension moebind/_libllama: cffi's wrappers and their guards, which native/bind/cdef.py writes, and native/'s C++.
 set(native "${CMAKE_CURRENT_SOURCE_DIR}/native")
 set(generated "${CMAKE_CURRENT_BINARY_DIR}/native")
 set(vendored "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp")
@@ -43,7 +43,7 @@ file(GLOB sources "${native}/core/*.cpp" "${native}/peek/*.cpp" "${native}/sampl
 python_add_library(_libllama MODULE USE_SABI 3.10 WITH_SOABI
   "${generated}/generated.stamp" "${generated}/_libllama.c" "${generated}/guards.cpp"
   ${sources})
-target_include_directories(_libllama PRIVATE native/bind native/core native/replaced "${generated}")
+target_include_directories(_libllama PRIVATE native/bind native/core native/peek native/replaced "${generated}")
 target_include_directories(_libllama SYSTEM PRIVATE # llama-ext.h, and what only C++ has
   "${vendored}/src" "${vendored}/ggml/src" "${vendored}/common")
 target_link_libraries(_libllama PRIVATE ${linked} ${CMAKE_DL_LIBS})

@@ -16,6 +16,7 @@ from demo_model import demo_model
 
 import moebind
 from moebind import ContextParams, Device, DeviceType, MemoryBreakdown, Model, ModelParams
+from moebind._core.tables import Column, text_table
 from moebind.backend.loopback import worker_pids
 
 PROMPT = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
@@ -57,25 +58,22 @@ def run(name: str, params: ModelParams, device: Device, path: str) -> Row:
 def table(rows: list[Row], device: Device) -> str:
     """The table, in the form of the published one."""
     first = rows[0].memory
-    head = ["configuration", "model", "KV", "compute", f"{device.name}", "saved", "reduction", "tokens/s"]
+    sizes = ("model", "KV", "compute", device.name, "saved")
+    columns = [Column("configuration", left=True), *(Column(name, ".1f") for name in sizes)]
+    columns += [Column("reduction"), Column("tokens/s", ".1f")]
     if rows[0].resident is not None:
-        head.append("worker RSS")
-    lines = [head]
+        columns.append(Column("worker RSS", ".1f"))
+    lines = []
     for row in rows:
         on_device = row.memory.devices[0]
-        sizes = [on_device.model, on_device.context, on_device.compute, on_device.total]
         saved = first.device_bytes - row.memory.device_bytes
-        line = [row.name, *(f"{size / MIB:.1f}" for size in sizes), f"{saved / MIB:.1f}"]
-        line += [f"{100 * row.memory.reduction_vs(first):.1f} %", f"{row.tokens_per_second:.1f}"]
+        sizes_of_row = [on_device.model, on_device.context, on_device.compute, on_device.total, saved]
+        line = [row.name, *(size / MIB for size in sizes_of_row)]
+        line += [f"{100 * row.memory.reduction_vs(first):.1f} %", row.tokens_per_second]
         if row.resident is not None:
-            line.append(f"{row.resident / MIB:.1f}")
+            line.append(row.resident / MIB)
         lines.append(line)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    text = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    ]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+    return "\n".join(text_table(columns, lines, rule=True))
 
 
 def main() -> None:

@@ -179,7 +179,7 @@ __all__ = [
     "time_us",
 ]
 
-#: What needs modules that most programs do not (subprocess, sockets) is imported when it is asked for.
+#: Names that are imported when they are asked for: they need modules that most programs do not (subprocess, sockets).
 _LAZY = {
     "Diagnosis": "moebind.diagnosis.findings",
     "ExpertSummary": "moebind.placement.experts",

@@ -112,9 +112,9 @@ class PoolingType(_Open):
     MEAN = lib.LLAMA_POOLING_TYPE_MEAN
     """Their mean."""
     CLS = lib.LLAMA_POOLING_TYPE_CLS
-    """That of the first token."""
+    """The embedding of the first token."""
     LAST = lib.LLAMA_POOLING_TYPE_LAST
-    """That of the last token."""
+    """The embedding of the last token."""
     RANK = lib.LLAMA_POOLING_TYPE_RANK
     """A classification head: scores of a reranker."""
 
@@ -187,7 +187,7 @@ class LazyMode(_Open):
 
 
 class ContextType(_Open):
-    """What a context computes."""
+    """The part of a model that a context computes."""
 
     DEFAULT = lib.LLAMA_CONTEXT_TYPE_DEFAULT
     """The model."""
@@ -211,7 +211,7 @@ class NumaStrategy(_Open):
 
 
 class DeviceType(_Open):
-    """What kind of memory and processor a device has."""
+    """The kind of memory and processor that a device has."""
 
     CPU = lib.GGML_BACKEND_DEVICE_TYPE_CPU
     """The processor, in system memory."""
@@ -342,7 +342,7 @@ class TokenAttr(IntFlag):
 
 
 class StateSeqFlags(IntFlag):
-    """What a sequence's saved state contains."""
+    """The content of a sequence's saved state, and where it is kept."""
 
     NONE = lib.LLAMA_STATE_SEQ_FLAGS_NONE
     """All of it, in host memory."""
@@ -368,7 +368,7 @@ class SchedPriority(_Open):
 
 
 class ProcessType(_Open):
-    """What processes an extended batch."""
+    """The part of a model that processes an extended batch."""
 
     ENCODE = lib.LLAMA_PROCESS_TYPE_ENCODE
     """The encoder."""

@@ -1,4 +1,4 @@
-"""What moebind raises.
+"""The exceptions that moebind raises.
 
 Every exception of moebind's own derives from :class:`MoebindError`. Wrong Python types are ``TypeError``, values out of
 range ``ValueError`` or ``IndexError``, as everywhere in Python.
@@ -46,7 +46,7 @@ class NativeError(MoebindError):
 
     @property
     def message(self) -> str:
-        """What llama.cpp said, with file and line for an assertion."""
+        """The text of llama.cpp's error, with file and line for an assertion."""
         return str(self.args[0]) if self.args else ""
 
 

@@ -22,14 +22,14 @@ from fetch import cache_folder  # noqa: E402  # the archive's cache is ours too
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin/python"
 EXTRAS = ("test", "docs", "dev")
-#: What is asked of a build in the environment.
+#: Environment variables that choose what is built.
 ASKED = ("MOEBIND_CUDA", "MOEBIND_CUDA_ARCHITECTURES")
 #: Changes to these need a new build; other files are used where they are.
 BUILT_FROM = ("CMakeLists.txt", "cmake", "native", "vendor/llama.cpp.lock", "pyproject.toml")
 
 
 def requirements() -> list[str]:
-    """What pyproject.toml asks for: dependencies, the extras of developers, and a CUDA toolkit if one is wanted."""
+    """Requirements of pyproject.toml: dependencies, extras of developers, and a CUDA toolkit if one is wanted."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     project = text[text.index("[project]") : text.index("[tool.")]
     found: list[str] = []

@@ -70,7 +70,7 @@ def method(name: str, annotation: str, description: str) -> str:
 
 
 def imports(tree: ast.Module, used: str) -> str:
-    """Those of params.py's own imports whose names the methods use."""
+    """The imports of params.py whose names the methods use, as source."""
     lines: list[str] = []
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("moebind."):
@@ -92,7 +92,7 @@ def generate() -> str:
             described = f'"""One method for each field of {node.name}."""'
             parts.append(f"\n\nclass {node.name}Methods(_Methods):\n    {described}\n")
             parts += [method(*field) for field in fields(node)]
-            used += " ".join(annotation for _, annotation, _ in fields(node))
+            used += " ".join(WIDER.get(annotation, annotation) for _, annotation, _ in fields(node))
     return HEAD.format(imports=imports(tree, used)) + "".join(parts)
 
 

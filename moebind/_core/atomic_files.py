@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Signature", "read_whole", "same_file", "signature", "staged", "write_whole"]
 
-#: What tells a file from others, and from itself when it was changed.
+#: Numbers of a file that differ from those of other files, and change when it is changed.
 Signature = tuple[int, int, int, int]
 
 
@@ -116,7 +116,7 @@ def _sync_folder(folder: str) -> None:
 
 
 def read_whole(path: str) -> bytearray:
-    """What a regular file holds, all of it.
+    """Read all of a regular file.
 
     Raises
     ------

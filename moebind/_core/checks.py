@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 INT32_MAX = 2**31 - 1
 #: libllama takes thread counts as they come and ends the process when the system cannot start as many.
 THREADS_MAX = 512
-#: What addresses of files on the Hugging Face Hub begin with, as for fsspec.
+#: The beginning of addresses of files on the Hugging Face Hub, as for fsspec.
 HUB = "hf://"
 
 _BRACKETS = re.compile(r"[\[\]{}]")

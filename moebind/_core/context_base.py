@@ -26,7 +26,7 @@ class ContextBase(Owner, metaclass=ABCMeta):
 
     _model: ModelBase
     _lock: CallLock
-    #: What stops a computation.
+    #: Callbacks, and the flag that stops a computation.
     _hooks: Hooks
     #: RPC servers that hold parts of it.
     _servers: tuple[str, ...]
@@ -36,7 +36,7 @@ class ContextBase(Owner, metaclass=ABCMeta):
     _n_outputs_max: int
     #: Whether all sequences share one cache.
     _unified: bool
-    #: Of keys and values in the cache.
+    #: The types of keys and values in the cache.
     _cache_types: tuple[GgmlType, GgmlType]
     #: Which tokens each sequence's cache begins with, as far as generate() knows.
     _history: dict[int, list[int]]
@@ -58,7 +58,7 @@ class ContextBase(Owner, metaclass=ABCMeta):
 
     @abstractmethod
     def _forget_outputs(self) -> None:
-        """What the last batch left is no longer there. The caller holds the context."""
+        """Note that the outputs of the last batch are no longer there. The caller holds the context."""
 
     # --- sequences ---
 

@@ -1,10 +1,10 @@
-"""What the child of a fork would wait for, since the threads that it waits for are its parent's.
+"""Locks and imports in the child of a fork, which would wait for ever for threads that only its parent has.
 
 A fork copies the memory of the process, with its locks as they are, but of its threads only the one that forks. What
 another thread has locked at that moment stays locked in the child, unless somebody sees to it:
 
 - The locks of single objects are made new in the child. Objects that own native memory are closed there
-  (``_owner.py``).
+  (``moebind/_core/owner.py``).
 - Those that guard something of the process's, which must be whole in the child, are taken for the fork: the list of
   devices, the log, a few of llama.cpp's and of ``native/`` (``native/core/fork.cpp``).
 - What another thread was importing counts as failed: the child imports it again. Python itself would wait for that
@@ -21,23 +21,23 @@ from weakref import WeakSet
 
 from moebind._core.native import lib
 
-__all__ = ["renewed", "taken"]
+__all__ = ["new_in_child", "held_during_fork"]
 
 Lock = TypeVar("Lock")
 
 #: Locks that the child has to make new. They know ``_is_owned`` and ``_at_fork_reinit``, as those of ``threading`` do.
 _locks: WeakSet[Any] = WeakSet()
-#: Whose imports moebind's calls may need. A program's own modules are not begun twice, whatever it costs.
-_imported = frozenset({"moebind", "numpy", *sys.stdlib_module_names})
+#: Packages that moebind's calls may import from. A program's own modules are not begun twice, whatever it costs.
+_PACKAGES = frozenset({"moebind", "numpy", *sys.stdlib_module_names})
 
 
-def renewed(lock: Lock) -> Lock:
+def new_in_child(lock: Lock) -> Lock:
     """Have a lock free in the child of a fork, unless the thread that forks holds it: then it does so in both."""
     _locks.add(lock)
     return lock
 
 
-def taken(lock: threading.RLock, at_most: float = -1) -> threading.RLock:
+def held_during_fork(lock: threading.RLock, at_most: float = -1) -> threading.RLock:
     """Have a fork wait until nobody else holds a lock, but not for more than so many seconds (-1: for ever)."""
     held: list[bool] = []
 
@@ -48,7 +48,7 @@ def taken(lock: threading.RLock, at_most: float = -1) -> threading.RLock:
     os.register_at_fork(
         before=lambda: held.append(lock.acquire(timeout=at_most)), after_in_parent=release, after_in_child=release
     )
-    return renewed(lock)
+    return new_in_child(lock)
 
 
 def _renew_locks() -> None:
@@ -63,7 +63,7 @@ def _forget_imports() -> None:
     me = threading.get_ident()
     for name, reference in list(locks.items()):
         lock = reference()
-        if lock is None or lock.owner == me or name.partition(".")[0] not in _imported:
+        if lock is None or lock.owner == me or name.partition(".")[0] not in _PACKAGES:
             continue
         locks.pop(name, None)
         specification = getattr(sys.modules.get(name), "__spec__", None)

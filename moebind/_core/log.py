@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from moebind._core.fork import taken
+from moebind._core.fork import held_during_fork
 from moebind._core.native import ffi, lib, read_log
 
 __all__ = ["logger", "recent", "recent_lines", "set_log"]
@@ -21,7 +21,7 @@ _LEVELS = {
 }
 
 #: Warnings of llama.cpp's that help nobody: moebind does it on purpose, or raises an exception that says more.
-_TOLD_OTHERWISE = (
+_DEMOTED = (
     "tensor overrides to CPU are used with mmap enabled",  # experts in host memory; docs/offload.md weighs the choice
     "model default pooling_type is [-1]",  # the file names none, and embed() takes MEAN
     "embeddings required but some input tokens were not marked as outputs",  # contexts that compute them give all
@@ -32,15 +32,15 @@ _TOLD_OTHERWISE = (
 #: Held while a line goes to its handlers. Standard error has a lock inside, as every buffered file of Python's has,
 #: which stays locked in a child if a thread was writing at the time of the fork. A handler may wait for the thread that
 #: forks, so the fork does not wait for ever.
-_emitting = taken(threading.RLock(), at_most=1)
+_emit_lock = held_during_fork(threading.RLock(), at_most=1)
 
 
 def emit(level: int, line: str) -> None:
     """Log one line of llama.cpp's."""
     number = _LEVELS.get(level, logging.INFO)
-    if number == logging.WARNING and any(text in line for text in _TOLD_OTHERWISE):
+    if number == logging.WARNING and any(text in line for text in _DEMOTED):
         number = logging.INFO
-    with _emitting:
+    with _emit_lock:
         logger.log(number, "%s", line)
 
 

@@ -6,9 +6,9 @@ a failed assertion inside llama.cpp is raised as :class:`moebind.NativeError`, b
 (``native/core/guard.h``), so that no caller can forget to look.
 
 Callbacks go the other way: libllama calls C++, which calls a function below, which calls the user's. When the user's
-function raises, :func:`_carry` hands the exception to C++ and the callback returns what makes libllama stop; the
-native call that the user made then raises that very exception when it returns. A callback that runs in a thread of
-llama.cpp's own has no such call above it, and its exception goes to ``sys.excepthook``.
+function raises, :func:`_keep_exception` hands the exception to C++, which keeps it, and the callback returns what makes
+libllama stop; the native call that the user made then raises that very exception when it returns. A callback that runs
+in a thread of llama.cpp's own has no such call above it, and its exception goes to ``sys.excepthook``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ except ModuleNotFoundError as error:
     if error.name != "moebind._libllama":
         raise
     # In a checkout, the source folder comes before the installed package.
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     raise ImportError(
-        f"{os.path.dirname(os.path.abspath(__file__))} is the source folder of moebind, which has no built library: "
+        f"{folder} is the source folder of moebind, which has no built library: "
         "change to another folder, or use .venv/bin/python (make environment)",
         name=error.name,
     ) from None
@@ -41,7 +42,7 @@ T = TypeVar("T")
 #: A pointer or struct of cffi's. It has no static type.
 CData: TypeAlias = "Any"
 
-__all__ = ["LIBRARIES", "CData", "Hooks", "decoded", "ffi", "hold", "lib", "own", "read_log", "text_from"]
+__all__ = ["LIBRARIES", "CData", "Hooks", "decoded", "ffi", "frees_nothing", "lib", "own", "read_log", "text_from"]
 
 
 def own(pointer: CData, free: Callable[[CData], object], *keep: object) -> CData:
@@ -56,8 +57,8 @@ def own(pointer: CData, free: Callable[[CData], object], *keep: object) -> CData
     return ffi.gc(pointer, release)
 
 
-def hold(pointer: CData) -> None:
-    """What :func:`own` does at the end of a pointer into somebody else's memory: nothing, it only held that one."""
+def frees_nothing(pointer: CData) -> None:
+    """The ``free`` of :func:`own` for a pointer into memory of another object, which the pointer only keeps alive."""
 
 
 def decoded(text: CData) -> str:
@@ -66,7 +67,7 @@ def decoded(text: CData) -> str:
 
 
 def text_from(function: Callable[..., int], *arguments: object) -> str:
-    """What a libllama function writes into a buffer, with one that is large enough."""
+    """Call a libllama function that writes text, with a buffer that is large enough, and return the text."""
     size = 256
     while True:
         buffer = ffi.new("char[]", size)
@@ -76,8 +77,8 @@ def text_from(function: Callable[..., int], *arguments: object) -> str:
         size = length + 1
 
 
-def _carry(kind: type[BaseException], exception: BaseException, traceback: TracebackType) -> None:
-    if not lib.moebind_carry(id(exception)):
+def _keep_exception(kind: type[BaseException], exception: BaseException, traceback: TracebackType) -> None:
+    if not lib.moebind_keep_exception(id(exception)):
         sys.excepthook(kind, exception, traceback)
 
 
@@ -110,7 +111,7 @@ class Hooks:
 
 def _callback(error: bool | None) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Define one of native/bind/callbacks.h; ``error`` is what it returns when it raises."""
-    decorator: Callable[[Callable[..., T]], Callable[..., T]] = ffi.def_extern(error=error, onerror=_carry)
+    decorator: Callable[[Callable[..., T]], Callable[..., T]] = ffi.def_extern(error=error, onerror=_keep_exception)
     return decorator
 
 
@@ -131,23 +132,23 @@ def moebind_on_eval(tensor: CData, ask: bool, handle: CData) -> bool:
     return bool(ffi.from_handle(handle).eval(tensor, ask))
 
 
-def _nobody_reads(level: int, line: str) -> None:
+def _discard(level: int, line: str) -> None:
     """Drop a line of llama.cpp's log."""
 
 
-_reads_log: Callable[[int, str], object] = _nobody_reads
+_log_reader: Callable[[int, str], object] = _discard
 
 
 def read_log(reader: Callable[[int, str], object]) -> None:
     """Have ``reader(level, line)`` called for each line of llama.cpp's log, beginning with warnings."""
-    global _reads_log
-    _reads_log = reader
+    global _log_reader
+    _log_reader = reader
     lib.moebind_log_start(lib.GGML_LOG_LEVEL_WARN)
 
 
 @_callback(error=None)
 def moebind_on_log(level: int, text: CData) -> None:
-    _reads_log(level, decoded(text))
+    _log_reader(level, decoded(text))
 
 
 @_callback(error=False)

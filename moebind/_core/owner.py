@@ -1,8 +1,8 @@
-"""What objects that own native memory have in common.
+"""The base classes of objects that own native memory.
 
 A fork copies the memory of the process, but neither its threads nor what devices hold. So in the child of a fork every
 object is closed, and nothing that it had is freed: that is the parent's. What the child makes itself works.
-``_fork.py`` has the rest.
+The rest is in ``moebind/_core/fork.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 from weakref import WeakSet
 
-from moebind._core.fork import renewed
+from moebind._core.fork import new_in_child
 from moebind._core.native import CData, ffi
 from moebind.errors import ClosedError
 
@@ -33,10 +33,10 @@ class CallLock:
     """Lets one thread at a time into an object that libllama does not protect, and nobody in from its own callbacks."""
 
     def __init__(self) -> None:
-        self._lock = renewed(threading.RLock())
+        self._lock = new_in_child(threading.RLock())
 
     def held(self) -> AbstractContextManager[bool]:
-        """What to enter for a native call.
+        """The context manager for a native call: ``with lock.held():``.
 
         It is the lock itself: written in C, it is left whenever a signal handler raises.
 
@@ -54,7 +54,7 @@ class OfThisProcess:
     """An object with native memory, which cannot be pickled: another process makes one of its own."""
 
     __slots__ = ()
-    #: What to do in the other process.
+    #: The advice of the error message: what to do in the other process.
     _elsewhere = "make another one there"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
@@ -114,7 +114,7 @@ class Owner(OfThisProcess):
         return pointer
 
     def _leave_to_parent(self) -> None:
-        """In the child of a fork: close without freeing."""
+        """Close without freeing: for the child of a fork."""
         if self._pointer is not None:
             with suppress(TypeError):  # a sampler in a chain has no destructor of its own
                 ffi.gc(self._pointer, None)

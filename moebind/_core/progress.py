@@ -29,11 +29,11 @@ def progress_bar(
     except ImportError as error:
         raise ImportError("progress bars are drawn with tqdm: pip install 'moebind[cli]'") from error
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
-    told = name if callable(name) else lambda: name
-    bar = tqdm(total=100, desc=told(), unit="%", bar_format=form, disable=None if only_on_terminals else False)
+    description = name if callable(name) else lambda: name
+    bar = tqdm(total=100, desc=description(), unit="%", bar_format=form, disable=None if only_on_terminals else False)
 
     def progress(fraction: float) -> bool:
-        bar.set_description_str(told(), refresh=False)
+        bar.set_description_str(description(), refresh=False)
         bar.update(100 * fraction - bar.n)
         return True
 

@@ -1,1 +1,1 @@
-"""What computes, and how much memory it has."""
+"""Devices that compute, and how much memory they have."""

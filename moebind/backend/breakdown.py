@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from moebind._core.native import CData, decoded, ffi, lib
+from moebind._core.tables import Column, text_table
 from moebind.backend.devices import capacities
 from moebind.backend.host_memory import host_memory
 from moebind.enums import DeviceType
@@ -69,7 +70,7 @@ HOST = "Host"
 
 @dataclass(frozen=True)
 class MemoryBreakdown:
-    """What a live context and its model hold, device by device.
+    """Bytes that a live context and its model hold, device by device.
 
     The weights of a mapped file count from the first to the last that the host has, including what lies between them.
 
@@ -107,19 +108,24 @@ class MemoryBreakdown:
 
     def _lines(self, with_free: bool = False) -> list[str]:
         """A table in MiB; buffers that are not simply the device's memory have lines of their own."""
-        rows: list[tuple[str, ...]] = [("memory, MiB", "model", "context", "compute", "total", *["free"] * with_free)]
+        rows: list[list[object]] = []
         for device in self.devices:
-            rows.append((*_row(device.name, device), *[f"{device.free / 2**20:.1f}"] * with_free))
+            rows.append([device.name, *_mebibytes(device), device.free / 2**20])
             if len(device.buffers) > 1 or any(
                 buffer.name != "CPU" and device.name == HOST for buffer in device.buffers
             ):
-                rows += [_row("  " + buffer.name, buffer) for buffer in device.buffers]
-        width = max(len(row[0]) for row in rows)
-        return [f"{row[0]:<{width}}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows]
+                rows += [["  " + buffer.name, *_mebibytes(buffer), None] for buffer in device.buffers]
+        columns = [_NAME, *_SIZES, _FREE] if with_free else [_NAME, *_SIZES]
+        return text_table(columns, [row[: len(columns)] for row in rows], separator=" ")
 
 
-def _row(name: str, part: DeviceMemory | BufferMemory) -> tuple[str, ...]:
-    return (name, *(f"{size / 2**20:.1f}" for size in (part.model, part.context, part.compute, part.total)))
+_NAME = Column("memory, MiB", left=True)
+_SIZES = [Column(name, ".1f", width=9) for name in ("model", "context", "compute", "total")]
+_FREE = Column("free", ".1f", width=9)
+
+
+def _mebibytes(part: DeviceMemory | BufferMemory) -> list[float]:
+    return [size / 2**20 for size in (part.model, part.context, part.compute, part.total)]
 
 
 def gather(parts: Iterable[tuple[CData, BufferMemory]], devices: Iterable[CData]) -> tuple[DeviceMemory, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from weakref import WeakSet
 
 from moebind._core import checks
-from moebind._core.fork import taken
+from moebind._core.fork import held_during_fork
 from moebind._core.native import LIBRARIES, CData, decoded, ffi, lib
 from moebind._core.owner import Owner
 from moebind.enums import DeviceType, NumaStrategy
@@ -31,15 +31,15 @@ __all__ = [
 ]
 
 #: Held while the list of devices is read or changed.
-lock = taken(threading.RLock())
+lock = held_during_fork(threading.RLock())
 _initialised = False
-#: How many devices are the parent's, in the child of a fork.
+#: In the child of a fork: how many devices only its parent can use.
 _left_to_parent = 0
-#: What a device is taken to have, where somebody said so (``loopback_device(memory=...)``).
+#: Bytes that devices are taken to have, by name, where somebody said so (``loopback_device(memory=...)``).
 capacities: dict[str, int] = {}
 #: Models by the names of the devices that hold them, for a device that goes away.
 users: dict[str, WeakSet[Owner]] = {}
-#: What keeps a device there, by its name. The memory of models on it holds this, so that it is freed first.
+#: Objects that keep a device there, by its name. The memory of models on it holds them, so that it is freed first.
 leases: dict[str, object] = {}
 
 
@@ -149,7 +149,7 @@ def load_backends(path: str | os.PathLike[str] | None = None) -> None:
 
 
 def _leave_devices() -> None:
-    """In the child of a fork: GPUs that answer its every call with an error are not listed."""
+    """Take GPUs out of the list in the child of a fork, whose every call they answer with an error."""
     global _left_to_parent
     if _initialised:
         _left_to_parent += sum(int(lib.moebind_leave_devices(name)) for name in (b"CUDA", b"ROCm", b"MUSA"))
@@ -158,7 +158,7 @@ def _leave_devices() -> None:
 os.register_at_fork(after_in_child=_leave_devices)
 
 
-def left_to_parent() -> str:
+def fork_hint() -> str:
     """A hint for messages about a device that is not there: in the child of a fork, why; otherwise empty."""
     if not _left_to_parent:
         return ""
@@ -221,7 +221,7 @@ def native_device(name: str) -> CData:
     """The ``ggml_backend_dev_t`` of that name."""
     found = {decoded(lib.ggml_backend_dev_name(native)): native for native in native_devices()}
     if name not in found:
-        raise ValueError(f"there is no device {name!r}; there are {', '.join(found)}{left_to_parent()}")
+        raise ValueError(f"there is no device {name!r}; there are {', '.join(found)}{fork_hint()}")
     return found[name]
 
 

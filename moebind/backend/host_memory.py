@@ -23,13 +23,13 @@ class HostMemory:
 
 
 def host_memory() -> HostMemory:
-    """What the system and the control groups above this process leave it.
+    """The memory that the system and the control groups above this process leave it.
 
     Pages of files that can be read again count as free, in the system's ``MemAvailable`` as in a group's statistics.
     """
-    told = _table(f"{PROC}/meminfo")
-    total = 1024 * told.get("MemTotal", 0) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    found = HostMemory(total, 1024 * told.get("MemAvailable", 0) if "MemAvailable" in told else total)
+    meminfo = _table(f"{PROC}/meminfo")
+    total = 1024 * meminfo.get("MemTotal", 0) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = HostMemory(total, 1024 * meminfo.get("MemAvailable", 0) if "MemAvailable" in meminfo else total)
     for folder, limit_file, used_file, reclaimable in _groups():
         limit = _number(f"{folder}/{limit_file}")
         if limit is None or limit >= NO_LIMIT:

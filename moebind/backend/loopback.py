@@ -81,7 +81,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 class _Lease:
-    """What models on the device hold: the worker ends when nobody does any more."""
+    """An object that models on the device hold: the worker ends when nobody holds it any more."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         # Not when the interpreter ends: what is freed after that still asks the worker, which ends by itself.

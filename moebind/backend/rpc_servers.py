@@ -24,19 +24,19 @@ __all__ = ["add_rpc_server", "remove_rpc_server"]
 RPC_TIMEOUT = 5.0
 #: Servers whose devices are listed; and those whose connections belong to the process that this one was forked from.
 _endpoints: set[str] = set()
-_of_parent: set[str] = set()
+_parents_endpoints: set[str] = set()
 
 
 _CLOSE = "close what used it; it can be added again then"
 
 
 def _state(endpoint: str) -> tuple[int, str]:
-    """How a server is, without asking it, and why it was lost if it was."""
+    """The state of a server, without asking it, and the reason if it was lost."""
     reason = ffi.new("char[]", 512)
     return lib.moebind_rpc_state(endpoint.encode(), reason, len(reason)), decoded(reason)
 
 
-def _lost(endpoint: str, reason: str) -> RpcServerError:
+def _lost_error(endpoint: str, reason: str) -> RpcServerError:
     forget_server(endpoint)
     return RpcServerError(f"the RPC server {endpoint} {reason}", endpoint)
 
@@ -60,7 +60,7 @@ def check(endpoints: Sequence[str]) -> None:
     """
     for endpoint in endpoints:
         if lib.moebind_rpc_state(endpoint.encode(), ffi.NULL, 0) == lib.MOEBIND_RPC_SERVER_LOST:
-            raise _lost(endpoint, f"{_state(endpoint)[1]}: {_CLOSE}")
+            raise _lost_error(endpoint, f"{_state(endpoint)[1]}: {_CLOSE}")
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def _reach(endpoint: str) -> None:
     if state == lib.MOEBIND_RPC_SERVER_IN_USE:
         return
     if state == lib.MOEBIND_RPC_SERVER_LOST:
-        raise _lost(endpoint, reason)
+        raise _lost_error(endpoint, reason)
     failed: NativeError | None = None
     try:
         settle([endpoint])
@@ -105,7 +105,7 @@ def _reach(endpoint: str) -> None:
     if failed is not None or state == lib.MOEBIND_RPC_SERVER_LOST:
         if "said nothing" in reason:
             reason += ": it hangs, or another process uses it, since llama.cpp's servers take one client at a time"
-        raise _lost(endpoint, reason or "cannot be used") from failed
+        raise _lost_error(endpoint, reason or "cannot be used") from failed
 
 
 def settle(endpoints: Sequence[str]) -> None:
@@ -153,7 +153,7 @@ def before_load(chosen: Sequence[Device] | None, overrides: Iterable[str]) -> tu
     return tuple(sorted(wanted | (_endpoints if chosen is None else set())))
 
 
-def _normal(endpoint: str) -> str:
+def _normalised(endpoint: str) -> str:
     checks.text("endpoint", endpoint)
     match = re.fullmatch(r"([^:\s]+):(\d{1,5})", endpoint)
     if match is None or not 0 < int(match[2]) < 65536:
@@ -191,10 +191,10 @@ def add_rpc_server(endpoint: str, timeout: float | None = 300.0) -> list[Device]
     -----
     Uses ``ggml_backend_rpc_add_server``.
     """
-    endpoint = _normal(endpoint)
+    endpoint = _normalised(endpoint)
     seconds = 1e9 if timeout is None else checks.number("timeout", timeout, 0.001, 1e9)
     init()
-    if endpoint in _of_parent:
+    if endpoint in _parents_endpoints:
         raise MoebindError(
             f"the RPC server {endpoint} is connected to the process that this one was forked from, and llama.cpp would "
             "use that connection: use another server, or start a process instead of forking one"
@@ -209,10 +209,10 @@ def add_rpc_server(endpoint: str, timeout: float | None = 300.0) -> list[Device]
             if server:
                 lib.moebind_rpc_renew(endpoint.encode())
         except NativeError as error:
-            raise _lost(endpoint, _state(endpoint)[1]) from error
+            raise _lost_error(endpoint, _state(endpoint)[1]) from error
         check([endpoint])
         if not server:
-            raise _lost(endpoint, _state(endpoint)[1] or "offers no devices")
+            raise _lost_error(endpoint, _state(endpoint)[1] or "offers no devices")
         lib.ggml_backend_register(server)
         _endpoints.add(endpoint)
         own = {lib.ggml_backend_reg_dev_get(server, i) for i in range(lib.ggml_backend_reg_dev_count(server))}
@@ -236,7 +236,7 @@ def remove_rpc_server(endpoint: str) -> None:
     -----
     Uses ``ggml_backend_unload``.
     """
-    endpoint = _normal(endpoint)
+    endpoint = _normalised(endpoint)
     for name in [device.name for device in devices() if device.backend == "RPC" and device.description == endpoint]:
         if any(not model.closed for model in users.get(name, ())):
             raise MoebindError(f"a model uses {name}, which is of the RPC server {endpoint}: close it first")
@@ -253,7 +253,7 @@ def forget_server(endpoint: str) -> None:
 
 
 def _after_fork() -> None:
-    _of_parent.update(_endpoints)
+    _parents_endpoints.update(_endpoints)
     for endpoint in tuple(_endpoints):
         forget_server(endpoint)
 

@@ -23,7 +23,7 @@ from moebind.enums import DeviceType
 
 #: Where a worker listens.
 HOST, PORT = "127.0.0.1", 50052
-#: What who serves a network is told.
+#: The warning for whoever serves a network.
 WARNING = (
     "warning: llama.cpp's RPC has neither authentication nor encryption. Whoever reaches {host}:{port} can use this "
     "machine's memory and processor, read what others compute on it, and attack the process. Serve networks that you "
@@ -55,7 +55,7 @@ def serve(host: str, port: int, n_threads: int, devices: Sequence[CData], cache:
 
 
 def serve_parent(port: int, n_threads: int) -> None:
-    """What ``loopback_device`` starts: serve this machine's processor until standard input ends."""
+    """Serve this machine's processor until standard input ends. ``loopback_device`` starts this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
     threading.Thread(target=_end_with_input, daemon=True).start()
     serve("127.0.0.1", port, n_threads, _of_type(DeviceType.CPU))

@@ -11,7 +11,7 @@ __all__ = ["SamplerTimings", "Timings"]
 
 @dataclass(frozen=True)
 class Timings:
-    """What a context measured since it was made or its timings were reset (``llama_perf_context``).
+    """Times and counts of a context, since it was made or its timings were reset (``llama_perf_context``).
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ def read_timings(data: CData) -> Timings:
 
 @dataclass(frozen=True)
 class SamplerTimings:
-    """What a chain of samplers measured since it was made or its timings were reset (``llama_perf_sampler``).
+    """Times and counts of a chain of samplers, since it was made or its timings were reset (``llama_perf_sampler``).
 
     Attributes
     ----------

@@ -57,7 +57,7 @@ def write_captured(path: str, captured: Captured) -> None:
 
 
 def read_captured(path: str) -> Captured | None:
-    """What was written; None if there is no such file, or something else in it."""
+    """Read what was captured; None if there is no such file, or something else in it."""
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = Captured(file["logits"], file["top"], file["greedy"])

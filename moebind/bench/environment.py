@@ -1,4 +1,4 @@
-"""What a measurement was made with: the file, the build, the machine."""
+"""Conditions of a measurement: the file, the build, the machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def now() -> str:
 
 
 def build() -> dict[str, str]:
-    """What moebind and llama.cpp are, without touching a device: asking one would take memory on it."""
+    """Versions of moebind and llama.cpp, without touching a device: asking one would take memory on it."""
     return {
         "moebind": __version__,
         "llama_cpp": llama_cpp_version(),
@@ -111,19 +111,19 @@ def checksums(
     done = 0
     found: list[dict[str, Any]] = []
     for path in paths:
-        full, told = os.path.realpath(path), list(signature(path))
+        full, state = os.path.realpath(path), list(signature(path))
         entry = known.get(full)
-        if not isinstance(entry, Mapping) or entry.get("signature") != told:
+        if not isinstance(entry, Mapping) or entry.get("signature") != state:
             digest = hashlib.sha256()
             with open(path, "rb", buffering=0) as file:
                 while block := file.read(_BLOCK):
                     digest.update(block)
                     done += len(block)
                     progress(done / max(total, 1))
-            known[full] = entry = {"signature": told, "sha256": digest.hexdigest()}
+            known[full] = entry = {"signature": state, "sha256": digest.hexdigest()}
         else:
-            done += told[2]
-        found.append({"name": os.path.basename(path), "size": told[2], "sha256": entry["sha256"]})
+            done += state[2]
+        found.append({"name": os.path.basename(path), "size": state[2], "sha256": entry["sha256"]})
     if cache is not None:
         write_whole(cache, [json.dumps(known, indent=1).encode()])
     return found

@@ -1,4 +1,4 @@
-"""What is measured of one placement, in a process that does nothing else."""
+"""Measurements of one placement, in a process that does nothing else."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TimedRun:
 
 @dataclass(frozen=True)
 class Captured:
-    """What a placement makes of the prompts.
+    """Logits and texts that a placement makes of the prompts.
 
     Attributes
     ----------

@@ -114,7 +114,7 @@ def devices() -> list[GpuState] | None:
 
 
 def process_memory(pid: int) -> dict[str, int] | None:
-    """What a process holds on each card, in bytes, as the driver counts it.
+    """Bytes that a process holds on each card, as the driver counts them.
 
     Parameters
     ----------

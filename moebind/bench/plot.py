@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from moebind.placement.plot import COLOURS, TEXT, check_plot
 
 if TYPE_CHECKING:
-    from moebind.bench.report import OffloadReport
+    from moebind.bench.rows import OffloadRows
 
-__all__ = ["plot_report"]
+__all__ = ["plot_rows"]
 
 #: Other colours than those of memory, which stand beside them.
 SPEEDS = {"prompt": "#2f9e8f", "decode": "#c65b7c"}
 
 
-def plot_report(report: OffloadReport, path: str) -> None:
+def plot_rows(report: OffloadRows, path: str) -> None:
     """Draw device memory by class on the left, and speeds with their deviations on the right."""
     check_plot("path", path, "reports")
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from moebind._core import checks
 from moebind._core.progress import progress_bar
-from moebind.bench.report import OffloadRow
+from moebind.bench.rows import OffloadRow
 from moebind.errors import MoebindError
 
 __all__ = ["Progress"]
@@ -22,15 +22,15 @@ class Progress:
         self._done = 0
         self._name = "offload"
         self._lines = False
-        self._told: Callable[[float], bool | None] | None = None
+        self._callback: Callable[[float], bool | None] | None = None
         self._close: Callable[[], None] = lambda: None
         if callable(given):
-            self._told = given
+            self._callback = given
         elif checks.boolean("progress", given):
             self._lines = True
             if sys.stderr.isatty():
                 with suppress(ImportError):  # tqdm was not asked for by name; lines will do
-                    self._told, self._close = progress_bar(lambda: self._name)
+                    self._callback, self._close = progress_bar(lambda: self._name)
                     self._lines = False
 
     def __enter__(self) -> Progress:
@@ -66,9 +66,9 @@ class Progress:
         self._tell(self._done / self._total)
 
     def aside(self, fraction: float) -> None:
-        """What is not counted, but may be stopped."""
+        """Work that is not counted, but may be stopped."""
         self._tell(self._done / self._total)
 
     def _tell(self, fraction: float) -> None:
-        if self._told is not None and self._told(fraction) is False:
+        if self._callback is not None and self._callback(fraction) is False:
             raise MoebindError("the progress callback stopped the benchmark")

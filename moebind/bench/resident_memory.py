@@ -1,9 +1,10 @@
-"""How much memory a process has, as the system sees it from outside."""
+"""Memory of a process, as the system sees it from outside."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["Resident", "Seen", "resident"]
 
@@ -59,7 +60,7 @@ class Seen:
 
 
 def resident(pid: int) -> Resident | None:
-    """What a process has in memory; None if it is gone, or of somebody who does not show it."""
+    """Memory of a process; None if it is gone, or of somebody who does not show it."""
     try:
         with open(f"/proc/{int(pid)}/status", encoding="utf-8", errors="replace") as file:
             lines = [line.partition(":") for line in file]
@@ -68,3 +69,10 @@ def resident(pid: int) -> Resident | None:
     found = {_LINES[name]: 1024 * int(value.split()[0]) for name, _, value in lines if name in _LINES}
     # A process that has ended, but was not waited for, has no such lines.
     return Resident(**found) if len(found) == len(_LINES) else None
+
+
+def seen_from_outside(pid: int, devices: Mapping[str, Any]) -> Seen:
+    """Memory of a process and of its workers now, beside what it was told of its ``devices``: workers, gpu, cards."""
+    found = {name: resident(worker) for name, worker in devices["workers"].items()}
+    workers = {name: each for name, each in found.items() if each is not None}
+    return Seen(resident(pid), workers, devices["gpu"], devices["cards"])

@@ -2,85 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from moebind._core.sizes import show_size
-from moebind.bench.report import OffloadReport, OffloadRow, Samples
+from moebind._core.tables import Column, markdown_table, text_table
+from moebind.bench.rows import OffloadRow, OffloadRows, Samples
 from moebind.params.params import ContextParams
 
 __all__ = ["markdown", "plain"]
 
 
-def markdown(report: OffloadReport) -> str:
-    """A table, and a list of what it was measured with."""
-    head, *rows = _cells(report)
-    lines = [f"**{_title(report)}**", "", _line(head), _line(["---"] * len(head)), *map(_line, rows), ""]
-    lines += [f"- {name}: {value}" for name, value in _conditions(report)]
-    return "\n".join(lines) + "\n"
+def markdown(report: OffloadRows) -> str:
+    """A table, and a list of conditions."""
+    conditions = [f"- {name}: {value}" for name, value in _conditions(report)]
+    return "\n".join([f"**{_title(report)}**", "", *markdown_table(*_table(report)), "", *conditions]) + "\n"
 
 
-def plain(report: OffloadReport) -> str:
-    """The same for terminals."""
-    cells = _cells(report)
-    # A reason is as long as it is, and stands alone in its row.
-    full = [row for row in cells if len(row) == len(cells[0])]
-    widths = [max(len(row[column]) for row in full) for column in range(len(cells[0]))]
-    widths[0] = max(len(row[0]) for row in cells)
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=False))])
-        for row in cells
-    ]
-    told = [f"{name}: {value}" for name, value in _conditions(report)]
-    return "\n".join([_title(report), "", *lines, "", *told])
+def plain(report: OffloadRows) -> str:
+    """A table and conditions for terminals."""
+    conditions = [f"{name}: {value}" for name, value in _conditions(report)]
+    return "\n".join([_title(report), "", *text_table(*_table(report)), "", *conditions])
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _title(report: OffloadReport) -> str:
+def _title(report: OffloadRows) -> str:
     files: Any = report.environment.get("files") or [{"name": "?", "size": 0}]
     model: Any = report.environment.get("model") or {}
     parts = [model.get("description", ""), show_size(sum(each["size"] for each in files))]
     return f"{files[0]['name']} ({', '.join(filter(None, parts))})"
 
 
-def _cells(report: OffloadReport) -> list[list[str]]:
-    """Rows of cells; the columns that nobody has anything in are left out."""
+def _table(report: OffloadRows) -> tuple[list[Column], list[list[object]]]:
+    """Columns and rows; the columns that nobody has anything in are left out."""
     largest = max((row.allocated.device_bytes for row in report.rows if row.allocated is not None), default=0)
-    unit, size = ("GiB", 2**30) if largest >= 2**30 else ("MiB", 2**20)
-    digits = 2 if unit == "GiB" else 1
-
-    def sized(count: int | None) -> str:
-        return "" if count is None else f"{count / size:.{digits}f}"
-
+    unit, size, digits = ("GiB", 2**30, ".2f") if largest >= 2**30 else ("MiB", 2**20, ".1f")
     columns = [
-        "placement",
-        f"device, {unit}",
-        f"seen from outside, {unit}",
-        "reduction",
-        f"host, {unit}",
-        "prompt, tokens/s",
-        "decode, tokens/s",
-        "first token, ms",
-        "mean KL",
-        "same top token",
-        "same texts",
+        Column("placement", left=True),
+        Column(f"device, {unit}", digits),
+        Column(f"seen from outside, {unit}", digits),
+        Column("reduction", ".1%"),
+        Column(f"host, {unit}", digits),
+        Column("prompt, tokens/s"),
+        Column("decode, tokens/s"),
+        Column("first token, ms"),
+        Column("mean KL"),
+        Column("same top token", ".1%"),
+        Column("same texts"),
     ]
-    rows: list[list[str]] = []
+    rows: list[list[object]] = []
     for row in report.rows:
         if row.allocated is None:
             rows.append([row.name, f"failed: {' '.join(str(row.failure).split())}"])
             continue
-        saved = report.reduction(row.name)
+        outside = row.device_bytes_seen
         rows.append(
             [
                 row.name,
-                sized(row.allocated.device_bytes),
-                sized(row.device_bytes_seen),
-                "" if saved is None or row.name == report.reference else f"{saved:.1%}",
-                sized(row.allocated.host_bytes),
+                row.allocated.device_bytes / size,
+                None if outside is None else outside / size,
+                None if row.name == report.reference else report.reduction(row.name),
+                row.allocated.host_bytes / size,
                 _speed(row.prompt),
                 _speed(row.decode),
                 _speed(row.first_token, 1e3),
@@ -88,29 +68,28 @@ def _cells(report: OffloadReport) -> list[list[str]]:
             ]
         )
     full = [row for row in rows if len(row) == len(columns)]
-    kept = [at for at in range(len(columns)) if not full or any(row[at] for row in full)]
-    kept = kept if full else [0, 1]
-    return [[columns[at] for at in kept], *([row[at] for at in kept] if row in full else row for row in rows)]
+    kept = [at for at in range(len(columns)) if any(row[at] is not None for row in full)] if full else [0, 1]
+    return [columns[at] for at in kept], [[row[at] for at in kept] if row in full else row for row in rows]
 
 
-def _speed(samples: Samples | None, times: float = 1.0) -> str:
-    return "" if samples is None else f"{times * samples.mean:.1f} ± {times * samples.std:.1f}"
+def _speed(samples: Samples | None, times: float = 1.0) -> str | None:
+    return None if samples is None else f"{times * samples.mean:.1f} ± {times * samples.std:.1f}"
 
 
-def _agreement(row: OffloadRow, reference: str | None) -> list[str]:
+def _agreement(row: OffloadRow, reference: str | None) -> list[object]:
     found = row.agreement
     if found is None or row.name == reference:
-        return ["", "", ""]
-    kl = f"{found.mean_kl:.1e}" if found.mean_kl else "0"
-    return [kl, f"{found.same_top:.1%}", f"{found.same_continuations} of {found.n_prompts}"]
+        return [None, None, None]
+    divergence = f"{found.mean_kl:.1e}" if found.mean_kl else "0"
+    return [divergence, found.same_top, f"{found.same_continuations} of {found.n_prompts}"]
 
 
-def _conditions(report: OffloadReport) -> list[tuple[str, str]]:
-    """What it was measured with."""
-    told: Any = report.environment
+def _conditions(report: OffloadRows) -> list[tuple[str, str]]:
+    """Files, settings, build and machine, and when it was measured."""
+    environment: Any = report.environment
     settings: Any = report.settings
-    machine: Any = told.get("machine") or {}
-    build = told["build"]
+    machine: Any = environment.get("machine") or {}
+    build = environment["build"]
     context = {"n_ctx": ContextParams().n_ctx, **settings["context_params"]}  # said even where it is the default
     found = [
         ("runs", f"{settings['repeats']} after {settings['warmup']} to warm up; mean ± standard deviation"),
@@ -119,7 +98,9 @@ def _conditions(report: OffloadReport) -> list[tuple[str, str]]:
         ("devices", ", ".join(map(_device, settings["devices"]))),
         (
             "files",
-            ", ".join(f"{each['name']} {each['size']} bytes, SHA-256 {each['sha256']}" for each in told["files"]),
+            ", ".join(
+                f"{each['name']} {each['size']} bytes, SHA-256 {each['sha256']}" for each in environment["files"]
+            ),
         ),
         (
             "build",
@@ -154,8 +135,8 @@ def _conditions(report: OffloadReport) -> list[tuple[str, str]]:
     if reasons and any("CUDA" in str(each) for each in machine.get("devices", ())):
         found.append(("NVML", reasons[0]))
     # What is there already is not measured again: the rows say when they were.
-    dates = [row.date for row in report.rows] or [told["date"]]
-    found += [("date", _range(min(dates), max(dates))), ("command", f"`{told['command']}`")]
+    dates = [row.date for row in report.rows] or [environment["date"]]
+    found += [("date", _range(min(dates), max(dates))), ("command", f"`{environment['command']}`")]
     return found
 
 

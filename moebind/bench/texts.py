@@ -1,4 +1,4 @@
-"""What is computed: a text for prompts of any length, and prompts on which placements are compared."""
+"""Texts to compute: one for prompts of any length, and prompts on which placements are compared."""
 
 from __future__ import annotations
 

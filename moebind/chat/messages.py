@@ -57,43 +57,43 @@ def checked_json(name: str, value: object, depth: int = 0) -> object:
     raise TypeError(f"{name} is {value!r} ({type(value).__name__}), which JSON cannot hold")
 
 
-def _sequence(name: str, value: object) -> Sequence[object]:
+def _checked_list(name: str, value: object) -> Sequence[object]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} is {_short(value)}; it takes a list of dicts")
+        raise TypeError(f"{name} is {_shortened(value)}; it takes a list of dicts")
     return value
 
 
-def _mapping(name: str, value: object) -> Mapping[str, object]:
+def _checked_dict(name: str, value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name} is {_short(value)}; it takes a dict")
+        raise TypeError(f"{name} is {_shortened(value)}; it takes a dict")
     return value
 
 
-def _text(name: str, value: object) -> str:
+def _checked_text(name: str, value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{name} is {_short(value)}; it takes a str")
+        raise TypeError(f"{name} is {_shortened(value)}; it takes a str")
     checks.utf8(name, value)
     return str(value)
 
 
-def _short(value: object) -> str:
-    told = repr(value)
-    return f"{told[:60]}{'...' if len(told) > 60 else ''} ({type(value).__name__})"
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"
 
 
 def checked_messages(messages: object) -> list[dict[str, object]]:
     """The messages, or an error that says which one is wrong."""
-    listed = _sequence("messages", messages)
+    listed = _checked_list("messages", messages)
     if not listed:
         raise ValueError("messages is empty; it takes at least one message")
-    return [_message(f"messages[{index}]", message) for index, message in enumerate(listed)]
+    return [_checked_message(f"messages[{index}]", message) for index, message in enumerate(listed)]
 
 
-def _message(name: str, message: object) -> dict[str, object]:
-    given = _mapping(name, message)
+def _checked_message(name: str, message: object) -> dict[str, object]:
+    given = _checked_dict(name, message)
     if "role" not in given:
         raise ValueError(f"{name} has no 'role'; it takes one, such as 'user'")
-    role = _text(f"{name}['role']", given["role"])
+    role = _checked_text(f"{name}['role']", given["role"])
     if not role:
         raise ValueError(f"{name}['role'] is empty; it takes one, such as 'user'")
     checked: dict[str, object] = {"role": role}
@@ -104,54 +104,54 @@ def _message(name: str, message: object) -> dict[str, object]:
             raise ValueError(f"{name} has neither 'content' nor 'tool_calls'")
         content = ""
     if isinstance(content, str):
-        checked["content"] = _text(f"{name}['content']", content)
+        checked["content"] = _checked_text(f"{name}['content']", content)
     else:
-        parts = _sequence(f"{name}['content']", content)
-        checked["content"] = [_part(f"{name}['content'][{index}]", part) for index, part in enumerate(parts)]
+        parts = _checked_list(f"{name}['content']", content)
+        checked["content"] = [_checked_part(f"{name}['content'][{index}]", part) for index, part in enumerate(parts)]
     if calls is not None:
-        listed = _sequence(f"{name}['tool_calls']", calls)
+        listed = _checked_list(f"{name}['tool_calls']", calls)
         if listed:
-            checked["tool_calls"] = [_call(f"{name}['tool_calls'][{i}]", call) for i, call in enumerate(listed)]
+            checked["tool_calls"] = [_checked_call(f"{name}['tool_calls'][{i}]", call) for i, call in enumerate(listed)]
     for key in ("reasoning_content", "name", "tool_call_id"):
         value = given.get(key)
         if value is not None:
-            checked[key] = _text(f"{name}[{key!r}]", value)
+            checked[key] = _checked_text(f"{name}[{key!r}]", value)
     return checked
 
 
-def _part(name: str, part: object) -> dict[str, object]:
-    given = _mapping(name, part)
+def _checked_part(name: str, part: object) -> dict[str, object]:
+    given = _checked_dict(name, part)
     kind = given.get("type")
     # A media marker is text too, around which llama.cpp adds no line breaks.
     if not isinstance(kind, str) or kind not in {"text", "media_marker"}:
         raise ValueError(
             f"{name} is of type {kind!r}; a chat template takes 'text' (images and sound are not supported yet)"
         )
-    return {"type": kind, "text": _text(f"{name}['text']", given.get("text"))}
+    return {"type": kind, "text": _checked_text(f"{name}['text']", given.get("text"))}
 
 
-def _function(name: str, given: Mapping[str, object]) -> Mapping[str, object]:
+def _checked_function(name: str, given: Mapping[str, object]) -> Mapping[str, object]:
     kind = given.get("type", "function")
     if kind != "function":
         raise ValueError(f"{name} is of type {kind!r}; it takes 'function'")
-    return _mapping(f"{name}['function']", given.get("function"))
+    return _checked_dict(f"{name}['function']", given.get("function"))
 
 
-def _call(name: str, call: object) -> dict[str, object]:
-    given = _mapping(name, call)
-    function = _function(name, given)
+def _checked_call(name: str, call: object) -> dict[str, object]:
+    given = _checked_dict(name, call)
+    function = _checked_function(name, given)
     arguments = function.get("arguments", "{}")
     if not isinstance(arguments, str):
-        arguments = json.dumps(checked_json(f"{name}'s arguments", _mapping(f"{name}'s arguments", arguments)))
-    _text(f"{name}'s arguments", arguments)
+        arguments = json.dumps(checked_json(f"{name}'s arguments", _checked_dict(f"{name}'s arguments", arguments)))
+    _checked_text(f"{name}'s arguments", arguments)
     if checks.nesting(_STRING.sub('""', arguments)) > NESTING_MAX:
         raise ValueError(f"{name}'s arguments are nested more than {NESTING_MAX} levels deep")
     checked: dict[str, object] = {
         "type": "function",
-        "function": {"name": _text(f"{name}'s name", function.get("name")), "arguments": arguments},
+        "function": {"name": _checked_text(f"{name}'s name", function.get("name")), "arguments": arguments},
     }
     if given.get("id") is not None:
-        checked["id"] = _text(f"{name}['id']", given["id"])
+        checked["id"] = _checked_text(f"{name}['id']", given["id"])
     return checked
 
 
@@ -160,21 +160,21 @@ def checked_tools(tools: object) -> list[dict[str, object]] | None:
     if tools is None:
         return None
     checked: list[dict[str, object]] = []
-    for index, tool in enumerate(_sequence("tools", tools)):
+    for index, tool in enumerate(_checked_list("tools", tools)):
         name = f"tools[{index}]"
-        function = _function(name, _mapping(name, tool))
-        called = _text(f"{name}'s name", function.get("name"))
+        function = _checked_function(name, _checked_dict(name, tool))
+        called = _checked_text(f"{name}'s name", function.get("name"))
         if not called:
             raise ValueError(f"{name} has an empty name")
         parameters = function.get("parameters")
-        schema = {} if parameters is None else _mapping(f"{name}'s parameters", parameters)
+        schema = {} if parameters is None else _checked_dict(f"{name}'s parameters", parameters)
         description = function.get("description")
         checked.append(
             {
                 "type": "function",
                 "function": {
                     "name": called,
-                    "description": "" if description is None else _text(f"{name}'s description", description),
+                    "description": "" if description is None else _checked_text(f"{name}'s description", description),
                     "parameters": checked_json(f"{name}'s parameters", schema),
                 },
             }

@@ -79,7 +79,7 @@ class ChatMessage(TypedDict):
 
 @dataclass(frozen=True)
 class ChatTrigger:
-    """What starts a lazy grammar.
+    """A text, a pattern or a token that starts a lazy grammar.
 
     Attributes
     ----------
@@ -212,11 +212,11 @@ def exchange(request: Mapping[str, object], function: Any, *arguments: CData) ->
     try:
         answer = own(function(*arguments, encoded, len(encoded)), lib.moebind_text_free)
     except NativeError as error:
-        raise ChatTemplateError(told(error.message)) from None
+        raise ChatTemplateError(clean_message(error.message)) from None
     return json.loads(bytes(ffi.buffer(lib.moebind_text_data(answer), lib.moebind_text_size(answer))))
 
 
-def told(message: str) -> str:
-    """llama.cpp's words, without its frame of dashes."""
+def clean_message(message: str) -> str:
+    """An error message of llama.cpp's, without its frame of dashes."""
     lines = [line for line in message.splitlines() if line.strip("- ")]
     return "\n".join(lines) or "the chat template failed without a message"

@@ -13,7 +13,7 @@ from moebind._core import checks
 from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, decoded, ffi, lib, own
 from moebind.chat.messages import checked_json, checked_messages, checked_tools
-from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, exchange, told
+from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, clean_message, exchange
 from moebind.errors import ChatTemplateError, NativeError
 from moebind.sampling.json_schema import strict_schema, with_corrected_rules
 
@@ -29,7 +29,7 @@ _READY_MAX = 8
 
 
 class ChatTemplates(ModelBase):
-    """Chats in the way of a model. :class:`moebind.Model` has it."""
+    """The part of a model that renders chats and reads replies. :class:`moebind.Model` has it."""
 
     #: Templates that are ready to be rendered, by their source; "" is what the file says.
     _ready: dict[str, CData] | None = None
@@ -57,11 +57,11 @@ class ChatTemplates(ModelBase):
         found = lib.llama_model_chat_template(self._open(), encoded)
         if not found:
             raise ChatTemplateError(
-                f"{self.path} has no chat template{'' if name is None else f' named {name!r}'}{self._instead()}"
+                f"{self.path} has no chat template{'' if name is None else f' named {name!r}'}{self._other_templates()}"
             )
         return decoded(found)
 
-    def _instead(self) -> str:
+    def _other_templates(self) -> str:
         names = self.chat_template_names
         if names:
             return f": it has {', '.join(names)}; 'chatml' and those of chat_builtin_templates() work with any model"
@@ -254,7 +254,7 @@ class ChatTemplates(ModelBase):
             try:
                 pointer = lib.moebind_chat_templates_new(model, encoded, len(encoded))
             except NativeError as error:
-                raise ChatTemplateError(f"the chat template is wrong: {told(error.message)}") from None
+                raise ChatTemplateError(f"the chat template is wrong: {clean_message(error.message)}") from None
             ready = own(pointer, lib.moebind_chat_templates_free)
         kept[source] = ready
         self._ready = dict(list(kept.items())[-_READY_MAX:])
@@ -265,7 +265,7 @@ class ChatTemplates(ModelBase):
         if template is None:
             names = self.chat_template_names
             if not {"default", "tool_use"}.intersection(names):
-                raise ChatTemplateError(f"{self.path} has no default chat template{self._instead()}")
+                raise ChatTemplateError(f"{self.path} has no default chat template{self._other_templates()}")
             if max(len(self.chat_template(name)) for name in names) > TEMPLATE_BYTES_MAX:
                 raise ChatTemplateError(f"a chat template of {self.path} has more than {TEMPLATE_BYTES_MAX} characters")
             return ""
@@ -300,7 +300,7 @@ def chat_builtin_templates() -> tuple[str, ...]:
 
 
 def _check_builtin(name: str | None, request: Mapping[str, object]) -> None:
-    """What llama.cpp's own templates would leave out without a word, or cut off."""
+    """Refuse what llama.cpp's own templates would leave out without a word, or cut off."""
     for key in ("tools", "json_schema", "continue_final_message"):
         if request[key]:
             raise ChatTemplateError(f"the template {name!r} is llama.cpp's own code, which does not know {key}")

@@ -1,4 +1,4 @@
-"""The command line: ``moebind``, or ``python -m moebind``."""
+"""The command line: ``moebind``, or ``python -m moebind``; one file a command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moebind.errors import MoebindError
 
 __all__ = ["main"]
 
-#: What a command ends with: something failed; the command line or a value in it is wrong; Ctrl-C.
+#: Exit statuses of a command: something failed; the command line or a value in it is wrong; Ctrl-C.
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 

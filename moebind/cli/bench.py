@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from moebind.bench.placements import Placement, default_placements
-from moebind.bench.runs import N_CTX, offload
+from moebind.bench.runs import offload
+from moebind.bench.settings import N_CTX
 from moebind.cli import options as o
 from moebind.cli.output import say, show, show_json
 

@@ -9,16 +9,16 @@ from typing import Annotated
 import typer
 
 from moebind.cli import options as o
+from moebind.cli.command_line import as_options
 from moebind.cli.output import show, show_json
 from moebind.cli.plan import Devices
-from moebind.cli.words import options
 from moebind.params.params import ContextParams
 from moebind.params.serialize import carried
 from moebind.placement.fit import fit
 
 
 class Goal(str, Enum):
-    """What is to be fast."""
+    """The kind of work that is to be fast."""
 
     decode = "decode"
     prompt = "prompt"
@@ -92,13 +92,13 @@ def command(
         devices=devices,
         goal=goal.value,
     )
-    words = options(found.model_params, found.context_params, device)
+    options = as_options(found.model_params, found.context_params, device)
     if as_json:
         show_json(
             {
                 "model_params": carried(found.model_params),
                 "context_params": carried(found.context_params),
-                "options": words,
+                "options": options,
                 "budgets": dict(found.budgets),
                 "explanation": found.explanation,
                 "plan": found.plan.to_dict(),
@@ -107,7 +107,7 @@ def command(
     else:
         show(found)
         show(f"In Python: {found.model_params}, {found.context_params}")
-        show(f"Options of moebind plan and bench: {shlex.join(words)}")
+        show(f"Options of moebind plan and bench: {shlex.join(options)}")
     if not found.plan.fits:  # such as where the host, which has no budget of its own, has too little free
         raise typer.Exit(1)
 

@@ -135,9 +135,9 @@ def model_params(
     no_repack: bool = False,
     device: Sequence[str] | None = None,
 ) -> ModelParams:
-    """What the options say about the load; the user's own overrides come first, so that they win.
+    """The parameters of a load, from options; the user's own overrides come first, so that they win.
 
-    ``device`` is what is given as ``--device``: there are at most as many shares as devices.
+    ``device`` are the values of ``--device``: there are at most as many shares as devices.
     """
     params = ModelParams(n_gpu_layers=_layers(n_gpu_layers), use_extra_bufts=not no_repack)
     if no_mmap:
@@ -165,7 +165,7 @@ def context_params(
     parallel: int = 1,
     threads: int | None = None,
 ) -> ContextParams:
-    """What the options say about the context."""
+    """The parameters of a context, from options."""
     params = ContextParams(
         n_ctx=n_ctx,
         n_batch=n_batch,

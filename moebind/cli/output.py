@@ -1,4 +1,4 @@
-"""What commands write."""
+"""The output of commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["say", "show", "show_json", "version"]
 
 
 def say(message: str) -> None:
-    """One line on standard error, whatever the message holds."""
+    """Write a message to standard error, in one line, whatever it holds."""
     encoding = sys.stderr.encoding or "utf-8"
     parts = [" ".join(part.split()) for part in message.splitlines() if part.strip()]
     # A line that ends as no sentence does, such as the one before a reason of llama.cpp's, is set apart.
@@ -23,13 +23,13 @@ def say(message: str) -> None:
 
 
 def show(text: object) -> None:
-    """To standard output, whatever its encoding can write."""
+    """Write text to standard output; characters that its encoding lacks are replaced."""
     encoding = sys.stdout.encoding or "utf-8"
     print(str(text).encode(encoding, "replace").decode(encoding))
 
 
 def show_json(found: Mapping[str, object]) -> None:
-    """The same as JSON."""
+    """Write a mapping to standard output, as JSON."""
     print(json.dumps(found, indent=2))
 
 

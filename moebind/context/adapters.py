@@ -24,7 +24,7 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 class Adapters(ContextBase):
-    """What changes a context's model: LoRA adapters and a control vector. :class:`moebind.Context` has it.
+    """The part of a context that uses LoRA adapters and a control vector. :class:`moebind.Context` has it.
 
     Changes count for what is computed from then on. What the cache holds stays as it was computed; :meth:`generate`
     computes its prompt anew after a change.

@@ -45,13 +45,13 @@ def checked_chains(
 
 
 def outputs_per_sequence(params: ContextParams, n_batch: int) -> int:
-    """What libllama makes of ``n_outputs_max_per_seq``."""
+    """The most outputs of a sequence in a batch, as libllama derives it from ``n_outputs_max_per_seq``."""
     most = params.n_outputs_max or n_batch
     return min(params.n_outputs_max_per_seq or most, most)
 
 
 def check_chain(chain: Sampler, n_outputs: int, n_vocab: int) -> None:
-    """Whether a chain can be run in a graph; libllama only asserts it, some of it in the middle of a decode."""
+    """Check that a chain can run in a graph; libllama only asserts it, some of it in the middle of a decode."""
     if not isinstance(chain, Sampler):
         raise TypeError(f"sampler is {chain!r}; it takes a chain of samplers")
     if not lib.llama_sampler_chain_get(chain._open(), -1):
@@ -62,18 +62,18 @@ def check_chain(chain: Sampler, n_outputs: int, n_vocab: int) -> None:
         )
     if not len(chain):
         raise SamplerError("the chain is empty: there is nothing to run")
-    _Walk(n_outputs, n_vocab, n_vocab).through(chain)
+    _GraphCheck(n_outputs, n_vocab, n_vocab).check(chain)
 
 
-#: Those that llama.cpp can compute in a graph. It takes a chain's first ones, up to one that it cannot.
+#: Samplers that llama.cpp can compute in a graph. It takes a chain's first ones, up to one that it cannot.
 _IN_GRAPH = {"chain", "greedy", "dist", "top-k", "top-p", "min-p", "temp", "temp-ext", "penalties", "logit-bias"}
-#: Those that do the rest on the CPU. Grammars and Python want all candidates, which are not there.
+#: Samplers that do the rest on the CPU. Grammars and Python want all candidates, which are not there.
 _ON_CPU = {"typical", "xtc", "top-n-sigma", "mirostat", "mirostat-v2", "dry", "adaptive-p", "infill", "penalties"}
 
 
 @dataclass
-class _Walk:
-    """The samplers of a chain as candidates come to them; raises where llama.cpp asserts, or computes nonsense."""
+class _GraphCheck:
+    """A check of the samplers in a chain, in order; raises where llama.cpp would assert, or compute nonsense."""
 
     n_outputs: int
     n_vocab: int
@@ -84,15 +84,15 @@ class _Walk:
     #: Whether the CPU does the rest.
     on_cpu: bool = False
 
-    def through(self, chain: Sampler) -> None:
-        """Check those in a chain."""
+    def check(self, chain: Sampler) -> None:
+        """Check the samplers in a chain."""
         for part in chain:
             name = part.name
             own = part._is_checked and not len(part)  # a grammar, or a sampler in Python, whatever it is called
             if name.startswith("?") and not own:
                 continue  # it does nothing
             if name == "chain" and not own:
-                self.through(part)
+                self.check(part)
                 continue
             if own or name not in _IN_GRAPH | _ON_CPU:
                 raise SamplerError(
@@ -100,9 +100,9 @@ class _Walk:
                 )
             self.on_cpu |= name not in _IN_GRAPH or (name == "penalties" and self.n_outputs > 1)
             if not self.on_cpu:
-                self._one(part, name, max(part._token_max, chain._token_max))
+                self._check_part(part, name, max(part._token_max, chain._token_max))
 
-    def _one(self, part: Sampler, name: str, token_max: int) -> None:
+    def _check_part(self, part: Sampler, name: str, token_max: int) -> None:
         if self.n_candidates == 1 and name not in {"greedy", "dist"}:
             raise SamplerError(f"{name} cannot run in the graph where one candidate is left: only dist can")
         if name == "greedy" and self.filters:
@@ -123,8 +123,8 @@ class _Walk:
         elif name == "logit-bias" and self.filters:
             raise SamplerError("logit_bias cannot run in the graph after top_k or top_p: put it first")
         elif name in {"logit-bias", "penalties"} and token_max >= self.n_vocab:
-            told = "is for" if name == "logit-bias" else "accepted"
-            raise SamplerError(f"{name} {told} token {token_max}; the vocabulary ends at {self.n_vocab - 1}")
+            verb = "is for" if name == "logit-bias" else "accepted"
+            raise SamplerError(f"{name} {verb} token {token_max}; the vocabulary ends at {self.n_vocab - 1}")
         elif name == "penalties" and part._n_vocab != self.n_vocab:
             raise SamplerError(
                 f"penalties was made for a vocabulary of {part._n_vocab}, this model has {self.n_vocab}: make it with "
@@ -183,23 +183,23 @@ class BackendSampling(Outputs):
         seq = self._seq("seq_id", seq_id)
         if chain is None:
             with self._exclusive() as native:
-                taken = bool(lib.llama_set_sampler(native, seq, ffi.NULL))
+                accepted = bool(lib.llama_set_sampler(native, seq, ffi.NULL))
                 self._detach(native, seq)
-                return taken
+                return accepted
         with self._exclusive() as native:
             check_chain(chain, self._n_outputs_max_per_seq, self._model._n_vocab)
             with chain._lock.held():
-                taken = bool(lib.llama_set_sampler(native, seq, chain._open()))
+                accepted = bool(lib.llama_set_sampler(native, seq, chain._open()))
             self._detach(native, seq)
-            if taken:
+            if accepted:
                 self._attach(seq, chain)
-            return taken
+            return accepted
 
     def _attach(self, seq: int, chain: Sampler) -> None:
         chain._attach(self._model._n_vocab)
         self._attached[seq] = chain
         self._attached_pointers[seq] = chain._open()
-        self._use_also()
+        self._update_extra_locks()
 
     def _detach(self, native: CData, seq: int) -> None:
         """Forget what a sequence had. Outputs that libllama had for it are laid out anew by the next decode."""
@@ -208,11 +208,11 @@ class BackendSampling(Outputs):
         self._attached_pointers.pop(seq, None)
         self._forget_outputs()
         self._outputs_reserved = 0
-        self._use_also()
+        self._update_extra_locks()
 
     @abstractmethod
-    def _use_also(self) -> None:
-        """Note what else computing uses, after a change of the chains."""
+    def _update_extra_locks(self) -> None:
+        """Collect the locks of what else computing uses, after a change of the chains."""
 
     def sampled_token_ith(self, i: SupportsIndex = -1) -> int | None:
         """The token that a backend sampler chose, or None if none did (``llama_get_sampled_token_ith``).

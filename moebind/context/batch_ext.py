@@ -151,11 +151,11 @@ class BatchExt(Owner):
                 at = lib.llama_batch_ext_add(native, sequences[0])
             else:
                 at = lib.llama_batch_ext_add_token(native, sequences[0], number)
-            taken = at >= 0
-            if taken and vector is not None:
+            accepted = at >= 0
+            if accepted and vector is not None:
                 rows = {"data": ffi.from_buffer("float[]", vector), "n_rows": 1, "n_embd": vector.size}
-                taken = lib.llama_batch_ext_set_embd_token(native, at, rows)
-            if not taken:
+                accepted = lib.llama_batch_ext_set_embd_token(native, at, rows)
+            if not accepted:
                 lib.llama_batch_ext_clear(native)
                 self._forget()
                 raise BatchError(

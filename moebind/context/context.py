@@ -20,7 +20,7 @@ from moebind.context.creation import native_context_params, pooling_problem
 from moebind.context.generate_many import BatchedGeneration
 from moebind.enums import GgmlType
 from moebind.errors import ContextCreationError, EmbeddingsError, NativeError
-from moebind.params.observers import TensorObserver, hook
+from moebind.params.observers import TensorObserver, eval_hook
 from moebind.params.params import ContextParams
 from moebind.sampling.sampler import Sampler
 from moebind.state.state import State
@@ -67,13 +67,13 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         callback = params.eval_callback
         if isinstance(callback, TensorObserver):
             callback = callback._for_model(model)
-        hooks = Hooks(abort=params.abort_callback, eval=hook(callback))
+        hooks = Hooks(abort=params.abort_callback, eval=eval_hook(callback))
         if isinstance(callback, TensorObserver):
-            callback._into(hooks.pointer)
+            callback._register(hooks.pointer)
         lib.moebind_hooks_into_context_params(hooks.pointer, native)
         lib.moebind_log_forget()
         self._servers = tuple({*model._servers, *(ctx_other._servers if ctx_other is not None else ())})
-        # What libllama points to, now and later, lives until the native context is freed.
+        # Everything that libllama points to, now and later, lives until the native context is freed.
         self._attached_pointers: dict[int, CData] = {}
         self._pool_pointers: list[CData] = []
         held_by_it = (keep, hooks, self._attached_pointers, self._pool_pointers)
@@ -107,13 +107,13 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         # The graph that moves cached keys has no kernel for this type.
         self._can_shift_type = params.type_k != GgmlType.BF16
         self._encodes = not lib.llama_get_memory(pointer)
-        self._crosses = model._architecture == "t5"
+        self._has_cross_attention = model._architecture == "t5"
         self._n_pos = int(lib.moebind_model_n_pos(model._open()))
         self._embeddings = params.embeddings
         self._suppress = model._suppressed() if model._suppressed().size else None
         self._outputs_reserved = self._n_seq_max
         self._attached: dict[int, Sampler] = {}
-        self._next = ffi.new("llama_token *")
+        self._next_token = ffi.new("llama_token *")
         self._forget_outputs()
         self._history = {}
         self._owners = [0] * self._n_seq_max
@@ -123,7 +123,7 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         model._children.add(self)
 
     def _held(self) -> AbstractContextManager[object]:
-        """What to enter for a native call; :meth:`_exclusive` opens the context besides."""
+        """The context manager for a native call; :meth:`_exclusive` opens the context besides."""
         if self._other is None and not self._servers:
             return self._lock.held()  # what every token goes through
         return self._held_with_others()
@@ -135,10 +135,10 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         with self._lock.held(), others, rpc_servers.watched(self._servers):
             yield
 
-    def _use_also(self) -> None:
+    def _update_extra_locks(self) -> None:
         # A pool that was taken away is paused by the next computation, which must not happen to one that works.
         pools = {id(pool): pool._lock for pool in self._pools}
-        self._also_used = (*(chain._lock for chain in self._attached.values()), *pools.values())
+        self._extra_locks = (*(chain._lock for chain in self._attached.values()), *pools.values())
 
     def close(self) -> None:
         """Free the context, once no view of it is left (``llama_free``); waits for a running call.
@@ -165,7 +165,7 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
 
     @property
     def params(self) -> ContextParams:
-        """What it was made with; the properties below are what libllama made of it."""
+        """The parameters that it was made with; the properties below are what libllama made of them."""
         return self._params
 
     # --- settings ---
@@ -230,7 +230,7 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
             lib.llama_attach_threadpool(native, pointers[0], pointers[-1])
             self._pools += [each for each in pools if each not in self._pools]
             self._pool_pointers += pointers
-            self._use_also()
+            self._update_extra_locks()
 
     def detach_threadpool(self) -> None:
         """Compute with threads of its own again (``llama_detach_threadpool``)."""

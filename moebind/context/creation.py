@@ -45,7 +45,7 @@ def native_context_params(
             config.seq_id, config.sampler = seq, chain._open()
         keep.append(configs)
     if ctx_other is not None:
-        native.ctx_other = other = _other(model, ctx_other)
+        native.ctx_other = other = _native_other(model, ctx_other)
         keep.append(other)
     return native, keep
 
@@ -71,7 +71,7 @@ def pooling_problem(model: Hyperparameters, params: ContextParams) -> str | None
 
 
 def _check_kind(model: Hyperparameters, params: ContextParams) -> None:
-    """What some kinds of models cannot do, and libllama notices too late or not at all."""
+    """Refuse what this kind of model cannot do, where libllama notices too late or not at all."""
     problem = pooling_problem(model, params) if params.embeddings else None
     if problem is not None:
         raise ContextCreationError(problem)
@@ -88,7 +88,7 @@ def _check_kind(model: Hyperparameters, params: ContextParams) -> None:
         )
 
 
-def _other(model: Hyperparameters, other: ContextBase) -> CData:
+def _native_other(model: Hyperparameters, other: ContextBase) -> CData:
     """``ctx_other``, which the draft models that use it take for one of the model that they were trained for."""
     pointer = other._open()
     arch = model._architecture

@@ -23,19 +23,19 @@ __all__ = ["Decoding"]
 
 
 class Decoding(Outputs, KvCache):
-    """What a context does with batches. :class:`moebind.Context` has it."""
+    """The part of a context that computes batches. :class:`moebind.Context` has it."""
 
     #: Whether it has no memory: every decode is an encode, all of whose tokens have outputs.
     _encodes = False
     #: Whether decoding looks at what was encoded (cross attention), and the sequences that were.
-    _crosses = False
+    _has_cross_attention = False
     _encoded: frozenset[int] = frozenset()
     #: How many positions the model has embeddings for; 0: any.
     _n_pos = 0
-    #: Where :meth:`_likeliest_after` finds its token.
-    _next: CData
-    #: What else computing uses: samplers that run in it, and thread pools.
-    _also_used: tuple[CallLock, ...] = ()
+    #: The place in memory to which :meth:`_likeliest_after` has its token written.
+    _next_token: CData
+    #: Locks of what else computing uses: samplers that run in the graph, and thread pools.
+    _extra_locks: tuple[CallLock, ...] = ()
 
     def decode(self, batch: Batch) -> None:
         """Process a batch: its tokens enter the cache, its outputs can be read afterwards.
@@ -65,7 +65,7 @@ class Decoding(Outputs, KvCache):
             self._decode(native, batch, by_user=True)
 
     def _decode(self, native: CData, batch: Batch, by_user: bool = False) -> None:
-        """What :meth:`decode` does. The caller holds the context."""
+        """Check and compute a batch, as :meth:`decode` does. The caller holds the context."""
         n_outputs = self._check_batch(native, batch)
         if self._encodes:
             self._encode(batch, lib.llama_encode, native, batch._struct())
@@ -130,7 +130,7 @@ class Decoding(Outputs, KvCache):
 
     def _steps_natively(self) -> bool:
         """Whether :meth:`_likeliest_after` is all that there is to do."""
-        return not self._also_used and self._hooks.eval is None and self._suppress is None
+        return not self._extra_locks and self._hooks.eval is None and self._suppress is None
 
     def _likeliest_after(self, native: CData, batch: CData, token: int, pos: int) -> int:
         """:meth:`_compute` for one token, and :meth:`_likeliest`, in one native call. The caller holds the context.
@@ -139,18 +139,18 @@ class Decoding(Outputs, KvCache):
         takes ten times as long as in a loop of its own.
         """
         self._reserve_outputs(native, 1)
-        code = lib.moebind_step(native, self._hooks.pointer, batch, token, pos, self._next)
+        code = lib.moebind_step(native, self._hooks.pointer, batch, token, pos, self._next_token)
         if code != 0:
             self._raise_decode_error(code, 1)
         self._n_outputs = 1
-        return int(self._next[0])
+        return int(self._next_token[0])
 
     def _run(self, function: Any, native: CData, *arguments: Any) -> int:
         """Call a native function that computes, with everything that it uses."""
         lib.moebind_log_forget()  # an error quotes what was said of this batch
-        if self._also_used:
+        if self._extra_locks:
             with ExitStack() as held:
-                for lock in self._also_used:
+                for lock in self._extra_locks:
                     held.enter_context(lock.held())
                 code = int(function(native, *arguments))
         else:
@@ -170,7 +170,7 @@ class Decoding(Outputs, KvCache):
         if code == 2:
             lib.moebind_hooks_forget(self._hooks.pointer)
             raise AbortedError("the computation was aborted; what was processed before is in the cache", code)
-        reason = _refusal() if code == -1 else "the computation failed"
+        reason = _refusal_message() if code == -1 else "the computation failed"
         raise DecodeError(f"llama_decode returned {code}: {reason}{log.recent_lines()}", code)
 
     def encode(self, batch: Batch) -> None:
@@ -225,7 +225,7 @@ class Decoding(Outputs, KvCache):
         self._remember_sequences(batch)
 
     def _remember_sequences(self, batch: Batch | BatchExt) -> None:
-        """Which sequence each token belongs to, where somebody will ask: outputs of backend samplers."""
+        """Note which sequence each token belongs to, if backend samplers need it to find their outputs."""
         self._output_seqs = batch._first_sequences().copy() if self._attached else None
 
     def _reserve_outputs(self, native: CData, n_outputs: int) -> None:
@@ -235,7 +235,7 @@ class Decoding(Outputs, KvCache):
         self._forget_outputs()
 
     def _check_batch(self, native: CData, batch: Batch | BatchExt, encoding: bool = False) -> int:
-        """What libllama only asserts, or does not look at. Returns how many outputs there will be."""
+        """Check what libllama only asserts, or does not look at. Returns how many outputs there will be."""
         if not isinstance(batch, (Batch, BatchExt)):
             raise TypeError(f"batch is {batch!r}; it takes a Batch, such as Batch.get_one(tokens)")
         if self._model._without_weights:
@@ -280,7 +280,7 @@ class Decoding(Outputs, KvCache):
         sequences = batch._sequences()
         if sequences[-1] >= self._n_seq_max:
             raise BatchError(f"the batch has a sequence beyond {self._n_seq_max - 1}: n_seq_max is {self._n_seq_max}")
-        if self._crosses and not encoding and not self._encoded.issuperset(sequences):
+        if self._has_cross_attention and not encoding and not self._encoded.issuperset(sequences):
             missing = sorted(set(sequences) - self._encoded)
             raise BatchError(f"sequence {missing[0]} was not encoded: this model takes encode() before decode()")
         if encoding or self._unified or self._n_seq_max == 1:
@@ -312,8 +312,8 @@ class Decoding(Outputs, KvCache):
             raise BatchError(f"the batch has position {last}; this model has embeddings for {self._n_pos} positions")
 
 
-def _refusal() -> str:
-    """What llama.cpp has against a batch, and what to do where that is known."""
+def _refusal_message() -> str:
+    """The reason for which llama.cpp refused a batch, and what to do where that is known."""
     said = next((line for line in log.recent() if "-> overriding" not in line), "")
     reason = said.partition(": ")[2].rstrip(":")  # without the function's name
     if "position" in reason:

@@ -1,4 +1,4 @@
-"""The loop that generates text; ``batched.py`` has the one for several prompts at once."""
+"""The loop that generates text; ``generate_many.py`` has the one for several prompts at once."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class StopStrings:
         return text[:shown], False
 
     def flush(self) -> str:
-        """What was held back, when nothing follows."""
+        """Give the text that was held back, when nothing follows."""
         text, self._held = self._held, ""
         return text
 
@@ -178,7 +178,7 @@ def prepare(
     """
     with context._exclusive() as native:
         history = context._history.pop(seq_id, None)
-        mine = context._take_over([seq_id])
+        generation = context._take_over([seq_id])
         memory = lib.llama_get_memory(native)
         keep = 0
         if reuse_prefix and history is not None and lib.llama_memory_seq_pos_min(memory, seq_id) == 0:
@@ -195,13 +195,13 @@ def prepare(
         batch.extend(part, start, seq_id, False)
         batch.logits[-1] = start + part.size == tokens.size
         with context._exclusive() as native:
-            context._must_own(seq_id, mine)
+            context._must_own(seq_id, generation)
             context._decode(native, batch)
             if start + n_batch < tokens.size:
                 continue
             context._history[seq_id] = held = tokens.tolist()
             # Before anybody else computes something here: the logits are those of the last batch.
-            return mine, held, choose(native)
+            return generation, held, choose(native)
     raise AssertionError("a prompt has tokens")
 
 
@@ -228,11 +228,11 @@ def generate(
     step.extend([0], 0, seq_id, True)
     token_in, pos_in, native_step = step.token, step.pos, step._struct()
     attached = context._attached.get(seq_id)
-    chooses = attached if sampler is None else sampler
-    # What a greedy sampler chooses is found without it.
-    asked = None if attached is None and chooses is not None and chooses._is_greedy else chooses
+    chooser = attached if sampler is None else sampler
+    # A greedy sampler is not asked: the token with the highest logit is found without it.
+    asked = None if attached is None and chooser is not None and chooser._is_greedy else chooser
     choose = context._likeliest if asked is None else partial(context._sample_with, asked)
-    mine, cached, token = prepare(context, tokens, seq_id, reuse_prefix, choose)
+    generation, cached, token = prepare(context, tokens, seq_id, reuse_prefix, choose)
     owners = context._owners
     while True:
         piece = writer.take(token)
@@ -241,8 +241,8 @@ def generate(
             return
         with context._held():
             native = context._open()
-            if owners[seq_id] != mine:
-                context._must_own(seq_id, mine)
+            if owners[seq_id] != generation:
+                context._must_own(seq_id, generation)
             if asked is None and context._steps_natively():
                 following = context._likeliest_after(native, native_step, token, len(cached))
                 cached.append(token)
@@ -340,9 +340,9 @@ class Generation(Decoding):
         seq = self._seq("seq_id", seq_id)
         if sampler is not None and not isinstance(sampler, Sampler):
             raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
-        chooses = self._attached.get(seq) if sampler is None else sampler
-        if chooses is not None:
-            chooses._must_choose()
+        chooser = self._attached.get(seq) if sampler is None else sampler
+        if chooser is not None:
+            chooser._must_choose()
         return generate(
             self,
             tokens,

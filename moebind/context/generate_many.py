@@ -24,7 +24,7 @@ __all__ = ["BatchedGeneration"]
 
 @dataclass
 class _Run:
-    """One prompt on its way."""
+    """One prompt: its tokens, its sequence, and how far it is computed."""
 
     index: int
     tokens: list[int]
@@ -39,7 +39,7 @@ class _Run:
 
 @dataclass
 class _Schedule:
-    """Which prompts have a sequence, which wait for one, and what comes after them."""
+    """The prompts that have a sequence, those that wait for one, and those that were not looked at yet."""
 
     prompts: Iterator[_Run]
     free: list[int]
@@ -142,7 +142,7 @@ class BatchedGeneration(Generation):
                 "generate_many chooses sequences by itself, but backend samplers belong to certain ones: take them "
                 "away with set_sampler(seq_id, None), and give it a sampler"
             )
-        if self._crosses:
+        if self._has_cross_attention:
             raise BatchError(
                 "this model decodes what was encoded for each sequence: encode() one, and generate() from it"
             )
@@ -170,24 +170,24 @@ class BatchedGeneration(Generation):
         batch = Batch(self._batch_room())
         everything = range(self._n_seq_max)
         with self._exclusive() as native:
-            mine = self._take_over(everything)
+            generation = self._take_over(everything)
             self._empty(native, everything)
         try:
             while True:
                 schedule.fill()
                 if not schedule.running:
                     return
-                for run, token in self._advance(schedule, batch, mine):
+                for run, token in self._advance(schedule, batch, generation):
                     piece = run.writer.take(token)
                     run.tokens.append(token)
                     if piece.stop_reason is not None:
                         schedule.leave(run)
                         schedule.full = False
-                        self._forget_sequences([run.seq], mine)
+                        self._forget_sequences([run.seq], generation)
                     yield run.index, piece
         finally:
             if not self.closed:
-                self._forget_sequences(everything, mine)
+                self._forget_sequences(everything, generation)
 
     def _batch_room(self) -> int:
         """How many tokens a batch can have, whichever they are."""
@@ -199,7 +199,7 @@ class BatchedGeneration(Generation):
                 room = min(room, self._n_outputs_max)
             return room
 
-    def _advance(self, schedule: _Schedule, batch: Batch, mine: int) -> list[tuple[_Run, int]]:
+    def _advance(self, schedule: _Schedule, batch: Batch, generation: int) -> list[tuple[_Run, int]]:
         """Compute one batch; returns the next token of each prompt that was computed to its end."""
         while True:
             parts = _pack(schedule.running, batch)
@@ -207,7 +207,7 @@ class BatchedGeneration(Generation):
             try:
                 with self._exclusive() as native:
                     for seq in range(self._n_seq_max):
-                        self._must_own(seq, mine)
+                        self._must_own(seq, generation)
                     n_outputs = batch.n_tokens if self._embeddings else len(ends)
                     self._compute(native, batch._struct(), n_outputs)
                     self._flags = batch.logits.copy()
@@ -215,7 +215,7 @@ class BatchedGeneration(Generation):
             except NoKvSlotError:
                 if len(schedule.running) == 1:
                     raise
-                self._forget_sequences([schedule.give_up().seq], mine)
+                self._forget_sequences([schedule.give_up().seq], generation)
                 continue
             for run, n, _ in parts:
                 run.n_past += n
@@ -238,10 +238,10 @@ class BatchedGeneration(Generation):
         chosen: list[int] = logits.argmax(axis=1).tolist()
         return chosen
 
-    def _forget_sequences(self, seq_ids: Iterable[int], mine: int) -> None:
+    def _forget_sequences(self, seq_ids: Iterable[int], generation: int) -> None:
         """Empty those of these sequences that still belong to the generation."""
         with self._exclusive() as native:
-            self._empty(native, [seq for seq in seq_ids if self._owners[seq] == mine])
+            self._empty(native, [seq for seq in seq_ids if self._owners[seq] == generation])
 
     def _empty(self, native: CData, seq_ids: Iterable[int]) -> None:
         for seq in seq_ids:

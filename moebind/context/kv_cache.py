@@ -14,7 +14,7 @@ __all__ = ["KvCache"]
 
 
 class KvCache(ContextBase):
-    """What a context remembers, sequence by sequence. :class:`moebind.Context` has one.
+    """The part of a context that keeps keys and values, sequence by sequence. :class:`moebind.Context` has it.
 
     Ranges of positions are ``[p0, p1)``; None means from the first, or to the last.
     """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.native import CData, ffi, hold, lib, own
+from moebind._core.native import CData, ffi, frees_nothing, lib, own
 from moebind.enums import PoolingType
 from moebind.errors import EmbeddingsError, SamplerError
 from moebind.sampling.candidates import TokenDataArray
@@ -24,7 +24,7 @@ __all__ = ["Outputs"]
 
 
 class _Buffer:
-    """What keeps one output buffer for the arrays that show it, after its context has moved on to another."""
+    """The owner of an output buffer that its context has replaced: the arrays that show the buffer hold it."""
 
     __slots__ = ("__weakref__", "buffer")
     buffer: CData | None
@@ -34,7 +34,7 @@ class _Buffer:
 
 
 class Outputs(SampledContext):
-    """What a context computed last. :class:`moebind.Context` has it."""
+    """The part of a context that gives the outputs of the last batch. :class:`moebind.Context` has it."""
 
     #: How many outputs the last batch had.
     _n_outputs = 0
@@ -52,7 +52,7 @@ class Outputs(SampledContext):
     _outputs_reserved = 0
     #: The model's suppressed tokens; None where it has none.
     _suppress: NDArray[np.int32] | None = None
-    #: What the arrays that show the buffer hold.
+    #: The object that the arrays which show the buffer hold.
     _shown: weakref.ref[_Buffer] | None = None
 
     def _forget_outputs(self) -> None:
@@ -62,7 +62,7 @@ class Outputs(SampledContext):
         self._output_seqs = None
 
     def _release_outputs(self, native: CData) -> None:
-        """Before libllama makes itself a larger output buffer: leave the old one to the arrays that show it."""
+        """Leave the output buffer to the arrays that show it, before libllama makes itself a larger one."""
         outputs = None if self._shown is None else self._shown()
         if outputs is not None:
             outputs.buffer = own(lib.moebind_take_output(native), lib.ggml_backend_buffer_free)
@@ -83,7 +83,7 @@ class Outputs(SampledContext):
             outputs = _Buffer()
             self._shown = weakref.ref(outputs)
         size = math.prod(shape)
-        kept = own(ffi.cast("char *", pointer), hold, self._open(), outputs)
+        kept = own(ffi.cast("char *", pointer), frees_nothing, self._open(), outputs)
         array: Any = np.frombuffer(ffi.buffer(kept, 4 * size), dtype).reshape(shape)
         array.flags.writeable = False
         viewed: NDArray[np.float32] | NDArray[np.int32] = array

@@ -1,4 +1,4 @@
-"""What can be read about this machine, this process and this build, for :mod:`moebind.diagnosis.findings` to judge."""
+"""Facts about this machine, this process and this build, for :mod:`moebind.diagnosis.findings` to judge."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPENMP = (
 
 @dataclass(frozen=True)
 class Facts:
-    """What was read. The defaults are those of a machine on which nothing is remarkable."""
+    """The facts that were read. The defaults are those of a machine on which nothing is remarkable."""
 
     # the build
     llama_cpp: str = ""

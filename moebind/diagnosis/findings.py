@@ -1,4 +1,4 @@
-"""What is there, what is missing, why, and what to do about it: :func:`moebind.doctor`."""
+"""The doctor, :func:`moebind.doctor`: what is there, what is missing, why, and what to do about it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moebind.params.params import ContextParams, ModelParams
 
 __all__ = ["Diagnosis", "Finding", "Severity", "doctor"]
 
-#: What llama.cpp calls each of the processor's flags that its kernels are written for.
+#: llama.cpp's names for those of the processor's flags that its kernels are written for.
 X86 = {
     "ssse3": "SSSE3", "avx": "AVX", "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "bmi2": "BMI2", "avx512f": "AVX512",
     "avx512vbmi": "AVX512_VBMI", "avx512_vnni": "AVX512_VNNI", "avx512_bf16": "AVX512_BF16", "avx_vnni": "AVX_VNNI",
@@ -40,7 +40,7 @@ class Severity(IntEnum):
     WARNING = 1
     """It works, but this machine could do it faster, or do more of it."""
     PROBLEM = 2
-    """What you asked for will fail."""
+    """The load that you asked for will fail."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Finding:
 
 
 class Diagnosis(Sequence[Finding]):
-    """What :func:`doctor` found: a sequence of findings, the most severe first. Printing it gives a report.
+    """The findings of :func:`doctor`: a sequence, the most severe first. Printing it gives a report.
 
     Attributes
     ----------
@@ -144,23 +144,23 @@ def doctor(
     size = None
     if path is not None:
         size = sum(Gguf.from_file(path)._sizes())
-    asked = Asked(size, model_params or ModelParams(), context_params or ContextParams())
+    load = PlannedLoad(size, model_params or ModelParams(), context_params or ContextParams())
     facts = read_facts()
-    return Diagnosis(facts, findings(facts, asked))
+    return Diagnosis(facts, findings(facts, load))
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a load is meant to be like; the size of the model's files in bytes, if one was named."""
+class PlannedLoad:
+    """A load that the user plans: its parameters, and the bytes of the model's files if a model was named."""
 
     size: int | None = None
     model: ModelParams = ModelParams()
     context: ContextParams = ContextParams()
 
 
-def findings(facts: Facts, asked: Asked) -> list[Finding]:
-    """Judge; nothing is read here."""
-    return [finding for judge in JUDGES for finding in judge(facts, asked)]
+def findings(facts: Facts, load: PlannedLoad) -> list[Finding]:
+    """Judge the facts, for this load; nothing is read here."""
+    return [finding for check in CHECKS for finding in check(facts, load)]
 
 
 def _summary(facts: Facts) -> Iterator[str]:
@@ -188,7 +188,7 @@ def _gpus(facts: Facts) -> list[str]:
 # --- the graphics card ---
 
 
-def _no_cuda_in_the_build(facts: Facts, asked: Asked) -> Iterator[Finding]:
+def _no_cuda_in_the_build(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     if facts.cuda_verdict.startswith("in"):
         return
     there = facts.nvidia_cards > 0 or facts.libcuda or bool(facts.nvidia_nodes)
@@ -207,7 +207,7 @@ def _no_cuda_in_the_build(facts: Facts, asked: Asked) -> Iterator[Finding]:
         )
 
 
-def _no_cuda_device(facts: Facts, asked: Asked) -> Iterator[Finding]:
+def _no_cuda_device(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     if not facts.cuda_verdict.startswith("in"):
         return
     hidden = facts.cuda_visible_devices
@@ -243,8 +243,8 @@ def _no_cuda_device(facts: Facts, asked: Asked) -> Iterator[Finding]:
     yield Finding(what, why, do, Severity.WARNING)
 
 
-def _load_will_warn(facts: Facts, asked: Asked) -> Iterator[Finding]:
-    params = asked.model
+def _load_will_warn(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
+    params = load.model
     if params.n_gpu_layers != 0 and not params.vocab_only and params.devices is None and not _gpus(facts):
         yield Finding(
             "everything will run on the CPU, and the first load warns about it",
@@ -256,7 +256,7 @@ def _load_will_warn(facts: Facts, asked: Asked) -> Iterator[Finding]:
 # --- the processor ---
 
 
-def _missing_instructions(facts: Facts, asked: Asked) -> Iterator[Finding]:
+def _missing_instructions(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     names = ARM if facts.architecture in {"aarch64", "arm64"} else X86
     usable = facts.cpu_flags if facts.cpu_flags >= AVX512 else {f for f in facts.cpu_flags if "avx512" not in f}
     missing = sorted({names[flag] for flag in usable if flag in names} - facts.cpu_features)
@@ -271,14 +271,14 @@ def _missing_instructions(facts: Facts, asked: Asked) -> Iterator[Finding]:
     )
 
 
-def _threads(facts: Facts, asked: Asked) -> Iterator[Finding]:
+def _threads(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     usable = facts.cores_allowed
     why = f"{facts.cores_allowed} of {facts.cores} cores are allowed to this process"
     if facts.core_quota is not None and facts.core_quota < usable:
         usable = max(1, math.floor(facts.core_quota))
         why = f"a control group grants it {facts.core_quota:g} of {facts.cores_allowed} cores"
     for name in ("n_threads", "n_threads_batch"):
-        wanted = getattr(asked.context, name)
+        wanted = getattr(load.context, name)
         if wanted > usable:
             yield Finding(
                 f"{name} is {wanted}, but only {usable} threads can run at once",
@@ -292,20 +292,20 @@ def _threads(facts: Facts, asked: Asked) -> Iterator[Finding]:
             why,
             f"use at most {usable} threads, or give it more (taskset, docker --cpus, Slurm's --cpus-per-task)",
         )
-    wanted = asked.context.n_threads
+    wanted = load.context.n_threads
     if wanted < min(usable, facts.default_threads):
         yield Finding(
             f"n_threads is {wanted}, while {usable} threads could run",
-            f"that is {'the default' if asked.context == ContextParams() else 'what was asked for'}; llama.cpp's own "
+            f"that is {'the default' if load.context == ContextParams() else 'what was asked for'}; llama.cpp's own "
             f"programs would use {facts.default_threads} here",
             f"ContextParams(n_threads={min(usable, facts.default_threads)}) if nothing else needs the cores",
         )
 
 
-def _openmp(facts: Facts, asked: Asked) -> Iterator[Finding]:
-    told = facts.openmp
-    most = max(asked.context.n_threads, asked.context.n_threads_batch)
-    limit = told.get("OMP_THREAD_LIMIT", "")
+def _openmp(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
+    variables = facts.openmp
+    most = max(load.context.n_threads, load.context.n_threads_batch)
+    limit = variables.get("OMP_THREAD_LIMIT", "")
     if limit.isdecimal() and int(limit) < most:
         yield Finding(
             f"OpenMP starts at most {limit} threads, though {most} are asked for",
@@ -313,32 +313,36 @@ def _openmp(facts: Facts, asked: Asked) -> Iterator[Finding]:
             "unset it, or ask for no more threads",
             Severity.WARNING,
         )
-    if told.get("OMP_DYNAMIC", "").strip().lower() in {"true", "1"}:
+    if variables.get("OMP_DYNAMIC", "").strip().lower() in {"true", "1"}:
         yield Finding(
             "OpenMP may use fewer threads than were asked for",
-            f"OMP_DYNAMIC is {told['OMP_DYNAMIC']!r}",
+            f"OMP_DYNAMIC is {variables['OMP_DYNAMIC']!r}",
             "unset it",
             Severity.WARNING,
         )
-    binds = [f"{name}={told[name]}" for name in ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY") if name in told]
-    if binds and told.get("OMP_PROC_BIND", "").strip().lower() not in {"false", "0"}:
+    binds = [
+        f"{name}={variables[name]}"
+        for name in ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
+        if name in variables
+    ]
+    if binds and variables.get("OMP_PROC_BIND", "").strip().lower() not in {"false", "0"}:
         yield Finding(
             "OpenMP ties threads to cores: those of two contexts or processes may share one and leave others idle",
             f"the environment has {', '.join(binds)}",
             "unset it, unless one context is all that computes here",
             Severity.WARNING,
         )
-    if told.get("OMP_WAIT_POLICY", "").strip().lower() == "active":
+    if variables.get("OMP_WAIT_POLICY", "").strip().lower() == "active":
         yield Finding(
             "threads of OpenMP's wait by spinning",
             "OMP_WAIT_POLICY is 'active'",
             "unset it where other processes need the cores",
             Severity.WARNING,
         )
-    if "OMP_NUM_THREADS" in told:
+    if "OMP_NUM_THREADS" in variables:
         yield Finding(
             "OMP_NUM_THREADS does not choose llama.cpp's threads",
-            f"it is {told['OMP_NUM_THREADS']!r}; n_threads and n_threads_batch choose them",
+            f"it is {variables['OMP_NUM_THREADS']!r}; n_threads and n_threads_batch choose them",
             "set those in ContextParams",
         )
 
@@ -346,7 +350,7 @@ def _openmp(facts: Facts, asked: Asked) -> Iterator[Finding]:
 # --- memory ---
 
 
-def _memory(facts: Facts, asked: Asked) -> Iterator[Finding]:
+def _memory(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     memory = facts.memory
     if memory.capacity < facts.memory_total:
         yield Finding(
@@ -354,31 +358,31 @@ def _memory(facts: Facts, asked: Asked) -> Iterator[Finding]:
             f"{memory.limit or 'the system'} says so",
             "give it more if a model needs it (docker --memory, systemd's MemoryMax, Slurm's --mem)",
         )
-    if asked.size is None:
+    if load.size is None:
         return
-    if _gpus(facts) and asked.model.n_gpu_layers != 0:
+    if _gpus(facts) and load.model.n_gpu_layers != 0:
         return  # how much goes where is what a plan tells
-    if asked.size > memory.capacity:
+    if load.size > memory.capacity:
         yield Finding(
-            f"the model has {_size(asked.size)}, and {_size(memory.capacity)} is all that there is",
+            f"the model has {_size(load.size)}, and {_size(memory.capacity)} is all that there is",
             f"the limit is {memory.limit or 'the memory of this machine'}",
             "take a smaller quantisation, or more memory: mapped, it would be read from the disk again and again",
-            Severity.PROBLEM if not asked.model.use_mmap else Severity.WARNING,
+            Severity.PROBLEM if not load.model.use_mmap else Severity.WARNING,
         )
-    elif asked.size > memory.free:
+    elif load.size > memory.free:
         yield Finding(
-            f"the model has {_size(asked.size)}, and {_size(memory.free)} is free",
+            f"the model has {_size(load.size)}, and {_size(memory.free)} is free",
             f"of {_size(memory.capacity)}, as {memory.limit or 'the system'} says",
             "end something else, or take a smaller quantisation",
             Severity.WARNING,
         )
 
 
-def _address_space(facts: Facts, asked: Asked) -> Iterator[Finding]:
+def _address_space(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     if facts.address_space is None:
         return
     left = max(0, facts.address_space - facts.address_space_used)
-    needed = asked.size or 0
+    needed = load.size or 0
     yield Finding(
         f"this process may have {_size(facts.address_space)} of address space, of which {_size(left)} is left",
         "RLIMIT_AS (ulimit -v) is set; a mapped model counts in full",
@@ -387,11 +391,11 @@ def _address_space(facts: Facts, asked: Asked) -> Iterator[Finding]:
     )
 
 
-def _locked_memory(facts: Facts, asked: Asked) -> Iterator[Finding]:
-    if not asked.model.use_mlock or facts.lockable is None:
+def _locked_memory(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
+    if not load.model.use_mlock or facts.lockable is None:
         return
-    if asked.size is None or asked.size > facts.lockable:
-        what = "a model" if asked.size is None else f"the model's {_size(asked.size)}"
+    if load.size is None or load.size > facts.lockable:
+        what = "a model" if load.size is None else f"the model's {_size(load.size)}"
         yield Finding(
             f"use_mlock cannot lock {what} in memory",
             f"RLIMIT_MEMLOCK (ulimit -l) allows {facts.lockable / 2**20:.0f} MiB; llama.cpp would log that and go on",
@@ -400,7 +404,7 @@ def _locked_memory(facts: Facts, asked: Asked) -> Iterator[Finding]:
         )
 
 
-JUDGES: tuple[Callable[[Facts, Asked], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[Facts, PlannedLoad], Iterator[Finding]], ...] = (
     _no_cuda_in_the_build,
     _no_cuda_device,
     _load_will_warn,

@@ -1,4 +1,4 @@
-"""What single architectures take for granted: numbers that they divide by, tensors that they call optional and use.
+"""Assumptions of single architectures: numbers that they divide by, tensors that they call optional and use.
 
 Found by completing a tiny model of each architecture from libllama's own complaints, and then changing each number and
 leaving out each tensor.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["WITHOUT_ROPE", "damage"]
+__all__ = ["WITHOUT_ROPE", "architecture_problems"]
 
 _MAMBA2 = ("mamba2", "falcon-h1", "nemotron_h", "nemotron_h_moe", "granitehybrid", "plamo2")
-_LINEAR = ("qwen3next", "qwen35", "qwen35moe", "qwen4exp")
+_LINEAR_ATTENTION = ("qwen3next", "qwen35", "qwen35moe", "qwen4exp")
 _RWKV = ("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
 
 #: No positions are rotated here, or in some models only: others would rotate 0 numbers for ever.
@@ -22,23 +22,23 @@ WITHOUT_ROPE = (
     *("glm5-next", *_RWKV),
 )
 #: Keys of which 0 is no value, most being divisors, and the architectures concerned. Elsewhere 0 means "none".
-_NOT_ZERO = {
-    "full_attention_interval": (*_LINEAR, "minimax-01"),
+_NONZERO_KEYS = {
+    "full_attention_interval": (*_LINEAR_ATTENTION, "minimax-01"),
     "attention.head_count": ("phimoe", "olmo2", "gemma2", "gemma3"),
     "attention.head_count_kv": ("modern-bert",),
     "attention.sliding_window": ("afmoe",),  # it always asks for the cache that goes with one
     "experts_per_group": ("grovemoe",),
     "interleave_moe_layer_step": ("ernie4_5-moe",),
-    "ssm.group_count": (*_MAMBA2, *_LINEAR),
-    "ssm.time_step_rank": (*_MAMBA2, *_LINEAR),
+    "ssm.group_count": (*_MAMBA2, *_LINEAR_ATTENTION),
+    "ssm.time_step_rank": (*_MAMBA2, *_LINEAR_ATTENTION),
     "wkv.head_size": _RWKV,
 }
-#: The same, where libllama takes 0 for a key that is missing.
-_NOT_MISSING = {"attention.head_count": ("phimoe", "olmo2"), "attention.sliding_window": ("afmoe",)}
+#: Keys that must be there and the architectures concerned: libllama takes 0 for a key that is missing.
+_REQUIRED_KEYS = {"attention.head_count": ("phimoe", "olmo2"), "attention.sliding_window": ("afmoe",)}
 #: Architectures whose positions have several axes: sections of a head, one an axis.
 _SEVERAL_AXES = ("qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen4exp", "qwen3tts")
 #: In a layer that has the first tensor, one of these groups of tensors has to be whole.
-_NEEDED: tuple[tuple[tuple[str, ...], str, tuple[tuple[str, ...], ...]], ...] = (
+_REQUIRED_TENSORS: tuple[tuple[tuple[str, ...], str, tuple[tuple[str, ...], ...]], ...] = (
     (
         ("phi3", "pockettts"),
         "blk.{}.attn_output.weight",
@@ -59,13 +59,13 @@ _NEEDED: tuple[tuple[tuple[str, ...], str, tuple[tuple[str, ...], ...]], ...] = 
 )
 
 
-def damage(
+def architecture_problems(
     architecture: str,
     integers: Callable[[str], list[int]],
     head: int,
     tensors: Iterable[str],
 ) -> Iterator[tuple[str, str]]:
-    """What this architecture would not survive.
+    """Find values and missing tensors that end the process when this architecture is loaded.
 
     Parameters
     ----------
@@ -83,10 +83,10 @@ def damage(
     tuple[str, str]
         A key without the architecture's name, or the name of a tensor, and what is wrong with it.
     """
-    for key, concerned in _NOT_ZERO.items():
+    for key, concerned in _NONZERO_KEYS.items():
         if architecture in concerned and 0 in integers(key):
             yield key, "is 0; it takes 1 or more"
-    for key, concerned in _NOT_MISSING.items():
+    for key, concerned in _REQUIRED_KEYS.items():
         if architecture in concerned and not integers(key):
             yield key, "is missing; it takes 1 or more"
     sections = integers("rope.dimension_sections")
@@ -96,7 +96,7 @@ def damage(
             f"is {sections or 'missing'}; the first three are not all 0, together they are at most {head}",
         )
     names = set(tensors)
-    for concerned, mark, groups in _NEEDED:
+    for concerned, mark, groups in _REQUIRED_TENSORS:
         if architecture not in concerned:
             continue
         pattern = re.compile(re.escape(mark).replace(r"\{\}", r"(\d+)"))

@@ -24,11 +24,11 @@ from moebind.errors import ModelLoadError, ModelNotFoundError, NativeError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moebind.files.hub import Found
+    from moebind.files.hub import HubFiles
 
 __all__ = ["Gguf", "GgufTensor", "GgufValue"]
 
-#: What a metadata value is in Python.
+#: The Python types of metadata values.
 GgufValue: TypeAlias = "bool | int | float | str | list[str] | NDArray[np.generic]"
 
 _NUMBERS: dict[GgufType, tuple[np.dtype[Any], Any]] = {
@@ -141,7 +141,7 @@ class Gguf(OfThisProcess, Mapping[str, GgufValue]):
     _paths: tuple[str, ...]
     _keys: dict[str, int]
     _tensors: Mapping[str, GgufTensor] | None
-    #: Of files on the Hub: their sizes, and how many bytes were read.
+    #: The sizes of files on the Hub, and how many bytes of them were read; None for files that are here.
     _remote: tuple[tuple[int, ...], int] | None
 
     _elsewhere = "read the file there again, with Gguf.from_file(path)"
@@ -357,14 +357,14 @@ def _shortened(value: GgufValue) -> str:
 
 
 @lru_cache(maxsize=4)
-def _read_on_hub(found: Found) -> Gguf:
+def _read_on_hub(found: HubFiles) -> Gguf:
     """The headers of files on the Hub. What a commit has stays as it is, so the last few are kept."""
     from moebind.files import hub
 
     sizes: list[int] = []
     opened: dict[str, CData] = {}
     read = 0
-    with closing(hub.beginnings(found)) as files:
+    with closing(hub.fetched_headers(found)) as files:
         for file in files:
             header = opened[file.name] = open_header(file.path, file.name)
             count = max(_split_count(header, file.name), 1)

@@ -1,4 +1,4 @@
-"""What libllama only asserts about a model's file, or does not look at, checked before it sees the file.
+"""Checks of a model's file before libllama sees it, for what libllama only asserts or does not look at.
 
 The parser of GGUF is solid; what crashes are values that it has no reason to doubt: a count of experts, a division by
 a number that is 0, a norm's weights of a type that no kernel takes. A failed assertion in a thread that computes, a
@@ -20,7 +20,7 @@ import numpy as np
 from moebind._core.native import lib
 from moebind.enums import GgmlType, GgufType
 from moebind.errors import ModelLoadError
-from moebind.files.architecture_checks import WITHOUT_ROPE, damage
+from moebind.files.architecture_checks import WITHOUT_ROPE, architecture_problems
 from moebind.files.gguf import Gguf
 
 __all__ = ["check_model", "check_whole"]
@@ -169,11 +169,11 @@ def _check_splits(file: Gguf) -> None:
         at = lib.gguf_find_key(header, b"split.no")
         if at < 0 or lib.gguf_get_kv_type(header, at) != GgufType.UINT16:
             raise ModelLoadError(f"{file.paths[number]}: the metadata split.no is missing or not a 16-bit number")
-        told = lib.gguf_get_val_u16(header, at)
-        if told != number:
+        split_number = lib.gguf_get_val_u16(header, at)
+        if split_number != number:
             raise ModelLoadError(
-                f"{file.paths[number]}: the metadata split.no is {told}, but it is file {number} of the model, counted "
-                "from 0: the files are not those of one model, or not in their order"
+                f"{file.paths[number]}: the metadata split.no is {split_number}, but it is file {number} of the model, "
+                "counted from 0: the files are not those of one model, or not in their order"
             )
 
 
@@ -307,7 +307,9 @@ def _check_architecture(fields: _Fields) -> None:
     length = fields.integer(fields.of("attention.key_length"))
     head = length if length is not None else width // heads[0] if heads and heads[0] else 0
     file = fields.file
-    for name, what in damage(fields.architecture, lambda key: fields.integers(fields.of(key)), head, file.tensors):
+    for name, what in architecture_problems(
+        fields.architecture, lambda key: fields.integers(fields.of(key)), head, file.tensors
+    ):
         if name in file.tensors:
             raise ModelLoadError(f"{file.path}: the tensor {name} {what}")
         fields.refuse(fields.of(name), what)

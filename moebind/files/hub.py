@@ -23,23 +23,23 @@ from moebind.files.hub_address import Address, choose
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
 
-__all__ = ["HEADERS_MAX", "Address", "Beginning", "Found", "beginnings", "download", "find"]
+__all__ = ["HEADERS_MAX", "Address", "FetchedHeader", "HubFiles", "fetched_headers", "download", "find"]
 
 #: Bytes that the headers of one model may take, all files together. Vocabularies make them 1 to 20 MiB.
 HEADERS_MAX = 2**26
 #: Bytes of the first request for a model, for its further files (which have no vocabulary), and at most for more.
 _FIRST, _FURTHER, _STEP = 2**18, 2**16, 2**22
-#: What the operating system says when there is no more room.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+#: Errors of the operating system when there is no more room.
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-#: What HTTP libraries call that nothing came back; these names have outlived three of them.
+#: Exceptions of HTTP libraries when nothing came back; these names have outlived three of them.
 _UNREACHABLE = {"ConnectError", "ConnectionError", "ProxyError", "Timeout", "TimeoutException"}
 _LINK = re.compile(r"For more information check: \S+")
 _LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token that may read it"
 
 
 @dataclass(frozen=True)
-class Found:
+class HubFiles:
     """The files of one model, at one commit, with their sizes. ``paths`` are those in the cache, if all of them are."""
 
     address: Address
@@ -50,7 +50,7 @@ class Found:
     token: str | bool | None = field(default=None, repr=False)
 
 
-class Beginning(NamedTuple):
+class FetchedHeader(NamedTuple):
     """The header of a file: where it can be read, its address, the size of the whole, and how many bytes were read."""
 
     path: str
@@ -78,7 +78,7 @@ def find(
     cache_dir: str | None = None,
     local_files_only: bool = False,
     endpoint: str | None = None,
-) -> Found:
+) -> HubFiles:
     """Ask the Hub for the files of a model; where it cannot be reached, look into the cache.
 
     Raises
@@ -98,7 +98,7 @@ def find(
     commit = ""
     if not local_files_only:
         try:
-            with _explained(address, unreachable=_UnreachableError):
+            with _errors_explained(address, unreachable=_UnreachableError):
                 info = library.HfApi(endpoint=endpoint, token=token).model_info(
                     address.repo,
                     revision=address.revision,
@@ -114,23 +114,23 @@ def find(
         if folder is None:
             if failure is not None:
                 raise ModelLoadError(
-                    f"{failure}; {address.repo}{_at(address)} is not in the cache"
+                    f"{failure}; {address.repo}{_at_revision(address)} is not in the cache"
                 ) from failure.__cause__
             raise ModelNotFoundError(
-                f"{address.repo}{_at(address)} is not in the cache, and local_files_only leaves the Hub alone"
+                f"{address.repo}{_at_revision(address)} is not in the cache, and local_files_only leaves the Hub alone"
             )
         commit, sizes = os.path.basename(folder), _sizes_in(folder)
     try:
-        chosen = choose(sizes, address.wanted, address.repo + _at(address))
+        chosen = choose(sizes, address.wanted, address.repo + _at_revision(address))
     except ModelNotFoundError as error:
         if failure is None:
             raise
         raise ModelLoadError(f"{failure}; of what is in the cache, {error}") from failure.__cause__
     files = tuple((name, sizes[name]) for name in chosen)
-    return Found(address, commit, files, _cached(address.repo, commit, files, cache_dir), endpoint, token)
+    return HubFiles(address, commit, files, _cached(address.repo, commit, files, cache_dir), endpoint, token)
 
 
-def download(found: Found, cache_dir: str | None = None) -> tuple[str, ...]:
+def download(found: HubFiles, cache_dir: str | None = None) -> tuple[str, ...]:
     """Bring the files into the cache, where they are not there already: their paths.
 
     After an interruption the files that came whole are in the cache, and no other.
@@ -145,7 +145,7 @@ def download(found: Found, cache_dir: str | None = None) -> tuple[str, ...]:
     library, address = _library(), found.address
     total = sum(size for _, size in found.files)
     paths: list[str] = []
-    with _explained(address, cache_dir or library.constants.HF_HUB_CACHE, total):
+    with _errors_explained(address, cache_dir or library.constants.HF_HUB_CACHE, total):
         for name, _ in found.files:
             paths.append(
                 library.hf_hub_download(
@@ -159,11 +159,11 @@ def download(found: Found, cache_dir: str | None = None) -> tuple[str, ...]:
             )
     folders = {path[: -len(name)] for path, (name, _) in zip(paths, found.files, strict=True)}
     if len(folders) > 1:
-        raise ModelLoadError(f"{address.repo}{_at(address)} changed while it was downloaded: do it again")
+        raise ModelLoadError(f"{address.repo}{_at_revision(address)} changed while it was downloaded: do it again")
     return tuple(paths)
 
 
-def beginnings(found: Found) -> Generator[Beginning, None, None]:
+def fetched_headers(found: HubFiles) -> Generator[FetchedHeader, None, None]:
     """Read the header of each file, and little else. A file in memory has it until the next is asked for.
 
     Raises
@@ -177,15 +177,15 @@ def beginnings(found: Found) -> Generator[Beginning, None, None]:
     for number, (name, size) in enumerate(found.files):
         descriptor = os.memfd_create("moebind-hub")
         try:
-            with _explained(found.address):
+            with _errors_explained(found.address):
                 read = _read_header(files, found, number, descriptor, left)
             left -= read
-            yield Beginning(f"/proc/self/fd/{descriptor}", found.address.name_of(name), size, read)
+            yield FetchedHeader(f"/proc/self/fd/{descriptor}", found.address.name_of(name), size, read)
         finally:
             os.close(descriptor)
 
 
-def _read_header(files: HfFileSystem, found: Found, number: int, descriptor: int, most: int) -> int:
+def _read_header(files: HfFileSystem, found: HubFiles, number: int, descriptor: int, most: int) -> int:
     name, size = found.files[number]
     where = found.address.name_of(name)
     path = f"/proc/self/fd/{descriptor}".encode()
@@ -213,7 +213,7 @@ def _read_header(files: HfFileSystem, found: Found, number: int, descriptor: int
                 )
             target = min(max(end, min(3 * known, known + _STEP)), size, most)
     if end:
-        # What is damaged ends where it is known; zeros would go on.
+        # A damaged header ends where the known bytes end; zeros would go on.
         os.ftruncate(descriptor, size)
     return known
 
@@ -261,14 +261,14 @@ class _UnreachableError(ModelLoadError):
 
 
 @contextmanager
-def _explained(
+def _errors_explained(
     address: Address,
     cache_dir: str | None = None,
     total: int = 0,
     *,
     unreachable: type[ModelLoadError] = ModelLoadError,
 ) -> Iterator[None]:
-    """Have what huggingface_hub raises say what to do; ``unreachable`` is raised for what may pass."""
+    """Turn errors of huggingface_hub into ones that say what to do; those that may pass become ``unreachable``."""
     errors = _library().errors
     # The base of all errors of its HTTP library, which was requests, then httpx, then httpx2.
     http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
@@ -298,33 +298,33 @@ def _explained(
     except (OSError, http_error) as error:
         number = error.errno if isinstance(error, OSError) else None
         if number is not None and cache_dir is not None and not isinstance(error, ConnectionError):
-            told = f"{repo} cannot be written to {cache_dir}: {os.strerror(number)}"
-            if number in _FULL:
-                told += f". {total / 2**30:.2f} GiB are needed, {_free(cache_dir) / 2**30:.2f} are free; give another "
-                told += "cache_dir, or set HF_HUB_CACHE"
-            raise ModelLoadError(told) from error
+            message = f"{repo} cannot be written to {cache_dir}: {os.strerror(number)}"
+            if number in _DISK_FULL:
+                message += f". {total / 2**30:.2f} GiB are needed, {_free_bytes(cache_dir) / 2**30:.2f} are free; "
+                message += "give another cache_dir, or set HF_HUB_CACHE"
+            raise ModelLoadError(message) from error
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise ModelLoadError(f"{repo}: the Hub refuses; {_LOG_IN} ({_reason(error)})") from error
         if _UNREACHABLE & {kind.__name__ for kind in type(error).__mro__}:
-            told = "the Hub cannot be reached (is there a network, and is HF_ENDPOINT right?)"
+            problem = "the Hub cannot be reached (is there a network, and is HF_ENDPOINT right?)"
         else:
-            told = "the Hub does not answer as it should"
-        raise unreachable(f"{repo}: {told}: {_reason(error)}") from error
+            problem = "the Hub does not answer as it should"
+        raise unreachable(f"{repo}: {problem}: {_reason(error)}") from error
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ModelLoadError(f"{repo}: the Hub answered what huggingface_hub does not understand: {error!r}") from error
 
 
 def _reason(error: BaseException) -> str:
-    """In one line, without the link to what a status means that the HTTP library adds."""
+    """The message of an error in one line, without the HTTP library's link to an explanation of the status."""
     return " ".join(_LINK.sub("", str(error)).split()) or type(error).__name__
 
 
-def _at(address: Address) -> str:
+def _at_revision(address: Address) -> str:
     return "" if address.revision is None else f"@{address.revision}"
 
 
-def _free(folder: str) -> int:
+def _free_bytes(folder: str) -> int:
     while not os.path.isdir(folder) and os.path.dirname(folder) != folder:
         folder = os.path.dirname(folder)
     return shutil.disk_usage(folder).free

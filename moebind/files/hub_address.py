@@ -14,17 +14,17 @@ from moebind.errors import ModelNotFoundError
 __all__ = ["Address", "choose"]
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-#: What a repository of models is not.
+#: The other kinds of repositories, as addresses name them.
 _OTHER_KINDS = {"buckets", "datasets", "kernels", "spaces"}
 #: Revisions with a slash in them; others write it as %2F.
 _REFS = re.compile(r"refs/(?:pr/\d+|convert/\w+)(?=/|$)")
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
-#: What a model is quantised as has it in its name: Q4_K_M, BF16, UD-IQ2_XXS.
+#: A letter and a digit, which all names of quantisations have: Q4_K_M, BF16, UD-IQ2_XXS.
 _QUANTISED = re.compile(r"[A-Za-z]\d")
 #: GGUF files that are parts of no model by themselves.
-_BESIDE = re.compile(r"mmproj|imatrix", re.IGNORECASE)
+_NOT_MODELS = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 #: More are not listed in a message.
-_LISTED = 20
+_LISTED_MAX = 20
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ def choose(sizes: Mapping[str, int], wanted: str | None, where: str) -> tuple[st
     if not found:
         what = "that is a model by itself" if wanted is None else f"that matches{asked}"
         raise ModelNotFoundError(f"{where} has no GGUF file {what}; there is\n{_listed(models, models, sizes)}")
-    told = f"{where} has {len(found)} models{asked and f' that match{asked}'}; give the name of one"
-    raise ModelNotFoundError(f"{told}:\n{_listed(found, models, sizes)}")
+    message = f"{where} has {len(found)} models{asked and f' that match{asked}'}; give the name of one"
+    raise ModelNotFoundError(f"{message}:\n{_listed(found, models, sizes)}")
 
 
 class _Model(NamedTuple):
-    """What the names of all files of a model have in common, and how many files there are; 0: it is not split."""
+    """The name of a model, common to all its files, and how many files there are; 0: it is not split."""
 
     name: str
     n_files: int
@@ -136,12 +136,12 @@ def _model_of(file: str) -> _Model:
 
 def _matches(model: str, names: Iterable[str], wanted: str | None) -> bool:
     if wanted is None:
-        return not _BESIDE.search(model)
+        return not _NOT_MODELS.search(model)
     if wanted == model:
         return True
     if any(character in wanted for character in "*?["):
         return any(fnmatch.fnmatchcase(name, wanted) for name in names)
-    if not _QUANTISED.search(wanted) or wanted.endswith(".gguf") or _BESIDE.search(model):
+    if not _QUANTISED.search(wanted) or wanted.endswith(".gguf") or _NOT_MODELS.search(model):
         return False
     # Q4_K is not Q4_K_M, and Q4_XS not IQ4_XS.
     pattern = rf"(?<![A-Za-z0-9]){re.escape(wanted)}(?![A-Za-z0-9_])"
@@ -166,7 +166,7 @@ def _listed(chosen: Iterable[_Model], models: Mapping[_Model, list[str]], sizes:
     for model in chosen:
         names = models[model]
         size = sum(sizes[name] for name in names)
-        told = f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-        lines.append(f"  {names[0]} ({told}{f', {len(names)} files' if len(names) > 1 else ''})")
-    more = len(lines) - _LISTED
-    return "\n".join([*lines[:_LISTED], *([f"  and {more} more"] if more > 0 else [])])
+        shown_size = f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+        lines.append(f"  {names[0]} ({shown_size}{f', {len(names)} files' if len(names) > 1 else ''})")
+    more = len(lines) - _LISTED_MAX
+    return "\n".join([*lines[:_LISTED_MAX], *([f"  and {more} more"] if more > 0 else [])])

@@ -24,7 +24,7 @@ _TYPES = {
     "adapter.lora.alpha": GgufType.FLOAT32,
 }
 _INVOCATION = "adapter.alora.invocation_tokens"
-#: What matrices of an adapter can be, besides quantised.
+#: Types that matrices of an adapter can have, besides quantised ones.
 _FLOATS = {GgmlType.F32, GgmlType.F16, GgmlType.BF16}
 #: Quantised, but only ever the other side of a multiplication.
 _INTERMEDIATE = {GgmlType.Q8_1, GgmlType.Q8_K}

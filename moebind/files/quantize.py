@@ -28,7 +28,7 @@ __all__ = ["quantize"]
 
 #: llama.cpp names NVFP4 but makes no such file: it is for files that were trained so. tensor_types takes it.
 _FTYPES = tuple(kind for kind in Ftype.__members__.values() if kind not in {Ftype.GUESSED, Ftype.NVFP4})
-#: What llama.cpp writes, whatever the source had.
+#: The alignment that llama.cpp writes, whatever the source had.
 _ALIGNMENT = 32
 
 
@@ -288,9 +288,9 @@ def _write(
     names = [f"{stem}-{at + 1:05d}-of-{n_files:05d}.gguf" for at in range(n_files)] if n_files > 1 else [name]
     finals = [os.path.join(os.path.dirname(target), each) for each in names]
     for final in finals:
-        taken = same_file(final, source.paths)
-        if taken is not None:
-            raise ValueError(f"dst is {final}, the same file as the source {taken}: choose another")
+        same = same_file(final, source.paths)
+        if same is not None:
+            raise ValueError(f"dst is {final}, the same file as the source {same}: choose another")
     native.keep_split = n_files > 1
     report, finish = _progress(progress, name)
     try:

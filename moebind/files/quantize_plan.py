@@ -1,4 +1,4 @@
-"""What quantising makes of each tensor: known before anything is written."""
+"""The type that quantising gives each tensor: known before anything is written."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from moebind._core import log
 from moebind._core.native import CData, Hooks, ffi, lib
+from moebind._core.tables import Column, text_table
 from moebind.enums import Ftype, GgmlType
 from moebind.errors import NativeError, QuantizeError
 from moebind.files.gguf import Gguf
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QuantizeResult", "QuantizedTensor"]
 
-#: What ggml quantises to. Asked for another type, it divides by zero or fails an assertion.
+#: Types that ggml quantises to. Asked for another one, it divides by zero or fails an assertion.
 TARGETS = tuple(
     kind
     for kind in GgmlType.__members__.values()
@@ -42,7 +43,7 @@ OUTPUT = "output.weight"
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """What quantising did, or would do, to one tensor.
+    """One tensor before and after quantising; after a dry run, as it would be.
 
     Attributes
     ----------
@@ -71,7 +72,7 @@ class QuantizedTensor:
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """What :func:`quantize` did, or would do.
+    """The files and tensors that :func:`quantize` wrote, or would write.
 
     Attributes
     ----------
@@ -109,13 +110,21 @@ class QuantizeResult:
         kinds: dict[tuple[str, str], list[QuantizedTensor]] = {}
         for tensor in self.tensors:
             kinds.setdefault((tensor.source_type.name, tensor.type.name), []).append(tensor)
-        lines = [f"{'from':>8}    {'to':<8} {'tensors':>8} {'MiB':>10} {'MiB':>10}"]
-        for (source, target), rows in kinds.items():
-            before, after = (sum(getattr(row, name) for row in rows) / 2**20 for name in ("source_nbytes", "nbytes"))
-            lines.append(f"{source:>8} -> {target:<8} {len(rows):8} {before:10.1f} {after:10.1f}")
-        total = f"{len(self.tensors):8} {self.source_nbytes / 2**20:10.1f} {self.nbytes / 2**20:10.1f}"
-        lines.append(f"{'all':>8}    {'':<8} {total}  {self.bits_per_weight:.2f} bits per weight")
-        return "\n".join(lines)
+        columns = [
+            Column("from", width=8),
+            Column("", width=2),
+            Column("to", left=True, width=8),
+            Column("tensors", width=8),
+            Column("MiB", ".1f", width=10),
+            Column("MiB", ".1f", width=10),
+        ]
+        rows: list[list[object]] = []
+        for (source, target), same in kinds.items():
+            sizes = [sum(getattr(each, name) for each in same) / 2**20 for name in ("source_nbytes", "nbytes")]
+            rows.append([source, "->", target, len(same), *sizes])
+        rows.append(["all", None, None, len(self.tensors), self.source_nbytes / 2**20, self.nbytes / 2**20])
+        *lines, total = text_table(columns, rows, separator=" ")
+        return "\n".join([*lines, f"{total}  {self.bits_per_weight:.2f} bits per weight"])
 
 
 def run(source: Gguf, target: str, native: CData, hooks: Hooks) -> None:
@@ -132,16 +141,16 @@ def run(source: Gguf, target: str, native: CData, hooks: Hooks) -> None:
 
 
 def plan(source: Gguf, native: CData, ftype: Ftype, renamed: Mapping[str, str]) -> QuantizeResult:
-    """What a dry run tells, exactly."""
+    """The exact result of a quantisation, from a dry run of llama.cpp's."""
     native.dry_run = True
     run(source, "", native, Hooks())
     native.dry_run = False
     buffer = ffi.new("char[]", max(lib.moebind_quantize_rows(ffi.NULL, 0), 1))
     used = lib.moebind_quantize_rows(buffer, len(buffer))
-    told = bytes(ffi.buffer(buffer, used)).decode("utf-8", "replace").split("\0")[:-1]
+    listed = bytes(ffi.buffer(buffer, used)).decode("utf-8", "replace").split("\0")[:-1]
     kinds = {bytes(ffi.string(lib.ggml_type_name(kind))).decode(): kind for kind in GgmlType.__members__.values()}
     tensors, missing = [], []
-    for name, kind in zip(told[::2], told[1::2], strict=True):
+    for name, kind in zip(listed[::2], listed[1::2], strict=True):
         if name not in renamed:
             raise QuantizeError(f"{source.path}: the tensor {name!r} cannot be told from others: rename it")
         old = source.tensors[renamed[name]]
@@ -168,7 +177,7 @@ def check_plan(
     weights: Mapping[str, NDArray[np.float32]],
     allow_requantize: bool,
 ) -> None:
-    """What the real run would find out only at that tensor, or in a thread whose failure nobody could catch."""
+    """Refuse tensors that would fail in the middle of the run, or in a thread whose failure nobody could catch."""
     for tensor in planned.tensors:
         if tensor.type == tensor.source_type:
             continue

@@ -29,7 +29,7 @@ N_TOKENS_MAX = 2048
 
 
 class Embedding(Hyperparameters, metaclass=ABCMeta):
-    """What a model makes of whole texts. :class:`moebind.Model` is one."""
+    """The part of a model that embeds and ranks whole texts. :class:`moebind.Model` has it."""
 
     @abstractmethod
     def _compute_pooled(
@@ -94,7 +94,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
             pooling = PoolingType.MEAN
         elif pooling == PoolingType.UNSPECIFIED and self._own_pooling() == PoolingType.RANK:
             raise EmbeddingsError("this model scores texts (rerank); say how to pool embeddings with pooling_type")
-        rows = [self._text_tokens(at, text) for at, text in enumerate(_sequence("texts", texts))]
+        rows = [self._text_tokens(at, text) for at, text in enumerate(_listed_texts("texts", texts))]
         result = np.empty((len(rows), self.n_embd_out), np.float32)
         self._pooled(rows, pooling, cut, context_params, result)
         if scaled:
@@ -152,7 +152,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         n_scores = int(lib.moebind_model_n_scores(self._open()))
         if not n_scores:
             raise EmbeddingsError("this model has no classification head to score texts with")
-        pairs = [self._pair(query, text) for text in _sequence("texts", texts)]
+        pairs = [self._pair(query, text) for text in _listed_texts("texts", texts)]
         result = np.empty((len(pairs), max(1, int(lib.llama_model_n_cls_out(self._open())))), np.float32)
         self._pooled(pairs, PoolingType.RANK, cut, context_params, result)
         return np.ascontiguousarray(result[:, 0])
@@ -179,8 +179,10 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         end = [] if eos is None or not lib.llama_vocab_get_add_eos(vocab) else [eos]
         begin = [self.token_bos] if lib.llama_vocab_get_add_bos(vocab) else []
         between = [self.token_sep] if lib.llama_vocab_get_add_sep(vocab) else []
-        asked, said = (self.str_to_token(each, add_special=False, parse_special=False) for each in (query, text))
-        joined = [*begin, *asked.tolist(), *end, *between, *said.tolist(), *end]
+        query_tokens, text_tokens = (
+            self.str_to_token(each, add_special=False, parse_special=False) for each in (query, text)
+        )
+        joined = [*begin, *query_tokens.tolist(), *end, *between, *text_tokens.tolist(), *end]
         tokens = np.array([token for token in joined if token is not None], np.int32)
         if not tokens.size:
             raise ValueError("query and text are empty; a pair takes at least one token")
@@ -203,7 +205,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         if params is None:
             most = min(self.n_ctx_train or N_TOKENS_MAX, N_TOKENS_MAX)
             params = ContextParams(n_ubatch=min(most, max(longest, 512)), n_seq_max=min(N_SEQ_MAX, len(rows)))
-        # What is pooled must be computed at once, and positions may end.
+        # Tokens that are pooled must be computed at once, and a model may have embeddings for so many positions only.
         room = min(params.n_ubatch, int(lib.moebind_model_n_pos(self._open())) or params.n_ubatch)
         for at, row in enumerate(rows):
             if row.size > room and not cut:
@@ -225,7 +227,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         self._compute_pooled(chosen, rows, result)
 
 
-def _sequence(name: str, texts: str | Sequence[T]) -> Sequence[T | str]:
+def _listed_texts(name: str, texts: str | Sequence[T]) -> Sequence[T | str]:
     if isinstance(texts, str):
         return [texts]
     if isinstance(texts, (bytes, dict)) or not isinstance(texts, (Sequence, np.ndarray)):

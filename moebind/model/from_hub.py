@@ -18,7 +18,12 @@ __all__ = ["Pretrained", "checked_params"]
 
 
 def checked_params(params: ModelParams | None) -> ModelParams:
-    """Parameters of a load, with a default."""
+    """Check that the argument ``params`` is :class:`ModelParams`, and replace None by the defaults.
+
+    Raises
+    ------
+    TypeError
+    """
     chosen = ModelParams() if params is None else params
     if not isinstance(chosen, ModelParams):
         raise TypeError(f"params is {chosen!r}; it takes ModelParams")
@@ -100,7 +105,7 @@ class Pretrained(ModelBase, metaclass=ABCMeta):
             if value is not None and not isinstance(value, kinds):
                 raise TypeError(f"{name} is a {type(value).__name__}; it takes a str, or None")
             if isinstance(value, str) and not (value.isascii() and value.isprintable() and value):
-                raise ValueError(f"{name} has characters that none has")  # which is not told of a token
+                raise ValueError(f"{name} has characters that none has")  # no quotation: a token is a secret
         only = checks.boolean("local_files_only", local_files_only)
         found = hub.find(address, token=token, cache_dir=folder, local_files_only=only, endpoint=endpoint)
         return cls._load(Gguf._from_local(hub.download(found, folder)[0]), chosen, split=False)

@@ -1,4 +1,4 @@
-"""What a model is like: the part of ``Model`` that tells its sizes and kinds."""
+"""The sizes and kinds of a model: the part of ``Model`` that tells them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["Hyperparameters"]
 class Hyperparameters(Vocabulary):
     """How large a model is and how it works. :class:`moebind.Model` has it.
 
-    Of a model that was loaded with ``vocab_only`` libllama read the metadata as text, but made nothing of it: what the
-    metadata says in one number is told all the same, the rest raises :class:`MoebindError`.
+    Of a model that was loaded with ``vocab_only``, libllama reads the metadata as text and does nothing with it.
+    What is a single number there can be read all the same; the rest raises :class:`MoebindError`.
     """
 
     @property
@@ -39,15 +39,15 @@ class Hyperparameters(Vocabulary):
         return pointer
 
     def _number(self, key: str, native: Callable[[CData], int], default: int | None = None) -> int:
-        """What libllama read, or would have read if more than the vocabulary had been loaded."""
+        """A number that libllama read. Of a vocabulary alone, it read none: then from the metadata, or ``default``."""
         pointer = self._open()
         if not self._only_vocab:
             return int(native(pointer))
         name = key if key.startswith("general.") else f"{self._architecture}.{key}"
         override = self._meta_overrides.get(name)
-        told = self.meta.get(name, "") if override is None else str(override)
-        if told.isdecimal():
-            return int(told)
+        value = self.meta.get(name, "") if override is None else str(override)
+        if value.isdecimal():
+            return int(value)
         return int(native(self._whole())) if default is None else default
 
     def _own_pooling(self) -> PoolingType:
@@ -123,8 +123,8 @@ class Hyperparameters(Vocabulary):
     @property
     def _n_embd_head_k(self) -> int:
         """Width of one head's keys."""
-        told = self.meta.get(f"{self._architecture}.attention.key_length", "")
-        return int(told) if told.isdecimal() else self.n_embd // max(self.n_head, 1)
+        length = self.meta.get(f"{self._architecture}.attention.key_length", "")
+        return int(length) if length.isdecimal() else self.n_embd // max(self.n_head, 1)
 
     @property
     def n_swa(self) -> int:
@@ -139,8 +139,8 @@ class Hyperparameters(Vocabulary):
     @property
     def n_expert_used(self) -> int:
         """How many experts work on each token."""
-        told = self.meta.get(f"{self._architecture}.expert_used_count", "")
-        return int(told) if told.isdecimal() else 0
+        count = self.meta.get(f"{self._architecture}.expert_used_count", "")
+        return int(count) if count.isdecimal() else 0
 
     @property
     def rope_type(self) -> RopeType:
@@ -154,7 +154,7 @@ class Hyperparameters(Vocabulary):
 
     @property
     def is_hybrid(self) -> bool:
-        """Whether it has both (``llama_model_is_hybrid``)."""
+        """Whether it has both recurrent state and a KV cache (``llama_model_is_hybrid``)."""
         return bool(lib.llama_model_is_hybrid(self._open()))
 
     @property
@@ -201,7 +201,7 @@ class Hyperparameters(Vocabulary):
 
 
 def _in_short(count: int) -> str:
-    """Such as 692M: three digits at most."""
+    """A number in short, such as 692M: three digits at most."""
     for factor, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if count >= factor:
             number = count / factor

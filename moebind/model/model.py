@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from moebind._core import atomic_files, checks, log
-from moebind._core.fork import renewed
-from moebind._core.native import CData, Hooks, decoded, ffi, hold, lib, own
+from moebind._core.fork import new_in_child
+from moebind._core.native import CData, Hooks, decoded, ffi, frees_nothing, lib, own
 from moebind._core.owner import close_all
 from moebind._core.progress import progress_bar
 from moebind.backend import rpc_servers
-from moebind.backend.devices import Device, cuda_state, describe, init, leases, left_to_parent, native_devices, users
+from moebind.backend.devices import Device, cuda_state, describe, fork_hint, init, leases, native_devices, users
 from moebind.enums import DeviceType
 from moebind.errors import ModelLoadError, NativeError, RpcServerError
 from moebind.files.gguf import Gguf
@@ -162,14 +162,14 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         names = {decoded(lib.ggml_backend_dev_name(device)) for device in used}
         model._servers = rpc_servers.endpoints_of(used)
         model._pointer = own(pointer, lib.llama_model_free, *(leases[name] for name in names if name in leases))
-        model._vocab = own(lib.llama_model_get_vocab(pointer), hold, model._pointer)
+        model._vocab = own(lib.llama_model_get_vocab(pointer), frees_nothing, model._pointer)
         model._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
         model._params, model._paths, model._rules = chosen, paths, rules
         model._meta_overrides = chosen.kv_overrides
         model._without_weights = next((name for name in ("vocab_only", "no_alloc") if getattr(chosen, name)), None)
         model._files = {os.path.abspath(path): atomic_files.signature(path) for path in paths}
         model._meta = model._fingerprint = None
-        model._listing = renewed(threading.RLock())
+        model._listing = new_in_child(threading.RLock())
         model._children = WeakSet()
         for name in names:
             users.setdefault(name, WeakSet()).add(model)
@@ -265,7 +265,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
 
     @property
     def params(self) -> ModelParams:
-        """What it was loaded with."""
+        """The parameters that it was loaded with."""
         return self._params
 
     @property
@@ -286,7 +286,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
 
     @property
     def placement(self) -> tuple[PlacedOverride, ...]:
-        """What each tensor override moved, and where to: as allocated, not as requested."""
+        """The tensors that each override moved, and where to: as allocated, not as requested."""
         pointer = self._open()
         count = lib.moebind_model_tensors(pointer, ffi.NULL, 0)
         tensors = ffi.new("struct moebind_tensor[]", count)
@@ -294,7 +294,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         placed: dict[str, PlacedTensor] = {}
         for tensor in tensors:
             name = decoded(tensor.name)
-            placed[name] = PlacedTensor(name, tensor.nbytes, *_where(tensor.buft))
+            placed[name] = PlacedTensor(name, tensor.nbytes, *_device_and_buffer_type(tensor.buft))
         return tuple(
             PlacedOverride(override, tuple(placed[name] for name in names if name in placed))
             for override, names in self._rules.matches
@@ -306,7 +306,7 @@ def _devices_of(pointer: CData) -> list[CData]:
     return [lib.moebind_model_device(pointer, i) for i in range(lib.moebind_model_n_devices(pointer))]
 
 
-def _where(buffer_type: CData) -> tuple[str, str]:
+def _device_and_buffer_type(buffer_type: CData) -> tuple[str, str]:
     """Names of the device and the buffer type; empty when nothing was allocated."""
     if not buffer_type:
         return "", ""
@@ -336,6 +336,6 @@ def _warn_without_device(params: ModelParams) -> None:
         _warned_no_device = True
         warnings.warn(
             f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. CUDA "
-            f"is {cuda_state()}{left_to_parent()}. Set n_gpu_layers=0 if that is what you want",
+            f"is {cuda_state()}{fork_hint()}. Set n_gpu_layers=0 if that is what you want",
             stacklevel=5,
         )

@@ -24,7 +24,7 @@ PIECE_BYTES = 64
 
 
 class Vocabulary(ModelBase):
-    """What a model knows about text. :class:`moebind.Model` is one."""
+    """The part of a model that turns text into tokens and back. :class:`moebind.Model` has it."""
 
     @property
     def vocab_type(self) -> VocabType:
@@ -128,7 +128,7 @@ class Vocabulary(ModelBase):
         copy: NDArray[np.int32] = self._suppressed().copy()
         return copy
 
-    #: What :meth:`_suppressed` found.
+    #: The tokens that :meth:`_suppressed` found, once it was called.
     _suppress: NDArray[np.int32] | None = None
 
     def _suppressed(self) -> NDArray[np.int32]:
@@ -152,7 +152,7 @@ class Vocabulary(ModelBase):
         return bool(lib.llama_vocab_is_control(self._usable_vocab(), self._token(token)))
 
     def token_attr(self, token: SupportsIndex) -> TokenAttr:
-        """What kind of token it is (``llama_vocab_get_attr``)."""
+        """The kind of the token (``llama_vocab_get_attr``)."""
         return TokenAttr(lib.llama_vocab_get_attr(self._usable_vocab(), self._token(token)))
 
     def token_score(self, token: SupportsIndex) -> float:

@@ -161,7 +161,9 @@ class ContextParamsMethods(_Methods):
         return self._with(n_outputs_max=n_outputs_max)
 
     def with_n_outputs_max_per_seq(self, n_outputs_max_per_seq: int) -> Self:
-        """Return a copy with another ``n_outputs_max_per_seq``. The same for each sequence; 0: ``n_outputs_max``."""
+        """Return a copy with another ``n_outputs_max_per_seq``. The most tokens of one sequence in a batch that can
+        have logits or embeddings; 0: ``n_outputs_max``.
+        """
         return self._with(n_outputs_max_per_seq=n_outputs_max_per_seq)
 
     def with_n_threads(self, n_threads: int) -> Self:
@@ -177,7 +179,7 @@ class ContextParamsMethods(_Methods):
         return self._with(n_threads_batch=n_threads_batch)
 
     def with_ctx_type(self, ctx_type: ContextType) -> Self:
-        """Return a copy with another ``ctx_type``. What the context computes."""
+        """Return a copy with another ``ctx_type``. The part of the model that the context computes."""
         return self._with(ctx_type=ctx_type)
 
     def with_rope_scaling_type(self, rope_scaling_type: RopeScalingType) -> Self:

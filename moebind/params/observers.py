@@ -1,4 +1,4 @@
-"""What an eval callback sees: tensors of a graph, while they are computed."""
+"""Tensors of a graph, as eval callbacks see them while they are computed."""
 
 from __future__ import annotations
 
@@ -216,10 +216,10 @@ class TensorObserver:
         return self._fn
 
     def _for_model(self, model: ModelBase) -> TensorObserver:
-        """What observes a context of this model."""
+        """The observer for a context of this model."""
         return self
 
-    def _into(self, hooks: CData) -> None:
+    def _register(self, hooks: CData) -> None:
         """Tell the native hooks which tensors to call for."""
         names = [ffi.new("char[]", name.encode()) for name in self._names]
         pattern = ffi.NULL if self._pattern is None else self._pattern.encode()
@@ -232,8 +232,8 @@ class TensorObserver:
 EvalCallback: TypeAlias = "Callable[[EvalTensor, bool], bool | None] | TensorObserver"
 
 
-def hook(callback: EvalCallback | None) -> Callable[[CData, bool], bool] | None:
-    """What the native hook calls: with a pointer to a tensor, and whether it is to say that it wants it."""
+def eval_hook(callback: EvalCallback | None) -> Callable[[CData, bool], bool] | None:
+    """The function that the native hook calls: with a pointer to a tensor, and whether to ask if it is wanted."""
     if callback is None:
         return None
 

@@ -1,7 +1,7 @@
 """``ModelParams`` and ``ContextParams``: every field of llama.cpp's parameter structs, declared once.
 
 A field is declared with its type, its default (read from llama.cpp) and its check. The ``with_`` methods that go with
-the fields are in ``_params_methods.py``, which ``tools/params_methods.py`` writes from this file, so that editors
+the fields are in ``_methods.py``, which ``tools/params_methods.py`` writes from this file, so that editors
 and mypy see them.
 """
 
@@ -126,7 +126,7 @@ def _tensor_overrides(name: str, value: Any) -> tuple[TensorOverride, ...]:
 
 
 class Params:
-    """What both have in common: checked when made, changed by copying, printed as what differs from the default."""
+    """The base of both classes: checked when made, changed by copying, printed as what differs from the default."""
 
     def __post_init__(self) -> None:
         for declared in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
@@ -339,13 +339,13 @@ class ContextParams(ContextParamsMethods, Params):
     n_outputs_max: int = option(_CONTEXT.n_outputs_max, _integer(0))
     """The most tokens of a batch that can have logits or embeddings; 0: ``n_batch``."""
     n_outputs_max_per_seq: int = option(_CONTEXT.n_outputs_max_per_seq, _integer(0))
-    """The same for each sequence; 0: ``n_outputs_max``."""
+    """The most tokens of one sequence in a batch that can have logits or embeddings; 0: ``n_outputs_max``."""
     n_threads: int = option(_N_THREADS, _integer(1, checks.THREADS_MAX))
     """Threads that compute single tokens; by default, one per physical core."""
     n_threads_batch: int = option(_N_THREADS, _integer(1, checks.THREADS_MAX))
     """Threads that compute prompts and batches; by default, one per physical core."""
     ctx_type: ContextType = option(ContextType(_CONTEXT.ctx_type), _member(ContextType))
-    """What the context computes."""
+    """The part of the model that the context computes."""
     rope_scaling_type: RopeScalingType = option(RopeScalingType(_CONTEXT.rope_scaling_type), _member(RopeScalingType))
     """How positions are stretched beyond the trained context."""
     pooling_type: PoolingType = option(PoolingType(_CONTEXT.pooling_type), _member(PoolingType))

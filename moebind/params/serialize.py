@@ -15,7 +15,7 @@ from moebind.params.tensor_overrides import TensorOverride
 
 __all__ = ["Json", "carried", "context_params", "device_of", "model_params"]
 
-#: What JSON can hold.
+#: Types that JSON has.
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 _CALLBACKS = ("progress_callback", "eval_callback", "abort_callback")
@@ -56,7 +56,7 @@ def _plain(value: Any) -> Json:
 
 
 def model_params(fields: Mapping[str, Any]) -> ModelParams:
-    """What :func:`carried` took apart, in a process that has devices of the same names."""
+    """Make parameters from the fields that :func:`carried` returned; this process has devices of the same names."""
     values = _with_members(ModelParams, fields)
     if "devices" in values:
         values["devices"] = tuple(device_of(name) for name in values["devices"])
@@ -66,7 +66,7 @@ def model_params(fields: Mapping[str, Any]) -> ModelParams:
 
 
 def context_params(fields: Mapping[str, Any]) -> ContextParams:
-    """What :func:`carried` took apart."""
+    """Make parameters from the fields that :func:`carried` returned."""
     return ContextParams(**_with_members(ContextParams, fields))
 
 
@@ -84,7 +84,7 @@ def device_of(name: str) -> Device:
 
 
 def _with_members(kind: type[ModelParams] | type[ContextParams], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Enumerators, by the names of their classes in the fields' annotations."""
+    """The values, with members of enumerations for their names; a field's annotation names the class."""
     classes = {field.name: getattr(enums, str(field.type), None) for field in dataclasses.fields(kind)}
     found: dict[str, Any] = {}
     for name, value in fields.items():

@@ -48,7 +48,7 @@ class PlacedTensor:
 
 @dataclass(frozen=True)
 class PlacedOverride:
-    """What one override did to a loaded model.
+    """The tensors of a loaded model that one override moved.
 
     Attributes
     ----------
@@ -138,7 +138,7 @@ def resolve(
     native = ffi.new("struct llama_model_tensor_buft_override[]", len(overrides) + 1)
     keep: list[CData] = [native]
     matches: list[tuple[TensorOverride, tuple[str, ...]]] = []
-    taken: set[str] = set()
+    matched: set[str] = set()
     for entry, override in zip(native, overrides, strict=False):
         if override.target not in known:
             raise ValueError(
@@ -151,8 +151,8 @@ def resolve(
         entry.pattern = text = ffi.new("char[]", override.pattern.encode())
         entry.buft = known[override.target]
         keep.append(text)
-        matches.append((override, tuple(name for name in found if name not in taken)))
-        taken.update(found)
+        matches.append((override, tuple(name for name in found if name not in matched)))
+        matched.update(found)
     return Resolved(native, tuple(keep), tuple(matches))
 
 

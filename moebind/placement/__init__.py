@@ -1,1 +1,1 @@
-"""Where a model's bytes go: devices of other processes, plans and fits."""
+"""Where a model's bytes would go, before they do: plans, fits, experts, routing."""

@@ -1,4 +1,4 @@
-"""What a model's experts are and weigh, layer by layer."""
+"""The number, sizes and bytes of a model's experts, layer by layer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from moebind._core import checks
 from moebind._core.sizes import show_size
+from moebind._core.tables import Column, text_table
 from moebind.enums import GgmlType
 from moebind.placement.header import TensorInfo, read_header
 
@@ -112,25 +113,27 @@ class ExpertSummary:
 
     def __str__(self) -> str:
         head = f"{os.path.basename(self.path)}: {self.n_expert} experts, {self.n_expert_used} used"
-        rows = [("MiB per layer", "types", "shared MiB", "dense MiB", "layers")]
-        rows += [
+        columns = [
+            Column("MiB per layer", ".1f"),
+            Column("types"),
+            Column("shared MiB", ".1f"),
+            Column("dense MiB", ".1f"),
+            Column("layers", left=True),
+        ]
+        rows = [
             (
-                f"{first.nbytes / 2**20:.1f}",
+                first.nbytes / 2**20,
                 ", ".join(kind.name for kind in first.types) or "-",
-                f"{first.shared_nbytes / 2**20:.1f}",
-                f"{first.dense_nbytes / 2**20:.1f}",
+                first.shared_nbytes / 2**20,
+                first.dense_nbytes / 2**20,
                 _ranges(numbers),
             )
             for first, numbers in self._kinds()
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [
-            "  ".join([*(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
-        ]
         share = self.nbytes / self.total_nbytes if self.total_nbytes else 0.0
         total = f"experts: {show_size(self.nbytes)}, {share:.1%} of {show_size(self.total_nbytes)}; "
         total += f"{show_size(self.active_nbytes)} of them work on a token"
-        return "\n".join([head, *lines, total])
+        return "\n".join([head, *text_table(columns, rows), total])
 
     def _kinds(self) -> list[tuple[LayerExperts, list[int]]]:
         """Layers that are alike, as the first of a kind and the numbers of all."""
@@ -142,7 +145,7 @@ class ExpertSummary:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """``0-3, 6, 9-11``."""
+    """Numbers in short, such as ``0-3, 6, 9-11``."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -18,13 +18,13 @@ from moebind.placement.search import Search
 
 __all__ = ["Fit", "fit"]
 
-#: What is left free of a device when no budget is told; llama.cpp's own fit leaves as much. Of small ones, a share.
+#: Bytes of a device that stay free when no budget is given, as in llama.cpp's own fit; of small devices, a share.
 MARGIN, MARGIN_SHARE = 2**30, 10
 _MODEL, _CONTEXT = ModelParams(), ContextParams()
 #: Sizes of a micro-batch that are tried for prompts; beyond the first, little is gained.
 _UBATCHES = (2048, 1024, _CONTEXT.n_ubatch)
-#: Of the experts that a small micro-batch would keep on the device, what a larger one must keep too ("balanced").
-_WORTH = 0.95
+#: The share of the experts on the device with a small micro-batch that a larger one must keep too ("balanced").
+_EXPERTS_SHARE_MIN = 0.95
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _choose(
                 break
     if not found:
         return None
-    enough = _WORTH * found[-1].expert_bytes
+    enough = _EXPERTS_SHARE_MIN * found[-1].expert_bytes
     return next(plan for plan in found if goal == "prompt" or plan.expert_bytes >= enough)
 
 

@@ -1,4 +1,4 @@
-"""What planning needs of a model file: the metadata without the vocabulary, and the table of tensors.
+"""The parts of a model file that planning needs: the metadata without the vocabulary, and the table of tensors.
 
 Reading a vocabulary takes most of the time of a load without weights, and a plan needs only its size. So llama.cpp is
 given a copy of the header in which the vocabulary is but a number: a sparse file in memory, which claims the size of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Header", "TensorInfo", "read_header"]
 
-#: What belongs to a vocabulary and changes no size.
+#: Keys that belong to a vocabulary and change no size.
 _VOCABULARY = re.compile(rb"tokenizer\.(?!ggml\.token_type_count$)")
 #: The largest models have some thousands; to list many more would take llama.cpp minutes.
 TENSORS_MAX = 2**15
@@ -110,10 +110,10 @@ def read_header(path: str) -> Header:
     if checks.on_hub(path):
         file = Gguf.from_file(path)
         if file.bytes_read is not None:
-            return _on_hub(file)
+            return _hub_header(file)
         path = file.path  # it is in the cache
     paths = tuple(os.path.abspath(each) for each in _known_paths(path))
-    return _read(path, tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)))
+    return _local_header(path, tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)))
 
 
 def _known_paths(path: str) -> list[str]:
@@ -126,13 +126,13 @@ def _known_paths(path: str) -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def _read(path: str, stamps: tuple[tuple[int, int, int], ...]) -> Header:
+def _local_header(path: str, stamps: tuple[tuple[int, int, int], ...]) -> Header:
     return _header_of(Gguf._from_local(path))
 
 
 @lru_cache(maxsize=4)
-def _on_hub(file: Gguf) -> Header:
-    """The same of a file on the Hub: Gguf keeps what it read, so the same file is the same object."""
+def _hub_header(file: Gguf) -> Header:
+    """The header of a file on the Hub. Gguf keeps what it read there, so the same file is the same object."""
     return _header_of(file)
 
 
@@ -149,10 +149,10 @@ def _header_of(file: Gguf) -> Header:
         number = numbers[tensor.path]
         ne = (*tensor.shape, 1, 1, 1)[:4]
         tensors[tensor.name] = TensorInfo(tensor.name, tensor.type, ne, tensor.nbytes, number, tensor.offset)
-    return Header(file.paths, file, tensors, architecture, _write(file, tensors, architecture))
+    return Header(file.paths, file, tensors, architecture, _stand_in_for(file, tensors, architecture))
 
 
-def _write(file: Gguf, tensors: dict[str, TensorInfo], architecture: str) -> int:
+def _stand_in_for(file: Gguf, tensors: dict[str, TensorInfo], architecture: str) -> int:
     """A file in memory with the header and without the vocabulary, as long as one with the tensors would be."""
     copy = own(lib.gguf_init_empty(), lib.gguf_free)
     header = file._headers[0]

@@ -1,4 +1,4 @@
-"""What a model and a context will take, and where, before anything is loaded."""
+"""The memory that a model and a context will take, and where, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Plan(MemoryBreakdown):
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """What does not fit, by how much, and what would help; empty if it fits."""
+        """A sentence for each device that lacks memory: how much, and what would help; empty if everything fits."""
         lacks = self.missing
         lines = [
             f"{device.name} lacks {show_size(lacks[device.name])}: {', or '.join(self._for_device(device))}."
@@ -252,7 +252,12 @@ def plan(
 def check_arguments(
     path: str | os.PathLike[str], model_params: ModelParams | None, context_params: ContextParams | None
 ) -> tuple[str, ModelParams, ContextParams]:
-    """The same with defaults, of the right types."""
+    """Check the arguments' types, and replace None by the defaults.
+
+    Raises
+    ------
+    TypeError
+    """
     file = checks.path("path", path)
     chosen = ModelParams() if model_params is None else model_params
     context = ContextParams() if context_params is None else context_params

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.fork import renewed
+from moebind._core.fork import new_in_child
 from moebind._core.native import lib
+from moebind._core.tables import Column, text_table
 from moebind.params.observers import EvalTensor, TensorObserver
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class RoutingRecorder(TensorObserver):
     __slots__ = ("_counts", "_lock", "_n_tokens", "_size")
 
     def __init__(self) -> None:
-        self._lock = renewed(threading.RLock())
+        self._lock = new_in_child(threading.RLock())
         #: Layers and experts of the models; some have layers for multi-token prediction besides.
         self._size = (0, 0)
         self._counts: NDArray[np.int64] = np.zeros((0, 0), np.int64)
@@ -89,7 +90,7 @@ class RoutingRecorder(TensorObserver):
         return TensorObserver(r"^ffn_moe_(logits|topk)-\d+$", count_first)
 
     def _fit(self, n_layer: int, n_expert: int) -> None:
-        """Have room for a model, or refuse it."""
+        """Make room for a model, or refuse it."""
         with self._lock:
             if not self._counts.size:
                 self._size = n_layer, n_expert
@@ -102,7 +103,7 @@ class RoutingRecorder(TensorObserver):
                 )
 
     def _grow(self, n_layer: int) -> None:
-        """Have so many rows, with the lock held."""
+        """Make room for so many layers. The caller holds the lock."""
         more = n_layer - len(self._counts)
         if more > 0:
             self._counts = np.pad(self._counts, ((0, more), (0, 0)))
@@ -117,7 +118,7 @@ class RoutingRecorder(TensorObserver):
             self._n_tokens[layer] += len(chosen)
 
     def _read(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Counts and tokens of one moment."""
+        """Copies of the counts and of the numbers of tokens, of one moment."""
         with self._lock:
             return np.array(self._counts), np.array(self._n_tokens)
 
@@ -241,15 +242,22 @@ class RoutingRecorder(TensorObserver):
         counts, n_tokens = self._read()
         shares = _fractions(counts)
         entropy, imbalance = _entropy(shares), _imbalance(shares)
-        rows = [["layer", "tokens", "entropy", "busiest", "its share", "times even", "never used"]]
+        columns = [
+            Column("layer"),
+            Column("tokens"),
+            Column("entropy", ".3f"),
+            Column("busiest"),
+            Column("its share", ".1%"),
+            Column("times even", ".2f"),
+            Column("never used"),
+        ]
+        rows: list[list[object]] = []
         for layer in np.flatnonzero(n_tokens).tolist():
             busiest, never = int(counts[layer].argmax()), int((counts[layer] == 0).sum())
-            share = f"{shares[layer, busiest]:.1%}"
-            even = [f"{entropy[layer]:.3f}", str(busiest), share, f"{imbalance[layer]:.2f}"]
-            rows.append([str(layer), str(n_tokens[layer]), *even, str(never)])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join([f"{_shown(counts.shape)}, {int(counts.sum())} choices", *lines[len(rows) == 1 :]])
+            evenness = [entropy[layer], busiest, shares[layer, busiest], imbalance[layer]]
+            rows.append([layer, n_tokens[layer], *evenness, never])
+        lines = text_table(columns, rows) if rows else []
+        return "\n".join([f"{_shown(counts.shape)}, {int(counts.sum())} choices", *lines])
 
     def __repr__(self) -> str:
         counts = self.counts

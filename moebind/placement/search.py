@@ -10,15 +10,15 @@ from moebind.enums import SplitMode
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement import split
 from moebind.placement.header import Header
+from moebind.placement.movable import ExpertMatrix, Level, levels, movable_matrices, to_host
 from moebind.placement.plan import Plan, make_plan
-from moebind.placement.units import Level, Unit, levels, movable_units, to_host
 
 __all__ = ["Search"]
 
 #: Scratch memory differs a little between placements: choices that seem to be too large by this much are still tried.
 #: Beyond that, by as much as matrices differ: a device may have room for a copy of the largest one (op_offload).
 SLACK = 64 * 2**20
-#: How many of them.
+#: How many of these choices are tried.
 TRIES = 8
 #: How many ways to spread layers over devices are planned with.
 SPREADS = 8
@@ -82,11 +82,11 @@ class Search:
             plan = self.plan(models[0], context)
             if self.fits(plan):
                 return plan
-        units = movable_units(plan, model)
-        if units:
+        matrices = movable_matrices(plan, model)
+        if matrices:
             if several:
                 # Scratch memory is another where experts are in host memory.
-                bare = self.plan(to_host(models[0], units, ()), context)
+                bare = self.plan(to_host(models[0], matrices, ()), context)
                 models = split.spread(self.header, bare, model, self.budgets, SPREADS)
             found = [self._fewer_experts(each, context) for each in models]
             fitting = [plan for plan in found if plan is not None]
@@ -94,15 +94,18 @@ class Search:
                 return max(fitting, key=lambda plan: plan.expert_bytes, default=None)
         elif not free_layers:
             return None
-        return self._fewer_layers(model, context, units, several)
+        return self._fewer_layers(model, context, matrices, several)
 
     def _fewer_experts(self, model: ModelParams, context: ContextParams) -> Plan | None:
         """The plan with the most bytes of experts on the devices; None if it does not fit even without any."""
-        units = movable_units(self.plan(model, context), model)
-        best = self.plan(to_host(model, units, ()), context)
+        matrices = movable_matrices(self.plan(model, context), model)
+        best = self.plan(to_host(model, matrices, ()), context)
         if not self.fits(best):
             return None
-        choices = {name: levels([unit for unit in units if unit.device == name]) for name in {u.device for u in units}}
+        choices = {
+            name: levels([matrix for matrix in matrices if matrix.device == name])
+            for name in {matrix.device for matrix in matrices}
+        }
         at = dict.fromkeys(choices, 0)
         room = {name: -self.excess(best).get(name, -(2**62)) for name in choices}
         tried = {tuple(at.values())}
@@ -111,46 +114,51 @@ class Search:
             if tuple(wanted.values()) in tried:
                 break
             tried.add(tuple(wanted.values()))
-            plan = self._keeping(model, context, units, choices, wanted)
+            plan = self._keeping(model, context, matrices, choices, wanted)
             over = self.excess(plan)
             if self.fits(plan) and _kept(choices, wanted) > _kept(choices, at):
                 best, at = plan, wanted
-            for name, levels_ in choices.items():
-                # What is there besides these units, in this placement, is what they have to share the budget with.
-                seen = levels_[wanted[name]].nbytes - over.get(name, -(2**62))
-                room[name] = min(seen, levels_[wanted[name]].nbytes - 1) if over.get(name, 0) > 0 else seen
-        best, at = self._a_little_more(model, context, units, choices, at, best)
+            for name, device_levels in choices.items():
+                # In this placement, the matrices share the budget with everything else that is on the device.
+                seen = device_levels[wanted[name]].nbytes - over.get(name, -(2**62))
+                room[name] = min(seen, device_levels[wanted[name]].nbytes - 1) if over.get(name, 0) > 0 else seen
+        best, at = self._a_little_more(model, context, matrices, choices, at, best)
         if len(best.devices) > 2:
-            kept = {unit for name, index in at.items() for unit in choices[name][index].kept}
-            best = self._overflow(model, context, units, kept, best)
+            kept = {matrix for name, index in at.items() for matrix in choices[name][index].kept}
+            best = self._overflow(model, context, matrices, kept, best)
         return best
 
     def _overflow(
-        self, model: ModelParams, context: ContextParams, units: list[Unit], kept: set[Unit], best: Plan
+        self,
+        model: ModelParams,
+        context: ContextParams,
+        matrices: list[ExpertMatrix],
+        kept: set[ExpertMatrix],
+        best: Plan,
     ) -> Plan:
         """Fill what is left with single matrices, on whichever device has room; their layer may be on another."""
         tries = OVERFLOWS
         while tries:
             rooms = {name: -over for name, over in self.excess(best).items() if name != best.host.name}
             fitting = [
-                (unit.nbytes, unit, name)
+                (matrix.nbytes, matrix, name)
                 for name, room in rooms.items()
-                for unit in set(units) - kept
-                if unit.nbytes <= room
+                for matrix in set(matrices) - kept
+                if matrix.nbytes <= room
             ]
             if not fitting:
                 break
-            for _, unit, name in sorted(fitting, key=lambda each: (each[0], each[2] == each[1].device), reverse=True):
+            for _, matrix, name in sorted(fitting, key=lambda each: (each[0], each[2] == each[1].device), reverse=True):
                 tries -= 1
-                if name == unit.device:
-                    changed, left, stay = model, units, kept | {unit}
+                if name == matrix.device:
+                    changed, left, stay = model, matrices, kept | {matrix}
                 else:
                     # Before the rules that keep experts in host memory: the first match wins.
-                    changed = model.with_tensor_override(unit.pattern, name)
-                    left, stay = [each for each in units if each != unit], kept
+                    changed = model.with_tensor_override(matrix.pattern, name)
+                    left, stay = [each for each in matrices if each != matrix], kept
                 plan = self.plan(to_host(changed, left, stay), context)
                 if self.fits(plan) and plan.expert_bytes > best.expert_bytes:
-                    best, model, units, kept = plan, changed, left, stay
+                    best, model, matrices, kept = plan, changed, left, stay
                     break
                 if not tries:
                     break
@@ -162,20 +170,20 @@ class Search:
         self,
         model: ModelParams,
         context: ContextParams,
-        units: list[Unit],
+        matrices: list[ExpertMatrix],
         choices: dict[str, list[Level]],
         at: dict[str, int],
         best: Plan,
     ) -> tuple[Plan, dict[str, int]]:
         """Try choices that seem a little too large."""
-        sizes = [unit.nbytes for unit in units]
+        sizes = [matrix.nbytes for matrix in matrices]
         slack = SLACK + max(sizes) - min(sizes)
-        for name, levels_ in choices.items():
-            room = levels_[at[name]].nbytes - self.excess(best).get(name, -(2**62))
-            above = [i for i in range(at[name] + 1, len(levels_)) if levels_[i].nbytes <= room + slack]
+        for name, device_levels in choices.items():
+            room = device_levels[at[name]].nbytes - self.excess(best).get(name, -(2**62))
+            above = [i for i in range(at[name] + 1, len(device_levels)) if device_levels[i].nbytes <= room + slack]
             for index in sorted(above, reverse=True)[-TRIES:]:
                 wanted = {**at, name: index}
-                plan = self._keeping(model, context, units, choices, wanted)
+                plan = self._keeping(model, context, matrices, choices, wanted)
                 if self.fits(plan):
                     best, at = plan, wanted
                     break
@@ -185,20 +193,20 @@ class Search:
         self,
         model: ModelParams,
         context: ContextParams,
-        units: list[Unit],
+        matrices: list[ExpertMatrix],
         choices: dict[str, list[Level]],
         at: dict[str, int],
     ) -> Plan:
-        kept = [unit for name, index in at.items() for unit in choices[name][index].kept]
-        return self.plan(to_host(model, units, kept), context)
+        kept = [matrix for name, index in at.items() for matrix in choices[name][index].kept]
+        return self.plan(to_host(model, matrices, kept), context)
 
     def _fewer_layers(
-        self, model: ModelParams, context: ContextParams, units: list[Unit], several: bool
+        self, model: ModelParams, context: ContextParams, matrices: list[ExpertMatrix], several: bool
     ) -> Plan | None:
         """The plan with the most whole layers on the devices, and as many more without their experts."""
 
-        def with_layers(count: int, kept: list[Unit] | None = None) -> Plan:
-            params = (model if kept is None else to_host(model, units, kept)).with_n_gpu_layers(count)
+        def with_layers(count: int, kept: list[ExpertMatrix] | None = None) -> Plan:
+            params = (model if kept is None else to_host(model, matrices, kept)).with_n_gpu_layers(count)
             if several:
                 params = split.spread(self.header, self.plan(params, context), params, self.budgets)[0]
             return self.plan(params, context)
@@ -208,14 +216,14 @@ class Search:
         if whole is None:
             return None
         best = with_layers(whole)
-        kept = [unit for unit in units if unit.layer > n_layer - whole]  # the output counts as a layer
-        more = largest(whole, n_layer, lambda count: self.fits(with_layers(count, kept))) if units else None
+        kept = [matrix for matrix in matrices if matrix.layer > n_layer - whole]  # the output counts as a layer
+        more = largest(whole, n_layer, lambda count: self.fits(with_layers(count, kept))) if matrices else None
         if more is not None:
             best = with_layers(more, kept)
         return best
 
     def widen(self, plan: Plan, least: int, most: int, step: int) -> Plan:
-        """The same placement with the longest context that fits."""
+        """A plan of the same placement, with the longest context that fits."""
 
         def with_context(steps: int) -> Plan:
             n_ctx = min(least + steps * step, most)
@@ -245,4 +253,4 @@ def _last_within(choices: list[Level], room: int) -> int:
 
 
 def _kept(choices: dict[str, list[Level]], at: dict[str, int]) -> int:
-    return sum(levels_[at[name]].nbytes for name, levels_ in choices.items())
+    return sum(device_levels[at[name]].nbytes for name, device_levels in choices.items())

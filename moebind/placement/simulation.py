@@ -29,13 +29,13 @@ from moebind.placement.header import Header
 
 __all__ = ["Simulation", "simulate"]
 
-#: What llama.cpp calls the buffers of a mapped file, all of the CPU's buffer type.
+#: llama.cpp's name for the buffers of a mapped file, all of the CPU's buffer type.
 MAPPED = "CPU_Mapped"
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What llama.cpp would hold, and where.
+    """The memory that llama.cpp would use, and where.
 
     ``devices`` is as in a plan. ``places`` has, for each tensor, the name of its device, or None in host memory;
     a tensor that stands in two places, as the token embeddings do when they are the output too, has the last.
@@ -52,7 +52,7 @@ class Simulation:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """llama.cpp warns of what plans do on purpose; what it says when it fails is in the exception."""
+    """Silence llama.cpp's warnings of what plans do on purpose; what it says when it fails is in the exception."""
     lib.moebind_log_quiet(True)
     try:
         yield
@@ -177,7 +177,7 @@ def _is_mapped(params: ModelParams, used: Sequence[CData]) -> bool:
 def _as_mapped(
     header: Header, parts: list[tuple[CData, BufferMemory]], tensors: list[tuple[str, CData]]
 ) -> tuple[list[tuple[CData, BufferMemory]], int]:
-    """The same with the host's weights in mapped ranges of the files; and how much of those is between them."""
+    """``parts`` with the host's weights in mapped ranges of the files; and how many bytes of these hold no weights."""
     plain = lib.ggml_backend_cpu_buffer_type()
     host = [buffer_type for buffer_type, _ in parts if buffer_type == plain or _is_pinned(buffer_type)]
     first: dict[int, int] = {}

@@ -8,13 +8,13 @@ from itertools import accumulate, pairwise
 
 from moebind.params.params import ModelParams
 from moebind.placement.header import Header
+from moebind.placement.movable import EXPERT_MATRIX
 from moebind.placement.plan import Plan
-from moebind.placement.units import MATRIX
 
 __all__ = ["spread"]
 
 #: With so many ways to spread the layers, all are looked at; with more, those around a start in proportion.
-_ALL = 200
+_ALL_TRIED_MAX = 200
 Worth = tuple[int, int, float]
 
 
@@ -34,7 +34,7 @@ def spread(
         if layer is None:
             output += info.nbytes if info.name.startswith("output") else 0
         elif layer < n_layer:
-            expert, own = MATRIX.match(info.name), matrices[layer]
+            expert, own = EXPERT_MATRIX.match(info.name), matrices[layer]
             if expert is None:
                 dense[layer] += info.nbytes
             else:
@@ -57,7 +57,7 @@ def spread(
 
 
 def _ranked(rooms: list[int], dense: list[int], experts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Where each device's layers end, but for the last device: the best choices first."""
+    """Choices of the layers at which each device but the last ends: the best choices first."""
     n_layer = len(experts)
 
     @cache
@@ -77,7 +77,7 @@ def _ranked(rooms: list[int], dense: list[int], experts: list[tuple[int, ...]]) 
 
     total = max(sum(max(room, 0) for room in rooms), 1)
     start = tuple(round(n_layer * part / total) for part in accumulate(max(room, 0) for room in rooms))[:-1]
-    if len(rooms) == 2 and n_layer <= _ALL:
+    if len(rooms) == 2 and n_layer <= _ALL_TRIED_MAX:
         found: set[tuple[int, ...]] = {(border,) for border in range(n_layer + 1)}
     else:
         found = _climb(start, n_layer, worth)
@@ -104,14 +104,14 @@ def _most_kept(layers: Sequence[tuple[int, ...]], room: int) -> int:
     """Bytes of experts that fit: whole layers from one end, and matrices of one more."""
     most = 0
     for order in (layers, layers[::-1]):
-        taken = 0
+        kept = 0
         for layer in order:
-            if taken + sum(layer) > room:
+            if kept + sum(layer) > room:
                 sums = {0}
                 for size in layer:
                     sums |= {size + each for each in sums}
-                taken += max((each for each in sums if taken + each <= room), default=0)
+                kept += max((each for each in sums if kept + each <= room), default=0)
                 break
-            taken += sum(layer)
-        most = max(most, taken)
+            kept += sum(layer)
+        most = max(most, kept)
     return most

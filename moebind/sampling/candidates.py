@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.fork import renewed
+from moebind._core.fork import new_in_child
 from moebind._core.native import CData, ffi
 from moebind._core.owner import OfThisProcess
 from moebind.errors import SamplerError
@@ -65,7 +65,7 @@ class TokenDataArray(OfThisProcess):
         self._native.selected = -1
         self._native.sorted = checks.boolean("sorted", sorted)
         # Samplers in several threads take turns; one in Python may apply others.
-        self._lock = renewed(threading.RLock())
+        self._lock = new_in_child(threading.RLock())
 
     @classmethod
     def from_logits(cls, logits: ArrayLike) -> TokenDataArray:
@@ -159,7 +159,7 @@ class TokenDataArray(OfThisProcess):
         self._native.sorted = True
 
     def _check_sorted(self) -> None:
-        """After Python could change them: samplers rely on it."""
+        """Note whether the candidates are still sorted, after Python could change them: samplers rely on it."""
         logits = self.data["logit"]
         self._native.sorted = bool(self._native.sorted and (logits[:-1] >= logits[1:]).all())
 
@@ -211,7 +211,7 @@ class TokenDataArray(OfThisProcess):
         return self._native
 
     def _take_back(self) -> None:
-        """After a sampler: libllama may point to memory of the sampler's own; bring the candidates back here."""
+        """Bring the candidates back here after a sampler, which may have left them in memory of its own."""
         ours = ffi.from_buffer("llama_token_data[]", self._storage)
         if self._native.data != ours:
             size = self._native.size

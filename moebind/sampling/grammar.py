@@ -26,7 +26,7 @@ TRIGGERS_MAX = 256
 class GrammarKinds(SamplerKinds):
     """The class methods that make grammars. :class:`moebind.Sampler` has them."""
 
-    #: Whether what is chosen has to be asked for here.
+    #: Whether it is a grammar, which has to be asked about each token that is chosen.
     _is_grammar = False
     #: Whether it is a grammar or calls Python, or has one that does: libllama then does not choose on its own.
     _is_checked = False

@@ -21,7 +21,7 @@ __all__ = ["json_schema_to_grammar"]
 
 Schema: TypeAlias = dict[str, object]
 
-#: Of the schema as text.
+#: The most bytes of a schema as text.
 BYTES_MAX = 2**18
 DEPTH_MAX = 64
 #: llama.cpp takes a larger repetition for one without an end.
@@ -141,7 +141,7 @@ def _corrected(grammar: str) -> str:
 
 
 def _parsed(schema: Mapping[str, object] | str) -> object:
-    """The schema as the JSON that it is, so that nothing else comes in."""
+    """The schema, parsed from its text as JSON, so that nothing else comes in."""
     if not isinstance(schema, (str, Mapping)):
         raise TypeError(f"schema is {schema!r} ({type(schema).__name__}); it takes a dict or JSON text")
     try:
@@ -250,7 +250,7 @@ class _Reader:
         return {"$ref": f"#/$defs/{self._names[reference]}"}
 
     def _target(self, node: Schema) -> Schema:
-        """What a chain of references leads to; nothing, where it leads in a circle or is not read yet."""
+        """The node that a chain of references leads to; an empty one, where it leads in a circle or is not read yet."""
         for _ in range(DEPTH_MAX):
             if "$ref" not in node:
                 return node
@@ -298,7 +298,7 @@ class _Reader:
         if not kinds[0] & kinds[1]:
             return True
         if "enum" in a and "enum" in b:
-            return not {_identity(each) for each in _list(a["enum"])} & {_identity(each) for each in _list(b["enum"])}
+            return not {_canonical(each) for each in _list(a["enum"])} & {_canonical(each) for each in _list(b["enum"])}
         if kinds[0] == kinds[1] == {"object"}:
             shared = set(map(str, _list(a.get("required")))) & set(map(str, _list(b.get("required"))))
             parts = [node.get("properties") for node in (a, b)]
@@ -484,8 +484,8 @@ def _kinds(node: Schema) -> set[str]:
     return {str(node.get("type")).replace("number", "integer")}
 
 
-def _identity(value: object) -> str:
-    """Equal for values that JSON Schema takes for equal."""
+def _canonical(value: object) -> str:
+    """A text that is equal for values that JSON Schema takes for equal."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return json.dumps(value, sort_keys=True)

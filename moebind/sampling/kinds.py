@@ -31,12 +31,14 @@ INFILL_CANDIDATES_MAX = 1024
 class SamplerKinds(Owner, metaclass=ABCMeta):
     """The class methods that make samplers. :class:`moebind.Sampler` has them."""
 
-    #: What must fit a model when a context runs it: candidates that top_k keeps, the vocabulary that penalties was made
-    #: for, the highest token that a bias or an accepted token names.
+    # Numbers that must fit the model when a context runs the sampler in its graph.
+    #: Candidates that top_k keeps.
     _k = 0
+    #: The size of the vocabulary that penalties was made for.
     _n_vocab = 0
+    #: The highest token that was accepted, or that a bias is for.
     _token_max = -1
-    #: adaptive-p: what its copy has to forget.
+    #: Whether it is adaptive-p, whose copy has to forget what the original chose.
     _is_adaptive = False
 
     @classmethod

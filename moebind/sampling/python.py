@@ -27,7 +27,7 @@ _current = _Current()
 
 @contextmanager
 def applying(array: TokenDataArray) -> Iterator[None]:
-    """While samplers are applied to ``array``: one in Python is to get that very object."""
+    """Have samplers in Python get this very object, while samplers are applied to ``array``."""
     _current.arrays.append(array)
     try:
         yield
@@ -50,7 +50,7 @@ class PythonSampler:
         self._accept = _method(fn, "accept")
         self._reset = _method(fn, "reset")
         self._clone = _method(fn, "clone")
-        #: What C++ gives back to the callbacks.
+        #: The pointer that C++ gives back to the callbacks.
         self.handle = ffi.new_handle(self)
 
     def apply(self, native: CData) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from moebind._core import checks
 from moebind._core.context_base import ContextBase
-from moebind._core.native import CData, decoded, ffi, hold, lib, own
+from moebind._core.native import CData, decoded, ffi, frees_nothing, lib, own
 from moebind._core.owner import CallLock
 from moebind.backend.timings import SamplerTimings
 from moebind.errors import ClosedError, NativeError, SamplerError
@@ -71,7 +71,7 @@ class Sampler(GrammarKinds):
         return sampler
 
     _lock: CallLock
-    #: What the native sampler points to.
+    #: The objects that the native sampler points to.
     _keep: tuple[object, ...]
     #: Whether it chooses a token, or only filters.
     _chooses: bool
@@ -191,28 +191,28 @@ class Sampler(GrammarKinds):
         """Add a sampler that the native chain has, and is like ``part``, to those that this one shows."""
         shown = type(part).__new__(type(part))
         # It holds the chain, which owns it.
-        shown._pointer = own(ffi.cast("struct llama_sampler *", pointer), hold, self._open())
+        shown._pointer = own(ffi.cast("struct llama_sampler *", pointer), frees_nothing, self._open())
         shown._lock = self._lock
         shown._keep = part._keep
         shown._why_closed = Sampler._why_closed
-        shown._become(part)
+        shown._copy_kind_from(part)
         shown._parts = []
         for index, inner in enumerate(part._parts):
             shown._show(lib.llama_sampler_chain_get(pointer, index), inner)
         self._parts.append(shown)
 
-    def _become(self, other: Sampler) -> None:
-        """Be of the same kind."""
+    def _copy_kind_from(self, other: Sampler) -> None:
+        """Copy what tells which kind of sampler the other one is."""
         self._chooses, self._is_greedy, self._is_adaptive = other._chooses, other._is_greedy, other._is_adaptive
         self._is_grammar, self._is_checked = other._is_grammar, other._is_checked
         self._nesting = other._nesting
         self._k, self._n_vocab, self._token_max = other._k, other._n_vocab, other._token_max
 
-    def _all(self) -> Iterator[Sampler]:
+    def _with_parts(self) -> Iterator[Sampler]:
         """The sampler itself and all in it."""
         yield self
         for part in self._parts:
-            yield from part._all()
+            yield from part._with_parts()
 
     def close(self) -> None:
         """Free the sampler, and those in it (``llama_sampler_free``). Closing twice does nothing."""
@@ -223,8 +223,8 @@ class Sampler(GrammarKinds):
             self._pointer = None
 
     def _attach(self, n_vocab: int) -> None:
-        """A context runs it from now on, and those in it: tokens beyond the vocabulary would end the process."""
-        for part in self._all():
+        """Note that a context runs it and its parts from now on: tokens beyond the vocabulary would end the process."""
+        for part in self._with_parts():
             part._attached, part._limit = True, n_vocab - 1
 
     def __len__(self) -> int:
@@ -292,7 +292,7 @@ class Sampler(GrammarKinds):
 
     def _sample_natively(self, native: CData, at: int) -> int:
         """``llama_sampler_sample``, by somebody who holds the sampler and the context."""
-        with _failures(self):
+        with _as_sampler_errors(self):
             token = int(lib.llama_sampler_sample(self._open(), native, at))
         self._token_max = max(self._token_max, token)
         return token
@@ -328,8 +328,8 @@ class Sampler(GrammarKinds):
         """The grammar in this sampler that forbids a token, if one does."""
         if not self._is_checked:
             return None
-        with _failures(self):
-            for part in self._all():
+        with _as_sampler_errors(self):
+            for part in self._with_parts():
                 if part._is_grammar and not lib.moebind_grammar_allows(part._open(), token):
                     return part
         return None
@@ -337,7 +337,7 @@ class Sampler(GrammarKinds):
     def _run(self, array: TokenDataArray) -> None:
         """``llama_sampler_apply``, by somebody who holds the sampler."""
         native = self._open()
-        with array._lock, applying(array), _failures(self):
+        with array._lock, applying(array), _as_sampler_errors(self):
             try:
                 lib.llama_sampler_apply(native, array._struct())
             finally:
@@ -360,7 +360,7 @@ class Sampler(GrammarKinds):
             raise TypeError(f"array is {array!r} ({type(array).__name__}); it takes a TokenDataArray")
         with self._lock.held():
             self._run(array)
-            if not self._is_checked or not any(part._is_grammar for part in self._all()):
+            if not self._is_checked or not any(part._is_grammar for part in self._with_parts()):
                 return
             token = array.selected_token
             if token is not None and self._forbidding(token) is not None:
@@ -385,7 +385,7 @@ class Sampler(GrammarKinds):
         native = self._open()
         if self._forbidding(token) is not None:
             raise SamplerError(f"{self!r}: the grammar forbids token {token} here; it was not accepted")
-        with _failures(self):
+        with _as_sampler_errors(self):
             lib.llama_sampler_accept(native, token)
         self._token_max = max(self._token_max, token)
 
@@ -434,11 +434,11 @@ class Sampler(GrammarKinds):
         """
         with self._lock.held():
             copy = self._make(lib.llama_sampler_clone(self._open()), *self._keep)
-            copy._become(self)
+            copy._copy_kind_from(self)
             native = copy._open()
             for index, part in enumerate(self._parts):
                 copy._show(lib.llama_sampler_chain_get(native, index), part)
-            for part in copy._all():
+            for part in copy._with_parts():
                 if part._is_adaptive:
                     # The copy remembers what was chosen last, but not its probability, which it would read.
                     lib.llama_sampler_accept(part._open(), checks.INT32_MAX)
@@ -475,8 +475,8 @@ class Sampler(GrammarKinds):
 
 
 @contextmanager
-def _failures(sampler: Sampler) -> Iterator[None]:
-    """Tell what llama.cpp or a grammar could not do."""
+def _as_sampler_errors(sampler: Sampler) -> Iterator[None]:
+    """Raise errors of llama.cpp and of grammars as :class:`SamplerError`, with the sampler's name."""
     try:
         yield
     except NativeError as error:

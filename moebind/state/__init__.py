@@ -1,1 +1,1 @@
-"""What was computed, kept."""
+"""Saved states of contexts and sequences."""

@@ -1,4 +1,4 @@
-"""Which model this is, whatever its file is called and wherever its tensors are."""
+"""The fingerprint of a model, which stays the same wherever its files and tensors are."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def _read(model: ModelBase) -> bytes:
                 begin = start + lib.gguf_get_tensor_offset(header, index)
                 shape = lib.gguf_get_tensor_ne(header, index)
                 name, kind = decoded(lib.gguf_get_tensor_name(header, index)), lib.gguf_get_tensor_type(header, index)
-                told = repr((name, kind, [shape[i] for i in range(4)]))
+                tensor = repr((name, kind, [shape[i] for i in range(4)]))
                 read = [
                     os.pread(file.fileno(), SAMPLE, begin + max(0, size * (place + 1) // (PLACES + 1) - SAMPLE // 2))
                     for place in range(PLACES)
                 ]
-                samples[told.encode()] = b"".join(read)
+                samples[tensor.encode()] = b"".join(read)
     import hashlib  # rarely needed, and slow to import
 
     digest = hashlib.blake2b(digest_size=16)

@@ -1,4 +1,4 @@
-"""What goes with a saved state: of which model it is, of which kind of cache, and whether all of it is there.
+"""The seal of a saved state: of which model it is, of which kind of cache, and whether all of it is there.
 
 llama.cpp checks little: a state of another model of equal shape is taken, and one that turns out to be wrong half-way
 leaves a cache that is empty or half full. So the bytes that llama.cpp wrote are followed by a seal of fixed size, which
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from moebind._core.model_base import ModelBase
 
-__all__ = ["SEAL_SIZE", "Cache", "Kind", "Seal"]
+__all__ = ["SEAL_SIZE", "CacheKind", "StateKind", "Seal"]
 
 MAGIC = b"moebind\x01"
 _CHECKSUM = 4
@@ -34,8 +34,8 @@ _FIELDS = struct.Struct("<16s8s8sQIIiiIII")
 SEAL_SIZE = _FIELDS.size + _CHECKSUM + len(MAGIC)
 
 
-class Kind(IntEnum):
-    """What a seal is under."""
+class StateKind(IntEnum):
+    """The kind of state that a seal belongs to."""
 
     CONTEXT = 1
     SEQUENCE = 2
@@ -45,26 +45,26 @@ class Kind(IntEnum):
     @property
     def magic(self) -> int:
         """The number that llama.cpp's file begins with."""
-        return int(lib.LLAMA_SESSION_MAGIC if self is Kind.CONTEXT_FILE else lib.LLAMA_STATE_SEQ_MAGIC)
+        return int(lib.LLAMA_SESSION_MAGIC if self is StateKind.CONTEXT_FILE else lib.LLAMA_STATE_SEQ_MAGIC)
 
     @property
     def version(self) -> int:
         """The version of llama.cpp's format."""
-        whole = self in {Kind.CONTEXT, Kind.CONTEXT_FILE}
+        whole = self in {StateKind.CONTEXT, StateKind.CONTEXT_FILE}
         return int(lib.LLAMA_SESSION_VERSION if whole else lib.LLAMA_STATE_SEQ_VERSION)
 
 
 _CONTENT = {
-    Kind.CONTEXT: "a whole context's state: use state_set",
-    Kind.SEQUENCE: "one sequence's state: use state_seq_set",
-    Kind.CONTEXT_FILE: "a file with a whole context's state: use state_load_file",
-    Kind.SEQUENCE_FILE: "a file with one sequence's state: use state_seq_load_file",
+    StateKind.CONTEXT: "a whole context's state: use state_set",
+    StateKind.SEQUENCE: "one sequence's state: use state_seq_set",
+    StateKind.CONTEXT_FILE: "a file with a whole context's state: use state_load_file",
+    StateKind.SEQUENCE_FILE: "a file with one sequence's state: use state_seq_load_file",
 }
 
 
 @dataclass(frozen=True)
-class Cache:
-    """What must be equal in the context that a state was taken from and the one that takes it."""
+class CacheKind:
+    """The properties that must be equal in the context that a state was taken from and the one that takes it."""
 
     model: bytes
     positions: bytes
@@ -74,7 +74,7 @@ class Cache:
     v_trans: int
 
     @staticmethod
-    def of(model: ModelBase, types: tuple[GgmlType, GgmlType], native: CData) -> Cache:
+    def of(model: ModelBase, types: tuple[GgmlType, GgmlType], native: CData) -> CacheKind:
         """The cache of a context of this model, with keys and values of these types."""
         layout = ffi.new("struct moebind_state_layout *")
         lib.moebind_state_layout_of(native, layout)
@@ -82,7 +82,7 @@ class Cache:
         import hashlib  # rarely needed, and slow to import
 
         positions = hashlib.blake2b(repr(laid_out).encode(), digest_size=8).digest()
-        cache = Cache(
+        cache = CacheKind(
             fingerprint.fingerprint(model),
             positions,
             int(types[0]),
@@ -94,7 +94,7 @@ class Cache:
         recurrent = lib.llama_model_is_recurrent(model._open())
         return replace(cache, type_k=0, type_v=0, n_stream=1, v_trans=0) if recurrent else cache
 
-    def difference(self, other: Cache) -> str | None:
+    def difference(self, other: CacheKind) -> str | None:
         """Why the state of a context like this cannot be read by one like the other; None: it can."""
         names = {field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)}
         if "model" in names:
@@ -120,14 +120,14 @@ class Cache:
 
 @dataclass(frozen=True)
 class Seal:
-    """What stands behind a state.
+    """The bytes after a state, which tell what it is.
 
     Attributes
     ----------
-    cache : Cache
+    cache : CacheKind
         Which contexts can take it.
-    kind : Kind
-        What it is under.
+    kind : StateKind
+        The kind of state that it belongs to.
     flags : StateSeqFlags
         How a sequence's state was taken.
     size : int
@@ -136,8 +136,8 @@ class Seal:
         Of a sequence's file: what llama.cpp writes before the state in memory, but not in a file.
     """
 
-    cache: Cache
-    kind: Kind
+    cache: CacheKind
+    kind: StateKind
     size: int
     flags: StateSeqFlags = StateSeqFlags.NONE
     prefix: bytes = bytes(8)
@@ -153,22 +153,22 @@ class Seal:
         return packed + _checksum([*parts, packed]) + MAGIC
 
     @staticmethod
-    def read(name: str, data: memoryview, kinds: Sequence[Kind]) -> Seal:
-        """The seal at the end of data that nothing is known about.
+    def read(name: str, data: memoryview, kinds: Sequence[StateKind]) -> Seal:
+        """Read and check the seal at the end of data that may be anything.
 
         Parameters
         ----------
         name
-            What it is called in messages.
+            The data's name in messages.
         data
             All of it, seal included.
         kinds
-            What it may be under.
+            The kinds of state that are allowed.
 
         Raises
         ------
         StateError
-            If there is none, it is under something else, or anything was changed or is missing.
+            If there is none, it belongs to another kind of state, or anything was changed or is missing.
         """
         tail = bytes(data[-SEAL_SIZE:])
         if len(tail) < SEAL_SIZE or not tail.endswith(MAGIC):
@@ -185,15 +185,15 @@ class Seal:
             raise StateError(f"{name} is damaged: its checksum does not match")
         if kind not in set(kinds):
             raise StateError(f"{name} is {_CONTENT.get(kind, 'of a kind that only a newer moebind knows')}")
-        if version != Kind(kind).version:
+        if version != StateKind(kind).version:
             raise StateError(
-                f"{name} is of version {version} of llama.cpp's format; this one reads {Kind(kind).version}"
+                f"{name} is of version {version} of llama.cpp's format; this one reads {StateKind(kind).version}"
             )
-        return Seal(Cache(model, positions, *rest), Kind(kind), size, StateSeqFlags(flags), prefix)
+        return Seal(CacheKind(model, positions, *rest), StateKind(kind), size, StateSeqFlags(flags), prefix)
 
 
 def _checksum(parts: Sequence[Buffer]) -> bytes:
-    """Against accidents, and so fast that nobody waits for it: CRC-32."""
+    """CRC-32 of all parts: it finds accidents, and is so fast that nobody waits for it."""
     value = 0
     for part in parts:
         value = zlib.crc32(part, value)

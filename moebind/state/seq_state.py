@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from moebind._core import checks
 from moebind.enums import StateSeqFlags
 from moebind.errors import StateError
-from moebind.state.seal import SEAL_SIZE, Cache, Kind, Seal
+from moebind.state.seal import SEAL_SIZE, CacheKind, Seal, StateKind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,19 +31,19 @@ class SeqState:
     """
 
     __slots__ = ("_cache", "_data", "_flags", "_ticket", "_tokens")
-    _cache: Cache
+    _cache: CacheKind
     _data: Buffer
     _flags: StateSeqFlags
-    #: Of ON_DEVICE: what the context knows it by.
+    #: With ON_DEVICE: the object by which the context knows it.
     _ticket: object
-    #: What generate() knew of the sequence.
+    #: The sequence's tokens, as far as generate() knew them.
     _tokens: NDArray[np.int32] | None
 
     def __init__(self, *_arguments: object, **_keywords: object) -> None:
         raise TypeError("states are taken with Context.state_seq_get(seq_id), or made with SeqState.from_bytes(data)")
 
     @classmethod
-    def _of(cls, cache: Cache, data: Buffer, flags: StateSeqFlags, ticket: object = None) -> Self:
+    def _of(cls, cache: CacheKind, data: Buffer, flags: StateSeqFlags, ticket: object = None) -> Self:
         state = cls.__new__(cls)
         state._cache, state._data, state._flags, state._ticket, state._tokens = cache, data, flags, ticket, None
         return state
@@ -63,7 +63,7 @@ class SeqState:
             If it is damaged, cut short, or something else.
         """
         view = checks.octets("data", data)
-        seal = Seal.read("data", view, [Kind.SEQUENCE])
+        seal = Seal.read("data", view, [StateKind.SEQUENCE])
         return cls._of(seal.cache, bytes(view[: seal.size]), seal.flags)
 
     @property
@@ -80,7 +80,7 @@ class SeqState:
         if self._flags & StateSeqFlags.ON_DEVICE:
             raise StateError("a state that was taken with ON_DEVICE is in its context's devices: take one without")
         size = memoryview(self._data).nbytes
-        return bytes(self._data) + Seal(self._cache, Kind.SEQUENCE, size, self._flags).bytes_for([self._data])
+        return bytes(self._data) + Seal(self._cache, StateKind.SEQUENCE, size, self._flags).bytes_for([self._data])
 
     def __reduce__(self) -> tuple[Callable[[Buffer], SeqState], tuple[bytes]]:
         return SeqState.from_bytes, (bytes(self),)

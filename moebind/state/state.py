@@ -16,7 +16,7 @@ from moebind._core.native import CData, decoded, ffi, lib
 from moebind.enums import StateSeqFlags
 from moebind.errors import StateError, StateNotFoundError
 from moebind.state import transfer
-from moebind.state.seal import SEAL_SIZE, Cache, Kind, Seal
+from moebind.state.seal import SEAL_SIZE, CacheKind, Seal, StateKind
 from moebind.state.seq_state import SeqState
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["State"]
 
-#: What llama.cpp's files begin with: magic, version, number of tokens.
-_HEAD = 12
-#: What it writes before a sequence in memory, and not in a file.
-_PREFIX = 8
+#: Bytes at the beginning of llama.cpp's files: magic, version, number of tokens.
+_HEAD_SIZE = 12
+#: Bytes that llama.cpp writes before a sequence in memory, and not in a file.
+_PREFIX_SIZE = 8
 
 
 class State(ContextBase):
@@ -40,7 +40,7 @@ class State(ContextBase):
     the context gets back what it held.
     """
 
-    _cache: Cache | None = None
+    _cache: CacheKind | None = None
     #: The last state of each sequence that was left on devices.
     _on_device: dict[int, object]
 
@@ -71,7 +71,7 @@ class State(ContextBase):
         """
         with self._exclusive() as native:
             cache, data = self._cache_kind(native), transfer.read(native)
-        return b"".join([data, Seal(cache, Kind.CONTEXT, len(data)).bytes_for([data])])
+        return b"".join([data, Seal(cache, StateKind.CONTEXT, len(data)).bytes_for([data])])
 
     def state_set(self, data: Buffer) -> None:
         """Restore all sequences, in place of the present ones.
@@ -95,7 +95,7 @@ class State(ContextBase):
         """
         view = checks.octets("data", data)
         self._open()
-        seal = Seal.read("data", view, [Kind.CONTEXT])
+        seal = Seal.read("data", view, [StateKind.CONTEXT])
         with self._exclusive() as native:
             self._check(native, "data", seal.cache)
             self._replace(native, "data", view[: seal.size])
@@ -124,7 +124,7 @@ class State(ContextBase):
         -----
         All but the last 80 bytes is what ``llama_state_save_file`` writes.
         """
-        self._save(path, tokens, 0, Kind.CONTEXT_FILE)
+        self._save(path, tokens, 0, StateKind.CONTEXT_FILE)
 
     def state_load_file(self, path: str | os.PathLike[str]) -> NDArray[np.int32]:
         """Restore all sequences from a file of :meth:`state_save_file`, in place of the present ones.
@@ -147,7 +147,7 @@ class State(ContextBase):
         StateError
             As for :meth:`state_set`; the context is unchanged.
         """
-        seal, tokens, body, name = self._load(path, Kind.CONTEXT_FILE)
+        seal, tokens, body, name = self._load(path, StateKind.CONTEXT_FILE)
         with self._exclusive() as native:
             self._check(native, name, seal.cache)
             self._replace(native, name, body)
@@ -263,7 +263,7 @@ class State(ContextBase):
         ``llama_state_seq_load_file`` can load the file: all but the last 80 bytes is what ``llama_state_seq_save_file``
         writes.
         """
-        self._save(path, tokens, self._seq("seq_id", seq_id), Kind.SEQUENCE_FILE)
+        self._save(path, tokens, self._seq("seq_id", seq_id), StateKind.SEQUENCE_FILE)
 
     def state_seq_load_file(self, path: str | os.PathLike[str], seq_id: SupportsIndex) -> NDArray[np.int32]:
         """Restore one sequence from a file of :meth:`state_seq_save_file`, in place of what it holds.
@@ -289,7 +289,7 @@ class State(ContextBase):
             As for :meth:`state_seq_set`; the context is unchanged.
         """
         seq = self._seq("seq_id", seq_id)
-        seal, tokens, body, name = self._load(path, Kind.SEQUENCE_FILE)
+        seal, tokens, body, name = self._load(path, StateKind.SEQUENCE_FILE)
         with self._exclusive() as native:
             self._check(native, name, seal.cache)
             self._replace_seq(native, name, body, seq, StateSeqFlags.NONE)
@@ -298,19 +298,19 @@ class State(ContextBase):
 
     # --- underneath; the caller holds the context ---
 
-    def _cache_kind(self, native: CData) -> Cache:
+    def _cache_kind(self, native: CData) -> CacheKind:
         if self._cache is None:
-            self._cache = Cache.of(self._model, self._cache_types, native)
+            self._cache = CacheKind.of(self._model, self._cache_types, native)
         return self._cache
 
-    def _check(self, native: CData, name: str, cache: Cache) -> None:
+    def _check(self, native: CData, name: str, cache: CacheKind) -> None:
         if self._model._without_weights:
             raise StateError("the model was loaded with no_alloc: this context's cache has no memory for a state")
         if difference := cache.difference(self._cache_kind(native)):
             raise StateError(f"{name} does not go with this context: {difference}")
 
     def _make_room(self, native: CData, seq: int) -> None:
-        """Before a sequence is left on devices: llama.cpp ends the process when that does not work."""
+        """Check that a sequence can be left on the devices: llama.cpp ends the process when that does not work."""
         for name, kind in zip(("type_k", "type_v"), self._cache_types, strict=True):
             # It would copy as many elements as there are blocks, and lose the rest without a word.
             if lib.ggml_blck_size(kind) > 1 and not lib.llama_model_is_recurrent(self._model._open()):
@@ -401,17 +401,17 @@ class State(ContextBase):
 
     # --- files ---
 
-    def _save(self, path: str | os.PathLike[str], tokens: ArrayLike | None, seq: int, kind: Kind) -> None:
+    def _save(self, path: str | os.PathLike[str], tokens: ArrayLike | None, seq: int, kind: StateKind) -> None:
         name = checks.path("path", path)
         given = None if tokens is None else checks.int32_array("tokens", tokens, 0, self._model.n_vocab - 1)
         with self._exclusive() as native:
             known = np.array(self._history.get(seq, []), np.int32) if given is None else given
             cache = self._cache_kind(native)
-            if kind is Kind.CONTEXT_FILE:
-                data, prefix = memoryview(transfer.read(native)), bytes(_PREFIX)
+            if kind is StateKind.CONTEXT_FILE:
+                data, prefix = memoryview(transfer.read(native)), bytes(_PREFIX_SIZE)
             else:
                 whole = memoryview(transfer.read_seq(native, seq, StateSeqFlags.NONE))
-                data, prefix = whole[_PREFIX:], bytes(whole[:_PREFIX])
+                data, prefix = whole[_PREFIX_SIZE:], bytes(whole[:_PREFIX_SIZE])
         head = np.array([kind.magic, kind.version, known.size], "<u4").tobytes()
         parts: list[Buffer] = [head, known.astype("<i4").tobytes(), data]
         size = sum(memoryview(part).nbytes for part in parts)
@@ -423,8 +423,8 @@ class State(ContextBase):
         except OSError as error:
             raise StateError(f"{name} could not be saved, and is as it was before: {error}") from error
 
-    def _load(self, path: str | os.PathLike[str], kind: Kind) -> tuple[Seal, NDArray[np.int32], memoryview, str]:
-        """A file's seal and tokens, what goes to llama.cpp, and what to call it."""
+    def _load(self, path: str | os.PathLike[str], kind: StateKind) -> tuple[Seal, NDArray[np.int32], memoryview, str]:
+        """Read a file: its seal, its tokens, the data for llama.cpp, and its name for messages."""
         name = checks.path("path", path)
         self._open()
         try:
@@ -436,20 +436,20 @@ class State(ContextBase):
         try:
             seal = Seal.read(name, data, [kind])
         except StateError as error:
-            if int.from_bytes(data[:4], "little") in {Kind.CONTEXT_FILE.magic, Kind.SEQUENCE_FILE.magic}:
+            if int.from_bytes(data[:4], "little") in {StateKind.CONTEXT_FILE.magic, StateKind.SEQUENCE_FILE.magic}:
                 raise StateError(
                     f"{error}. It begins as a file of llama.cpp's own, which says nothing of its model; "
                     "moebind.lib.llama_state_load_file loads those"
                 ) from None
             raise
-        n_tokens = int.from_bytes(data[_HEAD - 4 : _HEAD], "little")
-        start = _HEAD + 4 * n_tokens
+        n_tokens = int.from_bytes(data[_HEAD_SIZE - 4 : _HEAD_SIZE], "little")
+        start = _HEAD_SIZE + 4 * n_tokens
         if start > seal.size:
             raise StateError(f"{name} is damaged: it has no room for {n_tokens} tokens")
-        tokens = np.frombuffer(data[_HEAD:start], "<i4").astype(np.int32)
-        if kind is Kind.SEQUENCE_FILE:
-            start -= _PREFIX  # its place is where the head or the tokens were
-            data[start : start + _PREFIX] = seal.prefix
+        tokens = np.frombuffer(data[_HEAD_SIZE:start], "<i4").astype(np.int32)
+        if kind is StateKind.SEQUENCE_FILE:
+            start -= _PREFIX_SIZE  # its place is where the head or the tokens were
+            data[start : start + _PREFIX_SIZE] = seal.prefix
         return seal, tokens, data[start : seal.size], name
 
 

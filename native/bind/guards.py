@@ -63,7 +63,7 @@ def redirections(functions: Sequence[Function]) -> str:
 def definitions(functions: Sequence[Function], headers: Sequence[str], loaded: set[str]) -> str:
     """``guards.cpp``. Functions in ``loaded`` are in backends that are opened at run time, and are looked up there."""
     includes = "".join(f'#include "{header}"\n' for header in headers)
-    lines = [HEAD + includes + '#include "guard.h"\n#include "guards.h"\n\nextern "C" {\n']
+    lines = [HEAD + includes + '#include "backends.h"\n#include "guard.h"\n#include "guards.h"\n\nextern "C" {\n']
     for function in functions:
         result, declaration, arguments = _named(function, f"guarded_{function.name}")
         call = f"{function.name}({arguments})"

@@ -1,11 +1,9 @@
 #include "guard.h"
 
-#include "ggml-backend-impl.h"
+#include "backends.h"
 #include "ggml.h"
-#include "log.h"
-#include "shim.h"
+#include "internal.h"
 
-#include <dlfcn.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -171,7 +169,7 @@ void note_stopping() noexcept { state.stopping = true; }
 
 bool stopping() noexcept { return state.stopping || state.exception != nullptr; }
 
-bool carry(PyObject * exception) noexcept {
+bool keep_exception(PyObject * exception) noexcept {
     if (state.depth == 0) {
         return false;
     }
@@ -183,22 +181,6 @@ bool carry(PyObject * exception) noexcept {
     }
     PyGILState_Release(gil);
     return true;
-}
-
-void * find_in_backend(const char * name) {
-    for (size_t i = 0; i < ggml_backend_reg_count(); i++) {
-        // Any function of the backend tells which file it was loaded from.
-        Dl_info info;
-        if (dladdr(reinterpret_cast<void *>(ggml_backend_reg_get(i)->iface.get_name), &info) == 0) {
-            continue;
-        }
-        // The handle is kept: the backend stays loaded for as long as the process runs.
-        void * handle = dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-        if (void * found = handle == nullptr ? nullptr : dlsym(handle, name)) {
-            return found;
-        }
-    }
-    throw std::runtime_error(std::string(name) + " is in a backend that is not loaded; moebind.init() loads them");
 }
 
 }  // namespace moebind
@@ -237,11 +219,10 @@ void moebind_end(void) {
 
 void moebind_setup(void) {
     ggml_set_abort_callback(throw_on_abort);
-    // llama-common would write to standard error, from a thread of its own. What matters it also throws.
-    common_log_set_verbosity_thold(-1);
+    moebind::silence_llama_common();
 }
 
-bool moebind_carry(uintptr_t exception) {
+bool moebind_keep_exception(uintptr_t exception) {
     // This very call is guarded too: it takes a second guard for somebody to be waiting.
-    return state.depth > 1 && moebind::carry(reinterpret_cast<PyObject *>(exception));
+    return state.depth > 1 && moebind::keep_exception(reinterpret_cast<PyObject *>(exception));
 }

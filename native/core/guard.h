@@ -4,12 +4,12 @@
 // moebind::guard, which catches both (moebind_setup installs an abort callback that throws), keeps the text in this
 // thread, and returns a zeroed value. cffi's wrapper then ends in moebind_result, which raises it as NativeError.
 //
-// The same place carries Python exceptions through C: a callback that fails stores its exception with
-// moebind_carry, tells libllama to stop in whatever way that callback can, and moebind_result raises it from the
+// Python's exceptions get through C in the same place. A callback that fails has its exception kept, by
+// moebind_keep_exception, and tells libllama to stop in whatever way that callback can; moebind_result raises it from the
 // call that the user made.
 //
 // What is thrown where no guard stands below it - in a thread of OpenMP - cannot be caught; such preconditions are checked
-// before the call. The RPC client has a thread too, in which nothing fails any more (rpc_connections.cpp).
+// before the call. The RPC client has a thread too, in which nothing fails any more (replaced/rpc_connections.cpp).
 #pragma once
 
 #include <Python.h>
@@ -39,7 +39,7 @@ struct guard_scope {
 void keep_failure(const char * text) noexcept;
 
 // Keeps a Python exception for the outermost guard of this thread; false when there is none.
-bool carry(PyObject * exception) noexcept;
+bool keep_exception(PyObject * exception) noexcept;
 
 // One is being kept.
 bool exception_waiting() noexcept;
@@ -98,13 +98,6 @@ template <class Call> auto guard(Call && call) noexcept -> decltype(call()) {
     if constexpr (!std::is_void_v<result_t>) {
         return result_t{};
     }
-}
-
-void * find_in_backend(const char * name);
-
-// A function of a backend that was loaded at run time (MOEBIND_PORTABLE); throws when no loaded backend has it.
-template <class Function> Function * in_backend(const char * name) {
-    return reinterpret_cast<Function *>(find_in_backend(name));
 }
 
 }  // namespace moebind

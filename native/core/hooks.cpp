@@ -60,7 +60,7 @@ bool interrupted() {
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);
         PyErr_NormalizeException(&type, &value, &traceback);
-        moebind::carry(value);
+        moebind::keep_exception(value);
         Py_XDECREF(type);
         Py_XDECREF(value);
         Py_XDECREF(traceback);

@@ -1,4 +1,5 @@
-// What the C++ files of this folder say to each other.
+// What C++ files offer each other, and not Python: a tap on the log (log.cpp), a lock that forks wait for (fork.cpp),
+// progress (hooks.cpp).
 #pragma once
 
 #include "shim.h"
@@ -24,5 +25,8 @@ std::mutex & fork_mutex();
 
 // Tell Python's progress callback, if there is one; false when what runs is to stop, be it for Ctrl-C.
 bool progress(moebind_hooks * hooks, float fraction);
+
+// llama-common has a log of its own, which nobody reads (peek/llama_common.cpp).
+void silence_llama_common();
 
 }  // namespace moebind

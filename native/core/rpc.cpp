@@ -2,6 +2,7 @@
 //
 // The RPC client waits in a thread of its own, in which Python's signal handlers do not run; and the main thread, where
 // they would, waits for that one. So a handler in front of Python's counts how often SIGINT came during a call.
+#include "backends.h"
 #include "guard.h"
 #include "internal.h"
 #include "rpc_link.h"

@@ -1,4 +1,6 @@
 // A C way to what only C++ has, and to what must not wait for the interpreter. Bound like llama.cpp's own headers.
+//
+// One section for each file, in the order of the rooms: core, peek, sampling, chat.
 #pragma once
 
 #include <stdbool.h>
@@ -14,7 +16,7 @@
 extern "C" {
 #endif
 
-// --- failures (guard.cpp) ---
+// --- failures (core/guard.cpp) ---
 
 // Called once, at import: failed assertions throw from now on.
 void moebind_setup(void);
@@ -24,9 +26,9 @@ void moebind_end(void);
 
 // Keep a Python exception (its id()) until the call that the user made returns, and raise it there.
 // False when this thread is in no such call.
-bool moebind_carry(uintptr_t exception);
+bool moebind_keep_exception(uintptr_t exception);
 
-// --- log (log.cpp) ---
+// --- log (core/log.cpp) ---
 
 // Send llama.cpp's log to moebind_on_log, whole lines of at least this level; NONE sends nothing.
 void moebind_log_start(enum ggml_log_level level);
@@ -39,7 +41,7 @@ void   moebind_log_forget(void);
 // Show nothing of what this thread logs, or show it again. Recent lines are kept all the same.
 void moebind_log_quiet(bool quiet);
 
-// --- hooks: what stops a load or a decode (hooks.cpp) ---
+// --- hooks: what stops a load or a decode (core/hooks.cpp) ---
 
 struct moebind_hooks;
 
@@ -64,7 +66,7 @@ void moebind_hooks_abort(struct moebind_hooks * hooks);
 void moebind_hooks_forget(struct moebind_hooks * hooks);
 bool moebind_hooks_aborted(const struct moebind_hooks * hooks);
 
-// --- fork (fork.cpp) ---
+// --- fork (core/fork.cpp) ---
 
 // Called in the thread that is about to fork: its child can compute then, with one thread or several.
 void moebind_before_fork(void);
@@ -73,12 +75,67 @@ void moebind_after_fork(bool in_child);
 // Called once, where forks wait for it: makes what llama.cpp would take its time for at its first use.
 void moebind_make_tables(void);
 
-// --- devices of the parent (left_devices.cpp) ---
+// --- quantising (core/quantize.cpp) ---
 
-// In the child of a fork: take a backend and its devices out of the lists, without a word to it. How many devices it had.
-int moebind_leave_devices(const char * backend);
+// llama_model_quantize with progress, and Ctrl-C between two tensors: 0 done, 1 failed, 2 stopped.
+int32_t moebind_quantize(const char * source, const char * target, const struct llama_model_quantize_params * params,
+                         struct moebind_hooks * hooks);
 
-// --- GGUF files (files.cpp) ---
+// Of this thread's last one: each tensor's name and new type (after a dry run; empty when it keeps its type), each with its
+// final NUL. Writes what fits and returns how many bytes they take.
+size_t moebind_quantize_rows(char * buffer, size_t size);
+
+// --- generation (core/generation.cpp) ---
+
+// The token with the highest logit, the first of several; NaN is lower than all.
+llama_token moebind_likeliest(const float * logits, int32_t n_vocab);
+// A step of a generation that always takes the likeliest token: llama_decode of one, at pos, in a batch that has room for
+// it, unless the context is told to stop (2); and the next token.
+int32_t moebind_step(struct llama_context * ctx, struct moebind_hooks * hooks, struct llama_batch batch, llama_token token,
+                     llama_pos pos, llama_token * next);
+
+enum { MOEBIND_END_OF_GENERATION = -0x7fffffff };
+// llama_token_to_piece, for a token that does not end the generation.
+int32_t moebind_next_piece(const struct llama_vocab * vocab, llama_token token, bool special, char * buffer, int32_t size);
+
+// --- names of tensors (core/regex_search.cpp) ---
+
+// Search each name with a std::regex, as llama.cpp does; returns how many match. An invalid pattern throws.
+size_t moebind_regex_search(const char * pattern, const char ** names, size_t n_names, bool * matches);
+
+// --- the build (core/build.cpp) ---
+
+// How this was built: one line on CUDA.
+const char * moebind_cuda_verdict(void);
+
+// Why a CUDA backend that was built is not used, once the backends are listed; "" where there is nothing to tell.
+const char * moebind_cuda_failure(void);
+
+// --- RPC servers (core/rpc.cpp) ---
+
+enum moebind_rpc_server {
+    MOEBIND_RPC_SERVER_UNUSED = 0, // no connection now
+    MOEBIND_RPC_SERVER_IN_USE = 1,
+    MOEBIND_RPC_SERVER_LOST   = 2, // what it should have computed is zeros
+};
+
+// How the server is, by its "host:port", without asking it. Writes why it was lost, if it was.
+int moebind_rpc_state(const char * endpoint, char * reason, size_t size);
+
+// Forget that it was lost, so that it is connected to again; false while something still holds the lost connection.
+bool moebind_rpc_forget(const char * endpoint);
+
+// Ask a server anew for what the backend keeps about its devices: another one may listen there now.
+void moebind_rpc_renew(const char * endpoint);
+
+// How long it may take to answer a connection, and anything after that, in milliseconds.
+void moebind_rpc_timeouts(const char * endpoint, int64_t connect_ms, int64_t silence_ms);
+
+// Take an RPC server's devices out of the registry: ggml_backend_unload does not, since they belong to the plain RPC
+// backend. Nothing may use them any more.
+void moebind_rpc_remove_server(ggml_backend_reg_t server);
+
+// --- GGUF files (peek/gguf.cpp) ---
 
 // Throws when the metadata claims more than any model has: gguf_init_from_file would allocate what a sparse file claims.
 void moebind_gguf_scan(const char * path);
@@ -93,20 +150,139 @@ size_t moebind_gguf_strings(const struct gguf_context * file, int64_t key, char 
 // Index of the first text in an array that was there before; -1 when all differ. Empty ones do not count.
 int64_t moebind_gguf_repeated(const struct gguf_context * file, int64_t key);
 
+// --- devices that a child of a fork leaves to its parent (peek/backends.cpp) ---
+
+// In the child of a fork: take a backend and its devices out of the lists, without a word to it. How many devices it had.
+int moebind_leave_devices(const char * backend);
+
+// --- devices that are only described (peek/described_devices.cpp) ---
+
+// A GPU-type device that is only described. It has the name GPU<number>, is in no registry, and allocates nothing: for
+// models with no_alloc. Asking again returns the same one, which stays for ever.
+ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory);
+
+// --- models (peek/model.cpp) ---
+
+int32_t            moebind_model_n_expert(const struct llama_model * model);
+int32_t            moebind_model_n_devices(const struct llama_model * model);
+ggml_backend_dev_t moebind_model_device(const struct llama_model * model, int32_t i);
+
+struct moebind_tensor {
+    const char *               name; // as long as the model
+    size_t                     nbytes;
+    ggml_backend_buffer_type_t buft; // NULL when nothing was allocated
+};
+
+// The model's tensors as they were placed. Writes at most n and returns how many there are.
+size_t moebind_model_tensors(const struct llama_model * model, struct moebind_tensor * tensors, size_t n);
+
 // The name of a tensor whose data cannot be read back, as the CPU's repacked layouts cannot; NULL when all can.
 const char * moebind_model_unreadable(const struct llama_model * model);
 
-// --- quantising (quantize.cpp) ---
+struct moebind_weight {
+    int64_t        ne[4];
+    enum ggml_type type;
+    bool           allocated;
+};
 
-// llama_model_quantize with progress, and Ctrl-C between two tensors: 0 done, 1 failed, 2 stopped.
-int32_t moebind_quantize(const char * source, const char * target, const struct llama_model_quantize_params * params,
-                         struct moebind_hooks * hooks);
+// One of the model's tensors by name; false when there is none.
+bool moebind_model_weight(const struct llama_model * model, const char * name, struct moebind_weight * weight);
 
-// Of this thread's last one: each tensor's name and new type (after a dry run; empty when it keeps its type), each with its
-// final NUL. Writes what fits and returns how many bytes they take.
-size_t moebind_quantize_rows(char * buffer, size_t size);
+// Whether the matrix that makes logits is that of the token embeddings.
+bool moebind_model_ties_output(const struct llama_model * model);
 
-// --- samplers of our own (python_sampler.cpp) ---
+// How many positions the model's learned position embeddings have; 0 when it has none, and positions are unlimited.
+int64_t moebind_model_n_pos(const struct llama_model * model);
+
+// How many scores the model's classification head gives; 0 when it has no head.
+int64_t moebind_model_n_scores(const struct llama_model * model);
+
+// --- contexts (peek/context.cpp) ---
+
+// Whether the graph that was computed last gave logits: those of encoders give embeddings only.
+bool moebind_has_logits(struct llama_context * ctx);
+
+// Take the buffer that logits and embeddings are in away from the context, which makes itself a new one: for arrays that
+// still show the old one. The caller frees it.
+ggml_backend_buffer_t moebind_take_output(struct llama_context * ctx);
+
+struct moebind_memory {
+    ggml_backend_buffer_type_t buft;
+    size_t                     model;
+    size_t                     context;
+    size_t                     compute;
+};
+
+// Bytes by buffer type. Writes at most n and returns how many there are.
+size_t moebind_memory_breakdown(const struct llama_context * ctx, struct moebind_memory * parts, size_t n);
+
+// Build graphs and scratch memory for the adapters that the context has now, as its next computation would.
+void moebind_reserve(struct llama_context * ctx);
+
+// --- saved states (peek/state.cpp) ---
+
+// What the numbers in a cache depend on besides the model, its types, and what was decoded. Contexts in which this is
+// equal can read each other's states.
+struct moebind_state_layout {
+    uint32_t n_stream;  // how many parts the cache has: one for each sequence, or one
+    bool     v_trans;   // values are stored transposed: the context was made without flash attention
+    bool     rope_long;
+    int32_t  ctx_type;
+    int32_t  rope_scaling_type;
+    uint32_t n_ctx_orig_yarn;
+    float    rope[6];
+};
+
+void moebind_state_layout_of(const struct llama_context * ctx, struct moebind_state_layout * layout);
+
+// Free what llama_state_seq_get_data_ext left of a sequence on devices. It would use that memory again without looking
+// whether it is large enough.
+void moebind_state_forget_on_device(struct llama_context * ctx, int32_t seq_id);
+
+// --- types that the quantiser gives (peek/quant_types.cpp) ---
+
+struct moebind_quant_shape {
+    const char * architecture;
+    uint32_t     n_embd;
+    uint32_t     n_ff;
+    uint32_t     n_layer;
+    uint32_t     n_head;
+    uint32_t     n_head_kv;
+    uint32_t     n_expert;
+    uint32_t     n_embd_head_k;
+    uint32_t     n_embd_head_v;
+};
+
+struct moebind_quant_tensor {
+    const char *   name;
+    int64_t        ne[4];
+    enum ggml_type type; // before and after
+};
+
+// The types that llama.cpp's quantiser would give these tensors.
+void moebind_quant_types(const struct moebind_quant_shape * shape, enum llama_ftype ftype,
+                         struct moebind_quant_tensor * tensors, size_t n);
+
+// --- what llama.cpp's own programs decide (peek/llama_common.cpp) ---
+
+// How many threads llama.cpp's own programs compute with on this machine.
+int32_t moebind_default_n_threads(void);
+
+// The regular expression over tensor names that --cpu-moe uses.
+const char * moebind_ffn_exps_regex(void);
+
+// llama.cpp's own fit of parameters to memory (common/fit.h): 0 done, 1 nothing fits, 2 failed. One thread at a time.
+int32_t moebind_common_fit(const char * path, struct llama_model_params * mparams, struct llama_context_params * cparams,
+                           float * tensor_split, struct llama_model_tensor_buft_override * overrides, size_t * margins,
+                           uint32_t n_ctx_min);
+
+// --- tokens of a text (peek/tokenize.cpp) ---
+
+// llama_tokenize, with as much stack as a pre-tokenizer's regular expressions need for this text (tokenize.cpp).
+int32_t moebind_tokenize(const struct llama_vocab * vocab, const char * text, int32_t text_len, llama_token * tokens,
+                         int32_t n_tokens_max, bool add_special, bool parse_special);
+
+// --- samplers of our own (sampling/python_sampler.cpp) ---
 
 // Have a Python object (its id()) live longer by one reference.
 void moebind_reference(uintptr_t object);
@@ -117,7 +293,7 @@ struct llama_sampler * moebind_sampler_python(const char * name, uintptr_t objec
 // llama_sampler_init_infill, which takes time with the square of the candidates; more than `most` throw.
 struct llama_sampler * moebind_sampler_infill(const struct llama_vocab * vocab, size_t most);
 
-// --- grammars (grammar_*.cpp, json_schema.cpp) ---
+// --- grammars (sampling/grammar_*.cpp) ---
 
 // Throws what is wrong with a grammar, with its place.
 void moebind_grammar_check(const char * grammar, const char * root);
@@ -144,176 +320,12 @@ bool moebind_grammar_waits(const struct llama_sampler * grammar);
 // Whether accepting the token would succeed.
 bool moebind_grammar_allows(const struct llama_sampler * grammar, llama_token token);
 
+// --- JSON schemas (sampling/json_schema.cpp) ---
+
 // The grammar of a JSON schema, by llama-common. Writes at most `size` bytes and returns how many there are.
 size_t moebind_json_schema_to_grammar(const char * schema, char * buffer, size_t size);
 
-// --- what llama.cpp keeps in C++ (shim.cpp) ---
-
-// How many threads llama.cpp's own programs compute with on this machine.
-int32_t moebind_default_n_threads(void);
-
-// The regular expression over tensor names that --cpu-moe uses.
-const char * moebind_ffn_exps_regex(void);
-
-// Search each name with a std::regex, as llama.cpp does; returns how many match. An invalid pattern throws.
-size_t moebind_regex_search(const char * pattern, const char ** names, size_t n_names, bool * matches);
-
-// llama_tokenize, with as much stack as a pre-tokenizer's regular expressions need for this text (tokenize.cpp).
-int32_t moebind_tokenize(const struct llama_vocab * vocab, const char * text, int32_t text_len, llama_token * tokens,
-                         int32_t n_tokens_max, bool add_special, bool parse_special);
-
-int32_t            moebind_model_n_expert(const struct llama_model * model);
-int32_t            moebind_model_n_devices(const struct llama_model * model);
-ggml_backend_dev_t moebind_model_device(const struct llama_model * model, int32_t i);
-
-struct moebind_tensor {
-    const char *               name; // as long as the model
-    size_t                     nbytes;
-    ggml_backend_buffer_type_t buft; // NULL when nothing was allocated
-};
-
-// The model's tensors as they were placed. Writes at most n and returns how many there are.
-size_t moebind_model_tensors(const struct llama_model * model, struct moebind_tensor * tensors, size_t n);
-
-struct moebind_memory {
-    ggml_backend_buffer_type_t buft;
-    size_t                     model;
-    size_t                     context;
-    size_t                     compute;
-};
-
-// Bytes by buffer type. Writes at most n and returns how many there are.
-size_t moebind_memory_breakdown(const struct llama_context * ctx, struct moebind_memory * parts, size_t n);
-
-// Take the buffer that logits and embeddings are in away from the context, which makes itself a new one: for arrays that
-// still show the old one. The caller frees it.
-ggml_backend_buffer_t moebind_take_output(struct llama_context * ctx);
-
-// --- saved states (state.cpp) ---
-
-// What the numbers in a cache depend on besides the model, its types, and what was decoded. Contexts in which this is
-// equal can read each other's states.
-struct moebind_state_layout {
-    uint32_t n_stream;  // how many parts the cache has: one for each sequence, or one
-    bool     v_trans;   // values are stored transposed: the context was made without flash attention
-    bool     rope_long;
-    int32_t  ctx_type;
-    int32_t  rope_scaling_type;
-    uint32_t n_ctx_orig_yarn;
-    float    rope[6];
-};
-
-void moebind_state_layout_of(const struct llama_context * ctx, struct moebind_state_layout * layout);
-
-// Free what llama_state_seq_get_data_ext left of a sequence on devices. It would use that memory again without looking
-// whether it is large enough.
-void moebind_state_forget_on_device(struct llama_context * ctx, int32_t seq_id);
-
-// --- adapters (adapters.cpp) ---
-
-struct moebind_weight {
-    int64_t        ne[4];
-    enum ggml_type type;
-    bool           allocated;
-};
-
-// One of the model's tensors by name; false when there is none.
-bool moebind_model_weight(const struct llama_model * model, const char * name, struct moebind_weight * weight);
-
-// Whether the matrix that makes logits is that of the token embeddings.
-bool moebind_model_ties_output(const struct llama_model * model);
-
-// Build graphs and scratch memory for the adapters that the context has now, as its next computation would.
-void moebind_reserve(struct llama_context * ctx);
-
-// --- what a context computes (context.cpp) ---
-
-// Whether the graph that was computed last gave logits: those of encoders give embeddings only.
-bool moebind_has_logits(struct llama_context * ctx);
-
-// The token with the highest logit, the first of several; NaN is lower than all.
-llama_token moebind_likeliest(const float * logits, int32_t n_vocab);
-// A step of a generation that always takes the likeliest token: llama_decode of one, at pos, in a batch that has room for
-// it, unless the context is told to stop (2); and the next token.
-int32_t moebind_step(struct llama_context * ctx, struct moebind_hooks * hooks, struct llama_batch batch, llama_token token,
-                     llama_pos pos, llama_token * next);
-
-enum { MOEBIND_END_OF_GENERATION = -0x7fffffff };
-// llama_token_to_piece, for a token that does not end the generation.
-int32_t moebind_next_piece(const struct llama_vocab * vocab, llama_token token, bool special, char * buffer, int32_t size);
-
-// How many positions the model's learned position embeddings have; 0 when it has none, and positions are unlimited.
-int64_t moebind_model_n_pos(const struct llama_model * model);
-
-// How many scores the model's classification head gives; 0 when it has no head.
-int64_t moebind_model_n_scores(const struct llama_model * model);
-
-// --- placement (described.cpp, placement.cpp) ---
-
-// A GPU-type device that is only described. It has the name GPU<number>, is in no registry, and allocates nothing: for
-// models with no_alloc. Asking again returns the same one, which stays for ever.
-ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory);
-
-struct moebind_quant_shape {
-    const char * architecture;
-    uint32_t     n_embd;
-    uint32_t     n_ff;
-    uint32_t     n_layer;
-    uint32_t     n_head;
-    uint32_t     n_head_kv;
-    uint32_t     n_expert;
-    uint32_t     n_embd_head_k;
-    uint32_t     n_embd_head_v;
-};
-
-struct moebind_quant_tensor {
-    const char *   name;
-    int64_t        ne[4];
-    enum ggml_type type; // before and after
-};
-
-// The types that llama.cpp's quantiser would give these tensors.
-void moebind_quant_types(const struct moebind_quant_shape * shape, enum llama_ftype ftype,
-                         struct moebind_quant_tensor * tensors, size_t n);
-
-// llama.cpp's own fit of parameters to memory (common/fit.h): 0 done, 1 nothing fits, 2 failed. One thread at a time.
-int32_t moebind_common_fit(const char * path, struct llama_model_params * mparams, struct llama_context_params * cparams,
-                           float * tensor_split, struct llama_model_tensor_buft_override * overrides, size_t * margins,
-                           uint32_t n_ctx_min);
-
-// --- the build ---
-
-// How this was built: one line on CUDA.
-const char * moebind_cuda_verdict(void);
-
-// Why a CUDA backend that was built is not used, once the backends are listed; "" where there is nothing to tell.
-const char * moebind_cuda_failure(void);
-
-// --- RPC servers (rpc.cpp) ---
-
-enum moebind_rpc_server {
-    MOEBIND_RPC_SERVER_UNUSED = 0, // no connection now
-    MOEBIND_RPC_SERVER_IN_USE = 1,
-    MOEBIND_RPC_SERVER_LOST   = 2, // what it should have computed is zeros
-};
-
-// How the server is, by its "host:port", without asking it. Writes why it was lost, if it was.
-int moebind_rpc_state(const char * endpoint, char * reason, size_t size);
-
-// Forget that it was lost, so that it is connected to again; false while something still holds the lost connection.
-bool moebind_rpc_forget(const char * endpoint);
-
-// Ask a server anew for what the backend keeps about its devices: another one may listen there now.
-void moebind_rpc_renew(const char * endpoint);
-
-// How long it may take to answer a connection, and anything after that, in milliseconds.
-void moebind_rpc_timeouts(const char * endpoint, int64_t connect_ms, int64_t silence_ms);
-
-// Take an RPC server's devices out of the registry: ggml_backend_unload does not, since they belong to the plain RPC
-// backend. Nothing may use them any more.
-void moebind_rpc_remove_server(ggml_backend_reg_t server);
-
-// --- chat templates and replies (chat.cpp) ---
+// --- chat templates and replies (chat/chat.cpp) ---
 
 // Text with its length. The caller frees it.
 struct moebind_text;

@@ -1,66 +1,40 @@
-// What llama.h does not tell about contexts, and what its functions take for granted.
+// What a context holds, as far as llama.h does not tell: its graph, its output buffer and its memory.
 #include "llama-context.h"
+#include "llama-ext.h"
 #include "llama-graph.h"
-#include "llama-model.h"
 #include "shim.h"
 
-#include <algorithm>
-#include <limits>
-#include <stdexcept>
-
-// llama_context keeps its graphs private; see shim.cpp.
+// llama_context keeps its graph and its output buffer private. An explicit instantiation may name private members, and a
+// friend function of it can hand one on.
 template <auto Member> struct graph_access {
     friend llm_graph_result * last_graph_of(llama_context & ctx) { return (ctx.*Member)(); }
 };
 llm_graph_result * last_graph_of(llama_context & ctx);
 template struct graph_access<&llama_context::get_gf_res_prev>;
 
+template <auto Member> struct output_access {
+    friend auto & output_of(llama_context & ctx) { return ctx.*Member; }
+};
+auto & output_of(llama_context & ctx);
+template struct output_access<&llama_context::buf_output>;
+
 bool moebind_has_logits(llama_context * ctx) { return last_graph_of(*ctx)->get_logits() != nullptr; }
 
-int64_t moebind_model_n_pos(const llama_model * model) { return model->pos_embd ? model->pos_embd->ne[1] : 0; }
-
-int64_t moebind_model_n_scores(const llama_model * model) {
-    const ggml_tensor * head = model->cls_out ? model->cls_out : model->cls;
-    return head ? head->ne[1] : 0;
+ggml_backend_buffer_t moebind_take_output(llama_context * ctx) {
+    ctx->synchronize();  // nothing is still being copied into it
+    return output_of(*ctx).release();
 }
 
-// In lanes, which compilers turn into vectors; std::max_element takes ten times as long.
-llama_token moebind_likeliest(const float * logits, int32_t n) {
-    constexpr int32_t lanes = 32;
-    float             highest[lanes];
-    std::fill_n(highest, lanes, -std::numeric_limits<float>::infinity());
-    int32_t i = 0;
-    for (; i + lanes <= n; i += lanes) {
-        for (int32_t lane = 0; lane < lanes; lane++) {
-            const float logit = logits[i + lane];
-            highest[lane]     = logit > highest[lane] ? logit : highest[lane];
+size_t moebind_memory_breakdown(const llama_context * ctx, moebind_memory * parts, size_t n) {
+    size_t i = 0;
+    const llama_memory_breakdown breakdown = llama_get_memory_breakdown(ctx);
+    for (const auto & [buft, data] : breakdown) {
+        if (i < n) {
+            parts[i] = { buft, data.model, data.context, data.compute };
         }
+        i++;
     }
-    float most = *std::max_element(highest, highest + lanes);
-    for (; i < n; i++) {
-        most = logits[i] > most ? logits[i] : most;
-    }
-    const float * found = std::find(logits, logits + n, most);
-    return found == logits + n ? 0 : found - logits;  // NaN everywhere
+    return i;
 }
 
-int32_t moebind_step(llama_context * ctx, moebind_hooks * hooks, llama_batch batch, llama_token token, llama_pos pos,
-                     llama_token * next) {
-    batch.token[0] = token;
-    batch.pos[0]   = pos;
-    // Asked for before it began: not every device would look.
-    const int32_t code = moebind_hooks_aborted(hooks) ? 2 : llama_decode(ctx, batch);
-    if (code == 0) {
-        const float * logits = llama_get_logits_ith(ctx, -1);
-        if (logits == nullptr) {
-            throw std::runtime_error("the context computed no logits");
-        }
-        *next = moebind_likeliest(logits, llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx))));
-    }
-    return code;
-}
-
-int32_t moebind_next_piece(const llama_vocab * vocab, llama_token token, bool special, char * buffer, int32_t size) {
-    return llama_vocab_is_eog(vocab, token) ? MOEBIND_END_OF_GENERATION
-                                            : llama_token_to_piece(vocab, token, buffer, size, 0, special);
-}
+void moebind_reserve(llama_context * ctx) { ctx->sched_reserve(); }

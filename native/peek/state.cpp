@@ -1,4 +1,5 @@
-// What saved states need, and llama.cpp keeps to itself.
+// What saved states need to know of a context: how its cache is laid out, so that a state of another one is refused, and
+// what llama.cpp left of sequences on devices.
 #include "llama-context.h"
 #include "llama-model.h"
 #include "shim.h"
@@ -8,7 +9,7 @@
 
 namespace {
 
-// llama_context keeps what ON_DEVICE states left on devices private; see member_access in shim.cpp.
+// llama_context keeps what ON_DEVICE states left on devices private; see context.cpp.
 template <auto Member> struct storage_access {
     friend auto & storage_of(llama_context & ctx) { return ctx.*Member; }
 };

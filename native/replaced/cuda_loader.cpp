@@ -1,7 +1,6 @@
 // Part of libggml.so, not of the extension. ggml's registry asks for the CUDA backend here (cmake/CudaBackend.cmake) and
 // takes null for an answer: a machine without a driver, or without cuBLAS, has no CUDA devices, and everything else of it
 // works. Whatever uses ggml gets the same answer: the extension, llama-server, llama-bench.
-#include "ggml-backend-impl.h"
 #include "ggml-cuda.h"  // ggml_backend_cuda_reg stands for moebind_cuda_backend here
 #include "ggml-impl.h"
 
@@ -17,8 +16,8 @@ std::string & failure() {
 }
 
 ggml_backend_reg_t failed(ggml_log_level level) {
-    const char * said = dlerror();
-    failure()         = said != nullptr ? said : "unknown error";
+    const char * reason = dlerror();
+    failure()           = reason != nullptr ? reason : "unknown error";
     ggml_log_internal(level, "CUDA is not used: %s\n", failure().c_str());
     return nullptr;
 }

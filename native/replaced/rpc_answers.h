@@ -1,5 +1,5 @@
 // What the RPC protocol's requests are answered with: how large an answer is, whether it can be true, and what stands in
-// its place when a server gives none. Included by rpc_connections.cpp, after the protocol's structures.
+// its place when a server gives none. Part of rpc_connections.cpp, which includes it after the protocol's structures.
 #pragma once
 
 // A request as far as answers depend on it.

@@ -247,9 +247,9 @@ struct socket_t::impl {
 
     bool answer(void * data, size_t size) {
         if (!answer_begun) {
-            const uint64_t expected = asked.answer_size();
-            uint64_t       told     = 0;
-            if (!lost && receive_all(&told, sizeof(told)) && told != expected) {
+            const uint64_t expected  = asked.answer_size();
+            uint64_t       announced = 0;
+            if (!lost && receive_all(&announced, sizeof(announced)) && announced != expected) {
                 lose("answers, but not as an RPC server of llama.cpp's does");
             }
             std::memcpy(data, &expected, sizeof(expected));

@@ -2,7 +2,6 @@
 
 #include "big_stack.h"
 #include "grammar_steps.h"
-#include "llama-vocab.h"
 #include "shim.h"
 
 #include <algorithm>
@@ -344,7 +343,7 @@ std::shared_ptr<const moebind::grammar_rules> moebind::read_grammar(const llama_
             parser.rules[found->second].empty()) {
             throw std::runtime_error("there is no rule '" + root + "'");
         }
-        check_defined(parser, vocab == nullptr ? UINT32_MAX : vocab->n_tokens());
+        check_defined(parser, vocab == nullptr ? UINT32_MAX : uint32_t(llama_vocab_n_tokens(vocab)));
         check_left_recursion(parser);
         result->rules = std::move(parser.rules);
         // A rule of which the root is the only element: what it can begin with.

@@ -1,4 +1,7 @@
 // A grammar that was read and checked: rules in which every step ends.
+//
+// llama.cpp's parser reads it. What that parser would not survive is refused before, with its place (nesting, repetitions
+// that take the memory); what its rules would never end with is refused after (left recursion, rules that are missing).
 #pragma once
 
 #include "llama-grammar.h"

@@ -6,7 +6,6 @@
 #include "grammar_rules.h"
 #include "grammar_steps.h"
 #include "grammar_trigger.h"
-#include "llama-sampler.h"
 #include "llama-vocab.h"
 #include "shim.h"
 

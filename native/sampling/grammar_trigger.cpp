@@ -77,10 +77,10 @@ void grammar_triggers::compile() {
     });
 }
 
-size_t grammar_triggers::find(const std::string & text, size_t old) const {
+size_t grammar_triggers::find(const std::string & text, size_t searched) const {
     size_t first = std::string::npos;
     for (const std::string & word : words) {
-        first = std::min(first, text.find(word, old - std::min(old, word.size() - 1)));
+        first = std::min(first, text.find(word, searched - std::min(searched, word.size() - 1)));
     }
     if (first != std::string::npos || patterns.empty()) {
         return first;
@@ -91,16 +91,19 @@ size_t grammar_triggers::find(const std::string & text, size_t old) const {
             const std::string &         pattern = patterns[i];
             const counted               begin(text.data(), &steps), end(text.data() + text.size(), &steps);
             std::match_results<counted> match;
+            // As llama.cpp: from ^ to $, a pattern is compared with the whole text first.
             const bool anchored = pattern.front() == '^' && pattern.back() == '$';
             if (!(anchored && std::regex_match(begin, end, match, compiled[i]))) {
-                // What begins with anything at all matches at the beginning or nowhere.
+                // [\s\S]* takes any text. A pattern that begins with it matches from the first character on, or not at
+                // all, so only that is tried. A search would begin again at each later character: as long as nothing
+                // matches, which is most of the time, it would take time with the square of the text.
                 const auto flags = starts_with(pattern, "[\\s\\S]*") ? std::regex_constants::match_continuous
                                                                      : std::regex_constants::match_default;
                 if (!std::regex_search(begin, end, match, compiled[i], flags)) {
                     continue;
                 }
             }
-            // As llama.cpp: from the first group that matched something, or else from the beginning of the match.
+            // As llama.cpp: the grammar begins with the first group that matched something, or else with the match.
             size_t group = 1;
             while (group < match.size() && match.length(group) == 0) {
                 group++;

@@ -1,4 +1,5 @@
-// What a lazy grammar waits for.
+// What a lazy grammar waits for: words, patterns and tokens. A pattern is a std::regex, as in llama.cpp, but its search is
+// limited in steps and has a large stack: a pattern can come from a chat template, and the text from the model.
 #pragma once
 
 #include "llama.h"
@@ -18,8 +19,8 @@ struct grammar_triggers {
     // Compiles the patterns; throws what std::regex does not take.
     void compile();
 
-    // Where in `text` the grammar begins, or npos. What comes before `old` was searched for the words already.
-    size_t find(const std::string & text, size_t old) const;
+    // Where in `text` the grammar begins, or npos. The first `searched` bytes were searched for the words already.
+    size_t find(const std::string & text, size_t searched) const;
 };
 
 }  // namespace moebind

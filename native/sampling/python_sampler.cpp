@@ -4,7 +4,6 @@
 // here as well, so that nothing is chosen with half of the work done, and arrives at the call that the user made.
 #include "callbacks.h"
 #include "guard.h"
-#include "llama-sampler.h"
 #include "shim.h"
 
 #include <stdexcept>

@@ -317,7 +317,7 @@ stop = threading.Event()
 
 def work():
     while not stop.is_set():
-        header._read.cache_clear()
+        header._local_header.cache_clear()
         moebind.experts(path)
 
 moebind.experts(path)

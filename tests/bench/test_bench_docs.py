@@ -58,18 +58,18 @@ def test_every_field_is_described(name: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_of_the_page_are_understood(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     # Options are read before --help is answered: one that there is not would end with 2.
-    words = shlex.split(command)
+    arguments = shlex.split(command)
     with pytest.raises(SystemExit) as ended:
-        main([*words, "--help"])
+        main([*arguments, "--help"])
     assert ended.value.code == 0, capsys.readouterr().err
 
 
 def test_commands_of_the_page_run(tiny_path: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = str(tiny_path(n_expert=4))
     for command in COMMANDS:
-        words = [path if word == "moe.gguf" else word for word in shlex.split(command)]
-        if words[0] in {"bench", "rpc-worker"} or "hf:" in command:
+        arguments = [path if word == "moe.gguf" else word for word in shlex.split(command)]
+        if arguments[0] in {"bench", "rpc-worker"} or "hf:" in command:
             continue  # tests/cli has them; here they would take long, or ask the Hub
         with pytest.raises(SystemExit) as ended:
-            main(words)
+            main(arguments)
         assert ended.value.code == 0, capsys.readouterr().err

@@ -127,7 +127,7 @@ def test_the_table_has_the_form_of_the_published_one(report: OffloadReport) -> N
     assert "| 1.00 | 1.25 | 95.8% |" in second
     assert "| 1.3e-03 | 99.0% | 3 of 8 |" in second
     assert broken == "| broken | failed: it broke |"
-    told = "\n".join(lines[7:])
+    printed = "\n".join(lines[7:])
     for part in (
         "SHA-256 " + "f" * 64,
         "llama.cpp 1 (abc)",
@@ -137,7 +137,7 @@ def test_the_table_has_the_form_of_the_published_one(report: OffloadReport) -> N
         "4 of 8 cores",
         "`moebind bench",
     ):
-        assert part in told
+        assert part in printed
 
 
 def test_conditions_are_those_of_the_rows(report: OffloadReport) -> None:
@@ -159,19 +159,19 @@ def test_conditions_are_those_of_the_rows(report: OffloadReport) -> None:
 def test_conditions_are_told_in_words(report: OffloadReport) -> None:
     second = report.rows[1]
     assert second.agreement is not None
-    told = str(report)
-    assert "of 100 positions of 8 prompts, with all | everything" in told
-    assert "at most 4096 bytes off" in told
+    printed = str(report)
+    assert "of 100 positions of 8 prompts, with all | everything" in printed
+    assert "at most 4096 bytes off" in printed
     one = replace(second, agreement=replace(second.agreement, n_positions=1, n_prompts=1, mean_kl=0.0))
     one = replace(one, predicted=one.allocated)
     context = {"context_params": {"n_threads": 1}}  # what is the default is not carried
     first = replace(report.rows[0], predicted=one.allocated, allocated=one.allocated, agreement=one.agreement)
-    told = str(replace(report, rows=(first, one), settings={**report.settings, **context}))
-    assert "of 1 position of 1 prompt, with all | everything" in told
-    assert "plan against allocation: exact" in told
-    assert "context: n_ctx 512, n_threads 1\n" in told
-    assert "0.0e+00" not in told
-    assert "  0  " in told
+    printed = str(replace(report, rows=(first, one), settings={**report.settings, **context}))
+    assert "of 1 position of 1 prompt, with all | everything" in printed
+    assert "plan against allocation: exact" in printed
+    assert "context: n_ctx 512, n_threads 1\n" in printed
+    assert "0.0e+00" not in printed
+    assert "  0  " in printed
 
 
 def test_reports_of_before_there_were_loads_of_rows(report: OffloadReport, tmp_path: Path) -> None:
@@ -184,7 +184,10 @@ def test_reports_of_before_there_were_loads_of_rows(report: OffloadReport, tmp_p
 
 def test_printed(report: OffloadReport) -> None:
     lines = str(report).splitlines()
-    assert len({len(line) for line in lines[2:5]}) == 1
+    head, first, second = lines[2:5]
+    assert len(head) == len(second)
+    assert first.rstrip() == first  # it is not compared with itself
+    assert head.index("host, GiB") + len("host, GiB") == first.index("1.00  ") + len("1.00")
     assert lines[5].endswith("failed: it broke")
     small = replace(report, rows=(row("a", 2**20, 0.0),), reference="a")
     assert "device, MiB" in str(small)

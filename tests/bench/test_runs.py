@@ -122,19 +122,19 @@ def test_a_model_that_computes_something_else_does_not_agree(report: OffloadRepo
 
 
 def test_it_says_what_it_was_measured_with(report: OffloadReport, path: Path) -> None:
-    told = report.environment
-    [file] = told["files"]
+    conditions = report.environment
+    [file] = conditions["files"]
     assert file == {
         "name": path.name,
         "size": path.stat().st_size,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    assert told["build"]["commit"] == moebind.ffi.string(moebind.lib.ggml_commit()).decode()
-    assert told["machine"]["processor"]
-    assert "devices=['loopback']" in told["command"]
+    assert conditions["build"]["commit"] == moebind.ffi.string(moebind.lib.ggml_commit()).decode()
+    assert conditions["machine"]["processor"]
+    assert "devices=['loopback']" in conditions["command"]
     assert report.settings["n_generate"] == 4
     # What the command says is a call that makes it again.
-    call = compile(told["command"], "command", "eval")
+    call = compile(conditions["command"], "command", "eval")
     assert "offload" in call.co_names
 
 
@@ -155,22 +155,34 @@ def test_a_resumed_report_says_when_and_how_its_rows_were_measured(path: Path, t
     [measured] = first.rows
     assert measured.load_average == first.environment["load_average"][0]
     # As if it were long ago, on a busy machine.
-    for name in [each for each in os.listdir(tmp_path) if each.startswith("placement-")]:
-        data = json.loads((tmp_path / name).read_text(encoding="utf-8"))
-        data["rows"][0].update(date="2020-02-02T02:02:02+00:00", load_average=77.25)
-        (tmp_path / name).write_text(json.dumps(data), encoding="utf-8")
+    [kept] = tmp_path.glob("placement-*.json")
+    data = json.loads(kept.read_text(encoding="utf-8"))
+    data["date"] = "2020-02-02T02:02:02+00:00"
+    data["result"]["row"]["load_average"] = 77.25
+    kept.write_text(json.dumps(data), encoding="utf-8")
     resumed = offload(path, ["all", "cpu-moe"], output=tmp_path, **QUICK)  # type: ignore[arg-type]
     assert resumed.rows[0].runs == measured.runs
-    told = str(resumed)
-    assert f"date: 2020-02-02T02:02:02+00:00 to {resumed.rows[1].date}" in told
-    assert f"load at the start: {resumed.rows[1].load_average:.2f} to 77.25" in told
-    # A report of before rows had a load of their own has that of the call that measured.
-    for name in [each for each in os.listdir(tmp_path) if each.startswith("placement-")]:
-        data = json.loads((tmp_path / name).read_text(encoding="utf-8"))
-        del data["rows"][0]["load_average"]
-        data["environment"]["load_average"] = [33.5, 1, 1]
-        (tmp_path / name).write_text(json.dumps(data), encoding="utf-8")
-    assert offload(path, ["all"], output=tmp_path, **QUICK).rows[0].load_average == 33.5  # type: ignore[arg-type]
+    printed = str(resumed)
+    assert f"date: 2020-02-02T02:02:02+00:00 to {resumed.rows[1].date}" in printed
+    assert f"load at the start: {resumed.rows[1].load_average:.2f} to 77.25" in printed
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"form": 1}', "row", "runs", "form"])
+def test_what_is_kept_of_a_placement_and_damaged_is_measured_again(path: Path, tmp_path: Path, damage: str) -> None:
+    first = offload(path, ["all"], output=tmp_path, **QUICK).rows[0]  # type: ignore[arg-type]
+    [kept] = tmp_path.glob("placement-*.json")
+    data = json.loads(kept.read_text(encoding="utf-8"))
+    if damage == "row":
+        del data["result"]["row"]
+    elif damage == "runs":
+        data["result"]["row"]["runs"] = 3
+    elif damage == "form":
+        data["form"] = 99
+    kept.write_text(damage if damage[:1] in {"", "{"} else json.dumps(data), encoding="utf-8")
+    again = offload(path, ["all"], output=tmp_path, **QUICK).rows[0]  # type: ignore[arg-type]
+    assert again.ok
+    assert again.runs != first.runs
+    assert offload(path, ["all"], output=tmp_path, **QUICK).rows[0].runs == again.runs  # type: ignore[arg-type]
 
 
 def test_other_settings_and_another_file_are_measured_again(tmp_path: Path) -> None:
@@ -206,11 +218,11 @@ def test_lost_logits_are_made_again(report: OffloadReport, path: Path, folder: P
 
 
 def test_a_killed_process_is_a_row_that_says_so(path: Path, tmp_path: Path) -> None:
-    seen: list[float] = []
+    fractions: list[float] = []
     others = psutil.Process().children()
 
     def kill_the_first(fraction: float) -> None:
-        seen.append(fraction)
+        fractions.append(fraction)
         if 0 < fraction < 0.25:  # it has loaded
             [child] = [each for each in psutil.Process().children() if each not in others]
             child.send_signal(signal.SIGKILL)
@@ -222,8 +234,8 @@ def test_a_killed_process_is_a_row_that_says_so(path: Path, tmp_path: Path) -> N
     assert report["experts in host memory"].ok
     assert report.reference == "experts in host memory"
     assert report.reduction("all on the device") is None
-    assert seen == sorted(seen)
-    assert seen[-1] == 1.0
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
     # What failed is tried again, what did not is kept.
     again = offload(path, ["all", "cpu-moe"], output=tmp_path, **QUICK)  # type: ignore[arg-type]
     assert again.ok

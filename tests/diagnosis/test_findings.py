@@ -18,7 +18,7 @@ import moebind
 from moebind import ContextParams, Device, DeviceType, Diagnosis, Finding, LoadMode, ModelParams, Severity
 from moebind.backend.host_memory import HostMemory
 from moebind.diagnosis.facts import Facts, driver_of, features_of, flags_of, locks_freely, quota_of, read_facts
-from moebind.diagnosis.findings import ARM, X86, Asked, findings
+from moebind.diagnosis.findings import ARM, X86, PlannedLoad, findings
 
 MakeTiny = Callable[..., Path]
 
@@ -26,12 +26,12 @@ GIB = 2**30
 CPU = Device(0, "CPU", "a processor", "CPU", DeviceType.CPU, 16 * GIB, 8 * GIB, 16 * GIB)
 CUDA = Device(1, "CUDA0", "a card", "CUDA", DeviceType.GPU, 8 * GIB, 8 * GIB, 8 * GIB)
 #: Nothing to be said about what is asked for.
-QUIET = Asked(None, ModelParams(n_gpu_layers=0), ContextParams(n_threads=1, n_threads_batch=1))
+QUIET = PlannedLoad(None, ModelParams(n_gpu_layers=0), ContextParams(n_threads=1, n_threads_batch=1))
 BUILT = Facts(cuda_verdict="in: nvcc, cudart, cublas", devices=(CPU,), libcuda=True, nvidia_cards=1)
 NODES = {"/dev/nvidia0": True, "/dev/nvidiactl": True}
 
 
-def said(facts: Facts, asked: Asked = QUIET) -> dict[str, Finding]:
+def said(facts: Facts, asked: PlannedLoad = QUIET) -> dict[str, Finding]:
     found = findings(facts, asked)
     for finding in found:
         assert finding.what
@@ -41,7 +41,7 @@ def said(facts: Facts, asked: Asked = QUIET) -> dict[str, Finding]:
     return {finding.what: finding for finding in found}
 
 
-def only(facts: Facts, asked: Asked = QUIET) -> Finding:
+def only(facts: Facts, asked: PlannedLoad = QUIET) -> Finding:
     [finding] = said(facts, asked).values()
     return finding
 

@@ -24,7 +24,7 @@ ASKED = os.environ.get("MOEBIND_TEST_CUDA", "")
 
 pytestmark = [
     pytest.mark.cuda_build,
-    pytest.mark.slow,
+    pytest.mark.thorough,
     pytest.mark.timeout(3600),
     pytest.mark.skipif(not ASKED, reason="it takes 630 MB of toolkit: set MOEBIND_TEST_CUDA to smoke, or to a wheel"),
 ]

@@ -162,17 +162,6 @@ def test_build_options_are_those_of_cmake() -> None:
     assert sorted(told) == sorted((a or c, b or d) for a, b, c, d in declared)
 
 
-def test_layers_are_those_of_the_import_contract() -> None:
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    contract = project.partition("layers = [")[2].partition("]")[0]
-    layers = [set(re.findall(r"moebind\.\w+", line)) for line in contract.splitlines()]
-    page = (DOCS / "design.md").read_text(encoding="utf-8")
-    rows = [
-        set(re.findall(r"`(moebind\.\w+)`", row.split("|")[2])) for row in page.splitlines() if row.startswith("| ")
-    ]
-    assert [row for row in rows if row] == [layer for layer in reversed(layers) if layer]
-
-
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     for module in ("sphinx", "furo", "myst_parser", "numpydoc"):
         pytest.importorskip(module, reason="needs the extra [docs]")

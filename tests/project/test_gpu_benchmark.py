@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py without a GPU: what it carries, what it remembers, what it writes, and that it runs."""
+"""benchmarks/gpu.py without a GPU: what it remembers, what it writes, and that it runs."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from conftest import GPU_TESTS
 from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParams
+from moebind.bench.protocol import run_child
+from moebind.bench.record import FailedError
 
+MakeTiny = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu
-import gpu_carry
 import gpu_llama_bench
 import gpu_measure
 import gpu_record
 import gpu_report
+from gpu_clock import Clock, OutOfTimeError
+from gpu_record import GpuRecord
 
 KEY = {"commit": "abc", "device": "NVIDIA Test 1", "driver": "1.0", "size": "full"}
 
 
-class Clock:
+class Time:
     """Time that passes only when somebody works."""
 
     def __init__(self) -> None:
@@ -38,83 +41,11 @@ class Clock:
         return self.now
 
 
-# --- what is carried ---------------------------------------------------------------------------------------------
-
-
-def tree(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
-
-
-@settings(max_examples=30)
-@given(
-    sizes=st.lists(st.integers(0, 40_000), min_size=1, max_size=6),
-    part_size=st.integers(8_000, 60_000),
-    order=st.randoms(use_true_random=False),
-)
-def test_parts_come_in_any_order_and_are_put_together(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], part_size: int, order: Any
-) -> None:
-    folder = tmp_path_factory.mktemp("carry")
-    names = [f"wheels/{at}" if at % 2 else f"cache/{at}" for at in range(len(sizes))]
-    files = {name: order.randbytes(size) for name, size in zip(names, sizes, strict=True)}
-    parts = gpu_carry.cut(tree(folder / "source", files), folder / "parts", part_size)
-    for part in parts:
-        assert sum(path.stat().st_size for path in part.iterdir()) <= part_size
-    order.shuffle(parts)
-    for number, part in enumerate(parts):  # one after the other, each gone when the next comes
-        arrived = folder / f"arrived-{number}"
-        arrived.mkdir()
-        part.rename(arrived / part.name)
-        missing = gpu_carry.join(arrived, folder / "target")
-        assert bool(missing) == (number < len(parts) - 1)
-    for name, data in files.items():
-        assert (folder / "target" / name).read_bytes() == data
-    assert not list((folder / "target" / "pieces").iterdir())
-
-
-def test_models_come_last(tmp_path: Path) -> None:
-    files = {"cache/model": b"m" * 30_000, "llama.cpp.tar.xz": b"s" * 5_000, "wheels/w": b"w" * 5_000}
-    gpu_carry.cut(tree(tmp_path / "source", files), tmp_path / "parts", 20_000)
-    first = tmp_path / "first"
-    first.mkdir()
-    (tmp_path / "parts" / "1").rename(first / "1")
-    assert gpu_carry.join(first, tmp_path / "target") == ["cache/model"]
-    assert (tmp_path / "target" / "llama.cpp.tar.xz").exists()
-
-
-def test_pieces_that_are_damaged_are_refused(tmp_path: Path) -> None:
-    [part] = gpu_carry.cut(tree(tmp_path / "source", {"a": b"0123456789"}), tmp_path / "parts", 20_000)
-    [piece] = [path for path in part.iterdir() if path.name != gpu_carry.MANIFEST]
-    piece.write_bytes(b"01234567x9")
-    with pytest.raises(ValueError, match="a is damaged"):
-        gpu_carry.join(tmp_path / "parts", tmp_path / "target")
-    assert not (tmp_path / "target" / "a").exists()
-
-
-def test_nothing_was_carried(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="--step pack"):
-        gpu_carry.join(tmp_path / "nothing", tmp_path / "target")
-
-
-def test_parts_that_are_too_small(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the list of files alone"):
-        gpu_carry.cut(tree(tmp_path / "source", {"a": b"1"}), tmp_path / "parts", 1000)
-
-
-def test_packages_can_be_left_out() -> None:
-    assert not any(name.startswith("numpy") for name in gpu_carry.wanted(skip=["numpy"]))
-    assert "nvidia-cublas>=13,<14" in gpu_carry.wanted(cuda=True)
-    assert not any("cublas" in name for name in gpu_carry.wanted())
-
-
 # --- what is remembered ------------------------------------------------------------------------------------------
 
 
 def test_a_measurement_is_made_once(tmp_path: Path) -> None:
-    record, clock = gpu_record.Record(tmp_path / "record.json", KEY), gpu_record.Clock(None)
+    record, clock = GpuRecord(tmp_path / "record", KEY), Clock(None)
     calls: list[int] = []
 
     def measure() -> object:
@@ -123,13 +54,13 @@ def test_a_measurement_is_made_once(tmp_path: Path) -> None:
 
     for _ in range(2):
         assert gpu_record.measured(record, clock, "one", 10, measure) == {"speed": 7.5}
-    again = gpu_record.Record(tmp_path / "record.json", KEY)
+    again = GpuRecord(tmp_path / "record", KEY)
     assert gpu_record.measured(again, clock, "one", 10, measure) == {"speed": 7.5}
     assert len(calls) == 1
 
 
 def test_a_failure_is_kept_and_tried_again_only_when_asked(tmp_path: Path) -> None:
-    record, clock = gpu_record.Record(tmp_path / "record.json", KEY), gpu_record.Clock(None)
+    record, clock = GpuRecord(tmp_path / "record", KEY), Clock(None)
     results: list[object] = [RuntimeError("no luck"), 5]
 
     def measure() -> object:
@@ -139,54 +70,110 @@ def test_a_failure_is_kept_and_tried_again_only_when_asked(tmp_path: Path) -> No
         return result
 
     assert gpu_record.measured(record, clock, "one", 1, measure) is None
-    assert record.units["one"]["failure"] == "RuntimeError: no luck"
+    assert record.find("one").failure == "RuntimeError: no luck"
     assert gpu_record.measured(record, clock, "one", 1, measure) is None
     assert gpu_record.measured(record, clock, "one", 1, measure, retry=True) == 5
     assert gpu_record.measured(record, clock, "one", 1, measure, retry=True) == 5
-    assert record.units["one"]["failure"] is None
+    assert record.find("one").failure is None
 
 
 def test_ctrl_c_is_no_failure(tmp_path: Path) -> None:
     def stop() -> object:
         raise KeyboardInterrupt
 
-    record = gpu_record.Record(tmp_path / "record.json", KEY)
+    record = GpuRecord(tmp_path / "record", KEY)
     with pytest.raises(KeyboardInterrupt):
-        gpu_record.measured(record, gpu_record.Clock(None), "one", 1, stop)
-    assert not record.units
+        gpu_record.measured(record, Clock(None), "one", 1, stop)
+    assert not list(record)
 
 
 def test_what_would_not_be_over_in_time_is_not_begun(tmp_path: Path) -> None:
-    now = Clock()
-    record, clock = gpu_record.Record(tmp_path / "record.json", KEY), gpu_record.Clock(1, now)
+    now = Time()
+    record, clock = GpuRecord(tmp_path / "record", KEY), Clock(1, now)
     gpu_record.measured(record, clock, "short", 50, lambda: 1)
     now.now += 20
-    with pytest.raises(gpu_record.OutOfTimeError, match="long takes about 50 s, and 40 are left"):
+    with pytest.raises(OutOfTimeError, match="long takes about 50 s, and 40 are left"):
         gpu_record.measured(record, clock, "long", 50, lambda: 1)
-    assert "long" not in record.units
+    assert record.find("long") is None
     assert gpu_record.measured(record, clock, "short", 50, lambda: 2) == 1  # what is known takes no time
 
 
 def test_other_commits_devices_and_sizes_are_measured_again(tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
-    gpu_record.Record(path, KEY).put("one", 1, 1.0)
+    path = tmp_path / "record"
+    GpuRecord(path, KEY).put("one", 1)
     for name in KEY:
-        assert gpu_record.Record(path, {**KEY, name: "another"}).result("one") is None
-    assert gpu_record.Record(path, KEY).result("one") == 1
+        assert GpuRecord(path, {**KEY, name: "another"}).result("one") is None
+    assert GpuRecord(path, KEY).result("one") == 1
 
 
 def test_measurements_are_taken_over_from_a_report(tmp_path: Path) -> None:
-    old = gpu_record.Record(tmp_path / "old" / "record.json", KEY)
-    old.put("one", 1, 1.0)
-    old.put("two", 2, 1.0)
+    old = GpuRecord(tmp_path / "old" / "record", KEY)
+    old.put("one", 1)
+    old.put("two", 2)
     data, _ = gpu_report.write(old, tmp_path / "results", "old", "the command")
-    new = gpu_record.Record(tmp_path / "new.json", KEY)
-    new.put("two", 22, 1.0)
-    assert new.take(data) == 1
+    new = GpuRecord(tmp_path / "new", KEY)
+    new.put("two", 22)
+    assert new.add_from(data) == 1
     assert (new.result("one"), new.result("two")) == (1, 22)
-    data.write_text('{"rows": []}', encoding="utf-8")
-    with pytest.raises(ValueError, match="no record of"):
-        new.take(data)
+    other = GpuRecord(tmp_path / "other", {**KEY, "commit": "another"})
+    assert other.add_from(data) == 0
+    for text in ('{"rows": []}', "[]", '{"form": 1}', "{", ""):
+        data.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="no record of"):
+            new.add_from(data)
+
+
+def test_a_report_is_what_the_record_becomes_and_what_another_begins_with(full: GpuRecord, tmp_path: Path) -> None:
+    data, _ = gpu_report.write(full, tmp_path / "results", "today", "the command")
+    written = json.loads(data.read_text(encoding="utf-8"))
+    assert {"form", "key", "environment", "units", "command"} == set(written)
+    assert set(written["units"]["demo"]) == {"date", "seconds", "result", "failure", "key"}
+    other = GpuRecord(tmp_path / "other", KEY)
+    assert other.add_from(data) == len(written["units"])
+    assert list(other) == list(full)
+
+
+def test_what_was_lost_is_measured_again_without_a_retry(tmp_path: Path) -> None:
+    record = GpuRecord(tmp_path / "record", KEY)
+    record.put("one", 1)
+    assert gpu_record.measured(record, Clock(None), "one", 1, lambda: 2) == 1
+    assert gpu_record.measured(record, Clock(None), "one", 1, lambda: 2, again=True) == 2
+    assert record.result("one") == 2
+
+
+# --- what is measured in other processes -------------------------------------------------------------------------
+
+
+def child(what: str, **request: object) -> Any:
+    return run_child("gpu_child", {"what": what, "device": "loopback", **request}, timeout=100)
+
+
+def test_a_process_measures_speed(tiny_path: MakeTiny) -> None:
+    placement = {"path": str(tiny_path(n_expert=4)), "model_params": {"n_gpu_layers": 1}, "context_params": {}}
+    found = child("speed", **placement, n_prompt=20, n_generate=5, repeats=2)
+    assert all(speed > 0 for what in ("prompt", "decode") for speed in found[what])
+    assert (len(found["prompt"]), len(found["decode"])) == (2, 2)
+    assert found["device_bytes"] > 0
+
+
+def test_a_process_asks_for_too_much_and_goes_on(tiny_path: MakeTiny, tmp_path: Path) -> None:
+    found = child("refuse", too_large=str(tmp_path / "none.gguf"), path=str(tiny_path()), leave=0)
+    assert found["more than there is"].startswith("ModelNotFoundError: ")
+    assert found["another process has it"] is None  # only of a card
+    assert found["afterwards"]
+
+
+def test_a_process_holds_memory_while_its_parent_works() -> None:
+    pids: list[int] = []
+    request = {"what": "hold", "device": "loopback", "leave": 2**60}  # more than there is: nothing is taken
+    handlers = {"held": lambda pid, content: pids.append(os.getpgid(pid))}
+    assert run_child("gpu_child", request, handlers=handlers, timeout=100) == {"held": 0}
+    assert len(pids) == 1
+
+
+def test_a_process_without_its_device() -> None:
+    with pytest.raises(FailedError, match=r"^there is no device CUDA7; there are .*CPU"):
+        run_child("gpu_child", {"what": "look", "device": "CUDA7"}, timeout=100)
 
 
 # --- how llama-bench is asked ------------------------------------------------------------------------------------
@@ -199,13 +186,13 @@ def test_llama_bench_gets_the_same_placement() -> None:
         .with_flash_attn_type(FlashAttnType.DISABLED)
         .with_type_k(GgmlType.Q8_0)
     )
-    words = gpu_llama_bench.llama_bench_options(params, context)
-    options = dict(zip(words[::2], words[1::2], strict=True))
-    assert options["-ngl"] == "20"
-    assert options["-lm"] == "mmap+mlock"
-    assert (options["-ub"], options["-fa"], options["-nopo"], options["--no-host"]) == ("1024", "off", "1", "1")
-    assert (options["-ctk"], options["-ctv"]) == ("q8_0", "f16")
-    rules = options["-ot"].split(";")
+    options = gpu_llama_bench.llama_bench_options(params, context)
+    values = dict(zip(options[::2], options[1::2], strict=True))
+    assert values["-ngl"] == "20"
+    assert values["-lm"] == "mmap+mlock"
+    assert (values["-ub"], values["-fa"], values["-nopo"], values["--no-host"]) == ("1024", "off", "1", "1")
+    assert (values["-ctk"], values["-ctv"]) == ("q8_0", "f16")
+    rules = values["-ot"].split(";")
     assert rules == [f"{rule.pattern}={rule.target}" for rule in params.tensor_overrides]
     assert "-ot" not in gpu_llama_bench.llama_bench_options(ModelParams(), ContextParams())
 
@@ -238,8 +225,8 @@ def offload_report(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def full(tmp_path: Path) -> gpu_record.Record:
-    record = gpu_record.Record(tmp_path / "record.json", KEY)
+def full(tmp_path: Path) -> GpuRecord:
+    record = GpuRecord(tmp_path / "record", KEY)
     ours = [
         row("all on the device", 100.0, 24 * 2**30, reduction=0.0),
         row("experts in host memory", 30.0),
@@ -247,19 +234,19 @@ def full(tmp_path: Path) -> gpu_record.Record:
         row("fit, 6 GiB", 50.0),
         {"name": "fit, 8 GiB", "failure": "ModelLoadError: no | memory\nmore"},
     ]
-    record.put("offload/phi", offload_report(ours), 0)
+    record.put("offload/phi", offload_report(ours))
     theirs = [row("llama.cpp's fit, 4 GiB", 38.0), row("llama.cpp's fit, 8 GiB", 60.0)]
-    record.put("offload/theirs", offload_report(theirs), 0)
+    record.put("offload/theirs", offload_report(theirs))
     speeds = {"llama-bench": 100.0, "moebind": 99.0, "ratio": 0.99}
-    record.put("pair/Phi, all on the device", {"prompt": speeds, "decode": speeds, "runs": {}}, 1)
-    record.put("settings/n_ubatch 2048", {"prompt": [10.0, 20.0], "decode": [1.0], "device_bytes": 2**20}, 1)
-    record.put("refuse", {"more than there is": "ModelLoadError: x\n  cudaMalloc failed: allocating", "b": None}, 1)
-    record.put("tests", {"passed": ["a", "b"], "failed": {"c": "assert 1 == 2\nmore"}, "skipped": {}}, 1)
-    record.put("demo", None, 1, "RuntimeError: the process ended with -6")
+    record.put("pair/Phi, all on the device", {"prompt": speeds, "decode": speeds, "runs": {}})
+    record.put("settings/n_ubatch 2048", {"prompt": [10.0, 20.0], "decode": [1.0], "device_bytes": 2**20})
+    record.put("refuse", {"more than there is": "ModelLoadError: x\n  cudaMalloc failed: allocating", "b": None})
+    record.put("tests", {"passed": ["a", "b"], "failed": {"c": "assert 1 == 2\nmore"}, "skipped": {}})
+    record.put("demo", None, failure="the process was ended by SIGABRT")
     return record
 
 
-def test_the_page_has_a_table_of_everything(full: gpu_record.Record) -> None:
+def test_the_page_has_a_table_of_everything(full: GpuRecord) -> None:
     page = gpu_report.markdown(full, "today", "the command")
     assert "| experts in host memory | 1.00 | 94.0% | 3.00 | 4.0 | 30.0 ± 0.5 | 30.0 ± 0.5 |" in page
     assert "failed: ModelLoadError: no \\| memory" in page
@@ -271,14 +258,14 @@ def test_the_page_has_a_table_of_everything(full: gpu_record.Record) -> None:
     assert "| more than there is | `ModelLoadError: x / cudaMalloc failed: allocating` |" in page
     assert "2 passed, 1 failed, 0 skipped." in page
     assert "| c | assert 1 == 2 |" in page
-    assert "| demo | RuntimeError: the process ended with -6 |" in page
+    assert "| demo | the process was ended by SIGABRT |" in page
     assert "no GPU" not in page
     for line in page.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")
 
 
-def test_targets_are_judged(full: gpu_record.Record) -> None:
+def test_targets_are_judged(full: GpuRecord) -> None:
     page = gpu_report.markdown(full, "today", "the command")
     verdicts = {line.split(" | ")[0][2:]: line.split(" | ")[-1] for line in page.splitlines() if line.startswith("| ")}
     assert verdicts["experts in host memory, seen from outside"] == "yes |"
@@ -287,25 +274,27 @@ def test_targets_are_judged(full: gpu_record.Record) -> None:
     assert verdicts["decode of fit against llama.cpp's fit, the worst"] == "yes |"
     assert verdicts["plan against allocation, the worst"] == "yes |"
     slow = {"llama-bench": 100.0, "moebind": 90.0, "ratio": 0.9}
-    full.put("pair/demo", {"prompt": slow, "decode": slow, "runs": {}}, 1)
-    full.put("offload/theirs", offload_report([row("llama.cpp's fit, 6 GiB", 60.0)]), 0)
+    full.put("pair/demo", {"prompt": slow, "decode": slow, "runs": {}})
+    full.put("offload/theirs", offload_report([row("llama.cpp's fit, 6 GiB", 60.0)]))
     page = gpu_report.markdown(full, "today", "the command")
     assert "| decode against llama-bench, the worst | at least 0.98 | 0.900 (demo) | **no** |" in page
     assert "| decode of fit against llama.cpp's fit, the worst | at least 1 | 0.833 (6 GiB) | **no** |" in page
 
 
-def test_a_large_share_of_few_bytes_is_no_error_of_a_plan(full: gpu_record.Record) -> None:
+def test_a_large_share_of_few_bytes_is_no_error_of_a_plan(full: GpuRecord) -> None:
     report = full.result("offload/phi")
     report["rows"][1]["predicted"] = [{**device, "context": 2**20} for device in report["rows"][1]["predicted"]]
+    full.put("offload/phi", report)
     assert "| 1 % or 4 MiB | 1.00 MiB" in gpu_report.markdown(full, "today", "the command")
     report["rows"][1]["predicted"][0]["model"] += 200 * 2**20
+    full.put("offload/phi", report)
     page = gpu_report.markdown(full, "today", "the command")
     assert next(line for line in page.splitlines() if line.startswith("| plan against")).endswith("**no** |")
 
 
 def test_a_trial_says_that_it_was_one(tmp_path: Path) -> None:
     key = {**KEY, "device": "a worker process that plays a GPU", "size": "small"}
-    record = gpu_record.Record(tmp_path / "record.json", key)
+    record = GpuRecord(tmp_path / "record", key)
     page = gpu_report.markdown(record, "today", "the command")
     assert "This was no GPU" in page
     assert "nothing was measured" in page
@@ -347,13 +336,13 @@ def test_a_trial_from_one_end_to_the_other(tmp_path: Path, demo_path: Path) -> N
     command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--device", "loopback", "--small", "--threads", "1"]
     command += ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "results"), "--commit", "abc"]
     command += ["--step", "weights", "phi", "--minutes"]
-    said = []
+    outputs = []
     for minutes, expected in (("0.01", 3), ("30", 0), ("0.01", 0)):
         done = subprocess.run([*command, minutes], capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == expected, done.stdout + done.stderr
-        said.append(done.stdout)
-    assert "give the command again" in said[0]
-    assert "offload/phi/fit, 40 MiB: done" in said[2]
+        outputs.append(done.stdout)
+    assert "give the command again" in outputs[0]
+    assert "offload/phi/fit, 40 MiB: done" in outputs[2]
     [data] = (tmp_path / "results").glob("*.json")
     record = json.loads(data.read_text(encoding="utf-8"))
     assert not [name for name, unit in record["units"].items() if unit["failure"] is not None]

@@ -32,7 +32,7 @@ from moebind import (
     lib,
 )
 from moebind.state import transfer
-from moebind.state.seal import SEAL_SIZE, Kind, Seal
+from moebind.state.seal import SEAL_SIZE, Seal, StateKind
 
 MakeTiny = Callable[..., Path]
 
@@ -216,7 +216,7 @@ def test_damage_under_a_right_seal(context: Context, saved: tuple[bytes, np.ndar
     # Somebody could write such a state. It may be taken, for what is in the cache is numbers; nothing may break.
     context.state_set(saved[0])
     body = bytearray(saved[0][:-SEAL_SIZE])
-    seal = Seal.read("the state", memoryview(saved[0]), [Kind.CONTEXT])
+    seal = Seal.read("the state", memoryview(saved[0]), [StateKind.CONTEXT])
     for _ in range(data.draw(st.integers(1, 3))):
         # What says how much of something there is comes first.
         place = data.draw(st.one_of(st.integers(0, 60), st.integers(0, len(body) - 4)))

@@ -1,13 +1,9 @@
-// What planning takes from llama.cpp's C++: its quantiser's choice of types, and its own fit, to compare with.
-#include "shim.h"
-
-#include "fit.h"
+// The type that llama.cpp's quantiser would give each tensor, for plans of a file that is not there yet.
 #include "ggml-cpp.h"
 #include "llama-ext.h"
-#include "log.h"
+#include "shim.h"
 
 #include <memory>
-#include <stdexcept>
 #include <vector>
 
 void moebind_quant_types(const moebind_quant_shape * shape, llama_ftype ftype, moebind_quant_tensor * tensors, size_t n) {
@@ -37,12 +33,4 @@ void moebind_quant_types(const moebind_quant_shape * shape, llama_ftype ftype, m
     for (size_t i = 0; i < at.size(); i++) {
         tensors[at[i]].type = types[i];
     }
-}
-
-int32_t moebind_common_fit(const char * path, llama_model_params * mparams, llama_context_params * cparams,
-                           float * tensor_split, llama_model_tensor_buft_override * overrides, size_t * margins,
-                           uint32_t n_ctx_min) {
-    common_log_set_verbosity_thold(-1);
-    return common_fit_params(path, mparams, cparams, tensor_split, overrides, margins, n_ctx_min, nullptr,
-                             GGML_LOG_LEVEL_NONE);
 }

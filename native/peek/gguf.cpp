@@ -1,8 +1,7 @@
-// GGUF files: what gguf.h does not tell, or tells one string at a time.
-#include "ggml-backend-impl.h"
+// GGUF files: what gguf.h does not tell, or tells one string at a time. A header is looked through before
+// gguf_init_from_file reads it, which takes whatever memory the header claims.
 #include "ggml-impl.h"
 #include "gguf.h"
-#include "llama-model.h"
 #include "shim.h"
 
 #include <algorithm>
@@ -205,13 +204,4 @@ int64_t moebind_gguf_repeated(const gguf_context * file, int64_t key) {
         seen[at] = (uint32_t) i;
     }
     return -1;
-}
-
-const char * moebind_model_unreadable(const llama_model * model) {
-    for (const auto & [name, tensor] : llama_internal_get_tensor_map(model)) {
-        if (tensor->buffer == nullptr || tensor->buffer->iface.get_tensor == nullptr) {
-            return name.c_str();
-        }
-    }
-    return nullptr;
 }

@@ -1,0 +1,106 @@
+"""The process that measures one placement: a child of :mod:`moebind.bench.protocol`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+from moebind.backend.devices import Device
+from moebind.backend.loopback import loopback_device, worker_pids
+from moebind.backend.rpc_servers import add_rpc_server
+from moebind.bench import nvml
+from moebind.bench.agreement import write_captured
+from moebind.bench.environment import machine_record
+from moebind.bench.measure import capture, check_room, prompt_text, timed_run
+from moebind.bench.protocol import Parent
+from moebind.bench.rows import memory_record
+from moebind.bench.texts import TEXT
+from moebind.context.context import Context
+from moebind.model.model import Model
+from moebind.params import serialize
+from moebind.placement.fit import fit
+from moebind.placement.plan import plan
+
+__all__ = ["measure"]
+
+
+def measure(parent: Parent, request: Mapping[str, Any]) -> dict[str, object]:
+    """Load, compute and compare as the request says.
+
+    ``step`` is told after each part of the work. ``look`` is asked where memory is to be seen from outside; it does not
+    change until the answer comes.
+    """
+    with ExitStack() as stack:
+        others = [_open_others(each, stack) for each in request["devices"]]
+        # A card is not touched before this: CUDA takes memory for itself when it is first asked for anything.
+        _show(parent, "before")
+        local = [[serialize.device_of(each["name"])] if each["kind"] == "local" else [] for each in request["devices"]]
+        devices = [device for both in zip(others, local, strict=True) for found in both for device in found]
+        return _measure(parent, request, devices)
+
+
+def _show(parent: Parent, moment: str) -> None:
+    gpu, cards, reason = nvml.snapshot(os.getpid())
+    parent.ask("look", moment=moment, workers=dict(worker_pids), gpu=gpu, cards=cards, reason=reason)
+
+
+def _open_others(device: Mapping[str, Any], stack: ExitStack) -> list[Device]:
+    """A worker of our own, or the devices of a server; none for a device of this machine."""
+    if device["kind"] == "loopback":
+        return [stack.enter_context(loopback_device(device["memory"], device["n_threads"]))]
+    return add_rpc_server(device["endpoint"]) if device["kind"] == "server" else []
+
+
+def _measure(parent: Parent, request: Mapping[str, Any], devices: Sequence[Device]) -> dict[str, object]:
+    path: str = request["path"]
+    context_params = serialize.context_params(request["context_params"])
+    params = serialize.model_params(request["model_params"])
+    if params.devices is None:
+        params = params.with_devices(devices)
+    if request["memory"] is not None:
+        n_ctx = context_params.n_ctx  # the same for all that is compared
+        found = fit(path, memory=request["memory"], n_ctx=n_ctx, model_params=params, context_params=context_params)
+        params, context_params = found.model_params, found.context_params
+    planned = plan(path, params, context_params)
+    record = machine_record()
+    start = time.perf_counter()
+    with Model.load_from_file(path, params) as model, model.new_context(context_params) as context:
+        loaded = time.perf_counter() - start
+        parent.tell("step")
+        return {
+            "row": {
+                "model_params": serialize.carried(params),
+                "context_params": serialize.carried(context_params),
+                "predicted": memory_record(planned),
+                "load": loaded,
+                **_run(parent, request, model, context),
+            },
+            "machine": record,
+            "model": {
+                "description": model._title,
+                "n_params": model.n_params,
+                "size": model.size,
+                "n_ctx": context.n_ctx,
+            },
+        }
+
+
+def _run(parent: Parent, request: Mapping[str, Any], model: Model, context: Context) -> dict[str, object]:
+    n_prompt, n_generate = request["n_prompt"], request["n_generate"]
+    check_room(model, context, n_prompt + n_generate)
+    text = prompt_text(model, TEXT, n_prompt)
+    runs = []
+    for at in range(request["warmup"] + request["repeats"]):
+        run = timed_run(model, context, text, n_prompt, n_generate)
+        if at >= request["warmup"]:
+            runs.append(asdict(run))
+        parent.tell("step")
+    allocated = memory_record(context.memory_breakdown())
+    _show(parent, "held")
+    captured = capture(model, context, request["prompts"], n_generate, lambda: parent.tell("step"))
+    write_captured(request["logits"], captured)
+    return {"runs": runs, "allocated": allocated}

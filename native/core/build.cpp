@@ -1,0 +1,13 @@
+// How this was built, and whether what was built can be used here.
+#include "build_info.h"
+#include "shim.h"
+
+const char * moebind_cuda_verdict(void) { return MOEBIND_CUDA_VERDICT; }
+
+#if GGML_CUDA
+extern "C" const char * moebind_cuda_unloaded(void);  // replaced/cuda_loader.cpp, in libggml.so
+
+const char * moebind_cuda_failure(void) { return moebind_cuda_unloaded(); }
+#else
+const char * moebind_cuda_failure(void) { return ""; }
+#endif

@@ -1,0 +1,47 @@
+// What the loop that writes text does with each token, in as few calls as can be.
+#include "shim.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+// In lanes, which compilers turn into vectors; std::max_element takes ten times as long.
+llama_token moebind_likeliest(const float * logits, int32_t n) {
+    constexpr int32_t lanes = 32;
+    float             highest[lanes];
+    std::fill_n(highest, lanes, -std::numeric_limits<float>::infinity());
+    int32_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+        for (int32_t lane = 0; lane < lanes; lane++) {
+            const float logit = logits[i + lane];
+            highest[lane]     = logit > highest[lane] ? logit : highest[lane];
+        }
+    }
+    float most = *std::max_element(highest, highest + lanes);
+    for (; i < n; i++) {
+        most = logits[i] > most ? logits[i] : most;
+    }
+    const float * found = std::find(logits, logits + n, most);
+    return found == logits + n ? 0 : found - logits;  // NaN everywhere
+}
+
+int32_t moebind_step(llama_context * ctx, moebind_hooks * hooks, llama_batch batch, llama_token token, llama_pos pos,
+                     llama_token * next) {
+    batch.token[0] = token;
+    batch.pos[0]   = pos;
+    // Asked for before it began: not every device would look.
+    const int32_t code = moebind_hooks_aborted(hooks) ? 2 : llama_decode(ctx, batch);
+    if (code == 0) {
+        const float * logits = llama_get_logits_ith(ctx, -1);
+        if (logits == nullptr) {
+            throw std::runtime_error("the context computed no logits");
+        }
+        *next = moebind_likeliest(logits, llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx))));
+    }
+    return code;
+}
+
+int32_t moebind_next_piece(const llama_vocab * vocab, llama_token token, bool special, char * buffer, int32_t size) {
+    return llama_vocab_is_eog(vocab, token) ? MOEBIND_END_OF_GENERATION
+                                            : llama_token_to_piece(vocab, token, buffer, size, 0, special);
+}
