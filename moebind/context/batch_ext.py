@@ -202,6 +202,9 @@ class BatchExt(Owner):
     def _shared(self) -> bool:
         return any(len(set(several)) > 1 for several in self._seqs)
 
+    def _has_embeddings(self) -> bool:
+        return self._contents is not None and self._contents[1] > 0
+
     def _check_contents(self, n_vocab: int, width: int) -> None:
         """Nothing is left to check: the model is that of the context, and llama.cpp looks at widths."""
 

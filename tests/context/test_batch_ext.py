@@ -96,6 +96,15 @@ def test_widths_are_the_models(dense: Model) -> None:
         context.process(batch)
 
 
+def test_decode_and_encode_take_plain_batches(dense: Model) -> None:
+    with dense.new_context(SMALL) as context:
+        for method in (context.decode, context.encode):
+            with pytest.raises(TypeError, match=r"process\(\) takes it"):
+                method(filled(context, [1]))  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="takes a Batch"):
+                method([1, 2])  # type: ignore[arg-type]
+
+
 def test_sequences(dense: Model) -> None:
     with dense.new_context(EXACT.with_n_seq_max(2).with_kv_unified(True)) as context:
         batch = BatchExt(context)

@@ -11,6 +11,9 @@ import pytest
 from conftest import CPU, SMALL
 from moebind import (
     Batch,
+    BatchError,
+    BatchExt,
+    Context,
     ContextCreationError,
     ContextType,
     Gguf,
@@ -78,6 +81,20 @@ def test_nothing_is_lazy_that_the_architecture_does_not_look_up(lazy_mode: LazyM
         assert weights_of(model).keys() == {"CPU"}
 
 
+#: What the layers that predict further ahead are loaded for.
+AHEAD = SMALL.with_ctx_type(ContextType.MTP)
+
+
+def predicted(context: Context, token: int = 9, size: float = 1) -> np.ndarray:
+    """Logits after two tokens with hidden states, of which the second has that size."""
+    state = np.sin(np.arange(64)).astype(np.float32)
+    with BatchExt(context) as batch:
+        batch.add(0, 0, token=1, embedding=state)
+        batch.add(0, 1, token=token, embedding=size * state, output=True)
+        context.process(batch)
+    return context.get_logits_ith(-1).copy()
+
+
 @pytest.fixture(scope="module")
 def glm(tiny_path: MakeTiny) -> Path:
     """A model whose last layer predicts the token after the next."""
@@ -111,12 +128,34 @@ def test_the_layers_that_predict_further_are_loaded_if_asked_for(
 
 def test_a_context_that_predicts_further_needs_its_layers(glm: Path, both: tuple[ModelParams, ModelParams]) -> None:
     without, whole = both
-    ahead = SMALL.with_ctx_type(ContextType.MTP)
-    with Model.load_from_file(glm, whole) as model, model.new_context(ahead) as context:
-        main = logits_of(model)
-        context.decode(Batch.get_one([1, 5, 270, 9]))
-        assert np.isfinite(context.get_logits_ith(-1)).all()
-        assert np.abs(context.get_logits_ith(-1) - main).max() > 0.1  # another layer's, of another token
+    with Model.load_from_file(glm, whole) as model, model.new_context(AHEAD) as context:
+        assert np.abs(predicted(context) - logits_of(model)).max() > 0.1  # another layer's
     with Model.load_from_file(glm, without) as model:
         with pytest.raises(ContextCreationError, match="no context"):
-            model.new_context(ahead)
+            model.new_context(AHEAD)
+
+
+def test_what_it_predicts_depends_on_tokens_and_hidden_states(glm: Path, both: tuple[ModelParams, ModelParams]) -> None:
+    with Model.load_from_file(glm, both[1]) as model:
+        found = []
+        for token, size in ((9, 1.0), (9, 1.0), (8, 1.0), (9, -1.0)):
+            with model.new_context(AHEAD) as context:
+                found.append(predicted(context, token, size))
+        first, again, *others = found
+        np.testing.assert_array_equal(first, again)
+        assert all(np.abs(first - other).max() > 0.1 for other in others)
+
+
+def test_a_context_that_predicts_further_takes_hidden_states(glm: Path, both: tuple[ModelParams, ModelParams]) -> None:
+    # libllama would compute with whatever is in that memory.
+    with Model.load_from_file(glm, both[1]) as model, model.new_context(AHEAD) as context:
+        with pytest.raises(BatchError, match="hidden states"):
+            context.decode(Batch.get_one([1, 5]))
+        with BatchExt(context) as batch:
+            batch.add(0, 0, token=1, output=True)
+            with pytest.raises(BatchError, match="hidden states"):
+                context.process(batch)
+        with pytest.raises(BatchError, match="cannot generate text"):
+            context.generate([1, 5])
+        with pytest.raises(BatchError, match="cannot generate text"):
+            context.generate_many([[1, 5]])
