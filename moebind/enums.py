@@ -172,7 +172,11 @@ class LoadMode(_Open):
 
 
 class LazyMode(_Open):
-    """Whether rows of large tensors are read only when they are needed (the file must be mapped)."""
+    """Whether rows of large tensors are read only when they are needed.
+
+    llama.cpp marks them by architecture: what a model looks up for each layer and token. They are mapped, however the
+    rest of the file is read.
+    """
 
     OFF = lib.LLAMA_LAZY_MODE_OFF
     """Never."""

@@ -169,7 +169,7 @@ class FitError(MoebindError):
 
 
 class SpeculativeError(MoebindError):
-    """Speculative decoding cannot be done with these models or contexts."""
+    """Reserved for speculative decoding, which moebind does not do yet: nothing raises it."""
 
 
 class QuantizeError(MoebindError):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import moebind
-from moebind import Context, ContextParams, Device, LoraAdapter, Model, ModelParams
+from moebind import Context, ContextParams, Device, FlashAttnType, GgmlType, LoraAdapter, Model, ModelParams
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hub_server  # beside this file
@@ -40,6 +40,8 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 CPU = ModelParams(n_gpu_layers=0, devices=())
 #: One thread: two processes that wait by spinning would slow each other down many times.
 SMALL = ContextParams(n_ctx=256, n_threads=1, n_threads_batch=1)
+#: As exact as llama.cpp computes, F32 throughout: another order of sums changes no more than ``bounds.ORDER``.
+EXACT = SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32).with_flash_attn_type(FlashAttnType.DISABLED)
 
 
 def cuda_device() -> Device | None:

@@ -9,12 +9,10 @@ import gguf
 import numpy as np
 import tiny
 
-from conftest import CPU, SMALL
-from moebind import Batch, Context, FlashAttnType, GgmlType, Model
+from conftest import CPU, EXACT
+from moebind import Batch, Context, Model
 
 TOKENS = [1, 5, 9, 40, 7, 100]
-#: As exact as llama.cpp computes.
-EXACT = SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32).with_flash_attn_type(FlashAttnType.DISABLED)
 SHAPE = tiny.Shape(n_expert=4)
 WEIGHTS = {
     "token_embd.weight": (len(tiny.TOKENS), 64),

@@ -21,7 +21,9 @@ class Shape:
     dots1, which is like it and chooses by sigmoids and biases, in groups if there are some (n_head_kv = n_head);
     granite_swa, which takes fused gate and up matrices; grovemoe, which has experts for groups of experts (chexps);
     mamba, which has recurrent state instead of a KV cache; lfm2, in which every other layer has; bert, an encoder, with
-    ``n_cls_out`` > 0 a classification head; t5, an encoder and a decoder.
+    ``n_cls_out`` > 0 a classification head; nomic-bert, an encoder with gated SiLU and rotated positions; t5, which has
+    an encoder and a decoder; gemma4, which looks up embeddings for each layer; glm4moe, of which the last ``n_mtp``
+    layers predict the token after the next.
     """
 
     arch: str = "llama"
@@ -42,6 +44,8 @@ class Shape:
     n_swa: int = 0
     #: Groups of experts, of which two are chosen first.
     n_expert_groups: int = 0
+    #: Of glm4moe: how many of the layers predict further ahead.
+    n_mtp: int = 0
 
     @property
     def n_ff_exp(self) -> int:
@@ -49,6 +53,8 @@ class Shape:
         return self.n_ff // 2 if self.arch in {"deepseek", "dots1", "grovemoe"} else self.n_ff
 
 
+#: Width of what gemma4 looks up for a layer.
+PER_LAYER = 16
 #: Byte tokens and a few special ones: any text can be tokenised.
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
 TOKENS += [f"▁{word}" for word in ["the", "a", "of", "to", "and", "in", "it", "is", "was", "on"]]
@@ -119,7 +125,7 @@ def _metadata(shape: Shape) -> dict[str, object]:
         metadata[f"{a}.expert_group_scale"] = 0.05
         metadata[f"{a}.experts_per_group"] = 2
         metadata[f"{a}.expert_chunk_feed_forward_length"] = 32
-    if a == "bert":
+    if a in {"bert", "nomic-bert"}:
         metadata[f"{a}.attention.layer_norm_epsilon"] = 1e-5
         metadata[f"{a}.attention.causal"] = False
         metadata["tokenizer.ggml.token_type_count"] = 1
@@ -140,6 +146,16 @@ def _metadata(shape: Shape) -> dict[str, object]:
         metadata[f"{a}.attention.head_count_kv"] = [shape.n_head_kv * (layer % 2) for layer in range(shape.n_layer)]
         if shape.n_swa:
             metadata[f"{a}.attention.sliding_window"] = shape.n_swa
+    if a == "gemma4":
+        metadata[f"{a}.embedding_length_per_layer_input"] = PER_LAYER
+        metadata |= {f"{a}.attention.{name}_length_swa": shape.n_embd // shape.n_head for name in ("key", "value")}
+        metadata |= {f"{a}.attention.{name}_length": shape.n_embd // shape.n_head for name in ("key", "value")}
+        metadata[f"{a}.attention.sliding_window"] = 64
+        metadata[f"{a}.attention.sliding_window_pattern"] = [layer % 2 == 0 for layer in range(shape.n_layer)]
+    if a == "glm4moe":
+        metadata[f"{a}.nextn_predict_layers"] = shape.n_mtp
+        metadata[f"{a}.expert_shared_count"] = 1
+        metadata[f"{a}.expert_feed_forward_length"] = shape.n_ff_exp
     if a == "granite_swa":
         metadata[f"{a}.logit_scale"] = 1.0
         metadata[f"{a}.attention.sliding_window"] = 64
@@ -206,12 +222,15 @@ def _tensors(shape: Shape, random: np.random.Generator) -> dict[str, np.ndarray]
 def _bert(shape: Shape, weights: Weights) -> dict[str, np.ndarray]:
     d = shape.n_embd
     tensors = {"token_embd.weight": weights(len(TOKENS), d), "token_types.weight": weights(1, d)}
-    tensors["position_embd.weight"] = weights(shape.n_ctx_train, d)
+    if shape.arch == "bert":
+        tensors["position_embd.weight"] = weights(shape.n_ctx_train, d)
     norms = ["token_embd_norm"]
     for layer in range(shape.n_layer):
         b = f"blk.{layer}."
         tensors |= {f"{b}attn_{part}.weight": weights(d, d) for part in ("q", "k", "v", "output")}
         tensors |= {b + "ffn_up.weight": weights(shape.n_ff, d), b + "ffn_down.weight": weights(d, shape.n_ff)}
+        if shape.arch == "nomic-bert":
+            tensors[b + "ffn_gate.weight"] = weights(shape.n_ff, d)
         norms += [b + "attn_output_norm", b + "layer_output_norm"]
     for norm in norms:
         tensors |= {norm + ".weight": np.ones(d, np.float32), norm + ".bias": weights(d)}
@@ -237,8 +256,58 @@ def _t5(shape: Shape, weights: Weights) -> dict[str, np.ndarray]:
     return tensors
 
 
+def _gemma4(shape: Shape, weights: Weights) -> dict[str, np.ndarray]:
+    d, kv, head = shape.n_embd, shape.n_embd * shape.n_head_kv // shape.n_head, shape.n_embd // shape.n_head
+    ones = np.ones(d, np.float32)
+    width = PER_LAYER * shape.n_layer
+    tensors = {"token_embd.weight": weights(len(TOKENS), d), "output_norm.weight": ones}
+    tensors |= {
+        "per_layer_token_embd.weight": weights(len(TOKENS), width),
+        "per_layer_model_proj.weight": weights(width, d),
+    }
+    tensors["per_layer_proj_norm.weight"] = np.ones(PER_LAYER, np.float32)
+    tensors["rope_freqs.weight"] = np.ones(head // 2, np.float32)
+    for layer in range(shape.n_layer):
+        b = f"blk.{layer}."
+        norms = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm", "post_norm")
+        tensors |= {f"{b}{norm}.weight": ones for norm in norms}
+        tensors |= {f"{b}attn_{part}_norm.weight": np.ones(head, np.float32) for part in "qk"}
+        tensors |= {b + "attn_q.weight": weights(d, d), b + "attn_output.weight": weights(d, d)}
+        tensors |= {b + "attn_k.weight": weights(kv, d), b + "attn_v.weight": weights(kv, d)}
+        tensors |= {b + f"ffn_{part}.weight": weights(shape.n_ff, d) for part in ("gate", "up")}
+        tensors[b + "ffn_down.weight"] = weights(d, shape.n_ff)
+        tensors |= {b + "inp_gate.weight": weights(PER_LAYER, d), b + "proj.weight": weights(d, PER_LAYER)}
+    return tensors
+
+
+def _glm4moe(shape: Shape, weights: Weights) -> dict[str, np.ndarray]:
+    d, kv, n, f = shape.n_embd, shape.n_embd * shape.n_head_kv // shape.n_head, shape.n_expert, shape.n_ff_exp
+    ones = np.ones(d, np.float32)
+    tensors = {"token_embd.weight": weights(len(TOKENS), d), "output.weight": weights(len(TOKENS), d)}
+    tensors["output_norm.weight"] = ones
+    for layer in range(shape.n_layer):
+        b = f"blk.{layer}."
+        tensors |= {b + "attn_norm.weight": ones, b + "post_attention_norm.weight": ones}
+        tensors |= {b + "attn_q.weight": weights(d, d), b + "attn_output.weight": weights(d, d)}
+        tensors |= {b + "attn_k.weight": weights(kv, d), b + "attn_v.weight": weights(kv, d)}
+        tensors |= {b + "ffn_gate_inp.weight": weights(n, d), b + "exp_probs_b.bias": weights(n)}
+        tensors |= {b + f"ffn_{part}_exps.weight": weights(n, f, d) for part in ("gate", "up")}
+        tensors |= {b + f"ffn_{part}_shexp.weight": weights(f, d) for part in ("gate", "up")}
+        tensors |= {b + "ffn_down_exps.weight": weights(n, d, f), b + "ffn_down_shexp.weight": weights(d, f)}
+        if layer >= shape.n_layer - shape.n_mtp:
+            tensors[b + "nextn.eh_proj.weight"] = weights(d, 2 * d)
+            tensors |= {f"{b}nextn.{norm}.weight": ones for norm in ("enorm", "hnorm", "shared_head_norm")}
+    return tensors
+
+
 #: Architectures that are not built like llama.
-OTHERS: dict[str, Callable[[Shape, Weights], dict[str, np.ndarray]]] = {"bert": _bert, "t5": _t5}
+OTHERS: dict[str, Callable[[Shape, Weights], dict[str, np.ndarray]]] = {
+    "bert": _bert,
+    "nomic-bert": _bert,
+    "t5": _t5,
+    "gemma4": _gemma4,
+    "glm4moe": _glm4moe,
+}
 
 
 def _write_file(path: Path, arch: str, metadata: dict[str, object], tensors: dict[str, np.ndarray]) -> None:

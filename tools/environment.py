@@ -46,6 +46,15 @@ def requirements() -> list[str]:
     return found
 
 
+def version() -> str:
+    """The version of moebind."""
+    text = (ROOT / "moebind/_core/version.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    if found is None:
+        raise SystemExit("moebind/_core/version.py has no __version__")
+    return found[1]
+
+
 def run(*command: str | Path, **options: object) -> int:
     """Run a command and give its exit status."""
     return subprocess.run([str(part) for part in command], check=False, **options).returncode  # type: ignore[call-overload]
@@ -98,6 +107,7 @@ def main() -> None:
         install_requirements(wanted)
         done("requirements", "\n".join(wanted))
     state = fingerprint(BUILT_FROM) + "".join(f" {name}={os.environ[name]}" for name in ASKED if name in os.environ)
+    state += f" version={version()}"  # pip keeps the one that it installed
     if once("build", state):
         print("environment: building moebind (6 minutes on 2 cores; seconds when only little has changed)", flush=True)
         build = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps")

@@ -1,3 +1,3 @@
-"""The version of moebind."""
+"""The version of moebind: pyproject.toml reads it from here."""
 
 __version__ = "0.1.0"

@@ -320,6 +320,9 @@ class Batch(OfThisProcess):
         """Whether a token belongs to several sequences."""
         return int(self._n_seq_id[: self._n_tokens].max()) > 1
 
+    def _has_embeddings(self) -> bool:
+        return self._embd is not None
+
     def _check_contents(self, n_vocab: int, width: int) -> None:
         """Raise unless a model of this vocabulary, which takes embeddings of this width, can take what is in it."""
         if self._embd is not None:

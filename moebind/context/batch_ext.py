@@ -100,9 +100,6 @@ class BatchExt(Owner):
     ) -> int:
         """Add one entry.
 
-        Uses ``llama_batch_ext_add`` and ``llama_batch_ext_add_token``, ``llama_batch_ext_set_embd_token``,
-        ``llama_batch_ext_add_seq``, ``llama_batch_ext_set_pos`` and ``llama_batch_ext_set_output_logits``.
-
         Parameters
         ----------
         seq_ids
@@ -127,8 +124,8 @@ class BatchExt(Owner):
 
         Notes
         -----
-        Uses ``llama_batch_ext_add_token``, ``_add_embd``, ``_add_seq``, ``_set_embd_token``, ``_set_pos`` and
-        ``_set_output_logits``.
+        Uses ``llama_batch_ext_add`` or ``llama_batch_ext_add_token``, and ``llama_batch_ext_set_embd_token``,
+        ``llama_batch_ext_add_seq``, ``llama_batch_ext_set_pos`` and ``llama_batch_ext_set_output_logits``.
         """
         sequences = checks.int32_array("seq_ids", np.atleast_1d(seq_ids), 0, self._context.n_seq_max - 1).tolist()  # type: ignore[arg-type]
         if not sequences:
@@ -204,6 +201,9 @@ class BatchExt(Owner):
 
     def _shared(self) -> bool:
         return any(len(set(several)) > 1 for several in self._seqs)
+
+    def _has_embeddings(self) -> bool:
+        return self._contents is not None and self._contents[1] > 0
 
     def _check_contents(self, n_vocab: int, width: int) -> None:
         """Nothing is left to check: the model is that of the context, and llama.cpp looks at widths."""

@@ -18,7 +18,7 @@ from moebind.context.backend_sampling import BackendSampling, checked_chains, ou
 from moebind.context.conversation import Conversation
 from moebind.context.creation import native_context_params, pooling_problem
 from moebind.context.generate_many import BatchedGeneration
-from moebind.enums import GgmlType
+from moebind.enums import ContextType, GgmlType
 from moebind.errors import ContextCreationError, EmbeddingsError, NativeError
 from moebind.params.observers import TensorObserver, eval_hook
 from moebind.params.params import ContextParams
@@ -107,6 +107,7 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         # The graph that moves cached keys has no kernel for this type.
         self._can_shift_type = params.type_k != GgmlType.BF16
         self._encodes = not lib.llama_get_memory(pointer)
+        self._predicts_ahead = params.ctx_type == ContextType.MTP and model.n_layer_nextn > 0
         self._has_cross_attention = model._architecture == "t5"
         self._n_pos = int(lib.moebind_model_n_pos(model._open()))
         self._embeddings = params.embeddings

@@ -30,6 +30,8 @@ class Decoding(Outputs, KvCache):
     #: Whether decoding looks at what was encoded (cross attention), and the sequences that were.
     _has_cross_attention = False
     _encoded: frozenset[int] = frozenset()
+    #: Whether it computes the layers for multi-token prediction, which take hidden states along with tokens.
+    _predicts_ahead = False
     #: How many positions the model has embeddings for; 0: any.
     _n_pos = 0
     #: The place in memory to which :meth:`_likeliest_after` has its token written.
@@ -61,6 +63,7 @@ class Decoding(Outputs, KvCache):
         Uses ``llama_decode``. The outputs of an earlier batch are overwritten. A model without a cache, such as
         BERT, encodes instead.
         """
+        _must_be_plain(batch)
         with self._exclusive() as native:
             self._decode(native, batch, by_user=True)
 
@@ -198,6 +201,7 @@ class Decoding(Outputs, KvCache):
         -----
         Uses ``llama_encode``.
         """
+        _must_be_plain(batch)
         with self._exclusive() as native:
             self._must_encode(True)
             self._check_batch(native, batch, encoding=True)
@@ -236,10 +240,14 @@ class Decoding(Outputs, KvCache):
 
     def _check_batch(self, native: CData, batch: Batch | BatchExt, encoding: bool = False) -> int:
         """Check what libllama only asserts, or does not look at. Returns how many outputs there will be."""
-        if not isinstance(batch, (Batch, BatchExt)):
-            raise TypeError(f"batch is {batch!r}; it takes a Batch, such as Batch.get_one(tokens)")
         if self._model._without_weights:
             raise BatchError("the model was loaded with no_alloc: it has no weights to compute with")
+        # libllama would take whatever is in that memory for hidden states.
+        if self._predicts_ahead and not batch._has_embeddings():
+            raise BatchError(
+                "this context predicts further ahead (ContextType.MTP), from tokens and the model's hidden states: it "
+                "takes a BatchExt whose entries have both"
+            )
         n = batch.n_tokens
         encoding = encoding or self._encodes
         self._check_size(native, n, encoding)
@@ -310,6 +318,12 @@ class Decoding(Outputs, KvCache):
             last = batch.n_tokens + (-1 if encoding or not memory else int(lib.llama_memory_seq_pos_max(memory, 0)))
         if self._n_pos and last >= self._n_pos:
             raise BatchError(f"the batch has position {last}; this model has embeddings for {self._n_pos} positions")
+
+
+def _must_be_plain(batch: Batch) -> None:
+    if not isinstance(batch, Batch):
+        way = "process() takes it" if isinstance(batch, BatchExt) else "it takes a Batch, such as Batch.get_one(tokens)"
+        raise TypeError(f"batch is {batch!r}; {way}")
 
 
 def _refusal_message() -> str:

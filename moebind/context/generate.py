@@ -358,6 +358,10 @@ class Generation(Decoding):
         tokens = self._model._prompt_tokens(prompt)
         if self._encodes:
             raise BatchError("this model has no cache, so it cannot generate text: encode() gives embeddings")
+        if self._predicts_ahead:
+            raise BatchError(
+                "this context predicts further ahead (ContextType.MTP), and cannot generate text by itself"
+            )
         if tokens.size > self._length_max:
             raise ValueError(
                 f"prompt has {tokens.size} tokens; a sequence of this context takes {self._length_max}: make it with a "

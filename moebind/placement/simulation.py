@@ -6,6 +6,7 @@ load usually is; what a mapping changes is worked out here, as ``load_tensors`` 
 - weights in the plain memory of the CPU are not allocated: a range of each file is mapped, from the first of them to
   the last;
 - weights are not put into a device's pinned host memory, but among those of the CPU;
+- a tensor that is read row by row is mapped by itself, even if the rest of the file is read;
 - everything else, repacked weights included, is allocated as without a mapping.
 """
 
@@ -20,7 +21,7 @@ from moebind._core.native import CData, Hooks, decoded, ffi, lib, own
 from moebind.backend import rpc_servers
 from moebind.backend.breakdown import BufferMemory, DeviceMemory, gather, read_parts
 from moebind.backend.devices import init
-from moebind.enums import DeviceType, LoadMode
+from moebind.enums import DeviceType, LazyMode, LoadMode
 from moebind.errors import ContextCreationError, ModelLoadError, NativeError, RpcServerError
 from moebind.params import tensor_overrides
 from moebind.params.native import check_together, native_model_params, plain_context_params
@@ -31,6 +32,11 @@ __all__ = ["Simulation", "simulate"]
 
 #: llama.cpp's name for the buffers of a mapped file, all of the CPU's buffer type.
 MAPPED = "CPU_Mapped"
+#: The tensor that llama.cpp can read row by row (TENSOR_READ_LAZY), in which architectures, and above what size if
+#: ``LazyMode.AUTO`` is to decide.
+LAZY = "per_layer_token_embd.weight"
+LOOK_UP = frozenset({"gemma4", "qwen4exp"})
+LAZY_MIN = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -125,8 +131,9 @@ def _simulate(
         mapped = _is_mapped(model_params, used)
         parts = read_parts(context)
         gaps = 0
-        if mapped:
-            parts, gaps = _as_mapped(header, parts, tensors)
+        lazy = _is_lazy(model_params, header, used)
+        if mapped or lazy:
+            parts, gaps = _as_mapped(header, parts, tensors, mapped, lazy)
         return Simulation(
             gather(parts, used),
             {name: _device_of(buffer_type) for name, buffer_type in tensors},
@@ -166,6 +173,11 @@ def _is_mapped(params: ModelParams, used: Sequence[CData]) -> bool:
         return False
     if params.load_mode != LoadMode.AUTO:
         return True
+    return _all_map(used)
+
+
+def _all_map(used: Sequence[CData]) -> bool:
+    """Whether each of the devices takes weights from a mapped file."""
     properties = ffi.new("struct ggml_backend_dev_props *")
     for device in used:
         lib.ggml_backend_dev_get_props(device, properties)
@@ -174,27 +186,47 @@ def _is_mapped(params: ModelParams, used: Sequence[CData]) -> bool:
     return True
 
 
+def _is_lazy(params: ModelParams, header: Header, used: Sequence[CData]) -> bool:
+    """Whether rows of ``LAZY`` are read when they are needed: then it is mapped, however the rest is read."""
+    if header.architecture not in LOOK_UP or LAZY not in header.tensors or not lib.llama_supports_mmap():
+        return False
+    if params.lazy_mode == LazyMode.AUTO:
+        return header.tensors[LAZY].nbytes > LAZY_MIN and _all_map(used)
+    return params.lazy_mode == LazyMode.ON
+
+
 def _as_mapped(
-    header: Header, parts: list[tuple[CData, BufferMemory]], tensors: list[tuple[str, CData]]
+    header: Header, parts: list[tuple[CData, BufferMemory]], tensors: list[tuple[str, CData]], mapped: bool, lazy: bool
 ) -> tuple[list[tuple[CData, BufferMemory]], int]:
-    """``parts`` with the host's weights in mapped ranges of the files; and how many bytes of these hold no weights."""
+    """``parts`` with the host's weights in mapped ranges of the files; and how many bytes of these hold no weights.
+
+    Lazy tensors are mapped by themselves, whether the others are or not.
+    """
     plain = lib.ggml_backend_cpu_buffer_type()
     host = [buffer_type for buffer_type, _ in parts if buffer_type == plain or _is_pinned(buffer_type)]
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
+    first: dict[tuple[int, bool], int] = {}
+    last: dict[tuple[int, bool], int] = {}
     needed: dict[str, int] = {}
     for name, buffer_type in tensors:
-        if buffer_type in host and name in header.tensors:
+        alone = lazy and name == LAZY
+        if buffer_type in host and name in header.tensors and (mapped or alone):
             info = header.tensors[name]
             needed[name] = info.nbytes
-            first[info.file] = min(first.get(info.file, info.offset), info.offset)
-            last[info.file] = max(last.get(info.file, 0), info.offset + info.nbytes)
-    rest = [(buffer_type, replace(buffer, model=0) if buffer_type in host else buffer) for buffer_type, buffer in parts]
-    mapped = sum(last[file] - first[file] for file in first)
-    kept = [(buffer_type, buffer) for buffer_type, buffer in rest if buffer.total]
-    if mapped:
-        kept.append((plain, BufferMemory(MAPPED, mapped, 0, 0)))
-    return kept, mapped - sum(needed.values())
+            key = info.file, alone
+            first[key] = min(first.get(key, info.offset), info.offset)
+            last[key] = max(last.get(key, 0), info.offset + info.nbytes)
+    kept = []
+    for buffer_type, buffer in parts:
+        if mapped:
+            left = 0 if buffer_type in host else buffer.model
+        else:
+            left = buffer.model - (sum(needed.values()) if buffer_type == plain else 0)
+        kept.append((buffer_type, replace(buffer, model=left)))
+    kept = [(buffer_type, buffer) for buffer_type, buffer in kept if buffer.total]
+    ranges = sum(last[key] - first[key] for key in first)
+    if ranges:
+        kept.append((plain, BufferMemory(MAPPED, ranges, 0, 0)))
+    return kept, ranges - sum(needed.values())
 
 
 def _is_pinned(buffer_type: CData) -> bool:

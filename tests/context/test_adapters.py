@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import bounds
 import gguf
 import lora
 import numpy as np
@@ -52,7 +53,7 @@ def test_an_adapter_is_as_good_as_merged_weights(
     plain = logits(exact)
     exact.set_lora_adapters({adapter: scale})
     merged = logits_of(tiny.write(tmp_path / "merged.gguf", SHAPE, add=lora.added(first, scale)))
-    np.testing.assert_allclose(logits(exact), merged, atol=1e-4)
+    np.testing.assert_allclose(logits(exact), merged, atol=bounds.ORDER)
     assert np.abs(merged - plain).max() > 0.1
     exact.clear_lora_adapters()
     np.testing.assert_array_equal(logits(exact), plain)
@@ -65,7 +66,7 @@ def test_each_kind_of_weight(exact: Context, moe: Model, tmp_path: Path, weight:
     with moe.lora_adapter_init(lora.write(tmp_path / "one.gguf", matrices)) as adapter:
         exact.set_lora_adapters({adapter: 1})
         merged = logits_of(tiny.write(tmp_path / "merged.gguf", SHAPE, add=lora.added(matrices, 1)))
-        np.testing.assert_allclose(logits(exact), merged, atol=1e-4)
+        np.testing.assert_allclose(logits(exact), merged, atol=bounds.ORDER)
         assert np.abs(merged - plain).max() > 1e-3
 
 
@@ -82,7 +83,7 @@ def test_other_models(tiny_path: MakeTiny, tmp_path: Path, arch: str) -> None:
         with model.lora_adapter_init(file) as adapter:
             context.set_lora_adapters({adapter: 1})
             merged = logits_of(tiny.write(tmp_path / "merged.gguf", shape, add=lora.added(matrices, 1)))
-            np.testing.assert_allclose(logits(context), merged, atol=1e-4)
+            np.testing.assert_allclose(logits(context), merged, atol=bounds.ORDER)
             assert np.abs(merged - plain).max() > 1e-3
 
 
@@ -98,7 +99,7 @@ def test_several_at_once_and_hot_swap(
             for name, matrix in lora.added(other, two).items():
                 change[name] = change[name] + matrix
             merged = logits_of(tiny.write(tmp_path / "merged.gguf", SHAPE, add=change))
-            np.testing.assert_allclose(logits(exact), merged, atol=1e-4)
+            np.testing.assert_allclose(logits(exact), merged, atol=bounds.ORDER)
 
 
 def test_swapped_between_decodes(exact: Context, adapter: LoraAdapter) -> None:
@@ -110,7 +111,7 @@ def test_swapped_between_decodes(exact: Context, adapter: LoraAdapter) -> None:
     batch = Batch(3)
     batch.add_sequence(TOKENS[3:], 0, logits_all=True, pos=3)
     exact.decode(batch)
-    np.testing.assert_allclose(exact.get_logits(), whole[3:], atol=1e-5)
+    np.testing.assert_allclose(exact.get_logits(), whole[3:], atol=bounds.ORDER)
 
 
 def test_without_alpha_the_scale_is_all(exact: Context, moe: Model, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_without_alpha_the_scale_is_all(exact: Context, moe: Model, tmp_path: Pa
     with moe.lora_adapter_init(lora.write(tmp_path / "one.gguf", matrices, metadata=metadata)) as adapter:
         exact.set_lora_adapters({adapter: 2})
         merged = logits_of(tiny.write(tmp_path / "merged.gguf", SHAPE, add=lora.added(matrices, 2, alpha=0)))
-        np.testing.assert_allclose(logits(exact), merged, atol=1e-4)
+        np.testing.assert_allclose(logits(exact), merged, atol=bounds.ORDER)
 
 
 def test_half_precision_and_quantised_matrices(exact: Context, moe: Model, tmp_path: Path) -> None:
@@ -163,8 +164,10 @@ def test_weights_that_the_cpu_holds_in_another_order(tmp_path: Path) -> None:
             with model.lora_adapter_init(file) as adapter:
                 context.set_lora_adapters({adapter: 1})
                 found.append(logits(context))
-    np.testing.assert_allclose(*found, atol=1e-3)
-    assert np.abs(found[0] - logits_of(quantised)).max() > 0.1
+    # Six positions of all tokens: the largest difference is 4.5 standard deviations.
+    apart = 4.5 * bounds.quantised(shape.n_layer, size=float(found[1].std()))
+    np.testing.assert_allclose(*found, rtol=0, atol=apart)
+    assert np.abs(found[0] - logits_of(quantised)).max() > 3 * apart
 
 
 def test_norms_are_left_out_as_llama_cpp_does(exact: Context, moe: Model, first: lora.Pairs, tmp_path: Path) -> None:
@@ -183,7 +186,7 @@ def test_experts_on_the_host_and_the_rest_on_a_device(
         with Model.load_from_file(tiny_path(n_expert=4), params) as model, model.new_context(EXACT) as context:
             with model.lora_adapter_init(file) as adapter:
                 context.set_lora_adapters({adapter: 1})
-                np.testing.assert_allclose(logits(context), merged, atol=1e-4)
+                np.testing.assert_allclose(logits(context), merged, atol=bounds.ORDER)
 
 
 def test_a_change_makes_generate_decode_its_prompt_again(exact: Context, adapter: LoraAdapter, moe: Model) -> None:

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import bounds
 import numpy as np
 import pytest
 
-from conftest import CPU, SMALL
+from conftest import CPU, EXACT, SMALL
 from moebind import (
     Batch,
     BatchError,
@@ -17,8 +18,6 @@ from moebind import (
     Context,
     ContextCreationError,
     EmbeddingsError,
-    FlashAttnType,
-    GgmlType,
     Model,
     PoolingType,
     Sampler,
@@ -27,7 +26,6 @@ from moebind import (
 )
 
 TOKENS = [1, 7, 8, 9, 10, 61]
-EXACT = SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32).with_flash_attn_type(FlashAttnType.DISABLED)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +72,7 @@ def test_decoding_goes_on_step_by_step(t5: Model) -> None:
         context.encode(Batch.get_one([10, 11, 12]))
         for token in (5, 7, 8):
             context.decode(Batch.get_one([token]))
-        np.testing.assert_allclose(context.get_logits_ith(-1), expected, atol=1e-4)
+        np.testing.assert_allclose(context.get_logits_ith(-1), expected, atol=bounds.ORDER)
 
 
 def test_what_was_not_encoded_is_not_decoded(t5: Model) -> None:
@@ -102,8 +100,8 @@ def test_sequences_are_encoded_together(t5: Model) -> None:
         batch.add_sequence([5, 7], 0)
         batch.add_sequence([5, 8], 1)
         context.decode(batch)
-        np.testing.assert_allclose(context.get_logits_ith(1), logits_of(t5, [5, 7], [10, 11, 12]), atol=1e-4)
-        np.testing.assert_allclose(context.get_logits_ith(3), logits_of(t5, [5, 8], [20, 21]), atol=1e-4)
+        np.testing.assert_allclose(context.get_logits_ith(1), logits_of(t5, [5, 7], [10, 11, 12]), atol=bounds.ORDER)
+        np.testing.assert_allclose(context.get_logits_ith(3), logits_of(t5, [5, 8], [20, 21]), atol=bounds.ORDER)
 
 
 def test_encoder_outputs(t5: Model) -> None:
@@ -157,8 +155,8 @@ def test_a_recurrent_state_goes_forward_only(mamba: Model) -> None:
         batch.add(7, 6, 0, True)
         batch.add(8, 6, 1, True)
         context.decode(batch)
-        np.testing.assert_allclose(context.get_logits_ith(0), logits_of(mamba, [*TOKENS, 7]), atol=1e-4)
-        np.testing.assert_allclose(context.get_logits_ith(1), logits_of(mamba, [*TOKENS, 8]), atol=1e-4)
+        np.testing.assert_allclose(context.get_logits_ith(0), logits_of(mamba, [*TOKENS, 7]), atol=bounds.ORDER)
+        np.testing.assert_allclose(context.get_logits_ith(1), logits_of(mamba, [*TOKENS, 8]), atol=bounds.ORDER)
         assert context.kv_cache_seq_rm(0)
         assert context.kv_cache_seq_pos_max(0) == -1
         context.kv_cache_seq_keep(1)
@@ -195,7 +193,7 @@ def test_a_window_forgets_what_is_behind_it(swa: Model) -> None:
     with swa.new_context(params.with_swa_full(True)) as context:
         context.decode(Batch.get_one(tokens))
         assert context.kv_cache_seq_pos_min(0) == 0
-        np.testing.assert_allclose(after, context.get_logits_ith(-1), atol=1e-2)
+        np.testing.assert_allclose(after, context.get_logits_ith(-1), atol=bounds.ORDER)
 
 
 # --- several sequences ---
@@ -212,7 +210,7 @@ def test_sequences_of_one_batch_do_not_see_each_other(dense: Model, unified: boo
         context.decode(batch)
         rows = context.get_logits()
         for row, tokens in zip(rows, sequences, strict=True):
-            np.testing.assert_allclose(row, logits_of(dense, tokens), atol=1e-4)
+            np.testing.assert_allclose(row, logits_of(dense, tokens), atol=bounds.ORDER)
 
 
 def test_sequences_share_a_prefix(dense: Model) -> None:
@@ -235,7 +233,7 @@ def test_sequences_share_a_prefix(dense: Model) -> None:
             batch = Batch(3)
             batch.extend([5, 6, 7], [len(TOKENS)] * 3, [0, 1, 2], True)
             context.decode(batch)
-            np.testing.assert_allclose(context.get_logits(), expected, atol=1e-4)
+            np.testing.assert_allclose(context.get_logits(), expected, atol=bounds.ORDER)
 
 
 def test_tokens_of_several_sequences_take_one_cache(dense: Model) -> None:
@@ -304,7 +302,7 @@ def test_pools_compute(dense: Model) -> None:
             second.attach_threadpool(pool, other)
             for each in (context, second):
                 each.decode(Batch.get_one(TOKENS))
-                np.testing.assert_allclose(each.get_logits_ith(-1), expected, atol=1e-5)
+                np.testing.assert_allclose(each.get_logits_ith(-1), expected, atol=bounds.ORDER)
             pool.pause()
             pool.resume()
             context.detach_threadpool()
@@ -313,7 +311,7 @@ def test_pools_compute(dense: Model) -> None:
             for each in (context, second):
                 each.kv_cache_clear()
                 each.decode(Batch.get_one(TOKENS))
-                np.testing.assert_allclose(each.get_logits_ith(-1), expected, atol=1e-5)
+                np.testing.assert_allclose(each.get_logits_ith(-1), expected, atol=bounds.ORDER)
         with pytest.raises(ClosedError):
             pool.pause()
         assert repr(pool) == "<ThreadPool, closed>"

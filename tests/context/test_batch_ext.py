@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import bounds
 import numpy as np
 import pytest
 
-from conftest import CPU, SMALL
+from conftest import CPU, EXACT, SMALL
 from moebind import (
     Batch,
     BatchError,
@@ -95,8 +96,17 @@ def test_widths_are_the_models(dense: Model) -> None:
         context.process(batch)
 
 
+def test_decode_and_encode_take_plain_batches(dense: Model) -> None:
+    with dense.new_context(SMALL) as context:
+        for method in (context.decode, context.encode):
+            with pytest.raises(TypeError, match=r"process\(\) takes it"):
+                method(filled(context, [1]))  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="takes a Batch"):
+                method([1, 2])  # type: ignore[arg-type]
+
+
 def test_sequences(dense: Model) -> None:
-    with dense.new_context(SMALL.with_n_seq_max(2).with_kv_unified(True)) as context:
+    with dense.new_context(EXACT.with_n_seq_max(2).with_kv_unified(True)) as context:
         batch = BatchExt(context)
         batch.add([0, 1], 0, token=1)
         batch.add(0, 1, token=7, output=True)
@@ -106,7 +116,7 @@ def test_sequences(dense: Model) -> None:
         for row, token in zip(rows, (7, 8), strict=True):
             context.kv_cache_clear()
             context.decode(Batch.get_one([1, token]))
-            np.testing.assert_allclose(context.get_logits_ith(-1), row, atol=1e-3)
+            np.testing.assert_allclose(context.get_logits_ith(-1), row, atol=bounds.ORDER)
 
 
 def test_encoders_process_too(tiny_path: Callable[..., Path], dense: Model) -> None:

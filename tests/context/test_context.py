@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bounds
 import numpy as np
 import pytest
 
-from conftest import CPU, SMALL
+from conftest import CPU, EXACT, SMALL
 from moebind import (
     AbortedError,
     Batch,
@@ -194,14 +195,14 @@ def test_embeddings_per_token(moe: Model) -> None:
 
 @pytest.mark.parametrize("pooling", [PoolingType.MEAN, PoolingType.CLS, PoolingType.LAST])
 def test_embeddings_per_sequence(moe: Model, pooling: PoolingType) -> None:
-    with moe.new_context(SMALL.with_embeddings(True).with_pooling_type(PoolingType.NONE)) as plain:
+    with moe.new_context(EXACT.with_embeddings(True).with_pooling_type(PoolingType.NONE)) as plain:
         decode_all(plain, [1, 5, 9])
         rows = np.array([plain.embeddings_ith(i) for i in range(3)])
-    with moe.new_context(SMALL.with_embeddings(True).with_pooling_type(pooling).with_n_seq_max(2)) as context:
+    with moe.new_context(EXACT.with_embeddings(True).with_pooling_type(pooling).with_n_seq_max(2)) as context:
         decode_all(context, [1, 5, 9])
         pooled = context.embeddings_seq_ith(0)
         expected = {"MEAN": rows.mean(0), "CLS": rows[0], "LAST": rows[-1]}[pooling.name]
-        np.testing.assert_allclose(pooled, expected, atol=1e-4)
+        np.testing.assert_allclose(pooled, expected, atol=bounds.ORDER)
         with pytest.raises(EmbeddingsError, match="no sequence 1"):
             context.embeddings_seq_ith(1)
         with pytest.raises(ValueError, match="seq_id"):
@@ -227,17 +228,16 @@ def test_embeddings_are_switched(context: Context) -> None:
 def test_sequences_side_by_side(moe: Model) -> None:
     alone: list[np.ndarray] = []
     for tokens in ([1, 5, 9], [1, 7]):
-        with moe.new_context(SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32)) as context:
+        with moe.new_context(EXACT) as context:
             context.decode(Batch.get_one(tokens))
             alone.append(context.get_logits_ith(-1).copy())
-    two = SMALL.with_n_seq_max(2).with_n_ctx(512).with_type_k(GgmlType.F32).with_type_v(GgmlType.F32)
-    with moe.new_context(two) as context:
+    with moe.new_context(EXACT.with_n_seq_max(2).with_n_ctx(512)) as context:
         batch = Batch(5)
         batch.add_sequence([1, 5, 9], 0)
         batch.add_sequence([1, 7], 1)
         context.decode(batch)
-        np.testing.assert_allclose(context.get_logits_ith(2), alone[0], atol=1e-4)
-        np.testing.assert_allclose(context.get_logits_ith(4), alone[1], atol=1e-4)
+        np.testing.assert_allclose(context.get_logits_ith(2), alone[0], atol=bounds.ORDER)
+        np.testing.assert_allclose(context.get_logits_ith(4), alone[1], atol=bounds.ORDER)
         np.testing.assert_array_equal(context.get_logits()[1], context.get_logits_ith(4))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import bounds
 import numpy as np
 import pytest
 import tiny
@@ -46,7 +47,7 @@ def test_a_vector_changes_logits_and_none_restores_them(exact: Context) -> None:
     np.testing.assert_array_equal(logits(exact), plain)
     exact.set_control_vector(None)
     exact.set_control_vector(np.zeros((4, 64)))
-    np.testing.assert_allclose(logits(exact), plain, atol=1e-5)
+    np.testing.assert_allclose(logits(exact), plain, atol=bounds.ORDER)
 
 
 def llama(tensors: dict[str, np.ndarray], tokens: list[int], add: np.ndarray) -> np.ndarray:
@@ -87,10 +88,10 @@ def llama(tensors: dict[str, np.ndarray], tokens: list[int], add: np.ndarray) ->
 def test_it_is_added_to_the_residual_stream(exact: Context, first: int, last: int) -> None:
     tensors = tiny._tensors(SHAPE, np.random.default_rng(SHAPE.seed))
     add = vectors()
-    np.testing.assert_allclose(logits(exact), llama(tensors, TOKENS, np.zeros((4, 64))), atol=1e-4)
+    np.testing.assert_allclose(logits(exact), llama(tensors, TOKENS, np.zeros((4, 64))), atol=bounds.ORDER)
     exact.set_control_vector(add, il_start=first, il_end=last)
     add[:first] = add[last + 1 :] = 0
-    np.testing.assert_allclose(logits(exact), llama(tensors, TOKENS, add), atol=1e-4)
+    np.testing.assert_allclose(logits(exact), llama(tensors, TOKENS, add), atol=bounds.ORDER)
 
 
 def test_rows_from_layer_1_as_llama_cpp_has_them(exact: Context) -> None:
@@ -133,7 +134,7 @@ def test_on_a_device(tiny_path: MakeTiny, device: Device, exact: Context) -> Non
     params = ModelParams(devices=[device])
     with Model.load_from_file(tiny_path(n_layer=4), params) as model, model.new_context(EXACT) as context:
         context.set_control_vector(vectors())
-        np.testing.assert_allclose(logits(context), expected, atol=1e-4)
+        np.testing.assert_allclose(logits(context), expected, atol=bounds.ORDER)
 
 
 def test_a_change_makes_generate_decode_its_prompt_again(exact: Context, model: Model) -> None:

@@ -12,6 +12,7 @@ import tiny  # put on the path by conftest.py
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import conftest
 from conftest import CPU, SMALL
 from moebind import (
     AbortedError,
@@ -19,18 +20,15 @@ from moebind import (
     BatchError,
     ClosedError,
     Context,
-    FlashAttnType,
-    GgmlType,
     Model,
     PoolingType,
     Sampler,
     SamplerError,
 )
 
-#: F32 throughout: what is computed together differs by the last bits from what is computed alone, too little for text.
+#: What is computed together differs by the last bits from what is computed alone, too little for text.
 #: (With experts, the last bit may choose another one.)
-EXACT = SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32).with_n_ctx(1024).with_n_seq_max(3)
-EXACT = EXACT.with_flash_attn_type(FlashAttnType.DISABLED)  # it rounds to F16
+EXACT = conftest.EXACT.with_n_ctx(1024).with_n_seq_max(3)
 PROMPTS = [[1, 7, 8], [1, 270, 271, 272, 9, 61, 62], [1], [1, 60, 61], [1, 99, 98, 97, 96], [1, 5, 5], [1, 40]]
 
 

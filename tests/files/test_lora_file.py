@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import bounds
 import lora
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_embeddings_that_are_the_output_too(tmp_path: Path) -> None:
             with model.new_context(EXACT) as context:
                 context.set_lora_adapters({adapter: 1})
                 merged = logits_of(tiny.write(tmp_path / "merged.gguf", shape, add=lora.added(matrices, 1)))
-                np.testing.assert_allclose(logits(context), merged, atol=1e-4)
+                np.testing.assert_allclose(logits(context), merged, atol=bounds.ORDER)
 
 
 def test_files_cut_short_anywhere(moe: Model, adapter: LoraAdapter, tmp_path: Path) -> None:

@@ -7,12 +7,16 @@ It needs moebind alone. ``make_references.py`` says where the files in ``data/``
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import bounds
 
 from moebind import Batch, Context, ContextParams, FlashAttnType, GgmlType, Model, ModelParams
 
@@ -64,15 +68,15 @@ class Comparison:
 ATTN_FACTOR = "phimoe.rope.scaling.attn_factor"
 #: What llama.cpp computes: for the first five architectures what transformers does.
 COMPARISONS = (
-    *(Comparison(name, "transformers", 1e-4) for name in NAMES[:5]),
+    *(Comparison(name, "transformers", bounds.ORDER) for name in NAMES[:5]),
     # gpt-oss with the range of YaRN's blend rounded to whole dimensions, as llama.cpp has it.
-    Comparison("gpt-oss", "truncate", 1e-4),
+    Comparison("gpt-oss", "truncate", bounds.ORDER),
     # phimoe with llama.cpp's norm, router weights and magnitude scale. The file's original context is 256 tokens: a
     # larger n_ctx takes the long rotary factors.
-    Comparison("phimoe", "graph", 1e-4),
-    Comparison("phimoe", "graph_long", 1e-4, n_ctx=512),
+    Comparison("phimoe", "graph", bounds.ORDER),
+    Comparison("phimoe", "graph_long", bounds.ORDER, n_ctx=512),
     # The same with the config's own scale instead of the file's.
-    Comparison("phimoe", "graph_mscale", 1e-4, params=CPU.with_kv_override(ATTN_FACTOR, 1.243163121016122)),
+    Comparison("phimoe", "graph_mscale", bounds.ORDER, params=CPU.with_kv_override(ATTN_FACTOR, 1.243163121016122)),
 )
 #: Where llama.cpp differs from transformers.
 DIFFERING = (Comparison("gpt-oss", "transformers", 5e-2), Comparison("phimoe", "transformers", np.inf))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import bounds
 import numpy as np
 import pytest
 
-from conftest import SMALL
+from conftest import EXACT, SMALL
 from moebind import (
     AbortedError,
     Batch,
@@ -184,16 +185,16 @@ def test_exceptions_reach_the_caller(dense: Model, name: str) -> None:
         if fail:
             raise Oops(tensor.name)
 
-    with dense.new_context(SMALL.with_eval_callback(TensorObserver([name], look))) as context:
+    with dense.new_context(EXACT.with_eval_callback(TensorObserver([name], look))) as context:
         with pytest.raises(Oops, match=name):
             context.decode(Batch.get_one(TOKENS))
         context.kv_cache_clear()
         fail = False
         context.decode(Batch.get_one(TOKENS))
         after = context.get_logits_ith(-1).copy()
-    with dense.new_context(SMALL) as context:
+    with dense.new_context(EXACT) as context:
         context.decode(Batch.get_one(TOKENS))
-        np.testing.assert_allclose(after, context.get_logits_ith(-1), atol=1e-5)
+        np.testing.assert_allclose(after, context.get_logits_ith(-1), atol=bounds.ORDER)
 
 
 @pytest.mark.parametrize("name", ["ffn_out-0", "result_output"])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import bounds
 import gguf
 import numpy as np
 import pytest
 
-from conftest import CPU, SMALL
+from conftest import CPU, EXACT, SMALL
 from moebind import Batch, Device, Model, ModelLoadError, ModelParams
 
 MakeTiny = Callable[..., Path]
@@ -21,7 +22,7 @@ def on_device(device: Device) -> ModelParams:
 
 
 def logits_of(path: Path, params: ModelParams) -> np.ndarray:
-    with Model.load_from_file(path, params) as model, model.new_context(SMALL) as context:
+    with Model.load_from_file(path, params) as model, model.new_context(EXACT) as context:
         batch = Batch(4)
         batch.add_sequence([1, 5, 9, 200], 0, logits_all=True)
         context.decode(batch)
@@ -74,7 +75,7 @@ def test_placements_compute_the_same(tiny_path: MakeTiny, on_device: ModelParams
         on_device.with_n_cpu_moe(2),
         on_device.with_cpu_override("attn"),
     ):
-        np.testing.assert_allclose(logits_of(path, params), expected, atol=1e-4)
+        np.testing.assert_allclose(logits_of(path, params), expected, atol=bounds.ORDER)
 
 
 def test_the_first_layers_experts(tiny_path: MakeTiny, on_device: ModelParams) -> None:

@@ -18,6 +18,7 @@ from moebind import (
     DeviceMemory,
     FlashAttnType,
     GgmlType,
+    LazyMode,
     LoadMode,
     Model,
     ModelParams,
@@ -91,6 +92,22 @@ def test_a_plan_is_what_a_load_holds(
         assert plan.n_ctx == live.n_ctx
         assert plan.n_layer == loaded.n_layer
     assert_same(plan.devices, actual.devices)
+
+
+@pytest.mark.parametrize("placement", ["all on the device", "nothing"])
+@pytest.mark.parametrize("mode", [LoadMode.AUTO, LoadMode.NONE, LoadMode.MMAP])
+@pytest.mark.parametrize("lazy", LazyMode)
+def test_tensors_that_are_read_row_by_row(
+    tiny_path: MakeTiny, device: Device, placement: str, mode: LoadMode, lazy: LazyMode
+) -> None:
+    path = tiny_path(arch="gemma4")
+    params = PLACEMENTS[placement](ModelParams(devices=(device,), load_mode=mode, lazy_mode=lazy))
+    plan = moebind.plan(path, params, SMALL)
+    with Model.load_from_file(path, params) as model, model.new_context(SMALL) as live:
+        assert_same(plan.devices, live.memory_breakdown().devices)
+    mapped = {buffer.name: buffer.model for buffer in plan.host.buffers}.get("CPU_Mapped", 0)
+    alone = moebind.Gguf.from_file(path).tensors["per_layer_token_embd.weight"].nbytes
+    assert (mapped == alone) is (lazy is LazyMode.ON and not plan.mapped)
 
 
 @pytest.mark.parametrize("extra", [True, False])

@@ -11,13 +11,14 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import bounds
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import moebind
-from conftest import CPU, SMALL
+from conftest import CPU, EXACT, SMALL
 from moebind import (
     AbortedError,
     Batch,
@@ -216,11 +217,11 @@ def test_contexts_add_up_and_a_recorder_can_be_reset(moe: Model) -> None:
 
 def test_recording_changes_no_result(moe: Model) -> None:
     logits = []
-    for params in (SMALL, SMALL.with_eval_callback(RoutingRecorder())):
+    for params in (EXACT, EXACT.with_eval_callback(RoutingRecorder())):
         with moe.new_context(params) as context:
             context.decode(Batch.get_one(PROMPT))
             logits.append(context.get_logits_ith(-1).copy())
-    np.testing.assert_allclose(*logits, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(*logits, rtol=0, atol=bounds.ORDER)
 
 
 # --- what is told ---

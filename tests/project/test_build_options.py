@@ -26,7 +26,7 @@ def configure(folder: Path, *options: str, source: Path = ROOT, **environment: s
     command = [cmake, "-S", str(source), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     command += [
         f"-DPython_EXECUTABLE={sys.executable}",
-        "-DSKBUILD_PROJECT_VERSION=0.1.0",
+        "-DSKBUILD_PROJECT_VERSION=1.2.3",
         "-DCMAKE_BUILD_TYPE=Release",
     ]
     command += [f"-DCMAKE_{kind}_COMPILER={shutil.which(name)}" for kind, name in (("C", "cc"), ("CXX", "c++"))]

@@ -11,25 +11,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pages import DOCS, PAGES, ROOT, Member, defining, members_used, names_used, program
 
 import moebind
+from moebind import Batch, Context, Model, Sampler
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
 REFERENCE = "\n".join(page.read_text(encoding="utf-8") for page in [*DOCS.glob("api/*.md"), DOCS / "raw.md"])
-PAGES = [ROOT / "README.md", *DOCS.glob("*.md"), *DOCS.glob("api/*.md")]
 CLASSES = [name for name in moebind.__all__ if inspect.isclass(getattr(moebind, name))]
 
 
-def members(kind: type) -> Iterator[tuple[str, object]]:
-    """Public methods and properties, of moebind's own base classes too."""
+def members(kind: type) -> Iterator[tuple[type, str, object]]:
+    """Public methods and properties, of moebind's own base classes too: where each is defined, its name, and itself."""
     for base in kind.__mro__:
         if base.__module__.startswith("moebind."):
             for name, value in vars(base).items():
                 if not name.startswith("_") and (
                     inspect.isroutine(value) or isinstance(value, (property, classmethod, staticmethod))
                 ):
-                    yield f"{base.__name__}.{name}", value
+                    yield base, name, value
 
 
 @pytest.mark.parametrize("name", moebind.__all__)
@@ -45,8 +44,8 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_public_member_has_a_docstring(kind: str) -> None:
-    for name, value in members(getattr(moebind, kind)):
-        assert getattr(value, "__doc__", None), name
+    for base, name, value in members(getattr(moebind, kind)):
+        assert getattr(value, "__doc__", None), f"{base.__name__}.{name}"
 
 
 #: What no example shows, and why.
@@ -55,24 +54,17 @@ WITHOUT_EXAMPLE = {
 }
 
 
-def examples(page: Path) -> Iterator[str]:
-    """The Python blocks of a page that conftest.py runs."""
-    blocks = re.findall(
-        r"(<!--- skip: next -->\s*)?^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    return (block for skipped, block in blocks if not skipped)
+@pytest.fixture(scope="module")
+def shown() -> set[str]:
+    """Public names in the examples of README.md and docs/."""
+    return {name for page in PAGES for name in names_used(program(page))}
 
 
 @pytest.fixture(scope="module")
-def shown() -> set[str]:
-    """Names and attributes in the examples of README.md and docs/."""
-    found: set[str] = set()
-    for page in PAGES:
-        for node in ast.walk(ast.parse("".join(examples(page)))):
-            match node:
-                case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
-                    found.add(name)
-    return found
+def used(tmp_path_factory: pytest.TempPathFactory) -> set[Member]:
+    """Members in those examples."""
+    pytest.importorskip("mypy", reason="needs the extra [dev]")
+    return members_used(map(program, PAGES), tmp_path_factory.mktemp("pages"))
 
 
 @pytest.mark.parametrize("name", sorted({*moebind.__all__} - {*WITHOUT_EXAMPLE}))
@@ -81,9 +73,34 @@ def test_every_public_name_has_an_example(name: str, shown: set[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_every_public_member_has_an_example(kind: str, shown: set[str]) -> None:
-    missing = [name for name, _ in members(getattr(moebind, kind)) if name.rpartition(".")[2] not in shown]
+def test_every_public_member_has_an_example(kind: str, used: set[Member]) -> None:
+    missing = [
+        f"{base.__name__}.{name}" for base, name, _ in members(getattr(moebind, kind)) if (base, name) not in used
+    ]
     assert not missing
+
+
+EXAMPLE = """
+import numpy as np
+from moebind import Batch as Entries, Context, Model, Sampler, bench
+import moebind
+
+def of(context: Context, unknown, maybe: Model | None):
+    batch = Entries(4)
+    n_tokens = f"{batch.n_tokens}" if np.size(batch.pos) else Sampler.greedy
+    unknown.n_outputs, np.capacity, n_tokens.close
+    if maybe:
+        maybe.n_ctx_train
+    return [context.n_ctx, context.n_ctx, moebind.plan("x").fits, bench.offload]
+"""
+
+
+def test_an_example_is_one_of_its_class_only(tmp_path: Path) -> None:
+    tree = ast.parse(EXAMPLE)
+    assert names_used(tree) == {"Batch", "Context", "Model", "Sampler", "bench", "plan"}
+    shown = ((Batch, "n_tokens"), (Batch, "pos"), (Context, "n_ctx"), (Model, "n_ctx_train"), (moebind.Plan, "fits"))
+    expected = {defining(kind, name) for kind, name in (*shown, (Sampler, "greedy"))}
+    assert members_used([tree], tmp_path) == expected
 
 
 @pytest.mark.parametrize("name", WITHOUT_EXAMPLE)
@@ -92,13 +109,47 @@ def test_what_has_no_example_is_there_and_has_none(name: str, shown: set[str]) -
     assert name not in shown
 
 
+def test_what_is_reserved_says_so() -> None:
+    code = [path for path in (ROOT / "moebind").rglob("*.py") if path.name != "errors.py"]
+    named = {
+        node.id for path in code for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Name)
+    }
+    reserved = {name for name in moebind.errors.__all__ if "nothing raises it" in str(getattr(moebind, name).__doc__)}
+    assert {*moebind.errors.__all__} - named == reserved == {*WITHOUT_EXAMPLE}
+
+
 def test_examples_of_errors_raise_them(folder_with_model: Path) -> None:
-    page = ast.parse("".join(examples(DOCS / "api" / "errors.md")))
+    page = program(DOCS / "api" / "errors.md")
     tries = [node for node in ast.walk(page) if isinstance(node, ast.Try)]
     assert tries
     for node in tries:
         node.orelse = ast.parse("raise AssertionError('nothing was raised')").body
     exec(compile(ast.fix_missing_locations(page), "errors.md", "exec"), {})  # noqa: S102  # our own page
+
+
+#: Files of this repository, in comments and on pages.
+NAMED = re.compile(
+    r"(?<![\w/.*{-])(?:benchmarks|cmake|docs|examples|moebind|native|tests|tools|vendor)/[\w/.-]*\w"
+    r"\.(?:cmake|cpp|cu|h|lock|md|py|toml|tsv)\b"
+)
+NAMING = {"cmake", "cpp", "cu", "h", "md", "py"}
+#: What names files of llama.cpp's archive, which has folders of the same names, or makes files up.
+OF_OTHERS = {"tests/checkout.py", "tests/native/test_rooms.py"}
+
+
+def test_files_that_are_named_are_there() -> None:
+    folders = ("benchmarks", "cmake", "docs", "moebind", "native", "tests", "tools")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix[1:] in NAMING]
+    sources += [
+        ROOT / name for name in ("CMakeLists.txt", "CONTRIBUTING.md", "Makefile", "README.md", "pyproject.toml")
+    ]
+    named = {
+        (path.relative_to(ROOT).as_posix(), file)
+        for path in sources
+        for file in NAMED.findall(path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 50
+    assert {(path, file) for path, file in named if not (ROOT / file).exists() and path not in OF_OTHERS} == set()
 
 
 def test_build_options_are_those_of_cmake() -> None:

@@ -19,6 +19,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 from checkout import ROOT, SOURCES, Checkout, contents, fetch, offline
 
+import moebind
+
 pytestmark = pytest.mark.timeout(3600)  # half a minute with ccache, many without
 
 LIBRARIES = {"ggml-base", "ggml", "ggml-cpu", "ggml-rpc", "llama", "llama-common", "mtmd", "llama-server-impl"}
@@ -118,6 +120,11 @@ def test_sdist_has_the_pinned_tree(sdist: Path) -> None:
         assert stamp.read().decode() == fetch.read_lock().stamp
 
 
+def test_the_version_is_that_of_the_module(sdist: Path) -> None:
+    assert sdist.name == f"moebind-{moebind.__version__}.tar.gz"
+    assert importlib.metadata.version("moebind") == moebind.__version__  # of the editable install
+
+
 def test_sdist_is_small(sdist: Path) -> None:
     assert sdist.stat().st_size < 12 << 20
 
@@ -139,13 +146,13 @@ def test_sdist_of_a_fresh_checkout_has_the_source(tmp_path: Path) -> None:
 
 def test_wheel_tag(wheel: Path) -> None:
     name, version, python, abi, platform = wheel.stem.split("-")
-    assert (name, version) == ("moebind", importlib.metadata.version("moebind"))
+    assert (name, version) == ("moebind", moebind.__version__)
     assert (python, abi) == ("cp310", "abi3")
     assert platform.startswith("linux_")
 
 
 def test_wheel_holds_this_and_no_more(files: dict[str, zipfile.ZipInfo]) -> None:
-    version = importlib.metadata.version("moebind")
+    version = moebind.__version__
     info = {
         f"moebind-{version}.dist-info/{name}"
         for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")

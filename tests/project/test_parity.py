@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import builtins
+import collections.abc
 import importlib.util
 import inspect
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import lora
 import numpy as np
+import numpy.typing
 import pytest
+from numpy.typing import NDArray
 
 import moebind
-from conftest import SMALL
-from moebind import Batch, ContextParams, Model, ModelParams, Sampler, StateSeqFlags, TokenDataArray
+from conftest import CPU, SMALL
+from moebind import (
+    Batch,
+    BatchExt,
+    ClosedError,
+    ContextParams,
+    Model,
+    ModelParams,
+    Sampler,
+    StateSeqFlags,
+    ThreadPool,
+    TokenDataArray,
+)
 
 MakeTiny = Callable[..., Path]
 
@@ -59,37 +76,129 @@ def test_what_is_planned_is_not_there_yet(name: str) -> None:
 
 
 @pytest.fixture
-def live(moe: Model, demo: Model) -> dict[str, object]:
+def live(moe: Model, demo: Model) -> Iterator[dict[str, object]]:
     """An object of each class whose properties are read."""
-    context = moe.new_context(SMALL.with_embeddings(True))
-    context.decode(Batch.get_one([1, 5, 6]))
     chain = Sampler.chain_simple([Sampler.top_k(3), Sampler.dist(7)])
-    return {
-        "Model": demo,
-        "Context": context,
-        "Batch": Batch.get_one([1, 2]),
-        "Sampler": chain,
-        "TokenDataArray": TokenDataArray.from_logits(np.arange(4.0)),
-        "ModelParams": ModelParams(),
-        "ContextParams": ContextParams(),
-        "Timings": context.timings(),
-        "Device": moebind.devices()[0],
-        "MemoryBreakdown": context.memory_breakdown(),
-        "SeqState": context.state_seq_get(0, StateSeqFlags.NONE),
-        "Gguf": moebind.Gguf.from_file(demo.path),
-    }
+    with moe.new_context(SMALL.with_embeddings(True)) as context:
+        context.decode(Batch.get_one([1, 5, 6]))
+        yield {
+            "Model": demo,
+            "Context": context,
+            "Batch": Batch.get_one([1, 2]),
+            "Sampler": chain,
+            "TokenDataArray": TokenDataArray.from_logits(np.arange(4.0)),
+            "ModelParams": ModelParams(),
+            "ContextParams": ContextParams(),
+            "Timings": context.timings(),
+            "Device": moebind.devices()[0],
+            "MemoryBreakdown": context.memory_breakdown(),
+            "SeqState": context.state_seq_get(0, StateSeqFlags.NONE),
+            "Gguf": moebind.Gguf.from_file(demo.path),
+        }
 
 
-def test_every_property_of_a_live_object_answers(live: dict[str, object]) -> None:
-    read = 0
+def properties(kind: type) -> list[tuple[str, object]]:
+    """Its public properties, each with the type that it is said to have."""
+    # Types that are imported for checkers only are found where they are defined.
+    known = {**vars(collections.abc), **vars(numpy.typing)}
+    for module in sorted(sys.modules):
+        if module.startswith("moebind."):
+            known |= vars(sys.modules[module])
+    found = []
+    for name in dir(kind):
+        value = inspect.getattr_static(kind, name)
+        if not name.startswith("_") and isinstance(value, property):
+            assert value.fget is not None
+            found.append((name, get_type_hints(value.fget, localns=known)["return"]))
+    return found
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Whether a value is of a type as annotations write it."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any or kind is object:
+        return True
+    if origin in {Union, UnionType}:
+        return any(fits(value, each) for each in arguments)
+    if origin is np.ndarray:
+        (number,) = get_args(arguments[1])
+        return isinstance(value, np.ndarray) and np.issubdtype(value.dtype, get_origin(number) or number)
+    if origin is tuple:
+        each = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments  # type: ignore[arg-type]
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(fits, value, each))
+    if origin in {dict, Mapping}:
+        return isinstance(value, origin) and all(
+            fits(key, arguments[0]) and fits(held, arguments[1]) for key, held in value.items()
+        )
+    if origin is not None and issubclass(origin, Iterable):
+        return isinstance(value, origin) and all(fits(each, arguments[0]) for each in value)
+    if origin is Callable:
+        return callable(value)
+    # A bool is no number here, and a number of numpy's none of Python's.
+    return type(value) is kind if kind in {bool, int, float, str} else isinstance(value, kind)
+
+
+def test_every_property_of_a_live_object_is_of_its_type(live: dict[str, object]) -> None:
+    read = {}
     for name, value in live.items():
         assert type(value).__name__ == name
-        for member in dir(type(value)):
-            if not member.startswith("_") and isinstance(inspect.getattr_static(type(value), member), property):
-                getattr(value, member)
-                read += 1
-    assert read > 90
-    live["Context"].close()  # type: ignore[attr-defined]
+        for member, kind in properties(type(value)):
+            read[f"{name}.{member}"] = (getattr(value, member), kind)
+    assert len(read) > 90
+    assert {member: each for member, each in read.items() if not fits(*each)} == {}
+
+
+@pytest.mark.parametrize("name", ["BatchExt", "Context", "LoraAdapter", "Model", "Sampler", "ThreadPool"])
+def test_a_closed_object_says_so_or_still_knows(
+    name: str, tiny_path: MakeTiny, first: lora.Pairs, tmp_path: Path
+) -> None:
+    with Model.load_from_file(tiny_path(n_expert=4), CPU) as model, model.new_context(SMALL) as context:
+        made = {
+            "BatchExt": lambda: BatchExt(context),
+            "Context": lambda: context,
+            "LoraAdapter": lambda: model.lora_adapter_init(lora.write(tmp_path / "lora.gguf", first)),
+            "Model": lambda: model,
+            "Sampler": lambda: Sampler.chain_simple([Sampler.greedy()]),
+            "ThreadPool": lambda: ThreadPool(1),
+        }[name]()
+        before = {member: getattr(made, member) for member, _ in properties(type(made)) if member != "closed"}
+        made.close()  # type: ignore[attr-defined]
+        assert made.closed  # type: ignore[attr-defined]
+        told = 0
+        for member, value in before.items():
+            try:
+                np.testing.assert_equal(getattr(made, member), value, err_msg=member)
+            except ClosedError:
+                told += 1
+        assert told or not before
+
+
+def test_what_fits() -> None:
+    row = np.zeros(2, np.float32)
+    good = [(1, int), (None, int | None), ((1, 2), tuple[int, ...]), ({"a": 1}, Mapping[str, int]), ([], list[str])]
+    good += [
+        (row, NDArray[np.float32]),
+        (row, NDArray[np.floating[Any]]),
+        (len, Callable[..., int]),
+        ((1, "a"), tuple[int, str]),
+    ]
+    bad = [
+        (True, int),
+        (np.int32(1), int),
+        (1, float),
+        (None, int),
+        ((1, "2"), tuple[int, ...]),
+        ((1,), tuple[int, str]),
+    ]
+    bad += [
+        ({"a": "1"}, Mapping[str, int]),
+        ([1], list[str]),
+        (row, NDArray[np.int32]),
+        (3, Callable[..., int]),
+        ([1], tuple[int, ...]),
+    ]
+    assert all(fits(value, kind) for value, kind in good)
+    assert not any(fits(value, kind) for value, kind in bad)
 
 
 # --- llama.h ---

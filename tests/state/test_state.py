@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import bounds
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from states import SEVERAL, TOKENS, fill, lengths, what_follows
 
-from conftest import CPU, SMALL
+from conftest import CPU, EXACT, SMALL
 from moebind import (
     Batch,
     ClosedError,
@@ -251,7 +252,7 @@ def test_a_state_that_finds_no_room_leaves_what_was_there(moe: Model) -> None:
 def test_a_state_that_fits_one_of_two_caches(tiny_path: MakeTiny) -> None:
     # A model with a sliding window has a second, smaller cache, whose size depends on n_ubatch.
     path = tiny_path(arch="granite_swa", n_expert=4, n_layer=4)
-    params = SMALL.with_n_ctx(1024).with_swa_full(False)
+    params = EXACT.with_n_ctx(1024).with_swa_full(False)
     with Model.load_from_file(path, CPU) as model, model.new_context(params) as context:
         for start in range(0, 600, 300):
             batch = Batch(300)
@@ -262,7 +263,7 @@ def test_a_state_that_fits_one_of_two_caches(tiny_path: MakeTiny) -> None:
                 small.state_set(context.state_get())
             for each in (small, fresh):
                 fill(each)
-            np.testing.assert_allclose(what_follows(small), what_follows(fresh), atol=1e-5)
+            np.testing.assert_allclose(what_follows(small), what_follows(fresh), atol=bounds.ORDER)
 
 
 def test_sequences_that_there_are_not_leave_what_was_there(moe: Model) -> None:
@@ -285,18 +286,18 @@ def test_states_go_from_one_placement_to_another(tiny_path: MakeTiny, device: De
     placements = [everywhere, everywhere.with_cpu_moe_all(), CPU]
     states, followed = [], []
     for params in placements:
-        with Model.load_from_file(tiny_path(n_expert=4), params) as model, model.new_context(SMALL) as context:
+        with Model.load_from_file(tiny_path(n_expert=4), params) as model, model.new_context(EXACT) as context:
             fill(context)
             states.append((context.state_get(), bytes(context.state_seq_get(0))))
             followed.append(what_follows(context))
     for params, expected in zip(placements, followed, strict=True):
-        with Model.load_from_file(tiny_path(n_expert=4), params) as model, model.new_context(SMALL) as context:
+        with Model.load_from_file(tiny_path(n_expert=4), params) as model, model.new_context(EXACT) as context:
             for whole, sequence in states:
                 context.state_set(whole)
-                np.testing.assert_allclose(what_follows(context), expected, atol=1e-2)
+                np.testing.assert_allclose(what_follows(context), expected, atol=bounds.ORDER)
                 context.kv_cache_clear()
                 context.state_seq_set(SeqState.from_bytes(sequence), 0)
-                np.testing.assert_allclose(what_follows(context), expected, atol=1e-2)
+                np.testing.assert_allclose(what_follows(context), expected, atol=bounds.ORDER)
 
 
 # --- objects ---
