@@ -48,10 +48,10 @@ def requirements() -> list[str]:
 
 def version() -> str:
     """The version of moebind."""
-    text = (ROOT / "moebind/_core/version.py").read_text(encoding="utf-8")
+    text = (ROOT / "src/moebind/_core/version.py").read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
     if found is None:
-        raise SystemExit("moebind/_core/version.py has no __version__")
+        raise SystemExit("src/moebind/_core/version.py has no __version__")
     return found[1]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "moebind"
+PACKAGE = ROOT / "src/moebind"
 PAGE = ROOT / "docs/design.md"
 BEGIN, END = "<!-- The table is written by tools/house.py. -->", "<!-- End of the table. -->"
 #: Modules that are no room: the names that users import, which every room may use.
@@ -25,7 +25,7 @@ def modules() -> dict[str, Path]:
     """Every module of the package, by its name; a folder is its ``__init__``."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 

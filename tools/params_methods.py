@@ -1,4 +1,4 @@
-"""Write ``moebind/params/_methods.py``: a ``with_`` method for every field of ``moebind/params/params.py``.
+"""Write ``src/moebind/params/_methods.py``: a ``with_`` method for every field of ``src/moebind/params/params.py``.
 
 ``python tools/params_methods.py`` writes it; with ``--check`` it only says whether it is up to date.
 """
@@ -12,7 +12,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent / "moebind/params"
+PACKAGE = Path(__file__).resolve().parent.parent / "src/moebind/params"
 SOURCE = PACKAGE / "params.py"
 TARGET = PACKAGE / "_methods.py"
 

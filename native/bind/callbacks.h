@@ -1,4 +1,4 @@
-// What C++ calls and Python defines (moebind/_core/native.py says how exceptions come back). `handle` is a cffi handle.
+// What C++ calls and Python defines (src/moebind/_core/native.py says how exceptions come back). `handle` is a cffi handle.
 #pragma once
 
 #include <stdbool.h>

@@ -341,7 +341,7 @@ struct moebind_chat_templates * moebind_chat_templates_new(const struct llama_mo
                                                            size_t size);
 void                            moebind_chat_templates_free(struct moebind_chat_templates * templates);
 
-// Render messages, and parse a reply: JSON in, JSON out. moebind/chat/templates.py says what is in them.
+// Render messages, and parse a reply: JSON in, JSON out. src/moebind/chat/templates.py says what is in them.
 struct moebind_text * moebind_chat_apply(const struct moebind_chat_templates * templates, const char * request,
                                          size_t size);
 struct moebind_text * moebind_chat_parse(const char * request, size_t size);

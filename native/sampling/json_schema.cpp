@@ -1,4 +1,4 @@
-// JSON schemas as grammars, through llama-common. moebind/sampling/json_schema.py sees to it that nothing is dropped on the way.
+// JSON schemas as grammars, through llama-common. src/moebind/sampling/json_schema.py sees to it that nothing is dropped on the way.
 #include "big_stack.h"
 #include "json-schema-to-grammar.h"
 #include "shim.h"

@@ -1,4 +1,4 @@
-// A Python function as a sampler (moebind/sampling/python.py), and what keeps another sampler from taking for ever.
+// A Python function as a sampler (src/moebind/sampling/python.py), and what keeps another sampler from taking for ever.
 //
 // `object` is the Python object behind `handle`; the sampler has a reference to it. What the function raises is thrown
 // here as well, so that nothing is chosen with half of the work done, and arrives at the call that the user made.

@@ -4,7 +4,7 @@
 
 Nothing is known of an architecture but its name: a model is completed from what libllama, and moebind, say is missing
 or of the wrong shape. Those that load are then loaded again, and computed with, with each key 0, odd, or missing, and
-without each tensor. Whatever ends the process belongs into moebind/files/architecture_checks.py. All of them take
+without each tensor. Whatever ends the process belongs into src/moebind/files/architecture_checks.py. All of them take
 minutes.
 """
 

@@ -290,7 +290,7 @@ def test_portable(tmp_path: Path) -> None:
 def test_a_source_that_cannot_be_fetched(tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "vendor").mkdir(parents=True)
-    for name in ("CMakeLists.txt", "cmake", "native", "moebind"):
+    for name in ("CMakeLists.txt", "cmake", "native", "src"):
         (source / name).symlink_to(ROOT / name)
     for name in ("fetch.py", "llama.cpp.lock"):
         shutil.copy(ROOT / "vendor" / name, source / "vendor")

@@ -110,7 +110,7 @@ def test_what_has_no_example_is_there_and_has_none(name: str, shown: set[str]) -
 
 
 def test_what_is_reserved_says_so() -> None:
-    code = [path for path in (ROOT / "moebind").rglob("*.py") if path.name != "errors.py"]
+    code = [path for path in (ROOT / "src").rglob("*.py") if path.name != "errors.py"]
     named = {
         node.id for path in code for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Name)
     }
@@ -129,7 +129,7 @@ def test_examples_of_errors_raise_them(folder_with_model: Path) -> None:
 
 #: Files of this repository, in comments and on pages.
 NAMED = re.compile(
-    r"(?<![\w/.*{-])(?:benchmarks|cmake|docs|examples|moebind|native|tests|tools|vendor)/[\w/.-]*\w"
+    r"(?<![\w/.*{-])(?:benchmarks|cmake|docs|examples|native|src/moebind|tests|tools|vendor)/[\w/.-]*\w"
     r"\.(?:cmake|cpp|cu|h|lock|md|py|toml|tsv)\b"
 )
 NAMING = {"cmake", "cpp", "cu", "h", "md", "py"}
@@ -138,7 +138,7 @@ OF_OTHERS = {"tests/checkout.py", "tests/native/test_rooms.py"}
 
 
 def test_files_that_are_named_are_there() -> None:
-    folders = ("benchmarks", "cmake", "docs", "moebind", "native", "tests", "tools")
+    folders = ("benchmarks", "cmake", "docs", "src", "native", "tests", "tools")
     sources = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix[1:] in NAMING]
     sources += [
         ROOT / name for name in ("CMakeLists.txt", "CONTRIBUTING.md", "Makefile", "README.md", "pyproject.toml")

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(3600)  # half a minute with ccache, many withou
 LIBRARIES = {"ggml-base", "ggml", "ggml-cpu", "ggml-rpc", "llama", "llama-common", "mtmd", "llama-server-impl"}
 TOP_LEVEL = {
     *("CHANGELOG.md", "CMakeLists.txt", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"),
-    *("cmake", "examples", "moebind", "native", "vendor"),
+    *("cmake", "examples", "native", "src", "vendor"),
 }
 LICENCES = {
     *("llama.cpp", "nlohmann-json", "cpp-httplib", "sha256", "rotate-bits", "xxhash"),
@@ -49,6 +49,11 @@ def own_files(*folders: str) -> set[str]:
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so"
     }
+
+
+def package_files() -> set[str]:
+    """The files of the package, as an installation has them."""
+    return {name.removeprefix("src/") for name in own_files("src")}
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +112,10 @@ def test_sdist_holds_what_the_build_reads(sdist: Path) -> None:
     assert all(member.isfile() for member in members)
     names = {member.name.partition("/")[2] for member in members}
     assert {name.partition("/")[0] for name in names} == TOP_LEVEL
-    wanted = own_files("cmake", "moebind", "native", "vendor/llama.cpp")
+    wanted = own_files("cmake", "src", "native", "vendor/llama.cpp")
     wanted |= {"vendor/fetch.py", "vendor/llama.cpp.lock"}
-    assert {name for name in names if name.startswith(("cmake/", "moebind/", "native/", "vendor/"))} == wanted
-    assert {"vendor/llama.cpp/.pin", "vendor/llama.cpp/tools/server/server.cpp", "moebind/py.typed"} <= names
+    assert {name for name in names if name.startswith(("cmake/", "src/", "native/", "vendor/"))} == wanted
+    assert {"vendor/llama.cpp/.pin", "vendor/llama.cpp/tools/server/server.cpp", "src/moebind/py.typed"} <= names
 
 
 def test_sdist_has_the_pinned_tree(sdist: Path) -> None:
@@ -160,7 +165,7 @@ def test_wheel_holds_this_and_no_more(files: dict[str, zipfile.ZipInfo]) -> None
     native = {"moebind/_libllama.abi3.so", "moebind/bin/llama-server"}
     native |= {f"moebind/lib/lib{name}.so" for name in LIBRARIES}
     licences = {f"moebind/licences/{name}.txt" for name in LICENCES}
-    assert files.keys() == info | native | licences | own_files("moebind")
+    assert files.keys() == info | native | licences | package_files()
 
 
 def test_wheel_has_the_types(files: dict[str, zipfile.ZipInfo]) -> None:
@@ -267,8 +272,15 @@ def test_import_with_the_dependencies_only(installed: Path) -> None:
     assert Path(out[2]).is_relative_to(package)
 
 
+def test_in_the_checkout_too_it_is_the_installed_one(installed: Path) -> None:
+    # Python looks into the folder that it is started in first, and the checkout has the sources in src.
+    code = "import moebind; print(moebind.__file__)"
+    out = subprocess.run([str(installed), "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert Path(out.strip()).is_relative_to(installed.parent.parent)
+
+
 def test_every_module_imports(installed: Path) -> None:
-    names = sorted(name.removesuffix(".py").replace("/", ".") for name in own_files("moebind") if name.endswith(".py"))
+    names = sorted(name.removesuffix(".py").replace("/", ".") for name in package_files() if name.endswith(".py"))
     modules = [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
     commands = [name for name in modules if name.startswith("moebind.cli.")]
     assert len(modules) > 10
@@ -297,5 +309,5 @@ def test_bundled_server_runs(installed: Path) -> None:
 
 def test_nothing_is_left_in_the_checkout(installed: Path) -> None:
     # Building ran in temporary folders: the developer's build folder is not touched, and none is added.
-    assert not [name for name in contents(ROOT / "moebind") if name.endswith(".so")]
+    assert not [name for name in contents(ROOT / "src") if name.endswith(".so")]
     assert not (ROOT / "build" / "sdist").exists()

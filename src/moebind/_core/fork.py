@@ -4,7 +4,7 @@ A fork copies the memory of the process, with its locks as they are, but of its 
 another thread has locked at that moment stays locked in the child, unless somebody sees to it:
 
 - The locks of single objects are made new in the child. Objects that own native memory are closed there
-  (``moebind/_core/owner.py``).
+  (``src/moebind/_core/owner.py``).
 - Those that guard something of the process's, which must be whole in the child, are taken for the fork: the list of
   devices, the log, a few of llama.cpp's and of ``native/`` (``native/core/fork.cpp``).
 - What another thread was importing counts as failed: the child imports it again. Python itself would wait for that

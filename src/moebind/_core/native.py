@@ -18,18 +18,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-try:
-    from moebind._libllama import ffi, lib
-except ModuleNotFoundError as error:
-    if error.name != "moebind._libllama":
-        raise
-    # In a checkout, the source folder comes before the installed package.
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    raise ImportError(
-        f"{folder} is the source folder of moebind, which has no built library: "
-        "change to another folder, or use .venv/bin/python (make environment)",
-        name=error.name,
-    ) from None
+from moebind._libllama import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable

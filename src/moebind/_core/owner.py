@@ -2,7 +2,7 @@
 
 A fork copies the memory of the process, but neither its threads nor what devices hold. So in the child of a fork every
 object is closed, and nothing that it had is freed: that is the parent's. What the child makes itself works.
-The rest is in ``moebind/_core/fork.py``.
+The rest is in ``src/moebind/_core/fork.py``.
 """
 
 from __future__ import annotations
