@@ -12,7 +12,7 @@ from typing import Any
 from moebind._core import checks
 from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, decoded, ffi, lib, own
-from moebind.chat.messages import checked_json, checked_messages, checked_tools
+from moebind.chat.messages import INTEGER_MARK, checked_json, checked_messages, checked_tools, with_integers
 from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, clean_message, exchange
 from moebind.errors import ChatTemplateError, NativeError
 from moebind.sampling.json_schema import strict_schema, with_corrected_rules
@@ -191,12 +191,14 @@ class ChatTemplates(ModelBase):
             "reasoning_format": _one_of("reasoning_format", reasoning_format, _REASONING_FORMATS),
             "enable_thinking": thinking,
             "kwargs": {name: checked_json(name, value) for name, value in kwargs.items()},
+            "integer_mark": INTEGER_MARK,
         }
         if builtin:
             _check_builtin(template, request)
         for name in kwargs:
             checks.text("the name of a template's argument", name)
         found = exchange(request, lib.moebind_chat_apply, self._template(template))
+        found["prompt"] = with_integers(found["prompt"])
         found["grammar"] = with_corrected_rules(found["grammar"])
         triggers = tuple(ChatTrigger(each["type"], each["value"]) for each in found.pop("triggers"))
         lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
