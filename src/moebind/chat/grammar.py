@@ -10,9 +10,9 @@ import numpy as np
 
 from moebind._core import checks
 from moebind._core.native import ffi, lib
+from moebind.chat.enforcement import allows_call, unheld_arguments
 from moebind.chat.messages import checked_tools
 from moebind.errors import GrammarError, NativeError
-from moebind.sampling.json_schema import strict_schema
 from moebind.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ __all__ = ["constrained", "grammar_sampler", "schema_warnings"]
 
 
 def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | None, enforced: bool) -> Iterator[str]:
-    """Tools that the template leaves out, and schemas that no grammar can enforce, a sentence each.
+    """Tools that the template or llama.cpp's parser leaves out, and what no grammar holds a call to, a sentence each.
 
     ``enforced`` is whether the reply is constrained by the grammar.
     """
@@ -32,13 +32,25 @@ def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | 
     if functions and not any(str(function["name"]) in prompt.prompt for function in functions):
         yield "the chat template does not write the tools into the prompt, so the model does not know them"
         return
-    for function in functions if enforced and prompt.grammar else ():
-        try:
-            strict_schema(cast("Mapping[str, object]", function["parameters"]))
-        except GrammarError as error:
+    if functions and not prompt.reads_calls:
+        yield (
+            "llama.cpp finds no form of a call in this chat template: calls are not read, and stay text in the content "
+            "of the reply"
+        )
+        return
+    for function in functions if enforced else ():
+        name, parameters = str(function["name"]), cast("Mapping[str, object]", function["parameters"])
+        if not allows_call(prompt.grammar, name):
+            if parameters:
+                yield (
+                    f"arguments of the tool {name!r} may not fit its schema, since nothing marks where this template's "
+                    "calls begin: check them, or demand a call with tool_choice='required'"
+                )
+            continue
+        for clause in unheld_arguments(prompt.grammar, name, parameters):
             yield (
-                f"arguments of the tool {function['name']!r} may not fit its schema, which a grammar cannot enforce: "
-                f"{error}. Check them, or change the schema"
+                f"arguments of the tool {name!r} may not fit its schema, which a grammar cannot enforce: {clause}. "
+                "Check them, or change the schema"
             )
 
 

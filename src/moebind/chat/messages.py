@@ -10,10 +10,21 @@ import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
 
 from moebind._core import checks
 
-__all__ = ["INTEGER_MARK", "checked_json", "checked_messages", "checked_tools", "with_integers"]
+__all__ = [
+    "INTEGER_MARK",
+    "ToolChoice",
+    "checked_json",
+    "checked_messages",
+    "checked_tool_choice",
+    "checked_tools",
+    "with_integers",
+]
+
+TOOL_CHOICES = ("auto", "none", "required")
 
 #: The engine recurses over what it is given.
 NESTING_MAX = 100
@@ -207,3 +218,27 @@ def checked_tools(tools: object) -> list[dict[str, object]] | None:
             }
         )
     return checked or None
+
+
+class ToolChoice(NamedTuple):
+    """Whether a reply may or must call a tool; ``name`` is of the one that it must call."""
+
+    kind: str
+    name: str = ""
+
+
+def checked_tool_choice(choice: object, tools: Sequence[Mapping[str, object]]) -> ToolChoice:
+    """``tool_choice``, which may name one of the tools."""
+    form = "'auto', 'none', 'required' or {'type': 'function', 'function': {'name': ...}}"
+    if isinstance(choice, str):
+        if choice not in TOOL_CHOICES:
+            raise ValueError(f"tool_choice is {choice!r}; it takes {form}")
+        return ToolChoice(choice)
+    if not isinstance(choice, Mapping):
+        raise TypeError(f"tool_choice is {choice!r}; it takes {form}")
+    name = _checked_text("tool_choice's name", _checked_function("tool_choice", choice).get("name"))
+    known = [str(cast("Mapping[str, object]", tool["function"])["name"]) for tool in tools]
+    if name not in known:
+        listed = ", ".join(known) or "there are none"
+        raise ValueError(f"tool_choice names {name!r}, which is not among the tools: {listed}")
+    return ToolChoice("required", name)

@@ -7,21 +7,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from moebind._core import checks
 from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, decoded, ffi, lib, own
-from moebind.chat.messages import INTEGER_MARK, checked_json, checked_messages, checked_tools, with_integers
+from moebind.chat.continuation import continued
+from moebind.chat.enforcement import held, names_of
+from moebind.chat.messages import (
+    INTEGER_MARK,
+    checked_json,
+    checked_messages,
+    checked_tool_choice,
+    checked_tools,
+    with_integers,
+)
 from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, clean_message, exchange
 from moebind.errors import ChatTemplateError, NativeError
-from moebind.sampling.json_schema import strict_schema, with_corrected_rules
+from moebind.sampling.json_schema import strict_schema
 
 __all__ = ["ChatTemplates", "chat_builtin_templates"]
 
 #: The parser of a template takes stack and time for each character.
 TEMPLATE_BYTES_MAX = 2**17
-_TOOL_CHOICES = ("auto", "none", "required")
 _REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
 _KEY = "tokenizer.chat_template"
 #: So many templates of a model are kept ready.
@@ -117,7 +126,7 @@ class ChatTemplates(ModelBase):
         template: str | None = None,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] | None = None,
-        tool_choice: str = "auto",
+        tool_choice: str | Mapping[str, object] = "auto",
         parallel_tool_calls: bool = False,
         json_schema: Mapping[str, object] | str | None = None,
         reasoning_format: str = "auto",
@@ -143,6 +152,7 @@ class ChatTemplates(ModelBase):
             ``{"type": "function", "function": {"name": ..., "description": ..., "parameters": {JSON schema}}}``.
         tool_choice
             ``"auto"``, ``"none"`` or ``"required"``: whether the grammar allows or demands a call.
+            ``{"type": "function", "function": {"name": ...}}`` demands one of this tool.
         parallel_tool_calls
             Whether one reply may contain several calls.
         json_schema
@@ -166,6 +176,8 @@ class ChatTemplates(ModelBase):
             If there is no such template, or it has an error or refuses the messages.
         ValueError, TypeError
             If a message or tool has the wrong form; the error says which.
+        GrammarError
+            If llama.cpp's grammar for this template would not hold a reply to the schema, or to a demanded call.
 
         Notes
         -----
@@ -174,18 +186,51 @@ class ChatTemplates(ModelBase):
         Ctrl-C. llama.cpp runs it some fifty times to find out what its replies look like. The last eight templates are
         kept ready.
         """
+        given: dict[str, Any] = kwargs
+        return self._chat_format(
+            messages,
+            template=template,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            json_schema=json_schema,
+            reasoning_format=reasoning_format,
+            continue_final_message=continue_final_message,
+            enforced=True,
+            **given,
+        )
+
+    def _chat_format(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        tool_choice: str | Mapping[str, object] = "auto",
+        parallel_tool_calls: bool = True,
+        json_schema: Mapping[str, object] | str | None = None,
+        reasoning_format: str = "auto",
+        continue_final_message: bool = False,
+        enforced: bool,
+        **kwargs: object,
+    ) -> ChatPrompt:
+        """See :meth:`chat_format`; with ``enforced``, the grammar has to hold a reply to what was asked."""
         wanted = checked_tools(tools)
+        chosen = checked_tool_choice(tool_choice, wanted or [])
+        checked = checked_messages(messages)
         builtin = self._is_builtin(template)
         thinking = kwargs.get("enable_thinking", True)
         if not isinstance(thinking, bool):
             raise TypeError(f"enable_thinking is {thinking!r}; it takes True or False")
         request = {
             "use_jinja": not builtin,
-            "messages": checked_messages(messages),
+            "messages": checked,
             "tools": wanted,
-            "tool_choice": _one_of("tool_choice", tool_choice, _TOOL_CHOICES),
+            "tool_choice": "required" if chosen.name else chosen.kind,
             "parallel_tool_calls": checks.boolean("parallel_tool_calls", parallel_tool_calls),
-            "json_schema": "" if json_schema is None else strict_schema(json_schema),
+            "json_schema": "" if json_schema is None else strict_schema(json_schema, named=True),
             "add_generation_prompt": checks.boolean("add_generation_prompt", add_generation_prompt),
             "continue_final_message": checks.boolean("continue_final_message", continue_final_message),
             "reasoning_format": _one_of("reasoning_format", reasoning_format, _REASONING_FORMATS),
@@ -197,12 +242,17 @@ class ChatTemplates(ModelBase):
             _check_builtin(template, request)
         for name in kwargs:
             checks.text("the name of a template's argument", name)
-        found = exchange(request, lib.moebind_chat_apply, self._template(template))
-        found["prompt"] = with_integers(found["prompt"])
-        found["grammar"] = with_corrected_rules(found["grammar"])
-        triggers = tuple(ChatTrigger(each["type"], each["value"]) for each in found.pop("triggers"))
-        lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
-        return ChatPrompt(**{**found, **lists}, triggers=triggers, reasoning_format=reasoning_format)
+        native = self._template(template)
+        prompt = _rendered(native, request)
+        if wanted and (chosen.name or (chosen.kind == "none" and request["json_schema"])):
+            # The model is told of all tools; the grammar knows the one that is named, or none beside a schema.
+            request["tools"] = [tool for tool in wanted if names_of([tool]) == [chosen.name]] or None
+            prompt = replace(_rendered(native, request), prompt=prompt.prompt)
+        if continue_final_message:
+            before = {**request, "messages": checked[:-1]}
+            before |= {"continue_final_message": False, "add_generation_prompt": True}
+            prompt = continued(prompt, checked, lambda: _rendered(native, before))
+        return held(prompt, request, enforced)
 
     def parse_chat_response(
         self,
@@ -283,6 +333,14 @@ class ChatTemplates(ModelBase):
         if template is None or template == "chatml" or template in self.chat_template_names:
             return False
         return template in chat_builtin_templates()
+
+
+def _rendered(template: CData, request: Mapping[str, object]) -> ChatPrompt:
+    found = exchange(request, lib.moebind_chat_apply, template)
+    found["prompt"] = with_integers(found["prompt"])
+    triggers = tuple(ChatTrigger(each["type"], each["value"]) for each in found.pop("triggers"))
+    lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+    return ChatPrompt(**{**found, **lists}, triggers=triggers, reasoning_format=str(request["reasoning_format"]))
 
 
 def chat_builtin_templates() -> tuple[str, ...]:

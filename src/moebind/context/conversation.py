@@ -133,11 +133,12 @@ class Conversation(Generation):
         """
         given: dict[str, Any] = kwargs
         model = self._model
-        prompt = model.chat_format(messages, tools=tools, template=template, **given)
+        enforced = checks.boolean("use_grammar", use_grammar)
+        prompt = model._chat_format(messages, tools=tools, template=template, enforced=enforced, **given)
         # Control tokens whose text is part of a reply.
         special = [model.str_to_token(text, add_special=False) for text in prompt.preserved_tokens]
         preserved = frozenset(int(tokens[0]) for tokens in special if tokens.size == 1)
-        if checks.boolean("use_grammar", use_grammar):
+        if enforced:
             sampler = constrained(model, prompt, preserved, sampler)
         for warning in schema_warnings(prompt, None if given.get("tool_choice") == "none" else tools, use_grammar):
             warnings.warn(warning, stacklevel=2)

@@ -16,6 +16,7 @@ from typing import NoReturn, TypeAlias
 from moebind._core import checks
 from moebind._core.native import ffi, lib
 from moebind.errors import GrammarError, NativeError
+from moebind.sampling.json_rules import with_corrected_rules
 
 __all__ = ["json_schema_to_grammar"]
 
@@ -47,21 +48,6 @@ FORMATS = ("date", "time", "date-time", "uuid")
 RESERVED = {"root", "space", "dot", "boolean", "decimal-part", "integral-part", "number", "integer", "value", "object"}
 RESERVED |= {"array", "uuid", "char", "string", "null", "date", "time", "date-time"}
 RESERVED |= {"date-string", "time-string", "date-time-string"}
-
-#: Rules of llama-common's that let through what they should not, and what stands in their place.
-CORRECTED = {
-    # An escape may be half of a surrogate pair: not a character, and two that make one.
-    r'char ::= [^"\\\x7F\x00-\x1F] | [\\] (["\\bfnrt] | "u" [0-9a-fA-F]{4})': (
-        r'char ::= [^"\\\x7F\x00-\x1F] | [\\] (["\\bfnrt] | "u" ([0-9a-cA-CefEF] [0-9a-fA-F]{3} | '
-        r"[dD] [0-7] [0-9a-fA-F]{2}))"
-    ),
-    # Every month has 31 days, and there is a year 0000.
-    'date ::= [0-9]{4} "-" ( "0" [1-9] | "1" [0-2] ) "-" ( "0" [1-9] | [1-2] [0-9] | "3" [0-1] )': (
-        'date ::= ( [1-9] [0-9]{3} | "0" ( [1-9] [0-9]{2} | "0" ( [1-9] [0-9] | "0" [1-9] ) ) ) "-" ( '
-        '( "0" [13578] | "1" [02] ) "-" ( "0" [1-9] | [12] [0-9] | "3" [01] ) | '
-        '( "0" [469] | "11" ) "-" ( "0" [1-9] | [12] [0-9] | "30" ) | "02-" ( "0" [1-9] | "1" [0-9] | "2" [0-8] ) )'
-    ),
-}
 
 #: Patterns of which llama-common's translation matches the same texts, and nothing that a JSON string would escape.
 _CHARACTERS = r"[A-Za-z0-9 _:;,@#/%&=~!<>'-]"
@@ -110,34 +96,25 @@ def json_schema_to_grammar(schema: Mapping[str, object] | str) -> str:
         size = lib.moebind_json_schema_to_grammar(encoded, ffi.NULL, 0)
         buffer = ffi.new("char[]", size)
         lib.moebind_json_schema_to_grammar(encoded, buffer, size)
-        grammar = _corrected(bytes(ffi.buffer(buffer, size)).decode())
+        grammar = with_corrected_rules(bytes(ffi.buffer(buffer, size)).decode())
         lib.moebind_grammar_check(grammar.encode(), b"root")
     except NativeError as error:
         raise GrammarError(f"the schema cannot be made into a grammar: {error.message}") from None
     return grammar
 
 
-def strict_schema(schema: Mapping[str, object] | str) -> str:
-    """A schema as JSON that llama-common makes into a grammar of the same texts, or fewer."""
-    reader = _Reader(_parsed(schema))
+def strict_schema(schema: Mapping[str, object] | str, named: bool = False) -> str:
+    """A schema as JSON that llama-common makes into a grammar of the same texts, or fewer.
+
+    With ``named``, its rule in that grammar has the name that is asked for, and is not one of llama-common's own.
+    """
     try:
-        return json.dumps(reader.document(), allow_nan=False)
+        document = _Reader(_parsed(schema)).document()
+        if named and not document.keys() & {"enum", "anyOf"} and not document.get("properties"):
+            document = {"anyOf": [document], "$defs": document.pop("$defs")}
+        return json.dumps(document, allow_nan=False)
     except RecursionError:
         raise GrammarError(f"the schema nests deeper than {DEPTH_MAX}") from None
-
-
-def with_corrected_rules(grammar: str) -> str:
-    """A grammar of llama-common's with what stands in place of its wrong rules."""
-    return "\n".join(CORRECTED.get(line, line) for line in grammar.split("\n"))
-
-
-def _corrected(grammar: str) -> str:
-    lines = []
-    for line in grammar.removesuffix("\n").split("\n"):
-        if line.startswith(("char ::= ", "date ::= ")) and line not in CORRECTED:
-            raise GrammarError(f"llama-common wrote a rule that moebind does not know: {line}")
-        lines.append(CORRECTED.get(line, line) + "\n")
-    return "".join(lines)
 
 
 def _parsed(schema: Mapping[str, object] | str) -> object:
