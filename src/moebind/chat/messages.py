@@ -9,7 +9,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 from moebind._core import checks
@@ -17,6 +17,7 @@ from moebind._core import checks
 __all__ = [
     "INTEGER_MARK",
     "ToolChoice",
+    "calls_that_are_no_json",
     "checked_json",
     "checked_messages",
     "checked_tool_choice",
@@ -176,7 +177,9 @@ def _checked_function(name: str, given: Mapping[str, object]) -> Mapping[str, ob
 def _checked_call(name: str, call: object) -> dict[str, object]:
     given = _checked_dict(name, call)
     function = _checked_function(name, given)
-    arguments = function.get("arguments", "{}")
+    arguments = function.get("arguments")
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        arguments = "{}"  # as many clients write that there are none
     if not isinstance(arguments, str):
         given_arguments = _checked_dict(f"{name}'s arguments", arguments)
         arguments = json.dumps(checked_json(f"{name}'s arguments", given_arguments, any_size=True))
@@ -186,11 +189,41 @@ def _checked_call(name: str, call: object) -> dict[str, object]:
     called = _checked_text(f"{name}'s name", function.get("name"))
     checked: dict[str, object] = {
         "type": "function",
-        "function": {"name": called, "arguments": _with_marks(arguments)},
+        "function": {"name": called, "arguments": _with_marks(arguments) if is_json(arguments) else arguments},
     }
     if given.get("id") is not None:
         checked["id"] = _checked_text(f"{name}['id']", given["id"])
     return checked
+
+
+def is_json(text: str) -> bool:
+    """Whether llama.cpp's reader of JSON takes it."""
+    try:
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        json.dumps(value, ensure_ascii=False).encode()  # no half characters
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def calls_that_are_no_json(messages: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, dict[str, object]]]:
+    """The functions of calls in checked messages whose arguments are no JSON, as after ``max_tokens``, by place."""
+    for index, message in enumerate(messages):
+        for at, call in enumerate(cast("Sequence[Mapping[str, object]]", message.get("tool_calls", ()))):
+            function = cast("dict[str, object]", call["function"])
+            if not is_json(str(function["arguments"])):
+                yield f"messages[{index}]['tool_calls'][{at}]", function
 
 
 def checked_tools(tools: object) -> list[dict[str, object]] | None:

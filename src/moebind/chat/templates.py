@@ -5,10 +5,11 @@ llama.cpp's own Jinja engine renders, and the parser that it makes for the templ
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from moebind._core import checks
 from moebind._core.model_base import ModelBase
@@ -17,6 +18,7 @@ from moebind.chat.continuation import continued
 from moebind.chat.enforcement import held, names_of
 from moebind.chat.messages import (
     INTEGER_MARK,
+    calls_that_are_no_json,
     checked_json,
     checked_messages,
     checked_tool_choice,
@@ -336,7 +338,23 @@ class ChatTemplates(ModelBase):
 
 
 def _rendered(template: CData, request: Mapping[str, object]) -> ChatPrompt:
-    found = exchange(request, lib.moebind_chat_apply, template)
+    try:
+        found = exchange(request, lib.moebind_chat_apply, template)
+    except ChatTemplateError:
+        # A call that was cut off is kept as text where the template can hold text.
+        messages = copy.deepcopy(cast("list[dict[str, object]]", request["messages"]))
+        broken = list(calls_that_are_no_json(messages))
+        if not broken:
+            raise
+        for _, function in broken:
+            function["arguments"] = json.dumps(function["arguments"])
+        try:
+            found = exchange({**request, "messages": messages}, lib.moebind_chat_apply, template)
+        except ChatTemplateError as error:
+            raise ChatTemplateError(
+                f"{broken[0][0]}'s arguments are no JSON (was the reply cut off?), and this template cannot write them "
+                f"as text: leave the call out, or mend it. {error}"
+            ) from None
     found["prompt"] = with_integers(found["prompt"])
     triggers = tuple(ChatTrigger(each["type"], each["value"]) for each in found.pop("triggers"))
     lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}

@@ -10,6 +10,7 @@ from moebind._core import checks
 from moebind.chat.grammar import constrained, schema_warnings
 from moebind.chat.prompt import ChatMessage, ChatPrompt
 from moebind.context.generate import Generation, Piece, StopReason
+from moebind.context.stops import Stop
 
 if TYPE_CHECKING:
     from moebind.sampling.sampler import Sampler
@@ -28,6 +29,8 @@ class ChatReply(Iterator[Piece]):
         The text so far, as the model wrote it.
     stop_reason : str or None
         Why it ended; None until then. See :class:`Piece`.
+    stop : str, int or None
+        Which stop came, as in :class:`Piece`.
 
     Examples
     --------
@@ -40,6 +43,7 @@ class ChatReply(Iterator[Piece]):
     prompt: ChatPrompt
     text: str
     stop_reason: StopReason | None
+    stop: Stop | None
     _pieces: Iterator[Piece]
 
     def __init__(self, *_arguments: object, **_keywords: object) -> None:
@@ -48,13 +52,13 @@ class ChatReply(Iterator[Piece]):
     @classmethod
     def _of(cls, prompt: ChatPrompt, pieces: Iterator[Piece]) -> ChatReply:
         reply = cls.__new__(cls)
-        reply.prompt, reply.text, reply.stop_reason, reply._pieces = prompt, "", None, pieces
+        reply.prompt, reply.text, reply.stop_reason, reply.stop, reply._pieces = prompt, "", None, None, pieces
         return reply
 
     def __next__(self) -> Piece:
         piece = next(self._pieces)
         self.text += piece.text
-        self.stop_reason = piece.stop_reason
+        self.stop_reason, self.stop = piece.stop_reason, piece.stop
         return piece
 
     @property
@@ -87,7 +91,7 @@ class Conversation(Generation):
         *,
         sampler: Sampler | None = None,
         max_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: Stop | Sequence[Stop] = (),
         tools: Sequence[Mapping[str, object]] | None = None,
         template: str | None = None,
         seq_id: SupportsIndex = 0,
@@ -142,13 +146,13 @@ class Conversation(Generation):
             sampler = constrained(model, prompt, preserved, sampler)
         for warning in schema_warnings(prompt, None if given.get("tool_choice") == "none" else tools, use_grammar):
             warnings.warn(warning, stacklevel=2)
-        texts = [stop] if isinstance(stop, str) else list(stop)
         pieces = self._generate(
             prompt.prompt,
             preserved,
             sampler=sampler,
             max_tokens=max_tokens,
-            stop=[*texts, *(text for text in prompt.additional_stops if text)],
+            stop=stop,
+            more_stops=[text for text in prompt.additional_stops if text],
             seq_id=seq_id,
             reuse_prefix=reuse_prefix,
         )
