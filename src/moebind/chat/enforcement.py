@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import TypeAlias, cast
 
 from moebind._core.native import ffi, lib
 from moebind.chat.prompt import ChatPrompt
 from moebind.errors import ChatTemplateError, GrammarError, NativeError
-from moebind.sampling.json_rules import with_corrected_rules
-from moebind.sampling.json_schema import ANNOTATIONS, json_schema_to_grammar, strict_schema
+from moebind.sampling.json_rules import Names, with_corrected_rules, with_property_order
+from moebind.sampling.json_schema import ANNOTATIONS, json_schema_to_grammar, read_schema
 
-__all__ = ["allows_call", "held", "names_of", "unheld_arguments"]
+__all__ = ["Orders", "allows_call", "held", "holdable", "names_of", "unheld_arguments"]
 
 #: In the names that llama.cpp's parsers give to the rules of a schema, and to those of calls.
 _SCHEMA, _CALL = "response-format", "tool"
@@ -26,6 +26,8 @@ _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]')
 _TYPED = {"integer", "number", "boolean", "null", "object", "array", "value"}
 #: What the content of a reply begins with, in templates of which the replies name their recipient.
 _LEADS = ("", "all\n")
+Orders: TypeAlias = Mapping[tuple[Names, Names], Sequence[Names]]
+
 #: A part of every reply that only has content.
 _SAMPLE = '{"a": [1, "b"]}'
 
@@ -45,14 +47,14 @@ def _passes(grammar: str, marks: Iterable[tuple[str, str]], *, root: str = "root
         return False
 
 
-def held(prompt: ChatPrompt, request: Mapping[str, object], enforced: bool) -> ChatPrompt:
+def held(prompt: ChatPrompt, request: Mapping[str, object], orders: Orders, enforced: bool) -> ChatPrompt:
     """The prompt, with a grammar that holds a reply to what was asked; raises if llama.cpp has none.
 
-    If it need not be ``enforced``, the grammar is what llama.cpp made.
+    If it need not be ``enforced``, the grammar is what llama.cpp made. ``orders`` are those of properties.
     """
     tools = cast("Sequence[Mapping[str, object]]", request["tools"] or ())
     schema, choice = str(request["json_schema"]), request["tool_choice"]
-    prompt = replace(prompt, grammar=with_corrected_rules(prompt.grammar))
+    prompt = replace(prompt, grammar=with_property_order(with_corrected_rules(prompt.grammar), orders))
     if not enforced:
         return prompt
     if choice == "required":
@@ -127,6 +129,30 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"' if text else ""
 
 
+def holdable(
+    tools: Sequence[Mapping[str, object]],
+) -> tuple[list[Mapping[str, object]], Orders]:
+    """Tools with what of their schemas a grammar can hold a call to, and the orders of properties in these.
+
+    llama-common gives definitions of one name in several tools one rule, so each tool's have names of their own.
+    """
+    kept: list[Mapping[str, object]] = []
+    orders: dict[tuple[Names, Names], list[Names]] = {}
+    for at, tool in enumerate(tools):
+        function = cast("Mapping[str, object]", tool["function"])
+        parameters = cast("Mapping[str, object]", function["parameters"])
+        if parameters:
+            try:
+                read = read_schema(parameters, strict=False, prefix=f"t{at}d")
+            except GrammarError as error:
+                raise GrammarError(f"tools[{at}]'s parameters: {error}") from None
+            parameters = read.document
+            for names, each in read.orders.items():
+                orders.setdefault(names, []).extend(order for order in each if order not in orders.get(names, ()))
+        kept.append({**tool, "function": {**function, "parameters": parameters}})
+    return kept, orders
+
+
 def names_of(tools: Iterable[Mapping[str, object]]) -> list[str]:
     """The names of tools that were checked."""
     return [str(cast("Mapping[str, object]", tool["function"])["name"]) for tool in tools]
@@ -162,13 +188,8 @@ def unheld_arguments(grammar: str, name: str, parameters: Mapping[str, object]) 
             yield f"{key!r} may be left out"
 
 
-def _lost(schema: object) -> Iterator[str]:
-    if schema is True or schema == {}:
-        return
-    try:
-        strict_schema(cast("Mapping[str, object]", schema))
-    except (GrammarError, TypeError) as error:
-        yield str(error)
+def _lost(schema: object) -> list[str]:
+    return read_schema(schema, strict=False).lost if isinstance(schema, Mapping) else []
 
 
 def _written(name: str) -> str:

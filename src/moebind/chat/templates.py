@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -15,7 +16,7 @@ from moebind._core import checks
 from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, decoded, ffi, lib, own
 from moebind.chat.continuation import continued
-from moebind.chat.enforcement import held, names_of
+from moebind.chat.enforcement import Orders, held, holdable, names_of
 from moebind.chat.messages import (
     INTEGER_MARK,
     calls_that_are_no_json,
@@ -27,7 +28,7 @@ from moebind.chat.messages import (
 )
 from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, clean_message, exchange
 from moebind.errors import ChatTemplateError, NativeError
-from moebind.sampling.json_schema import strict_schema
+from moebind.sampling.json_schema import read_schema
 
 __all__ = ["ChatTemplates", "chat_builtin_templates"]
 
@@ -131,6 +132,7 @@ class ChatTemplates(ModelBase):
         tool_choice: str | Mapping[str, object] = "auto",
         parallel_tool_calls: bool = False,
         json_schema: Mapping[str, object] | str | None = None,
+        strict: bool = True,
         reasoning_format: str = "auto",
         continue_final_message: bool = False,
         **kwargs: object,
@@ -160,6 +162,8 @@ class ChatTemplates(ModelBase):
         json_schema
             A schema for the content of the reply; as for :func:`moebind.json_schema_to_grammar`, which says what raises
             ``GrammarError``.
+        strict
+            False: leave out what of the JSON schema a grammar cannot hold a reply to, with a warning that says what.
         reasoning_format
             With ``"auto"`` (the same as ``"deepseek"``), :meth:`ChatPrompt.parse` separates the reasoning from the
             content; ``"none"`` leaves it there.
@@ -197,6 +201,7 @@ class ChatTemplates(ModelBase):
             tool_choice=tool_choice,
             parallel_tool_calls=parallel_tool_calls,
             json_schema=json_schema,
+            strict=strict,
             reasoning_format=reasoning_format,
             continue_final_message=continue_final_message,
             enforced=True,
@@ -213,6 +218,7 @@ class ChatTemplates(ModelBase):
         tool_choice: str | Mapping[str, object] = "auto",
         parallel_tool_calls: bool = True,
         json_schema: Mapping[str, object] | str | None = None,
+        strict: bool = True,
         reasoning_format: str = "auto",
         continue_final_message: bool = False,
         enforced: bool,
@@ -222,6 +228,10 @@ class ChatTemplates(ModelBase):
         wanted = checked_tools(tools)
         chosen = checked_tool_choice(tool_choice, wanted or [])
         checked = checked_messages(messages)
+        strict = checks.boolean("strict", strict)
+        read = None if json_schema is None else read_schema(json_schema, strict=strict, named=True)
+        for each in () if read is None else read.lost:
+            warnings.warn(f"the grammar does not hold a reply to all of the JSON schema: {each}", stacklevel=3)
         builtin = self._is_builtin(template)
         thinking = kwargs.get("enable_thinking", True)
         if not isinstance(thinking, bool):
@@ -232,7 +242,7 @@ class ChatTemplates(ModelBase):
             "tools": wanted,
             "tool_choice": "required" if chosen.name else chosen.kind,
             "parallel_tool_calls": checks.boolean("parallel_tool_calls", parallel_tool_calls),
-            "json_schema": "" if json_schema is None else strict_schema(json_schema, named=True),
+            "json_schema": "" if read is None else json.dumps(read.document),
             "add_generation_prompt": checks.boolean("add_generation_prompt", add_generation_prompt),
             "continue_final_message": checks.boolean("continue_final_message", continue_final_message),
             "reasoning_format": _one_of("reasoning_format", reasoning_format, _REASONING_FORMATS),
@@ -245,16 +255,27 @@ class ChatTemplates(ModelBase):
         for name in kwargs:
             checks.text("the name of a template's argument", name)
         native = self._template(template)
-        prompt = _rendered(native, request)
-        if wanted and (chosen.name or (chosen.kind == "none" and request["json_schema"])):
-            # The model is told of all tools; the grammar knows the one that is named, or none beside a schema.
-            request["tools"] = [tool for tool in wanted if names_of([tool]) == [chosen.name]] or None
-            prompt = replace(_rendered(native, request), prompt=prompt.prompt)
+        orders: Orders = {} if read is None else read.orders
+        held_to = bool(wanted) and bool(request["json_schema"] or chosen.kind != "none")
+        if wanted and held_to:
+            # The grammar knows what it can hold a call to, of the tool that is named if one is; beside a schema that is
+            # alone, it knows none.
+            kept, more = holdable([] if chosen.kind == "none" else wanted)
+            orders = {**orders, **more}
+            request["tools"] = [each for each in kept if chosen.name in {"", *names_of([each])}] or None
+
+        def rendered(asked: Mapping[str, object]) -> ChatPrompt:
+            # The model is told of all tools as they are. If none may be called, llama.cpp does not read their schemas,
+            # of which it would refuse some.
+            told = _rendered(native, {**asked, "tools": wanted, "tool_choice": "none"})
+            return replace(_rendered(native, asked), prompt=told.prompt) if held_to else told
+
+        prompt = rendered(request)
         if continue_final_message:
             before = {**request, "messages": checked[:-1]}
             before |= {"continue_final_message": False, "add_generation_prompt": True}
-            prompt = continued(prompt, checked, lambda: _rendered(native, before))
-        return held(prompt, request, enforced)
+            prompt = continued(prompt, checked, lambda: rendered(before))
+        return held(prompt, request, orders, enforced)
 
     def parse_chat_response(
         self,
