@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -63,8 +62,10 @@ def grammar_sampler(model: ModelBase, prompt: ChatPrompt, preserved: frozenset[i
         return None
     if prompt.grammar_lazy:
         tokens = [int(trigger.value) for trigger in prompt.triggers if trigger.type == "token"]
-        patterns = [_pattern(trigger) for trigger in prompt.triggers if trigger.type != "token"]
-        sampler = Sampler.grammar_lazy_patterns(model, prompt.grammar, "root", patterns, tokens)
+        # Words are looked for as such: each token of a reply would take longer than the last with a pattern.
+        words = [trigger.value.encode() for trigger in prompt.triggers if trigger.type == "word"]
+        patterns = [_pattern(trigger) for trigger in prompt.triggers if trigger.type.startswith("pattern")]
+        sampler = Sampler._lazy(model, prompt.grammar, "root", words, patterns, tokens)
     else:
         sampler = Sampler.grammar(model, prompt.grammar)
         # The grammar describes the whole reply, of which the template has written the beginning already.
@@ -80,12 +81,10 @@ def grammar_sampler(model: ModelBase, prompt: ChatPrompt, preserved: frozenset[i
     return sampler
 
 
-def _pattern(trigger: ChatTrigger) -> str:
-    if trigger.type == "word":
-        return re.sub(r"[.^$|()*+?\[\]{}\\]", r"\\\g<0>", trigger.value)
+def _pattern(trigger: ChatTrigger) -> bytes:
     if trigger.type == "pattern_full":
-        return f"^{trigger.value.removeprefix('^').removesuffix('$')}$"
-    return trigger.value
+        return f"^{trigger.value.removeprefix('^').removesuffix('$')}$".encode()
+    return trigger.value.encode()
 
 
 class _Borrowed:
