@@ -199,6 +199,10 @@ int64_t moebind_model_n_scores(const struct llama_model * model);
 
 // --- contexts (peek/context.cpp) ---
 
+// A context of a model with no_alloc, which takes no memory: llama_init_from_model still allocates some kinds of state,
+// and the buffer for the output.
+struct llama_context * moebind_init_without_memory(struct llama_model * model, struct llama_context_params params);
+
 // Whether the graph that was computed last gave logits: those of encoders give embeddings only.
 bool moebind_has_logits(struct llama_context * ctx);
 

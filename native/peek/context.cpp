@@ -1,4 +1,5 @@
 // What a context holds, as far as llama.h does not tell: its graph, its output buffer and its memory.
+#include "counted_memory.h"
 #include "llama-context.h"
 #include "llama-ext.h"
 #include "llama-graph.h"
@@ -17,6 +18,11 @@ template <auto Member> struct output_access {
 };
 auto & output_of(llama_context & ctx);
 template struct output_access<&llama_context::buf_output>;
+
+llama_context * moebind_init_without_memory(llama_model * model, llama_context_params params) {
+    const moebind_counting counting;
+    return llama_init_from_model(model, params);
+}
 
 bool moebind_has_logits(llama_context * ctx) { return last_graph_of(*ctx)->get_logits() != nullptr; }
 

@@ -84,7 +84,8 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
                 chain._attach(model.n_vocab)  # whatever comes of it: libllama asserts that it is not given one again
             held.enter_context(model._listing)  # the graphs have room for all of the model's adapters
             try:
-                pointer = lib.llama_init_from_model(model._open(), native[0])
+                init = lib.moebind_init_without_memory if model._without_weights else lib.llama_init_from_model
+                pointer = init(model._open(), native[0])
             except NativeError as error:
                 raise ContextCreationError(f"{model!r} with {params!r}: {error.message}{log.recent_lines()}") from error
             if not pointer:

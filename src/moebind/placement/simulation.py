@@ -121,7 +121,7 @@ def _simulate(
         model = own(pointer, lib.llama_model_free, *keep)
         used = [lib.moebind_model_device(model, i) for i in range(lib.moebind_model_n_devices(model))]
         try:
-            made = lib.llama_init_from_model(model, _native_context_params(header, model, context_params)[0])
+            made = lib.moebind_init_without_memory(model, _native_context_params(header, model, context_params)[0])
         except NativeError as error:
             raise ContextCreationError(f"no such context can be made: {error.message}{log.recent_lines()}") from error
         if not made:
