@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import gguf_files
 import tiny
 from gguf_files import ARRAY, STRING, File, Tensor, Value
-from gguf_recipes import RECIPES, SEEDS
+from gguf_recipes import RECIPES, SEEDS, WHOLE
 
 SOURCE = Path(__file__).resolve().parents[2] / "vendor" / "llama.cpp" / "src" / "llama-arch.cpp"
 HANG_SECONDS = 20
@@ -87,12 +87,17 @@ class Candidate:
         """What an architecture's model begins as."""
         numbers = {**NUMBERS, **RECIPES.get(architecture, {})}
         numbers = {key: value for key, value in numbers.items() if value is not None}
-        return cls(architecture, vocabulary, numbers, {name: [1] for name in SEEDS.get(architecture, ())})
+        tensors = {
+            name.format(layer): list(shape)
+            for name, shape in SEEDS.get(architecture, {}).items()
+            for layer in range(numbers["block_count"])  # type: ignore[call-overload]
+        }
+        return cls(architecture, vocabulary, numbers, tensors)
 
     def file(self) -> File:
         file = File([Value(b"general.architecture", STRING, STRING, [self.architecture.encode()]), *self.vocabulary])
         for key, value in self.numbers.items():
-            file.values.append(_encoded(key if key.startswith("tokenizer.") else f"{self.architecture}.{key}", value))
+            file.values.append(_encoded(key if key.startswith(WHOLE) else f"{self.architecture}.{key}", value))
         integers = 26  # tables of ids
         for name, shape in self.tensors.items():
             file.tensors.append(Tensor(name.encode(), list(shape), integers if "tid2eid" in name else 0, 0))
@@ -140,6 +145,12 @@ class Candidate:
                 numbers = {k: v for k, v in self.numbers.items() if k != key}
                 yield f"{key}={other}", self._with(numbers=numbers if other is None else {**numbers, key: other})
 
+        # Of two layers one predicts further ahead, and what the file has is both, or only that.
+        numbers = {**self.numbers, "nextn_predict_layers": 1}
+        yield "nextn_predict_layers=1", self._with(numbers=numbers)
+        ahead = {name: shape for name, shape in self.tensors.items() if not name.startswith("blk.0.")}
+        yield "nextn_predict_layers=1, without blk.0", self._with(numbers=numbers, tensors=ahead)
+
     def _with(self, **fields: object) -> Candidate:
         copy = deepcopy(self)
         for name, value in fields.items():
@@ -163,7 +174,10 @@ def _work(pipe: Connection) -> None:
         try:
             with moebind.Model.load_from_file(path, moebind.ModelParams(n_gpu_layers=0)) as model:
                 with model.new_context(params) as context:
-                    context.decode(moebind.Batch.get_one([1, 2, 40]))
+                    if model.has_encoder:
+                        context.encode(moebind.Batch.get_one([1, 2, 40]))
+                    if model.has_decoder:
+                        context.decode(moebind.Batch.get_one([1, 2, 40]))
             pipe.send("works")
         except (moebind.MoebindError, ValueError) as error:
             pipe.send(str(error))

@@ -9,7 +9,7 @@ from moebind._core.native import CData, ffi, lib
 from moebind.backend.devices import devices
 from moebind.enums import PoolingType
 from moebind.errors import ContextCreationError
-from moebind.params.native import check_together, plain_context_params
+from moebind.params.native import check_layers, check_together, plain_context_params
 from moebind.params.params import ContextParams
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def native_context_params(
         raise ContextCreationError("the model was loaded with vocab_only: it has no weights for a context")
     n_ctx = params.n_ctx or model.n_ctx_train
     check_together(params, n_ctx, model._n_embd_head_k)
+    check_layers(model._open(), params)
     _check_cache_size(model, params, n_ctx)
     _check_kind(model, params)
     native = plain_context_params(params)

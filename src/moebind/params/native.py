@@ -6,7 +6,7 @@ from typing import Any
 
 from moebind._core.native import CData, Hooks, ffi, lib
 from moebind.backend.devices import native_device
-from moebind.enums import FlashAttnType, LoadMode
+from moebind.enums import ContextType, FlashAttnType, LoadMode
 from moebind.errors import ContextCreationError
 from moebind.files.metadata_overrides import native_kv_overrides
 from moebind.params import tensor_overrides
@@ -74,6 +74,32 @@ def check_together(params: ContextParams, n_ctx: int, n_embd_head_k: int) -> Non
             f"type_k is {params.type_k.name}, in blocks of {block}, but this model's keys have {n_embd_head_k} "
             "numbers: choose another type_k, or leave flash attention on"
         )
+
+
+def check_layers(model: CData, params: ContextParams) -> None:
+    """Whether the layers that a context computes were loaded; some models have others that predict further ahead (MTP).
+
+    Raises
+    ------
+    ContextCreationError
+    """
+    if not lib.llama_model_n_layer_nextn(model):
+        return
+    count = lib.moebind_model_tensors(model, ffi.NULL, 0)
+    tensors = ffi.new("struct moebind_tensor[]", count)
+    lib.moebind_model_tensors(model, tensors, count)
+    ahead = params.ctx_type == ContextType.MTP
+    prefix = f"blk.{lib.llama_model_n_layer(model) if ahead else 0}.".encode()
+    if any(ffi.string(tensor.name).startswith(prefix) for tensor in tensors):
+        return
+    if ahead:
+        raise ContextCreationError(
+            "ctx_type is MTP, but the layers that predict further ahead were not loaded: load the model with load_mtp"
+        )
+    raise ContextCreationError(
+        "the file has only layers that predict further ahead (MTP), to draft for the model that they belong to: give "
+        "that model's own file, or take ctx_type MTP, and load_mtp"
+    )
 
 
 def plain_context_params(params: ContextParams) -> CData:

@@ -24,7 +24,7 @@ from moebind.backend.devices import init
 from moebind.enums import DeviceType, LazyMode, LoadMode
 from moebind.errors import ContextCreationError, ModelLoadError, NativeError, RpcServerError
 from moebind.params import tensor_overrides
-from moebind.params.native import check_together, native_model_params, plain_context_params
+from moebind.params.native import check_layers, check_together, native_model_params, plain_context_params
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.header import Header
 
@@ -148,6 +148,7 @@ def _native_context_params(header: Header, model: CData, params: ContextParams) 
     n_head = max(lib.llama_model_n_head(model), 1)
     width = header.integer("attention.key_length") or lib.llama_model_n_embd(model) // n_head
     check_together(params, params.n_ctx or int(lib.llama_model_n_ctx_train(model)), width)
+    check_layers(model, params)
     return plain_context_params(params)
 
 
