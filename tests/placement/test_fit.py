@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import moebind
 from conftest import SMALL
-from moebind import ContextParams, Device, Fit, FitError, GgmlType, Model, ModelParams, Plan, SplitMode
+from moebind import ContextParams, Device, Fit, FitError, GgmlType, LoadMode, Model, ModelParams, Plan, SplitMode
 
 MakeTiny = Callable[..., Path]
 MakeShape = Callable[..., Path]
@@ -238,6 +238,67 @@ def test_what_is_missing_is_told(shape_path: MakeShape) -> None:
         moebind.fit(path, memory="10MiB", model_params=ModelParams(n_gpu_layers=5), devices=["24GiB"])
     with pytest.raises(FitError, match=r"Host may take 0\.0 MiB and lacks"):
         moebind.fit(path, memory={"Host": 0}, devices=["24GiB"])
+
+
+# --- with a budget for the host, too ---
+
+
+def on_host(fit: Fit) -> int:
+    return fit.plan.host.total - fit.plan.gaps
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("n_devices", [1, 2])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_the_host_takes_what_the_devices_leave(shape_path: MakeShape, name: str, n_devices: int, mapped: bool) -> None:
+    path = shape_path(name, SHAPES[name])
+    model = ModelParams(use_extra_bufts=False, load_mode=LoadMode.AUTO if mapped else LoadMode.NONE)
+    devices: list[str | int] = ["1TiB"] * n_devices
+    most = moebind.plan(path, model, CONTEXT, devices=devices).device_bytes
+    for share in (0.75, 0.55):
+        memory = {f"GPU{at}": int(most * share / n_devices) for at in range(n_devices)}
+        alone = moebind.fit(path, memory=memory, model_params=model, context_params=CONTEXT, devices=devices)
+        # Each budget alone is too small for the experts.
+        assert alone.plan.expert_bytes < moebind.experts(path).nbytes
+        both = moebind.fit(
+            path,
+            memory={**memory, "Host": on_host(alone)},
+            model_params=model,
+            context_params=CONTEXT,
+            devices=devices,
+        )
+        assert both.plan == alone.plan
+        assert within(both)
+        with pytest.raises(FitError, match=r"however it is spread over devices and host: .*Host may take"):
+            moebind.fit(
+                path,
+                memory={**memory, "Host": on_host(alone) // 2},
+                model_params=model,
+                context_params=CONTEXT,
+                devices=devices,
+            )
+
+
+def test_layers_that_no_device_has_room_for_go_to_a_host_that_is_limited(shape_path: MakeShape) -> None:
+    path = shape_path("qwen3-30b-a3b-q4_k_m", 9)
+    least = moebind.plan(path, ModelParams().with_cpu_moe_all(), CONTEXT, devices=["1TiB"]).device_bytes
+    alone = moebind.fit(path, memory={"GPU0": least - 30 * MIB}, context_params=CONTEXT, devices=["24GiB"])
+    assert alone.model_params.n_gpu_layers < 10
+    memory = {**alone.budgets, "Host": on_host(alone)}
+    both = moebind.fit(path, memory=memory, context_params=CONTEXT, devices=["24GiB"])
+    assert both.plan == alone.plan
+
+
+def test_a_context_grows_within_both_budgets(shape_path: MakeShape) -> None:
+    path = shape_path("qwen3-30b-a3b-q4_k_m", 9)
+    context = ContextParams(offload_kqv=False)  # it grows in host memory
+    alone = moebind.fit(path, memory={"GPU0": "2GiB"}, context_params=context, devices=["24GiB"])
+    assert alone.context_params.n_ctx > 8192
+    shorter = moebind.plan(path, alone.model_params, context.with_n_ctx(8192), devices=["24GiB"])
+    memory = {"GPU0": 2 * GIB, "Host": shorter.host.total - shorter.gaps}
+    both = moebind.fit(path, memory=memory, context_params=context, devices=["24GiB"])
+    assert both.context_params.n_ctx == 8192
+    assert within(both)
 
 
 # --- real devices ---

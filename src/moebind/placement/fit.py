@@ -247,7 +247,9 @@ def _nothing_fits(search: Search, path: str, model: ModelParams) -> str:
     parts = [
         f"{name} may take {show_size(search.budgets[name])} and lacks {show_size(size)}" for name, size in lacks.items()
     ]
-    text = f"{os.path.basename(path)} does not fit, whatever stays in host memory: {'; '.join(parts)}"
+    limited = plan is not None and plan.host.name in search.budgets and len(plan.devices) > 1
+    how = "however it is spread over devices and host" if limited else "whatever stays in host memory"
+    text = f"{os.path.basename(path)} does not fit, {how}: {'; '.join(parts)}"
     if plan is not None:
         text += f" at n_ctx {plan.n_ctx} and n_ubatch {plan.context_params.n_ubatch}"
     pinned = [
