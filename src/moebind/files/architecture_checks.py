@@ -26,6 +26,7 @@ _NONZERO_KEYS = {
     "full_attention_interval": (*_LINEAR_ATTENTION, "minimax-01"),
     "attention.head_count": ("phimoe", "olmo2", "gemma2", "gemma3"),
     "attention.head_count_kv": ("modern-bert",),
+    "attention.output_group_count": ("deepseek4",),
     "attention.sliding_window": ("afmoe",),  # it always asks for the cache that goes with one
     "experts_per_group": ("grovemoe",),
     "interleave_moe_layer_step": ("ernie4_5-moe",),
@@ -99,6 +100,10 @@ def architecture_problems(
             "rope.dimension_sections",
             f"is {sections or 'missing'}; the first three are not all 0, together they are at most {head}",
         )
+    indexer = integers("attention.indexer.key_length")
+    if architecture == "deepseek4" and indexer == integers("attention.key_length"):
+        # Its caches without layers then divide by the width of their keys.
+        yield "attention.indexer.key_length", f"is {indexer[0] if indexer else 'missing'}, as attention.key_length is"
     names = set(tensors)
     for concerned, mark, groups in _REQUIRED_TENSORS:
         if architecture not in concerned:
