@@ -21,7 +21,9 @@ import moebind
 from conftest import CPU, SMALL
 from moebind import (
     ClosedError,
+    FlashAttnType,
     Ftype,
+    GgmlType,
     Model,
     ModelLoadError,
     MoebindError,
@@ -205,6 +207,29 @@ def test_kv_overrides_are_applied(tiny_path: MakeTiny) -> None:
     with Model.load_from_file(tiny_path(n_expert=4), CPU) as model, model.new_context(SMALL) as context:
         context.decode(moebind.Batch.get_one([1, 5, 7]))
         assert np.abs(context.get_logits_ith(-1) - one).max() > 0.01
+
+
+def test_overrides_count_where_a_model_tells_its_numbers(tiny_path: MakeTiny) -> None:
+    path = tiny_path(n_expert=4)
+    for used in (1, 3):
+        with Model.load_from_file(path, CPU.with_kv_override("llama.expert_used_count", used)) as model:
+            assert model.n_expert_used == used
+    with Model.load_from_file(path, CPU.with_vocab_only(True)) as model:
+        assert model.n_expert_used == 2
+    # Four heads of 16 numbers, or two of 32: a block of Q8_0 is 32.
+    context = SMALL.with_type_k(GgmlType.Q8_0).with_flash_attn_type(FlashAttnType.DISABLED)
+    wider = CPU.with_kv_override("llama.attention.head_count", 2).with_kv_override("llama.attention.head_count_kv", 1)
+    wider = wider.with_kv_override("llama.rope.dimension_count", 32)
+    with Model.load_from_file(path, wider) as model:
+        model.new_context(context).close()
+    moebind.plan(path, wider, context)
+    with (
+        Model.load_from_file(path, CPU) as model,
+        pytest.raises(moebind.ContextCreationError, match="keys have 16 numbers"),
+    ):
+        model.new_context(context)
+    with pytest.raises(moebind.ContextCreationError, match="keys have 16 numbers"):
+        moebind.plan(path, CPU, context)
 
 
 def test_a_missing_gpu_is_told_once(tiny_path: MakeTiny) -> None:

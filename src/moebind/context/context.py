@@ -16,7 +16,7 @@ from moebind.backend.timings import Timings, read_timings
 from moebind.context.adapters import Adapters
 from moebind.context.backend_sampling import BackendSampling, checked_chains, outputs_per_sequence
 from moebind.context.conversation import Conversation
-from moebind.context.creation import native_context_params, pooling_problem
+from moebind.context.creation import check_memory, native_context_params, pooling_problem
 from moebind.context.generate_many import BatchedGeneration
 from moebind.enums import ContextType, GgmlType
 from moebind.errors import ContextCreationError, EmbeddingsError, NativeError
@@ -83,6 +83,8 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
                 held.enter_context(chain._lock.held())
                 chain._attach(model.n_vocab)  # whatever comes of it: libllama asserts that it is not given one again
             held.enter_context(model._listing)  # the graphs have room for all of the model's adapters
+            if ctx_other is None and not model._without_weights:
+                check_memory(model, params, native)
             try:
                 init = lib.moebind_init_without_memory if model._without_weights else lib.llama_init_from_model
                 pointer = init(model._open(), native[0])

@@ -53,8 +53,8 @@ def native_model_params(
     return native, keep
 
 
-def check_together(params: ContextParams, n_ctx: int, n_embd_head_k: int) -> None:
-    """Parameters that do not go together, or not with a model whose keys have so many numbers.
+def check_together(params: ContextParams, n_ctx: int, model: CData) -> None:
+    """Parameters that do not go together, or not with a model.
 
     Raises
     ------
@@ -69,9 +69,10 @@ def check_together(params: ContextParams, n_ctx: int, n_embd_head_k: int) -> Non
             "n_outputs_max"
         )
     block = lib.ggml_blck_size(params.type_k)
-    if params.flash_attn_type == FlashAttnType.DISABLED and n_embd_head_k % block:
+    width = lib.moebind_model_odd_key(model, block) if params.flash_attn_type == FlashAttnType.DISABLED else 0
+    if width:
         raise ContextCreationError(
-            f"type_k is {params.type_k.name}, in blocks of {block}, but this model's keys have {n_embd_head_k} "
+            f"type_k is {params.type_k.name}, in blocks of {block}, but this model's keys have {width} "
             "numbers: choose another type_k, or leave flash attention on"
         )
 

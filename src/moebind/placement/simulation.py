@@ -12,8 +12,7 @@ load usually is; what a mapping changes is worked out here, as ``load_tensors`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from moebind._core import log
@@ -54,16 +53,6 @@ class Simulation:
     n_layer: int
     mapped: bool
     gaps: int
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence llama.cpp's warnings of what plans do on purpose; what it says when it fails is in the exception."""
-    lib.moebind_log_quiet(True)
-    try:
-        yield
-    finally:
-        lib.moebind_log_quiet(False)
 
 
 def simulate(
@@ -109,7 +98,7 @@ def _simulate(
         native.devices = listed = ffi.new("ggml_backend_dev_t[]", [*devices, ffi.NULL])
         keep.append(listed)
     lib.moebind_log_forget()
-    with _quietly():
+    with log.quietly():  # what llama.cpp says when it fails is in the exception
         try:
             pointer = lib.llama_model_load_from_file(header.path.encode(), native[0])
         except NativeError as error:
@@ -121,7 +110,7 @@ def _simulate(
         model = own(pointer, lib.llama_model_free, *keep)
         used = [lib.moebind_model_device(model, i) for i in range(lib.moebind_model_n_devices(model))]
         try:
-            made = lib.moebind_init_without_memory(model, _native_context_params(header, model, context_params)[0])
+            made = lib.moebind_init_without_memory(model, _native_context_params(model, context_params)[0])
         except NativeError as error:
             raise ContextCreationError(f"no such context can be made: {error.message}{log.recent_lines()}") from error
         if not made:
@@ -144,10 +133,8 @@ def _simulate(
         )
 
 
-def _native_context_params(header: Header, model: CData, params: ContextParams) -> CData:
-    n_head = max(lib.llama_model_n_head(model), 1)
-    width = header.integer("attention.key_length") or lib.llama_model_n_embd(model) // n_head
-    check_together(params, params.n_ctx or int(lib.llama_model_n_ctx_train(model)), width)
+def _native_context_params(model: CData, params: ContextParams) -> CData:
+    check_together(params, params.n_ctx or int(lib.llama_model_n_ctx_train(model)), model)
     check_layers(model, params)
     return plain_context_params(params)
 
