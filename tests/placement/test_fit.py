@@ -379,7 +379,10 @@ def test_a_fit_that_the_host_has_no_room_for_does_not_send_to_itself(shape_path:
     assert "The host needs" in fit.explanation
     assert "trained with 163840 tokens" in fit.explanation
     assert "moebind.fit" not in str(fit)
-    assert "moebind.fit" in str(fit.plan)
+    assert "moebind.fit" not in str(fit.plan)
+    made_anew = moebind.plan(fit.plan.path, fit.model_params, fit.context_params, devices=["48GiB"])
+    assert made_anew == fit.plan
+    assert str(made_anew).endswith("moebind.fit finds parameters that fit.")
 
 
 def test_a_dense_model_has_no_experts_to_speak_of(tiny_path: MakeTiny) -> None:
@@ -389,3 +392,46 @@ def test_a_dense_model_has_no_experts_to_speak_of(tiny_path: MakeTiny) -> None:
     assert fit.model_params.n_gpu_layers >= 0
     assert "The whole model has no room" in fit.explanation
     assert "expert" not in fit.explanation
+
+
+@pytest.mark.parametrize("n_devices", [1, 2])
+def test_layers_that_are_not_loaded_change_nothing(tiny_path: MakeTiny, n_devices: int) -> None:
+    shape = {"arch": "glm4moe", "n_expert": 16, "n_embd": 128, "n_ff": 128}
+    plain, ahead = tiny_path(n_layer=12, **shape), tiny_path(n_layer=13, n_mtp=1, **shape)
+    whole = moebind.plan(plain, context_params=SMALL.with_n_ctx(8192), devices=["1GiB"])
+    assert moebind.plan(ahead, context_params=SMALL.with_n_ctx(8192), devices=["1GiB"]).devices == whole.devices
+    for share in (0.3, 0.35, 0.4, 0.5, 0.7) if n_devices == 1 else (0.35, 0.4, 0.5):
+        sizes = [int(whole.device_bytes * share)] * n_devices
+        ours, theirs = (
+            moebind.fit(path, n_ctx=8192, margin=0, context_params=SMALL, devices=sizes) for path in (plain, ahead)
+        )
+        # Those layers count, and take nothing.
+        layers = [fit.model_params.n_gpu_layers for fit in (ours, theirs)]
+        assert layers == [-1, -1] or layers[0] + 1 == layers[1]
+        assert theirs.plan.device_bytes >= 0.97 * ours.plan.device_bytes
+        if n_devices == 1:
+            assert theirs.plan.devices == ours.plan.devices
+    loaded = moebind.plan(ahead, ModelParams(load_mtp=True), SMALL, devices=["1GiB"])
+    assert loaded.expert_bytes == moebind.experts(ahead, load_mtp=True).nbytes
+    assert loaded.expert_bytes * 12 == 13 * moebind.experts(ahead).nbytes
+    assert moebind.experts(ahead).nbytes == moebind.experts(plain).nbytes == whole.expert_bytes
+    assert moebind.experts(ahead).total_nbytes == moebind.experts(plain).total_nbytes
+
+
+@pytest.mark.parametrize("n_seq_max", [1, 13, 64])
+def test_no_context_is_longer_than_can_be(tiny_path: MakeTiny, n_seq_max: int) -> None:
+    path = tiny_path(n_expert=4, n_head=2, n_head_kv=1, n_ctx_train=10 * 2**20)
+    context = ContextParams(n_seq_max=n_seq_max)
+    fit = moebind.fit(path, context_params=context, devices=["1GiB"], margin=0)
+    assert 4096 * n_seq_max <= fit.context_params.n_ctx <= 10 * 2**20 * n_seq_max
+    longer = fit.context_params.with_n_ctx(fit.context_params.n_ctx + 512 * n_seq_max)
+    assert moebind.plan(path, None, longer, devices=["1GiB"]).devices[0].total > GIB
+
+
+def test_the_longest_context_of_all(tiny_path: MakeTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The books on 134 million cells take gigabytes.
+    monkeypatch.setattr("moebind.placement.fit.N_CTX_MAX", 2**18)
+    monkeypatch.setattr("moebind.placement.search.FAR", 2**13)
+    path = tiny_path(n_expert=4, n_ctx_train=2**17)
+    fit = moebind.fit(path, context_params=ContextParams(n_seq_max=8), devices=["1TiB"])
+    assert fit.context_params.n_ctx == 2**18

@@ -22,6 +22,8 @@ SLACK = 64 * 2**20
 TRIES = 8
 #: How many ways to spread layers over devices are planned with.
 SPREADS = 8
+#: Tokens of context that are tried before any shorter one.
+FAR = 2**20
 #: How many plans are made to fill devices up with single matrices.
 OVERFLOWS = 6
 
@@ -57,7 +59,7 @@ class Search:
     def excess(self, plan: Plan) -> dict[str, int]:
         """By how much each device's budget is exceeded; negative is room."""
         held = {device.name: device.total for device in plan.devices[:-1]}
-        held[plan.host.name] = plan.host.total - plan.gaps
+        held[plan.host.name] = plan._host_needs
         return {name: size - self.budgets[name] for name, size in held.items() if name in self.budgets}
 
     def fits(self, plan: Plan) -> bool:
@@ -228,7 +230,8 @@ class Search:
                 params = split.spread(self.header, self.plan(params, context), params, self.budgets)[0]
             return self.plan(params, context)
 
-        n_layer = self.plan(model, context).n_layer
+        first = self.plan(model, context)
+        n_layer = first.n_layer + first.n_layer_nextn
         whole = largest(0, n_layer, lambda count: self._on_devices(with_layers(count)))
         if whole is None:
             return None
@@ -246,7 +249,12 @@ class Search:
             n_ctx = min(least + steps * step, most)
             return self.plan(plan.model_params, plan.context_params.with_n_ctx(n_ctx))
 
-        steps = largest(0, -(-(most - least) // step), lambda steps: self.fits(with_context(steps)))
+        low, high = 0, -(-(most - least) // step)
+        # The books on so many cells are memory, in a plan too: what lies far beyond a context that fits is not tried.
+        reach = max(FAR // step, 1)
+        while reach < high and self.fits(with_context(reach)):
+            low, reach = reach, 2 * reach
+        steps = largest(low, min(reach, high), lambda steps: self.fits(with_context(steps)))
         return plan if not steps else with_context(steps)
 
 

@@ -44,15 +44,18 @@ class Simulation:
 
     ``devices`` is as in a plan. ``places`` has, for each tensor, the name of its device, or None in host memory;
     a tensor that stands in two places, as the token embeddings do when they are the output too, has the last.
-    ``gaps`` are bytes of mapped ranges that hold no tensor of the host's, and are not read.
+    ``gaps`` are bytes of mapped ranges that hold no tensor of the host's, and are not read; ``lazy`` are bytes of
+    tables that are mapped by themselves and read row by row.
     """
 
     devices: tuple[DeviceMemory, ...]
     places: dict[str, str | None]
     n_ctx: int
     n_layer: int
+    n_layer_nextn: int
     mapped: bool
     gaps: int
+    lazy: int
 
 
 def simulate(
@@ -119,17 +122,19 @@ def _simulate(
         tensors = _tensors(model)
         mapped = _is_mapped(model_params, used)
         parts = read_parts(context)
-        gaps = 0
+        gaps = alone = 0
         lazy = _is_lazy(model_params, header, used)
         if mapped or lazy:
-            parts, gaps = _as_mapped(header, parts, tensors, mapped, lazy)
+            parts, gaps, alone = _as_mapped(header, parts, tensors, mapped, lazy)
         return Simulation(
             gather(parts, used),
             {name: _device_of(buffer_type) for name, buffer_type in tensors},
             int(lib.llama_n_ctx(context)),
             int(lib.llama_model_n_layer(model)),
+            int(lib.llama_model_n_layer_nextn(model)),
             mapped,
             gaps,
+            alone,
         )
 
 
@@ -185,8 +190,8 @@ def _is_lazy(params: ModelParams, header: Header, used: Sequence[CData]) -> bool
 
 def _as_mapped(
     header: Header, parts: list[tuple[CData, BufferMemory]], tensors: list[tuple[str, CData]], mapped: bool, lazy: bool
-) -> tuple[list[tuple[CData, BufferMemory]], int]:
-    """``parts`` with the host's weights in mapped ranges of the files; and how many bytes of these hold no weights.
+) -> tuple[list[tuple[CData, BufferMemory]], int, int]:
+    """``parts`` with the host's weights in mapped ranges; how many bytes of these hold none, and how many lazy ones.
 
     Lazy tensors are mapped by themselves, whether the others are or not.
     """
@@ -214,7 +219,7 @@ def _as_mapped(
     ranges = sum(last[key] - first[key] for key in first)
     if ranges:
         kept.append((plain, BufferMemory(MAPPED, ranges, 0, 0)))
-    return kept, ranges - sum(needed.values())
+    return kept, ranges - sum(needed.values()), needed.get(LAZY, 0) if lazy else 0
 
 
 def _is_pinned(buffer_type: CData) -> bool:
