@@ -89,7 +89,7 @@ def table() -> str:
             below = {room(other) for module in graph if room(module) == name for other in graph[module]} - {name, ""}
             order = [each for line in rows() for each in line if each in below]
             lines.append(
-                f"| {number} | `{name}/` | {purpose.splitlines()[0].rstrip('.')} | {', '.join(inside)} | "
+                f"| {number} | `{name}/` | {purpose.splitlines()[0].rstrip('.').replace('``', '`')} | {', '.join(inside)} | "
                 f"{', '.join(order)} |"
             )
     return "\n".join(lines)
