@@ -28,6 +28,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # A shell that starts us in the background has us ignore Ctrl-C, which tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+#: Folders and files that take long, for what few changes touch; or that repeat at random what others do once.
+#: ``make test`` leaves them to ``make test-all``, together with single tests that are marked so where they stand.
+THOROUGH = (
+    "docs/api/bench.md",
+    "docs/bench.md",
+    "tests/fuzz",
+    "tests/project/test_build_options.py",
+    "tests/project/test_fetch.py",
+    "tests/project/test_gpu_benchmark.py",
+    "tests/project/test_packaging.py",
+    "tests/project/test_typing.py",
+    "tests/project/test_weights.py",
+    "tests/sampling/test_grammar_fuzz.py",
+)
+
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/*.md", "docs/api/*.md"],
@@ -74,9 +89,13 @@ def hub_with(model: Path, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[N
             shutil.rmtree(folder / "cache", ignore_errors=True)  # pytest would keep it
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let a page show how a model is loaded onto a GPU: machines without one say that they have none."""
+    """Mark what takes long, and let pages show how a model is loaded onto a GPU, also where there is none."""
+    long = [ROOT / name for name in THOROUGH]
     for item in items:
+        if any(path in {item.path, *item.path.parents} for path in long):
+            item.add_marker(pytest.mark.thorough)
         if isinstance(item, SybilItem):
             item.add_marker(pytest.mark.filterwarnings("ignore:n_gpu_layers is"))
 

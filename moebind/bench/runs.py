@@ -246,13 +246,13 @@ class _Comparison:
         bar.at(len(placements) * self._settings.steps)
         return report
 
-    def interrupted(self, asked: int, output: str | os.PathLike[str] | None) -> str:
+    def interrupted(self, count: int, output: str | os.PathLike[str] | None) -> str:
         """The words for a benchmark that Ctrl-C ended: what is kept of it, and how it goes on."""
         if output is None:
             return "interrupted: nothing is kept without an output (--output FOLDER on the command line)"
         done = sum(row.ok for row in self._rows)
         verb = "is" if done == 1 else "are"
-        return f"interrupted: {done} of {asked} placements {verb} in {os.fspath(output)}; the same command goes on"
+        return f"interrupted: {done} of {count} placements {verb} in {os.fspath(output)}; the same command goes on"
 
     def _known(self, name: str, measurement: Measurement) -> OffloadRow | None:
         """The row of what was measured before; None if it failed, or if there is not all of it."""

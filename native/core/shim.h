@@ -103,7 +103,7 @@ int32_t moebind_next_piece(const struct llama_vocab * vocab, llama_token token, 
 // Search each name with a std::regex, as llama.cpp does; returns how many match. An invalid pattern throws.
 size_t moebind_regex_search(const char * pattern, const char ** names, size_t n_names, bool * matches);
 
-// --- the build (core/build.cpp) ---
+// --- CUDA in this build (core/cuda_verdict.cpp) ---
 
 // How this was built: one line on CUDA.
 const char * moebind_cuda_verdict(void);

@@ -52,6 +52,7 @@ def importance(path: Path) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FTYPES)
 def test_every_ftype(one_layer: Path, tmp_path: Path, name: str) -> None:
     target = tmp_path / "small.gguf"

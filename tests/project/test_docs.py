@@ -162,6 +162,7 @@ def test_build_options_are_those_of_cmake() -> None:
     assert sorted(told) == sorted((a or c, b or d) for a, b, c, d in declared)
 
 
+@pytest.mark.thorough  # make docs does it too
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     for module in ("sphinx", "furo", "myst_parser", "numpydoc"):
         pytest.importorskip(module, reason="needs the extra [docs]")

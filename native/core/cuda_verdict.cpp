@@ -1,4 +1,4 @@
-// How this was built, and whether what was built can be used here.
+// Whether CUDA is in this build, and why it is not used where it is.
 #include "build_info.h"
 #include "shim.h"
 
