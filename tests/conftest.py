@@ -154,6 +154,12 @@ def context(moe: Model) -> Iterator[Context]:
         yield context
 
 
+@pytest.fixture
+def exact(moe: Model) -> Iterator[Context]:
+    with moe.new_context(EXACT) as context:
+        yield context
+
+
 @pytest.fixture(scope="module")
 def first() -> lora.Pairs:
     """The matrices of an adapter for ``moe``."""
@@ -169,6 +175,25 @@ def adapter(moe: Model, first: lora.Pairs, tmp_path_factory: pytest.TempPathFact
     path = lora.write(tmp_path_factory.mktemp("lora") / "first.gguf", first)
     with moe.lora_adapter_init(path) as adapter:
         yield adapter
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(arch="bert", n_head_kv=4, n_ctx_train=64), CPU) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def silu(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    """An encoder whose activations are computed, not looked up: all that differs is the order of sums."""
+    with Model.load_from_file(tiny_path(arch="nomic-bert", n_head_kv=4, n_ctx_train=64), CPU) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def ranker(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(arch="bert", n_head_kv=4, n_ctx_train=64, n_cls_out=3), CPU) as model:
+        yield model
 
 
 @pytest.fixture(scope="session")

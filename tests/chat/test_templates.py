@@ -316,3 +316,13 @@ def test_replies_nested_too_deeply(tool_prompt: ChatPrompt) -> None:
     assert tool_prompt.parse(start + "[" * 5000, partial=True)["tool_calls"]
     with pytest.raises(ChatTemplateError, match="nested 20002 deep"):
         tool_prompt.parse(start + "[" * 20_000, partial=True)
+
+
+# --- templates that are not there ---
+
+
+def test_chat_template_that_is_not_there(moe: Model) -> None:
+    with pytest.raises(moebind.ChatTemplateError, match="no chat template"):
+        moe.chat_template()
+    with pytest.raises(moebind.ChatTemplateError, match="tool_use"):
+        moe.chat_template("tool_use")
