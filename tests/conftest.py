@@ -196,6 +196,12 @@ def ranker(tiny_path: Callable[..., Path]) -> Iterator[Model]:
         yield model
 
 
+@pytest.fixture(scope="module")
+def t5(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(arch="t5", n_head_kv=4), CPU) as model:
+        yield model
+
+
 @pytest.fixture(scope="session")
 def device() -> Iterator[Device]:
     with moebind.loopback_device() as device:

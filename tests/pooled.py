@@ -8,12 +8,12 @@ import bounds
 import numpy as np
 import tiny  # put on the path by conftest.py
 
-import conftest
+from conftest import EXACT
 from moebind import Batch, Model, PoolingType
 
 POOLED = [PoolingType.MEAN, PoolingType.CLS, PoolingType.LAST]
-EXACT = conftest.EXACT.with_embeddings(True).with_kv_unified(True)
-EXACT = EXACT.with_n_ubatch(240)  # whatever n_seq_max: MEAN takes a multiple of it
+EMBEDDING = EXACT.with_embeddings(True).with_kv_unified(True)
+EMBEDDING = EMBEDDING.with_n_ubatch(240)  # whatever n_seq_max: MEAN takes a multiple of it
 #: How far two right embeddings of each model may be apart, from one batch to another.
 APART = {"dense": bounds.ORDER, "silu": bounds.ORDER, "bert": bounds.GELU}
 SEQUENCES = [[1, 7, 8, 9, 2], [1, 60, 2], [1, 270, 270, 271, 61, 5, 5, 2]]
@@ -27,14 +27,14 @@ def batch_of(sequences: list[list[int]]) -> Batch:
 
 
 def pooled(model: Model, pooling: PoolingType, sequences: list[list[int]]) -> list[np.ndarray]:
-    params = EXACT.with_pooling_type(pooling).with_n_seq_max(len(sequences))
+    params = EMBEDDING.with_pooling_type(pooling).with_n_seq_max(len(sequences))
     with model.new_context(params) as context:
         context.decode(batch_of(sequences))
         return [context.embeddings_seq_ith(seq) for seq in range(len(sequences))]
 
 
 def of_tokens(model: Model, sequences: list[list[int]]) -> list[np.ndarray]:
-    params = EXACT.with_pooling_type(PoolingType.NONE).with_n_seq_max(len(sequences))
+    params = EMBEDDING.with_pooling_type(PoolingType.NONE).with_n_seq_max(len(sequences))
     with model.new_context(params) as context:
         context.decode(batch_of(sequences))
         rows = context.get_embeddings().copy()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -272,3 +274,17 @@ def test_memory_returns(tiny_path: MakeTiny) -> None:
             list(context.generate("hello", max_tokens=2))
         sizes.append(process.memory_info().rss)
     assert sizes[-1] - sizes[20] < 2**20
+
+
+def test_ctrl_c_during_a_load(demo_path: Path) -> None:
+    def progress(fraction: float) -> bool:
+        if not pressed:
+            pressed.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.002)
+        return True
+
+    pressed: list[bool] = []
+    with pytest.raises(KeyboardInterrupt):
+        Model.load_from_file(demo_path, CPU.with_use_mmap(False).with_progress_callback(progress))
+    Model.load_from_file(demo_path, CPU).close()

@@ -9,7 +9,7 @@ import bounds
 import numpy as np
 import pytest
 import tiny  # put on the path by conftest.py
-from pooled import APART, EXACT, POOLED, pooled, rewritten
+from pooled import APART, EMBEDDING, POOLED, pooled, rewritten
 
 from conftest import CPU
 from moebind import ClosedError, EmbeddingsError, Model, PoolingType
@@ -23,7 +23,7 @@ def test_rerank_takes_the_models_template(tmp_path: Path) -> None:
         pair = model.str_to_token("<s>it {document}: {query} is</s>", add_special=False)
         expected = pooled(model, PoolingType.RANK, [pair.tolist()])[0]
         np.testing.assert_allclose(
-            model.rerank("it {document}", "{query} is", context_params=EXACT), expected, atol=bounds.GELU
+            model.rerank("it {document}", "{query} is", context_params=EMBEDDING), expected, atol=bounds.GELU
         )
 
 
@@ -36,10 +36,10 @@ def test_rerank_puts_pairs_together_as_llama_server_does(ranker: Model) -> None:
 
     pairs = [[bos, *plain(query), eos, *plain(text), eos] for text in texts]
     expected = [score[0] for score in pooled(ranker, PoolingType.RANK, pairs)]
-    scores = ranker.rerank(query, texts, context_params=EXACT)
+    scores = ranker.rerank(query, texts, context_params=EMBEDDING)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, atol=bounds.GELU)
-    np.testing.assert_allclose(ranker.rerank(query, texts[0], context_params=EXACT), expected[:1], atol=bounds.GELU)
+    np.testing.assert_allclose(ranker.rerank(query, texts[0], context_params=EMBEDDING), expected[:1], atol=bounds.GELU)
     assert np.ptp(expected) > 10 * bounds.GELU  # or any order would do
     assert ranker.rerank(query, []).shape == (0,)
 
@@ -50,7 +50,7 @@ def test_embed_is_the_pooled_embedding(name: str, pooling: PoolingType, request:
     model: Model = request.getfixturevalue(name)
     texts = ["the cat", "it", "was on the a of " * 3]
     expected = pooled(model, pooling, [model.str_to_token(text).tolist() for text in texts])
-    exact = EXACT.with_n_seq_max(2)  # two batches
+    exact = EMBEDDING.with_n_seq_max(2)  # two batches
     got = model.embed(texts, pooling_type=pooling, context_params=exact)
     assert got.shape == (3, model.n_embd_out)
     assert got.dtype == np.float32
@@ -71,8 +71,8 @@ def test_long_texts_are_named_or_cut(bert: Model) -> None:
     texts = ["a", "the " * 100]
     with pytest.raises(ValueError, match=r"texts\[1\] has \d+ tokens; at most 64"):
         bert.embed(texts)
-    cut = bert.embed(texts, truncate=True, context_params=EXACT)
-    expected = bert.embed([bert.str_to_token(texts[1])[:64]], context_params=EXACT)
+    cut = bert.embed(texts, truncate=True, context_params=EMBEDDING)
+    expected = bert.embed([bert.str_to_token(texts[1])[:64]], context_params=EMBEDDING)
     np.testing.assert_allclose(cut[1], expected[0], atol=bounds.GELU)
 
 

@@ -226,12 +226,6 @@ def test_gaps_of_a_mapping_need_no_memory(tiny_path: MakeTiny) -> None:
     assert read.host.model == pytest.approx(plan.host.model - plan.gaps, abs=4096)
 
 
-def test_a_breakdown_has_what_is_free(moe: Model) -> None:
-    with moe.new_context(SMALL) as context:
-        host = context.memory_breakdown().host
-    assert 0 < host.free <= host.capacity
-
-
 def test_reduction_against_a_live_context(tiny_path: MakeTiny, device: Device) -> None:
     path = tiny_path(n_expert=4)
     with Model.load_from_file(path, ModelParams(devices=(device,))) as model, model.new_context(SMALL) as context:
