@@ -17,7 +17,8 @@ import moebind
 from moebind import Context, ContextParams, Device, FlashAttnType, GgmlType, LoraAdapter, Model, ModelParams
 
 sys.path.insert(0, str(Path(__file__).parent))
-import hub_server  # beside this file
+import edited  # beside this file
+import hub_server
 import tiny
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
@@ -200,6 +201,26 @@ def ranker(tiny_path: Callable[..., Path]) -> Iterator[Model]:
 def t5(tiny_path: Callable[..., Path]) -> Iterator[Model]:
     with Model.load_from_file(tiny_path(arch="t5", n_head_kv=4), CPU) as model:
         yield model
+
+
+@pytest.fixture(scope="module")
+def wide(tiny_path: Callable[..., Path]) -> Path:
+    """Rows that divide into all blocks."""
+    return tiny_path(n_expert=2, n_embd=256, n_ff=256, n_layer=2)
+
+
+@pytest.fixture(scope="module")
+def one_layer(tiny_path: Callable[..., Path]) -> Path:
+    """The same with a single layer: some quantisers are slow."""
+    return tiny_path(n_expert=2, n_embd=256, n_ff=256, n_layer=1)
+
+
+@pytest.fixture
+def edit(tiny_path: Callable[..., Path], tmp_path: Path) -> Callable[..., edited.Edited]:
+    def make(**fields: object) -> edited.Edited:
+        return edited.Edited(tiny_path(**fields), tmp_path / "edited.gguf")
+
+    return make
 
 
 @pytest.fixture(scope="session")

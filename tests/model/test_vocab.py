@@ -144,19 +144,6 @@ def test_long_runs_with_little_stack_of_ones_own(load: Load) -> None:
     assert found == [text] * 3
 
 
-def test_regular_expressions_over_long_names() -> None:
-    """``std::regex`` recurses over what a repetition matches."""
-    code = """
-from moebind import ffi, lib
-names = [ffi.new("char[]", b"a" * 10**6 + end) for end in (b"b", b"c")]
-matches = ffi.new("bool[]", 2)
-assert lib.moebind_regex_search(b"^a*b$", names, 2, matches) == 1
-assert list(matches) == [True, False]
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 def test_numbers_that_would_take_for_ever(load: Load) -> None:
     model = load("superbpe", tiny_vocab.bpe("superbpe"))
     assert model.tokens_to_str(model.str_to_token("1" * 2000)) == "1" * 2000
