@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -221,6 +222,28 @@ def edit(tiny_path: Callable[..., Path], tmp_path: Path) -> Callable[..., edited
         return edited.Edited(tiny_path(**fields), tmp_path / "edited.gguf")
 
     return make
+
+
+@pytest.fixture
+def saved(context: Context) -> tuple[bytes, np.ndarray]:
+    """A state of ``context``, and what follows in it."""
+    from states import fill, what_follows  # which import this file
+
+    fill(context)
+    return context.state_get(), what_follows(context)
+
+
+@pytest.fixture(scope="module")
+def other(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    """Of the same shape as ``moe``, with the same metadata, and other weights."""
+    with Model.load_from_file(tiny_path(n_expert=4, seed=2), CPU) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def talking(demo: Model) -> Iterator[Context]:
+    with demo.new_context(SMALL) as context:
+        yield context
 
 
 @pytest.fixture(scope="session")
