@@ -232,7 +232,7 @@ def test_plans_in_threads_and_children(tiny_path: MakeTiny) -> None:
     assert total(0) > 0
 
 
-# --- sizes ---
+# --- advice ---
 
 
 def test_what_is_not_enough_is_not_told_as_if_it_were(demo_path: Path) -> None:
