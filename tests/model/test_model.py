@@ -184,23 +184,6 @@ def test_properties(moe: Model) -> None:
     assert "llama" in repr(moe)
 
 
-def test_meta_is_a_mapping(moe: Model) -> None:
-    assert moe.meta["general.architecture"] == "llama"
-    assert moe.meta["llama.expert_count"] == "4"
-    assert "none" not in moe.meta
-    assert len(moe.meta) == len(list(moe.meta))
-    with pytest.raises(KeyError):
-        moe.meta["none"]
-    with pytest.raises(TypeError):
-        moe.meta["a"] = "b"  # type: ignore[index]
-
-
-def test_long_metadata_is_whole(demo: Model) -> None:
-    template = demo.meta["tokenizer.chat_template"]
-    assert len(template) > 256
-    assert template == demo.chat_template()
-
-
 # --- closing ---
 
 
