@@ -26,3 +26,27 @@ def test_sizes_as_text(number: int, unit: str) -> None:
 def test_sizes_are_shown() -> None:
     assert show_size(2**30) == "1.00 GiB"
     assert show_size(3 * 2**19) == "1.5 MiB"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1.5GiB", 3 * 2**29), ("24g", 24 * 2**30), (" 512 mb ", 512 * 10**6), ("7", 7)]
+)
+def test_sizes_with_fractions_and_blanks(text: str, size: int) -> None:
+    assert parse_size("size", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "1 GiBs", "1e9", "1,5GiB", "nan", "\u0663GiB", "9" * 19, "1\0"])
+def test_texts_that_are_no_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^size is .*; it takes a number of bytes, or a text such as '24GiB'"):
+        parse_size("size", text)
+
+
+def test_sizes_out_of_range() -> None:
+    with pytest.raises(ValueError, match=r"^size is 0; it takes 1 to"):
+        parse_size("size", "0GiB", low=1)
+    for wrong in (-1, 2**62 + 1):
+        with pytest.raises(ValueError, match="size is"):
+            parse_size("size", wrong)
+    for kind in (None, 1.5, b"1GiB", True):
+        with pytest.raises(TypeError, match="size is"):
+            parse_size("size", kind)  # type: ignore[arg-type]
