@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import chats
 import pytest
 from chats import DEEP
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moebind import ChatTemplateError, Model
+from moebind.chat.messages import NESTING_MAX, checked_json, checked_messages, checked_tools
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +69,77 @@ def call(**function: object) -> list[object]:
 def test_bad_messages(model: Model, messages: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         model.apply_chat_template(messages)
+
+
+def test_messages_are_rebuilt_of_plain_types() -> None:
+    given = (
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "a", "more": object()}],
+            "name": "Ann",
+            "unknown": object(),
+        },
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "x", "function": {"name": "f", "arguments": {"a": 1}}}],
+        },
+        {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": []},
+    )
+    assert checked_messages(given) == [
+        {"role": "user", "content": [{"type": "text", "text": "a"}], "name": "Ann"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}, "id": "x"}],
+        },
+        {"role": "assistant", "content": "", "reasoning_content": "hm"},
+    ]
+
+
+def test_tools_are_rebuilt_of_plain_types() -> None:
+    assert checked_tools(None) is None
+    assert checked_tools([]) is None
+    function = {
+        "name": "f",
+        "description": None,
+        "parameters": {"type": "object", "required": ("a",)},
+        "more": object(),
+    }
+    assert checked_tools(({"function": function},)) == [
+        {
+            "type": "function",
+            "function": {"name": "f", "description": "", "parameters": {"type": "object", "required": ["a"]}},
+        }
+    ]
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+def test_json_is_copied_as_it_is(value: object) -> None:
+    assert json.dumps(checked_json("x", value)) == json.dumps(value)
+
+
+def nested(depth: int) -> object:
+    value: object = 1
+    for at in range(depth):
+        value = [value] if at % 2 else {"a": value}
+    return value
+
+
+def test_json_is_nested_only_so_deep() -> None:
+    assert checked_json("x", nested(NESTING_MAX)) == nested(NESTING_MAX)
+    with pytest.raises(ValueError, match="nested more than 100 levels deep"):
+        checked_json("x", nested(NESTING_MAX + 1))
+    # Brackets in texts are no nesting.
+    assert checked_messages(call(name="f", arguments=json.dumps({"a": "[" * 500})))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moebind import ModelParams
-from moebind.files.tensor_patterns import matching
+from moebind.files.tensor_patterns import check_pattern, matching, similar_names
 
 
 @pytest.mark.parametrize(
@@ -72,3 +73,25 @@ assert list(matches) == [True, False]
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+NAMES = [f"blk.{layer}.{part}.weight" for layer in range(3) for part in ("attn_q", "ffn_up_exps", "ffn_down")]
+
+
+@pytest.mark.parametrize("pattern", ["ffn", r"blk\.1\.", "^output", "weight$", r"blk\.[02]\..*_exps", "ü"])
+def test_patterns_are_searched_in_names(pattern: str) -> None:
+    assert matching(pattern, NAMES) == [name for name in NAMES if re.search(pattern, name)]
+    assert matching(pattern, []) == []
+
+
+def test_names_that_are_shown_are_one_of_each_kind() -> None:
+    assert sorted(similar_names("nothing", NAMES)) == sorted(NAMES[:3])
+    assert similar_names(r"blk\.7\.ffn_up_exp\.", NAMES)[0] == "blk.0.ffn_up_exps.weight"
+    assert similar_names("ffn", NAMES, most=2) == similar_names("ffn", NAMES)[:2]
+    assert similar_names("ffn", []) == []
+
+
+@pytest.mark.parametrize("pattern", [None, 3, b"a", ["a"]])
+def test_what_is_no_pattern(pattern: object) -> None:
+    with pytest.raises(TypeError, match="pattern"):
+        check_pattern(pattern)  # type: ignore[arg-type]
