@@ -6,7 +6,6 @@ import dataclasses
 import re
 import subprocess
 import sys
-from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +28,8 @@ from moebind import (
     ffi,
     lib,
 )
-from moebind._core.native import Hooks
 from moebind.files.tensor_patterns import experts_pattern, matching
-from moebind.params.native import native_model_params, plain_context_params
 from moebind.params.params import Params, _numbers_below
-from moebind.params.tensor_overrides import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Fields of the structs that have another form here, or belong to the call that makes the object.
@@ -58,42 +54,6 @@ def test_every_field_of_the_struct_is_there(kind: type[Params], struct: str) -> 
     for name in declared:
         assert callable(getattr(kind, f"with_{name}"))
         assert getattr(kind, f"with_{name}").__doc__
-
-
-def another(field: dataclasses.Field[object]) -> object:
-    """A value that a plain field does not have by default."""
-    if isinstance(field.default, bool):
-        return not field.default
-    if isinstance(field.default, IntEnum):
-        return next(each for each in reversed(type(field.default)) if allowed(field, each) and each != field.default)
-    return next(each for each in (3, 0.25, 7) if allowed(field, each) and each != field.default)
-
-
-def allowed(field: dataclasses.Field[object], value: object) -> bool:
-    try:
-        field.metadata["check"](field.name, value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-@pytest.mark.parametrize(("kind", "struct"), BOTH)
-def test_every_plain_field_arrives(kind: type[Params], struct: str) -> None:
-    declared = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    plain = [
-        name
-        for name, field in ffi.typeof(f"struct {struct}").fields
-        if field.type.kind in {"primitive", "enum"} and name in declared
-    ]
-    assert len(plain) > 10
-    for name in plain:
-        value = another(declared[name])
-        params = kind(**{name: value})
-        if isinstance(params, ModelParams):
-            native, _ = native_model_params(params, resolve((), [], ""), Hooks())
-        else:
-            native = plain_context_params(params)
-        assert getattr(native, name) == pytest.approx(value), name
 
 
 def test_methods_are_generated_from_the_fields() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from enum import IntEnum
 
 import pytest
 
@@ -13,54 +13,27 @@ from moebind import (
     Device,
     FlashAttnType,
     GgmlType,
-    LazyMode,
     LoadMode,
     ModelParams,
-    SplitMode,
     ffi,
     lib,
 )
 from moebind._core.native import CData, Hooks
 from moebind.params.native import check_together, native_model_params, plain_context_params
-from moebind.params.params import N_CTX_MAX
+from moebind.params.params import N_CTX_MAX, Params
 from moebind.params.tensor_overrides import resolve
 
 #: Tensors that overrides can match.
 NAMES = ["token_embd.weight", "blk.0.ffn_up_exps.weight"]
+BOTH = [(ModelParams, "llama_model_params"), (ContextParams, "llama_context_params")]
 
 
 def native(params: ModelParams) -> tuple[CData, list[object]]:
     return native_model_params(params, resolve(params.tensor_overrides, NAMES, "m.gguf"), Hooks())
 
 
-def same_in_both(params: object, struct: CData, kind: str) -> Iterator[str]:
-    """The fields that have the same value, among those that are numbers in both."""
-    for name, _ in ffi.typeof(f"struct {kind}").fields:
-        value, theirs = getattr(params, name, None), getattr(struct, name)
-        if isinstance(value, (bool, int, float)) and isinstance(theirs, (bool, int, float)):
-            assert theirs == pytest.approx(value), name
-            yield name
-
-
-def test_every_number_of_a_model_is_carried() -> None:
-    params = ModelParams(
-        n_gpu_layers=3,
-        split_mode=SplitMode.ROW,
-        load_mode=LoadMode.MLOCK,
-        lazy_mode=LazyMode(1),
-        main_gpu=2,
-        vocab_only=True,
-        check_tensors=True,
-        use_extra_bufts=False,
-        no_host=True,
-        load_mtp=not ModelParams().load_mtp,
-    )
-    struct, _ = native(params)
-    names = set(same_in_both(params, struct, "llama_model_params"))
-    numbers = {
-        field.name for field in dataclasses.fields(params) if isinstance(getattr(params, field.name), (bool, int))
-    }
-    assert names == numbers
+def test_what_is_not_said_points_nowhere() -> None:
+    struct, _ = native(ModelParams())
     assert (struct.devices, struct.tensor_split, struct.kv_overrides) == (ffi.NULL,) * 3
     assert struct.tensor_buft_overrides == ffi.NULL
 
@@ -97,34 +70,6 @@ def test_a_device_that_has_gone() -> None:
     gone = Device(9, "GPU9", "", "", lib.GGML_BACKEND_DEVICE_TYPE_GPU, 1, 1, 1)
     with pytest.raises(ValueError, match="GPU9"):
         native(ModelParams(devices=[gone]))  # type: ignore[arg-type]
-
-
-def test_every_number_of_a_context_is_carried() -> None:
-    params = ContextParams(
-        n_ctx=1024,
-        n_batch=77,
-        n_ubatch=33,
-        n_seq_max=3,
-        n_threads=5,
-        n_threads_batch=6,
-        type_k=GgmlType.Q8_0,
-        type_v=GgmlType.F32,
-        flash_attn_type=FlashAttnType.ENABLED,
-        rope_freq_base=5.5,
-        embeddings=True,
-        offload_kqv=False,
-        op_offload=False,
-        kv_unified=True,
-        swa_full=False,
-    )
-    struct = plain_context_params(params)
-    names = set(same_in_both(params, struct, "llama_context_params"))
-    numbers = {
-        field.name
-        for field in dataclasses.fields(params)
-        if isinstance(getattr(params, field.name), (bool, int, float))
-    }
-    assert names == numbers
 
 
 def test_callbacks_of_a_context_are_not_carried_as_numbers() -> None:
@@ -167,3 +112,39 @@ def test_values_that_do_not_go_together(params: ContextParams, n_ctx: int, messa
 )
 def test_values_that_just_go_together(params: ContextParams, n_ctx: int, n_embd_head_k: int) -> None:
     check_together(params, n_ctx, n_embd_head_k)
+
+
+def another(field: dataclasses.Field[object]) -> object:
+    """A value that a plain field does not have by default."""
+    if isinstance(field.default, bool):
+        return not field.default
+    if isinstance(field.default, IntEnum):
+        return next(each for each in reversed(type(field.default)) if allowed(field, each) and each != field.default)
+    return next(each for each in (3, 0.25, 7) if allowed(field, each) and each != field.default)
+
+
+def allowed(field: dataclasses.Field[object], value: object) -> bool:
+    try:
+        field.metadata["check"](field.name, value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("kind", "struct"), BOTH)
+def test_every_plain_field_arrives(kind: type[Params], struct: str) -> None:
+    declared = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    plain = [
+        name
+        for name, field in ffi.typeof(f"struct {struct}").fields
+        if field.type.kind in {"primitive", "enum"} and name in declared
+    ]
+    assert len(plain) > 10
+    for name in plain:
+        value = another(declared[name])
+        params = kind(**{name: value})
+        if isinstance(params, ModelParams):
+            native, _ = native_model_params(params, resolve((), [], ""), Hooks())
+        else:
+            native = plain_context_params(params)
+        assert getattr(native, name) == pytest.approx(value), name
