@@ -1,4 +1,4 @@
-"""Chat templates, and reading replies."""
+"""Chat templates: what they write, and those that are not there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantising: types, sizes, importance matrices, splits, and what is refused before ggml could fail at it."""
+"""Quantising: types, sizes, splits, and what is refused before ggml could fail at it."""
 
 from __future__ import annotations
 
