@@ -187,7 +187,7 @@ def test_any_json_can_be_an_argument(model: Model, value: object) -> None:
     assert text == "Hello True"
 
 
-# --- replies ---
+# --- schemas ---
 
 
 def test_a_schema_makes_a_grammar(model: Model) -> None:
