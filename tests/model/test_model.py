@@ -18,7 +18,7 @@ import tiny
 
 import moebind
 from conftest import CPU, SMALL
-from moebind import ClosedError, Ftype, Model, ModelLoadError, MoebindError, RopeType, VocabType
+from moebind import ClosedError, Device, Ftype, Model, ModelLoadError, ModelParams, MoebindError, RopeType, VocabType
 
 MakeTiny = Callable[..., Path]
 
@@ -182,6 +182,13 @@ def test_properties(moe: Model) -> None:
     assert Path(moe.path).is_file()
     assert moe.params == CPU
     assert "llama" in repr(moe)
+
+
+def test_without_layers_on_devices_there_are_none(tiny_path: Callable[..., Path], device: Device) -> None:
+    with Model.load_from_file(tiny_path(n_expert=4), ModelParams(n_gpu_layers=0)) as model:
+        assert model.devices == []
+    with Model.load_from_file(tiny_path(n_expert=4), ModelParams(n_gpu_layers=1)) as model:
+        assert device.name in [each.name for each in model.devices]
 
 
 # --- closing ---
