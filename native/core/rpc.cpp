@@ -22,7 +22,7 @@ void on_interrupt(int signal) {
 
 // Asked in whichever thread waits, several times a second. Python's handler takes our place whenever a program sets one.
 int interrupts() {
-    std::lock_guard<std::mutex> held(moebind::fork_mutex());
+    const auto held = moebind::fork_lock();
     struct sigaction            now;
     if (sigaction(SIGINT, nullptr, &now) == 0 && now.sa_handler != on_interrupt && now.sa_handler != SIG_DFL &&
         now.sa_handler != SIG_IGN && (now.sa_flags & SA_SIGINFO) == 0) {

@@ -20,6 +20,7 @@ from moebind import (
     ffi,
     lib,
 )
+from moebind._core.native import own
 
 TOKENS = [1, 7, 8, 9, 10, 61]
 TWO = SMALL.with_n_ctx(512).with_n_seq_max(2)
@@ -93,7 +94,7 @@ def test_penalties_in_the_graph(dense: Model) -> None:
 
 def biased(model: Model, token: int) -> Sampler:
     entries = ffi.new("llama_logit_bias[]", [(token, 100.0)])
-    sampler = Sampler._make(lib.llama_sampler_init_logit_bias(model.n_vocab, 1, entries))
+    sampler = Sampler._make(own(lib.own_llama_sampler_init_logit_bias, model.n_vocab, 1, entries))
     sampler._token_max = token
     return sampler
 

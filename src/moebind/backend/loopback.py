@@ -15,6 +15,7 @@ from typing import SupportsIndex
 from weakref import WeakSet
 
 from moebind._core import checks
+from moebind._core.native import lib, own
 from moebind._core.owner import close_all
 from moebind.backend.devices import Device, capacities, describe, leases, native_devices, users
 from moebind.backend.rpc_servers import add_rpc_server, forget_server
@@ -126,7 +127,9 @@ def loopback_device(memory: SupportsIndex | None = None, n_threads: SupportsInde
     capacity = None if memory is None else checks.integer("memory", memory, 1, 2**63 - 1)
     process, found, endpoint = _start(checks.integer("n_threads", n_threads, 1, checks.THREADS_MAX))
     name = found[0].name
-    leases[name] = _Lease(process)
+    lease = _Lease(process)
+    leases[name] = own(lib.own_moebind_reference, id(lease))
+    del lease  # it is what it is held by natively that counts
     try:
         if capacity is not None:
             capacities[name] = capacity
