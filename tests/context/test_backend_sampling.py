@@ -185,6 +185,33 @@ def test_the_context_keeps_the_chain(dense: Model) -> None:
         assert len(tokens) >= 1
 
 
+def test_no_part_is_attached_without_its_chain(dense: Model) -> None:
+    outer = Sampler.chain([Sampler.chain([Sampler.dist(1)])])
+    with pytest.raises(SamplerError, match="belongs to another chain"):
+        dense.new_context(SMALL, samplers={0: outer[0]})
+    with dense.new_context(SMALL) as context:
+        with pytest.raises(SamplerError, match="belongs to another chain"):
+            context.set_sampler(0, outer[0])
+        assert context.set_sampler(0, outer[0].clone())
+        assert context.set_sampler(0, outer)  # which was not attached
+        with pytest.raises(ClosedError, match="belongs to a chain"):
+            Sampler.chain([outer[0]])
+        with pytest.raises(SamplerError, match="attached"):
+            Sampler.chain([outer])
+
+
+def test_a_context_lets_go_of_chains_that_it_no_longer_runs(dense: Model) -> None:
+    with dense.new_context(SMALL) as context:
+        context.decode(Batch.get_one(TOKENS))
+        alive = lib.moebind_owned_alive()
+        for seed in range(5):
+            assert context.set_sampler(0, Sampler.chain([Sampler.dist(seed)]))
+            context.decode(Batch.get_one([8]))
+        context.set_sampler(0, None)
+        gc.collect()
+        assert lib.moebind_owned_alive() == alive
+
+
 def test_a_chain_is_attached_once(dense: Model) -> None:
     with Sampler.chain([Sampler.top_k(4), Sampler.dist(3)]) as chain:
         with dense.new_context(TWO, samplers={0: chain}) as context:

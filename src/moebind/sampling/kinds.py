@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from moebind._core import checks
 from moebind._core.native import CData, ffi, lib, own
@@ -38,8 +38,8 @@ class SamplerKinds(Owner):
     #: Whether it chooses a token, or only filters.
     _chooses: bool
     _is_greedy: bool
-    #: The samplers of a chain; they point into it.
-    _parts: list[Self]
+    #: The samplers of a chain, ``Sampler`` like this one; they point into it.
+    _parts: list[Any]
 
     # Numbers that must fit the model when a context runs the sampler in its graph.
     #: Candidates that top_k keeps.

@@ -56,6 +56,7 @@ class Sampler(GrammarKinds):
     def __init__(self, *_arguments: object, **_keywords: object) -> None:
         raise TypeError("samplers are made by class methods, such as Sampler.greedy() or Sampler.chain_simple([...])")
 
+    _parts: list[Sampler]
     #: Whether it is, or was, run by a context: it can be used with that one only.
     _attached = False
     #: Whether it is one of a chain's, which owns it.
