@@ -161,6 +161,10 @@ void moebind_rpc_renew(const char * endpoint);
 // How long it may take to answer a connection, and anything after that, in milliseconds.
 void moebind_rpc_timeouts(const char * endpoint, int64_t connect_ms, int64_t silence_ms);
 
+// Have the next server of this process (ggml_backend_rpc_start_server) write the port that it listens on, a line of text, into
+// this file, and close it: with port 0 the system chooses one.
+void moebind_rpc_report_port(int file);
+
 // Take an RPC server's devices out of the registry: ggml_backend_unload does not, since they belong to the plain RPC
 // backend. Nothing may use them any more.
 void moebind_rpc_remove_server(ggml_backend_reg_t server);
