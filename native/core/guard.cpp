@@ -224,6 +224,7 @@ void moebind_end(void) {
 void moebind_setup(void) {
     ggml_set_abort_callback(throw_on_abort);
     moebind::silence_llama_common();
+    moebind::count_forks();
 }
 
 bool moebind_keep_exception(uintptr_t exception) {

@@ -8,7 +8,19 @@ from collections.abc import Callable
 import pytest
 
 from conftest import SMALL
-from moebind import Batch, ClosedError, Context, Model, Sampler, SamplerError, SamplerTimings, TokenDataArray
+from moebind import (
+    Batch,
+    ClosedError,
+    Context,
+    Model,
+    NativeError,
+    Sampler,
+    SamplerError,
+    SamplerTimings,
+    TokenDataArray,
+    ffi,
+    lib,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +75,44 @@ def test_a_chain_owns_its_samplers() -> None:
     with twice, pytest.raises(ClosedError, match="twice"):
         Sampler.chain([twice, twice])
     assert twice.closed
+
+
+def test_a_part_stays_in_its_chain() -> None:
+    chain = Sampler.chain([Sampler.temp(0.5), Sampler.chain([Sampler.top_k(2), Sampler.greedy()])])
+    for part in (chain[0], chain[1], chain[1][0], chain.clone()[0]):
+        loose = Sampler.min_p(0.1)
+        with pytest.raises(ClosedError, match=r"belongs to a chain already: put its clone\(\)"):
+            Sampler.chain([loose, part])
+        assert loose.name == "min-p"  # nobody took it
+        # The native side refuses as well: it knows who owns what.
+        with Sampler.chain([]) as other, pytest.raises(NativeError, match="a part of what somebody else owns"):
+            lib.moebind_chain_add(other.native, part.native)
+    with Sampler.chain([chain[1].clone()]) as copy:
+        chain.close()
+        assert TokenDataArray.from_logits([1.0, 3.0]).with_sampler(copy).selected_token == 1
+
+
+def test_only_chains_take_samplers() -> None:
+    with Sampler.greedy() as sampler, Sampler.chain([]) as chain:
+        for taker in (sampler, chain):
+            with pytest.raises(NativeError, match="only a chain"):
+                lib.moebind_chain_add(taker.native, taker.native)
+        with pytest.raises(NativeError, match="only a chain"):
+            lib.moebind_chain_add(sampler.native, chain.native)
+
+
+def test_a_pointer_of_a_part_keeps_its_chain(moe: Model) -> None:
+    grammar = Sampler.grammar(moe, 'root ::= "a"', "root")
+    pointer = grammar.native
+    chain = Sampler.chain([grammar, Sampler.greedy()])
+    of_chain, of_part = chain.native, chain[0].native
+    alive = lib.moebind_owned_alive()
+    chain.close()
+    del chain, grammar, of_chain, of_part
+    gc.collect()
+    assert ffi.string(lib.llama_sampler_name(pointer)) == b"grammar"
+    del pointer
+    assert lib.moebind_owned_alive() == alive - 2  # the chain and the grammar
 
 
 def test_chains_in_chains() -> None:

@@ -111,22 +111,22 @@ def _simulate(
     lib.moebind_log_forget()
     with _quietly():
         try:
-            pointer = lib.llama_model_load_from_file(header.path.encode(), native[0])
+            model = own(lib.own_llama_model_load_from_file, header.path.encode(), native[0])
         except NativeError as error:
             raise ModelLoadError(
                 f"{header.paths[0]} could not be planned: {error.message}{log.recent_lines()}"
             ) from error
-        if not pointer:
+        if not model:
             raise ModelLoadError(f"{header.paths[0]} could not be planned{log.recent_lines()}")
-        model = own(pointer, lib.llama_model_free, *keep)
+        del keep  # llama.cpp read it
         used = [lib.moebind_model_device(model, i) for i in range(lib.moebind_model_n_devices(model))]
         try:
-            made = lib.llama_init_from_model(model, _native_context_params(header, model, context_params)[0])
+            wanted = _native_context_params(header, model, context_params)[0]
+            context = own(lib.own_moebind_context_new, model, wanted, holds=[model])
         except NativeError as error:
             raise ContextCreationError(f"no such context can be made: {error.message}{log.recent_lines()}") from error
-        if not made:
+        if not context:
             raise ContextCreationError(f"no such context can be made{log.recent_lines()}")
-        context = own(made, lib.llama_free, model)
         tensors = _tensors(model)
         mapped = _is_mapped(model_params, used)
         parts = read_parts(context)
