@@ -28,6 +28,36 @@ void moebind_end(void);
 // False when this thread is in no such call.
 bool moebind_keep_exception(uintptr_t exception);
 
+// --- what is freed when nobody holds it (core/owned.cpp) ---
+
+// Something that will be made, by a function whose name begins with own_, and everything that it holds. The result of such a
+// function is freed with the last of its holders: of this one, which moebind_owned_release takes back, and of those that
+// hold it in turn.
+struct moebind_owned;
+struct moebind_owned * moebind_owned_new(void);
+void                   moebind_owned_release(struct moebind_owned * owned);
+
+// What is to be made holds another one, which is given by its pointer.
+void moebind_owned_holds(struct moebind_owned * owned, const void * other);
+
+// How many there are, for tests.
+size_t moebind_owned_alive(void);
+
+// What is there already holds another one, or no longer; both are given by their pointers.
+void moebind_hold(const void * pointer, const void * other);
+void moebind_let_go(const void * pointer, const void * other);
+
+// A part of what is owned, by which it is found as well: a model by its vocabulary.
+void moebind_found_by(const void * pointer, const void * part);
+
+// llama_sampler_chain_add: the chain owns the sampler from now on. Throws when somebody else does, another chain for one.
+void moebind_chain_add(struct llama_sampler * chain, struct llama_sampler * sampler);
+
+// Have a Python object (its id()) live longer by one reference. Not for what could refer to users' objects: the collector does not
+// see it.
+void * moebind_reference(uintptr_t object);
+void   moebind_unreference(void * object);
+
 // --- log (core/log.cpp) ---
 
 // Send llama.cpp's log to moebind_on_log, whole lines of at least this level; NONE sends nothing.
@@ -131,6 +161,10 @@ void moebind_rpc_renew(const char * endpoint);
 // How long it may take to answer a connection, and anything after that, in milliseconds.
 void moebind_rpc_timeouts(const char * endpoint, int64_t connect_ms, int64_t silence_ms);
 
+// Have the next server of this process (ggml_backend_rpc_start_server) write the port that it listens on, a line of text, into
+// this file, and close it: with port 0 the system chooses one.
+void moebind_rpc_report_port(int file);
+
 // Take an RPC server's devices out of the registry: ggml_backend_unload does not, since they belong to the plain RPC
 // backend. Nothing may use them any more.
 void moebind_rpc_remove_server(ggml_backend_reg_t server);
@@ -203,10 +237,6 @@ int64_t moebind_model_n_scores(const struct llama_model * model);
 
 // --- contexts (peek/context.cpp) ---
 
-// A context of a model with no_alloc, which takes no memory: llama_init_from_model still allocates some kinds of state,
-// and the buffer for the output.
-struct llama_context * moebind_init_without_memory(struct llama_model * model, struct llama_context_params params);
-
 // Whether the graph that was computed last gave logits: those of encoders give embeddings only.
 bool moebind_has_logits(struct llama_context * ctx);
 
@@ -226,6 +256,16 @@ size_t moebind_memory_breakdown(const struct llama_context * ctx, struct moebind
 
 // Build graphs and scratch memory for the adapters that the context has now, as its next computation would.
 void moebind_reserve(struct llama_context * ctx);
+
+// --- adapters of a model, one thread at a time (peek/adapters.cpp) ---
+
+// llama_init_from_model, llama_adapter_lora_init and llama_adapter_lora_free: the first reads the list of a model's adapters,
+// as moebind_reserve does, the others change it.
+struct llama_context *      moebind_context_new(struct llama_model * model, struct llama_context_params params);
+// A context that tells what it would hold, and takes no memory. With no_alloc alone, llama.cpp allocates some kinds of state.
+struct llama_context *      moebind_context_counted(struct llama_model * model, struct llama_context_params params);
+struct llama_adapter_lora * moebind_adapter_load(struct llama_model * model, const char * path);
+void                        moebind_adapter_free(struct llama_adapter_lora * adapter);
 
 // --- saved states (peek/state.cpp) ---
 
@@ -292,10 +332,7 @@ int32_t moebind_tokenize(const struct llama_vocab * vocab, const char * text, in
 
 // --- samplers of our own (sampling/python_sampler.cpp) ---
 
-// Have a Python object (its id()) live longer by one reference.
-void moebind_reference(uintptr_t object);
-
-// A sampler that calls moebind_on_sampler_*. It has a reference to the object until it is freed.
+// A sampler that calls moebind_on_sampler_*. It has a reference to the object of the handle until it is freed.
 struct llama_sampler * moebind_sampler_python(const char * name, uintptr_t object, void * handle);
 
 // llama_sampler_init_infill, which takes time with the square of the candidates; more than `most` throw.

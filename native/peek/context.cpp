@@ -1,9 +1,8 @@
 // What a context holds, as far as llama.h does not tell: its graph, its output buffer and its memory.
-#include "counted_memory.h"
 #include "llama-context.h"
 #include "llama-ext.h"
 #include "llama-graph.h"
-#include "shim.h"
+#include "owned.h"
 
 // llama_context keeps its graph and its output buffer private. An explicit instantiation may name private members, and a
 // friend function of it can hand one on.
@@ -18,11 +17,6 @@ template <auto Member> struct output_access {
 };
 auto & output_of(llama_context & ctx);
 template struct output_access<&llama_context::buf_output>;
-
-llama_context * moebind_init_without_memory(llama_model * model, llama_context_params params) {
-    const moebind_counting counting;
-    return llama_init_from_model(model, params);
-}
 
 bool moebind_has_logits(llama_context * ctx) { return last_graph_of(*ctx)->get_logits() != nullptr; }
 
@@ -43,4 +37,7 @@ size_t moebind_memory_breakdown(const llama_context * ctx, moebind_memory * part
     return i;
 }
 
-void moebind_reserve(llama_context * ctx) { ctx->sched_reserve(); }
+void moebind_reserve(llama_context * ctx) {
+    const auto lock = moebind::adapters_of(&ctx->get_model());
+    ctx->sched_reserve();
+}

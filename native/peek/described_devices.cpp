@@ -103,7 +103,7 @@ ggml_backend_reg registry = { GGML_BACKEND_API_VERSION, { reg_name, reg_count, r
 ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory) {
     // Few and small, and models may hold them: they stay.
     static std::map<std::pair<int32_t, size_t>, std::unique_ptr<described_device>> made;
-    const std::lock_guard<std::mutex>                                                lock(moebind::fork_mutex());
+    const auto lock = moebind::fork_lock();
     std::unique_ptr<described_device> & found = made[{ number, memory }];
     if (found == nullptr) {
         ggml_backend_device_i device = {};

@@ -417,6 +417,22 @@ socket_ptr socket_t::connect(const char * host, int port) {
     return socket_ptr(new socket_t(std::move(made)));
 }
 
+// See moebind_rpc_link_report.
+static std::atomic<int> port_report{ -1 };
+
+static void report_port(int fd) {
+    const int report = port_report.exchange(-1);
+    if (report < 0) {
+        return;
+    }
+    sockaddr_in address{};
+    socklen_t   size = sizeof(address);
+    if (getsockname(fd, reinterpret_cast<sockaddr *>(&address), &size) == 0) {
+        dprintf(report, "%d\n", ntohs(address.sin_port));
+    }
+    close(report);
+}
+
 socket_ptr socket_t::create_server(const char * host, int port) {
     sockaddr_in address;
     if (!address_of(host, port, address)) {
@@ -433,6 +449,7 @@ socket_ptr socket_t::create_server(const char * host, int port) {
         std::fprintf(stderr, "%s:%d cannot be served: %s\n", host, port, std::strerror(errno));
         return nullptr;
     }
+    report_port(fd);
     return socket_ptr(new socket_t(std::move(made)));
 }
 
@@ -496,5 +513,7 @@ void moebind_rpc_link_timeouts(const char * endpoint, int64_t connect_ms, int64_
     servers[endpoint].connect_ms = connect_ms;
     servers[endpoint].silence_ms = silence_ms;
 }
+
+void moebind_rpc_link_report(int file) { port_report = file; }
 
 void moebind_rpc_link_interrupts(int (*ask)(void)) { interrupts = ask; }

@@ -206,7 +206,7 @@ alone = Sampler.from_callable(waits)
 recorder = moebind.RoutingRecorder()
 
 def use():
-    with batch._lock.held(), model._listing, recorder._lock:
+    with batch._lock.held(), recorder._lock:
         chain.sample(context)
 
 def use_another():

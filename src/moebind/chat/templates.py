@@ -196,7 +196,7 @@ class ChatTemplates(ModelBase):
             _check_builtin(template, request)
         for name in kwargs:
             checks.text("the name of a template's argument", name)
-        found = exchange(request, lib.moebind_chat_apply, self._template(template))
+        found = exchange(request, lib.own_moebind_chat_apply, self._template(template))
         found["grammar"] = with_corrected_rules(found["grammar"])
         triggers = tuple(ChatTrigger(each["type"], each["value"]) for each in found.pop("triggers"))
         lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
@@ -252,10 +252,9 @@ class ChatTemplates(ModelBase):
             if len(encoded) > TEMPLATE_BYTES_MAX:
                 raise ChatTemplateError(f"the template has {len(encoded)} bytes; at most {TEMPLATE_BYTES_MAX} are read")
             try:
-                pointer = lib.moebind_chat_templates_new(model, encoded, len(encoded))
+                ready = own(lib.own_moebind_chat_templates_new, model, encoded, len(encoded), holds=[model])
             except NativeError as error:
                 raise ChatTemplateError(f"the chat template is wrong: {clean_message(error.message)}") from None
-            ready = own(pointer, lib.moebind_chat_templates_free)
         kept[source] = ready
         self._ready = dict(list(kept.items())[-_READY_MAX:])
         return ready

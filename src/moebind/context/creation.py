@@ -150,7 +150,8 @@ def _counted(model: Hyperparameters, native: CData, n_ctx: int) -> list[DeviceMe
     native.n_ctx = n_ctx
     with log.quietly():
         try:
-            made = lib.moebind_init_without_memory(model._open(), native[0])
+            opened = model._open()
+            made = own(lib.own_moebind_context_counted, opened, native[0], holds=[opened])
         except NativeError:
             return []
-        return list(read_breakdown(own(made, lib.llama_free, model._open())).devices) if made else []
+        return list(read_breakdown(made).devices) if made else []

@@ -160,7 +160,7 @@ def _header_of(file: Gguf) -> Header:
 
 def _stand_in_for(file: Gguf, tensors: dict[str, TensorInfo], architecture: str) -> int:
     """A file in memory with the header and without the vocabulary, as long as one with the tensors would be."""
-    copy = own(lib.gguf_init_empty(), lib.gguf_free)
+    copy = own(lib.own_gguf_init_empty)
     header = file._headers[0]
     tokens = lib.gguf_find_key(header, b"tokenizer.ggml.tokens")
     lib.gguf_set_kv(copy, header)
@@ -171,7 +171,7 @@ def _stand_in_for(file: Gguf, tensors: dict[str, TensorInfo], architecture: str)
         lib.gguf_set_val_str(copy, b"tokenizer.ggml.model", b"none")
         lib.gguf_set_val_u32(copy, f"{architecture}.vocab_size".encode(), lib.gguf_get_arr_n(header, tokens))
     size = lib.ggml_tensor_overhead() * (len(tensors) + 1)
-    context = own(lib.ggml_init({"mem_size": size, "mem_buffer": ffi.NULL, "no_alloc": True}), lib.ggml_free)
+    context = own(lib.own_ggml_init, {"mem_size": size, "mem_buffer": ffi.NULL, "no_alloc": True})
     end = 0
     for info in tensors.values():
         tensor = lib.ggml_new_tensor(context, info.type, 4, ffi.new("int64_t[4]", info.ne))

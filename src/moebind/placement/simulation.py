@@ -103,22 +103,22 @@ def _simulate(
     lib.moebind_log_forget()
     with log.quietly():  # what llama.cpp says when it fails is in the exception
         try:
-            pointer = lib.llama_model_load_from_file(header.path.encode(), native[0])
+            model = own(lib.own_llama_model_load_from_file, header.path.encode(), native[0])
         except NativeError as error:
             raise ModelLoadError(
                 f"{header.paths[0]} could not be planned: {error.message}{log.recent_lines()}"
             ) from error
-        if not pointer:
+        if not model:
             raise ModelLoadError(f"{header.paths[0]} could not be planned{log.recent_lines()}")
-        model = own(pointer, lib.llama_model_free, *keep)
+        del keep  # llama.cpp read it
         used = [lib.moebind_model_device(model, i) for i in range(lib.moebind_model_n_devices(model))]
         try:
-            made = lib.moebind_init_without_memory(model, _native_context_params(model, context_params)[0])
+            wanted = _native_context_params(model, context_params)[0]
+            context = own(lib.own_moebind_context_counted, model, wanted, holds=[model])
         except NativeError as error:
             raise ContextCreationError(f"no such context can be made: {error.message}{log.recent_lines()}") from error
-        if not made:
+        if not context:
             raise ContextCreationError(f"no such context can be made{log.recent_lines()}")
-        context = own(made, lib.llama_free, model)
         tensors = _tensors(model)
         mapped = _is_mapped(model_params, used)
         parts = read_parts(context)
