@@ -7,44 +7,58 @@ import weakref
 
 import pytest
 
-from moebind import ffi
-from moebind._core.native import CData, Hooks, decoded, frees_nothing, own, text_from
-
-
-class Kept:
-    """What another object needs."""
+from moebind import ffi, lib
+from moebind._core.native import CData, Hooks, decoded, keeping, own, part_of, text_from
 
 
 def test_memory_is_freed_once_nobody_holds_it() -> None:
-    freed: list[CData] = []
-    kept = Kept()
-    alive = weakref.ref(kept)
-    pointer = ffi.new("int *")
-
-    def free(given: CData) -> None:
-        assert alive() is not None, "what it needs went first"
-        freed.append(given)
-
-    held = own(pointer, free, kept)
+    before = lib.moebind_owned_alive()
+    held = own(lib.own_llama_sampler_init_greedy)
     also = held
-    del kept, held
+    assert lib.moebind_owned_alive() == before + 1
+    del held
     gc.collect()
-    assert alive() is not None
-    assert freed == []
+    assert ffi.string(lib.llama_sampler_name(also)) == b"greedy"
     del also
     gc.collect()
-    assert freed == [pointer]
-    assert alive() is None
+    assert lib.moebind_owned_alive() == before
 
 
-def test_a_pointer_into_anothers_memory_only_keeps_it() -> None:
+def test_what_is_held_is_freed_later_than_what_holds_it() -> None:
+    before = lib.moebind_owned_alive()
+    needed = own(lib.own_llama_sampler_init_greedy)
+    holder = own(lib.own_llama_sampler_init_greedy, holds=[needed])
+    del needed
+    gc.collect()
+    assert lib.moebind_owned_alive() == before + 2
+    del holder
+    gc.collect()
+    assert lib.moebind_owned_alive() == before
+
+
+def test_a_pointer_to_a_part_keeps_its_owner() -> None:
+    before = lib.moebind_owned_alive()
+    owner = own(lib.own_llama_sampler_init_greedy)
+    part = part_of(owner, owner)
+    del owner
+    gc.collect()
+    assert ffi.string(lib.llama_sampler_name(part)) == b"greedy"
+    del part
+    gc.collect()
+    assert lib.moebind_owned_alive() == before
+
+
+def test_arrays_keep_what_their_memory_belongs_to() -> None:
+    class Kept:
+        pass
+
     kept = Kept()
     alive = weakref.ref(kept)
-    inside = own(ffi.new("int *"), frees_nothing, kept)
+    memory = keeping(ffi.new("int *"), kept)
     del kept
     gc.collect()
     assert alive() is not None
-    del inside
+    del memory
     gc.collect()
     assert alive() is None
 
