@@ -7,29 +7,13 @@ import gc
 import bounds
 import numpy as np
 import pytest
+from computed import TOKENS, logits_of
 
 from conftest import EXACT, SMALL
-from moebind import (
-    Batch,
-    ClosedError,
-    Context,
-    ContextParams,
-    Model,
-    Sampler,
-    SamplerError,
-    ffi,
-    lib,
-)
+from moebind import Batch, ClosedError, Context, Model, Sampler, SamplerError, ffi, lib
 from moebind._core.native import own
 
-TOKENS = [1, 7, 8, 9, 10, 61]
 TWO = SMALL.with_n_ctx(512).with_n_seq_max(2)
-
-
-def logits_of(model: Model, tokens: list[int] = TOKENS, params: ContextParams = SMALL) -> np.ndarray:
-    with model.new_context(params) as context:
-        context.decode(Batch.get_one(tokens))
-        return context.get_logits_ith(-1).copy()
 
 
 def test_greedy_in_the_graph_is_the_argmax(dense: Model) -> None:
@@ -388,24 +372,3 @@ def test_nothing_is_sampled_without_a_chain(context: Context) -> None:
             context.sampled_logits_ith(bad)
     with pytest.raises(TypeError):
         context.sampled_token_ith("a")  # type: ignore[arg-type]
-
-
-# --- ctx_other ---
-
-
-def test_the_other_context_is_kept(dense: Model) -> None:
-    other = dense.new_context(SMALL)
-    with dense.new_context(SMALL, ctx_other=other) as context:
-        other.close()
-        context.decode(Batch.get_one(TOKENS))
-        np.testing.assert_allclose(context.get_logits_ith(-1), logits_of(dense), atol=bounds.ORDER)
-
-
-def test_the_other_context_is_checked(dense: Model) -> None:
-    other = dense.new_context(SMALL)
-    other.close()
-    with pytest.raises(ClosedError):
-        dense.new_context(SMALL, ctx_other=other)
-    for wrong in (3, dense):
-        with pytest.raises(TypeError, match="ctx_other"):
-            dense.new_context(SMALL, ctx_other=wrong)  # type: ignore[arg-type]

@@ -281,6 +281,8 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         """The devices that hold its layers; none if everything is on the CPU."""
         pointer = self._open()
         rpc_servers.check(self._servers)
+        if self._params.n_gpu_layers == 0:
+            return []  # libllama lists the devices that there are, whether they have layers or not
         listed = native_devices()
         return [describe(listed.index(device), device) for device in _devices_of(pointer)]
 

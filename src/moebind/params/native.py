@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from moebind._core.native import CData, Hooks, ffi, lib
 from moebind.backend.devices import native_device
 from moebind.enums import FlashAttnType, LoadMode
@@ -18,20 +16,7 @@ def native_model_params(
 ) -> tuple[CData, list[object]]:
     """``llama_model_params`` from ours, and what they point to."""
     native = ffi.new("struct llama_model_params *", lib.llama_model_default_params())
-    for name in [
-        "n_gpu_layers",
-        "split_mode",
-        "load_mode",
-        "lazy_mode",
-        "main_gpu",
-        "vocab_only",
-        "check_tensors",
-        "use_extra_bufts",
-        "no_host",
-        "no_alloc",
-        "load_mtp",
-    ]:
-        setattr(native, name, getattr(params, name))
+    _set_plain_fields(native, params)
     if params.no_alloc:
         native.load_mode = LoadMode.NONE  # nothing is there to be mapped
     keep: list[object] = [rules, hooks]
@@ -77,10 +62,14 @@ def check_together(params: ContextParams, n_ctx: int, n_embd_head_k: int) -> Non
 
 
 def plain_context_params(params: ContextParams) -> CData:
-    """``llama_context_params`` with what is a number; callbacks go through ``Hooks``."""
+    """``llama_context_params`` with its plain fields; callbacks go through ``Hooks``."""
     native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
-    for name, _ in ffi.typeof("struct llama_context_params").fields:
-        value: Any = getattr(params, name, None)
-        if value is not None and not callable(value):
-            setattr(native, name, value)
+    _set_plain_fields(native, params)
     return native
+
+
+def _set_plain_fields(native: CData, params: ModelParams | ContextParams) -> None:
+    """Set each field of the struct that is a number, a flag or an enum; what it points to, callers see to."""
+    for name, field in ffi.typeof(native).item.fields:
+        if field.type.kind in {"primitive", "enum"} and hasattr(params, name):
+            setattr(native, name, getattr(params, name))
