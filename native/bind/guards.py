@@ -80,7 +80,7 @@ def freed_by(function: Function) -> str | None:
 
 
 def owning(functions: Sequence[Function]) -> list[Function]:
-    """``own_f`` for each function ``f`` that makes something: it takes a ``moebind_owned`` first, and fills it."""
+    """``own_f`` for each function ``f`` that makes something: it takes a place for a ``moebind_owned`` first."""
     missing = MADE.keys() - {function.name for function in functions}
     if missing:
         raise SystemExit(f"native/bind/guards.py: llama.cpp has no {', '.join(sorted(missing))} any more")
@@ -92,7 +92,7 @@ def _owning(function: Function) -> Function:
     decl = copy.deepcopy(function.decl)
     decl.name = _innermost(decl.type.type).declname = name
     owned = c_ast.TypeDecl("owned", [], None, c_ast.Struct("moebind_owned", None))
-    first = c_ast.Decl("owned", [], [], [], [], c_ast.PtrDecl([], owned), None, None)
+    first = c_ast.Decl("owned", [], [], [], [], c_ast.PtrDecl([], c_ast.PtrDecl([], owned)), None, None)
     decl.type.args = c_ast.ParamList([first, *copy.deepcopy(function.parameters)])
     return Function(name, function.header, decl)
 

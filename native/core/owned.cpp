@@ -74,6 +74,14 @@ void forget(const moebind_owned * owned, const void * address) {
     }
 }
 
+// What is at this place, from now on at least.
+moebind_owned * at(moebind_owned ** place) {
+    if (*place == nullptr) {
+        *place = new moebind_owned;
+    }
+    return *place;
+}
+
 void hold(moebind_owned * owned, moebind_owned * other) {
     owned->held.push_back(other);
     other->holders++;
@@ -104,8 +112,9 @@ void release(moebind_owned * owned) {
 
 }  // namespace
 
-void moebind::fill(moebind_owned * owned, void * pointer, void (*free)(void *)) {
-    const auto lock = fork_lock();
+void moebind::fill(moebind_owned ** place, void * pointer, void (*free)(void *)) {
+    const auto lock  = fork_lock();
+    auto *     owned = at(place);
     owned->pointer  = pointer;
     owned->free     = free;
     find_by(owned, pointer);
@@ -125,13 +134,15 @@ void moebind::count_forks() {
     pthread_atfork(nullptr, nullptr, []() { n_forks++; });
 }
 
-moebind_owned * moebind_owned_new(void) { return new moebind_owned; }
+void moebind_owned_release(moebind_owned ** owned) {
+    if (*owned != nullptr) {
+        release(*owned);
+    }
+}
 
-void moebind_owned_release(moebind_owned * owned) { release(owned); }
-
-void moebind_owned_holds(moebind_owned * owned, const void * other) {
+void moebind_owned_holds(moebind_owned ** owned, const void * other) {
     const auto lock = moebind::fork_lock();
-    hold(owned, find(other));
+    hold(at(owned), find(other));
 }
 
 size_t moebind_owned_alive(void) { return n_alive; }

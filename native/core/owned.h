@@ -7,10 +7,10 @@
 
 namespace moebind {
 
-void fill(moebind_owned * owned, void * pointer, void (*free)(void *));
+void fill(moebind_owned ** owned, void * pointer, void (*free)(void *));
 
 // Have what was made, if anything was, freed by Free.
-template <auto Free, class T> T * own(moebind_owned * owned, T * made) {
+template <auto Free, class T> T * own(moebind_owned ** owned, T * made) {
     if (made != nullptr) {
         fill(owned, made, [](void * pointer) { Free(static_cast<T *>(pointer)); });
     }

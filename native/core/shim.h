@@ -30,15 +30,14 @@ bool moebind_keep_exception(uintptr_t exception);
 
 // --- what is freed when nobody holds it (core/owned.cpp) ---
 
-// Something that will be made, by a function whose name begins with own_, and everything that it holds. The result of such a
-// function is freed with the last of its holders: of this one, which moebind_owned_release takes back, and of those that
-// hold it in turn.
+// Something native, and everything that it holds. It is made by a function whose name begins with own_, which puts it where
+// the first argument points to, and is freed with the last of its holders: of whoever has that place, who gives it back with
+// moebind_owned_release, and of those that hold it in turn. The place is NULL at first.
 struct moebind_owned;
-struct moebind_owned * moebind_owned_new(void);
-void                   moebind_owned_release(struct moebind_owned * owned);
+void moebind_owned_release(struct moebind_owned ** owned);
 
 // What is to be made holds another one, which is given by its pointer.
-void moebind_owned_holds(struct moebind_owned * owned, const void * other);
+void moebind_owned_holds(struct moebind_owned ** owned, const void * other);
 
 // How many there are, for tests.
 size_t moebind_owned_alive(void);

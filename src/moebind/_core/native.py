@@ -67,7 +67,7 @@ def own(make: Callable[..., CData], *arguments: object, holds: Iterable[CData] =
         Owned pointers to what it points to and uses until it is freed, such as the model of a context. They are held by
         ``native/core/owned.cpp``, so that Python may collect its objects in any order.
     """
-    owned = ffi.gc(lib.moebind_owned_new(), lib.moebind_owned_release)
+    owned = ffi.gc(ffi.new("struct moebind_owned **"), lib.moebind_owned_release)
     for each in holds:
         lib.moebind_owned_holds(owned, each)
     pointer = make(owned, *arguments)
