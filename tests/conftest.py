@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -17,7 +18,8 @@ import moebind
 from moebind import Context, ContextParams, Device, FlashAttnType, GgmlType, LoraAdapter, Model, ModelParams
 
 sys.path.insert(0, str(Path(__file__).parent))
-import hub_server  # beside this file
+import edited  # beside this file
+import hub_server
 import tiny
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
@@ -154,6 +156,12 @@ def context(moe: Model) -> Iterator[Context]:
         yield context
 
 
+@pytest.fixture
+def exact(moe: Model) -> Iterator[Context]:
+    with moe.new_context(EXACT) as context:
+        yield context
+
+
 @pytest.fixture(scope="module")
 def first() -> lora.Pairs:
     """The matrices of an adapter for ``moe``."""
@@ -169,6 +177,73 @@ def adapter(moe: Model, first: lora.Pairs, tmp_path_factory: pytest.TempPathFact
     path = lora.write(tmp_path_factory.mktemp("lora") / "first.gguf", first)
     with moe.lora_adapter_init(path) as adapter:
         yield adapter
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(arch="bert", n_head_kv=4, n_ctx_train=64), CPU) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def silu(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    """An encoder whose activations are computed, not looked up: all that differs is the order of sums."""
+    with Model.load_from_file(tiny_path(arch="nomic-bert", n_head_kv=4, n_ctx_train=64), CPU) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def ranker(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(arch="bert", n_head_kv=4, n_ctx_train=64, n_cls_out=3), CPU) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def t5(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(arch="t5", n_head_kv=4), CPU) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def wide(tiny_path: Callable[..., Path]) -> Path:
+    """Rows that divide into all blocks."""
+    return tiny_path(n_expert=2, n_embd=256, n_ff=256, n_layer=2)
+
+
+@pytest.fixture(scope="module")
+def one_layer(tiny_path: Callable[..., Path]) -> Path:
+    """The same with a single layer: some quantisers are slow."""
+    return tiny_path(n_expert=2, n_embd=256, n_ff=256, n_layer=1)
+
+
+@pytest.fixture
+def edit(tiny_path: Callable[..., Path], tmp_path: Path) -> Callable[..., edited.Edited]:
+    def make(**fields: object) -> edited.Edited:
+        return edited.Edited(tiny_path(**fields), tmp_path / "edited.gguf")
+
+    return make
+
+
+@pytest.fixture
+def saved(context: Context) -> tuple[bytes, np.ndarray]:
+    """A state of ``context``, and what follows in it."""
+    from states import fill, what_follows  # which import this file
+
+    fill(context)
+    return context.state_get(), what_follows(context)
+
+
+@pytest.fixture(scope="module")
+def other(tiny_path: Callable[..., Path]) -> Iterator[Model]:
+    """Of the same shape as ``moe``, with the same metadata, and other weights."""
+    with Model.load_from_file(tiny_path(n_expert=4, seed=2), CPU) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def talking(demo: Model) -> Iterator[Context]:
+    with demo.new_context(SMALL) as context:
+        yield context
 
 
 @pytest.fixture(scope="session")

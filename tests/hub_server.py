@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +19,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+#: What the ``hub`` of conftest.py has, a token for those that take one, and the files of its largest model.
+REPO, TOKEN = "someone/tiny", "secret"
+F32 = "F32/tiny-F32-0000{}-of-00003.gguf"
 #: Files of a repository: where they are, or what they hold.
 Files = Mapping[str, "Path | bytes"]
 
@@ -201,3 +208,20 @@ def serving(repos: Mapping[str, Files]) -> Iterator[Hub]:
                 server.shutdown()
             for thread in threads:
                 thread.join()
+
+
+def cached(tmp_path: Path) -> list[str]:
+    """Names of files in the cache that are whole."""
+    return sorted(path.name for path in (tmp_path / "cache").rglob("snapshots/*/**/*.gguf"))
+
+
+def child(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own, which reads the environment when it imports huggingface_hub."""
+    body = "import moebind\nfrom moebind import Model, ModelParams\n" + textwrap.dedent(program)
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", body],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )

@@ -18,6 +18,12 @@ def fill(context: Context, tokens: list[int] = TOKENS, seq_id: int = 0) -> None:
     context.decode(batch)
 
 
+def decode_all(context: Context, tokens: list[int], seq_id: int = 0) -> None:
+    batch = Batch(len(tokens))
+    batch.add_sequence(tokens, seq_id, logits_all=True)
+    context.decode(batch)
+
+
 def what_follows(context: Context, seq_id: int = 0, pos: int = len(TOKENS), token: int = 8) -> np.ndarray:
     """The logits after one more token, which is taken out again."""
     batch = Batch(1)

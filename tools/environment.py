@@ -109,7 +109,7 @@ def main() -> None:
     state = fingerprint(BUILT_FROM) + "".join(f" {name}={os.environ[name]}" for name in ASKED if name in os.environ)
     state += f" version={version()}"  # pip keeps the one that it installed
     if once("build", state):
-        print("environment: building moebind (6 minutes on 2 cores; seconds when only little has changed)", flush=True)
+        print("environment: building moebind (6 CPU minutes; seconds when only little has changed)", flush=True)
         build = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps")
         if run(*build, "--no-build-isolation", "--no-index", "--editable", ROOT, "-v") != 0:
             raise SystemExit("environment: the build failed; its messages are above")

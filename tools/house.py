@@ -65,7 +65,7 @@ def circles(graph: dict[str, set[str]]) -> list[frozenset[str]]:
 
 
 def rows() -> list[list[str]]:
-    """The rooms in the rows of the import contract, the lowest first; those of one row stand side by side."""
+    """The rooms in the rows of the import contract, the lowest first; those of one layer stand side by side."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     layers = text[text.index("[[tool.importlinter.contracts]]") :].partition("layers = [")[2].partition("]")[0]
     found = [re.findall(r"moebind\.(\w+)", line) for line in layers.splitlines()]
@@ -81,17 +81,15 @@ def room(module: str) -> str:
 def table() -> str:
     """The table, as Markdown."""
     known, graph = modules(), imports()
-    lines = ["| row | room | what it is for | what is in it | stands on |", "| --- | --- | --- | --- | --- |"]
-    for number, row in enumerate(rows(), 1):
+    lines = ["| layer | room | what it is for | what is in it | stands on |", "| --- | --- | --- | --- | --- |"]
+    for number, row in reversed(list(enumerate(rows(), 1))):
         for name in row:
-            purpose = ast.get_docstring(ast.parse(known[f"moebind.{name}"].read_text(encoding="utf-8"))) or ""
+            text = ast.get_docstring(ast.parse(known[f"moebind.{name}"].read_text(encoding="utf-8"))) or ""
+            purpose = text.splitlines()[0].rstrip(".").replace("``", "`")
             inside = [module.rpartition(".")[2] for module in known if module.startswith(f"moebind.{name}.")]
             below = {room(other) for module in graph if room(module) == name for other in graph[module]} - {name, ""}
             order = [each for line in rows() for each in line if each in below]
-            lines.append(
-                f"| {number} | `{name}/` | {purpose.splitlines()[0].rstrip('.')} | {', '.join(inside)} | "
-                f"{', '.join(order)} |"
-            )
+            lines.append(f"| {number} | `{name}/` | {purpose} | {', '.join(inside)} | {', '.join(order)} |")
     return "\n".join(lines)
 
 

@@ -154,6 +154,7 @@ def main() -> None:
     linked = exported_symbols(arguments.nm, arguments.library)
     loaded = exported_symbols(arguments.nm, arguments.module) - linked
     functions, omitted = bound_functions(found, linked | loaded)
+    functions += guards.owning(functions)
     cdef = cdef_text(found, functions)
     headers = [*sorted({function.header for function in functions}), "callbacks.h"]
 

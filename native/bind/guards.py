@@ -16,6 +16,32 @@ from pycparser import c_ast, c_generator
 #: What must not be called once a device is lost: it would end the process (``settle_cuda_error`` in guard.cpp).
 FREE_ON_DEVICES = {"llama_free", "llama_model_free", "ggml_backend_buffer_free"}
 
+#: Functions that make something, and what frees it. For each f there is an own_f besides, which has the result owned
+#: (native/core/owned.cpp) before Python sees it: whatever is raised between two calls, nothing leaks.
+MADE = {
+    "ggml_init": "ggml_free",
+    "ggml_threadpool_new": "ggml_threadpool_free",
+    "gguf_init_empty": "gguf_free",
+    "gguf_init_from_file": "gguf_free",
+    "llama_batch_ext_init": "llama_batch_ext_free",
+    "llama_model_load_from_file": "llama_model_free",
+    "llama_model_load_from_splits": "llama_model_free",
+    "llama_sampler_chain_init": "llama_sampler_free",
+    "llama_sampler_clone": "llama_sampler_free",
+    "moebind_adapter_load": "moebind_adapter_free",
+    "moebind_chat_apply": "moebind_text_free",
+    "moebind_chat_parse": "moebind_text_free",
+    "moebind_chat_templates_new": "moebind_chat_templates_free",
+    "moebind_context_counted": "llama_free",
+    "moebind_context_new": "llama_free",
+    "moebind_hooks_new": "moebind_hooks_free",
+    "moebind_reference": "moebind_unreference",
+    "moebind_sampler_grammar": "llama_sampler_free",
+    "moebind_sampler_infill": "llama_sampler_free",
+    "moebind_sampler_python": "llama_sampler_free",
+    "moebind_take_output": "ggml_backend_buffer_free",
+}
+
 HEAD = "// Written by native/bind/guards.py from the vendored headers.\n"
 
 
@@ -48,6 +74,29 @@ def _named(function: Function, name: str) -> tuple[str, str, str]:
     return _text(result), _text(decl), ", ".join(f"a{index}" for index in range(len(parameters)))
 
 
+def freed_by(function: Function) -> str | None:
+    """The function that frees what this one makes, if it is to be owned."""
+    return "llama_sampler_free" if function.name.startswith("llama_sampler_init_") else MADE.get(function.name)
+
+
+def owning(functions: Sequence[Function]) -> list[Function]:
+    """``own_f`` for each function ``f`` that makes something: it takes a place for a ``moebind_owned`` first."""
+    missing = MADE.keys() - {function.name for function in functions}
+    if missing:
+        raise SystemExit(f"native/bind/guards.py: llama.cpp has no {', '.join(sorted(missing))} any more")
+    return [_owning(function) for function in functions if freed_by(function)]
+
+
+def _owning(function: Function) -> Function:
+    name = f"own_{function.name}"
+    decl = copy.deepcopy(function.decl)
+    decl.name = _innermost(decl.type.type).declname = name
+    owned = c_ast.TypeDecl("owned", [], None, c_ast.Struct("moebind_owned", None))
+    first = c_ast.Decl("owned", [], [], [], [], c_ast.PtrDecl([], c_ast.PtrDecl([], owned)), None, None)
+    decl.type.args = c_ast.ParamList([first, *copy.deepcopy(function.parameters)])
+    return Function(name, function.header, decl)
+
+
 def declarations(functions: Sequence[Function]) -> str:
     """``guards.h``: what the extension's C source calls."""
     lines = [_named(function, f"guarded_{function.name}")[1] + ";" for function in functions]
@@ -63,12 +112,21 @@ def redirections(functions: Sequence[Function]) -> str:
 def definitions(functions: Sequence[Function], headers: Sequence[str], loaded: set[str]) -> str:
     """``guards.cpp``. Functions in ``loaded`` are in backends that are opened at run time, and are looked up there."""
     includes = "".join(f'#include "{header}"\n' for header in headers)
-    lines = [HEAD + includes + '#include "backends.h"\n#include "guard.h"\n#include "guards.h"\n\nextern "C" {\n']
+    by_name = {function.name: function for function in functions}
+    lines = [
+        HEAD
+        + includes
+        + '#include "backends.h"\n#include "guard.h"\n#include "guards.h"\n#include "owned.h"\n\nextern "C" {\n'
+    ]
     for function in functions:
         result, declaration, arguments = _named(function, f"guarded_{function.name}")
         call = f"{function.name}({arguments})"
         if function.name in loaded:
             call = f'moebind::in_backend<decltype({function.name})>("{function.name}")({arguments})'
+        made = by_name.get(function.name.removeprefix("own_"))
+        if made is not None and made is not function:
+            given = arguments.partition(", ")[2]
+            call = f"moebind::own<guarded_{freed_by(made)}>(a0, {made.name}({given}))"
         if function.name in FREE_ON_DEVICES:
             call = f"moebind::device_lost() ? void() : {call}"
         lines.append(f"{declaration} {{ return moebind::guard([&]() -> {result} {{ return {call}; }}); }}\n")

@@ -25,21 +25,31 @@ static void give_up_openmp() {
     dlclose(openmp);
 }
 
-std::mutex & moebind::fork_mutex() {
+static std::mutex & fork_mutex() {
     static auto & mutex = *new std::mutex;
     return mutex;
+}
+
+// Between moebind_before_fork and moebind_after_fork, in the thread that forks: other libraries' hooks run in it, and objects
+// may be collected.
+static thread_local bool forking = false;
+
+std::unique_lock<std::mutex> moebind::fork_lock() {
+    return forking ? std::unique_lock<std::mutex>() : std::unique_lock(fork_mutex());
 }
 
 // Called without the interpreter's lock, which whoever holds one of these may be waiting for.
 void moebind_before_fork(void) {
     give_up_openmp();
-    moebind::fork_mutex().lock();
+    fork_mutex().lock();
+    forking = true;
     ggml_critical_section_start();
 }
 
 void moebind_after_fork(bool in_child) {
     ggml_critical_section_end();
-    moebind::fork_mutex().unlock();
+    forking = false;
+    fork_mutex().unlock();
     if (in_child) {
         moebind::forget_other_threads();
     }

@@ -203,7 +203,11 @@ PyObject * moebind_result(PyObject * result) {
         PyErr_SetObject(reinterpret_cast<PyObject *>(Py_TYPE(exception)), exception);
         Py_DECREF(exception);
     } else if (PyObject * type = native_error_type()) {
-        PyErr_SetString(type, state.text);
+        // It may quote what is in a file, whatever bytes these are.
+        if (PyObject * text = PyUnicode_DecodeUTF8(state.text, Py_ssize_t(std::strlen(state.text)), "replace")) {
+            PyErr_SetObject(type, text);
+            Py_DECREF(text);
+        }
         Py_DECREF(type);
     }
     return nullptr;
@@ -220,6 +224,7 @@ void moebind_end(void) {
 void moebind_setup(void) {
     ggml_set_abort_callback(throw_on_abort);
     moebind::silence_llama_common();
+    moebind::count_forks();
 }
 
 bool moebind_keep_exception(uintptr_t exception) {

@@ -20,8 +20,12 @@ struct log_tap_scope {
     ~log_tap_scope() noexcept;
 };
 
-// For what is used rarely and shortly: the child of a fork finds it unlocked.
-std::mutex & fork_mutex();
+// For what is used rarely and shortly: the child of a fork finds it unlocked. The thread that forks holds it already, and
+// gets nothing to unlock.
+std::unique_lock<std::mutex> fork_lock();
+
+// Called once: the child of a fork frees nothing that its parent made (owned.cpp).
+void count_forks();
 
 // Tell Python's progress callback, if there is one; false when what runs is to stop, be it for Ctrl-C.
 bool progress(moebind_hooks * hooks, float fraction);

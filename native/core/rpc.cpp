@@ -22,8 +22,8 @@ void on_interrupt(int signal) {
 
 // Asked in whichever thread waits, several times a second. Python's handler takes our place whenever a program sets one.
 int interrupts() {
-    std::lock_guard<std::mutex> held(moebind::fork_mutex());
-    struct sigaction            now;
+    const auto       held = moebind::fork_lock();
+    struct sigaction now;
     if (sigaction(SIGINT, nullptr, &now) == 0 && now.sa_handler != on_interrupt && now.sa_handler != SIG_DFL &&
         now.sa_handler != SIG_IGN && (now.sa_flags & SA_SIGINFO) == 0) {
         of_python      = now;
@@ -61,6 +61,11 @@ void moebind_rpc_timeouts(const char * endpoint, int64_t connect_ms, int64_t sil
     link(interrupts);
     interrupts();  // in front of Python's handler from the first wait on
     timeouts(endpoint, connect_ms, silence_ms);
+}
+
+void moebind_rpc_report_port(int file) {
+    static auto * report = linked<decltype(moebind_rpc_link_report)>("moebind_rpc_link_report");
+    report(file);
 }
 
 void moebind_rpc_remove_server(ggml_backend_reg_t server) {

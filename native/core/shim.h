@@ -28,6 +28,35 @@ void moebind_end(void);
 // False when this thread is in no such call.
 bool moebind_keep_exception(uintptr_t exception);
 
+// --- what is freed when nobody holds it (core/owned.cpp) ---
+
+// Something native, and everything that it holds. It is made by a function whose name begins with own_, which puts it where
+// the first argument points to, and is freed with the last of its holders: of whoever has that place, who gives it back with
+// moebind_owned_release, and of those that hold it in turn. The place is NULL at first.
+struct moebind_owned;
+void moebind_owned_release(struct moebind_owned ** owned);
+
+// What is to be made holds another one, which is given by its pointer.
+void moebind_owned_holds(struct moebind_owned ** owned, const void * other);
+
+// How many there are, for tests.
+size_t moebind_owned_alive(void);
+
+// What is there already holds another one, or no longer; both are given by their pointers.
+void moebind_hold(const void * pointer, const void * other);
+void moebind_let_go(const void * pointer, const void * other);
+
+// A part of what is owned, by which it is found as well: a model by its vocabulary.
+void moebind_found_by(const void * pointer, const void * part);
+
+// llama_sampler_chain_add: the chain owns the sampler from now on. Throws when somebody else does, another chain for one.
+void moebind_chain_add(struct llama_sampler * chain, struct llama_sampler * sampler);
+
+// Have a Python object (its id()) live longer by one reference. Not for what could refer to users' objects: the collector does not
+// see it.
+void * moebind_reference(uintptr_t object);
+void   moebind_unreference(void * object);
+
 // --- log (core/log.cpp) ---
 
 // Send llama.cpp's log to moebind_on_log, whole lines of at least this level; NONE sends nothing.
@@ -131,6 +160,10 @@ void moebind_rpc_renew(const char * endpoint);
 // How long it may take to answer a connection, and anything after that, in milliseconds.
 void moebind_rpc_timeouts(const char * endpoint, int64_t connect_ms, int64_t silence_ms);
 
+// Have the next server of this process (ggml_backend_rpc_start_server) write the port that it listens on, a line of text, into
+// this file, and close it: with port 0 the system chooses one.
+void moebind_rpc_report_port(int file);
+
 // Take an RPC server's devices out of the registry: ggml_backend_unload does not, since they belong to the plain RPC
 // backend. Nothing may use them any more.
 void moebind_rpc_remove_server(ggml_backend_reg_t server);
@@ -164,6 +197,10 @@ ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory);
 // --- models (peek/model.cpp) ---
 
 int32_t            moebind_model_n_expert(const struct llama_model * model);
+int32_t            moebind_model_n_expert_used(const struct llama_model * model); // in the layer that uses the most
+int32_t moebind_model_head_width(const struct llama_model * model); // of keys or values, in the layer with the widest
+// The width of a head's keys in the first layer in which it is no multiple of this; 0 if it is one in all layers.
+int32_t            moebind_model_odd_key(const struct llama_model * model, int32_t block);
 int32_t            moebind_model_n_devices(const struct llama_model * model);
 ggml_backend_dev_t moebind_model_device(const struct llama_model * model, int32_t i);
 
@@ -218,6 +255,16 @@ size_t moebind_memory_breakdown(const struct llama_context * ctx, struct moebind
 
 // Build graphs and scratch memory for the adapters that the context has now, as its next computation would.
 void moebind_reserve(struct llama_context * ctx);
+
+// --- adapters of a model, one thread at a time (peek/adapters.cpp) ---
+
+// llama_init_from_model, llama_adapter_lora_init and llama_adapter_lora_free: the first reads the list of a model's adapters,
+// as moebind_reserve does, the others change it.
+struct llama_context *      moebind_context_new(struct llama_model * model, struct llama_context_params params);
+// A context that tells what it would hold, and takes no memory. With no_alloc alone, llama.cpp allocates some kinds of state.
+struct llama_context *      moebind_context_counted(struct llama_model * model, struct llama_context_params params);
+struct llama_adapter_lora * moebind_adapter_load(struct llama_model * model, const char * path);
+void                        moebind_adapter_free(struct llama_adapter_lora * adapter);
 
 // --- saved states (peek/state.cpp) ---
 
@@ -284,10 +331,7 @@ int32_t moebind_tokenize(const struct llama_vocab * vocab, const char * text, in
 
 // --- samplers of our own (sampling/python_sampler.cpp) ---
 
-// Have a Python object (its id()) live longer by one reference.
-void moebind_reference(uintptr_t object);
-
-// A sampler that calls moebind_on_sampler_*. It has a reference to the object until it is freed.
+// A sampler that calls moebind_on_sampler_*. It has a reference to the object of the handle until it is freed.
 struct llama_sampler * moebind_sampler_python(const char * name, uintptr_t object, void * handle);
 
 // llama_sampler_init_infill, which takes time with the square of the candidates; more than `most` throw.

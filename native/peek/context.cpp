@@ -2,7 +2,7 @@
 #include "llama-context.h"
 #include "llama-ext.h"
 #include "llama-graph.h"
-#include "shim.h"
+#include "owned.h"
 
 // llama_context keeps its graph and its output buffer private. An explicit instantiation may name private members, and a
 // friend function of it can hand one on.
@@ -37,4 +37,7 @@ size_t moebind_memory_breakdown(const llama_context * ctx, moebind_memory * part
     return i;
 }
 
-void moebind_reserve(llama_context * ctx) { ctx->sched_reserve(); }
+void moebind_reserve(llama_context * ctx) {
+    const auto lock = moebind::adapters_of(&ctx->get_model());
+    ctx->sched_reserve();
+}

@@ -1,6 +1,7 @@
 // A Python function as a sampler (src/moebind/sampling/python.py), and what keeps another sampler from taking for ever.
 //
-// `object` is the Python object behind `handle`; the sampler has a reference to it. What the function raises is thrown
+// `object` is the Python object that `handle` is; the sampler has a reference to it. It refers weakly to what it is the handle
+// of: only Python's own references keep the user's function, and the collector sees those. What the function raises is thrown
 // here as well, so that nothing is chosen with half of the work done, and arrives at the call that the user made.
 #include "callbacks.h"
 #include "guard.h"
@@ -18,16 +19,6 @@ struct python_sampler {
 };
 
 python_sampler & of(const llama_sampler * sampler) { return *static_cast<python_sampler *>(sampler->ctx); }
-
-void count_references(PyObject * object, bool more) {
-    const moebind::python_call python;
-    if (!python || !Py_IsInitialized()) {
-        return;  // at the end of the interpreter, all objects go
-    }
-    const PyGILState_STATE gil = PyGILState_Ensure();
-    more ? Py_INCREF(object) : Py_DECREF(object);
-    PyGILState_Release(gil);
-}
 
 template <class Call> void in_python(const Call & call) {
     const moebind::python_call python;
@@ -53,7 +44,7 @@ void python_reset(llama_sampler * sampler) {
 llama_sampler * python_clone(const llama_sampler * sampler);
 
 void python_free(llama_sampler * sampler) {
-    count_references(of(sampler).object, false);
+    moebind_unreference(of(sampler).object);
     delete &of(sampler);
 }
 
@@ -107,8 +98,6 @@ llama_sampler * bounded_clone(const llama_sampler * sampler) {
 }
 
 }  // namespace
-
-void moebind_reference(uintptr_t object) { count_references(reinterpret_cast<PyObject *>(object), true); }
 
 llama_sampler * moebind_sampler_python(const char * name, uintptr_t object, void * handle) {
     moebind_reference(object);

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 import moebind
+import moebind.backend.loopback
 from conftest import SMALL
 from moebind import Batch, DeviceType, Model, ModelParams, MoebindError
 from moebind.backend.loopback import worker_pids
@@ -128,6 +129,42 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) ->
         with moebind.loopback_device():
             pass
     assert len(psutil.Process().children()) == before
+
+
+def test_a_device_is_its_own_worker() -> None:
+    with moebind.loopback_device() as first, moebind.loopback_device() as second:
+        for device in (first, second):
+            (address,) = [each.laddr for each in psutil.Process(worker_pids[device.name]).net_connections()[:1]]
+            assert device.description.endswith(f"{address.ip}:{address.port}")
+
+
+def test_no_worker_is_taken_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not say where it listens is not looked for: whoever listens there may be a stranger."""
+    monkeypatch.setattr("moebind.backend.loopback.add_rpc_server", lambda endpoint: pytest.fail(endpoint))
+    monkeypatch.setattr("moebind.backend.loopback.START_TIMEOUT", 0.5)
+    monkeypatch.setattr("moebind.backend.loopback._WORKER", "import time; time.sleep(60)")
+    before = len(psutil.Process().children())
+    with pytest.raises(MoebindError, match="did not begin to serve"):
+        with moebind.loopback_device():
+            pass
+    assert len(psutil.Process().children()) == before
+
+
+def test_a_port_that_was_used_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    worker = moebind.backend.loopback._worker
+
+    def start(n_threads: int) -> tuple[subprocess.Popen[bytes], int]:
+        process, port = worker(n_threads)
+        started.append(port)
+        if len(started) == 1:
+            monkeypatch.setattr("moebind.backend.loopback._used_ports", {port})
+        return process, port
+
+    monkeypatch.setattr("moebind.backend.loopback._worker", start)
+    with moebind.loopback_device() as device:
+        assert len(started) == 2
+        assert device.description.endswith(f":{started[1]}")
 
 
 def test_a_worker_does_not_outlive_who_started_it(tmp_path: Path) -> None:

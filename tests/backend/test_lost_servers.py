@@ -118,7 +118,7 @@ def test_during_a_load(relay: Relay, device: Device, path: Path, command: str, h
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("command", ["hello", "get_device_memory", "device_count", "get_alignment", "get_max_size"])
 def test_while_it_is_added(relay: Relay, path: Path, monkeypatch: pytest.MonkeyPatch, command: str, how: str) -> None:
-    monkeypatch.setattr("moebind.backend.rpc_servers.RPC_TIMEOUT", 0.3)
+    monkeypatch.setattr("moebind.backend.rpc_servers.CONNECT_TIMEOUT", 0.3)
     relay.misbehave(command, how)
     with pytest.raises(RpcServerError, match=SAYS) as raised:
         moebind.add_rpc_server(relay.endpoint, timeout=0.3)

@@ -148,7 +148,7 @@ def test_a_wrong_number_of_devices(count: int, message: str) -> None:
 
 
 def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moebind.backend.rpc_servers.RPC_TIMEOUT", 0.3)
+    monkeypatch.setattr("moebind.backend.rpc_servers.CONNECT_TIMEOUT", 0.3)
     with server(None) as endpoint:
         with pytest.raises(RpcServerError, match=r"said nothing for 0.3 seconds: it hangs, or another process uses it"):
             moebind.add_rpc_server(endpoint)

@@ -129,7 +129,7 @@ def test_a_worker_that_another_process_uses(tiny_path: MakeTiny, monkeypatch: py
         host, port = endpoint.split(":")
         with socket.create_connection((host, int(port))) as other:
             other.sendall(b"\x0e")  # begins to speak
-            monkeypatch.setattr("moebind.backend.rpc_servers.RPC_TIMEOUT", 0.3)
+            monkeypatch.setattr("moebind.backend.rpc_servers.CONNECT_TIMEOUT", 0.3)
             with pytest.raises(moebind.RpcServerError, match="another process uses it"):
                 moebind.add_rpc_server(endpoint)
         monkeypatch.undo()

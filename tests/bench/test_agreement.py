@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moebind.bench.agreement import agreement, read_captured, write_captured
-from moebind.bench.measure import FLOOR, Captured, spread
+from moebind.bench.measure import FLOOR, Captured
 
 
 def captured(logits: np.ndarray, greedy: np.ndarray | None = None) -> Captured:
@@ -66,14 +66,3 @@ def test_files(tmp_path: Path) -> None:
     assert read_captured(str(path)) is None
     with pytest.raises(ValueError, match="same prompts"):
         agreement(captured(logits), captured(logits[:2]))
-
-
-@given(st.integers(1, 10_000), st.integers(0, 500))
-def test_positions_are_spread(count: int, most: int) -> None:
-    chosen = spread(count, most)
-    assert 1 <= chosen.size <= max(1, most)
-    assert chosen[0] == 0
-    assert chosen[-1] < count
-    assert (np.diff(chosen) > 0).all()
-    if most >= count:
-        assert chosen.size == count

@@ -49,8 +49,6 @@ UNREAD = {
 NO_SCHEMA = {"Kimi-K3", "inclusionai-ling-3.0-flash"}
 #: With these a reply may be held to a schema and the tools at once.
 BOTH = {"Cohere2MoE"}
-#: With these a message cannot be continued.
-NOT_CONTINUED = {"CohereForAI-c4ai-command-r7b-12-2024-tool_use"}
 
 
 @pytest.fixture(scope="module")
@@ -221,19 +219,6 @@ def test_a_schema_beside_tools_is_held_to_or_refused(model: Model) -> None:
     assert all("holds a reply to the JSON schema or to the tools, not to both" in message for message in found.values())
     with pytest.raises(ValueError, match="has no content to hold to json_schema"):
         model.chat_format(HELLO, template="chatml", json_schema=CITY, tools=TOOLS, tool_choice="required")
-
-
-def test_the_last_message_is_continued(model: Model) -> None:
-    def check(template: str) -> None:
-        chat = [*HELLO, {"role": "assistant", "content": "Hi, I am"}]
-        prompt = model.chat_format(chat, template=template, continue_final_message=True)
-        assert prompt.prompt.endswith("Hi, I am")
-        assert prompt.prompt.count("Hi, I am") == 1
-        assert prompt.parse(" here.")["content"] == "Hi, I am here."
-
-    assert failures(check).keys() == NOT_CONTINUED
-    with pytest.raises(ValueError, match="continues the assistant's message, but the last is the user's"):
-        model.chat_format(HELLO, template="chatml", continue_final_message=True)
 
 
 @pytest.mark.parametrize(

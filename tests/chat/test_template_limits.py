@@ -8,80 +8,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import chats
 import numpy as np
 import pytest
 import tiny_vocab
+from chats import DEEP, HELLO, TEMPLATE, VOCAB_ONLY
 
-from moebind import ChatTemplateError, ClosedError, GrammarError, Model, ModelParams
+from moebind import ChatTemplateError, ClosedError, GrammarError, Model
 
 HERE = Path(__file__).parents[1]
-VOCAB_ONLY = ModelParams(n_gpu_layers=0, vocab_only=True)
-TEMPLATE = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
-HELLO = [{"role": "user", "content": "Hello"}]
 WEATHER = {"type": "function", "function": {"name": "weather"}}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    path = tmp_path_factory.mktemp("chat") / "chat.gguf"
-    tiny_vocab.write(path, tiny_vocab.bpe("gpt-2"), **{"tokenizer.chat_template": TEMPLATE})
-    with Model.load_from_file(path, VOCAB_ONLY) as model:
+    with chats.templates(tmp_path_factory.mktemp("chat")) as model:
         yield model
 
 
 # --- what is refused ---
 
-DEEP: Any = []
-for _ in range(150):
-    DEEP = [DEEP]
 CIRCULAR: list[object] = []
 CIRCULAR.append(CIRCULAR)
-USER: dict[str, object] = {"role": "user", "content": "a"}
-
-
-def call(**function: object) -> list[object]:
-    return [{"role": "assistant", "tool_calls": [{"function": function}]}]
-
-
-@pytest.mark.parametrize(
-    ("messages", "error", "message"),
-    [
-        (None, TypeError, "messages is None"),
-        ("Hello", TypeError, "messages is 'Hello'"),
-        ({"role": "user"}, TypeError, "list of dicts"),
-        ([], ValueError, "messages is empty"),
-        ([USER, "Hello"], TypeError, r"messages\[1\] is 'Hello'"),
-        ([USER, {"content": "a"}], ValueError, r"messages\[1\] has no 'role'"),
-        ([{"role": "", "content": "a"}], ValueError, "empty"),
-        ([{"role": 3, "content": "a"}], TypeError, r"messages\[0\]\['role'\] is 3"),
-        ([USER, {"role": "user"}], ValueError, r"messages\[1\] has neither"),
-        ([{"role": "user", "content": 3}], TypeError, "content"),
-        ([{"role": "user", "content": b"a"}], TypeError, "content"),
-        ([{"role": "user", "content": "\ud800"}], ValueError, "lone surrogate"),
-        ([{"role": "user", "content": [3]}], TypeError, r"\['content'\]\[0\]"),
-        ([{"role": "user", "content": [{"type": "text"}]}], TypeError, "text"),
-        (
-            [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
-            ValueError,
-            "image_url.*images and sound are not supported yet",
-        ),
-        ([{"role": "assistant", "tool_calls": 3}], TypeError, "tool_calls"),
-        ([{"role": "assistant", "tool_calls": [3]}], TypeError, r"tool_calls'\]\[0\]"),
-        ([{"role": "assistant", "tool_calls": [{"type": "x"}]}], ValueError, "type 'x'"),
-        ([{"role": "assistant", "tool_calls": [{"type": "function"}]}], TypeError, "function"),
-        (call(arguments="{}"), TypeError, "name"),
-        (call(name="f", arguments=3), TypeError, "arguments"),
-        (call(name="f", arguments={"a": float("nan")}), ValueError, "finite"),
-        (call(name="f", arguments={"a": {1: 2}}), TypeError, "key 1"),
-        (call(name="f", arguments={"a": DEEP}), ValueError, "nested more than 100"),
-        (call(name="f", arguments="[" * 200), ValueError, "nested more than 100"),
-        ([{**USER, "reasoning_content": 3}], TypeError, "reasoning_content"),
-        ([{**USER, "tool_call_id": 3}], TypeError, "tool_call_id"),
-    ],
-)
-def test_bad_messages(model: Model, messages: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        model.apply_chat_template(messages)
 
 
 @pytest.mark.parametrize(
@@ -131,17 +79,6 @@ def test_bad_messages(model: Model, messages: Any, error: type[Exception], messa
 def test_bad_arguments(model: Model, options: Mapping[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         model.apply_chat_template(HELLO, **options)
-
-
-@pytest.mark.parametrize(
-    ("text", "error", "message"),
-    [(None, TypeError, "text"), (b"a", TypeError, "text"), ("\ud800", ValueError, "surrogate")],
-)
-def test_bad_replies(model: Model, text: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        model.parse_chat_response(text)
-    with pytest.raises(TypeError, match="partial"):
-        model.parse_chat_response("a", partial=1)  # type: ignore[arg-type]
 
 
 def test_a_closed_model(tmp_path: Path) -> None:

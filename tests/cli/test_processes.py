@@ -6,7 +6,6 @@ import fcntl
 import os
 import pty
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -17,9 +16,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-import moebind
-from conftest import SMALL
 
 MakeTiny = Callable[..., Path]
 MOEBIND = Path(sys.executable).with_name("moebind")
@@ -48,25 +44,6 @@ def test_importing_moebind_imports_none_of_it() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_a_reader_who_has_seen_enough(tiny_path: MakeTiny) -> None:
-    read, write = os.pipe()
-    os.close(read)
-    command = [MOEBIND, "experts", "--json", tiny_path(n_expert=4, n_layer=6)]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (1, "")
-
-
-def test_output_that_cannot_be_written(tiny_path: MakeTiny, tmp_path: Path) -> None:
-    command = [MOEBIND, "bench", "offload", tiny_path(n_expert=4), "--device", "loopback", "-p", "8", "-n", "2"]
-    command += ["--placement", "all", "-t", "1", "--n-ctx", "256", "--warmup", "0"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert "all on the device" in done.stdout  # with a question mark for what ASCII does not have
-
-
 @pytest.mark.parametrize("command", [["plan"], ["bench", "offload", "--placement", "all", "--placement", "cpu-moe"]])
 def test_without_matplotlib_nothing_is_measured(command: list[str], tiny_path: MakeTiny, tmp_path: Path) -> None:
     given = [*command, str(tiny_path(n_expert=4)), "--device", "1GiB", "--plot", "plot.svg"]
@@ -77,19 +54,6 @@ def test_without_matplotlib_nothing_is_measured(command: list[str], tiny_path: M
     assert (done.returncode, done.stdout) == (1, "")
     assert "drawn with matplotlib: pip install 'moebind[plot]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def test_tables_come_before_pictures(tiny_path: MakeTiny, tmp_path: Path) -> None:
-    # What was found is not lost when the drawing fails all the same.
-    code = (
-        "from matplotlib.figure import Figure\n"
-        "def fail(*_, **__):\n    raise OSError('the disk is full')\n"
-        "Figure.savefig = fail\n"
-        f"from moebind.cli import main; main(['plan', {str(tiny_path())!r}, '--device', '1GiB', '--plot', 'x.png'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "moebind: the disk is full\n")
-    assert "It fits." in done.stdout
 
 
 def test_a_bar_has_the_name_of_the_placement(tiny_path: MakeTiny) -> None:
@@ -176,39 +140,3 @@ def test_a_killed_benchmark_takes_its_processes_along(tiny_path: MakeTiny) -> No
     process.wait()
     _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_a_worker(host: str, tiny_path: MakeTiny) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [MOEBIND, "rpc-worker", "--host", host, "--port", str(port), "--threads", "1", "--device", "CPU"]
-    worker = subprocess.Popen(
-        [*command, "--allow-network"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        give_up = time.monotonic() + 30
-        while True:
-            try:
-                [device] = moebind.add_rpc_server(f"127.0.0.1:{port}")
-                break
-            except moebind.RpcServerError:
-                assert worker.poll() is None
-                assert time.monotonic() < give_up
-        assert device.description == f"127.0.0.1:{port}"
-        moebind.remove_rpc_server(device.description)
-        measured = moebind.bench.offload(
-            tiny_path(n_expert=4),
-            ["all", "cpu-moe"],
-            context_params=SMALL,
-            n_prompt=8,
-            n_generate=2,
-            prompts=["it is"],
-            devices=[f"127.0.0.1:{port}"],
-        )
-        assert [row.failure for row in measured] == [None, None]
-    finally:
-        worker.send_signal(signal.SIGINT)
-        _, said = worker.communicate(timeout=10)
-    assert worker.returncode == -signal.SIGINT  # which shells call 130
-    assert ("neither authentication nor encryption" in said) is (host == "0.0.0.0")

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import bounds
+import computed
 import numpy as np
 import pytest
+from computed import TOKENS
 
-from conftest import CPU, EXACT, SMALL
-from moebind import (
-    Batch,
-    BatchError,
-    ClosedError,
-    Context,
-    ContextCreationError,
-    EmbeddingsError,
-    Model,
-    PoolingType,
-    Sampler,
-    SchedPriority,
-    ThreadPool,
-)
-
-TOKENS = [1, 7, 8, 9, 10, 61]
-
-
-@pytest.fixture(scope="module")
-def t5(tiny_path: Callable[..., Path]) -> Iterator[Model]:
-    with Model.load_from_file(tiny_path(arch="t5", n_head_kv=4), CPU) as model:
-        yield model
+from conftest import CPU, EXACT
+from moebind import Batch, BatchError, EmbeddingsError, Model, Sampler
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +28,7 @@ def swa(tiny_path: Callable[..., Path]) -> Iterator[Model]:
 
 
 def logits_of(model: Model, tokens: list[int], start: list[int] | None = None) -> np.ndarray:
-    """The logits after these tokens, computed in a context of their own."""
-    with model.new_context(EXACT) as context:
-        if start is not None:
-            context.encode(Batch.get_one(start))
-        context.decode(Batch.get_one(tokens))
-        return context.get_logits_ith(-1).copy()
+    return computed.logits_of(model, tokens, EXACT, start)
 
 
 # --- an encoder and a decoder ---
@@ -115,30 +91,6 @@ def test_encoder_outputs(t5: Model) -> None:
             greedy.sample(context)
         context.decode(Batch.get_one([5]))
         assert context.get_logits().shape == (1, t5.n_vocab)
-
-
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        (EXACT.with_n_seq_max(2).with_n_ctx(512), "kv_unified=True"),
-        (EXACT.with_embeddings(True).with_pooling_type(PoolingType.MEAN), "use NONE"),
-    ],
-)
-def test_contexts_that_an_encoder_decoder_cannot_have(t5: Model, params, message: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ContextCreationError, match=message):
-        t5.new_context(params)
-
-
-def test_encode_takes_an_encoder(dense: Model, t5: Model) -> None:
-    with dense.new_context(SMALL) as context, pytest.raises(BatchError, match="no encoder"):
-        context.encode(Batch.get_one([1]))
-    with t5.new_context(EXACT.with_n_ubatch(4)) as context:
-        with pytest.raises(BatchError, match="encoding takes 4"):
-            context.encode(Batch.get_one([1, 2, 3, 4, 5]))
-        with pytest.raises(TypeError, match="Batch"):
-            context.encode([1])  # type: ignore[arg-type]
-    with pytest.raises(ClosedError):
-        context.encode(Batch.get_one([1]))
 
 
 # --- recurrent state ---
@@ -280,85 +232,3 @@ def test_embeddings_of_a_generating_model(dense: Model) -> None:
         context.kv_cache_clear()
         context.decode(Batch.get_one(TOKENS[::-1] * 4))
         np.testing.assert_array_equal(embeddings, kept)
-
-
-def test_mean_pooling_takes_a_multiple(dense: Model) -> None:
-    params = EXACT.with_n_seq_max(3).with_kv_unified(True).with_pooling_type(PoolingType.MEAN)
-    with pytest.raises(ContextCreationError, match="multiple of n_seq_max"):
-        dense.new_context(params.with_embeddings(True))
-    with dense.new_context(params) as context, pytest.raises(EmbeddingsError, match="multiple of n_seq_max"):
-        context.set_embeddings(True)
-
-
-# --- threads ---
-
-
-def test_pools_compute(dense: Model) -> None:
-    expected = logits_of(dense, TOKENS)
-    with ThreadPool(1) as pool, ThreadPool(2, priority=SchedPriority.NORMAL, poll=0) as other:
-        assert pool.n_threads == 1
-        with dense.new_context(EXACT) as context, dense.new_context(EXACT) as second:
-            context.attach_threadpool(pool)
-            second.attach_threadpool(pool, other)
-            for each in (context, second):
-                each.decode(Batch.get_one(TOKENS))
-                np.testing.assert_allclose(each.get_logits_ith(-1), expected, atol=bounds.ORDER)
-            pool.pause()
-            pool.resume()
-            context.detach_threadpool()
-            second.attach_threadpool(other)
-            pool.close()  # libllama pauses what it used last
-            for each in (context, second):
-                each.kv_cache_clear()
-                each.decode(Batch.get_one(TOKENS))
-                np.testing.assert_allclose(each.get_logits_ith(-1), expected, atol=bounds.ORDER)
-        with pytest.raises(ClosedError):
-            pool.pause()
-        assert repr(pool) == "<ThreadPool, closed>"
-        assert repr(other) == "<ThreadPool of 2 threads>"
-
-
-def test_a_closed_pool_is_not_attached(context: Context) -> None:
-    pool = ThreadPool(1)
-    pool.close()
-    with pytest.raises(ClosedError):
-        context.attach_threadpool(pool)
-    for wrong in (None, 3, context):
-        with pytest.raises(TypeError, match="ThreadPool"):
-            context.attach_threadpool(wrong)  # type: ignore[arg-type]
-    context.detach_threadpool()
-    context.close()
-    with pytest.raises(ClosedError):
-        context.detach_threadpool()
-
-
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [
-        ({"n_threads": 0}, ValueError),
-        ({"n_threads": -1}, ValueError),
-        ({"n_threads": 513}, ValueError),
-        ({"n_threads": 2**31}, ValueError),
-        ({"n_threads": 1.5}, TypeError),
-        ({"n_threads": None}, TypeError),
-        ({"priority": 99}, ValueError),
-        ({"priority": "high"}, TypeError),
-        ({"poll": -1}, ValueError),
-        ({"poll": 101}, ValueError),
-        ({"strict": 1}, TypeError),
-        ({"cpus": [-1]}, ValueError),
-        ({"cpus": [512]}, ValueError),
-        ({"cpus": [511]}, ValueError),
-        ({"cpus": 3}, TypeError),
-        ({"cpus": ["a"]}, TypeError),
-    ],
-)
-def test_bad_pools(options: dict[str, object], error: type[Exception]) -> None:
-    with pytest.raises(error):
-        ThreadPool(**{"n_threads": 1, **options})  # type: ignore[arg-type]
-
-
-def test_pools_have_their_place() -> None:
-    # Its threads, and no others: computing in this one would move it there for good.
-    with ThreadPool(1, cpus=os.sched_getaffinity(0), strict=True) as pool:
-        assert pool.n_threads == 1

@@ -7,28 +7,13 @@ import gc
 import bounds
 import numpy as np
 import pytest
+from computed import TOKENS, logits_of
 
 from conftest import EXACT, SMALL
-from moebind import (
-    Batch,
-    ClosedError,
-    Context,
-    ContextParams,
-    Model,
-    Sampler,
-    SamplerError,
-    ffi,
-    lib,
-)
+from moebind import Batch, ClosedError, Context, Model, Sampler, SamplerError, ffi, lib
+from moebind._core.native import own
 
-TOKENS = [1, 7, 8, 9, 10, 61]
 TWO = SMALL.with_n_ctx(512).with_n_seq_max(2)
-
-
-def logits_of(model: Model, tokens: list[int] = TOKENS, params: ContextParams = SMALL) -> np.ndarray:
-    with model.new_context(params) as context:
-        context.decode(Batch.get_one(tokens))
-        return context.get_logits_ith(-1).copy()
 
 
 def test_greedy_in_the_graph_is_the_argmax(dense: Model) -> None:
@@ -93,7 +78,7 @@ def test_penalties_in_the_graph(dense: Model) -> None:
 
 def biased(model: Model, token: int) -> Sampler:
     entries = ffi.new("llama_logit_bias[]", [(token, 100.0)])
-    sampler = Sampler._make(lib.llama_sampler_init_logit_bias(model.n_vocab, 1, entries))
+    sampler = Sampler._make(own(lib.own_llama_sampler_init_logit_bias, model.n_vocab, 1, entries))
     sampler._token_max = token
     return sampler
 
@@ -182,6 +167,33 @@ def test_the_context_keeps_the_chain(dense: Model) -> None:
     with context:
         tokens = [piece.token for piece in context.generate(TOKENS, max_tokens=8)]
         assert len(tokens) >= 1
+
+
+def test_no_part_is_attached_without_its_chain(dense: Model) -> None:
+    outer = Sampler.chain([Sampler.chain([Sampler.dist(1)])])
+    with pytest.raises(SamplerError, match="belongs to another chain"):
+        dense.new_context(SMALL, samplers={0: outer[0]})
+    with dense.new_context(SMALL) as context:
+        with pytest.raises(SamplerError, match="belongs to another chain"):
+            context.set_sampler(0, outer[0])
+        assert context.set_sampler(0, outer[0].clone())
+        assert context.set_sampler(0, outer)  # which was not attached
+        with pytest.raises(ClosedError, match="belongs to a chain"):
+            Sampler.chain([outer[0]])
+        with pytest.raises(SamplerError, match="attached"):
+            Sampler.chain([outer])
+
+
+def test_a_context_lets_go_of_chains_that_it_no_longer_runs(dense: Model) -> None:
+    with dense.new_context(SMALL) as context:
+        context.decode(Batch.get_one(TOKENS))
+        alive = lib.moebind_owned_alive()
+        for seed in range(5):
+            assert context.set_sampler(0, Sampler.chain([Sampler.dist(seed)]))
+            context.decode(Batch.get_one([8]))
+        context.set_sampler(0, None)
+        gc.collect()
+        assert lib.moebind_owned_alive() == alive
 
 
 def test_a_chain_is_attached_once(dense: Model) -> None:
@@ -360,24 +372,3 @@ def test_nothing_is_sampled_without_a_chain(context: Context) -> None:
             context.sampled_logits_ith(bad)
     with pytest.raises(TypeError):
         context.sampled_token_ith("a")  # type: ignore[arg-type]
-
-
-# --- ctx_other ---
-
-
-def test_the_other_context_is_kept(dense: Model) -> None:
-    other = dense.new_context(SMALL)
-    with dense.new_context(SMALL, ctx_other=other) as context:
-        other.close()
-        context.decode(Batch.get_one(TOKENS))
-        np.testing.assert_allclose(context.get_logits_ith(-1), logits_of(dense), atol=bounds.ORDER)
-
-
-def test_the_other_context_is_checked(dense: Model) -> None:
-    other = dense.new_context(SMALL)
-    other.close()
-    with pytest.raises(ClosedError):
-        dense.new_context(SMALL, ctx_other=other)
-    for wrong in (3, dense):
-        with pytest.raises(TypeError, match="ctx_other"):
-            dense.new_context(SMALL, ctx_other=wrong)  # type: ignore[arg-type]

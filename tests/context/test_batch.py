@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import SMALL
-from moebind import Batch, BatchError, Context, DecodeError, Model, NoKvSlotError, lib
+from moebind import Batch, BatchError, Context, Model, lib
 
 
 def test_add_one_by_one() -> None:
@@ -153,86 +153,6 @@ def test_embeddings_are_tokens_looked_up(moe: Model, tiny_path: object) -> None:
             context.decode(Batch.from_embeddings(np.zeros((1, 63))))
     with pytest.raises(BatchError, match="shape"):
         Batch.from_embeddings(np.zeros(3))
-
-
-# --- what decode checks ---
-
-
-def test_decode_refuses_what_libllama_asserts(moe: Model) -> None:
-    with moe.new_context(SMALL.with_n_batch(8).with_n_ubatch(4).with_n_seq_max(2)) as context:
-        empty = Batch(2)
-        large = Batch(9)
-        large.add_sequence([1] * 9, 0)
-        unknown = Batch(1)
-        unknown.add(moe.n_vocab, 0, 0, True)
-        elsewhere = Batch(1)
-        elsewhere.add(1, 0, 2, True)
-        negative = Batch(1)
-        negative.add(1, 0, 0, True)
-        negative.pos[0] = -3
-        for batch, message in (
-            (empty, "0 tokens; this context takes 1 to 8"),
-            (large, "9 tokens; this context takes 1 to 8"),
-            (unknown, "outside the vocabulary"),
-            (elsewhere, "beyond 1: n_seq_max is 2"),
-            (negative, "negative position"),
-        ):
-            with pytest.raises(BatchError, match=message):
-                context.decode(batch)
-        with pytest.raises(TypeError, match="Batch"):
-            context.decode([1, 2, 3])  # type: ignore[arg-type]
-        context.set_causal_attn(False)
-        five = Batch(5)
-        five.add_sequence([1] * 5, 0)
-        with pytest.raises(BatchError, match="without causal attention, 4"):
-            context.decode(five)
-        context.set_causal_attn(True)
-        context.decode(five)
-
-
-def test_decode_refuses_too_many_outputs(moe: Model) -> None:
-    with moe.new_context(SMALL.with_n_outputs_max(2)) as context:
-        batch = Batch(3)
-        batch.add_sequence([1, 2, 3], 0, logits_all=True)
-        with pytest.raises(BatchError, match="3 outputs; this context takes 2"):
-            context.decode(batch)
-
-
-def test_no_room_leaves_the_context_as_it_was(moe: Model) -> None:
-    with moe.new_context(SMALL) as context:
-        n = context.n_ctx
-        full = Batch(n)
-        full.add_sequence(np.arange(n) % 200 + 3, 0)
-        context.decode(full)
-        with pytest.raises(NoKvSlotError, match="no room for 1 more") as caught:
-            context.decode(Batch.get_one([1]))
-        assert caught.value.code == 1
-        assert context.kv_cache_seq_pos_max(0) == n - 1
-        assert context.kv_cache_seq_rm(0, n // 2)
-        context.decode(Batch.get_one([1]))
-
-
-REFUSED = (
-    r"llama_decode returned -1: llama.cpp refused the batch: the tokens of sequence 0 in the input batch have "
-    r"inconsistent sequence positions. The positions of a sequence must be consecutive, and continue what the cache "
-    r"holds of it: the next one is kv_cache_seq_pos_max\(seq_id\) \+ 1:\n  llama.cpp: init: the tokens of "
-    r"sequence 0 .*\n(?s:.*) X = 2\n"
-)
-
-
-def test_positions_that_do_not_continue(context: Context) -> None:
-    context.decode(Batch.get_one([1, 2, 3]))
-    gap = Batch(1)
-    gap.add(1, 9, 0, True)
-    with pytest.raises(DecodeError, match=REFUSED) as caught:
-        context.decode(gap)
-    assert caught.value.code == -1
-    context.decode(Batch.get_one([4]))
-
-
-def test_encoding_takes_an_encoder(context: Context) -> None:
-    with pytest.raises(BatchError, match="no encoder"):
-        context.encode(Batch.get_one([1]))
 
 
 def test_structs_are_what_llama_cpp_makes() -> None:

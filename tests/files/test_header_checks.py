@@ -3,63 +3,20 @@
 from __future__ import annotations
 
 import math
-import struct
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
+import gguf_files  # put on the path by tests/edited.py
 import pytest
 import tiny
+from edited import UINT32, Edited
+from gguf_files import STRING, File
 
 from conftest import CPU, SMALL
 from moebind import Batch, Gguf, Model, ModelLoadError, TokenizeError
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
-import gguf_files
-from gguf_files import ARRAY, STRING, File, Value
-
 MakeTiny = Callable[..., Path]
-UINT32, FLOAT32 = 4, 6
-
-
-class Edited:
-    """A tiny model whose header a test changes."""
-
-    def __init__(self, path: Path, target: Path) -> None:
-        self.file, start = gguf_files.parse(path)
-        self._data = path.read_bytes()[start:]
-        self._target = target
-
-    def set(self, key: str, value: object, kind: int | None = None) -> Edited:
-        """Set a value; None removes it."""
-        self.file.values = [each for each in self.file.values if each.key != key.encode()]
-        if value is not None:
-            self.file.values.append(encoded(key, value, kind))
-        return self
-
-    def write(self) -> Path:
-        header, size = self.file.header(), self.file.data_size()
-        self._target.write_bytes(header + (self._data * 2)[:size])
-        return self._target
-
-
-def encoded(key: str, value: object, kind: int | None = None) -> Value:
-    items = value if isinstance(value, list) else [value]
-    if isinstance(items[0], str):
-        item_kind, content = STRING, [str(each).encode() for each in items]
-    else:
-        item_kind = kind if kind is not None else FLOAT32 if isinstance(items[0], float) else UINT32
-        content = [struct.pack(gguf_files.SCALARS[item_kind], each) for each in items]
-    return Value(key.encode(), ARRAY if isinstance(value, list) else item_kind, item_kind, content)
-
-
-@pytest.fixture
-def edit(tiny_path: MakeTiny, tmp_path: Path) -> Callable[..., Edited]:
-    def make(**fields: object) -> Edited:
-        return Edited(tiny_path(**fields), tmp_path / "edited.gguf")
-
-    return make
 
 
 @pytest.mark.parametrize(
@@ -222,64 +179,6 @@ def test_split_count_of_another_type(edit: Callable[..., Edited]) -> None:
     for load in (Gguf.from_file, Model.load_from_file):
         with pytest.raises(ModelLoadError, match=r"split\.count is not a 16-bit number"):
             load(path)
-
-
-def of_architecture(edited: Edited, name: str) -> Edited:
-    """The same numbers and tensors, called another architecture's."""
-    for value in edited.file.values:
-        value.key = value.key.replace(b"llama.", name.encode() + b".", 1)
-        if value.key == b"general.architecture":
-            value.items = [name.encode()]
-    return edited
-
-
-def without(edited: Edited, *names: str) -> Edited:
-    edited.file.tensors = [each for each in edited.file.tensors if each.name.decode() not in names]
-    return edited
-
-
-@pytest.mark.parametrize(
-    ("architecture", "key", "value"),
-    [
-        ("phimoe", "attention.head_count", 0),
-        ("phimoe", "attention.head_count", None),
-        ("olmo2", "attention.head_count", 0),
-        ("modern-bert", "attention.head_count_kv", [2, 0]),
-        ("afmoe", "attention.sliding_window", 0),
-        ("afmoe", "attention.sliding_window", None),
-        ("qwen3next", "full_attention_interval", 0),
-        ("qwen35moe", "ssm.group_count", 0),
-        ("falcon-h1", "ssm.time_step_rank", 0),
-        ("grovemoe", "experts_per_group", 0),
-        ("rwkv7", "wkv.head_size", 0),
-        ("qwen2vl", "rope.dimension_sections", [0, 0, 0, 0]),
-        ("paddleocr", "rope.dimension_sections", None),
-        ("qwen3vlmoe", "rope.dimension_sections", [2**31, 0, 0, 0]),
-    ],
-)
-def test_what_one_architecture_divides_by(
-    edit: Callable[..., Edited], architecture: str, key: str, value: object
-) -> None:
-    edited = of_architecture(edit(n_expert=4), architecture).set(f"{architecture}.{key}", value)
-    with pytest.raises(ModelLoadError, match=rf"the metadata {architecture}\.{key} is "):
-        Model.load_from_file(edited.write(), CPU)
-    # To another architecture it means that there is none.
-    if not key.startswith("attention.head_count"):
-        with Model.load_from_file(edit(n_expert=4).set(f"llama.{key}", value).write(), CPU) as model:
-            assert model.n_layer == 2
-
-
-def test_tensors_that_are_called_optional_and_used(edit: Callable[..., Edited]) -> None:
-    """libllama would follow a null pointer, in making the context."""
-    edited = without(of_architecture(edit(), "phi3"), "blk.1.attn_k.weight")
-    with pytest.raises(ModelLoadError, match=r"blk\.1\.attn_output\.weight does without blk\.1\.attn_qkv\.weight or"):
-        Model.load_from_file(edited.write(), CPU)
-    renamed = of_architecture(edit(), "t5")
-    for tensor in renamed.file.tensors:
-        if tensor.name == b"output_norm.weight":
-            tensor.name = b"dec.output_norm.weight"
-    with pytest.raises(ModelLoadError, match=r"does without dec\.blk\.0\.attn_rel_b\.weight"):
-        Model.load_from_file(renamed.write(), CPU)
 
 
 def test_parsing_and_writing_again_changes_nothing(tiny_path: MakeTiny) -> None:

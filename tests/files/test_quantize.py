@@ -1,11 +1,9 @@
-"""Quantising: types, sizes, importance matrices, splits, and what is refused before ggml could fail at it."""
+"""Quantising: types, sizes, splits, and what is refused before ggml could fail at it."""
 
 from __future__ import annotations
 
-import math
 import os
 import signal
-import struct
 import subprocess
 import sys
 import threading
@@ -16,40 +14,14 @@ import gguf as reference
 import numpy as np
 import pytest
 import tiny
+from quantizing import importance, quantize
 
-import moebind
 from conftest import CPU, SMALL
-from moebind import Batch, Ftype, GgmlType, Gguf, Model, ModelLoadError, QuantizeError, QuantizeResult
+from moebind import Batch, Ftype, GgmlType, Gguf, Model, ModelLoadError, QuantizeError
 
 MakeTiny = Callable[..., Path]
 NEED_IMATRIX = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"}
 FTYPES = [name for name in Ftype.__members__ if name not in {"GUESSED", "NVFP4"}]
-
-
-def quantize(src: object, dst: object, ftype: object = Ftype.Q8_0, **options: object) -> QuantizeResult:
-    return moebind.quantize(src, dst, ftype, **{"n_threads": 1, "progress": False, **options})  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def wide(tiny_path: MakeTiny) -> Path:
-    """Rows that divide into all blocks."""
-    return tiny_path(n_expert=2, n_embd=256, n_ff=256, n_layer=2)
-
-
-@pytest.fixture(scope="module")
-def one_layer(tiny_path: MakeTiny) -> Path:
-    """The same with a single layer: some quantisers are slow."""
-    return tiny_path(n_expert=2, n_embd=256, n_ff=256, n_layer=1)
-
-
-def importance(path: Path) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(1)
-    tensors = Gguf.from_file(path).tensors.values()
-    return {
-        each.name: random.uniform(0.1, 2, each.shape[0] * math.prod(each.shape[2:])).astype(np.float32)
-        for each in tensors
-        if len(each.shape) > 1
-    }
 
 
 @pytest.mark.thorough
@@ -103,25 +75,6 @@ def test_types_by_pattern(wide: Path, tmp_path: Path) -> None:
     assert found["blk.0.ffn_norm.weight"] is GgmlType.F32
 
 
-def test_output_and_embeddings(wide: Path, tmp_path: Path) -> None:
-    done = quantize(
-        wide, None, Ftype.Q4_0, dry_run=True, output_tensor_type=GgmlType.F16, token_embedding_type=GgmlType.Q5_1
-    )
-    found = {each.name: each.type for each in done.tensors}
-    assert (found["output.weight"], found["token_embd.weight"]) == (GgmlType.F16, GgmlType.Q5_1)
-    kept = quantize(wide, None, Ftype.Q4_0, dry_run=True, quantize_output_tensor=False)
-    assert {each.name: each.type for each in kept.tensors}["output.weight"] is GgmlType.F32
-    pure = quantize(wide, None, Ftype.Q4_K_M, dry_run=True, pure=True)
-    assert {each.type for each in pure.tensors if len(each.shape) > 1 and "gate_inp" not in each.name} == {
-        GgmlType.Q4_K
-    }
-
-
-def test_rows_that_do_not_fit_fall_back(tiny_path: MakeTiny) -> None:
-    done = quantize(tiny_path(), None, Ftype.Q4_K_M, dry_run=True)
-    assert {each.type for each in done.tensors} <= {GgmlType.F32, GgmlType.Q5_0, GgmlType.Q8_0}
-
-
 def test_several_threads_write_the_same(wide: Path, tmp_path: Path) -> None:
     for threads in (1, 2):
         quantize(wide, tmp_path / f"{threads}.gguf", Ftype.Q4_K_M, n_threads=threads)
@@ -129,12 +82,6 @@ def test_several_threads_write_the_same(wide: Path, tmp_path: Path) -> None:
     small = quantize(wide, tmp_path / "slabs.gguf", Ftype.Q4_K_M, max_buf_size=4096)
     assert (tmp_path / "slabs.gguf").read_bytes() == (tmp_path / "1.gguf").read_bytes()
     assert small.bits_per_weight < 6
-
-
-def test_it_prints(wide: Path) -> None:
-    text = str(quantize(wide, None, Ftype.Q4_K_S, dry_run=True))
-    assert "F32 -> Q4_K" in text
-    assert "bits per weight" in text
 
 
 def test_metadata(wide: Path, tmp_path: Path) -> None:
@@ -157,102 +104,6 @@ def test_another_alignment_is_not_carried_on(tmp_path: Path) -> None:
     assert Gguf.from_file(tmp_path / "small.gguf").alignment == 32
     with Model.load_from_file(tmp_path / "small.gguf", CPU) as model:
         assert model.n_layer == 2
-
-
-# --- importance matrices ---
-
-
-def write_imatrix(path: Path, weights: dict[str, np.ndarray], experts: int = 2) -> Path:
-    writer = reference.GGUFWriter(path, "imatrix")
-    for name, values in weights.items():
-        matrices = experts if "exps" in name else 1
-        writer.add_tensor(f"{name}.in_sum2", values.reshape(matrices, -1) * 10)
-        writer.add_tensor(f"{name}.counts", np.full((matrices, 1), 10, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def write_legacy(path: Path, weights: dict[str, np.ndarray]) -> Path:
-    parts = [struct.pack("<i", len(weights))]
-    for name, values in weights.items():
-        parts.append(struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 10, values.size))
-        parts.append((values * 10).astype(np.float32).tobytes())
-    path.write_bytes(b"".join([*parts, struct.pack("<ii", 3, 4), b"text"]))
-    return path
-
-
-def test_importance_from_files_and_arrays(one_layer: Path, tmp_path: Path) -> None:
-    weights = importance(one_layer)
-    sources = [
-        weights,
-        write_imatrix(tmp_path / "imatrix.gguf", weights),
-        write_legacy(tmp_path / "imatrix.dat", weights),
-    ]
-    files = []
-    for at, source in enumerate(sources):
-        quantize(one_layer, tmp_path / f"{at}.gguf", Ftype.IQ2_S, imatrix=source)
-        files.append(Gguf.from_file(tmp_path / f"{at}.gguf").tensors["blk.0.ffn_up_exps.weight"].data())
-    # The mean of a sum differs from the number in the last bit at most.
-    for other in files[1:]:
-        assert np.mean(files[0] == other) > 0.99
-    quantize(one_layer, tmp_path / "plain.gguf", Ftype.Q4_0)
-    quantize(one_layer, tmp_path / "weighted.gguf", Ftype.Q4_0, imatrix=weights)
-    assert (tmp_path / "plain.gguf").read_bytes() != (tmp_path / "weighted.gguf").read_bytes()
-
-
-def test_types_that_need_importance(wide: Path, tmp_path: Path) -> None:
-    planned = quantize(wide, None, Ftype.IQ1_S, dry_run=True)
-    assert "blk.0.ffn_up_exps.weight" in planned.needs_imatrix
-    with pytest.raises(QuantizeError, match="takes an importance matrix"):
-        quantize(wide, tmp_path / "small.gguf", Ftype.IQ1_S)
-    weights = importance(wide)
-    del weights["blk.1.ffn_up_exps.weight"]
-    with pytest.raises(QuantizeError, match=r"blk\.1\.ffn_up_exps\.weight would be IQ1_S, but imatrix has no entry"):
-        quantize(wide, tmp_path / "small.gguf", Ftype.IQ1_S, imatrix=weights)
-    # Of the embeddings llama.cpp does not ask, and ggml fails in a thread.
-    with pytest.raises(QuantizeError, match="importance matrix"):
-        quantize(wide, tmp_path / "small.gguf", Ftype.Q4_0, token_embedding_type=GgmlType.IQ2_XXS, n_threads=2)
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("values", [[], [1, math.nan], [math.inf], [-1.0] * 256, [3e38], ["a"], [[1], [2, 3]]])
-def test_importance_that_is_no_number(wide: Path, values: object) -> None:
-    with pytest.raises(ValueError, match=r"imatrix\['blk.0.attn_q.weight'\]"):
-        quantize(wide, None, dry_run=True, imatrix={"blk.0.attn_q.weight": values})
-
-
-def test_importance_of_another_model(wide: Path) -> None:
-    with pytest.raises(QuantizeError, match="has 255 numbers; the tensor takes 256"):
-        quantize(wide, None, dry_run=True, imatrix={"blk.0.attn_q.weight": np.ones(255)})
-    with pytest.raises(QuantizeError, match="has 256 numbers; the tensor takes 512"):
-        quantize(wide, None, dry_run=True, imatrix={"blk.0.ffn_up_exps.weight": np.ones(256)})
-
-
-@pytest.mark.parametrize("fill", [0.0, 1e20])
-def test_extreme_importance(tiny_path: MakeTiny, tmp_path: Path, fill: float) -> None:
-    wide = tiny_path(n_embd=256, n_ff=256, n_layer=1)
-    weights = {name: np.full_like(values, fill) for name, values in importance(wide).items()}
-    for ftype in (Ftype.IQ2_XXS, Ftype.IQ3_S, Ftype.Q4_K_M, Ftype.Q2_K):
-        done = quantize(wide, tmp_path / "small.gguf", ftype, imatrix=weights, n_threads=2)
-        assert Gguf.from_file(done.paths[0]).tensors
-
-
-def test_imatrix_files_that_are_none(wide: Path, tmp_path: Path) -> None:
-    legacy = write_legacy(tmp_path / "good.dat", importance(wide)).read_bytes()
-    broken = tmp_path / "bad.dat"
-    for content in (b"", b"\0\0\0\0", b"\xff" * 64, struct.pack("<ii", 1, 2**31 - 1), legacy[:100], legacy[:-4000]):
-        broken.write_bytes(content)
-        with pytest.raises(QuantizeError, match="importance matrix"):
-            quantize(wide, None, dry_run=True, imatrix=broken)
-    with pytest.raises(QuantizeError, match="holds no importance matrix"):
-        quantize(wide, None, dry_run=True, imatrix=wide)
-    with pytest.raises(FileNotFoundError):
-        quantize(wide, None, dry_run=True, imatrix=tmp_path / "none.dat")
-    with pytest.raises(TypeError, match="imatrix"):
-        quantize(wide, None, dry_run=True, imatrix=3)
 
 
 # --- files ---
@@ -401,13 +252,6 @@ def test_types_that_cannot_be_made(wide: Path, name: str, kind: int) -> None:
     value = {"attn_q": kind} if name == "tensor_types" else kind
     with pytest.raises(ValueError, match=f"{name}.*takes one of GgmlType"):
         quantize(wide, None, dry_run=True, **{name: value})
-
-
-@pytest.mark.parametrize("kind", [GgmlType.Q4_K, GgmlType.IQ2_XXS, GgmlType.TQ1_0, GgmlType.Q1_0])
-def test_types_that_do_not_divide_the_rows(tiny_path: MakeTiny, kind: GgmlType) -> None:
-    for name in ("output_tensor_type", "token_embedding_type"):
-        with pytest.raises(ValueError, match=rf"{name} is {kind.name}, in blocks of"):
-            quantize(tiny_path(), None, dry_run=True, **{name: kind})
 
 
 @pytest.mark.parametrize("ftype", [Ftype.GUESSED, Ftype.NVFP4, -1, 4, 99, 10**9])

@@ -35,7 +35,7 @@ LEFT_OUT = {
     "add_rpc_server": "connects to whatever it is told",
     "load_backends": "loads libraries from any folder",
     "Model.from_pretrained": "asks a hub",
-    "ThreadPool": "threads that wait by spinning, tests/context/test_architectures.py has it",
+    "ThreadPool": "threads that wait by spinning, tests/backend/test_threadpool.py has it",
 }
 
 CLASSES: dict[str, type] = {

@@ -1,36 +1,24 @@
-"""Models: loading, what they are, text and tokens, closing."""
+"""Models: loading, what they are, closing."""
 
 from __future__ import annotations
 
 import gc
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
-from hypothesis import given
-from hypothesis import strategies as st
 
 import moebind
 from conftest import CPU, SMALL
-from moebind import (
-    ClosedError,
-    Ftype,
-    Model,
-    ModelLoadError,
-    MoebindError,
-    RopeType,
-    TokenAttr,
-    VocabType,
-    lib,
-)
-from moebind.model.hyperparameters import _in_short
+from moebind import ClosedError, Device, Ftype, Model, ModelLoadError, ModelParams, MoebindError, RopeType, VocabType
 
 MakeTiny = Callable[..., Path]
 
@@ -72,18 +60,6 @@ def test_llama_cpp_is_quoted_after_a_colon(tmp_path: Path) -> None:
     path.write_bytes(b"no model")
     with pytest.raises(ModelLoadError, match=r"that this llama.cpp can read:\n  llama.cpp: gguf_init"):
         Model.load_from_file(path, CPU)
-
-
-def test_sizes_that_llama_cpp_has_no_name_for(dense: Model) -> None:
-    assert " ?B " in dense.desc
-    assert repr(dense) == f"<Model {dense.desc.replace('?B', f'{dense.n_params / 1000:.0f}K')}>"
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(7, "7"), (1234, "1.2K"), (691_500_000, "692M"), (1_000_000, "1.0M"), (235_000_000_000, "235B")]
-)
-def test_counts_in_short(count: int, text: str) -> None:
-    assert _in_short(count) == text
 
 
 @pytest.mark.parametrize("path", [3, None, b"x.gguf", ["x.gguf"]])
@@ -154,59 +130,6 @@ def test_vocab_only(tiny_path: MakeTiny) -> None:
             model.new_context()
 
 
-SIZES = "size n_params n_ctx_train n_embd n_layer n_layer_nextn n_head n_head_kv n_expert n_expert_used rope_type"
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {"n_expert": 4},
-        {"n_head_kv": 4},
-        {"arch": "deepseek", "n_expert": 4},
-        {"arch": "mamba"},
-        {"arch": "bert", "n_head_kv": 4},
-    ],
-)
-def test_vocab_only_tells_the_same_as_a_whole_model(tiny_path: MakeTiny, shape: dict[str, object]) -> None:
-    path = tiny_path(**shape)
-    names = [*SIZES.split(), "is_recurrent", "is_hybrid", "has_encoder", "has_decoder", "n_vocab", "meta"]
-    with Model.load_from_file(path, CPU) as whole, Model.load_from_file(path, CPU.with_vocab_only(True)) as words:
-        for name in names:
-            assert getattr(words, name) == getattr(whole, name), name
-        assert "vocabulary" in words.desc
-        assert words.desc in repr(words)
-
-
-def test_vocab_only_with_overrides(tiny_path: MakeTiny) -> None:
-    params = CPU.with_vocab_only(True).with_kv_override("llama.context_length", 77)
-    with Model.load_from_file(tiny_path(), params.with_kv_override("general.file_type", 7)) as model:
-        assert model.n_ctx_train == 77
-        assert model.ftype == moebind.Ftype.Q8_0
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["n_embd_inp", "n_embd_out", "n_swa", "n_cls_out", "cls_labels", "rope_freq_scale_train", "decode_start_token"],
-)
-def test_vocab_only_does_not_guess(tiny_path: MakeTiny, name: str) -> None:
-    with Model.load_from_file(tiny_path(), CPU.with_vocab_only(True)) as model:
-        with pytest.raises(moebind.MoebindError, match="vocab_only"):
-            getattr(model, name)
-    with pytest.raises(moebind.ClosedError):
-        getattr(model, name)
-
-
-def test_kv_overrides_are_applied(tiny_path: MakeTiny) -> None:
-    params = CPU.with_kv_override("llama.expert_used_count", 1).with_kv_override("general.name", "other")
-    with Model.load_from_file(tiny_path(n_expert=4), params) as model:
-        with model.new_context(SMALL) as context:
-            context.decode(moebind.Batch.get_one([1, 5, 7]))
-            one = context.get_logits_ith(-1).copy()
-    with Model.load_from_file(tiny_path(n_expert=4), CPU) as model, model.new_context(SMALL) as context:
-        context.decode(moebind.Batch.get_one([1, 5, 7]))
-        assert np.abs(context.get_logits_ith(-1) - one).max() > 0.01
-
-
 def test_a_missing_gpu_is_told_once(tiny_path: MakeTiny) -> None:
     """In a process of its own: the others may have had a device."""
     code = f"""
@@ -261,146 +184,11 @@ def test_properties(moe: Model) -> None:
     assert "llama" in repr(moe)
 
 
-def test_dense_models_have_no_experts(dense: Model) -> None:
-    assert (dense.n_expert, dense.n_expert_used) == (0, 0)
-
-
-def test_meta_is_a_mapping(moe: Model) -> None:
-    assert moe.meta["general.architecture"] == "llama"
-    assert moe.meta["llama.expert_count"] == "4"
-    assert "none" not in moe.meta
-    assert len(moe.meta) == len(list(moe.meta))
-    with pytest.raises(KeyError):
-        moe.meta["none"]
-    with pytest.raises(TypeError):
-        moe.meta["a"] = "b"  # type: ignore[index]
-
-
-def test_long_metadata_is_whole(demo: Model) -> None:
-    template = demo.meta["tokenizer.chat_template"]
-    assert len(template) > 256
-    assert template == demo.chat_template()
-
-
-def test_chat_template_that_is_not_there(moe: Model) -> None:
-    with pytest.raises(moebind.ChatTemplateError, match="no chat template"):
-        moe.chat_template()
-    with pytest.raises(moebind.ChatTemplateError, match="tool_use"):
-        moe.chat_template("tool_use")
-
-
-def test_special_tokens(moe: Model, demo: Model) -> None:
-    assert (moe.token_bos, moe.token_eos) == (1, 2)
-    assert moe.token_mask is moe.token_fim_pre is None
-    assert demo.token_eot is not None
-    assert demo.is_eog_token(demo.token_eot)
-    assert moe.is_control_token(1)
-    assert not moe.is_control_token(5)
-    assert moe.token_attr(1) is TokenAttr.CONTROL
-    assert moe.token_attr(3) is TokenAttr.BYTE
-    assert moe.token_score(7) == -7.0
-    for name in ("token_nl", "token_sep", "token_pad", "token_fim_suf", "token_fim_mid"):
-        assert getattr(demo, name) is None or 0 <= getattr(demo, name) < demo.n_vocab
-
-
-# --- text ---
-
-
-#: This vocabulary lacks the tokens for some control characters and for bytes from 0xF1.
-DEMO_TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=0x3FFFF, exclude_categories=["Cs"]) | st.just("\n"))
-
-
-@given(text=st.text().filter(lambda text: "\u2581" not in text), special=st.booleans())
-def test_any_text_makes_a_round_trip_with_sentencepiece(moe: Model, text: str, special: bool) -> None:
-    tokens = moe.str_to_token(text, add_special=special, parse_special=False)
-    assert tokens.dtype == np.int32
-    assert moe.tokens_to_str(tokens) == text
-
-
-@given(text=DEMO_TEXT, special=st.booleans())
-def test_any_text_makes_a_round_trip_with_bpe(demo: Model, text: str, special: bool) -> None:
-    tokens = demo.str_to_token(text, add_special=special, parse_special=False)
-    assert demo.tokens_to_str(tokens) == text
-
-
-@given(text=DEMO_TEXT)
-def test_pieces_make_the_text(demo: Model, text: str) -> None:
-    import codecs
-
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    tokens = demo.str_to_token(text, add_special=False, parse_special=False)
-    pieces = [demo.token_to_piece(token, decoder) for token in tokens]
-    assert "".join(pieces) + decoder.decode(b"", True) == text
-    assert b"".join(demo.token_to_bytes(token) for token in tokens) == text.encode()
-
-
-def test_special_tokens_in_text(demo: Model) -> None:
-    text = "<|im_start|>user"
-    special = demo.str_to_token(text, add_special=False)
-    plain = demo.str_to_token(text, add_special=False, parse_special=False)
-    assert special.size < plain.size
-    assert demo.tokens_to_str(special) == "user"
-    assert demo.tokens_to_str(special, special=True) == text
-    assert demo.token_to_str(special[0], special=True) == "<|im_start|>"
-    assert demo.token_to_str(special[0]) == ""
-
-
-def test_bos_is_added_on_request(moe: Model) -> None:
-    assert moe.str_to_token("a")[0] == moe.token_bos
-    assert moe.str_to_token("a", add_special=False)[0] != moe.token_bos
-
-
-def test_long_text(moe: Model) -> None:
-    text = "the cat " * 20_000
-    assert moe.tokens_to_str(moe.str_to_token(text, add_special=False)).strip() == text.strip()
-
-
-def test_tokens_goes_through_the_vocabulary(moe: Model) -> None:
-    tokens = list(moe.tokens())
-    assert [token for token, _ in tokens] == list(range(moe.n_vocab))
-    assert tokens[3 + ord("a")][1] == b"a"
-
-
-@pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])
-def test_lone_surrogates_are_refused(moe: Model, text: str) -> None:
-    with pytest.raises(ValueError, match="lone surrogate"):
-        moe.str_to_token(text)
-
-
-@pytest.mark.parametrize("text", [None, b"a", 3, ["a"]])
-def test_text_of_the_wrong_type(moe: Model, text: object) -> None:
-    with pytest.raises(TypeError, match="text"):
-        moe.str_to_token(text)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("token", [-1, len(tiny.TOKENS), 2**31, -(2**40)])
-def test_tokens_out_of_range(moe: Model, token: int) -> None:
-    for call in (
-        moe.token_to_str,
-        moe.token_to_bytes,
-        moe.token_attr,
-        moe.token_score,
-        moe.is_eog_token,
-        moe.is_control_token,
-    ):
-        with pytest.raises(ValueError, match="token is"):
-            call(token)
-    with pytest.raises(ValueError, match=r"tokens\[1\]"):
-        moe.tokens_to_str([0, token])
-
-
-@pytest.mark.parametrize("tokens", ["ab", [1.5], [[1, 2]], None])
-def test_tokens_of_the_wrong_kind(moe: Model, tokens: object) -> None:
-    with pytest.raises((TypeError, ValueError), match="tokens"):
-        moe.tokens_to_str(tokens)  # type: ignore[arg-type]
-
-
-def test_arrays_of_any_integers(moe: Model) -> None:
-    tokens = np.arange(260, 280)
-    expected = moe.tokens_to_str(tokens.tolist())
-    for array in (tokens.astype(np.uint16), tokens.astype(np.int64), np.repeat(tokens, 2)[::2], tokens[::-1][::-1]):
-        assert moe.tokens_to_str(array) == expected
-    assert moe.tokens_to_str([]) == ""
+def test_without_layers_on_devices_there_are_none(tiny_path: Callable[..., Path], device: Device) -> None:
+    with Model.load_from_file(tiny_path(n_expert=4), ModelParams(n_gpu_layers=0)) as model:
+        assert model.devices == []
+    with Model.load_from_file(tiny_path(n_expert=4), ModelParams(n_gpu_layers=1)) as model:
+        assert device.name in [each.name for each in model.devices]
 
 
 # --- closing ---
@@ -466,21 +254,15 @@ def test_memory_returns(tiny_path: MakeTiny) -> None:
     assert sizes[-1] - sizes[20] < 2**20
 
 
-def test_process_level_functions() -> None:
-    moebind.init()
-    moebind.init()
-    with pytest.raises(MoebindError, match="too late"):
-        moebind.init(moebind.NumaStrategy.DISTRIBUTE)
-    cpu = moebind.devices()[0]
-    assert cpu.type is moebind.DeviceType.CPU
-    assert 0 < cpu.memory_free <= cpu.memory_total == cpu.capacity
-    assert moebind.max_devices() == 16
-    assert moebind.supports_mmap()
-    assert moebind.supports_rpc()
-    assert isinstance(moebind.supports_mlock(), bool)
-    assert isinstance(moebind.supports_gpu_offload(), bool)
-    assert moebind.time_us() <= moebind.time_us()
-    assert "CPU" in moebind.system_info()
-    assert moebind.llama_cpp_version == bytes(moebind.ffi.string(lib.llama_version())).decode()
-    with pytest.raises(NotADirectoryError):
-        moebind.load_backends("/nowhere")
+def test_ctrl_c_during_a_load(demo_path: Path) -> None:
+    def progress(fraction: float) -> bool:
+        if not pressed:
+            pressed.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.002)
+        return True
+
+    pressed: list[bool] = []
+    with pytest.raises(KeyboardInterrupt):
+        Model.load_from_file(demo_path, CPU.with_use_mmap(False).with_progress_callback(progress))
+    Model.load_from_file(demo_path, CPU).close()

@@ -15,12 +15,13 @@ import tiny_vocab
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import CPU
 from moebind import ClosedError, Model, ModelParams, TokenAttr, TokenizeError, VocabType
 
 HERE = Path(__file__).parents[1]
 VOCAB_ONLY = ModelParams(n_gpu_layers=0, vocab_only=True)
 Load = Callable[..., Model]
+#: This vocabulary lacks the tokens for some control characters and for bytes from 0xF1.
+DEMO_TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=0x3FFFF, exclude_categories=["Cs"]) | st.just("\n"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,6 @@ def test_pieces_without_leading_spaces(moe: Model) -> None:
 
 
 # --- long texts ---
-
 RUNS = ["a", "1", " ", "\n", "!", "中", "aB", "é "]
 IN_A_CHILD = """
 import sys
@@ -144,19 +144,6 @@ def test_long_runs_with_little_stack_of_ones_own(load: Load) -> None:
     assert found == [text] * 3
 
 
-def test_regular_expressions_over_long_names() -> None:
-    """``std::regex`` recurses over what a repetition matches."""
-    code = """
-from moebind import ffi, lib
-names = [ffi.new("char[]", b"a" * 10**6 + end) for end in (b"b", b"c")]
-matches = ffi.new("bool[]", 2)
-assert lib.moebind_regex_search(b"^a*b$", names, 2, matches) == 1
-assert list(matches) == [True, False]
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 def test_numbers_that_would_take_for_ever(load: Load) -> None:
     model = load("superbpe", tiny_vocab.bpe("superbpe"))
     assert model.tokens_to_str(model.str_to_token("1" * 2000)) == "1" * 2000
@@ -200,31 +187,6 @@ def test_kinds_of_tokens(load: Load) -> None:
     assert model.token_text(end) == "<|end|>"
     assert model.token_text(0) == "Ā"
     assert model.token_to_bytes(0) == b"\0"
-
-
-def test_what_else_a_file_says(tmp_path: Path, moe: Model) -> None:
-    assert moe.n_cls_out == 1
-    assert moe.cls_labels == ()
-    assert moe.decode_start_token is None
-    assert moe.n_layer_nextn == 0
-    assert moe.rope_freq_scale_train == 1.0
-    assert moe.sampling_meta == {}
-    shape = tiny.Shape()
-    metadata = {
-        **tiny._metadata(shape),
-        "general.sampling.temp": 0.5,
-        "general.sampling.top_k": 20,
-        "llama.classifier.output_labels": ["bad", "gut ü"],
-    }
-    path = tmp_path / "a.gguf"
-    tiny._write_file(path, "llama", metadata, tiny._tensors(shape, np.random.default_rng(1)))
-    with Model.load_from_file(path, CPU) as model:
-        assert model.cls_labels == ("bad", "gut ü")
-        assert model.n_cls_out == 2
-        assert model.sampling_meta["top_k"] == "20"
-        assert float(model.sampling_meta["temp"]) == 0.5
-        with pytest.raises(TypeError):
-            model.sampling_meta["temp"] = "1"  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -273,3 +235,113 @@ def test_a_model_without_a_vocabulary(tmp_path: Path) -> None:
         ):
             with pytest.raises(TokenizeError, match="no vocabulary"):
                 use()
+
+
+# --- text and tokens ---
+
+
+def test_special_tokens(moe: Model, demo: Model) -> None:
+    assert (moe.token_bos, moe.token_eos) == (1, 2)
+    assert moe.token_mask is moe.token_fim_pre is None
+    assert demo.token_eot is not None
+    assert demo.is_eog_token(demo.token_eot)
+    assert moe.is_control_token(1)
+    assert not moe.is_control_token(5)
+    assert moe.token_attr(1) is TokenAttr.CONTROL
+    assert moe.token_attr(3) is TokenAttr.BYTE
+    assert moe.token_score(7) == -7.0
+    for name in ("token_nl", "token_sep", "token_pad", "token_fim_suf", "token_fim_mid"):
+        assert getattr(demo, name) is None or 0 <= getattr(demo, name) < demo.n_vocab
+
+
+@given(text=st.text().filter(lambda text: "\u2581" not in text), special=st.booleans())
+def test_any_text_makes_a_round_trip_with_sentencepiece(moe: Model, text: str, special: bool) -> None:
+    tokens = moe.str_to_token(text, add_special=special, parse_special=False)
+    assert tokens.dtype == np.int32
+    assert moe.tokens_to_str(tokens) == text
+
+
+@given(text=DEMO_TEXT, special=st.booleans())
+def test_any_text_makes_a_round_trip_with_bpe(demo: Model, text: str, special: bool) -> None:
+    tokens = demo.str_to_token(text, add_special=special, parse_special=False)
+    assert demo.tokens_to_str(tokens) == text
+
+
+@given(text=DEMO_TEXT)
+def test_pieces_make_the_text(demo: Model, text: str) -> None:
+    import codecs
+
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    tokens = demo.str_to_token(text, add_special=False, parse_special=False)
+    pieces = [demo.token_to_piece(token, decoder) for token in tokens]
+    assert "".join(pieces) + decoder.decode(b"", True) == text
+    assert b"".join(demo.token_to_bytes(token) for token in tokens) == text.encode()
+
+
+def test_special_tokens_in_text(demo: Model) -> None:
+    text = "<|im_start|>user"
+    special = demo.str_to_token(text, add_special=False)
+    plain = demo.str_to_token(text, add_special=False, parse_special=False)
+    assert special.size < plain.size
+    assert demo.tokens_to_str(special) == "user"
+    assert demo.tokens_to_str(special, special=True) == text
+    assert demo.token_to_str(special[0], special=True) == "<|im_start|>"
+    assert demo.token_to_str(special[0]) == ""
+
+
+def test_bos_is_added_on_request(moe: Model) -> None:
+    assert moe.str_to_token("a")[0] == moe.token_bos
+    assert moe.str_to_token("a", add_special=False)[0] != moe.token_bos
+
+
+def test_long_text(moe: Model) -> None:
+    text = "the cat " * 20_000
+    assert moe.tokens_to_str(moe.str_to_token(text, add_special=False)).strip() == text.strip()
+
+
+def test_tokens_goes_through_the_vocabulary(moe: Model) -> None:
+    tokens = list(moe.tokens())
+    assert [token for token, _ in tokens] == list(range(moe.n_vocab))
+    assert tokens[3 + ord("a")][1] == b"a"
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])
+def test_lone_surrogates_are_refused(moe: Model, text: str) -> None:
+    with pytest.raises(ValueError, match="lone surrogate"):
+        moe.str_to_token(text)
+
+
+@pytest.mark.parametrize("text", [None, b"a", 3, ["a"]])
+def test_text_of_the_wrong_type(moe: Model, text: object) -> None:
+    with pytest.raises(TypeError, match="text"):
+        moe.str_to_token(text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("token", [-1, len(tiny.TOKENS), 2**31, -(2**40)])
+def test_tokens_out_of_range(moe: Model, token: int) -> None:
+    for call in (
+        moe.token_to_str,
+        moe.token_to_bytes,
+        moe.token_attr,
+        moe.token_score,
+        moe.is_eog_token,
+        moe.is_control_token,
+    ):
+        with pytest.raises(ValueError, match="token is"):
+            call(token)
+    with pytest.raises(ValueError, match=r"tokens\[1\]"):
+        moe.tokens_to_str([0, token])
+
+
+@pytest.mark.parametrize("tokens", ["ab", [1.5], [[1, 2]], None])
+def test_tokens_of_the_wrong_kind(moe: Model, tokens: object) -> None:
+    with pytest.raises((TypeError, ValueError), match="tokens"):
+        moe.tokens_to_str(tokens)  # type: ignore[arg-type]
+
+
+def test_arrays_of_any_integers(moe: Model) -> None:
+    tokens = np.arange(260, 280)
+    expected = moe.tokens_to_str(tokens.tolist())
+    for array in (tokens.astype(np.uint16), tokens.astype(np.int64), np.repeat(tokens, 2)[::2], tokens[::-1][::-1]):
+        assert moe.tokens_to_str(array) == expected
+    assert moe.tokens_to_str([]) == ""

@@ -87,6 +87,11 @@ def test_text_of_a_failure_belongs_to_its_thread() -> None:
     assert all("fatal error" in text for text in texts)
 
 
+def test_a_text_that_is_no_utf_8_is_told_all_the_same() -> None:
+    with pytest.raises(NativeError, match="load mode: \\ufffdmap"):
+        lib.llama_load_mode_from_str(b"\xffmap")
+
+
 def test_a_failure_is_raised_once() -> None:
     with pytest.raises(NativeError):
         lib.ggml_backend_dev_get(10**6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -59,6 +60,42 @@ def test_summary(plain: subprocess.CompletedProcess[str]) -> None:
 def test_our_own_files_give_no_warnings(plain: subprocess.CompletedProcess[str]) -> None:
     warnings = re.findall(r"CMake (?:\w+ )?Warning.*? at (\S+?):\d+", plain.stderr)
     assert not [file for file in warnings if not file.startswith("vendor/llama.cpp")]
+
+
+# --- what is compiled how ---
+
+#: What computes, and the flags of a command that say where its source is.
+COMPUTING = ("ggml-base", "ggml-cpu", "ggml", "ggml-rpc", "llama")
+
+
+def flags(folder: Path) -> dict[str, set[str]]:
+    """By target: the flags of its sources, each set as one text, without what differs between two folders."""
+    found: dict[str, set[str]] = {}
+    for entry in json.loads((folder / "compile_commands.json").read_text(encoding="utf-8")):
+        target = re.search(r"CMakeFiles/([^/]+)\.dir/", entry["command"])
+        assert target is not None
+        words = entry["command"].partition(" -o ")[0].replace(str(folder), "").split(" ")
+        # CMake adds the checkout's folder for sources that it joins.
+        kept = [word for word in words if word != f"-I{ROOT}" and "CCACHE_EXTRAFILES" not in word]
+        found.setdefault(target[1], set()).add(" ".join(kept))
+    return found
+
+
+def test_what_computes_is_compiled_as_llama_cpp_has_it(plain: subprocess.CompletedProcess[str], tmp_path: Path) -> None:
+    nothing = tmp_path / "modules/CompileTime.cmake"
+    nothing.parent.mkdir()
+    nothing.touch()
+    done = configure(tmp_path / "build", "-DMOEBIND_CUDA=OFF", f"-DCMAKE_MODULE_PATH={nothing.parent}")
+    assert done.returncode == 0, done.stderr
+    folder = plain.args[plain.args.index("-B") + 1]
+    ours, theirs = flags(Path(folder)), flags(tmp_path / "build")
+    assert {name: ours[name] for name in COMPUTING} == {name: theirs[name] for name in COMPUTING}
+    assert all(" -O3 " in command for name in COMPUTING for command in ours[name])
+    # The rest is not, or this would compare nothing.
+    for name in ("llama-common", "mtmd"):
+        assert ours[name] != theirs[name]
+    # Else native/chat/template_limits.cpp is not called: tests/chat tells that as well, once it is built.
+    assert not [text for text in ours["llama-common"] if re.search("-fno-semantic-interposition|-fvisibility", text)]
 
 
 # --- CUDA ---

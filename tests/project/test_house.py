@@ -26,6 +26,15 @@ CIRCLES = [
     {"moebind.sampling.sampler", "moebind.sampling.candidates", "moebind.sampling.python"},
 ]
 
+#: Modules without a file of tests, and why. A folder's own is a docstring, or what it exports.
+UNTESTED = {
+    "moebind.__main__": "two lines, which tests/cli/test_processes.py runs",
+    "moebind._core.version": "a name, which tests/project/test_packaging.py compares",
+    "moebind.bench.placement_process": "another process, which tests/bench/test_runs.py starts",
+    "moebind.bench.texts": "texts alone",
+    "moebind.params._methods": "generated, and compared with its source by tests/params/test_params.py",
+}
+
 
 def test_the_contract_has_at_most_nine_rows_and_every_folder() -> None:
     rows = house.rows()
@@ -87,6 +96,40 @@ def test_files_are_rooms_of_one_purpose() -> None:
         pytest.skip("not a git checkout")
     code = [ROOT / name for name in listed if name.endswith((".py", ".cpp", ".h", ".cmake"))]
     assert {path.name for path in code if len(path.read_text(encoding="utf-8").splitlines()) > 500} == set()
+
+
+def files_of(module: str) -> list[Path]:
+    """Where the tests of a module may be; the second where another room has a module of the same name."""
+    *rooms, name = module.split(".")[1:]
+    folder = ROOT.joinpath("tests", *rooms)
+    return [folder / f"test_{name}.py", *(folder / f"test_{room.strip('_')}_{name}.py" for room in rooms)]
+
+
+def without_tests(modules: dict[str, Path]) -> set[str]:
+    """The modules of which no file of tests has the name."""
+    return {
+        module
+        for module, path in modules.items()
+        if path.name != "__init__.py" and not any(file.exists() for file in files_of(module))
+    }
+
+
+def test_every_module_has_its_tests_or_a_reason() -> None:
+    assert without_tests(house.modules()) == set(UNTESTED)
+
+
+def test_a_new_module_without_tests_is_found() -> None:
+    known = house.modules()
+    new = {"moebind.chat.new": house.PACKAGE / "chat/new.py", "moebind.new": house.PACKAGE / "new.py"}
+    assert without_tests({**known, **new}) - without_tests(known) == set(new)
+    # A file of this name is another room's.
+    assert without_tests({"moebind.chat.kv_cache": house.PACKAGE / "chat/kv_cache.py"}) == {"moebind.chat.kv_cache"}
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    # As pytest's own way of importing them takes, and as "which grammar?" would ask.
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
 
 
 def test_paths_in_the_design_exist() -> None:

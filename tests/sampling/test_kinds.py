@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from samplers import any_logits, softmax
 from tiny import TOKENS
 
 from moebind import Model, Sampler, SamplerError, TokenDataArray
@@ -18,11 +19,6 @@ logit_lists = st.lists(st.integers(-768, 768), min_size=2, max_size=40, unique=T
     lambda values: [value / 64 for value in values]
 )
 seeds = st.integers(0, 2**32 - 2)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits.astype(np.float64) - logits.max())
-    return weights / weights.sum()
 
 
 def apply(logits: Sequence[float], sampler: Sampler) -> TokenDataArray:
@@ -370,3 +366,73 @@ def test_any_chain_on_any_logits(
 def test_bad_arguments(dense: Model, make: Callable[[Model], Sampler], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make(dense)
+
+
+@given(any_logits, st.integers(0, 70))
+def test_top_k_keeps_the_largest(logits: list[float], k: int) -> None:
+    kept = left(logits, Sampler.top_k(k))
+    expected = sorted(np.array(logits, np.float32).tolist(), reverse=True)
+    assert sorted(kept.values(), reverse=True) == (expected[:k] if k else expected)
+
+
+@given(any_logits, st.floats(0.01, 1.0), st.integers(1, 5))
+def test_top_p_keeps_the_smallest_set_that_reaches_p(logits: list[float], p: float, min_keep: int) -> None:
+    kept = left(logits, Sampler.top_p(p, min_keep))
+    probabilities = np.sort(softmax(np.array(logits, np.float32)))[::-1]
+    cumulative = np.cumsum(probabilities)
+    needed = int(np.searchsorted(cumulative, p - 1e-5)) + 1
+    most = int(np.searchsorted(cumulative, p + 1e-5)) + 1
+    if p < 1.0:
+        assert min(max(needed, min_keep), len(logits)) <= len(kept) <= min(max(most, min_keep), len(logits))
+    else:
+        assert len(kept) == len(logits)
+
+
+@given(any_logits, st.floats(0.0, 1.0), st.integers(0, 5))
+def test_min_p_keeps_what_is_likely_enough(logits: list[float], p: float, min_keep: int) -> None:
+    kept = left(logits, Sampler.min_p(p, min_keep))
+    values = np.array(logits, np.float32)
+    if p == 0.0:
+        assert len(kept) == len(logits)
+        return
+    border = values.max() + math.log(p)
+    sure, possible = int((values > border + 1e-4).sum()), int((values > border - 1e-4).sum())
+    assert min(max(sure, min_keep), len(logits)) <= len(kept) <= min(max(possible, min_keep, 1), len(logits))
+
+
+@given(any_logits, st.floats(0.1, 5.0))
+def test_temp_divides(logits: list[float], t: float) -> None:
+    kept = left(logits, Sampler.temp(t))
+    np.testing.assert_allclose(list(kept.values()), np.array(logits, np.float32)[list(kept)] / np.float32(t), rtol=1e-5)
+
+
+@given(any_logits)
+def test_temp_zero_leaves_the_maximum(logits: list[float]) -> None:
+    kept = left(logits, Sampler.temp(0.0))
+    finite = [token for token, logit in kept.items() if math.isfinite(logit)]
+    assert [np.float32(logits[token]) for token in finite] == [np.float32(max(logits))]
+
+
+@given(any_logits, st.lists(st.integers(0, 59), max_size=30), st.floats(1.0, 2.0), st.floats(0, 2), st.floats(0, 2))
+def test_penalties(logits: list[float], history: list[int], repeat: float, freq: float, present: float) -> None:
+    last_n = 10
+    kept = left(logits, Sampler.penalties(last_n, repeat, freq, present).with_tokens(history))
+    counts = np.bincount(history[-last_n:], minlength=60)
+    for token, logit in kept.items():
+        expected = float(np.float32(logits[token]))
+        if counts[token]:
+            expected = expected * repeat if expected <= 0 else expected / repeat
+            expected -= counts[token] * freq + present
+        assert logit == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_dist_follows_the_probabilities() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
+    with Sampler.dist(7) as sampler:
+        counts = np.zeros(3)
+        for _ in range(3000):
+            candidates = TokenDataArray.from_logits(logits)
+            sampler.apply(candidates)
+            assert candidates.selected_token is not None
+            counts[candidates.selected_token] += 1
+    np.testing.assert_allclose(counts / 3000, [0.5, 0.3, 0.2], atol=0.04)

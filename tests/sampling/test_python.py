@@ -10,17 +10,10 @@ import weakref
 
 import numpy as np
 import pytest
+from samplers import LOGITS, apply
 
 from conftest import SMALL
 from moebind import Batch, ClosedError, Context, Model, Sampler, SamplerError, TokenDataArray, lib
-
-LOGITS = [1.0, 4.0, 2.0, 3.0, 0.0]
-
-
-def apply(sampler: Sampler, logits: list[float] = LOGITS) -> TokenDataArray:
-    candidates = TokenDataArray.from_logits(logits)
-    sampler.apply(candidates)
-    return candidates
 
 
 def choose_two(candidates: TokenDataArray) -> None:
@@ -330,44 +323,6 @@ def test_several_threads() -> None:
         for thread in threads:
             thread.join()
     assert candidates.selected_token == 199
-
-
-@pytest.mark.parametrize(
-    ("use", "error", "message"),
-    [
-        (lambda c: c.keep([]), ValueError, "empty"),
-        (lambda c: c.keep(np.zeros(5, bool)), ValueError, "names 0 of 5"),
-        (lambda c: c.keep(slice(9, None)), ValueError, "names 0"),
-        (lambda c: c.keep(np.ones(4, bool)), IndexError, "bool"),
-        (lambda c: c.keep([7]), IndexError, "out of bounds"),
-        (lambda c: c.keep([1.5]), TypeError, "float64"),
-        (lambda c: c.keep([[1]]), TypeError, "shape"),
-        (lambda c: c.keep([0] * 6), ValueError, "names 6 of 5"),
-        (lambda c: c.select(9), ValueError, "not among the 5"),
-        (lambda c: c.select("a"), TypeError, "token"),
-        (lambda c: setattr(c, "selected", 5), ValueError, "0 to 4"),
-        (lambda c: setattr(c, "selected", -1), ValueError, "0 to 4"),
-        (lambda c: setattr(c, "selected", True), TypeError, "integer"),
-    ],
-)
-def test_bad_edits(use, error: type[Exception], message: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(error, match=message):
-        use(TokenDataArray.from_logits(LOGITS))
-    with Sampler.from_callable(use) as sampler, pytest.raises(error, match=message):
-        apply(sampler)
-
-
-def test_keeping_follows_the_choice() -> None:
-    candidates = TokenDataArray.from_logits(LOGITS)
-    candidates.selected = 3
-    candidates.keep([4, 3, 1])
-    assert candidates.data["id"].tolist() == [4, 3, 1]
-    assert candidates.selected_token == 3
-    candidates.keep(candidates.data["logit"] > 3.5)
-    assert candidates.selected is None
-    assert candidates.sample_token_greedy() == 1
-    candidates.selected = None
-    assert candidates.selected_token is None
 
 
 def test_bad_arguments() -> None:

@@ -1,145 +1,26 @@
-"""Samplers and candidates."""
+"""Samplers, and chains of them."""
 
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from conftest import SMALL
-from moebind import Batch, ClosedError, Context, Model, Sampler, SamplerError, SamplerTimings, TokenDataArray
-from moebind.sampling.candidates import TOKEN_DATA
-
-logit_lists = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=60)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits.astype(np.float64) - logits.max())
-    return weights / weights.sum()
-
-
-def left(logits: list[float], sampler: Sampler) -> dict[int, float]:
-    """What a sampler leaves: logits by token."""
-    candidates = TokenDataArray.from_logits(np.array(logits, np.float32))
-    with sampler:
-        sampler.apply(candidates)
-    return dict(zip(candidates.data["id"].tolist(), candidates.data["logit"].tolist(), strict=True))
-
-
-@given(logit_lists)
-def test_greedy_is_argmax(logits: list[float]) -> None:
-    assert TokenDataArray.from_logits(logits).sample_token_greedy() == int(np.argmax(np.array(logits, np.float32)))
-
-
-@given(logit_lists, st.integers(0, 70))
-def test_top_k_keeps_the_largest(logits: list[float], k: int) -> None:
-    kept = left(logits, Sampler.top_k(k))
-    expected = sorted(np.array(logits, np.float32).tolist(), reverse=True)
-    assert sorted(kept.values(), reverse=True) == (expected[:k] if k else expected)
-
-
-@given(logit_lists, st.floats(0.01, 1.0), st.integers(1, 5))
-def test_top_p_keeps_the_smallest_set_that_reaches_p(logits: list[float], p: float, min_keep: int) -> None:
-    kept = left(logits, Sampler.top_p(p, min_keep))
-    probabilities = np.sort(softmax(np.array(logits, np.float32)))[::-1]
-    cumulative = np.cumsum(probabilities)
-    needed = int(np.searchsorted(cumulative, p - 1e-5)) + 1
-    most = int(np.searchsorted(cumulative, p + 1e-5)) + 1
-    if p < 1.0:
-        assert min(max(needed, min_keep), len(logits)) <= len(kept) <= min(max(most, min_keep), len(logits))
-    else:
-        assert len(kept) == len(logits)
-
-
-@given(logit_lists, st.floats(0.0, 1.0), st.integers(0, 5))
-def test_min_p_keeps_what_is_likely_enough(logits: list[float], p: float, min_keep: int) -> None:
-    kept = left(logits, Sampler.min_p(p, min_keep))
-    values = np.array(logits, np.float32)
-    if p == 0.0:
-        assert len(kept) == len(logits)
-        return
-    border = values.max() + math.log(p)
-    sure, possible = int((values > border + 1e-4).sum()), int((values > border - 1e-4).sum())
-    assert min(max(sure, min_keep), len(logits)) <= len(kept) <= min(max(possible, min_keep, 1), len(logits))
-
-
-@given(logit_lists, st.floats(0.1, 5.0))
-def test_temp_divides(logits: list[float], t: float) -> None:
-    kept = left(logits, Sampler.temp(t))
-    np.testing.assert_allclose(list(kept.values()), np.array(logits, np.float32)[list(kept)] / np.float32(t), rtol=1e-5)
-
-
-@given(logit_lists)
-def test_temp_zero_leaves_the_maximum(logits: list[float]) -> None:
-    kept = left(logits, Sampler.temp(0.0))
-    finite = [token for token, logit in kept.items() if math.isfinite(logit)]
-    assert [np.float32(logits[token]) for token in finite] == [np.float32(max(logits))]
-
-
-@given(logit_lists, st.lists(st.integers(0, 59), max_size=30), st.floats(1.0, 2.0), st.floats(0, 2), st.floats(0, 2))
-def test_penalties(logits: list[float], history: list[int], repeat: float, freq: float, present: float) -> None:
-    last_n = 10
-    kept = left(logits, Sampler.penalties(last_n, repeat, freq, present).with_tokens(history))
-    counts = np.bincount(history[-last_n:], minlength=60)
-    for token, logit in kept.items():
-        expected = float(np.float32(logits[token]))
-        if counts[token]:
-            expected = expected * repeat if expected <= 0 else expected / repeat
-            expected -= counts[token] * freq + present
-        assert logit == pytest.approx(expected, rel=1e-4, abs=1e-4)
-
-
-def test_dist_follows_the_probabilities() -> None:
-    logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
-    with Sampler.dist(7) as sampler:
-        counts = np.zeros(3)
-        for _ in range(3000):
-            candidates = TokenDataArray.from_logits(logits)
-            sampler.apply(candidates)
-            assert candidates.selected_token is not None
-            counts[candidates.selected_token] += 1
-    np.testing.assert_allclose(counts / 3000, [0.5, 0.3, 0.2], atol=0.04)
-
-
-def test_seeds_repeat() -> None:
-    logits = np.zeros(1000, np.float32)
-    chosen = [TokenDataArray.from_logits(logits).sample_token(seed) for seed in (1, 1, 2)]
-    assert chosen[0] == chosen[1] != chosen[2]
-    with Sampler.dist(5) as fixed, Sampler.greedy() as greedy:
-        assert fixed.seed == 5
-        assert greedy.seed is None
-
-
-def test_apply_does_not_copy() -> None:
-    data = np.zeros(5, TOKEN_DATA)
-    data["id"], data["logit"] = np.arange(5), [1, 2, 3, 4, 5]
-    candidates = TokenDataArray(data)
-    with Sampler.temp(2.0) as sampler:
-        candidates.apply_sampler(sampler)
-    np.testing.assert_allclose(data["logit"], [0.5, 1, 1.5, 2, 2.5])
-    candidates.data["logit"][0] = 9
-    assert data["logit"][0] == 9
-
-
-def test_candidates_are_an_array() -> None:
-    candidates = TokenDataArray([(3, 1.0, 0.0), (9, 2.0, 0.0)])
-    assert len(candidates) == 2
-    assert candidates.selected is candidates.selected_token is None
-    assert not candidates.sorted
-    with Sampler.top_k(1) as sampler:
-        assert candidates.with_sampler(sampler) is candidates
-    assert candidates.data["id"].tolist() == [9]
-    assert "1 candidates" in repr(candidates)
-    for bad in ([], np.zeros((2, 2), TOKEN_DATA)):
-        with pytest.raises(ValueError, match="shape"):
-            TokenDataArray(bad)
-    with pytest.raises(ValueError, match="shape"):
-        TokenDataArray.from_logits(np.zeros((2, 2)))
+from moebind import (
+    Batch,
+    ClosedError,
+    Context,
+    Model,
+    NativeError,
+    Sampler,
+    SamplerError,
+    SamplerTimings,
+    TokenDataArray,
+    ffi,
+    lib,
+)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +75,44 @@ def test_a_chain_owns_its_samplers() -> None:
     with twice, pytest.raises(ClosedError, match="twice"):
         Sampler.chain([twice, twice])
     assert twice.closed
+
+
+def test_a_part_stays_in_its_chain() -> None:
+    chain = Sampler.chain([Sampler.temp(0.5), Sampler.chain([Sampler.top_k(2), Sampler.greedy()])])
+    for part in (chain[0], chain[1], chain[1][0], chain.clone()[0]):
+        loose = Sampler.min_p(0.1)
+        with pytest.raises(ClosedError, match=r"belongs to a chain already: put its clone\(\)"):
+            Sampler.chain([loose, part])
+        assert loose.name == "min-p"  # nobody took it
+        # The native side refuses as well: it knows who owns what.
+        with Sampler.chain([]) as other, pytest.raises(NativeError, match="a part of what somebody else owns"):
+            lib.moebind_chain_add(other.native, part.native)
+    with Sampler.chain([chain[1].clone()]) as copy:
+        chain.close()
+        assert TokenDataArray.from_logits([1.0, 3.0]).with_sampler(copy).selected_token == 1
+
+
+def test_only_chains_take_samplers() -> None:
+    with Sampler.greedy() as sampler, Sampler.chain([]) as chain:
+        for taker in (sampler, chain):
+            with pytest.raises(NativeError, match="only a chain"):
+                lib.moebind_chain_add(taker.native, taker.native)
+        with pytest.raises(NativeError, match="only a chain"):
+            lib.moebind_chain_add(sampler.native, chain.native)
+
+
+def test_a_pointer_of_a_part_keeps_its_chain(moe: Model) -> None:
+    grammar = Sampler.grammar(moe, 'root ::= "a"', "root")
+    pointer = grammar.native
+    chain = Sampler.chain([grammar, Sampler.greedy()])
+    of_chain, of_part = chain.native, chain[0].native
+    alive = lib.moebind_owned_alive()
+    chain.close()
+    del chain, grammar, of_chain, of_part
+    gc.collect()
+    assert ffi.string(lib.llama_sampler_name(pointer)) == b"grammar"
+    del pointer
+    assert lib.moebind_owned_alive() == alive - 2  # the chain and the grammar
 
 
 def test_chains_in_chains() -> None:

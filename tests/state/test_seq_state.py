@@ -28,13 +28,6 @@ from moebind import (
 MakeTiny = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def other(tiny_path: MakeTiny) -> Iterator[Model]:
-    """Of the same shape, with the same metadata, and other weights."""
-    with Model.load_from_file(tiny_path(n_expert=4, seed=2), CPU) as model:
-        yield model
-
-
 def test_a_sequence_becomes_another(moe: Model) -> None:
     with moe.new_context(SEVERAL) as context:
         fill(context)

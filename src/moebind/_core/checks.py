@@ -51,6 +51,8 @@ def number(name: str, value: float, low: float = -math.inf, high: float = math.i
         result = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a number") from None
+    except OverflowError:
+        raise ValueError(f"{name} is too large for a float; it takes a finite number") from None
     if not math.isfinite(result):
         raise ValueError(f"{name} is {result}; it takes a finite number")
     if not low <= result <= high:

@@ -1,4 +1,4 @@
-"""Locks and imports in the child of a fork, which would wait for ever for threads that only its parent has.
+"""Locks in the child of a fork, which would wait for ever for threads that only its parent has.
 
 A fork copies the memory of the process, with its locks as they are, but of its threads only the one that forks. What
 another thread has locked at that moment stays locked in the child, unless somebody sees to it:
@@ -7,14 +7,13 @@ another thread has locked at that moment stays locked in the child, unless someb
   (``src/moebind/_core/owner.py``).
 - Those that guard something of the process's, which must be whole in the child, are taken for the fork: the list of
   devices, the log, a few of llama.cpp's and of ``native/`` (``native/core/fork.cpp``).
-- What another thread was importing counts as failed: the child imports it again. Python itself would wait for that
-  thread, and many a call imports something the first time (``numpy.unique``, for one, ``numpy.ma``).
+
+What Python has locked stays so, such as a module that another thread is importing.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -27,8 +26,6 @@ Lock = TypeVar("Lock")
 
 #: Locks that the child has to make new. They know ``_is_owned`` and ``_at_fork_reinit``, as those of ``threading`` do.
 _locks: WeakSet[Any] = WeakSet()
-#: Packages that moebind's calls may import from. A program's own modules are not begun twice, whatever it costs.
-_PACKAGES = frozenset({"moebind", "numpy", *sys.stdlib_module_names})
 
 
 def new_in_child(lock: Lock) -> Lock:
@@ -39,15 +36,16 @@ def new_in_child(lock: Lock) -> Lock:
 
 def held_during_fork(lock: threading.RLock, at_most: float = -1) -> threading.RLock:
     """Have a fork wait until nobody else holds a lock, but not for more than so many seconds (-1: for ever)."""
-    held: list[bool] = []
+    forking = threading.local()  # several threads may fork at once, and not all of them get it in time
+
+    def acquire() -> None:
+        forking.holds = lock.acquire(timeout=at_most)
 
     def release() -> None:
-        if held.pop():
+        if forking.holds:
             lock.release()
 
-    os.register_at_fork(
-        before=lambda: held.append(lock.acquire(timeout=at_most)), after_in_parent=release, after_in_child=release
-    )
+    os.register_at_fork(before=acquire, after_in_parent=release, after_in_child=release)
     return new_in_child(lock)
 
 
@@ -57,23 +55,8 @@ def _renew_locks() -> None:
             lock._at_fork_reinit()
 
 
-def _forget_imports() -> None:
-    """Take back the imports of threads that are not there, as Python does with an import that fails."""
-    locks = getattr(sys.modules["_frozen_importlib"], "_module_locks", {})
-    me = threading.get_ident()
-    for name, reference in list(locks.items()):
-        lock = reference()
-        if lock is None or lock.owner == me or name.partition(".")[0] not in _PACKAGES:
-            continue
-        locks.pop(name, None)
-        specification = getattr(sys.modules.get(name), "__spec__", None)
-        if getattr(specification, "_initializing", False):
-            del sys.modules[name]
-
-
 def _in_child() -> None:
     lib.moebind_after_fork(True)
-    _forget_imports()
     _renew_locks()
 
 

@@ -7,14 +7,13 @@ stand below the room ``model/``.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from moebind._core.native import CData, lib, text_from
 from moebind._core.owner import Owner
-from moebind.errors import TokenizeError
+from moebind.errors import ClosedError, TokenizeError
 
 if TYPE_CHECKING:
     from weakref import WeakSet
@@ -39,9 +38,6 @@ class ModelBase(Owner):
     _meta_overrides: Mapping[str, bool | int | float | str]
     #: Why it has no weights to compute with, ``"vocab_only"`` or ``"no_alloc"``; None: it has them.
     _without_weights: str | None
-    #: A model lists its adapters, and its contexts read the list when they make graphs: one thread at a time.
-    #: Reentrant, since an adapter may be collected in the thread that holds it.
-    _listing: threading.RLock
     #: RPC servers that hold parts of it.
     _servers: tuple[str, ...]
     #: Contexts and adapters.
@@ -50,6 +46,20 @@ class ModelBase(Owner):
     def _leave_to_parent(self) -> None:
         self._vocab = None
         super()._leave_to_parent()
+
+    def _add_child(self, child: Owner) -> None:
+        """Have a context or an adapter closed with the model; at once, if another thread has closed it meanwhile.
+
+        Raises
+        ------
+        ClosedError
+        """
+        self._children.add(child)
+        try:
+            self._open()
+        except ClosedError:
+            child.close()
+            raise
 
     def _open_vocab(self) -> CData:
         """The native vocabulary, of whatever kind.

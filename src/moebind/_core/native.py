@@ -16,12 +16,18 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
+import weakref
+from operator import is_
+from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
 
 from moebind._libllama import ffi, lib
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import TypeAlias
 
@@ -31,23 +37,61 @@ T = TypeVar("T")
 #: A pointer or struct of cffi's. It has no static type.
 CData: TypeAlias = "Any"
 
-__all__ = ["LIBRARIES", "CData", "Hooks", "decoded", "ffi", "frees_nothing", "lib", "own", "read_log", "text_from"]
+__all__ = [
+    "LIBRARIES",
+    "CData",
+    "Clones",
+    "Hooks",
+    "clones",
+    "decoded",
+    "ffi",
+    "keeping",
+    "lib",
+    "own",
+    "read_log",
+    "text_from",
+]
 
 
-def own(pointer: CData, free: Callable[[CData], object], *keep: object) -> CData:
-    """Have ``free(pointer)`` called once nobody holds the result any more.
+def own(make: Callable[..., CData], *arguments: object, holds: Iterable[CData] = ()) -> CData:
+    """Have something made that is freed once nobody holds it any more, nor what holds it in turn.
 
-    ``keep`` lives until after that: a context keeps its model, whatever order Python collects them in.
+    Parameters
+    ----------
+    make
+        One of the ``lib.own_...``, of which there is one for each function that makes something
+        (``native/bind/guards.py``). Their results are owned before they return, whatever a signal handler raises then.
+    arguments
+        Those of the function itself.
+    holds
+        Owned pointers to what it points to and uses until it is freed, such as the model of a context. They are held by
+        ``native/core/owned.cpp``, so that Python may collect its objects in any order.
     """
+    owned = ffi.gc(ffi.new("struct moebind_owned **"), lib.moebind_owned_release)
+    for each in holds:
+        lib.moebind_owned_holds(owned, each)
+    pointer = make(owned, *arguments)
+    return part_of(owned, pointer) if pointer else pointer
 
-    def release(freed: CData, _keep: tuple[object, ...] = keep) -> None:
-        free(freed)
 
-    return ffi.gc(pointer, release)
+def part_of(owner: CData, pointer: CData) -> CData:
+    """A pointer to what an owner has, or to a part of it, which keeps the owner.
+
+    The garbage collector finalizes the objects of a cycle in any order, cffi's included, and finalizers that are yet to
+    run may still use the pointer. So the collector must not get at the owner: it does not see what an array of numpy's
+    holds. An owner must therefore hold nothing that could refer to the pointer.
+    """
+    memory = np.frombuffer(ffi.buffer(keeping(pointer, owner), 1), np.uint8)
+    return ffi.from_buffer(ffi.typeof(pointer), memory)
 
 
-def frees_nothing(pointer: CData) -> None:
-    """The ``free`` of :func:`own` for a pointer into memory of another object, which the pointer only keeps alive."""
+def keeping(pointer: CData, *kept: object) -> CData:
+    """Where a pointer points to, as ``char *`` that keeps these objects: for arrays, whose memory is then theirs.
+
+    The destructor does nothing, and is of a type from which the garbage collector takes nothing away: a function's
+    defaults would be cleared.
+    """
+    return ffi.gc(ffi.cast("char *", pointer), MethodType(is_, kept))
 
 
 def decoded(text: CData) -> str:
@@ -94,8 +138,28 @@ class Hooks:
         self.stopped = False
         called = (lib.MOEBIND_HOOK_PROGRESS if progress else 0) | (lib.MOEBIND_HOOK_ABORT if abort else 0)
         called |= lib.MOEBIND_HOOK_EVAL if eval else 0
-        self._handle = ffi.new_handle(self)
-        self.pointer = own(lib.moebind_hooks_new(called, self._handle), lib.moebind_hooks_free, self._handle)
+        handle = handle_of(self)
+        #: What a context holds natively. It may outlive this object, and then calls nobody.
+        self.pointer = own(
+            lib.own_moebind_hooks_new, called, handle, holds=[own(lib.own_moebind_reference, id(handle))]
+        )
+
+
+def handle_of(called: object) -> CData:
+    """The handle of an object that C++ has called.
+
+    It does not keep the object, which may refer to what is called for: only Python's own references do, and the
+    collector sees those. The C++ side keeps the handle, by a reference to it.
+    """
+    return ffi.new_handle(weakref.ref(called))
+
+
+def _called(handle: CData) -> Any:
+    """The object of a handle."""
+    called = ffi.from_handle(handle)()
+    if called is None:
+        raise ReferenceError("the function to be called is no longer there: keep the object that it was given to")
+    return called
 
 
 def _callback(error: bool | None) -> Callable[[Callable[..., T]], Callable[..., T]]:
@@ -106,19 +170,19 @@ def _callback(error: bool | None) -> Callable[[Callable[..., T]], Callable[..., 
 
 @_callback(error=False)
 def moebind_on_progress(fraction: float, handle: CData) -> bool:
-    hooks = ffi.from_handle(handle)
+    hooks = _called(handle)
     hooks.stopped = hooks.progress(fraction) is False
     return not hooks.stopped
 
 
 @_callback(error=True)
 def moebind_on_abort(handle: CData) -> bool:
-    return bool(ffi.from_handle(handle).abort())
+    return bool(_called(handle).abort())
 
 
 @_callback(error=False)
 def moebind_on_eval(tensor: CData, ask: bool, handle: CData) -> bool:
-    return bool(ffi.from_handle(handle).eval(tensor, ask))
+    return bool(_called(handle).eval(tensor, ask))
 
 
 def _discard(level: int, line: str) -> None:
@@ -142,27 +206,41 @@ def moebind_on_log(level: int, text: CData) -> None:
 
 @_callback(error=False)
 def moebind_on_sampler_apply(candidates: CData, handle: CData) -> bool:
-    ffi.from_handle(handle).apply(candidates)
+    _called(handle).apply(candidates)
     return True
 
 
 @_callback(error=False)
 def moebind_on_sampler_accept(token: int, handle: CData) -> bool:
-    ffi.from_handle(handle).accept(token)
+    _called(handle).accept(token)
     return True
 
 
 @_callback(error=False)
 def moebind_on_sampler_reset(handle: CData) -> bool:
-    ffi.from_handle(handle).reset()
+    _called(handle).reset()
     return True
+
+
+class Clones(threading.local):
+    """Copies of samplers in Python that this thread is making, for whoever keeps them."""
+
+    kept: list[object] | None = None
+
+
+clones = Clones()
 
 
 @_callback(error=False)
 def moebind_on_sampler_clone(handle: CData, object: CData, copy: CData) -> bool:
-    clone = ffi.from_handle(handle).clone()
-    lib.moebind_reference(id(clone))
-    object[0], copy[0] = id(clone), clone.handle
+    clone = _called(handle).clone()
+    if clones.kept is None:  # llama_sampler_clone, called by somebody else: nobody but the native sampler keeps it
+        made = ffi.new_handle(lambda: clone)
+    else:
+        clones.kept.append(clone)
+        made = handle_of(clone)
+    lib.moebind_reference(id(made))
+    object[0], copy[0] = id(made), made
     return True
 
 

@@ -12,12 +12,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 from weakref import WeakSet
 
 from moebind._core.fork import new_in_child
-from moebind._core.native import CData, ffi
+from moebind._core.native import CData
 from moebind.errors import ClosedError
 
 if TYPE_CHECKING:
@@ -68,8 +67,8 @@ class OfThisProcess:
 class Owner(OfThisProcess):
     """An object that owns one native thing: closed until it has it, and again after ``close()``.
 
-    The pointer is a cffi object that frees what it points to when nobody holds it any more. ``close()`` lets go of it;
-    numpy views and children hold it too, so that memory is never freed under somebody's hands.
+    The pointer is a cffi object; what it points to is freed when nobody holds it any more. ``close()`` lets go of it;
+    numpy views hold it too, and children do so natively, so that memory is never freed under somebody's hands.
     """
 
     def __new__(cls, *_arguments: object, **_keywords: object) -> Self:
@@ -94,7 +93,7 @@ class Owner(OfThisProcess):
 
     @property
     def native(self) -> CData:
-        """The pointer for functions of ``moebind.lib``. It keeps the memory for as long as you hold it.
+        """The pointer for functions of ``moebind.lib``. It keeps the memory, but no callbacks, while you hold it.
 
         Calls with it are guarded, but unlike this object's own calls they are neither checked nor serialised.
         """
@@ -114,10 +113,8 @@ class Owner(OfThisProcess):
         return pointer
 
     def _leave_to_parent(self) -> None:
-        """Close without freeing: for the child of a fork."""
+        """Close, in the child of a fork, which frees nothing of its parent's (``native/core/owned.cpp``)."""
         if self._pointer is not None:
-            with suppress(TypeError):  # a sampler in a chain has no destructor of its own
-                ffi.gc(self._pointer, None)
             self._pointer = None
             self._why_closed = "it belongs to the process that this one was forked from; make one here"
 

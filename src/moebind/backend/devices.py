@@ -39,8 +39,8 @@ _left_to_parent = 0
 capacities: dict[str, int] = {}
 #: Models by the names of the devices that hold them, for a device that goes away.
 users: dict[str, WeakSet[Owner]] = {}
-#: Objects that keep a device there, by its name. The memory of models on it holds them, so that it is freed first.
-leases: dict[str, object] = {}
+#: Owned pointers that keep a device there, by its name. Models on it hold them natively, so that they are freed first.
+leases: dict[str, CData] = {}
 
 
 @dataclass(frozen=True)

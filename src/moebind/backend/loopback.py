@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
+import select
 import subprocess
 import sys
 import tempfile
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import SupportsIndex
 from weakref import WeakSet
 
 from moebind._core import checks
+from moebind._core.native import lib, own
 from moebind._core.owner import close_all
 from moebind.backend.devices import Device, capacities, describe, leases, native_devices, users
 from moebind.backend.rpc_servers import add_rpc_server, forget_server
@@ -26,8 +26,8 @@ __all__ = ["loopback_device"]
 START_TIMEOUT = 30.0
 #: The worker finds moebind where this process did, whatever lies in the current folder.
 _WORKER = (
-    "import sys; port, n_threads, *sys.path[:] = sys.argv[1:]; "
-    "from moebind.backend.rpc_worker import serve_parent; serve_parent(int(port), int(n_threads))"
+    "import sys; report, n_threads, *sys.path[:] = sys.argv[1:]; "
+    "from moebind.backend.rpc_worker import serve_parent; serve_parent(int(report), int(n_threads))"
 )
 #: Ports that were used by this process: libllama would take a new worker for the old one.
 _used_ports: set[int] = set()
@@ -35,42 +35,48 @@ _used_ports: set[int] = set()
 worker_pids: dict[str, int] = {}
 
 
-def _free_port() -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _used_ports:
-            _used_ports.add(port)
-            return port
-
-
 def _start(n_threads: int) -> tuple[subprocess.Popen[bytes], list[Device], str]:
-    port = _free_port()
-    endpoint = f"127.0.0.1:{port}"
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(port), str(n_threads), *sys.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-            start_new_session=True,
-        )
-        give_up = time.monotonic() + START_TIMEOUT
-        while True:
-            try:
+    while True:
+        process, port = _worker(n_threads)
+        try:
+            if port not in _used_ports:
+                _used_ports.add(port)
+                endpoint = f"127.0.0.1:{port}"
                 return process, add_rpc_server(endpoint), endpoint
-            except MoebindError as error:
-                if process.poll() is not None or time.monotonic() > give_up:
-                    _stop(process)
-                    said.seek(0)
-                    last = said.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-                    reason = last[0] if last else str(error)
-                    raise MoebindError(f"the worker process could not be started: {reason}") from error
-                time.sleep(0.02)
-            except BaseException:
-                _stop(process)
-                raise
+        except BaseException:
+            _stop(process)
+            raise
+        _stop(process)
+
+
+def _worker(n_threads: int) -> tuple[subprocess.Popen[bytes], int]:
+    """A process that serves, and the port that it listens on: nobody else can have that one."""
+    port, report = os.pipe()
+    with tempfile.TemporaryFile() as said, open(port, "rb") as told:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _WORKER, str(report), str(n_threads), *sys.path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                pass_fds=[report],
+                start_new_session=True,
+            )
+        finally:
+            os.close(report)
+        try:
+            selected = select.select([told], [], [], START_TIMEOUT)
+            line = told.readline() if selected[0] else b""
+            if line:
+                return process, int(line)
+        except BaseException:
+            _stop(process)
+            raise
+        _stop(process)
+        said.seek(0)
+        last = said.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+        reason = last[0] if last else f"it did not begin to serve within {START_TIMEOUT:.0f} s"
+        raise MoebindError(f"the worker process could not be started: {reason}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -126,7 +132,9 @@ def loopback_device(memory: SupportsIndex | None = None, n_threads: SupportsInde
     capacity = None if memory is None else checks.integer("memory", memory, 1, 2**63 - 1)
     process, found, endpoint = _start(checks.integer("n_threads", n_threads, 1, checks.THREADS_MAX))
     name = found[0].name
-    leases[name] = _Lease(process)
+    lease = _Lease(process)
+    leases[name] = own(lib.own_moebind_reference, id(lease))
+    del lease  # it is what it is held by natively that counts
     try:
         if capacity is not None:
             capacities[name] = capacity

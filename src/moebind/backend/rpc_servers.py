@@ -21,7 +21,9 @@ from moebind.errors import MoebindError, NativeError, RpcServerError
 __all__ = ["add_rpc_server", "remove_rpc_server"]
 
 #: Seconds that a server has to take a connection and to answer its first message.
-RPC_TIMEOUT = 5.0
+CONNECT_TIMEOUT = 5.0
+#: Seconds that it may be silent later, unless ``add_rpc_server`` says so; native/replaced/rpc_connections.cpp waits.
+SILENCE_TIMEOUT = 300.0
 #: Servers whose devices are listed; and those whose connections belong to the process that this one was forked from.
 _endpoints: set[str] = set()
 _parents_endpoints: set[str] = set()
@@ -161,7 +163,7 @@ def _normalised(endpoint: str) -> str:
     return f"{match[1]}:{int(match[2])}"
 
 
-def add_rpc_server(endpoint: str, timeout: float | None = 300.0) -> list[Device]:
+def add_rpc_server(endpoint: str, timeout: float | None = SILENCE_TIMEOUT) -> list[Device]:
     """Make the devices of an RPC server usable.
 
     llama.cpp's RPC protocol has no authentication and no encryption: use it on networks that you trust. If a server is
@@ -200,7 +202,7 @@ def add_rpc_server(endpoint: str, timeout: float | None = 300.0) -> list[Device]
             "use that connection: use another server, or start a process instead of forking one"
         )
     with lock:
-        lib.moebind_rpc_timeouts(endpoint.encode(), round(1000 * RPC_TIMEOUT), round(1000 * seconds))
+        lib.moebind_rpc_timeouts(endpoint.encode(), round(1000 * CONNECT_TIMEOUT), round(1000 * seconds))
         if not lib.moebind_rpc_forget(endpoint.encode()):
             check([endpoint])
         _reach(endpoint)

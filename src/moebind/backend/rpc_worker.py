@@ -54,12 +54,16 @@ def serve(host: str, port: int, n_threads: int, devices: Sequence[CData], cache:
     lib.ggml_backend_rpc_start_server(f"{host}:{port}".encode(), folder, n_threads, len(served), served)
 
 
-def serve_parent(port: int, n_threads: int) -> None:
-    """Serve this machine's processor until standard input ends. ``loopback_device`` starts this."""
+def serve_parent(report: int, n_threads: int) -> None:
+    """Serve this machine's processor until standard input ends. ``loopback_device`` starts this.
+
+    The system chooses the port, which is written to the file ``report`` once it is listened on.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
     threading.Thread(target=_end_with_input, daemon=True).start()
-    serve("127.0.0.1", port, n_threads, _of_type(DeviceType.CPU))
-    sys.exit(f"port {port} cannot be served")
+    lib.moebind_rpc_report_port(report)
+    serve("127.0.0.1", 0, n_threads, _of_type(DeviceType.CPU))
+    sys.exit("no port can be served")
 
 
 def _end_with_input() -> None:

@@ -66,12 +66,12 @@ class ThreadPool(Owner):
             if number not in usable:
                 raise ValueError(f"cpus has {number}; this process may use {', '.join(map(str, sorted(usable)))}")
             native.cpumask[number] = True
-        pointer = lib.ggml_threadpool_new(native)
+        pointer = own(lib.own_ggml_threadpool_new, native)
         if not pointer:
             raise MoebindError(f"a pool of {count} threads could not be started")
         self._n_threads = count
         self._lock = CallLock()
-        self._pointer = own(pointer, lib.ggml_threadpool_free)
+        self._pointer = pointer
 
     @property
     def n_threads(self) -> int:

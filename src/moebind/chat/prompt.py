@@ -185,7 +185,7 @@ class ChatPrompt:
             "generation_prompt": self.generation_prompt,
             "reasoning_format": self.reasoning_format,
         }
-        found = exchange(request, lib.moebind_chat_parse)
+        found = exchange(request, lib.own_moebind_chat_parse)
         calls: list[ToolCall] = [
             {
                 "id": call["id"] or self._call_id(index),
@@ -215,7 +215,7 @@ def exchange(request: Mapping[str, object], function: Any, *arguments: CData) ->
     """Send JSON to native/chat/chat.cpp, and read its answer."""
     encoded = json.dumps(request, ensure_ascii=False, allow_nan=False).encode()
     try:
-        answer = own(function(*arguments, encoded, len(encoded)), lib.moebind_text_free)
+        answer = own(function, *arguments, encoded, len(encoded))
     except NativeError as error:
         raise ChatTemplateError(clean_message(error.message)) from None
     return json.loads(bytes(ffi.buffer(lib.moebind_text_data(answer), lib.moebind_text_size(answer))))

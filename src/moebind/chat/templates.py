@@ -327,10 +327,9 @@ class ChatTemplates(ModelBase):
             if len(encoded) > TEMPLATE_BYTES_MAX:
                 raise ChatTemplateError(f"the template has {len(encoded)} bytes; at most {TEMPLATE_BYTES_MAX} are read")
             try:
-                pointer = lib.moebind_chat_templates_new(model, encoded, len(encoded))
+                ready = own(lib.own_moebind_chat_templates_new, model, encoded, len(encoded), holds=[model])
             except NativeError as error:
                 raise ChatTemplateError(f"the chat template is wrong: {clean_message(error.message)}") from None
-            ready = own(pointer, lib.moebind_chat_templates_free)
         kept[source] = ready
         self._ready = dict(list(kept.items())[-_READY_MAX:])
         return ready
@@ -360,7 +359,7 @@ class ChatTemplates(ModelBase):
 
 def _rendered(template: CData, request: Mapping[str, object]) -> ChatPrompt:
     try:
-        found = exchange(request, lib.moebind_chat_apply, template)
+        found = exchange(request, lib.own_moebind_chat_apply, template)
     except ChatTemplateError:
         # A call that was cut off is kept as text where the template can hold text.
         messages = copy.deepcopy(cast("list[dict[str, object]]", request["messages"]))
@@ -370,7 +369,7 @@ def _rendered(template: CData, request: Mapping[str, object]) -> ChatPrompt:
         for _, function in broken:
             function["arguments"] = json.dumps(function["arguments"])
         try:
-            found = exchange({**request, "messages": messages}, lib.moebind_chat_apply, template)
+            found = exchange({**request, "messages": messages}, lib.own_moebind_chat_apply, template)
         except ChatTemplateError as error:
             raise ChatTemplateError(
                 f"{broken[0][0]}'s arguments are no JSON (was the reply cut off?), and this template cannot write them "

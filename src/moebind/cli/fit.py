@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from moebind.cli import options as o
-from moebind.cli.command_line import as_options
 from moebind.cli.output import show, show_json
 from moebind.cli.plan import Devices
+from moebind.cli.written_options import as_options
 from moebind.params.params import ContextParams
 from moebind.params.serialize import carried
 from moebind.placement.fit import fit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
@@ -31,15 +30,8 @@ class Adapters(ContextBase):
     """
 
     _model: Hyperparameters
-    #: The adapters in use, which they outlive.
+    #: The adapters in use. The native context holds them.
     _loras: tuple[tuple[CData, float], ...] = ()
-
-    def _leave_to_parent(self) -> None:
-        for pointer, _ in self._loras:  # some may be closed, and held by nobody else
-            with suppress(TypeError):  # several contexts may have one
-                ffi.gc(pointer, None)
-        self._loras = ()
-        super()._leave_to_parent()
 
     def set_lora_adapters(self, adapters: Mapping[LoraAdapter, float]) -> None:
         """Use these LoRA adapters, and no others.
@@ -83,19 +75,24 @@ class Adapters(ContextBase):
             return
         self._history.clear()
         lib.moebind_log_forget()
+        for pointer, _ in wanted:
+            lib.moebind_hold(native, pointer)
         try:
             self._set(native, wanted)
         except NativeError as error:
             self._set(native, self._loras)
+            for pointer, _ in wanted:
+                lib.moebind_let_go(native, pointer)
             raise LoraError(f"the adapters cannot be used: {error.message}{log.recent_lines(3)}") from error
-        self._loras = wanted
+        before, self._loras = self._loras, wanted
+        for pointer, _ in before:
+            lib.moebind_let_go(native, pointer)
 
     def _set(self, native: CData, wanted: tuple[tuple[CData, float], ...]) -> None:
         pointers = ffi.new("struct llama_adapter_lora *[]", [pointer for pointer, _ in wanted])
         scales = ffi.new("float[]", [scale for _, scale in wanted])
         lib.llama_set_adapters_lora(native, pointers, len(wanted), scales)
-        with self._model._listing:
-            lib.moebind_reserve(native)
+        lib.moebind_reserve(native)
 
     def set_control_vector(
         self, data: ArrayLike | None, *, il_start: SupportsIndex = 1, il_end: SupportsIndex | None = None
@@ -137,8 +134,7 @@ class Adapters(ContextBase):
             pointer = ffi.from_buffer("float[]", values) if data is not None else ffi.NULL
             if lib.llama_set_adapter_cvec(native, pointer, values.size, n_embd, first, last) != 0:
                 raise MoebindError(f"llama.cpp did not take the control vector{log.recent_lines(3)}")
-            with self._model._listing:
-                lib.moebind_reserve(native)
+            lib.moebind_reserve(native)
 
 
 def _vectors(data: ArrayLike, n_layer: int, n_embd: int) -> NDArray[np.float32]:

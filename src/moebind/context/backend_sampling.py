@@ -56,6 +56,8 @@ def check_chain(chain: Sampler, n_outputs: int, n_vocab: int) -> None:
         raise TypeError(f"sampler is {chain!r}; it takes a chain of samplers")
     if not lib.llama_sampler_chain_get(chain._open(), -1):
         raise SamplerError(f"{chain!r} is not a chain: put it into one, Sampler.chain([...])")
+    if chain._is_part:
+        raise SamplerError(f"{chain!r} belongs to another chain: attach that one, or a clone() of this one")
     if chain._attached:
         raise SamplerError(
             f"{chain!r} is, or was, attached to a context, which a chain can be once: attach its clone()"
@@ -136,7 +138,7 @@ def _leaves_one(part: Sampler) -> bool:
     """Whether it leaves the likeliest candidate only, as a temperature of 0 does."""
     two = ffi.new("llama_token_data[]", [(0, 0.0, 0.0), (1, 1.0, 0.0)])
     array = ffi.new("llama_token_data_array *", {"data": two, "size": 2, "selected": -1})
-    copy = own(lib.llama_sampler_clone(part._open()), lib.llama_sampler_free)
+    copy = own(lib.own_llama_sampler_clone, part._open())
     lib.llama_sampler_apply(copy, array)
     return bool(two[0].logit == -math.inf)
 
@@ -146,7 +148,7 @@ class BackendSampling(Outputs):
 
     #: The most outputs that one sequence has in a batch.
     _n_outputs_max_per_seq: int
-    #: The pointers that libllama has, so that they live as long as the native context does.
+    #: The pointers of those chains, which may be closed since. The native context holds them.
     _attached_pointers: dict[int, CData]
 
     def set_sampler(self, seq_id: SupportsIndex, chain: Sampler | None) -> bool:
@@ -189,23 +191,30 @@ class BackendSampling(Outputs):
         with self._exclusive() as native:
             check_chain(chain, self._n_outputs_max_per_seq, self._model._n_vocab)
             with chain._lock.held():
-                accepted = bool(lib.llama_set_sampler(native, seq, chain._open()))
+                pointer = chain._open()
+                lib.moebind_hold(native, pointer)
+                accepted = bool(lib.llama_set_sampler(native, seq, pointer))
             self._detach(native, seq)
             if accepted:
-                self._attach(seq, chain)
+                self._attach(seq, chain, pointer)
+            else:
+                lib.moebind_let_go(native, pointer)
             return accepted
 
-    def _attach(self, seq: int, chain: Sampler) -> None:
+    def _attach(self, seq: int, chain: Sampler, pointer: CData) -> None:
+        """Note that a chain runs, which the native context holds already."""
         chain._attach(self._model._n_vocab)
         self._attached[seq] = chain
-        self._attached_pointers[seq] = chain._open()
+        self._attached_pointers[seq] = pointer
         self._update_extra_locks()
 
     def _detach(self, native: CData, seq: int) -> None:
         """Forget what a sequence had. Outputs that libllama had for it are laid out anew by the next decode."""
         self._attached.pop(seq, None)
         lib.llama_synchronize(native)  # nothing of it is being computed
-        self._attached_pointers.pop(seq, None)
+        held = self._attached_pointers.pop(seq, None)
+        if held is not None:
+            lib.moebind_let_go(native, held)
         self._forget_outputs()
         self._outputs_reserved = 0
         self._update_extra_locks()

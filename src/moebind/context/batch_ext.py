@@ -60,7 +60,7 @@ class BatchExt(Owner):
             self._n_positions = _SECTIONS.get(RopeType(lib.llama_model_rope_type(model._open())), 1)
             self._lock = CallLock()
             self._forget()
-            self._pointer = own(lib.llama_batch_ext_init(native), lib.llama_batch_ext_free, native)
+            self._pointer = own(lib.own_llama_batch_ext_init, native, holds=[native])
 
     def _forget(self) -> None:
         self._pos: list[int] = []

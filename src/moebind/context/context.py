@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks, log
-from moebind._core.native import CData, Hooks, ffi, lib, own
+from moebind._core.native import Hooks, ffi, lib, own
 from moebind._core.owner import CallLock
 from moebind.backend import rpc_servers
 from moebind.backend.breakdown import MemoryBreakdown, read_breakdown
@@ -16,7 +16,7 @@ from moebind.backend.timings import Timings, read_timings
 from moebind.context.adapters import Adapters
 from moebind.context.backend_sampling import BackendSampling, checked_chains, outputs_per_sequence
 from moebind.context.conversation import Conversation
-from moebind.context.creation import native_context_params, pooling_problem
+from moebind.context.creation import check_memory, native_context_params, pooling_problem
 from moebind.context.generate_many import BatchedGeneration
 from moebind.enums import ContextType, GgmlType
 from moebind.errors import ContextCreationError, EmbeddingsError, NativeError
@@ -62,6 +62,7 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
             raise TypeError(f"params is {params!r}; it takes ContextParams, such as ContextParams(n_ctx=4096)")
         if ctx_other is not None and not isinstance(ctx_other, Context):
             raise TypeError(f"ctx_other is {ctx_other!r}; it takes a Context")
+        opened = model._open()  # once: another thread may close it
         chains = checked_chains(samplers, params, model)
         native, keep = native_context_params(model, params, chains, ctx_other)
         callback = params.eval_callback
@@ -73,25 +74,26 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         lib.moebind_hooks_into_context_params(hooks.pointer, native)
         lib.moebind_log_forget()
         self._servers = tuple({*model._servers, *(ctx_other._servers if ctx_other is not None else ())})
-        # Everything that libllama points to, now and later, lives until the native context is freed.
-        self._attached_pointers: dict[int, CData] = {}
-        self._pool_pointers: list[CData] = []
-        held_by_it = (keep, hooks, self._attached_pointers, self._pool_pointers)
+        # Everything that libllama points to lives until the native context is freed; what is set later is held, too.
+        holds = [opened, hooks.pointer, *(chain._open() for chain in chains.values())]
+        if ctx_other is not None:
+            holds.append(native.ctx_other)
         with ExitStack() as held:
             held.enter_context(rpc_servers.watched(self._servers))
             for chain in chains.values():
                 held.enter_context(chain._lock.held())
                 chain._attach(model.n_vocab)  # whatever comes of it: libllama asserts that it is not given one again
-            held.enter_context(model._listing)  # the graphs have room for all of the model's adapters
+            if ctx_other is None and not model._without_weights:
+                check_memory(model, params, native)
+            make = lib.own_moebind_context_counted if model._without_weights else lib.own_moebind_context_new
             try:
-                pointer = lib.llama_init_from_model(model._open(), native[0])
+                pointer = own(make, opened, native[0], holds=holds)
             except NativeError as error:
                 raise ContextCreationError(f"{model!r} with {params!r}: {error.message}{log.recent_lines()}") from error
             if not pointer:
                 raise ContextCreationError(f"no context for {model!r} with {params!r}{log.recent_lines()}")
-            owned = own(pointer, lib.llama_free, model._open(), *held_by_it)
+            del keep  # llama.cpp copies it
             rpc_servers.settle(self._servers)
-        self._pointer = owned
         self._pools: list[ThreadPool] = []
         self._lock = CallLock()
         self._other = ctx_other
@@ -109,7 +111,7 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         self._encodes = not lib.llama_get_memory(pointer)
         self._predicts_ahead = params.ctx_type == ContextType.MTP and model.n_layer_nextn > 0
         self._has_cross_attention = model._architecture == "t5"
-        self._n_pos = int(lib.moebind_model_n_pos(model._open()))
+        self._n_pos = int(lib.moebind_model_n_pos(opened))
         self._embeddings = params.embeddings
         self._suppress = model._suppressed() if model._suppressed().size else None
         self._outputs_reserved = self._n_seq_max
@@ -119,9 +121,11 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         self._history = {}
         self._owners = [0] * self._n_seq_max
         self._on_device = {}
-        for seq, chain in chains.items():
-            self._attach(seq, chain)
-        model._children.add(self)
+        self._attached_pointers = {}
+        for (seq, chain), held in zip(chains.items(), holds[2:], strict=False):
+            self._attach(seq, chain, held)
+        self._pointer = pointer
+        model._add_child(self)
 
     def _held(self) -> AbstractContextManager[object]:
         """The context manager for a native call; :meth:`_exclusive` opens the context besides."""
@@ -151,6 +155,7 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         with self._lock.held():
             self._pointer = None
             self._loras = ()
+            self._attached_pointers = {}
 
     def __repr__(self) -> str:
         if self.closed:
@@ -228,10 +233,12 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
                 raise TypeError(f"pool is {each!r}; it takes a ThreadPool")
         with self._exclusive() as native:
             pointers = [each._open() for each in pools]
-            lib.llama_attach_threadpool(native, pointers[0], pointers[-1])
-            self._pools += [each for each in pools if each not in self._pools]
-            self._pool_pointers += pointers
+            for each, pointer in zip(pools, pointers, strict=True):
+                if each not in self._pools:
+                    lib.moebind_hold(native, pointer)
+                    self._pools.append(each)
             self._update_extra_locks()
+            lib.llama_attach_threadpool(native, pointers[0], pointers[-1])
 
     def detach_threadpool(self) -> None:
         """Compute with threads of its own again (``llama_detach_threadpool``)."""

@@ -1,4 +1,7 @@
-"""The KV cache: the part of ``Context`` that works on what was decoded."""
+"""The KV cache: the part of ``Context`` that works on what was decoded.
+
+Whether a cache fits this machine is checked before the context is made, in ``creation.py``.
+"""
 
 from __future__ import annotations
 

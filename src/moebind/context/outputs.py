@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.native import CData, ffi, frees_nothing, lib, own
+from moebind._core.native import CData, ffi, keeping, lib, own
 from moebind.enums import PoolingType
 from moebind.errors import EmbeddingsError, SamplerError
 from moebind.sampling.candidates import TokenDataArray
@@ -65,7 +65,7 @@ class Outputs(SampledContext):
         """Leave the output buffer to the arrays that show it, before libllama makes itself a larger one."""
         outputs = None if self._shown is None else self._shown()
         if outputs is not None:
-            outputs.buffer = own(lib.moebind_take_output(native), lib.ggml_backend_buffer_free)
+            outputs.buffer = own(lib.own_moebind_take_output, native, holds=[native])
             self._shown = None
 
     @overload
@@ -83,7 +83,7 @@ class Outputs(SampledContext):
             outputs = _Buffer()
             self._shown = weakref.ref(outputs)
         size = math.prod(shape)
-        kept = own(ffi.cast("char *", pointer), frees_nothing, self._open(), outputs)
+        kept = keeping(pointer, self._open(), outputs)
         array: Any = np.frombuffer(ffi.buffer(kept, 4 * size), dtype).reshape(shape)
         array.flags.writeable = False
         viewed: NDArray[np.float32] | NDArray[np.int32] = array

@@ -399,12 +399,12 @@ def open_header(path: str, name: str | None = None) -> CData:
     lib.moebind_log_forget()
     try:
         lib.moebind_gguf_scan(encoded)
-        header = lib.gguf_init_from_file(encoded, {"no_alloc": True, "ctx": ffi.NULL})
+        header = own(lib.own_gguf_init_from_file, encoded, {"no_alloc": True, "ctx": ffi.NULL})
     except NativeError as error:
         raise ModelLoadError(f"{name} cannot be read: {error.message}") from error
     if not header:
         raise ModelLoadError(f"{name} is not a GGUF file that this llama.cpp can read{log.recent_lines()}")
-    return own(header, lib.gguf_free)
+    return header
 
 
 def _split_count(header: CData, name: str) -> int:

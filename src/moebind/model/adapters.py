@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moebind._core import log
-from moebind._core.native import CData, ffi, lib, own, text_from
+from moebind._core.native import ffi, lib, own, text_from
 from moebind._core.owner import Owner
 from moebind.backend import rpc_servers
 from moebind.errors import LoraError, NativeError
 from moebind.files import lora_file
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from numpy.typing import NDArray
 
     from moebind.model.model import Model
@@ -50,16 +47,15 @@ class LoraAdapter(Owner):
         lora_file.check(path, model)
         lib.moebind_log_forget()
         try:
-            with model._listing, rpc_servers.watched(model._servers):
-                pointer = lib.llama_adapter_lora_init(native, os.fsencode(path))
+            with rpc_servers.watched(model._servers):
+                pointer = own(lib.own_moebind_adapter_load, native, os.fsencode(path), holds=[native])
         except NativeError as error:
             raise LoraError(f"{path} could not be loaded: {error.message}") from error
         if not pointer:
             raise LoraError(f"{path} could not be loaded{log.recent_lines(3)}")
         adapter = cls.__new__(cls)
-        adapter._pointer = own(pointer, partial(_free, model._listing), native)
-        adapter._model, adapter._path, adapter._meta = model, path, None
-        model._children.add(adapter)
+        adapter._pointer, adapter._model, adapter._path, adapter._meta = pointer, model, path, None
+        model._add_child(adapter)
         return adapter
 
     _model: Model
@@ -114,8 +110,3 @@ class LoraAdapter(Owner):
         memory = ffi.buffer(lib.llama_adapter_get_alora_invocation_tokens(pointer), 4 * count)
         tokens: NDArray[np.int32] = np.frombuffer(memory, np.int32).copy()
         return tokens
-
-
-def _free(listing: AbstractContextManager[object], pointer: CData) -> None:
-    with listing:
-        lib.llama_adapter_lora_free(pointer)

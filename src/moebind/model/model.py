@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from moebind._core import atomic_files, checks, log
-from moebind._core.fork import new_in_child
-from moebind._core.native import CData, Hooks, decoded, ffi, frees_nothing, lib, own
+from moebind._core.native import CData, Hooks, decoded, ffi, lib, own, part_of
 from moebind._core.owner import close_all
 from moebind._core.progress import progress_bar
 from moebind.backend import rpc_servers
@@ -145,9 +143,9 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         lib.moebind_log_forget()
         try:
             if split:
-                pointer = lib.llama_model_load_from_splits(encoded, len(encoded), native[0])
+                pointer = own(lib.own_llama_model_load_from_splits, encoded, len(encoded), native[0])
             else:
-                pointer = lib.llama_model_load_from_file(encoded[0], native[0])
+                pointer = own(lib.own_llama_model_load_from_file, encoded[0], native[0])
         except NativeError as error:
             raise ModelLoadError(f"{paths[0]} could not be loaded: {error.message}{log.recent_lines()}") from error
         finally:
@@ -160,17 +158,19 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         model = cls.__new__(cls)
         used = [*_devices_of(pointer), *rules.devices()]
         names = {decoded(lib.ggml_backend_dev_name(device)) for device in used}
+        for lease in [leases[name] for name in names if name in leases]:
+            lib.moebind_hold(pointer, lease)
         model._servers = rpc_servers.endpoints_of(used)
-        model._pointer = own(pointer, lib.llama_model_free, *(leases[name] for name in names if name in leases))
-        model._vocab = own(lib.llama_model_get_vocab(pointer), frees_nothing, model._pointer)
+        model._vocab = part_of(pointer, lib.llama_model_get_vocab(pointer))
+        lib.moebind_found_by(pointer, model._vocab)  # samplers point to it, and hold the model
         model._n_vocab = int(lib.llama_vocab_n_tokens(model._vocab))
         model._params, model._paths, model._rules = chosen, paths, rules
         model._meta_overrides = chosen.kv_overrides
         model._without_weights = next((name for name in ("vocab_only", "no_alloc") if getattr(chosen, name)), None)
         model._files = {os.path.abspath(path): atomic_files.signature(path) for path in paths}
         model._meta = model._fingerprint = None
-        model._listing = new_in_child(threading.RLock())
         model._children = WeakSet()
+        model._pointer = pointer
         for name in names:
             users.setdefault(name, WeakSet()).add(model)
         return model
@@ -281,6 +281,8 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         """The devices that hold its layers; none if everything is on the CPU."""
         pointer = self._open()
         rpc_servers.check(self._servers)
+        if self._params.n_gpu_layers == 0:
+            return []  # libllama lists the devices that there are, whether they have layers or not
         listed = native_devices()
         return [describe(listed.index(device), device) for device in _devices_of(pointer)]
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from moebind._core.native import CData, Hooks, ffi, lib
 from moebind.backend.devices import native_device
-from moebind.enums import FlashAttnType, LoadMode
+from moebind.enums import ContextType, FlashAttnType, LoadMode
 from moebind.errors import ContextCreationError
 from moebind.files.metadata_overrides import native_kv_overrides
 from moebind.params import tensor_overrides
@@ -18,20 +16,7 @@ def native_model_params(
 ) -> tuple[CData, list[object]]:
     """``llama_model_params`` from ours, and what they point to."""
     native = ffi.new("struct llama_model_params *", lib.llama_model_default_params())
-    for name in [
-        "n_gpu_layers",
-        "split_mode",
-        "load_mode",
-        "lazy_mode",
-        "main_gpu",
-        "vocab_only",
-        "check_tensors",
-        "use_extra_bufts",
-        "no_host",
-        "no_alloc",
-        "load_mtp",
-    ]:
-        setattr(native, name, getattr(params, name))
+    _set_plain_fields(native, params)
     if params.no_alloc:
         native.load_mode = LoadMode.NONE  # nothing is there to be mapped
     keep: list[object] = [rules, hooks]
@@ -53,8 +38,8 @@ def native_model_params(
     return native, keep
 
 
-def check_together(params: ContextParams, n_ctx: int, n_embd_head_k: int) -> None:
-    """Parameters that do not go together, or not with a model whose keys have so many numbers.
+def check_together(params: ContextParams, n_ctx: int, model: CData) -> None:
+    """Parameters that do not go together, or not with a model.
 
     Raises
     ------
@@ -69,18 +54,49 @@ def check_together(params: ContextParams, n_ctx: int, n_embd_head_k: int) -> Non
             "n_outputs_max"
         )
     block = lib.ggml_blck_size(params.type_k)
-    if params.flash_attn_type == FlashAttnType.DISABLED and n_embd_head_k % block:
+    width = lib.moebind_model_odd_key(model, block) if params.flash_attn_type == FlashAttnType.DISABLED else 0
+    if width:
         raise ContextCreationError(
-            f"type_k is {params.type_k.name}, in blocks of {block}, but this model's keys have {n_embd_head_k} "
+            f"type_k is {params.type_k.name}, in blocks of {block}, but this model's keys have {width} "
             "numbers: choose another type_k, or leave flash attention on"
         )
 
 
+def check_layers(model: CData, params: ContextParams) -> None:
+    """Whether the layers that a context computes were loaded; some models have others that predict further ahead (MTP).
+
+    Raises
+    ------
+    ContextCreationError
+    """
+    if not lib.llama_model_n_layer_nextn(model):
+        return
+    count = lib.moebind_model_tensors(model, ffi.NULL, 0)
+    tensors = ffi.new("struct moebind_tensor[]", count)
+    lib.moebind_model_tensors(model, tensors, count)
+    ahead = params.ctx_type == ContextType.MTP
+    prefix = f"blk.{lib.llama_model_n_layer(model) if ahead else 0}.".encode()
+    if any(ffi.string(tensor.name).startswith(prefix) for tensor in tensors):
+        return
+    if ahead:
+        raise ContextCreationError(
+            "ctx_type is MTP, but the layers that predict further ahead were not loaded: load the model with load_mtp"
+        )
+    raise ContextCreationError(
+        "the file has only layers that predict further ahead (MTP), to draft for the model that they belong to: give "
+        "that model's own file, or take ctx_type MTP, and load_mtp"
+    )
+
+
 def plain_context_params(params: ContextParams) -> CData:
-    """``llama_context_params`` with what is a number; callbacks go through ``Hooks``."""
+    """``llama_context_params`` with its plain fields; callbacks go through ``Hooks``."""
     native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
-    for name, _ in ffi.typeof("struct llama_context_params").fields:
-        value: Any = getattr(params, name, None)
-        if value is not None and not callable(value):
-            setattr(native, name, value)
+    _set_plain_fields(native, params)
     return native
+
+
+def _set_plain_fields(native: CData, params: ModelParams | ContextParams) -> None:
+    """Set each field of the struct that is a number, a flag or an enum; what it points to, callers see to."""
+    for name, field in ffi.typeof(native).item.fields:
+        if field.type.kind in {"primitive", "enum"} and hasattr(params, name):
+            setattr(native, name, getattr(params, name))

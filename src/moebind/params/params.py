@@ -1,4 +1,4 @@
-"""``ModelParams`` and ``ContextParams``: every field of llama.cpp's parameter structs, declared once.
+"""``ModelParams`` and ``ContextParams``: every parameter of llama.cpp's structs, declared once.
 
 A field is declared with its type, its default (read from llama.cpp) and its check. The ``with_`` methods that go with
 the fields are in ``_methods.py``, which ``tools/params_methods.py`` writes from this file, so that editors

@@ -32,6 +32,7 @@ __all__ = ["Header", "TensorInfo", "read_header"]
 _VOCABULARY = re.compile(rb"tokenizer\.(?!ggml\.token_type_count$)")
 #: The largest models have some thousands; to list many more would take llama.cpp minutes.
 TENSORS_MAX = 2**15
+_AHEAD = re.compile(r"blk\.(\d+)\.nextn\.")
 _LAYER = re.compile(r"blk\.(\d+)\.")
 #: As llama.cpp's own pattern has it, in Python: chexps are shared by groups of experts, but placed like experts.
 _EXPERTS = re.compile(r"ffn_(?:up|down|gate|gate_up)_(?:ch|)exps")
@@ -86,6 +87,11 @@ class Header:
                     found.setdefault(info.layer, {})[info.name] = info.nbytes
             self._experts.append(MappingProxyType(dict(sorted(found.items()))))
         return self._experts[0]
+
+    @property
+    def layers_ahead(self) -> set[int]:
+        """The layers that predict further ahead (MTP), which have tensors of their own names."""
+        return {int(match[1]) for name in self.tensors if (match := _AHEAD.match(name))}
 
     def integer(self, name: str, default: int = 0) -> int:
         """A number of the architecture's metadata; the largest one of an array, which has one for each layer."""
@@ -154,7 +160,7 @@ def _header_of(file: Gguf) -> Header:
 
 def _stand_in_for(file: Gguf, tensors: dict[str, TensorInfo], architecture: str) -> int:
     """A file in memory with the header and without the vocabulary, as long as one with the tensors would be."""
-    copy = own(lib.gguf_init_empty(), lib.gguf_free)
+    copy = own(lib.own_gguf_init_empty)
     header = file._headers[0]
     tokens = lib.gguf_find_key(header, b"tokenizer.ggml.tokens")
     lib.gguf_set_kv(copy, header)
@@ -165,7 +171,7 @@ def _stand_in_for(file: Gguf, tensors: dict[str, TensorInfo], architecture: str)
         lib.gguf_set_val_str(copy, b"tokenizer.ggml.model", b"none")
         lib.gguf_set_val_u32(copy, f"{architecture}.vocab_size".encode(), lib.gguf_get_arr_n(header, tokens))
     size = lib.ggml_tensor_overhead() * (len(tensors) + 1)
-    context = own(lib.ggml_init({"mem_size": size, "mem_buffer": ffi.NULL, "no_alloc": True}), lib.ggml_free)
+    context = own(lib.own_ggml_init, {"mem_size": size, "mem_buffer": ffi.NULL, "no_alloc": True})
     end = 0
     for info in tensors.values():
         tensor = lib.ggml_new_tensor(context, info.type, 4, ffi.new("int64_t[4]", info.ne))

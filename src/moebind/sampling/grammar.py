@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from moebind._core import checks
-from moebind._core.native import CData, ffi, lib
+from moebind._core.native import CData, ffi, lib, own
 from moebind.errors import GrammarError, NativeError
 from moebind.files.tensor_patterns import check_pattern
 from moebind.sampling.kinds import SamplerKinds, vocabulary
@@ -207,9 +207,9 @@ class GrammarKinds(SamplerKinds):
         if len(text) > BYTES_MAX:
             raise GrammarError(f"grammar_str has {len(text)} bytes; at most {BYTES_MAX} are taken")
         try:
-            native = lib.moebind_sampler_grammar(vocab, text, root)
+            native = own(lib.own_moebind_sampler_grammar, vocab, text, root, holds=[vocab])
         except NativeError as error:
             raise GrammarError(f"the grammar is not usable: {error.message}") from None
-        sampler = cls._make(native, vocab)
+        sampler = cls._make(native, holds=(vocab,))
         sampler._is_grammar = sampler._is_checked = True
         return sampler

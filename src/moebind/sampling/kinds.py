@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from moebind._core import checks
-from moebind._core.native import CData, ffi, lib
-from moebind._core.owner import Owner
+from moebind._core.native import CData, ffi, lib, own
+from moebind._core.owner import CallLock, Owner
 from moebind.errors import SamplerError
 
 if TYPE_CHECKING:
@@ -28,8 +27,19 @@ BREAKER_BYTES_MAX = 40
 INFILL_CANDIDATES_MAX = 1024
 
 
-class SamplerKinds(Owner, metaclass=ABCMeta):
+class SamplerKinds(Owner):
     """The class methods that make samplers. :class:`moebind.Sampler` has them."""
+
+    _lock: CallLock
+    #: Vocabularies that the native sampler points to, and holds.
+    _holds: tuple[CData, ...]
+    #: The samplers in Python that it calls. Nothing native keeps these.
+    _keep: tuple[object, ...]
+    #: Whether it chooses a token, or only filters.
+    _chooses: bool
+    _is_greedy: bool
+    #: The samplers of a chain, ``Sampler`` like this one; they point into it.
+    _parts: list[Any]
 
     # Numbers that must fit the model when a context runs the sampler in its graph.
     #: Candidates that top_k keeps.
@@ -42,16 +52,33 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
     _is_adaptive = False
 
     @classmethod
-    @abstractmethod
-    def _make(cls, pointer: CData, *keep: object, chooses: bool = False, greedy: bool = False) -> Self:
-        """The object that owns a native sampler."""
+    def _make(
+        cls,
+        pointer: CData,
+        *,
+        holds: tuple[CData, ...] = (),
+        keep: tuple[object, ...] = (),
+        chooses: bool = False,
+        greedy: bool = False,
+    ) -> Self:
+        """The object that has a native sampler, which is owned."""
+        if not pointer:
+            raise SamplerError("llama.cpp could not make the sampler")
+        sampler = cls.__new__(cls)
+        sampler._pointer = pointer
+        sampler._lock = CallLock()
+        sampler._holds, sampler._keep = holds, keep
+        sampler._chooses = chooses
+        sampler._is_greedy = greedy
+        sampler._parts = []
+        return sampler
 
     # --- those that choose ---
 
     @classmethod
     def greedy(cls) -> Self:
         """Choose the token with the highest logit (``llama_sampler_init_greedy``)."""
-        return cls._make(lib.llama_sampler_init_greedy(), chooses=True, greedy=True)
+        return cls._make(own(lib.own_llama_sampler_init_greedy), chooses=True, greedy=True)
 
     @classmethod
     def dist(cls, seed: SupportsIndex) -> Self:
@@ -62,7 +89,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         seed
             0 to 2**32 - 1; the last one means a random seed.
         """
-        return cls._make(lib.llama_sampler_init_dist(_seed(seed)), chooses=True)
+        return cls._make(own(lib.own_llama_sampler_init_dist, _seed(seed)), chooses=True)
 
     @classmethod
     def mirostat(
@@ -84,7 +111,8 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
             How many of the likeliest tokens it estimates the distribution from, 1 or more.
         """
         size = n_vocab if isinstance(n_vocab, SupportsIndex) else _size(n_vocab)
-        native = lib.llama_sampler_init_mirostat(
+        native = own(
+            lib.own_llama_sampler_init_mirostat,
             checks.integer("n_vocab", size, 1),
             _seed(seed),
             checks.number("tau", tau, 0.0),
@@ -107,8 +135,11 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         eta
             How fast the limit adapts, 0 or more; 0.1 is usual.
         """
-        native = lib.llama_sampler_init_mirostat_v2(
-            _seed(seed), checks.number("tau", tau, 0.0), checks.number("eta", eta, 0.0)
+        native = own(
+            lib.own_llama_sampler_init_mirostat_v2,
+            _seed(seed),
+            checks.number("tau", tau, 0.0),
+            checks.number("eta", eta, 0.0),
         )
         return cls._make(native, chooses=True)
 
@@ -126,7 +157,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
             0 to 2**32 - 1; the last one means a random seed.
         """
         goal = checks.number("target", target, -math.inf, 1.0)
-        native = lib.llama_sampler_init_adaptive_p(goal, checks.number("decay", decay, 0.0, 0.99), _seed(seed))
+        native = own(lib.own_llama_sampler_init_adaptive_p, goal, checks.number("decay", decay, 0.0, 0.99), _seed(seed))
         sampler = cls._make(native, chooses=True)
         sampler._is_adaptive = True
         return sampler
@@ -137,7 +168,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
     def top_k(cls, k: SupportsIndex) -> Self:
         """Keep the ``k`` most likely candidates; 0 keeps all (``llama_sampler_init_top_k``)."""
         count = checks.integer("k", k, 0)
-        sampler = cls._make(lib.llama_sampler_init_top_k(count))
+        sampler = cls._make(own(lib.own_llama_sampler_init_top_k, count))
         sampler._k = count
         return sampler
 
@@ -152,7 +183,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         min_keep
             Keep at least this many.
         """
-        return cls._make(lib.llama_sampler_init_top_p(checks.number("p", p, 0.0, 1.0), _min_keep(min_keep)))
+        return cls._make(own(lib.own_llama_sampler_init_top_p, checks.number("p", p, 0.0, 1.0), _min_keep(min_keep)))
 
     @classmethod
     def min_p(cls, p: float, min_keep: SupportsIndex = 1) -> Self:
@@ -165,7 +196,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         min_keep
             Keep at least this many.
         """
-        return cls._make(lib.llama_sampler_init_min_p(checks.number("p", p, 0.0, 1.0), _min_keep(min_keep)))
+        return cls._make(own(lib.own_llama_sampler_init_min_p, checks.number("p", p, 0.0, 1.0), _min_keep(min_keep)))
 
     @classmethod
     def typical(cls, p: float, min_keep: SupportsIndex = 1) -> Self:
@@ -178,7 +209,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         min_keep
             Keep at least this many.
         """
-        return cls._make(lib.llama_sampler_init_typical(checks.number("p", p, 0.0, 1.0), _min_keep(min_keep)))
+        return cls._make(own(lib.own_llama_sampler_init_typical, checks.number("p", p, 0.0, 1.0), _min_keep(min_keep)))
 
     @classmethod
     def top_n_sigma(cls, n: float) -> Self:
@@ -193,7 +224,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         -----
         Uses ``llama_sampler_init_top_n_sigma``. What is forbidden stays, with a logit of -inf.
         """
-        return cls._make(lib.llama_sampler_init_top_n_sigma(checks.number("n", n)))
+        return cls._make(own(lib.own_llama_sampler_init_top_n_sigma, checks.number("n", n)))
 
     @classmethod
     def xtc(cls, p: float, t: float, min_keep: SupportsIndex, seed: SupportsIndex) -> Self:
@@ -215,12 +246,12 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         Uses ``llama_sampler_init_xtc``.
         """
         often, limit = checks.number("p", p, 0.0, 1.0), checks.number("t", t, 0.0, 1.0)
-        return cls._make(lib.llama_sampler_init_xtc(often, limit, _min_keep(min_keep), _seed(seed)))
+        return cls._make(own(lib.own_llama_sampler_init_xtc, often, limit, _min_keep(min_keep), _seed(seed)))
 
     @classmethod
     def temp(cls, t: float) -> Self:
         """Divide the logits by ``t``; 0 leaves only the likeliest candidate (``llama_sampler_init_temp``)."""
-        return cls._make(lib.llama_sampler_init_temp(checks.number("t", t, 0.0)))
+        return cls._make(own(lib.own_llama_sampler_init_temp, checks.number("t", t, 0.0)))
 
     @classmethod
     def temp_ext(cls, t: float, delta: float, exponent: float) -> Self:
@@ -235,8 +266,11 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         exponent
             Where in the range: the power of the entropy, which is 1 for equal probabilities and 0 for certainty.
         """
-        native = lib.llama_sampler_init_temp_ext(
-            checks.number("t", t, 0.0), checks.number("delta", delta, 0.0), checks.number("exponent", exponent, 0.0)
+        native = own(
+            lib.own_llama_sampler_init_temp_ext,
+            checks.number("t", t, 0.0),
+            checks.number("delta", delta, 0.0),
+            checks.number("exponent", exponent, 0.0),
         )
         return cls._make(native)
 
@@ -270,7 +304,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         freq = checks.number("penalty_freq", penalty_freq)
         present = checks.number("penalty_present", penalty_present)
         size = checks.integer("n_vocab", n_vocab, 0)
-        sampler = cls._make(lib.llama_sampler_init_penalties(size, last_n, repeat, freq, present))
+        sampler = cls._make(own(lib.own_llama_sampler_init_penalties, size, last_n, repeat, freq, present))
         sampler._n_vocab = size
         return sampler
 
@@ -319,7 +353,8 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
             if not 1 <= len(breaker) <= BREAKER_BYTES_MAX:
                 raise ValueError(f"seq_breakers holds {breaker!r}; each has 1 to {BREAKER_BYTES_MAX} bytes")
         texts = [ffi.new("char[]", breaker) for breaker in breakers]
-        native = lib.llama_sampler_init_dry(
+        native = own(
+            lib.own_llama_sampler_init_dry,
             vocabulary(model),
             checks.number("multiplier", multiplier),
             checks.number("base", base),
@@ -349,7 +384,7 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         if n_vocab is None:
             size = 1 + max((token for token, _ in entries), default=0)
         native = ffi.new("llama_logit_bias[]", entries)
-        sampler = cls._make(lib.llama_sampler_init_logit_bias(size, len(entries), native))
+        sampler = cls._make(own(lib.own_llama_sampler_init_logit_bias, size, len(entries), native))
         sampler._token_max = max((token for token, _ in entries), default=-1)
         return sampler
 
@@ -377,7 +412,8 @@ class SamplerKinds(Owner, metaclass=ABCMeta):
         vocab = vocabulary(model)
         if {lib.llama_vocab_eot(vocab), lib.llama_vocab_eos(vocab)} == {lib.LLAMA_TOKEN_NULL}:
             raise SamplerError("this model has no token that ends a turn or a text, which infilling needs")
-        return cls._make(lib.moebind_sampler_infill(vocab, INFILL_CANDIDATES_MAX), vocab)
+        native = own(lib.own_moebind_sampler_infill, vocab, INFILL_CANDIDATES_MAX, holds=[vocab])
+        return cls._make(native, holds=(vocab,))
 
 
 def vocabulary(model: ModelBase) -> CData:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from moebind._core.native import CData, ffi
+from moebind._core.native import CData, ffi, handle_of
 from moebind.sampling.candidates import TOKEN_DATA, TokenDataArray
 
 __all__ = ["PythonSampler", "applying"]
@@ -51,7 +51,7 @@ class PythonSampler:
         self._reset = _method(fn, "reset")
         self._clone = _method(fn, "clone")
         #: The pointer that C++ gives back to the callbacks.
-        self.handle = ffi.new_handle(self)
+        self.handle = handle_of(self)
 
     def apply(self, native: CData) -> None:
         """Let the function edit candidates in place."""

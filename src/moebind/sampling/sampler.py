@@ -11,8 +11,7 @@ import numpy as np
 
 from moebind._core import checks
 from moebind._core.context_base import ContextBase
-from moebind._core.native import CData, decoded, ffi, frees_nothing, lib, own
-from moebind._core.owner import CallLock
+from moebind._core.native import CData, clones, decoded, lib, own, part_of
 from moebind.backend.timings import SamplerTimings
 from moebind.errors import ClosedError, NativeError, SamplerError
 from moebind.sampling.candidates import TokenDataArray
@@ -57,33 +56,15 @@ class Sampler(GrammarKinds):
     def __init__(self, *_arguments: object, **_keywords: object) -> None:
         raise TypeError("samplers are made by class methods, such as Sampler.greedy() or Sampler.chain_simple([...])")
 
-    @classmethod
-    def _make(cls, pointer: CData, *keep: object, chooses: bool = False, greedy: bool = False) -> Self:
-        if not pointer:
-            raise SamplerError("llama.cpp could not make the sampler")
-        sampler = cls.__new__(cls)
-        sampler._pointer = own(pointer, lib.llama_sampler_free, *keep)
-        sampler._lock = CallLock()
-        sampler._keep = keep
-        sampler._chooses = chooses
-        sampler._is_greedy = greedy
-        sampler._parts = []
-        return sampler
-
-    _lock: CallLock
-    #: The objects that the native sampler points to.
-    _keep: tuple[object, ...]
-    #: Whether it chooses a token, or only filters.
-    _chooses: bool
-    _is_greedy: bool
+    _parts: list[Sampler]
     #: Whether it is, or was, run by a context: it can be used with that one only.
     _attached = False
+    #: Whether it is one of a chain's, which owns it.
+    _is_part = False
     #: The highest token that it accepts.
     _limit = checks.INT32_MAX
     #: How many chains are in each other here.
     _nesting = 0
-    #: The samplers of a chain; they point into it.
-    _parts: list[Sampler]
 
     @classmethod
     def from_callable(cls, fn: Callable[[TokenDataArray], None], name: str = "python") -> Self:
@@ -117,8 +98,8 @@ class Sampler(GrammarKinds):
         if not callable(fn):
             raise TypeError(f"fn is {fn!r} ({type(fn).__name__}); it takes something that can be called")
         python = PythonSampler(fn)
-        native = lib.moebind_sampler_python(checks.text("name", name), id(python), python.handle)
-        sampler = cls._make(native, chooses=True)
+        native = own(lib.own_moebind_sampler_python, checks.text("name", name), id(python.handle), python.handle)
+        sampler = cls._make(native, keep=(python,), chooses=True)
         sampler._is_checked = True
         return sampler
 
@@ -147,19 +128,25 @@ class Sampler(GrammarKinds):
             if not isinstance(part, Sampler):
                 raise TypeError(f"samplers holds {part!r}; it takes samplers")
             part._open()
-            if part._attached:
+            if part._is_part:
+                raise ClosedError(f"{part!r} belongs to a chain already: put its clone() into this one")
+            if any(each._attached for each in part._with_parts()):
                 raise SamplerError(f"{part!r} is, or was, attached to a context: put its clone() into the chain")
         if len({id(part) for part in parts}) != len(parts):
             raise ClosedError("a sampler is in the list twice; use its clone()")
         if 1 + max((part._nesting for part in parts), default=0) > NESTING_MAX:
             raise SamplerError(f"chains nest deeper than {NESTING_MAX}")
         chooses = bool(parts) and parts[-1]._chooses
-        native = lib.llama_sampler_chain_init({"no_perf": checks.boolean("no_perf", no_perf)})
-        chain = cls._make(native, *(kept for part in parts for kept in part._keep), chooses=chooses)
+        chain = cls._make(
+            own(lib.own_llama_sampler_chain_init, {"no_perf": checks.boolean("no_perf", no_perf)}),
+            holds=tuple(held for part in parts for held in part._holds),
+            keep=tuple(kept for part in parts for kept in part._keep),
+            chooses=chooses,
+        )
+        native = chain._open()
         for part in parts:
-            moved = part._give_away()
-            lib.llama_sampler_chain_add(native, moved)
-            chain._show(moved, part)
+            moved = part._give_away_to(native)
+            chain._show(moved, part, native)
             part._disown("its chain belongs to another chain now")
         chain._is_greedy = len(parts) == 1 and parts[0]._is_greedy
         chain._nesting = 1 + max((part._nesting for part in parts), default=0)
@@ -171,11 +158,11 @@ class Sampler(GrammarKinds):
         """A chain that measures how long sampling takes: ``chain(samplers)``."""
         return cls.chain(samplers)
 
-    def _give_away(self) -> CData:
+    def _give_away_to(self, chain: CData) -> CData:
         """Let a chain have the native sampler: it frees it from now on."""
         with self._lock.held():
             pointer = self._open()
-            ffi.gc(pointer, None)
+            lib.moebind_chain_add(chain, pointer)
             self._pointer = None
             self._why_closed = "it belongs to a chain now"
             return pointer
@@ -184,21 +171,21 @@ class Sampler(GrammarKinds):
         """Close what this sampler shows of its chain."""
         for part in self._parts:
             part._why_closed = why
-            part._pointer = None
+            part._pointer, part._keep = None, ()
             part._disown(why)
 
-    def _show(self, pointer: CData, part: Sampler) -> None:
+    def _show(self, pointer: CData, part: Sampler, chain: CData) -> None:
         """Add a sampler that the native chain has, and is like ``part``, to those that this one shows."""
-        shown = type(part).__new__(type(part))
-        # It holds the chain, which owns it.
-        shown._pointer = own(ffi.cast("struct llama_sampler *", pointer), frees_nothing, self._open())
+        shown = type(self).__new__(type(self))
+        shown._pointer = part_of(chain, pointer)
+        shown._is_part = True
         shown._lock = self._lock
-        shown._keep = part._keep
+        shown._holds, shown._keep = part._holds, self._keep
         shown._why_closed = Sampler._why_closed
         shown._copy_kind_from(part)
         shown._parts = []
         for index, inner in enumerate(part._parts):
-            shown._show(lib.llama_sampler_chain_get(pointer, index), inner)
+            shown._show(lib.llama_sampler_chain_get(pointer, index), inner, chain)
         self._parts.append(shown)
 
     def _copy_kind_from(self, other: Sampler) -> None:
@@ -220,7 +207,7 @@ class Sampler(GrammarKinds):
             return
         with self._lock.held():
             self._disown("its chain was closed")
-            self._pointer = None
+            self._pointer, self._keep = None, ()
 
     def _attach(self, n_vocab: int) -> None:
         """Note that a context runs it and its parts from now on: tokens beyond the vocabulary would end the process."""
@@ -433,16 +420,25 @@ class Sampler(GrammarKinds):
         For :meth:`adaptive_p`, llama.cpp copies the average but restarts the random numbers.
         """
         with self._lock.held():
-            copy = self._make(lib.llama_sampler_clone(self._open()), *self._keep)
+            copy = self._cloned()
             copy._copy_kind_from(self)
             native = copy._open()
             for index, part in enumerate(self._parts):
-                copy._show(lib.llama_sampler_chain_get(native, index), part)
-            for part in copy._with_parts():
-                if part._is_adaptive:
+                copy._show(lib.llama_sampler_chain_get(native, index), part, native)
+            for each in copy._with_parts():
+                if each._is_adaptive:
                     # The copy remembers what was chosen last, but not its probability, which it would read.
-                    lib.llama_sampler_accept(part._open(), checks.INT32_MAX)
+                    lib.llama_sampler_accept(each._open(), checks.INT32_MAX)
             return copy
+
+    def _cloned(self) -> Sampler:
+        """A copy of the native sampler, which keeps the copies of samplers in Python that are made for it."""
+        before, clones.kept = clones.kept, []
+        try:
+            native = own(lib.own_llama_sampler_clone, self._open(), holds=self._holds)
+            return self._make(native, holds=self._holds, keep=tuple(clones.kept))
+        finally:
+            clones.kept = before
 
     def timings(self) -> SamplerTimings:
         """How long a chain has taken so far; zeros with ``no_perf`` (``llama_perf_sampler``).

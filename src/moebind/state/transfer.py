@@ -67,6 +67,8 @@ def _write_with(data: Buffer, take: Callable[[CData, int], int]) -> str | None:
     try:
         with ffi.from_buffer("uint8_t[]", data) as buffer:
             size = len(buffer)
-            return None if take(buffer, size) == size else log.recent_lines(3)
+            taken = take(buffer, size)
+            # Nothing of nothing is how llama.cpp refuses it.
+            return None if size and taken == size else log.recent_lines(3)
     except NativeError as error:
         return f"\n  llama.cpp: {error.message}"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import tiny_vocab
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from moebind import GrammarError, Model, ModelParams, Sampler, json_schema_to_grammar
-from moebind.sampling.json_rules import CORRECTED, with_corrected_rules
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +45,6 @@ B = {"type": "object", "properties": {"b": {"type": "null"}}, "required": ["b"]}
         ({"type": "object", "anyOf": [A, B]}, '{"b":null}', "null"),
         ({"type": ["object", "null"], "oneOf": [A, {"type": "null"}]}, "null", "3"),
         ({"$ref": "#/$defs/a", "type": "object", "$defs": {"a": A}}, '{"a":null}', "null"),
-        ({"enum": ["a", "b"], "type": "string", "maxLength": 5}, '"b"', '"c"'),
-        ({"enum": ["a", "long one"], "maxLength": 5}, '"a"', '"long one"'),
-        ({"enum": [1, 5, 9], "minimum": 2, "exclusiveMaximum": 9}, "5", "9"),
-        ({"type": "string", "format": "password"}, '"x"', "x"),
-        ({"type": "string", "format": "path", "maxLength": 3}, '"a/b"', '"a/bc"'),
         ({**A, "minProperties": 0, "patternProperties": {}}, '{"a":null}', "{}"),
     ],
 )
@@ -136,52 +127,3 @@ def test_deep_schemas_with_a_fault_at_each_level_take_no_time() -> None:
     with pytest.warns(UserWarning, match="does not hold") as caught:
         json_schema_to_grammar(schema, strict=False)
     assert len(caught) > 180
-
-
-# --- the order of properties ---
-
-
-@settings(max_examples=150)
-@given(st.lists(st.booleans(), min_size=1, max_size=5), st.sets(st.integers(0, 4)), st.permutations(range(5)))
-def test_properties_come_in_the_order_of_the_schema(
-    model: Model, required: list[bool], left_out: set[int], order: list[int]
-) -> None:
-    names = [f'p{i}"\\é' for i in range(len(required))]
-    schema = {
-        "type": "object",
-        "properties": {name: {"type": "null"} for name in names},
-        "required": [name for name, must in zip(names, required, strict=True) if must],
-    }
-    grammar = json_schema_to_grammar(schema)
-    shown = [name for i, name in enumerate(names) if i not in left_out]
-    complete = all(name in shown for name in schema["required"])
-    text = json.dumps(dict.fromkeys(shown), ensure_ascii=False)
-    assert allows(model, grammar, text) == complete
-    shuffled = [names[i] for i in order if i < len(names) and names[i] in shown]
-    if shuffled != shown:
-        assert not allows(model, grammar, json.dumps(dict.fromkeys(shuffled), ensure_ascii=False))
-
-
-def test_orders_that_llama_common_cannot_tell_apart_are_both_taken(model: Model) -> None:
-    one = {"type": "object", "properties": {"a": True, "b": True}, "required": ["b"]}
-    other = {"type": "object", "properties": {"b": True, "a": True}, "required": ["b"]}
-    grammar = json_schema_to_grammar({"type": "array", "prefixItems": [one, other]})
-    assert allows(model, grammar, '[{"a": 1, "b": 2}, {"b": 1, "a": 2}]')
-    assert not allows(model, grammar, '[{"a": 1}, {"b": 1, "a": 2}]')
-
-
-# --- rules of llama-common's ---
-
-
-@pytest.mark.parametrize("text", ["ok 😀", "é", "a\ud83d", "\ude00", "\ud83dx"])
-def test_escaped_characters_beyond_the_first_plane(model: Model, text: str) -> None:
-    grammar = json_schema_to_grammar({"type": "string", "maxLength": 4})
-    whole = not any("\ud800" <= each <= "\udfff" for each in text)
-    assert allows(model, grammar, json.dumps(text)) == whole
-
-
-def test_rules_that_are_not_known_are_refused() -> None:
-    for rule in CORRECTED:
-        assert with_corrected_rules(f"root ::= char\n{rule}\n") == f"root ::= char\n{CORRECTED[rule]}\n"
-        with pytest.raises(GrammarError, match="a rule that moebind does not know"):
-            with_corrected_rules(f"root ::= char\n{rule} | [a]\n")

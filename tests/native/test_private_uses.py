@@ -90,7 +90,7 @@ def test_the_tables_are_right() -> None:
 
 
 HEAD = "| " + " | ".join(COLUMNS) + " |\n| --- | --- | --- | --- | --- |\n"
-GOOD = "`tests/native/test_rooms.py::test_the_tables_are_right`"
+GOOD = "`tests/native/test_private_uses.py::test_the_tables_are_right`"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,12 @@ GOOD = "`tests/native/test_rooms.py::test_the_tables_are_right`"
         ("peek/a.cpp", "", f"`peek/a.cpp` | `src/llama-model.h` | - | {GOOD} | -", "does not include"),
         ("peek/a.cpp", "", f"`peek/b.cpp` | nothing | - | {GOOD} | -", "no such file"),
         ("peek/a.cpp", "", "`peek/a.cpp` | nothing | - | none | -", "names no test"),
-        ("peek/a.cpp", "", "`peek/a.cpp` | nothing | - | `tests/native/test_rooms.py::test_gone` | -", "no test"),
+        (
+            "peek/a.cpp",
+            "",
+            "`peek/a.cpp` | nothing | - | `tests/native/test_peek.py::test_gone` | -",
+            "no test",
+        ),
         ("peek/a.cpp", "", "`peek/a.cpp` | nothing | - | `tests/gone.py::test_gone` | -", "no test"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,3 +87,22 @@ def test_plots_refuse_the_same(tiny_path: MakeTiny, tmp_path: Path) -> None:
         plan.plot(tmp_path / "x.gguf")
     with pytest.raises(FileNotFoundError):
         plan.plot(tmp_path / "none" / "x.png")
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_a_plan_as_a_picture(tiny_path: MakeTiny, tmp_path: Path, ending: str) -> None:
+    plan = moebind.plan(tiny_path(n_expert=4), ModelParams(), SMALL, devices=["1GiB", "1GiB"])
+    plan.plot(tmp_path / f"plan.{ending}")
+    assert (tmp_path / f"plan.{ending}").stat().st_size > 4000
+
+
+def test_pictures_need_matplotlib_and_nothing_else_does(tiny_path: MakeTiny) -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "import moebind\n"
+        "plan = moebind.plan(sys.argv[1], devices=['1GiB'])\n"
+        "try:\n    plan.plot('x.png')\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tiny_path()], capture_output=True, text=True, check=True)
+    assert "moebind[plot]" in done.stdout

@@ -1,0 +1,47 @@
+"""How long a context has computed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from states import decode_all
+
+from moebind import Batch, Context, SamplerTimings, Timings, ffi
+from moebind.backend.timings import read_timings
+
+
+def test_timings(context: Context) -> None:
+    decode_all(context, [1, 2, 3])
+    context.decode(Batch.get_one([4]))
+    context.get_logits_ith(-1)
+    timings = context.timings()
+    assert (timings.n_p_eval, timings.n_eval) == (3, 1)
+    assert timings.t_p_eval_ms > 0
+    assert timings.tokens_per_second > 0
+    assert "decode 1 tokens" in str(timings)
+    context.reset_timings()
+    assert context.timings().t_p_eval_ms == 0
+
+
+def test_speeds() -> None:
+    timings = Timings(1.0, 2.0, 500.0, 250.0, 100, 10, 3)
+    assert timings.prompt_tokens_per_second == 200.0
+    assert timings.tokens_per_second == 40.0
+    assert str(timings) == "prompt 100 tokens in 500 ms (200.0/s); decode 10 tokens in 250 ms (40.0/s)"
+    nothing = Timings(0.0, 0.0, 0.0, 0.0, 1, 1)
+    assert (nothing.prompt_tokens_per_second, nothing.tokens_per_second) == (0.0, 0.0)
+    assert str(SamplerTimings(1.25, 7)) == "7 tokens sampled in 1.2 ms"
+
+
+def test_timings_are_those_of_the_struct() -> None:
+    numbers = {
+        "t_start_ms": 1.5,
+        "t_load_ms": 2.5,
+        "t_p_eval_ms": 3.5,
+        "t_eval_ms": 4.5,
+        "n_p_eval": 5,
+        "n_eval": 6,
+        "n_reused": 7,
+    }
+    data = ffi.new("struct llama_perf_context_data *", numbers)
+    assert asdict(read_timings(data[0])) == numbers

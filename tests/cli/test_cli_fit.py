@@ -1,0 +1,53 @@
+"""moebind fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import Capture, run
+
+from moebind.backend import host_memory
+
+MakeTiny = Callable[..., Path]
+
+
+@pytest.fixture
+def path(tiny_path: MakeTiny) -> Path:
+    return tiny_path(n_expert=4, n_layer=3)
+
+
+def test_fit(path: Path, capsys: Capture) -> None:
+    assert run("fit", path, "--memory", "1200KiB", "--device", "1GiB", "--n-ctx", "256", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["plan"]["devices"][0]["total"] <= 1200 * 1024
+    assert told["context_params"]["n_ctx"] == 256
+    assert told["model_params"]["tensor_overrides"]
+    options = ["--memory", "GPU0=3MiB", "--memory", "Host=1GiB", "--goal", "prompt", "--margin", "1KiB"]
+    assert run("fit", path, "--device", "1GiB", *options) == 0
+    said = capsys.readouterr().out
+    assert "budget" in said
+    assert "ModelParams(" in said
+
+
+def test_fit_says_what_is_missing(path: Path, capsys: Capture) -> None:
+    assert run("fit", path, "--memory", "1KiB", "--device", "1GiB", "-ngl", "3") == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("moebind: ")
+    assert said.err.count("\n") == 1
+
+
+def test_fit_on_a_host_without_room(
+    path: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 67108864 kB\nMemAvailable: 100 kB\n", encoding="utf-8")
+    monkeypatch.setattr(host_memory, "PROC", str(tmp_path))
+    monkeypatch.setattr(host_memory, "CGROUPS", str(tmp_path / "none"))
+    options = ["--device", "1GiB", "--memory", "1200KiB", "-c", 256]
+    assert run("fit", path, *options) == 1
+    assert "It does not fit.\nThe host lacks" in capsys.readouterr().out
+    assert run("fit", path, *options, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["plan"]["fits"] is False

@@ -1,0 +1,55 @@
+"""moebind rpc-worker."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import moebind
+from conftest import SMALL
+
+MakeTiny = Callable[..., Path]
+MOEBIND = Path(sys.executable).with_name("moebind")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_worker(host: str, tiny_path: MakeTiny) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [MOEBIND, "rpc-worker", "--host", host, "--port", str(port), "--threads", "1", "--device", "CPU"]
+    worker = subprocess.Popen(
+        [*command, "--allow-network"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        give_up = time.monotonic() + 30
+        while True:
+            try:
+                [device] = moebind.add_rpc_server(f"127.0.0.1:{port}")
+                break
+            except moebind.RpcServerError:
+                assert worker.poll() is None
+                assert time.monotonic() < give_up
+        assert device.description == f"127.0.0.1:{port}"
+        moebind.remove_rpc_server(device.description)
+        measured = moebind.bench.offload(
+            tiny_path(n_expert=4),
+            ["all", "cpu-moe"],
+            context_params=SMALL,
+            n_prompt=8,
+            n_generate=2,
+            prompts=["it is"],
+            devices=[f"127.0.0.1:{port}"],
+        )
+        assert [row.failure for row in measured] == [None, None]
+    finally:
+        worker.send_signal(signal.SIGINT)
+        _, said = worker.communicate(timeout=10)
+    assert worker.returncode == -signal.SIGINT  # which shells call 130
+    assert ("neither authentication nor encryption" in said) is (host == "0.0.0.0")

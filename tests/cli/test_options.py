@@ -1,0 +1,98 @@
+"""Options: the parameters that they are, and messages that name them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import Capture, run
+
+from moebind.cli.options import in_options
+
+MakeTiny = Callable[..., Path]
+
+
+@pytest.fixture
+def path(tiny_path: MakeTiny) -> Path:
+    return tiny_path(n_expert=4, n_layer=3)
+
+
+def test_options_are_parameters(path: Path, capsys: Capture) -> None:
+    def planned(*options: object) -> list[dict[str, int]]:
+        assert run("plan", path, "--device", "1GiB", "--json", *options) == 0
+        found: list[dict[str, int]] = json.loads(capsys.readouterr().out)["devices"]
+        return found
+
+    usual = planned()
+    assert planned("-ngl", "0")[0]["model"] == 0
+    assert planned("-ngl", "-1")[0]["model"] == planned("-ngl", "all")[0]["model"] == usual[0]["model"]
+    assert planned("-cmoe")[0]["model"] < planned("-ncmoe", "1")[0]["model"] < usual[0]["model"]
+    assert planned("-ot", "ffn_down_exps=CPU", "-ot", "ffn_up_exps=CPU")[0]["model"] < usual[0]["model"]
+    assert planned("-nkvo")[0]["context"] == 0
+    assert planned("-ub", "32")[0]["compute"] < usual[0]["compute"]
+    assert planned("-np", "4", "-c", "1024")[0]["context"] < usual[0]["context"]
+    both = planned("--device", "1GiB", "-ts", "3,1")
+    assert both[0]["model"] > 0 < both[1]["model"]
+    read = planned("--no-mmap", "--no-repack")
+    assert "CPU_Mapped" not in json.dumps(read)
+
+
+#: What is said: the option, what it takes, and what may have been meant.
+SAID: list[tuple[list[object], str]] = [
+    (["plan", "MODEL", "--device", "CUDA9"], "--device is 'CUDA9'; it takes the size of a device"),
+    (["plan", "MODEL", "--device", "loopback"], "only bench takes"),
+    (["plan", "MODEL", "--device", "24"], "did you mean 24GiB?"),
+    (["fit", "MODEL", "--device", "500KiB"], "did you mean"),
+    (
+        ["plan", "MODEL", "--device", "24XX"],
+        "--device is '24XX'; it takes a number of bytes, or a text such as '24GiB'",
+    ),
+    (["plan", "MODEL", "--device", "1GiB", "-ncmoe", "-3"], "--n-cpu-moe is -3; it takes 0 to 4096"),
+    (["plan", "MODEL", "--device", "1GiB", "-ub", "0"], "--ubatch-size is 0"),
+    (["plan", "MODEL", "--device", "1GiB", "-ts", "1,2,3"], "3 shares, and there is 1 device;"),
+    (["plan", "MODEL", "--device", "1GiB", "-ts", "0"], "at least one share is above 0"),
+    (["plan", "MODEL", "--device", "1GiB", "--plot", "x.gguf"], "--plot is 'x.gguf'; it takes a file that ends in one"),
+    (["plan", "MODEL", "--device", "1GiB", "--plot", "x"], "--plot is 'x'; it takes a file that ends in one"),
+    (["fit", "MODEL", "--memory", "much"], "--memory is 'much'; it takes a number of bytes"),
+    (["bench", "offload", "MODEL", "--device", "24"], "did you mean 24GiB?"),
+    (["bench", "offload", "MODEL", "--device", "CUDA9"], "--device is 'CUDA9'; it takes 'loopback', a size such as"),
+    (["bench", "offload", "MODEL", "--device", "loopback", "-r", "2"], "--repeats is 2"),
+    (["bench", "offload", "MODEL", "--device", "loopback", "-p", "4096"], "make --ctx-size larger"),
+    (
+        ["bench", "offload", "MODEL", "--device", "loopback", "--output", "MODEL"],
+        "a folder, or a path that ends in .json",
+    ),
+    (["bench", "offload", "MODEL", "--device", "loopback", "--plot", "x.gguf"], "it takes a file that ends in one"),
+    (["bench", "offload", "MODEL", "--device", "loopback", "-ts", "1,1"], "2 shares, and there is 1 device;"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), SAID, ids=lambda each: ascii(each)[:60])
+def test_messages_name_options(path: Path, capsys: Capture, arguments: list[object], message: str) -> None:
+    before = path.read_bytes()
+    assert run(*[path if each == "MODEL" else each for each in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("n_ctx is -1", "--ctx-size is -1"),
+        ("devices[0] is 'x'; and devices", "--device is 'x'; and devices"),
+        ("make n_ctx larger, or n_batch", "make --ctx-size larger, or --batch-size"),
+        (
+            "m/n_ctx/n_batch.gguf: no n_ctx=4, with_n_ctx, .n_ctx",
+            "m/n_ctx/n_batch.gguf: no n_ctx=4, with_n_ctx, .n_ctx",
+        ),
+        ("memory of the path is short", "memory of the path is short"),
+        ("", ""),
+    ],
+)
+def test_only_names_of_arguments_become_options(message: str, told: str) -> None:
+    assert in_options(message) == told

@@ -1,0 +1,54 @@
+"""Parameters as options, which other commands take."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import Capture, run
+
+MakeTiny = Callable[..., Path]
+
+
+@pytest.fixture
+def path(tiny_path: MakeTiny) -> Path:
+    return tiny_path(n_expert=4, n_layer=3)
+
+
+def test_fit_prints_options_that_plan_takes(tiny_path: MakeTiny, capsys: Capture) -> None:
+    path = tiny_path(n_expert=4, n_layer=3, n_head=2, n_head_kv=1)  # heads that whole blocks of Q8_0 go into
+    device = ["--device", "8MiB", "--device", "6M", "--ctx-size-min", 256]
+    options = [*device, "--memory", "GPU0=3MiB", "-ctk", "q8_0", "-nkvo", "--no-mmap", "-b", 256, "-fa", "on"]
+    flat = ["-ngl", 3, "--device", "1GiB", "--memory", "1600KiB", "-c", 256]
+    for given in (
+        [*flat, "-ot", r"attn_(q|k)\.weight=CPU"],
+        flat,
+        [*options, "--goal", "prompt"],
+        ["--device", "1GiB"],
+    ):
+        assert run("fit", path, *given, "--json") == 0, capsys.readouterr().err
+        told = json.loads(capsys.readouterr().out)
+        assert run("fit", path, *given) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line.startswith("Options of moebind plan and bench: ")
+        words = shlex.split(line.partition(": ")[2])  # as a shell reads them
+        assert words == told["options"]
+        assert run("plan", path, *words, "--json") == 0
+        planned = json.loads(capsys.readouterr().out)
+        for plan in (told["plan"], planned):
+            for each in plan["devices"]:
+                del each["free"]  # changes all the time
+        assert planned == told["plan"]
+
+
+def test_bench_takes_the_options_that_fit_prints(path: Path, capsys: Capture) -> None:
+    assert run("fit", path, "--device", "1GiB", "--memory", "1200KiB", "-c", "256", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    short = ["-p", 16, "-n", 2, "--warmup", 0, "-t", 1, "--prompt", "it is", "--placement", "all", "--json"]
+    assert run("bench", "offload", path, *told["options"], *short) == 0
+    [row] = json.loads(capsys.readouterr().out)["rows"]
+    assert row["model_params"]["tensor_overrides"] == told["model_params"]["tensor_overrides"]
+    assert row["allocated"][0]["model"] == told["plan"]["devices"][0]["model"]
