@@ -12,14 +12,12 @@
 #include "ggml-rpc.cpp"
 #include "rpc_answers.h"
 #include "rpc_link.h"
+#include "rpc_port.h"
 
-#include <arpa/inet.h>
 #include <netdb.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -417,22 +415,6 @@ socket_ptr socket_t::connect(const char * host, int port) {
     return socket_ptr(new socket_t(std::move(made)));
 }
 
-// See moebind_rpc_link_report.
-static std::atomic<int> port_report{ -1 };
-
-static void report_port(int fd) {
-    const int report = port_report.exchange(-1);
-    if (report < 0) {
-        return;
-    }
-    sockaddr_in address{};
-    socklen_t   size = sizeof(address);
-    if (getsockname(fd, reinterpret_cast<sockaddr *>(&address), &size) == 0) {
-        dprintf(report, "%d\n", ntohs(address.sin_port));
-    }
-    close(report);
-}
-
 socket_ptr socket_t::create_server(const char * host, int port) {
     sockaddr_in address;
     if (!address_of(host, port, address)) {
@@ -513,7 +495,5 @@ void moebind_rpc_link_timeouts(const char * endpoint, int64_t connect_ms, int64_
     servers[endpoint].connect_ms = connect_ms;
     servers[endpoint].silence_ms = silence_ms;
 }
-
-void moebind_rpc_link_report(int file) { port_report = file; }
 
 void moebind_rpc_link_interrupts(int (*ask)(void)) { interrupts = ask; }
