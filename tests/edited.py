@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 import gguf_files
 from gguf_files import ARRAY, STRING, Value
 
-UINT32, FLOAT32 = 4, 6
+UINT32, FLOAT32, BOOL = 4, 6, 7
 
 
 class Edited:

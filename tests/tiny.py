@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +62,17 @@ TOKENS += [f"▁{word}" for word in ["the", "a", "of", "to", "and", "in", "it", 
 TOKENS += list("▁abcdefghijklmnopqrstuvwxyz")
 
 
-def write(path: Path, shape: Shape, split: int = 1, *, add: Mapping[str, np.ndarray] | None = None) -> Path:
+def write(
+    path: Path, shape: Shape, split: int = 1, *, add: Mapping[str, np.ndarray] | None = None, without: str = "(?!)"
+) -> Path:
     """Write the model; with ``split`` > 1 in so many files, of which the first is returned.
 
-    ``add`` is added to the tensors of these names.
+    ``add`` is added to the tensors of these names; tensors with names that match ``without`` are left out.
     """
     random = np.random.default_rng(shape.seed)
     metadata = _metadata(shape)
     tensors = _tensors(shape, random)
+    tensors = {name: data for name, data in tensors.items() if not re.match(without, name)}
     for name, change in (add or {}).items():
         tensors[name] = (tensors[name] + change).astype(np.float32)
     if split == 1:

@@ -32,6 +32,7 @@ MADE = {
     "moebind_chat_apply": "moebind_text_free",
     "moebind_chat_parse": "moebind_text_free",
     "moebind_chat_templates_new": "moebind_chat_templates_free",
+    "moebind_context_counted": "llama_free",
     "moebind_context_new": "llama_free",
     "moebind_hooks_new": "moebind_hooks_free",
     "moebind_reference": "moebind_unreference",

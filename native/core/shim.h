@@ -197,6 +197,10 @@ ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory);
 // --- models (peek/model.cpp) ---
 
 int32_t            moebind_model_n_expert(const struct llama_model * model);
+int32_t            moebind_model_n_expert_used(const struct llama_model * model); // in the layer that uses the most
+int32_t moebind_model_head_width(const struct llama_model * model); // of keys or values, in the layer with the widest
+// The width of a head's keys in the first layer in which it is no multiple of this; 0 if it is one in all layers.
+int32_t            moebind_model_odd_key(const struct llama_model * model, int32_t block);
 int32_t            moebind_model_n_devices(const struct llama_model * model);
 ggml_backend_dev_t moebind_model_device(const struct llama_model * model, int32_t i);
 
@@ -257,6 +261,8 @@ void moebind_reserve(struct llama_context * ctx);
 // llama_init_from_model, llama_adapter_lora_init and llama_adapter_lora_free: the first reads the list of a model's adapters,
 // as moebind_reserve does, the others change it.
 struct llama_context *      moebind_context_new(struct llama_model * model, struct llama_context_params params);
+// A context that tells what it would hold, and takes no memory. With no_alloc alone, llama.cpp allocates some kinds of state.
+struct llama_context *      moebind_context_counted(struct llama_model * model, struct llama_context_params params);
 struct llama_adapter_lora * moebind_adapter_load(struct llama_model * model, const char * path);
 void                        moebind_adapter_free(struct llama_adapter_lora * adapter);
 

@@ -1,7 +1,8 @@
 // Devices that are only described: what a plan needs of a GPU that is not in this machine. In llama.cpp's simulated
 // allocation they are what CUDA's devices are (ggml-cuda.cu): they take every operation, they offer pinned host memory, and
-// for batches they take over what has its weights on the host, for which they need room for copies. They allocate nothing:
-// a model that is really loaded onto one fails, with llama.cpp's own message.
+// for batches they take over what has its weights on the host, for which they need room for copies. They allocate nothing
+// (what llama.cpp allocates all the same is counted by counted_memory.cpp): a model that is really loaded onto one fails,
+// with llama.cpp's own message.
 #include "internal.h"
 
 #include "ggml-backend-impl.h"
@@ -33,15 +34,8 @@ size_t       buft_alignment(ggml_backend_buffer_type_t) { return 128; }  // what
 // llama.cpp reports that it is unable to allocate.
 ggml_backend_buffer_t buft_alloc(ggml_backend_buffer_type_t, size_t) { return nullptr; }
 
-// Pinned memory, one type for all devices. Little is allocated of it even in a simulation: it is plain memory then.
-const char *          host_name(ggml_backend_buffer_type_t) { return "GPU_Host"; }
-ggml_backend_buffer_t host_alloc(ggml_backend_buffer_type_t type, size_t size) {
-    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
-    if (buffer != nullptr) {
-        buffer->buft = type;
-    }
-    return buffer;
-}
+// Pinned memory, one type for all devices.
+const char *             host_name(ggml_backend_buffer_type_t) { return "GPU_Host"; }
 ggml_backend_buffer_type host_type = { {}, nullptr, nullptr };
 
 const char *          device_name(ggml_backend_dev_t device) { return of(device).name.c_str(); }
@@ -134,7 +128,7 @@ ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory) {
         if (host_type.device == nullptr) {
             host_type.iface              = ggml_backend_cpu_buffer_type()->iface;
             host_type.iface.get_name     = host_name;
-            host_type.iface.alloc_buffer = host_alloc;
+            host_type.iface.alloc_buffer = buft_alloc;
             host_type.device             = &found->device;
         }
     }

@@ -4,9 +4,32 @@
 #include "llama-model.h"
 #include "shim.h"
 
+#include <algorithm>
 #include <cstring>
 
 int32_t moebind_model_n_expert(const llama_model * model) { return llama_model_n_expert(model); }
+
+int32_t moebind_model_n_expert_used(const llama_model * model) {
+    return static_cast<int32_t>(model->hparams.n_expert_used_max());
+}
+
+int32_t moebind_model_head_width(const llama_model * model) {
+    uint32_t widest = 0;
+    for (uint32_t layer = 0; layer < model->hparams.n_layer(); layer++) {
+        widest = std::max({ widest, model->hparams.n_embd_head_k(layer), model->hparams.n_embd_head_v(layer) });
+    }
+    return static_cast<int32_t>(widest);
+}
+
+int32_t moebind_model_odd_key(const llama_model * model, int32_t block) {
+    for (uint32_t layer = 0; layer < model->hparams.n_layer(); layer++) {
+        const uint32_t width = model->hparams.n_embd_head_k(layer);
+        if (width % static_cast<uint32_t>(block) != 0) {
+            return static_cast<int32_t>(width);
+        }
+    }
+    return 0;
+}
 
 int32_t moebind_model_n_devices(const llama_model * model) { return llama_model_n_devices(model); }
 

@@ -12,12 +12,12 @@
 #include "ggml-rpc.cpp"
 #include "rpc_answers.h"
 #include "rpc_link.h"
-#include "rpc_port.h"
+#include "rpc_sockets.h"
 
-#include <netdb.h>
-#include <netinet/tcp.h>
+#include <arpa/inet.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -27,8 +27,6 @@ using steady = std::chrono::steady_clock;
 
 namespace {
 
-// How long to wait before looking for Ctrl-C again.
-constexpr int  slice_ms = 50;
 // A first Ctrl-C lets the server finish what it computes, since giving up means to load the model again. A second one
 // does not wait.
 constexpr auto patience = std::chrono::seconds(10);
@@ -59,8 +57,6 @@ bool hung_up(int fd) {
     pollfd asked = { fd, POLLRDHUP, 0 };
     return poll(&asked, 1, 0) > 0;
 }
-
-std::string system_says(int error) { return std::string(std::strerror(error)); }
 
 }  // namespace
 
@@ -121,7 +117,7 @@ struct socket_t::impl {
         steady::time_point pressed{};
         while (true) {
             pollfd    waited = { fd, events, 0 };
-            const int ready  = poll(&waited, 1, slice_ms);
+            const int ready  = poll(&waited, 1, rpc_sockets::slice_ms);
             if (ready > 0) {
                 return true;
             }
@@ -158,7 +154,7 @@ struct socket_t::impl {
                     return false;
                 }
             } else if (n < 0 && errno != EINTR) {
-                lose("closed the connection (" + system_says(errno) + ")");
+                lose("closed the connection (" + rpc_sockets::system_says(errno) + ")");
                 return false;
             }
         }
@@ -180,7 +176,7 @@ struct socket_t::impl {
                     return false;
                 }
             } else if (errno != EINTR) {
-                lose("closed the connection (" + system_says(errno) + ")");
+                lose("closed the connection (" + rpc_sockets::system_says(errno) + ")");
                 return false;
             }
         }
@@ -331,60 +327,6 @@ void socket_t::get_caps(uint8_t * local_caps) { std::memset(local_caps, 0, RPC_C
 
 void socket_t::update_caps(const uint8_t *) {}
 
-namespace {
-
-void set(int fd, int level, int option, int value) { setsockopt(fd, level, option, &value, sizeof(value)); }
-
-// A machine that is gone does not say so: the system finds out within half a minute.
-void set_up(int fd) {
-    set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-    set(fd, IPPROTO_TCP, TCP_KEEPIDLE, 10);
-    set(fd, IPPROTO_TCP, TCP_KEEPINTVL, 5);
-    set(fd, IPPROTO_TCP, TCP_KEEPCNT, 4);
-    set(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 30 * 1000);
-}
-
-bool address_of(const char * host, int port, sockaddr_in & address) {
-    addrinfo   wanted = {};
-    addrinfo * found  = nullptr;
-    wanted.ai_family   = AF_INET;
-    wanted.ai_socktype = SOCK_STREAM;
-    if (getaddrinfo(host, nullptr, &wanted, &found) != 0) {
-        return false;
-    }
-    std::memcpy(&address, found->ai_addr, sizeof(address));
-    address.sin_port = htons(uint16_t(port));
-    freeaddrinfo(found);
-    return true;
-}
-
-// Empty, or why there is no connection.
-std::string connect_within(int fd, const sockaddr_in & address, int64_t allowed_ms) {
-    if (::connect(fd, reinterpret_cast<const sockaddr *>(&address), sizeof(address)) == 0) {
-        return "";
-    }
-    if (errno != EINPROGRESS) {
-        return system_says(errno);
-    }
-    const auto end = steady::now() + std::chrono::milliseconds(allowed_ms);
-    while (steady::now() < end) {
-        pollfd waited = { fd, POLLOUT, 0 };
-        if (poll(&waited, 1, slice_ms) > 0) {
-            int       error = 0;
-            socklen_t size  = sizeof(error);
-            getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
-            return error == 0 ? "" : system_says(error);
-        }
-        if (asked_to_stop() > 0) {
-            return "interrupted";
-        }
-    }
-    return "timed out";
-}
-
-}  // namespace
-
 socket_ptr socket_t::connect(const char * host, int port) {
     const std::string endpoint = std::string(host) + ":" + std::to_string(port);
     const int         fd       = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -402,10 +344,12 @@ socket_ptr socket_t::connect(const char * host, int port) {
         }
         allowed_ms = servers[endpoint].connect_ms;
     }
-    set_up(fd);
+    rpc_sockets::set_up(fd);
     sockaddr_in       address;
     const std::string failed =
-        address_of(host, port, address) ? connect_within(fd, address, allowed_ms) : "its name has no IPv4 address";
+        !rpc_sockets::address_of(host, port, address)
+            ? "its name has no IPv4 address"
+            : rpc_sockets::connect_within(fd, address, allowed_ms, asked_to_stop);
     if (!failed.empty()) {
         made->lose("does not answer (" + failed + "): check that it runs");
         return nullptr;
@@ -417,7 +361,7 @@ socket_ptr socket_t::connect(const char * host, int port) {
 
 socket_ptr socket_t::create_server(const char * host, int port) {
     sockaddr_in address;
-    if (!address_of(host, port, address)) {
+    if (!rpc_sockets::address_of(host, port, address)) {
         std::fprintf(stderr, "%s is not an IPv4 address or a name of one\n", host);
         return nullptr;
     }
@@ -426,12 +370,12 @@ socket_ptr socket_t::create_server(const char * host, int port) {
         return nullptr;
     }
     auto made = std::make_unique<impl>(fd);
-    set(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    rpc_sockets::set(fd, SOL_SOCKET, SO_REUSEADDR, 1);
     if (bind(fd, reinterpret_cast<const sockaddr *>(&address), sizeof(address)) < 0 || listen(fd, 16) < 0) {
         std::fprintf(stderr, "%s:%d cannot be served: %s\n", host, port, std::strerror(errno));
         return nullptr;
     }
-    report_port(fd);
+    rpc_sockets::report_port(fd);
     return socket_ptr(new socket_t(std::move(made)));
 }
 
@@ -439,7 +383,7 @@ socket_ptr socket_t::accept() {
     while (true) {
         const int fd = ::accept4(pimpl->fd, nullptr, nullptr, SOCK_CLOEXEC);
         if (fd >= 0) {
-            set_up(fd);
+            rpc_sockets::set_up(fd);
             return socket_ptr(new socket_t(std::make_unique<impl>(fd)));
         }
         // A client that left before its turn is no reason to stop serving the others.
@@ -495,5 +439,7 @@ void moebind_rpc_link_timeouts(const char * endpoint, int64_t connect_ms, int64_
     servers[endpoint].connect_ms = connect_ms;
     servers[endpoint].silence_ms = silence_ms;
 }
+
+void moebind_rpc_link_report(int file) { rpc_sockets::port_report = file; }
 
 void moebind_rpc_link_interrupts(int (*ask)(void)) { interrupts = ask; }

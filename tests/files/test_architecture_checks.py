@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from edited import Edited, of_architecture, without
+from edited import BOOL, Edited, of_architecture, without
 
 from conftest import CPU
 from moebind import Model, ModelLoadError
@@ -23,6 +23,8 @@ from moebind import Model, ModelLoadError
         ("qwen3next", "full_attention_interval", 0),
         ("qwen35moe", "ssm.group_count", 0),
         ("falcon-h1", "ssm.time_step_rank", 0),
+        ("plamo2", "ssm.time_step_rank", 0),
+        ("deepseek4", "attention.output_group_count", 0),
         ("grovemoe", "experts_per_group", 0),
         ("rwkv7", "wkv.head_size", 0),
         ("qwen2vl", "rope.dimension_sections", [0, 0, 0, 0]),
@@ -40,6 +42,25 @@ def test_what_one_architecture_divides_by(
     if not key.startswith("attention.head_count"):
         with Model.load_from_file(edit(n_expert=4).set(f"llama.{key}", value).write(), CPU) as model:
             assert model.n_layer == 2
+
+
+def test_caches_without_layers_that_divide_by_their_width(edit: Callable[..., Edited]) -> None:
+    edited = of_architecture(edit(n_expert=4), "deepseek4")
+    for name in ("key_length", "indexer.key_length"):
+        edited.set(f"deepseek4.attention.{name}", 16)
+    with pytest.raises(ModelLoadError, match=r"attention\.indexer\.key_length is 16, as attention\.key_length"):
+        Model.load_from_file(edited.write(), CPU)
+
+
+@pytest.mark.parametrize("rotates", [None, True, False])
+def test_an_architecture_in_which_some_models_rotate_nothing(edit: Callable[..., Edited], rotates: bool | None) -> None:
+    edited = of_architecture(edit(), "granitehybrid").set("granitehybrid.rope.dimension_count", 0)
+    if rotates is not None:
+        edited.set("granitehybrid.rope.scaling.finetuned", int(rotates), BOOL)
+    # What remains is that it has no recurrent state, which libllama tells.
+    expected = "missing|ssm" if rotates is False else "takes an even number from 2"
+    with pytest.raises(ModelLoadError, match=expected):
+        Model.load_from_file(edited.write(), CPU)
 
 
 def test_tensors_that_are_called_optional_and_used(edit: Callable[..., Edited]) -> None:

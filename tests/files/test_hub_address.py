@@ -50,6 +50,34 @@ def test_what_is_meant(wanted: str, found: tuple[str, ...]) -> None:
     assert choose(FILES, wanted, "a/b") == found
 
 
+#: Heads that draft for the model beside them.
+DRAFTS = {
+    "mtp-X-27B-Q4_0.gguf": 1,
+    "mtp-X-27B-Q8_0.gguf": 1,
+    "X-27B-eagle3-BF16.gguf": 1,
+    "dflash-X-27B-F16.gguf": 1,
+    "draft/dspark-X-27B-Q6_K.gguf": 1,
+}
+
+
+def test_what_drafts_for_a_model_is_none() -> None:
+    files = {**DRAFTS, "X-27B-Q8_0.gguf": 2}
+    assert choose(files, None, "a/b") == choose(files, "Q8_0", "a/b") == ("X-27B-Q8_0.gguf",)
+    assert choose(files, "*Q8_0*", "a/b") == choose(files, "*", "a/b") == ("X-27B-Q8_0.gguf",)
+    for wanted in ("Q4_0", "BF16", "F16", "Q6_K"):
+        with pytest.raises(ModelNotFoundError, match=f"no GGUF file that matches '{wanted}'"):
+            choose(files, wanted, "a/b")
+    with pytest.raises(ModelNotFoundError, match="no GGUF file that is a model by itself"):
+        choose(DRAFTS, None, "a/b")
+    assert choose({**DRAFTS, "X-27B-MTP-Q4_0.gguf": 2}, None, "a/b") == ("X-27B-MTP-Q4_0.gguf",)
+
+
+@pytest.mark.parametrize("name", DRAFTS)
+def test_what_drafts_can_be_asked_for(name: str) -> None:
+    assert choose({**DRAFTS, "X-27B-Q8_0.gguf": 2}, name, "a/b") == (name,)
+    assert choose({**DRAFTS, "X-27B-Q8_0.gguf": 2}, f"{name[:-6]}*", "a/b") == (name,)
+
+
 @pytest.mark.parametrize(
     "wanted", ["Q4", "K", "XS", "4_K_M", "F16", "Q6_K", "Q4_XS", "model", "other.gguf", "README.md", "*.bin", "["]
 )

@@ -2,8 +2,8 @@
 
     python tests/fuzz/gguf_architectures.py [ARCHITECTURE ...]
 
-Nothing is known of an architecture but its name: a model is completed from what libllama, and moebind, say is missing
-or of the wrong shape. Those that load are then loaded again, and computed with, with each key 0, odd, or missing, and
+Little is known of an architecture but its name: a model is completed from what libllama, and moebind, say is missing
+or of the wrong shape; what nobody says is in ``gguf_recipes.py``. Those that load are then loaded again, and computed with, with each key 0, odd, or missing, and
 without each tensor. Whatever ends the process belongs into src/moebind/files/architecture_checks.py. All of them take
 minutes.
 """
@@ -17,7 +17,7 @@ import struct
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import gguf_files
 import tiny
 from gguf_files import ARRAY, STRING, File, Tensor, Value
+from gguf_recipes import RECIPES, SEEDS, WHOLE
 
 SOURCE = Path(__file__).resolve().parents[2] / "vendor" / "llama.cpp" / "src" / "llama-arch.cpp"
 HANG_SECONDS = 20
@@ -81,13 +82,35 @@ class Candidate:
     numbers: dict[str, object]
     tensors: dict[str, list[int]]
 
+    @classmethod
+    def of(cls, architecture: str, vocabulary: list[Value]) -> Candidate:
+        """What an architecture's model begins as."""
+        numbers = {**NUMBERS, **RECIPES.get(architecture, {})}
+        numbers = {key: value for key, value in numbers.items() if value is not None}
+        tensors = {
+            name.format(layer): list(shape)
+            for name, shape in SEEDS.get(architecture, {}).items()
+            for layer in range(numbers["block_count"])  # type: ignore[call-overload]
+        }
+        return cls(architecture, vocabulary, numbers, tensors)
+
     def file(self) -> File:
         file = File([Value(b"general.architecture", STRING, STRING, [self.architecture.encode()]), *self.vocabulary])
-        file.values += [_encoded(f"{self.architecture}.{key}", value) for key, value in self.numbers.items()]
+        for key, value in self.numbers.items():
+            file.values.append(_encoded(key if key.startswith(WHOLE) else f"{self.architecture}.{key}", value))
         integers = 26  # tables of ids
         for name, shape in self.tensors.items():
             file.tensors.append(Tensor(name.encode(), list(shape), integers if "tid2eid" in name else 0, 0))
         return file
+
+    def write(self, path: Path) -> Path:
+        """Write the model; its weights, all 0, take no room."""
+        file = self.file()
+        header = file.header()
+        with path.open("wb") as target:
+            target.write(header)
+            target.truncate(len(header) + file.data_size())
+        return path
 
     def follow(self, complaint: str) -> bool:
         """Do what libllama asks for; False when it asks for nothing that we know."""
@@ -122,6 +145,12 @@ class Candidate:
                 numbers = {k: v for k, v in self.numbers.items() if k != key}
                 yield f"{key}={other}", self._with(numbers=numbers if other is None else {**numbers, key: other})
 
+        # Of two layers one predicts further ahead, and what the file has is both, or only that.
+        numbers = {**self.numbers, "nextn_predict_layers": 1}
+        yield "nextn_predict_layers=1", self._with(numbers=numbers)
+        ahead = {name: shape for name, shape in self.tensors.items() if not name.startswith("blk.0.")}
+        yield "nextn_predict_layers=1, without blk.0", self._with(numbers=numbers, tensors=ahead)
+
     def _with(self, **fields: object) -> Candidate:
         copy = deepcopy(self)
         for name, value in fields.items():
@@ -145,7 +174,10 @@ def _work(pipe: Connection) -> None:
         try:
             with moebind.Model.load_from_file(path, moebind.ModelParams(n_gpu_layers=0)) as model:
                 with model.new_context(params) as context:
-                    context.decode(moebind.Batch.get_one([1, 2, 40]))
+                    if model.has_encoder:
+                        context.encode(moebind.Batch.get_one([1, 2, 40]))
+                    if model.has_decoder:
+                        context.decode(moebind.Batch.get_one([1, 2, 40]))
             pipe.send("works")
         except (moebind.MoebindError, ValueError) as error:
             pipe.send(str(error))
@@ -154,8 +186,8 @@ def _work(pipe: Connection) -> None:
 class Loader:
     """Loads files in a process that may die."""
 
-    def __init__(self, folder: str) -> None:
-        self._path = f"{folder}/candidate.gguf"
+    def __init__(self, folder: str | Path) -> None:
+        self._path = Path(folder) / "candidate.gguf"
         self._start()
 
     def _start(self) -> None:
@@ -166,13 +198,8 @@ class Loader:
 
     def outcome(self, candidate: Candidate) -> str:
         """``works``, what the exception says, or ``!`` and how the process ended."""
-        file = candidate.file()
-        header = file.header()
-        with open(self._path, "wb") as target:
-            target.write(header)
-            target.truncate(len(header) + file.data_size())
         try:
-            self._pipe.send(self._path)
+            self._pipe.send(str(candidate.write(self._path)))
             if self._pipe.poll(HANG_SECONDS):
                 return str(self._pipe.recv())
             self._worker.kill()
@@ -189,21 +216,31 @@ class Loader:
         self._worker.join()
 
 
+def vocabulary_in(folder: Path) -> list[Value]:
+    """The vocabulary that all of these models have; a tiny model with it is written into the folder."""
+    plain, _ = gguf_files.parse(tiny.write(folder / "plain.gguf", tiny.Shape()))
+    return [value for value in plain.values if value.key.startswith(b"tokenizer.")]
+
+
+def complete(candidate: Candidate, outcome_of: Callable[[Candidate], str]) -> str:
+    """Add to a model what is asked for; how it ends."""
+    outcome = outcome_of(candidate)
+    for _ in range(STEPS_MAX):
+        if not candidate.follow(outcome):
+            break
+        outcome = outcome_of(candidate)
+    return outcome
+
+
 def examine(architectures: list[str]) -> tuple[dict[str, str], Counter[str], list[str]]:
     """What became of each architecture's own model, how the variants ended, and what ended the process."""
     completed, outcomes, findings = {}, Counter[str](), []
     with tempfile.TemporaryDirectory() as folder:
-        plain, _ = gguf_files.parse(tiny.write(Path(folder) / "plain.gguf", tiny.Shape()))
-        vocabulary = [value for value in plain.values if value.key.startswith(b"tokenizer.")]
+        vocabulary = vocabulary_in(Path(folder))
         loader = Loader(folder)
         for architecture in architectures:
-            candidate = Candidate(architecture, vocabulary, dict(NUMBERS), {})
-            outcome = loader.outcome(candidate)
-            for _ in range(STEPS_MAX):
-                if not candidate.follow(outcome):
-                    break
-                outcome = loader.outcome(candidate)
-            completed[architecture] = outcome
+            candidate = Candidate.of(architecture, vocabulary)
+            completed[architecture] = outcome = complete(candidate, loader.outcome)
             variants = candidate.changed() if outcome == "works" else iter([("as it is", candidate)])
             for what, variant in variants:
                 outcome = loader.outcome(variant)

@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 import moebind
-from conftest import CPU
-from moebind import Model
+from conftest import CPU, SMALL
+from moebind import FlashAttnType, GgmlType, Model
 from moebind.model.hyperparameters import _in_short
 
 MakeTiny = Callable[..., Path]
@@ -27,6 +27,29 @@ def test_sizes_that_llama_cpp_has_no_name_for(dense: Model) -> None:
 )
 def test_counts_in_short(count: int, text: str) -> None:
     assert _in_short(count) == text
+
+
+def test_overrides_count_where_a_model_tells_its_numbers(tiny_path: MakeTiny) -> None:
+    path = tiny_path(n_expert=4)
+    for used in (1, 3):
+        with Model.load_from_file(path, CPU.with_kv_override("llama.expert_used_count", used)) as model:
+            assert model.n_expert_used == used
+    with Model.load_from_file(path, CPU.with_vocab_only(True)) as model:
+        assert model.n_expert_used == 2
+    # Four heads of 16 numbers, or two of 32: a block of Q8_0 is 32.
+    context = SMALL.with_type_k(GgmlType.Q8_0).with_flash_attn_type(FlashAttnType.DISABLED)
+    wider = CPU.with_kv_override("llama.attention.head_count", 2).with_kv_override("llama.attention.head_count_kv", 1)
+    wider = wider.with_kv_override("llama.rope.dimension_count", 32)
+    with Model.load_from_file(path, wider) as model:
+        model.new_context(context).close()
+    moebind.plan(path, wider, context)
+    with (
+        Model.load_from_file(path, CPU) as model,
+        pytest.raises(moebind.ContextCreationError, match="keys have 16 numbers"),
+    ):
+        model.new_context(context)
+    with pytest.raises(moebind.ContextCreationError, match="keys have 16 numbers"):
+        moebind.plan(path, CPU, context)
 
 
 SIZES = "size n_params n_ctx_train n_embd n_layer n_layer_nextn n_head n_head_kv n_expert n_expert_used rope_type"

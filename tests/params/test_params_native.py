@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
 
 import pytest
 
+from conftest import CPU
 from moebind import (
     ContextCreationError,
     ContextParams,
@@ -14,6 +17,7 @@ from moebind import (
     FlashAttnType,
     GgmlType,
     LoadMode,
+    Model,
     ModelParams,
     ffi,
     lib,
@@ -22,6 +26,8 @@ from moebind._core.native import CData, Hooks
 from moebind.params.native import check_together, native_model_params, plain_context_params
 from moebind.params.params import N_CTX_MAX, Params
 from moebind.params.tensor_overrides import resolve
+
+MakeTiny = Callable[..., Path]
 
 #: Tensors that overrides can match.
 NAMES = ["token_embd.weight", "blk.0.ffn_up_exps.weight"]
@@ -91,27 +97,29 @@ def test_callbacks_of_a_context_are_not_carried_as_numbers() -> None:
         (
             ContextParams(type_k=GgmlType.Q4_0, flash_attn_type=FlashAttnType.DISABLED),
             512,
-            "type_k is Q4_0, in blocks of 32, but this model's keys have 80 numbers",
+            "type_k is Q4_0, in blocks of 32, but this model's keys have 16 numbers",
         ),
     ],
 )
-def test_values_that_do_not_go_together(params: ContextParams, n_ctx: int, message: str) -> None:
-    with pytest.raises(ContextCreationError, match=message):
-        check_together(params, n_ctx, 80)
+def test_values_that_do_not_go_together(tiny_path: MakeTiny, params: ContextParams, n_ctx: int, message: str) -> None:
+    with Model.load_from_file(tiny_path(n_head=4), CPU) as model:
+        with pytest.raises(ContextCreationError, match=message):
+            check_together(params, n_ctx, model._open())
 
 
 @pytest.mark.parametrize(
-    ("params", "n_ctx", "n_embd_head_k"),
+    ("params", "n_ctx", "n_head"),
     [
-        (ContextParams(n_ctx=0), N_CTX_MAX, 80),
-        (ContextParams(n_seq_max=32, n_batch=32), 512, 80),
-        (ContextParams(n_seq_max=4, n_outputs_max=4), 512, 80),
-        (ContextParams(type_k=GgmlType.Q4_0, flash_attn_type=FlashAttnType.DISABLED), 512, 64),
-        (ContextParams(type_k=GgmlType.Q4_0), 512, 80),
+        (ContextParams(n_ctx=0), N_CTX_MAX, 4),
+        (ContextParams(n_seq_max=32, n_batch=32), 512, 4),
+        (ContextParams(n_seq_max=4, n_outputs_max=4), 512, 4),
+        (ContextParams(type_k=GgmlType.Q4_0, flash_attn_type=FlashAttnType.DISABLED), 512, 2),
+        (ContextParams(type_k=GgmlType.Q4_0), 512, 4),
     ],
 )
-def test_values_that_just_go_together(params: ContextParams, n_ctx: int, n_embd_head_k: int) -> None:
-    check_together(params, n_ctx, n_embd_head_k)
+def test_values_that_just_go_together(tiny_path: MakeTiny, params: ContextParams, n_ctx: int, n_head: int) -> None:
+    with Model.load_from_file(tiny_path(n_head=n_head), CPU) as model:  # 64 numbers for all heads
+        check_together(params, n_ctx, model._open())
 
 
 def another(field: dataclasses.Field[object]) -> object:

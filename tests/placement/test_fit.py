@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import moebind
 from conftest import SMALL
-from moebind import ContextParams, Device, Fit, FitError, GgmlType, Model, ModelParams, Plan, SplitMode
+from moebind import ContextParams, Device, Fit, FitError, GgmlType, LoadMode, Model, ModelParams, Plan, SplitMode
 
 MakeTiny = Callable[..., Path]
 MakeShape = Callable[..., Path]
@@ -188,6 +188,66 @@ def test_what_is_missing_is_told(shape_path: MakeShape) -> None:
         moebind.fit(path, memory={"Host": 0}, devices=["24GiB"])
 
 
+# --- with a budget for the host, too ---
+
+
+def on_host(fit: Fit) -> int:
+    return fit.plan.host.total - fit.plan.gaps
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("n_devices", [1, 2])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_the_host_takes_what_the_devices_leave(shape_path: MakeShape, name: str, n_devices: int, mapped: bool) -> None:
+    path = shape_path(name, SHAPES[name])
+    model = ModelParams(use_extra_bufts=False, load_mode=LoadMode.AUTO if mapped else LoadMode.NONE)
+    devices: list[str | int] = ["1TiB"] * n_devices
+    most = moebind.plan(path, model, CONTEXT, devices=devices).device_bytes
+    memory = {f"GPU{at}": int(most * 0.6 / n_devices) for at in range(n_devices)}
+    alone = moebind.fit(path, memory=memory, model_params=model, context_params=CONTEXT, devices=devices)
+    # Each budget alone is too small for the experts.
+    assert alone.plan.expert_bytes < moebind.experts(path).nbytes
+    both = moebind.fit(
+        path,
+        memory={**memory, "Host": on_host(alone)},
+        model_params=model,
+        context_params=CONTEXT,
+        devices=devices,
+    )
+    assert both.plan == alone.plan
+    assert within(both)
+    with pytest.raises(FitError, match=r"however it is spread over devices and host: .*Host may take"):
+        moebind.fit(
+            path,
+            memory={**memory, "Host": on_host(alone) // 2},
+            model_params=model,
+            context_params=CONTEXT,
+            devices=devices,
+        )
+
+
+def test_layers_that_no_device_has_room_for_go_to_a_host_that_is_limited(shape_path: MakeShape) -> None:
+    path = shape_path("qwen3-30b-a3b-q4_k_m", 9)
+    least = moebind.plan(path, ModelParams().with_cpu_moe_all(), CONTEXT, devices=["1TiB"]).device_bytes
+    alone = moebind.fit(path, memory={"GPU0": least - 30 * MIB}, context_params=CONTEXT, devices=["24GiB"])
+    assert alone.model_params.n_gpu_layers < 10
+    memory = {**alone.budgets, "Host": on_host(alone)}
+    both = moebind.fit(path, memory=memory, context_params=CONTEXT, devices=["24GiB"])
+    assert both.plan == alone.plan
+
+
+def test_a_context_grows_within_both_budgets(shape_path: MakeShape) -> None:
+    path = shape_path("qwen3-30b-a3b-q4_k_m", 9)
+    context = ContextParams(offload_kqv=False)  # it grows in host memory
+    alone = moebind.fit(path, memory={"GPU0": "2GiB"}, context_params=context, devices=["24GiB"])
+    assert alone.context_params.n_ctx > 8192
+    shorter = moebind.plan(path, alone.model_params, context.with_n_ctx(8192), devices=["24GiB"])
+    memory = {"GPU0": 2 * GIB, "Host": shorter.host.total - shorter.gaps}
+    both = moebind.fit(path, memory=memory, context_params=context, devices=["24GiB"])
+    assert both.context_params.n_ctx == 8192
+    assert within(both)
+
+
 # --- real devices ---
 
 
@@ -267,7 +327,10 @@ def test_a_fit_that_the_host_has_no_room_for_does_not_send_to_itself(shape_path:
     assert "The host needs" in fit.explanation
     assert "trained with 163840 tokens" in fit.explanation
     assert "moebind.fit" not in str(fit)
-    assert "moebind.fit" in str(fit.plan)
+    assert "moebind.fit" not in str(fit.plan)
+    made_anew = moebind.plan(fit.plan.path, fit.model_params, fit.context_params, devices=["48GiB"])
+    assert made_anew == fit.plan
+    assert str(made_anew).endswith("moebind.fit finds parameters that fit.")
 
 
 def test_a_dense_model_has_no_experts_to_speak_of(tiny_path: MakeTiny) -> None:
@@ -277,3 +340,46 @@ def test_a_dense_model_has_no_experts_to_speak_of(tiny_path: MakeTiny) -> None:
     assert fit.model_params.n_gpu_layers >= 0
     assert "The whole model has no room" in fit.explanation
     assert "expert" not in fit.explanation
+
+
+@pytest.mark.parametrize("n_devices", [1, 2])
+def test_layers_that_are_not_loaded_change_nothing(tiny_path: MakeTiny, n_devices: int) -> None:
+    shape = {"arch": "glm4moe", "n_expert": 16, "n_embd": 128, "n_ff": 128}
+    plain, ahead = tiny_path(n_layer=12, **shape), tiny_path(n_layer=13, n_mtp=1, **shape)
+    whole = moebind.plan(plain, context_params=SMALL.with_n_ctx(8192), devices=["1GiB"])
+    assert moebind.plan(ahead, context_params=SMALL.with_n_ctx(8192), devices=["1GiB"]).devices == whole.devices
+    for share in (0.3, 0.35, 0.4, 0.5, 0.7) if n_devices == 1 else (0.35, 0.4, 0.5):
+        sizes = [int(whole.device_bytes * share)] * n_devices
+        ours, theirs = (
+            moebind.fit(path, n_ctx=8192, margin=0, context_params=SMALL, devices=sizes) for path in (plain, ahead)
+        )
+        # Those layers count, and take nothing.
+        layers = [fit.model_params.n_gpu_layers for fit in (ours, theirs)]
+        assert layers == [-1, -1] or layers[0] + 1 == layers[1]
+        assert theirs.plan.device_bytes >= 0.97 * ours.plan.device_bytes
+        if n_devices == 1:
+            assert theirs.plan.devices == ours.plan.devices
+    loaded = moebind.plan(ahead, ModelParams(load_mtp=True), SMALL, devices=["1GiB"])
+    assert loaded.expert_bytes == moebind.experts(ahead, load_mtp=True).nbytes
+    assert loaded.expert_bytes * 12 == 13 * moebind.experts(ahead).nbytes
+    assert moebind.experts(ahead).nbytes == moebind.experts(plain).nbytes == whole.expert_bytes
+    assert moebind.experts(ahead).total_nbytes == moebind.experts(plain).total_nbytes
+
+
+@pytest.mark.parametrize("n_seq_max", [1, 13, 64])
+def test_no_context_is_longer_than_can_be(tiny_path: MakeTiny, n_seq_max: int) -> None:
+    path = tiny_path(n_expert=4, n_head=2, n_head_kv=1, n_ctx_train=10 * 2**20)
+    context = ContextParams(n_seq_max=n_seq_max)
+    fit = moebind.fit(path, context_params=context, devices=["1GiB"], margin=0)
+    assert 4096 * n_seq_max <= fit.context_params.n_ctx <= 10 * 2**20 * n_seq_max
+    longer = fit.context_params.with_n_ctx(fit.context_params.n_ctx + 512 * n_seq_max)
+    assert moebind.plan(path, None, longer, devices=["1GiB"]).devices[0].total > GIB
+
+
+def test_the_longest_context_of_all(tiny_path: MakeTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The books on 134 million cells take gigabytes.
+    monkeypatch.setattr("moebind.placement.fit.N_CTX_MAX", 2**18)
+    monkeypatch.setattr("moebind.placement.search.FAR", 2**13)
+    path = tiny_path(n_expert=4, n_ctx_train=2**17)
+    fit = moebind.fit(path, context_params=ContextParams(n_seq_max=8), devices=["1TiB"])
+    assert fit.context_params.n_ctx == 2**18

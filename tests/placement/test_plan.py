@@ -107,7 +107,7 @@ def test_a_plan_as_values(tiny_path: MakeTiny) -> None:
     plan = moebind.plan(tiny_path(n_expert=4), ModelParams(), SMALL, devices=["1GiB"])
     values = json.loads(json.dumps(plan.to_dict()))
     assert list(values) == [
-        "path", "n_ctx", "mapped", "gaps", "fits", "device_bytes", "host_bytes", "expert_bytes", "devices",
+        "path", "n_ctx", "mapped", "gaps", "lazy", "fits", "device_bytes", "host_bytes", "expert_bytes", "devices",
         "bytes_read",
     ]  # fmt: skip
     assert list(values["devices"][0]) == [

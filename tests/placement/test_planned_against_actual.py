@@ -108,6 +108,10 @@ def test_tensors_that_are_read_row_by_row(
     mapped = {buffer.name: buffer.model for buffer in plan.host.buffers}.get("CPU_Mapped", 0)
     alone = moebind.Gguf.from_file(path).tensors["per_layer_token_embd.weight"].nbytes
     assert (mapped == alone) is (lazy is LazyMode.ON and not plan.mapped)
+    # Only rows of it are read.
+    assert plan.lazy == (alone if lazy is LazyMode.ON else 0)
+    assert plan._host_needs == plan.host.total - plan.gaps - plan.lazy
+    assert ("of which only rows are read" in str(plan)) is (lazy is LazyMode.ON)
 
 
 @pytest.mark.parametrize("extra", [True, False])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from moebind._core.fork import held_during_fork
 from moebind._core.native import ffi, lib, read_log
 
-__all__ = ["logger", "recent", "recent_lines", "set_log"]
+__all__ = ["logger", "quietly", "recent", "recent_lines", "set_log"]
 
 #: Where llama.cpp's lines go.
 logger = logging.getLogger("moebind.llama")
@@ -45,6 +47,16 @@ def emit(level: int, line: str) -> None:
 
 
 read_log(emit)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Show nothing of what this thread logs: warnings of what is done on purpose. Recent lines are kept."""
+    lib.moebind_log_quiet(True)
+    try:
+        yield
+    finally:
+        lib.moebind_log_quiet(False)
 
 
 def set_log(level: str | int | None = "warning") -> None:

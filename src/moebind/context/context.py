@@ -16,7 +16,7 @@ from moebind.backend.timings import Timings, read_timings
 from moebind.context.adapters import Adapters
 from moebind.context.backend_sampling import BackendSampling, checked_chains, outputs_per_sequence
 from moebind.context.conversation import Conversation
-from moebind.context.creation import native_context_params, pooling_problem
+from moebind.context.creation import check_memory, native_context_params, pooling_problem
 from moebind.context.generate_many import BatchedGeneration
 from moebind.enums import ContextType, GgmlType
 from moebind.errors import ContextCreationError, EmbeddingsError, NativeError
@@ -83,8 +83,11 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
             for chain in chains.values():
                 held.enter_context(chain._lock.held())
                 chain._attach(model.n_vocab)  # whatever comes of it: libllama asserts that it is not given one again
+            if ctx_other is None and not model._without_weights:
+                check_memory(model, params, native)
+            make = lib.own_moebind_context_counted if model._without_weights else lib.own_moebind_context_new
             try:
-                pointer = own(lib.own_moebind_context_new, opened, native[0], holds=holds)
+                pointer = own(make, opened, native[0], holds=holds)
             except NativeError as error:
                 raise ContextCreationError(f"{model!r} with {params!r}: {error.message}{log.recent_lines()}") from error
             if not pointer:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from moebind._core import log
 from moebind._core.context_base import ContextBase
-from moebind._core.native import CData, ffi, lib
-from moebind.backend.devices import devices
+from moebind._core.native import CData, ffi, lib, own
+from moebind._core.sizes import show_size
+from moebind.backend.breakdown import DeviceMemory, read_breakdown
 from moebind.enums import PoolingType
-from moebind.errors import ContextCreationError
-from moebind.params.native import check_together, plain_context_params
+from moebind.errors import ContextCreationError, NativeError
+from moebind.params.native import check_layers, check_together, plain_context_params
 from moebind.params.params import ContextParams
 
 if TYPE_CHECKING:
@@ -18,7 +21,12 @@ if TYPE_CHECKING:
     from moebind.model.hyperparameters import Hyperparameters
     from moebind.sampling.sampler import Sampler
 
-__all__ = ["native_context_params", "pooling_problem"]
+__all__ = ["check_memory", "native_context_params", "pooling_problem"]
+
+#: A cache of fewer bytes, or a state of fewer sequences, is not counted before it is made.
+COUNTED_MIN, COUNTED_STREAMS_MIN = 2**30, 16
+#: So many tokens are counted; what more of them take follows.
+EXTRAPOLATED_MIN = 2**20
 
 
 def native_context_params(
@@ -33,8 +41,8 @@ def native_context_params(
     if model._without_weights == "vocab_only":
         raise ContextCreationError("the model was loaded with vocab_only: it has no weights for a context")
     n_ctx = params.n_ctx or model.n_ctx_train
-    check_together(params, n_ctx, model._n_embd_head_k)
-    _check_cache_size(model, params, n_ctx)
+    check_together(params, n_ctx, model._open())
+    check_layers(model._open(), params)
     _check_kind(model, params)
     native = plain_context_params(params)
     keep: list[object] = []
@@ -106,15 +114,44 @@ def _native_other(model: Hyperparameters, other: ContextBase) -> CData:
     return pointer
 
 
-def _check_cache_size(model: Hyperparameters, params: ContextParams, n_ctx: int) -> None:
-    """Refuse a cache that no memory of this machine could hold: the system would rather kill the process."""
-    if model.is_recurrent or model.is_hybrid:
+def check_memory(model: Hyperparameters, params: ContextParams, native: CData) -> None:
+    """Refuse a cache that no memory of this machine could hold: the system would rather kill the process.
+
+    llama.cpp makes the context once without memory, and says how large each device's part is. That takes some
+    milliseconds, so what is small anyway is not counted.
+    """
+    n_ctx = params.n_ctx or model.n_ctx_train
+    streams = params.n_seq_max if model.is_recurrent or model.is_hybrid else 1
+    # No architecture keeps more of a token than keys and values of all its heads, as wide as they are.
+    most = 2 * 4 * model.n_layer * max(model.n_head * lib.moebind_model_head_width(model._open()), model.n_embd)
+    if most * n_ctx < COUNTED_MIN and streams < COUNTED_STREAMS_MIN:
         return
-    heads = model.n_head_kv * model.n_layer * model._n_embd_head_k
-    size = sum(lib.ggml_row_size(kind, 256) / 256 for kind in (params.type_k, params.type_v)) * heads * n_ctx
-    most = sum({(device.backend, device.description): device.memory_total for device in devices()}.values())
-    if size > most:
-        raise ContextCreationError(
-            f"n_ctx is {n_ctx}: its KV cache would take {size / 2**30:.1f} GiB, all devices together have "
-            f"{most / 2**30:.1f} GiB; ask for less, or for smaller cache types"
-        )
+    counted = ffi.new("struct llama_context_params *", native[0])
+    counted.samplers, counted.n_samplers = ffi.NULL, 0  # a chain is taken into a context once
+    held = _counted(model, counted, min(n_ctx, EXTRAPOLATED_MIN))
+    if n_ctx > EXTRAPOLATED_MIN:
+        # The books on so many cells are memory, too; the cells themselves grow evenly.
+        half = {device.name: device.context for device in _counted(model, counted, EXTRAPOLATED_MIN // 2)}
+        grown = n_ctx / EXTRAPOLATED_MIN - 1
+        held = [
+            replace(device, context=int(device.context + 2 * (device.context - half[device.name]) * grown))
+            for device in held
+        ]
+    for device in held:
+        if device.context > device.capacity:
+            raise ContextCreationError(
+                f"n_ctx is {n_ctx}: of {device.name}, which has {show_size(device.capacity)}, its cache would take "
+                f"{show_size(device.context)}; ask for less, or for smaller cache types"
+            )
+
+
+def _counted(model: Hyperparameters, native: CData, n_ctx: int) -> list[DeviceMemory]:
+    """What such a context would hold; nothing, if it cannot be made: then making it says why."""
+    native.n_ctx = n_ctx
+    with log.quietly():
+        try:
+            opened = model._open()
+            made = own(lib.own_moebind_context_counted, opened, native[0], holds=[opened])
+        except NativeError:
+            return []
+        return list(read_breakdown(made).devices) if made else []

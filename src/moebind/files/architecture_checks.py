@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["WITHOUT_ROPE", "architecture_problems"]
 
-_MAMBA2 = ("mamba2", "falcon-h1", "nemotron_h", "nemotron_h_moe", "granitehybrid", "plamo2")
+_MAMBA2 = ("mamba2", "falcon-h1", "nemotron_h", "nemotron_h_moe", "granitehybrid")
 _LINEAR_ATTENTION = ("qwen3next", "qwen35", "qwen35moe", "qwen4exp")
 _RWKV = ("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
 
@@ -26,11 +26,12 @@ _NONZERO_KEYS = {
     "full_attention_interval": (*_LINEAR_ATTENTION, "minimax-01"),
     "attention.head_count": ("phimoe", "olmo2", "gemma2", "gemma3"),
     "attention.head_count_kv": ("modern-bert",),
+    "attention.output_group_count": ("deepseek4",),
     "attention.sliding_window": ("afmoe",),  # it always asks for the cache that goes with one
     "experts_per_group": ("grovemoe",),
     "interleave_moe_layer_step": ("ernie4_5-moe",),
     "ssm.group_count": (*_MAMBA2, *_LINEAR_ATTENTION),
-    "ssm.time_step_rank": (*_MAMBA2, *_LINEAR_ATTENTION),
+    "ssm.time_step_rank": (*_MAMBA2, *_LINEAR_ATTENTION, "plamo2"),
     "wkv.head_size": _RWKV,
 }
 #: Keys that must be there and the architectures concerned: libllama takes 0 for a key that is missing.
@@ -47,7 +48,11 @@ _REQUIRED_TENSORS: tuple[tuple[tuple[str, ...], str, tuple[tuple[str, ...], ...]
             ("blk.{}.attn_q.weight", "blk.{}.attn_k.weight", "blk.{}.attn_v.weight"),
         ),
     ),
-    (("falcon-h1",), "blk.{}.ssm_in.weight", (("blk.{}.ssm_conv1d.bias",),)),
+    (
+        ("falcon-h1", "granitehybrid", "nemotron_h", "nemotron_h_moe"),
+        "blk.{}.ssm_in.weight",
+        (("blk.{}.ssm_conv1d.bias",),),
+    ),
     (("qwen35", "qwen35moe"), "blk.{}.ssm_out.weight", (("blk.{}.attn_qkv.weight", "blk.{}.attn_gate.weight"),)),
     (
         ("qwen3next",),
@@ -95,6 +100,10 @@ def architecture_problems(
             "rope.dimension_sections",
             f"is {sections or 'missing'}; the first three are not all 0, together they are at most {head}",
         )
+    indexer = integers("attention.indexer.key_length")
+    if architecture == "deepseek4" and indexer == integers("attention.key_length"):
+        # Its caches without layers then divide by the width of their keys.
+        yield "attention.indexer.key_length", f"is {indexer[0] if indexer else 'missing'}, as attention.key_length is"
     names = set(tensors)
     for concerned, mark, groups in _REQUIRED_TENSORS:
         if architecture not in concerned:

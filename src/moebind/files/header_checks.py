@@ -97,6 +97,10 @@ class _Fields:
         value = self.file.get(key)
         return value if isinstance(value, float) else None
 
+    def flag(self, key: str) -> bool | None:
+        value = self._overrides.get(key, self.file.get(key))
+        return value if isinstance(value, bool) else None
+
     def integers(self, key: str) -> list[int]:
         """One number for all layers, or one for each; an override counts only where the file has a single one."""
         if key not in self.file:
@@ -287,8 +291,15 @@ def _check_rotated(fields: _Fields, suffix: str, length: int, heads_key: str) ->
     if rotated is None:
         if length % 2:
             fields.refuse(heads_key, f"makes heads of {length} numbers; they take an even number")
-    elif rotated % 2 or rotated > length or (not rotated and fields.architecture not in WITHOUT_ROPE):
+    elif rotated % 2 or rotated > length or (not rotated and _rotates(fields)):
         fields.refuse(key, f"is {rotated}; it takes an even number from 2 to {length}, the width of a head")
+
+
+def _rotates(fields: _Fields) -> bool:
+    """Whether a head would rotate no numbers, for ever; of these architectures, one is told by another key."""
+    if fields.architecture == "granitehybrid":
+        return fields.flag(fields.of("rope.scaling.finetuned")) is not False
+    return fields.architecture not in WITHOUT_ROPE
 
 
 def _check_numbers(fields: _Fields) -> None:

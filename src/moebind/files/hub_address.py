@@ -21,8 +21,9 @@ _REFS = re.compile(r"refs/(?:pr/\d+|convert/\w+)(?=/|$)")
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 #: A letter and a digit, which all names of quantisations have: Q4_K_M, BF16, UD-IQ2_XXS.
 _QUANTISED = re.compile(r"[A-Za-z]\d")
-#: GGUF files that are parts of no model by themselves.
-_NOT_MODELS = re.compile(r"mmproj|imatrix", re.IGNORECASE)
+#: GGUF files that are no model by themselves: what sees, what was measured, and what drafts for a model. The last in
+#: small letters, as llama.cpp has it: a model with layers that predict further ahead may have MTP in its name.
+_NOT_MODELS = re.compile(r"(?i:mmproj|imatrix)|(?:mtp|eagle3|dflash|dspark)-")
 #: More are not listed in a message.
 _LISTED_MAX = 20
 
@@ -112,6 +113,8 @@ def choose(sizes: Mapping[str, int], wanted: str | None, where: str) -> tuple[st
         found = [_model_of(wanted)] if wanted.endswith(".gguf") else []
     else:
         found = [model for model, names in models.items() if _matches(model.name, names, wanted)]
+        # A pattern may match what lies beside a model, and means it only where it matches nothing else.
+        found = [model for model in found if not _NOT_MODELS.search(model.name)] or found
     if len(found) == 1:
         return _complete(found[0], models[found[0]], where)
     asked = "" if wanted is None else f" {wanted!r}"

@@ -156,14 +156,14 @@ def quantize(
         _check_parts(source, renamed)
 
     init()
-    planned = plan(source, native, chosen, renamed)
+    planned = plan(source, native, chosen, renamed, weights)
     check_plan(planned, renamed, weights, allow_requantize)
     if dry_run or target is None:
         return planned
     if planned.needs_imatrix:
         raise QuantizeError(
             f"{chosen.name} takes an importance matrix, which {len(planned.needs_imatrix)} tensors lack, such as "
-            f"{planned.needs_imatrix[0]}: give imatrix, or another type"
+            f"{planned.needs_imatrix[0]}: give {'an imatrix that has them' if weights else 'imatrix'}, or another type"
         )
     return _write(source, target, native, planned, progress)
 

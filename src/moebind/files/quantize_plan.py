@@ -140,8 +140,14 @@ def run(source: Gguf, target: str, native: CData, hooks: Hooks) -> None:
         raise QuantizeError(f"{source.path} could not be quantised{log.recent_lines()}")
 
 
-def plan(source: Gguf, native: CData, ftype: Ftype, renamed: Mapping[str, str]) -> QuantizeResult:
-    """The exact result of a quantisation, from a dry run of llama.cpp's."""
+def plan(
+    source: Gguf,
+    native: CData,
+    ftype: Ftype,
+    renamed: Mapping[str, str],
+    weights: Mapping[str, NDArray[np.float32]],
+) -> QuantizeResult:
+    """The exact result of a quantisation, from a dry run of llama.cpp's; ``weights`` is the importance matrix."""
     native.dry_run = True
     run(source, "", native, Hooks())
     native.dry_run = False
@@ -158,7 +164,7 @@ def plan(source: Gguf, native: CData, ftype: Ftype, renamed: Mapping[str, str]) 
         rows = old.n_elements // old.shape[0]
         nbytes = rows * int(lib.ggml_row_size(new, old.shape[0])) if kind else old.nbytes
         tensors.append(QuantizedTensor(name, old.shape, old.type, new, old.nbytes, nbytes))
-        if new != old.type and (not native.imatrix) and needs_imatrix(name, new, ftype):
+        if new != old.type and renamed[name] not in weights and needs_imatrix(name, new, ftype):
             missing.append(name)
     return QuantizeResult((), ftype, tuple(tensors), tuple(missing))
 
@@ -190,9 +196,7 @@ def check_plan(
             raise QuantizeError(f"{tensor.name} is {tensor.source_type.name}, which llama.cpp cannot convert")
         values = weights.get(renamed[tensor.name])
         if values is None:
-            if weights and needs_imatrix(tensor.name, tensor.type, planned.ftype):
-                raise QuantizeError(f"{tensor.name} would be {tensor.type.name}, but imatrix has no entry for it")
-            continue
+            continue  # planned.needs_imatrix has it, if it takes one
         expected = tensor.shape[0] * (tensor.shape[2] if len(tensor.shape) > 2 else 1)
         if values.size != expected:
             raise QuantizeError(

@@ -121,12 +121,6 @@ class Hyperparameters(Vocabulary):
         return self._number("attention.head_count_kv", lib.llama_model_n_head_kv, heads)
 
     @property
-    def _n_embd_head_k(self) -> int:
-        """Width of one head's keys."""
-        length = self.meta.get(f"{self._architecture}.attention.key_length", "")
-        return int(length) if length.isdecimal() else self.n_embd // max(self.n_head, 1)
-
-    @property
     def n_swa(self) -> int:
         """Width of its sliding window, 0 without one (``llama_model_n_swa``)."""
         return int(lib.llama_model_n_swa(self._whole()))
@@ -138,9 +132,8 @@ class Hyperparameters(Vocabulary):
 
     @property
     def n_expert_used(self) -> int:
-        """How many experts work on each token."""
-        count = self.meta.get(f"{self._architecture}.expert_used_count", "")
-        return int(count) if count.isdecimal() else 0
+        """How many experts work on each token; where layers differ, in the one that uses the most."""
+        return self._number("expert_used_count", lib.moebind_model_n_expert_used, 0)
 
     @property
     def rope_type(self) -> RopeType:

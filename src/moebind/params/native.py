@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moebind._core.native import CData, Hooks, ffi, lib
 from moebind.backend.devices import native_device
-from moebind.enums import FlashAttnType, LoadMode
+from moebind.enums import ContextType, FlashAttnType, LoadMode
 from moebind.errors import ContextCreationError
 from moebind.files.metadata_overrides import native_kv_overrides
 from moebind.params import tensor_overrides
@@ -38,8 +38,8 @@ def native_model_params(
     return native, keep
 
 
-def check_together(params: ContextParams, n_ctx: int, n_embd_head_k: int) -> None:
-    """Parameters that do not go together, or not with a model whose keys have so many numbers.
+def check_together(params: ContextParams, n_ctx: int, model: CData) -> None:
+    """Parameters that do not go together, or not with a model.
 
     Raises
     ------
@@ -54,11 +54,38 @@ def check_together(params: ContextParams, n_ctx: int, n_embd_head_k: int) -> Non
             "n_outputs_max"
         )
     block = lib.ggml_blck_size(params.type_k)
-    if params.flash_attn_type == FlashAttnType.DISABLED and n_embd_head_k % block:
+    width = lib.moebind_model_odd_key(model, block) if params.flash_attn_type == FlashAttnType.DISABLED else 0
+    if width:
         raise ContextCreationError(
-            f"type_k is {params.type_k.name}, in blocks of {block}, but this model's keys have {n_embd_head_k} "
+            f"type_k is {params.type_k.name}, in blocks of {block}, but this model's keys have {width} "
             "numbers: choose another type_k, or leave flash attention on"
         )
+
+
+def check_layers(model: CData, params: ContextParams) -> None:
+    """Whether the layers that a context computes were loaded; some models have others that predict further ahead (MTP).
+
+    Raises
+    ------
+    ContextCreationError
+    """
+    if not lib.llama_model_n_layer_nextn(model):
+        return
+    count = lib.moebind_model_tensors(model, ffi.NULL, 0)
+    tensors = ffi.new("struct moebind_tensor[]", count)
+    lib.moebind_model_tensors(model, tensors, count)
+    ahead = params.ctx_type == ContextType.MTP
+    prefix = f"blk.{lib.llama_model_n_layer(model) if ahead else 0}.".encode()
+    if any(ffi.string(tensor.name).startswith(prefix) for tensor in tensors):
+        return
+    if ahead:
+        raise ContextCreationError(
+            "ctx_type is MTP, but the layers that predict further ahead were not loaded: load the model with load_mtp"
+        )
+    raise ContextCreationError(
+        "the file has only layers that predict further ahead (MTP), to draft for the model that they belong to: give "
+        "that model's own file, or take ctx_type MTP, and load_mtp"
+    )
 
 
 def plain_context_params(params: ContextParams) -> CData:

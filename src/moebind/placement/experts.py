@@ -11,6 +11,7 @@ from moebind._core import checks
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
 from moebind.enums import GgmlType
+from moebind.params.params import ModelParams
 from moebind.placement.header import TensorInfo, read_header
 
 __all__ = ["ExpertSummary", "LayerExperts", "experts"]
@@ -155,7 +156,7 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join("-".join(map(str, run)) for run in runs)
 
 
-def experts(path: str | os.PathLike[str]) -> ExpertSummary:
+def experts(path: str | os.PathLike[str], *, load_mtp: bool = ModelParams().load_mtp) -> ExpertSummary:
     """Tell what a model's experts are and how large, from the header of its file.
 
     Parameters
@@ -163,6 +164,9 @@ def experts(path: str | os.PathLike[str]) -> ExpertSummary:
     path
         The model's file, or the first one of a split model; or an address on the Hugging Face Hub, as for
         :meth:`Gguf.from_file`.
+
+    load_mtp
+        As in :class:`ModelParams`: whether the layers that predict further ahead count, too.
 
     Returns
     -------
@@ -181,15 +185,19 @@ def experts(path: str | os.PathLike[str]) -> ExpertSummary:
     (8, 2, 'blk.0.ffn_gate_exps.weight')
     """
     header = read_header(checks.path("path", path))
-    layers: dict[int, list[TensorInfo]] = {number: [] for number in range(header.integer("block_count"))}
-    for info in header.tensors.values():
+    ahead = set() if checks.boolean("load_mtp", load_mtp) else header.layers_ahead
+    layers: dict[int, list[TensorInfo]] = {
+        number: [] for number in range(header.integer("block_count")) if number not in ahead
+    }
+    counted = [info for info in header.tensors.values() if info.layer not in ahead]
+    for info in counted:
         if info.layer is not None:
             layers.setdefault(info.layer, []).append(info)
     used = header.integer("expert_used_count")
     return ExpertSummary(
         header.paths[0],
         tuple(_layer(number, layers[number], used) for number in sorted(layers)),
-        sum(info.nbytes for info in header.tensors.values()),
+        sum(info.nbytes for info in counted),
     )
 
 

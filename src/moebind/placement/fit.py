@@ -11,7 +11,7 @@ from moebind._core import checks
 from moebind._core.sizes import parse_size, show_size
 from moebind.backend.devices import Device
 from moebind.errors import FitError
-from moebind.params.params import ContextParams, ModelParams
+from moebind.params.params import N_CTX_MAX, ContextParams, ModelParams
 from moebind.placement.header import Header, read_header
 from moebind.placement.plan import Plan, check_arguments, device_list
 from moebind.placement.search import Search
@@ -140,6 +140,7 @@ def fit(
     result = chosen.model_params
     if devices is not None and all(isinstance(device, Device) for device in devices):
         result = replace(result, devices=tuple(device for device in devices if isinstance(device, Device)))
+    chosen = replace(chosen, _fitted=True)
     return Fit(result, chosen.context_params, chosen, budgets, _explain(chosen, search, model, goal, pinned))
 
 
@@ -189,7 +190,7 @@ def _with_context(
     if pinned:
         return search.place(model, context)
     streams = 1 if context.kv_unified else context.n_seq_max
-    most = header.integer("context_length", least) * streams
+    most = min(header.integer("context_length", least) * streams, N_CTX_MAX)
     short = min(least * streams, most)
     plan = search.place(model, context.with_n_ctx(short))
     return None if plan is None else search.widen(plan, short, most, 256 * streams)
@@ -206,15 +207,16 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
             f"{show_size(device.free)} are free."
         )
     if plan.host.name in search.budgets:
-        held = show_size(plan.host.total - plan.gaps)
+        held = show_size(plan._host_needs)
         lines.append(f"{plan.host.name}: {held} of a budget of {show_size(search.budgets[plan.host.name])}.")
     added = params.tensor_overrides[len(model.tensor_overrides) :]
     if len(plan.devices) == 1:
         lines.append("There is no other device: everything is in host memory.")
     elif params.n_gpu_layers != model.n_gpu_layers:
+        layers = plan.n_layer + plan.n_layer_nextn + 1
         lines.append(
             f"{'Even without its experts the model' if total else 'The whole model'} has no room on the devices: "
-            f"{params.n_gpu_layers} of {plan.n_layer + 1} layers are there, counted from the last, which is the output."
+            f"{params.n_gpu_layers} of {layers} layers are there, counted from the last, which is the output."
         )
     if added:
         share = plan.expert_bytes / total if total else 0.0
@@ -247,7 +249,9 @@ def _nothing_fits(search: Search, path: str, model: ModelParams) -> str:
     parts = [
         f"{name} may take {show_size(search.budgets[name])} and lacks {show_size(size)}" for name, size in lacks.items()
     ]
-    text = f"{os.path.basename(path)} does not fit, whatever stays in host memory: {'; '.join(parts)}"
+    limited = plan is not None and plan.host.name in search.budgets and len(plan.devices) > 1
+    how = "however it is spread over devices and host" if limited else "whatever stays in host memory"
+    text = f"{os.path.basename(path)} does not fit, {how}: {'; '.join(parts)}"
     if plan is not None:
         text += f" at n_ctx {plan.n_ctx} and n_ubatch {plan.context_params.n_ubatch}"
     pinned = [

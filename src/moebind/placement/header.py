@@ -32,6 +32,7 @@ __all__ = ["Header", "TensorInfo", "read_header"]
 _VOCABULARY = re.compile(rb"tokenizer\.(?!ggml\.token_type_count$)")
 #: The largest models have some thousands; to list many more would take llama.cpp minutes.
 TENSORS_MAX = 2**15
+_AHEAD = re.compile(r"blk\.(\d+)\.nextn\.")
 _LAYER = re.compile(r"blk\.(\d+)\.")
 #: As llama.cpp's own pattern has it, in Python: chexps are shared by groups of experts, but placed like experts.
 _EXPERTS = re.compile(r"ffn_(?:up|down|gate|gate_up)_(?:ch|)exps")
@@ -86,6 +87,11 @@ class Header:
                     found.setdefault(info.layer, {})[info.name] = info.nbytes
             self._experts.append(MappingProxyType(dict(sorted(found.items()))))
         return self._experts[0]
+
+    @property
+    def layers_ahead(self) -> set[int]:
+        """The layers that predict further ahead (MTP), which have tensors of their own names."""
+        return {int(match[1]) for name in self.tensors if (match := _AHEAD.match(name))}
 
     def integer(self, name: str, default: int = 0) -> int:
         """A number of the architecture's metadata; the largest one of an array, which has one for each layer."""

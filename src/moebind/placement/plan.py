@@ -39,11 +39,16 @@ class Plan(MemoryBreakdown):
         Tokens that its cache would hold; llama.cpp rounds up.
     n_layer : int
         Layers of the model.
+    n_layer_nextn : int
+        Layers behind these that predict further ahead, loaded or not: ``n_gpu_layers`` counts them, too.
     mapped : bool
         Whether the file would be mapped: ``CPU_Mapped`` is then pages of the file, not memory of the process.
     gaps : int
         Bytes in the mapped ranges of the file that belong to no tensor of the host, since one range goes from the first
         tensor to the last. They are counted, as in a breakdown, but never read, so they need no free memory.
+    lazy : int
+        Bytes of tables that are mapped by themselves and read row by row, for the tokens that come (``lazy_mode``).
+        They are counted, and need no free memory.
     places : Mapping[str, str | None]
         For each tensor of the model the device that it would be on; None means host memory.
     expert_bytes : int
@@ -57,18 +62,27 @@ class Plan(MemoryBreakdown):
     context_params: ContextParams = field(default_factory=ContextParams)
     n_ctx: int = 0
     n_layer: int = 0
+    n_layer_nextn: int = 0
     mapped: bool = False
     gaps: int = 0
+    lazy: int = 0
     places: Mapping[str, str | None] = field(default_factory=dict, repr=False, compare=False)
     expert_bytes: int = 0
     bytes_read: int | None = None
     _experts: Mapping[int, Mapping[str, int]] = field(default_factory=dict, repr=False, compare=False)
+    #: Whether it is a fit's, which would find the same again.
+    _fitted: bool = field(default=False, repr=False, compare=False)
+
+    @property
+    def _host_needs(self) -> int:
+        """Bytes of host memory that have to be free."""
+        return self.host.total - self.gaps - self.lazy
 
     @property
     def missing(self) -> dict[str, int]:
         """For each device with too little free memory, how many bytes it lacks."""
         lacks = {device.name: device.total - device.free for device in self.devices[:-1]}
-        lacks[self.host.name] = self.host.total - self.gaps - self.host.free
+        lacks[self.host.name] = self._host_needs - self.host.free
         return {name: size for name, size in lacks.items() if size > 0}
 
     @property
@@ -83,6 +97,7 @@ class Plan(MemoryBreakdown):
             "n_ctx": self.n_ctx,
             "mapped": self.mapped,
             "gaps": self.gaps,
+            "lazy": self.lazy,
             "fits": self.fits,
             "device_bytes": self.device_bytes,
             "host_bytes": self.host_bytes,
@@ -138,12 +153,13 @@ class Plan(MemoryBreakdown):
                 f"{show_size(device.context)} of context"
             )
         if not help_ or freed < lacks:
-            help_.append(f"an n_gpu_layers below {self.n_layer + 1} leaves layers to the CPU")
+            layers = self.n_layer + self.n_layer_nextn + 1
+            help_.append(f"an n_gpu_layers below {layers} leaves layers to the CPU")
         return help_
 
     def _for_host(self) -> list[str]:
         parts = {buffer.name: buffer.model for buffer in self.host.buffers}
-        mapped = parts.get(MAPPED, 0) - self.gaps
+        mapped = parts.get(MAPPED, 0) - self.gaps - self.lazy
         help_: list[str] = []
         if mapped > 0:
             help_.append(
@@ -156,7 +172,7 @@ class Plan(MemoryBreakdown):
         return [*help_, "a smaller quantisation, or more on a device, takes less"]
 
     def __str__(self) -> str:
-        hint = [] if self.fits else ["moebind.fit finds parameters that fit."]
+        hint = [] if self.fits or self._fitted else ["moebind.fit finds parameters that fit."]
         return "\n".join([*self._text(), *hint])
 
     def _text(self) -> list[str]:
@@ -170,6 +186,10 @@ class Plan(MemoryBreakdown):
             lines.append(
                 f"{MAPPED} counts whole ranges of the file; {show_size(self.gaps)} of them lie between the host's "
                 "tensors and are not read."
+            )
+        if self.lazy:
+            lines.append(
+                f"{show_size(self.lazy)} of {MAPPED} are tables of which only rows are read, as tokens need them."
             )
         if self.bytes_read is not None:
             lines.append(
@@ -298,7 +318,10 @@ def make_plan(
 ) -> Plan:
     """Simulate, and describe the result."""
     found = simulate(header, model_params, context_params, devices)
-    experts = header.experts
+    experts = {
+        layer: {name: size for name, size in tensors.items() if name in found.places}
+        for layer, tensors in header.experts.items()
+    }
     on_device = sum(
         size for tensors in experts.values() for name, size in tensors.items() if found.places.get(name) is not None
     )
@@ -309,8 +332,10 @@ def make_plan(
         context_params,
         found.n_ctx,
         found.n_layer,
+        found.n_layer_nextn,
         found.mapped,
         found.gaps,
+        found.lazy,
         MappingProxyType(found.places),
         on_device,
         header.gguf.bytes_read,

@@ -22,6 +22,8 @@ SLACK = 64 * 2**20
 TRIES = 8
 #: How many ways to spread layers over devices are planned with.
 SPREADS = 8
+#: Tokens of context that are tried before any shorter one.
+FAR = 2**20
 #: How many plans are made to fill devices up with single matrices.
 OVERFLOWS = 6
 
@@ -57,30 +59,47 @@ class Search:
     def excess(self, plan: Plan) -> dict[str, int]:
         """By how much each device's budget is exceeded; negative is room."""
         held = {device.name: device.total for device in plan.devices[:-1]}
-        held[plan.host.name] = plan.host.total - plan.gaps
+        held[plan.host.name] = plan._host_needs
         return {name: size - self.budgets[name] for name, size in held.items() if name in self.budgets}
 
     def fits(self, plan: Plan) -> bool:
         """Whether no budget is exceeded."""
-        worst = max(self.excess(plan).values(), default=0)
-        if worst > 0 and (self.closest is None or worst < max(self.excess(self.closest).values())):
+        return self._within(plan, self.excess(plan))
+
+    def _on_devices(self, plan: Plan) -> bool:
+        """Whether no device's budget is exceeded; what the host then has to take is looked at in the end."""
+        return self._within(plan, {name: size for name, size in self.excess(plan).items() if name != plan.host.name})
+
+    def _within(self, plan: Plan, excess: Mapping[str, int]) -> bool:
+        if max(excess.values(), default=0) <= 0:
+            return True
+        worst = max(self.excess(plan).values())
+        if self.closest is None or worst < max(self.excess(self.closest).values()):
             self.closest = plan
-        return worst <= 0
+        return False
 
     def place(self, model: ModelParams, context: ContextParams) -> Plan | None:
-        """The best placement for a context: all on the devices, else fewer experts, else fewer layers; None if none."""
-        plan = self.plan(model, context)
-        if self.fits(plan):
+        """The best placement for a context: all on the devices, else fewer experts, else fewer layers; None if none.
+
+        The devices take as much as they can, which leaves the least to the host.
+        """
+        plan = self._place(model, context)
+        if plan is None or max(self.excess(plan).values(), default=0) <= 0:
             return plan
-        if len(plan.devices) == 1:
-            return None
+        self.closest = plan  # the host alone lacks something
+        return None
+
+    def _place(self, model: ModelParams, context: ContextParams) -> Plan | None:
+        plan = self.plan(model, context)
+        if self._on_devices(plan):
+            return plan
         free_layers = model.n_gpu_layers == ModelParams().n_gpu_layers
         several = len(plan.devices) > 2 and model.tensor_split is None and model.split_mode == SplitMode.LAYER
         models = [model]
         if several:
             models = split.spread(self.header, plan, model, self.budgets)
             plan = self.plan(models[0], context)
-            if self.fits(plan):
+            if self._on_devices(plan):
                 return plan
         matrices = movable_matrices(plan, model)
         if matrices:
@@ -91,7 +110,7 @@ class Search:
             found = [self._fewer_experts(each, context) for each in models]
             fitting = [plan for plan in found if plan is not None]
             if fitting or not free_layers:
-                return max(fitting, key=lambda plan: plan.expert_bytes, default=None)
+                return max(fitting, key=lambda plan: (self.fits(plan), plan.expert_bytes), default=None)
         elif not free_layers:
             return None
         return self._fewer_layers(model, context, matrices, several)
@@ -100,7 +119,7 @@ class Search:
         """The plan with the most bytes of experts on the devices; None if it does not fit even without any."""
         matrices = movable_matrices(self.plan(model, context), model)
         best = self.plan(to_host(model, matrices, ()), context)
-        if not self.fits(best):
+        if not self._on_devices(best):
             return None
         choices = {
             name: levels([matrix for matrix in matrices if matrix.device == name])
@@ -116,7 +135,7 @@ class Search:
             tried.add(tuple(wanted.values()))
             plan = self._keeping(model, context, matrices, choices, wanted)
             over = self.excess(plan)
-            if self.fits(plan) and _kept(choices, wanted) > _kept(choices, at):
+            if self._on_devices(plan) and _kept(choices, wanted) > _kept(choices, at):
                 best, at = plan, wanted
             for name, device_levels in choices.items():
                 # In this placement, the matrices share the budget with everything else that is on the device.
@@ -157,7 +176,7 @@ class Search:
                     changed = model.with_tensor_override(matrix.pattern, name)
                     left, stay = [each for each in matrices if each != matrix], kept
                 plan = self.plan(to_host(changed, left, stay), context)
-                if self.fits(plan) and plan.expert_bytes > best.expert_bytes:
+                if self._on_devices(plan) and plan.expert_bytes > best.expert_bytes:
                     best, model, matrices, kept = plan, changed, left, stay
                     break
                 if not tries:
@@ -184,7 +203,7 @@ class Search:
             for index in sorted(above, reverse=True)[-TRIES:]:
                 wanted = {**at, name: index}
                 plan = self._keeping(model, context, matrices, choices, wanted)
-                if self.fits(plan):
+                if self._on_devices(plan):
                     best, at = plan, wanted
                     break
         return best, at
@@ -211,13 +230,14 @@ class Search:
                 params = split.spread(self.header, self.plan(params, context), params, self.budgets)[0]
             return self.plan(params, context)
 
-        n_layer = self.plan(model, context).n_layer
-        whole = largest(0, n_layer, lambda count: self.fits(with_layers(count)))
+        first = self.plan(model, context)
+        n_layer = first.n_layer + first.n_layer_nextn
+        whole = largest(0, n_layer, lambda count: self._on_devices(with_layers(count)))
         if whole is None:
             return None
         best = with_layers(whole)
         kept = [matrix for matrix in matrices if matrix.layer > n_layer - whole]  # the output counts as a layer
-        more = largest(whole, n_layer, lambda count: self.fits(with_layers(count, kept))) if matrices else None
+        more = largest(whole, n_layer, lambda count: self._on_devices(with_layers(count, kept))) if matrices else None
         if more is not None:
             best = with_layers(more, kept)
         return best
@@ -229,7 +249,12 @@ class Search:
             n_ctx = min(least + steps * step, most)
             return self.plan(plan.model_params, plan.context_params.with_n_ctx(n_ctx))
 
-        steps = largest(0, -(-(most - least) // step), lambda steps: self.fits(with_context(steps)))
+        low, high = 0, -(-(most - least) // step)
+        # The books on so many cells are memory, in a plan too: what lies far beyond a context that fits is not tried.
+        reach = max(FAR // step, 1)
+        while reach < high and self.fits(with_context(reach)):
+            low, reach = reach, 2 * reach
+        steps = largest(low, min(reach, high), lambda steps: self.fits(with_context(steps)))
         return plan if not steps else with_context(steps)
 
 

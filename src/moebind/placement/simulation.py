@@ -12,8 +12,7 @@ load usually is; what a mapping changes is worked out here, as ``load_tensors`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from moebind._core import log
@@ -24,7 +23,7 @@ from moebind.backend.devices import init
 from moebind.enums import DeviceType, LazyMode, LoadMode
 from moebind.errors import ContextCreationError, ModelLoadError, NativeError, RpcServerError
 from moebind.params import tensor_overrides
-from moebind.params.native import check_together, native_model_params, plain_context_params
+from moebind.params.native import check_layers, check_together, native_model_params, plain_context_params
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.header import Header
 
@@ -45,25 +44,18 @@ class Simulation:
 
     ``devices`` is as in a plan. ``places`` has, for each tensor, the name of its device, or None in host memory;
     a tensor that stands in two places, as the token embeddings do when they are the output too, has the last.
-    ``gaps`` are bytes of mapped ranges that hold no tensor of the host's, and are not read.
+    ``gaps`` are bytes of mapped ranges that hold no tensor of the host's, and are not read; ``lazy`` are bytes of
+    tables that are mapped by themselves and read row by row.
     """
 
     devices: tuple[DeviceMemory, ...]
     places: dict[str, str | None]
     n_ctx: int
     n_layer: int
+    n_layer_nextn: int
     mapped: bool
     gaps: int
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence llama.cpp's warnings of what plans do on purpose; what it says when it fails is in the exception."""
-    lib.moebind_log_quiet(True)
-    try:
-        yield
-    finally:
-        lib.moebind_log_quiet(False)
+    lazy: int
 
 
 def simulate(
@@ -109,7 +101,7 @@ def _simulate(
         native.devices = listed = ffi.new("ggml_backend_dev_t[]", [*devices, ffi.NULL])
         keep.append(listed)
     lib.moebind_log_forget()
-    with _quietly():
+    with log.quietly():  # what llama.cpp says when it fails is in the exception
         try:
             model = own(lib.own_llama_model_load_from_file, header.path.encode(), native[0])
         except NativeError as error:
@@ -121,8 +113,8 @@ def _simulate(
         del keep  # llama.cpp read it
         used = [lib.moebind_model_device(model, i) for i in range(lib.moebind_model_n_devices(model))]
         try:
-            wanted = _native_context_params(header, model, context_params)[0]
-            context = own(lib.own_moebind_context_new, model, wanted, holds=[model])
+            wanted = _native_context_params(model, context_params)[0]
+            context = own(lib.own_moebind_context_counted, model, wanted, holds=[model])
         except NativeError as error:
             raise ContextCreationError(f"no such context can be made: {error.message}{log.recent_lines()}") from error
         if not context:
@@ -130,24 +122,25 @@ def _simulate(
         tensors = _tensors(model)
         mapped = _is_mapped(model_params, used)
         parts = read_parts(context)
-        gaps = 0
+        gaps = alone = 0
         lazy = _is_lazy(model_params, header, used)
         if mapped or lazy:
-            parts, gaps = _as_mapped(header, parts, tensors, mapped, lazy)
+            parts, gaps, alone = _as_mapped(header, parts, tensors, mapped, lazy)
         return Simulation(
             gather(parts, used),
             {name: _device_of(buffer_type) for name, buffer_type in tensors},
             int(lib.llama_n_ctx(context)),
             int(lib.llama_model_n_layer(model)),
+            int(lib.llama_model_n_layer_nextn(model)),
             mapped,
             gaps,
+            alone,
         )
 
 
-def _native_context_params(header: Header, model: CData, params: ContextParams) -> CData:
-    n_head = max(lib.llama_model_n_head(model), 1)
-    width = header.integer("attention.key_length") or lib.llama_model_n_embd(model) // n_head
-    check_together(params, params.n_ctx or int(lib.llama_model_n_ctx_train(model)), width)
+def _native_context_params(model: CData, params: ContextParams) -> CData:
+    check_together(params, params.n_ctx or int(lib.llama_model_n_ctx_train(model)), model)
+    check_layers(model, params)
     return plain_context_params(params)
 
 
@@ -197,8 +190,8 @@ def _is_lazy(params: ModelParams, header: Header, used: Sequence[CData]) -> bool
 
 def _as_mapped(
     header: Header, parts: list[tuple[CData, BufferMemory]], tensors: list[tuple[str, CData]], mapped: bool, lazy: bool
-) -> tuple[list[tuple[CData, BufferMemory]], int]:
-    """``parts`` with the host's weights in mapped ranges of the files; and how many bytes of these hold no weights.
+) -> tuple[list[tuple[CData, BufferMemory]], int, int]:
+    """``parts`` with the host's weights in mapped ranges; how many bytes of these hold none, and how many lazy ones.
 
     Lazy tensors are mapped by themselves, whether the others are or not.
     """
@@ -226,7 +219,7 @@ def _as_mapped(
     ranges = sum(last[key] - first[key] for key in first)
     if ranges:
         kept.append((plain, BufferMemory(MAPPED, ranges, 0, 0)))
-    return kept, ranges - sum(needed.values())
+    return kept, ranges - sum(needed.values()), needed.get(LAZY, 0) if lazy else 0
 
 
 def _is_pinned(buffer_type: CData) -> bool:

@@ -25,12 +25,14 @@ def spread(
 
     What a layer weighs is in the header; its cache, and the scratch memory of each device, are taken from a plan.
     """
-    n_layer = plan.n_layer
+    n_layer = plan.n_layer + plan.n_layer_nextn
     dense = [0] * n_layer
     matrices: list[dict[str, int]] = [{} for _ in range(n_layer)]
     output = 0
     for info in header.tensors.values():
         layer = info.layer
+        if info.name not in plan.places:
+            continue  # not loaded
         if layer is None:
             output += info.nbytes if info.name.startswith("output") else 0
         elif layer < n_layer:
@@ -43,11 +45,12 @@ def spread(
         output += header.tensors["token_embd.weight"].nbytes
     first = max(n_layer + 1 - params.n_gpu_layers, 0) if params.n_gpu_layers >= 0 else 0
     devices = plan.devices[:-1]
-    cache = sum(device.context for device in devices) // max(n_layer - first, 1)
+    cache = sum(device.context for device in devices) // max(plan.n_layer - first, 1)
+    dense = [size + (cache if layer < plan.n_layer else 0) for layer, size in enumerate(dense)]
     rooms = [budgets.get(device.name, device.free) - device.compute for device in devices]
     rooms[-1] -= output
     heavy = [tuple(layer.values()) for layer in matrices[first:]]
-    ranked = _ranked(rooms, [0, *accumulate(size + cache for size in dense[first:])], heavy)
+    ranked = _ranked(rooms, [0, *accumulate(dense[first:])], heavy)
     splits: list[ModelParams] = []
     for borders in ranked[:count]:
         counts = [end - start for start, end in zip([0, *borders], [*borders, len(heavy)], strict=True)]

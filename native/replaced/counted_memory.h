@@ -1,0 +1,11 @@
+// What ggml-base, with our counting in it (counted_memory.cpp), offers the extension.
+#pragma once
+
+// Whether what this thread allocates of backends' buffers is only counted from now on; what held before.
+extern "C" __attribute__((visibility("default"))) bool moebind_count_only(bool on);
+
+// Counts for as long as it is there.
+struct moebind_counting {
+    bool before = moebind_count_only(true);
+    ~moebind_counting() { moebind_count_only(before); }
+};
