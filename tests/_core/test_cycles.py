@@ -191,26 +191,24 @@ del batch
 
 def test_threads_collect_while_others_compute(tiny_path: MakeTiny, adapter: Path) -> None:
     code = """
-stop = threading.Event()
+one = ContextParams(n_ctx=64, n_threads=1, n_threads_batch=1)
 
 def work():
-    while not stop.is_set():
+    for _ in range(20):
         bot = bot_with(model)
         bot.adapter = model.lora_adapter_init(other)
-        bot.context = model.new_context(two)
+        bot.context = model.new_context(one)
         bot.context.set_lora_adapters({bot.adapter: 0.5})
         bot.context.decode(Batch.get_one([1, 2, 3]))
 
 threads = [threading.Thread(target=work) for _ in range(3)]
 for each in threads:
     each.start()
-for _ in range(40):
-    gc.collect()
-    threading.Event().wait(0.02)
-stop.set()
 for each in threads:
-    each.join()
-del model
+    while each.is_alive():
+        gc.collect()
+        each.join(0.01)
+del model, each, threads
 """
     in_process(code + ALL_FREED, adapter, tiny_path(n_expert=4))
 

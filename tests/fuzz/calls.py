@@ -4,7 +4,8 @@
 
 What can be called is read from the package: every public function, class, method, property and operator. Arguments are
 sensible for their names more often than not, since only calls that get somewhere leave something behind for the next;
-the others are of any type, size and shape. An exception of the documented kinds is an answer like any other. Any other
+the others are of any type, size and shape. Between the calls, objects come to refer to each other in cycles, and are
+dropped and collected. An exception of the documented kinds is an answer like any other. Any other
 exception, a signal, a process that does not end, or one that fails at its end, is a finding.
 """
 
@@ -55,9 +56,18 @@ OPERATORS: dict[str, tuple[str, Callable[..., object]]] = {
 }
 
 
+#: Objects that own native memory, or are called by what does.
+OWNING = ("Model", "Context", "Sampler", "LoraAdapter", "Batch", "BatchExt", "TokenDataArray", "array", "callable")
+#: What is done with objects between calls (``calls_child.tangle``), with what it takes.
+TANGLES = {"link": ("tangled", "with_it"), "drop": ("tangled",), "collect": ()}
+
+
 @dataclass(frozen=True)
 class Member:
-    """Something that can be called: of a class, or ("") of the package. ``parameters`` are (name, kind, annotation)."""
+    """Something that can be called: of a class, or ("") of the package. ``parameters`` are (name, kind, annotation).
+
+    The owner "~" has what is done with objects between calls.
+    """
 
     owner: str
     name: str
@@ -109,6 +119,7 @@ def catalogue() -> list[Member]:
     """Every public member, in an order that does not change."""
     names = sorted({*moebind.__all__} - {*CLASSES, *LEFT_OUT, "lib", "ffi", "llama_cpp_version"})
     found = [Member("", name, _parameters(getattr(moebind, name))) for name in names]
+    found += [Member("~", name, tuple((each, 1, "") for each in takes)) for name, takes in TANGLES.items()]
     for owner, kind in CLASSES.items():
         if owner in LEFT_OUT or issubclass(kind, (BaseException, dict)):
             continue
@@ -135,6 +146,8 @@ def _weight(member: Member) -> int:
     """More of what leads further than of what only tells. An enumeration's members say little."""
     if member.owner in CLASSES and issubclass(CLASSES[member.owner], int):
         return 0
+    if member.owner == "~":
+        return 8
     if not member.parameters:
         return 1
     return {"Context": 6, "Sampler": 3, "Model": 3, "Batch": 3, "TokenDataArray": 3}.get(member.owner, 1)
@@ -160,6 +173,9 @@ TEXTS = [
     "[",
     "日",
 ]
+
+#: Replies of a talkative model.
+LONG_TEXTS = ["x" * 200_000, "{" * 90 + '"a": [' * 9000, "日本 " * 30_000, "<think>" + "hm, " * 20_000 + "</think>yes"]
 
 texts = st.one_of(st.sampled_from(TEXTS), st.text(max_size=30))
 arrays = st.builds(
@@ -227,7 +243,10 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "prompt": st.one_of(texts, token_arrays, messages),
     "prompts": st.builds(Many, st.lists(st.one_of(texts, token_arrays), max_size=4).map(tuple)),
     "messages": messages,
-    "max_tokens": st.integers(0, 6),
+    "max_tokens": st.one_of(st.integers(0, 6), st.integers(0, 6), st.sampled_from([70, 400])),
+    "reply": st.one_of(texts, st.sampled_from(LONG_TEXTS)),
+    "tangled": pool(*OWNING),
+    "with_it": pool(*OWNING),
     "stop": st.one_of(st.just("a"), st.builds(Many, st.lists(texts, max_size=2).map(tuple))),
     "logits": st.one_of(
         st.booleans(), st.builds(Array, st.lists(st.floats(-9, 9), max_size=40), st.just("float32"), st.just("plain"))
@@ -267,6 +286,8 @@ def sensible(member: Member, name: str, annotation: str) -> st.SearchStrategy[An
     """What that parameter is likely to take."""
     if name == "params":
         return pool("ContextParams" if member.name == "new_context" else "ModelParams")
+    if name == "text" and "parse" in member.name:
+        return BY_NAME["reply"]
     if name in BY_NAME:
         return BY_NAME[name]
     for word, strategy in (

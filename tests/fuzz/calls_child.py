@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import codecs
+import gc
+import inspect
 import os
 import pickle
 import resource
@@ -53,6 +55,7 @@ def starting_objects(folder: str) -> Objects:
     objects["ModelParams"] += [ModelParams(n_gpu_layers=0), ModelParams(n_gpu_layers=0).with_cpu_moe_all()]
     objects["ContextParams"] += [small, small.with_n_seq_max(3), small.with_embeddings(True)]
     objects["Context"] += [moe.new_context(small), dense.new_context(small.with_n_seq_max(3).with_kv_unified(True))]
+    objects["Context"] += [dense.new_context(small.with_n_ctx(512))]  # with room for long replies
     objects["LoraAdapter"] += [moe.lora_adapter_init(paths[5])]  # type: ignore[attr-defined]
     objects["Gguf"] += [moebind.Gguf.from_file(paths[0])]
     batch = Batch(32, 3)
@@ -60,11 +63,14 @@ def starting_objects(folder: str) -> Objects:
     objects["Batch"] += [batch, Batch.get_one([1, 2, 3]), Batch(8)]
     chain = Sampler.chain_simple([Sampler.top_k(5), Sampler.dist(1)])
     objects["Sampler"] += [chain, Sampler.greedy(), Sampler.penalties(8), Sampler.temp(0.5)]
+    outer = Sampler.chain([Sampler.chain([Sampler.top_k(4), Sampler.dist(2)])])
+    objects["Sampler"] += [outer, outer[0], outer[0][1], chain[0]]
     objects["TokenDataArray"] += [TokenDataArray.from_logits(np.arange(9, dtype=np.float32))]
     recorder = moebind.RoutingRecorder()
     objects["RoutingRecorder"] += [recorder, moebind.RoutingRecorder()]
     objects["ContextParams"] += [small.with_eval_callback(recorder)]
     objects["path"] = list(paths)
+    objects["array"] = []
     objects["new path"] = [os.path.join(folder, f"new-{number}") for number in range(4)]
     objects["bytes"] = [b"", b"GGUF", bytes(2000)]
     objects["decoder"] = [codecs.getincrementaldecoder("utf-8")("replace")]
@@ -75,8 +81,32 @@ def starting_objects(folder: str) -> Objects:
         lambda *_: 1 // 0,
         lambda *_: context.decode(batch),  # type: ignore[attr-defined]
         lambda *_: "text",
+        lambda *_: objects and None,  # what calls it is one of them: a cycle
     ]
     return objects
+
+
+class Tangle:
+    """Something in a cycle with others."""
+
+    def __init__(self, *others: object) -> None:
+        self.others = others
+        self.itself = self
+
+
+def tangle(what: str, arguments: list[object], objects: Objects) -> None:
+    """Have objects refer to each other, in a cycle; drop one; collect."""
+    if what == "link":
+        first, second = arguments
+        node = Tangle(first, second)
+        for each in arguments:
+            if hasattr(each, "__dict__") and not inspect.isroutine(each):
+                each.__dict__["tangle"] = node
+    elif what == "drop":
+        for each in objects.values():
+            each[:] = [other for other in each if other is not arguments[0]]
+    else:
+        gc.collect()
 
 
 def made(value: object, objects: Objects) -> object:
@@ -126,6 +156,9 @@ def perform(call: Call, objects: Objects) -> object:
     member = call.member
     arguments = [made(each, objects) for each in call.arguments]
     keywords = {name: made(each, objects) for name, each in call.keywords}
+    if member.owner == "~":
+        tangle(member.name, arguments, objects)
+        return None
     if member.owner == "!":  # the test of this program's own
         exec(member.name)  # noqa: S102
         return None
@@ -147,9 +180,10 @@ def perform(call: Call, objects: Objects) -> object:
             if callable(result) and not isinstance(getattr(type(target), member.name, None), property):
                 result = result(*arguments, **keywords)
     if isinstance(result, Iterator):
-        result = [item for item, _ in zip(result, range(6), strict=False)]
+        result = [item for item, _ in zip(result, range(400), strict=False)]
     for each in result if isinstance(result, list) else [result]:
-        for kind in (type(each).__name__, "bytes" if isinstance(each, (bytes, memoryview)) else ""):
+        array = "array" if isinstance(each, np.ndarray) else ""
+        for kind in (type(each).__name__, array or ("bytes" if isinstance(each, (bytes, memoryview)) else "")):
             if kind in objects and len(objects[kind]) < 12:
                 objects[kind].append(each)
     return result

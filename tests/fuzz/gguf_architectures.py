@@ -3,9 +3,9 @@
     python tests/fuzz/gguf_architectures.py [ARCHITECTURE ...]
 
 Little is known of an architecture but its name: a model is completed from what libllama, and moebind, say is missing
-or of the wrong shape; what nobody says is in ``gguf_recipes.py``. Those that load are then loaded again, and computed with, with each key 0, odd, or missing, and
-without each tensor. Whatever ends the process belongs into src/moebind/files/architecture_checks.py. All of them take
-minutes.
+or of the wrong shape; what nobody says is in ``gguf_recipes.py``. Those that load are then loaded again, and computed
+with, with each key 0, odd, or missing, and without each tensor. Whatever ends the process belongs into
+src/moebind/files/architecture_checks.py. All of them take minutes.
 """
 
 from __future__ import annotations
