@@ -19,7 +19,7 @@ INTEGER_MAX = 10**15 - 1
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 FORMATS = ("date", "time", "date-time", "uuid")
 #: Formats that say what a text is for, and allow any.
-NO_FORMATS = {"password", "binary", "path", "file-path", "directory-path"}
+NO_FORMATS = ("password", "binary", "path", "file-path", "directory-path")
 BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 
 #: Patterns of which llama-common's translation matches the same texts, and nothing that a JSON string would escape.
