@@ -15,7 +15,7 @@ from moebind.model.vocab import Vocabulary
 __all__ = ["Stop", "StopStrings", "Stops", "checked_limit", "checked_stops"]
 
 #: What ends a text: a string, or a token's id.
-Stop: TypeAlias = "str | int"
+Stop: TypeAlias = str | int
 
 _HIDDEN = TokenAttr.CONTROL | TokenAttr.UNKNOWN
 
