@@ -11,6 +11,11 @@ from moebind import ffi, lib
 from moebind._core.native import CData, Hooks, decoded, keeping, own, part_of, text_from
 
 
+@pytest.fixture(autouse=True)
+def _nothing_of_earlier_tests() -> None:
+    gc.collect()
+
+
 def test_memory_is_freed_once_nobody_holds_it() -> None:
     before = lib.moebind_owned_alive()
     held = own(lib.own_llama_sampler_init_greedy)

@@ -187,6 +187,7 @@ def test_no_part_is_attached_without_its_chain(dense: Model) -> None:
 def test_a_context_lets_go_of_chains_that_it_no_longer_runs(dense: Model) -> None:
     with dense.new_context(SMALL) as context:
         context.decode(Batch.get_one(TOKENS))
+        gc.collect()
         alive = lib.moebind_owned_alive()
         for seed in range(5):
             assert context.set_sampler(0, Sampler.chain([Sampler.dist(seed)]))

@@ -106,6 +106,7 @@ def test_a_pointer_of_a_part_keeps_its_chain(moe: Model) -> None:
     pointer = grammar.native
     chain = Sampler.chain([grammar, Sampler.greedy()])
     of_chain, of_part = chain.native, chain[0].native
+    gc.collect()
     alive = lib.moebind_owned_alive()
     chain.close()
     del chain, grammar, of_chain, of_part

@@ -20,7 +20,7 @@ import threading
 import weakref
 from operator import is_
 from types import MethodType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -154,12 +154,8 @@ def handle_of(called: object) -> CData:
     return ffi.new_handle(weakref.ref(called))
 
 
-def _called(handle: CData) -> Any:
-    """The object of a handle."""
-    called = ffi.from_handle(handle)()
-    if called is None:
-        raise ReferenceError("the function to be called is no longer there: keep the object that it was given to")
-    return called
+def _gone() -> NoReturn:
+    raise ReferenceError("the function to be called is no longer there: keep the object that it was given to")
 
 
 def _callback(error: bool | None) -> Callable[[Callable[..., T]], Callable[..., T]]:
@@ -170,19 +166,19 @@ def _callback(error: bool | None) -> Callable[[Callable[..., T]], Callable[..., 
 
 @_callback(error=False)
 def moebind_on_progress(fraction: float, handle: CData) -> bool:
-    hooks = _called(handle)
+    hooks = ffi.from_handle(handle)() or _gone()
     hooks.stopped = hooks.progress(fraction) is False
     return not hooks.stopped
 
 
 @_callback(error=True)
 def moebind_on_abort(handle: CData) -> bool:
-    return bool(_called(handle).abort())
+    return bool((ffi.from_handle(handle)() or _gone()).abort())
 
 
 @_callback(error=False)
 def moebind_on_eval(tensor: CData, ask: bool, handle: CData) -> bool:
-    return bool(_called(handle).eval(tensor, ask))
+    return bool((ffi.from_handle(handle)() or _gone()).eval(tensor, ask))
 
 
 def _discard(level: int, line: str) -> None:
@@ -206,19 +202,19 @@ def moebind_on_log(level: int, text: CData) -> None:
 
 @_callback(error=False)
 def moebind_on_sampler_apply(candidates: CData, handle: CData) -> bool:
-    _called(handle).apply(candidates)
+    (ffi.from_handle(handle)() or _gone()).apply(candidates)
     return True
 
 
 @_callback(error=False)
 def moebind_on_sampler_accept(token: int, handle: CData) -> bool:
-    _called(handle).accept(token)
+    (ffi.from_handle(handle)() or _gone()).accept(token)
     return True
 
 
 @_callback(error=False)
 def moebind_on_sampler_reset(handle: CData) -> bool:
-    _called(handle).reset()
+    (ffi.from_handle(handle)() or _gone()).reset()
     return True
 
 
@@ -233,7 +229,7 @@ clones = Clones()
 
 @_callback(error=False)
 def moebind_on_sampler_clone(handle: CData, object: CData, copy: CData) -> bool:
-    clone = _called(handle).clone()
+    clone = (ffi.from_handle(handle)() or _gone()).clone()
     if clones.kept is None:  # llama_sampler_clone, called by somebody else: nobody but the native sampler keeps it
         made = ffi.new_handle(lambda: clone)
     else:
