@@ -7,6 +7,7 @@
 #include "json.h"
 #include "shim.h"
 #include "template_limits.h"
+#include "template_numbers.h"
 
 #include <memory>
 #include <string>
@@ -151,7 +152,9 @@ moebind_text * moebind_chat_apply(const moebind_chat_templates * templates, cons
         stack_base,
         [&] {
             const moebind::template_limits limits(stop);
-            result = answer(described(common_chat_templates_apply(templates->templates.get(), inputs_of(of_text(request, size)))));
+            const common_json              asked = of_text(request, size);
+            const moebind::integer_mark    mark(asked.at("integer_mark").get<std::string>());
+            result = answer(described(common_chat_templates_apply(templates->templates.get(), inputs_of(asked))));
         },
         &stop);
     return result;

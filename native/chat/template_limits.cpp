@@ -8,10 +8,12 @@
 #include "template_limits.h"
 
 #include "big_stack.h"
+#include "json.h"
 #include "jinja/lexer.h"
 #include "jinja/parser.h"
 #include "jinja/runtime.h"
 #include "jinja/value.h"
+#include "template_numbers.h"
 
 #include <dlfcn.h>
 
@@ -278,29 +280,32 @@ void limit_all() {
     limit(of_objects, "tojson", check_tojson);
 }
 
-size_t asked_by(const std::string & source) {
+std::string rendered(const std::string & source, const common_json & values) {
     jinja::lexer      lexer;
     jinja::program    program = jinja::parse_from_tokens(lexer.tokenize(source));
     jinja::context    ctx;
     jinja::runtime    runtime(ctx);
     std::atomic<bool> stop{ false };
     current = { &stop, 0, 0, nullptr, 0 };
-    runtime.execute(program);
-    return current.asked;
+    jinja::global_from_json(ctx, values, false);
+    return jinja::runtime::gather_string_parts(runtime.execute(program))->as_string().str();
 }
 
-// Whether the engine's calls of itself come here: the sum asks for itself, and the engine for its two parts.
+// Whether the engine's calls of itself come here: the sum asks for itself, and the engine for its two parts. The number
+// comes through the functions of template_numbers.cpp.
 bool work() {
     limit_all();
-    const size_t asked   = asked_by("{{ 1 + 1 }}");
+    const bool   exact   = rendered("{{ [x] | tojson }}", common_json{ { "x", 0.123456789 } }) == "[0.123456789]";
+    const bool   summed  = rendered("{{ 1 + 1 }}", common_json::object()) == "2";
+    const size_t asked   = current.asked;
     bool         refused = false;
     try {
-        asked_by("{{ range(" + std::to_string(range_max + 1) + ") }}");
+        rendered("{{ range(" + std::to_string(range_max + 1) + ") }}", common_json::object());
     } catch (const std::exception &) {
         refused = true;
     }
     current = {};
-    return asked >= 3 && refused;
+    return exact && summed && asked >= 3 && refused;
 }
 
 }  // namespace
@@ -310,7 +315,7 @@ namespace moebind {
 template_limits::template_limits(const std::atomic<bool> & stop) {
     static const bool working = work();
     if (!working) {
-        throw std::runtime_error("templates are not run: this build of moebind cannot limit them");
+        throw std::runtime_error("templates are not run: this build of moebind cannot limit them, or keep their numbers");
     }
     current = { &stop, 0, 0, nullptr, 0 };
 }
@@ -330,6 +335,7 @@ jinja::value jinja::statement::execute(jinja::context & ctx) const {
     }
     const level  here;
     jinja::value result = own(this, ctx);
+    moebind::keep_digits(result);
     check_size(result);
     check_changes(*this, result, ctx);
     return result;

@@ -342,6 +342,11 @@ struct llama_sampler * moebind_sampler_infill(const struct llama_vocab * vocab, 
 // Throws what is wrong with a grammar, with its place.
 void moebind_grammar_check(const char * grammar, const char * root);
 
+// Whether every text of a rule has a part that one of some rules describes; with `some`, whether a text may have one. They
+// are those with one of the `names` in their own, if all that they describe holds the text that comes with that name.
+bool moebind_grammar_passes(const char * grammar, const char * root, const char ** names, const char ** texts,
+                            size_t n_names, bool some);
+
 // A sampler that lets only through what the grammar allows, and throws when nothing is left.
 struct llama_sampler * moebind_sampler_grammar(const struct llama_vocab * vocab, const char * grammar,
                                                const char * root);

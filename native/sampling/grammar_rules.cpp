@@ -346,6 +346,7 @@ std::shared_ptr<const moebind::grammar_rules> moebind::read_grammar(const llama_
         check_defined(parser, vocab == nullptr ? UINT32_MAX : uint32_t(llama_vocab_n_tokens(vocab)));
         check_left_recursion(parser);
         result->rules = std::move(parser.rules);
+        result->names = parser.symbol_ids;
         // A rule of which the root is the only element: what it can begin with.
         const llama_grammar_element begin[] = { { LLAMA_GRETYPE_RULE_REF, found->second }, { LLAMA_GRETYPE_END, 0 } };
         grammar_steps               steps(result->rules);

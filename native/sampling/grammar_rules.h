@@ -6,6 +6,7 @@
 
 #include "llama-grammar.h"
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ using grammar_stack = std::vector<const llama_grammar_element *>;
 struct grammar_rules {
     llama_grammar_rules        rules;
     std::vector<grammar_stack> start;  // of the root
+    std::map<std::string, uint32_t> names;
 };
 
 // Reads a grammar with llama.cpp's parser. Throws, with line and column, what llama.cpp would not take, would take for

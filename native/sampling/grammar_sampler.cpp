@@ -5,8 +5,8 @@
 // bounded (grammar_steps.h). Control tokens are not text: only a rule that names the token lets one through.
 #include "grammar_rules.h"
 #include "grammar_steps.h"
+#include "grammar_tokens.h"
 #include "grammar_trigger.h"
-#include "llama-vocab.h"
 #include "shim.h"
 
 #include <algorithm>
@@ -26,32 +26,16 @@ struct state {
     std::vector<std::pair<llama_token, size_t>> tokens;  // of that text, and where each ends
 };
 
-// The tokens as grammars see them. The text is the vocabulary's.
-struct token_text {
-    enum : uint8_t { text, end, hidden } kind;
-    const std::string * piece;
-};
-
-using token_texts = std::vector<token_text>;
-
-std::shared_ptr<const token_texts> read_tokens(const llama_vocab & vocab) {
-    auto texts = std::make_shared<token_texts>();
-    for (llama_token id = 0; id < static_cast<llama_token>(vocab.n_tokens()); id++) {
-        const std::string & piece   = vocab.token_to_piece(id);
-        const bool          special = vocab.token_get_attr(id) & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN);
-        const bool          hidden  = special || piece.empty() || piece.find('\0') != std::string::npos;
-        const auto          other   = hidden ? token_text::hidden : token_text::text;
-        texts->push_back({ vocab.is_eog(id) ? token_text::end : other, &piece });
-    }
-    return texts;
-}
-
 struct grammar_sampler {
     std::shared_ptr<const token_texts>      tokens;
     std::shared_ptr<const grammar_rules>    rules;
     std::shared_ptr<const grammar_triggers> triggers;  // of a lazy one
     state                                   now;
     std::string                             written;  // what of the text is there before the first token
+
+    // The token that was asked about last, and what it leads to: it is the one that is accepted next.
+    mutable llama_token asked = LLAMA_TOKEN_NULL;
+    mutable state       then;
 
     void reset();
 };
@@ -132,7 +116,8 @@ void grammar_sampler::reset() {
         grammar_steps steps(rules->rules);
         take(first, steps, LLAMA_TOKEN_NULL, written);
     }
-    now = std::move(first);
+    now   = std::move(first);
+    asked = LLAMA_TOKEN_NULL;
 }
 
 // The state after a token; throws a rejection.
@@ -158,6 +143,7 @@ state after(const grammar_sampler & grammar, llama_token token) {
         next.tokens.emplace_back(token, next.text.size());
         const size_t start = grammar.triggers->find(next.text, old);
         if (start == std::string::npos) {
+            grammar.triggers->forget(next.text, next.tokens);
             return next;
         }
         next.waiting = false;
@@ -425,7 +411,20 @@ class filter {
 
 const char * grammar_name(const llama_sampler *) { return "grammar"; }
 
-void grammar_accept(llama_sampler * sampler, llama_token token) { of(sampler).now = after(of(sampler), token); }
+const state & asked_about(const grammar_sampler & grammar, llama_token token) {
+    if (token < 0 || grammar.asked != token) {
+        grammar.asked = LLAMA_TOKEN_NULL;
+        grammar.then  = after(grammar, token);
+        grammar.asked = token;
+    }
+    return grammar.then;
+}
+
+void grammar_accept(llama_sampler * sampler, llama_token token) {
+    asked_about(of(sampler), token);
+    of(sampler).now   = std::move(of(sampler).then);
+    of(sampler).asked = LLAMA_TOKEN_NULL;
+}
 
 void grammar_apply(llama_sampler * sampler, llama_token_data_array * candidates) {
     if (!of(sampler).now.waiting) {
@@ -453,7 +452,7 @@ llama_sampler * grammar_clone(const llama_sampler * sampler) {
 llama_sampler * moebind_sampler_grammar(const llama_vocab * vocab, const char * grammar, const char * root) {
     auto rules = read_grammar(vocab, grammar, root);
     return llama_sampler_init(&grammar_interface,
-                              new grammar_sampler{ read_tokens(*vocab), std::move(rules), nullptr, {}, {} });
+                              new grammar_sampler{ read_tokens(*vocab), std::move(rules), nullptr, {}, {}, LLAMA_TOKEN_NULL, {} });
 }
 
 void moebind_grammar_begin(llama_sampler * sampler) { of(sampler).reset(); }
@@ -472,6 +471,7 @@ void moebind_grammar_show(llama_sampler * sampler, const llama_token * tokens, s
         }
     }
     of(sampler).tokens = std::move(texts);
+    of(sampler).asked  = LLAMA_TOKEN_NULL;
 }
 
 void moebind_grammar_wait(llama_sampler * sampler, const char ** words, size_t n_words, const char ** patterns,
@@ -487,7 +487,7 @@ void moebind_grammar_wait(llama_sampler * sampler, const char ** words, size_t n
 
 bool moebind_grammar_allows(const llama_sampler * sampler, llama_token token) {
     try {
-        after(of(sampler), token);
+        asked_about(of(sampler), token);
         return true;
     } catch (const rejection &) {
         return false;

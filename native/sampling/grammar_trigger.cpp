@@ -65,6 +65,27 @@ class counted {
 
 bool starts_with(const std::string & text, const char * beginning) { return text.rfind(beginning, 0) == 0; }
 
+// Whether a pattern is a choice: a|b, but not (a|b).
+bool is_choice(const std::string & pattern) {
+    int  nested   = 0;
+    bool in_class = false;
+    for (size_t i = 0; i < pattern.size(); i++) {
+        const char each = pattern[i];
+        if (each == '\\') {
+            i++;
+        } else if (in_class) {
+            in_class = each != ']';
+        } else if (each == '[') {
+            in_class = true;
+        } else if (each == '|' && nested == 0) {
+            return true;
+        } else {
+            nested += (each == '(') - (each == ')');
+        }
+    }
+    return false;
+}
+
 }  // namespace
 
 namespace moebind {
@@ -97,7 +118,7 @@ size_t grammar_triggers::find(const std::string & text, size_t searched) const {
                 // [\s\S]* takes any text. A pattern that begins with it matches from the first character on, or not at
                 // all, so only that is tried. A search would begin again at each later character: as long as nothing
                 // matches, which is most of the time, it would take time with the square of the text.
-                const auto flags = starts_with(pattern, "[\\s\\S]*") ? std::regex_constants::match_continuous
+                const auto flags = starts_with(pattern, "[\\s\\S]*") && !is_choice(pattern) ? std::regex_constants::match_continuous
                                                                      : std::regex_constants::match_default;
                 if (!std::regex_search(begin, end, match, compiled[i], flags)) {
                     continue;
@@ -112,6 +133,29 @@ size_t grammar_triggers::find(const std::string & text, size_t searched) const {
         }
     });
     return first;
+}
+
+void grammar_triggers::forget(std::string & text, std::vector<std::pair<llama_token, size_t>> & tokens) const {
+    if (!patterns.empty()) {
+        return;
+    }
+    size_t kept = 0;
+    for (const std::string & word : words) {
+        kept = std::max(kept, word.size() - 1);
+    }
+    size_t old = 0;  // whole tokens, since one that begins with a trigger may be read as itself
+    while (old < tokens.size() && tokens[old].second + kept <= text.size()) {
+        old++;
+    }
+    if (old == 0) {
+        return;
+    }
+    const size_t cut = tokens[old - 1].second;
+    text.erase(0, cut);
+    tokens.erase(tokens.begin(), tokens.begin() + std::ptrdiff_t(old));
+    for (auto & [token, end] : tokens) {
+        end -= cut;
+    }
 }
 
 }  // namespace moebind

@@ -6,6 +6,7 @@
 
 #include <regex>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace moebind {
@@ -21,6 +22,9 @@ struct grammar_triggers {
 
     // Where in `text` the grammar begins, or npos. The first `searched` bytes were searched for the words already.
     size_t find(const std::string & text, size_t searched) const;
+
+    // Drops the beginning of a text in which nothing was found, as far as no word can begin there. Patterns need it all.
+    void forget(std::string & text, std::vector<std::pair<llama_token, size_t>> & tokens) const;
 };
 
 }  // namespace moebind

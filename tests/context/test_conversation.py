@@ -119,7 +119,7 @@ def test_aborting_a_reply(talking: Context) -> None:
         ({"tools": 3}, TypeError, "tools"),
         ({"max_tokens": -1}, ValueError, "max_tokens"),
         ({"stop": [""]}, ValueError, "stop"),
-        ({"stop": [3]}, TypeError, "stop"),
+        ({"stop": [3.5]}, TypeError, "stop"),
         ({"seq_id": 9}, ValueError, "seq_id"),
         ({"sampler": 3}, TypeError, "Sampler"),
         ({"reuse_prefix": None}, TypeError, "reuse_prefix"),

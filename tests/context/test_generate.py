@@ -213,7 +213,7 @@ def test_closing_while_generating(demo: Model) -> None:
         ({"max_tokens": -1}, ValueError, "max_tokens"),
         ({"max_tokens": 1.5}, TypeError, "max_tokens"),
         ({"stop": ""}, ValueError, "empty"),
-        ({"stop": [3]}, TypeError, "stop"),
+        ({"stop": [3.5]}, TypeError, "stop"),
         ({"seq_id": 1}, ValueError, "seq_id"),
         ({"sampler": 3}, TypeError, "Sampler"),
         ({"reuse_prefix": 1}, TypeError, "reuse_prefix"),

@@ -249,7 +249,7 @@ def test_closing_meanwhile(dense: Model) -> None:
         ({"max_tokens": -1}, ValueError, "max_tokens"),
         ({"max_tokens": 1.5}, TypeError, "max_tokens"),
         ({"stop": ""}, ValueError, "empty"),
-        ({"stop": [3]}, TypeError, "stop"),
+        ({"stop": [3.5]}, TypeError, "stop"),
         ({"sampler": 3}, TypeError, "Sampler"),
         ({"sampler": Sampler.top_k(3)}, SamplerError, "does not choose"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -10,9 +9,9 @@ import numpy as np
 
 from moebind._core import checks
 from moebind._core.native import ffi, lib
+from moebind.chat.enforcement import allows_call, unheld_arguments
 from moebind.chat.messages import checked_tools
 from moebind.errors import GrammarError, NativeError
-from moebind.sampling.json_schema import strict_schema
 from moebind.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ __all__ = ["constrained", "grammar_sampler", "schema_warnings"]
 
 
 def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | None, enforced: bool) -> Iterator[str]:
-    """Tools that the template leaves out, and schemas that no grammar can enforce, a sentence each.
+    """Tools that the template or llama.cpp's parser leaves out, and what no grammar holds a call to, a sentence each.
 
     ``enforced`` is whether the reply is constrained by the grammar.
     """
@@ -32,13 +31,25 @@ def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | 
     if functions and not any(str(function["name"]) in prompt.prompt for function in functions):
         yield "the chat template does not write the tools into the prompt, so the model does not know them"
         return
-    for function in functions if enforced and prompt.grammar else ():
-        try:
-            strict_schema(cast("Mapping[str, object]", function["parameters"]))
-        except GrammarError as error:
+    if functions and not prompt.reads_calls:
+        yield (
+            "llama.cpp finds no form of a call in this chat template: calls are not read, and stay text in the content "
+            "of the reply"
+        )
+        return
+    for function in functions if enforced else ():
+        name, parameters = str(function["name"]), cast("Mapping[str, object]", function["parameters"])
+        if not allows_call(prompt.grammar, name):
+            if parameters:
+                yield (
+                    f"arguments of the tool {name!r} may not fit its schema, since nothing marks where this template's "
+                    "calls begin: check them, or demand a call with tool_choice='required'"
+                )
+            continue
+        for clause in unheld_arguments(prompt.grammar, name, parameters):
             yield (
-                f"arguments of the tool {function['name']!r} may not fit its schema, which a grammar cannot enforce: "
-                f"{error}. Check them, or change the schema"
+                f"arguments of the tool {name!r} may not fit its schema, which a grammar cannot enforce: {clause}. "
+                "Check them, or change the schema"
             )
 
 
@@ -51,8 +62,10 @@ def grammar_sampler(model: ModelBase, prompt: ChatPrompt, preserved: frozenset[i
         return None
     if prompt.grammar_lazy:
         tokens = [int(trigger.value) for trigger in prompt.triggers if trigger.type == "token"]
-        patterns = [_pattern(trigger) for trigger in prompt.triggers if trigger.type != "token"]
-        sampler = Sampler.grammar_lazy_patterns(model, prompt.grammar, "root", patterns, tokens)
+        # Words are looked for as such: each token of a reply would take longer than the last with a pattern.
+        words = [trigger.value.encode() for trigger in prompt.triggers if trigger.type == "word"]
+        patterns = [_pattern(trigger) for trigger in prompt.triggers if trigger.type.startswith("pattern")]
+        sampler = Sampler._lazy(model, prompt.grammar, "root", words, patterns, tokens)
     else:
         sampler = Sampler.grammar(model, prompt.grammar)
         # The grammar describes the whole reply, of which the template has written the beginning already.
@@ -68,12 +81,10 @@ def grammar_sampler(model: ModelBase, prompt: ChatPrompt, preserved: frozenset[i
     return sampler
 
 
-def _pattern(trigger: ChatTrigger) -> str:
-    if trigger.type == "word":
-        return re.sub(r"[.^$|()*+?\[\]{}\\]", r"\\\g<0>", trigger.value)
+def _pattern(trigger: ChatTrigger) -> bytes:
     if trigger.type == "pattern_full":
-        return f"^{trigger.value.removeprefix('^').removesuffix('$')}$"
-    return trigger.value
+        return f"^{trigger.value.removeprefix('^').removesuffix('$')}$".encode()
+    return trigger.value.encode()
 
 
 class _Borrowed:

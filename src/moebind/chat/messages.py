@@ -8,19 +8,55 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, cast
 
 from moebind._core import checks
 
-__all__ = ["checked_json", "checked_messages", "checked_tools"]
+__all__ = [
+    "INTEGER_MARK",
+    "ToolChoice",
+    "calls_that_are_no_json",
+    "checked_json",
+    "checked_messages",
+    "checked_tool_choice",
+    "checked_tools",
+    "with_integers",
+]
+
+TOOL_CHOICES = ("auto", "none", "required")
 
 #: The engine recurses over what it is given.
 NESTING_MAX = 100
+#: Stands before an integer that llama.cpp's reader of JSON would make a float of; nobody can know it beforehand.
+INTEGER_MARK = f"moebind-integer-{secrets.token_hex(8)}:"
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+#: A text, or a number of which the second group is there if it may be no integer of 64 bits.
+_LONG = re.compile(_STRING.pattern + r"|(-?\d{19,})(?![\d.eE])|[-\d.eE+]+", re.DOTALL)
+_MARKED = re.compile(rf'\\*"{INTEGER_MARK}(-?\d+)\\*"')
 
 
-def checked_json(name: str, value: object, depth: int = 0) -> object:
+def _with_marks(text: str) -> str:
+    """JSON in which integers of more than 64 bits are texts that native/chat/template_numbers.cpp knows."""
+
+    def marked(found: re.Match[str]) -> str:
+        if found[1] is None or (len(found[1]) < 30 and -(2**63) <= int(found[1]) < 2**64):
+            return found[0]
+        return f'"{INTEGER_MARK}{found[1]}"'
+
+    return _LONG.sub(marked, text)
+
+
+def with_integers(text: str) -> str:
+    """A rendered chat, with the integers of templates that take arguments as text and so never read the marks."""
+    return _MARKED.sub(r"\1", text) if INTEGER_MARK in text else text
+
+
+def checked_json(name: str, value: object, depth: int = 0, any_size: bool = False) -> object:
     """A copy that ``json.dumps`` takes as it is: plain types, no NaN, no lone surrogate, not too deep.
+
+    ``any_size`` is whether integers may have more than 64 bits.
 
     Raises
     ------
@@ -35,7 +71,7 @@ def checked_json(name: str, value: object, depth: int = 0) -> object:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        if not -(2**63) <= value < 2**64:
+        if not any_size and not -(2**63) <= value < 2**64:
             raise ValueError(f"{name} is {value:.3g}; JSON's integers take 64 bits here")
         return int(value)
     if isinstance(value, float):
@@ -48,11 +84,12 @@ def checked_json(name: str, value: object, depth: int = 0) -> object:
             if not isinstance(key, str):
                 raise TypeError(f"{name} has the key {key!r}; JSON's keys are str")
             checks.utf8(f"a key of {name}", key)
-            copy[key] = checked_json(f"{name}[{key!r}]" if depth < 4 else name, item, depth + 1)
+            copy[key] = checked_json(f"{name}[{key!r}]" if depth < 4 else name, item, depth + 1, any_size)
         return copy
     if isinstance(value, (list, tuple)):
         return [
-            checked_json(f"{name}[{index}]" if depth < 4 else name, item, depth + 1) for index, item in enumerate(value)
+            checked_json(f"{name}[{index}]" if depth < 4 else name, item, depth + 1, any_size)
+            for index, item in enumerate(value)
         ]
     raise TypeError(f"{name} is {value!r} ({type(value).__name__}), which JSON cannot hold")
 
@@ -140,19 +177,53 @@ def _checked_function(name: str, given: Mapping[str, object]) -> Mapping[str, ob
 def _checked_call(name: str, call: object) -> dict[str, object]:
     given = _checked_dict(name, call)
     function = _checked_function(name, given)
-    arguments = function.get("arguments", "{}")
+    arguments = function.get("arguments")
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        arguments = "{}"  # as many clients write that there are none
     if not isinstance(arguments, str):
-        arguments = json.dumps(checked_json(f"{name}'s arguments", _checked_dict(f"{name}'s arguments", arguments)))
+        given_arguments = _checked_dict(f"{name}'s arguments", arguments)
+        arguments = json.dumps(checked_json(f"{name}'s arguments", given_arguments, any_size=True))
     _checked_text(f"{name}'s arguments", arguments)
     if checks.nesting(_STRING.sub('""', arguments)) > NESTING_MAX:
         raise ValueError(f"{name}'s arguments are nested more than {NESTING_MAX} levels deep")
+    called = _checked_text(f"{name}'s name", function.get("name"))
     checked: dict[str, object] = {
         "type": "function",
-        "function": {"name": _checked_text(f"{name}'s name", function.get("name")), "arguments": arguments},
+        "function": {"name": called, "arguments": _with_marks(arguments) if is_json(arguments) else arguments},
     }
     if given.get("id") is not None:
         checked["id"] = _checked_text(f"{name}['id']", given["id"])
     return checked
+
+
+def is_json(text: str) -> bool:
+    """Whether llama.cpp's reader of JSON takes it."""
+    try:
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        json.dumps(value, ensure_ascii=False).encode()  # no half characters
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def calls_that_are_no_json(messages: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, dict[str, object]]]:
+    """The functions of calls in checked messages whose arguments are no JSON, as after ``max_tokens``, by place."""
+    for index, message in enumerate(messages):
+        for at, call in enumerate(cast("Sequence[Mapping[str, object]]", message.get("tool_calls", ()))):
+            function = cast("dict[str, object]", call["function"])
+            if not is_json(str(function["arguments"])):
+                yield f"messages[{index}]['tool_calls'][{at}]", function
 
 
 def checked_tools(tools: object) -> list[dict[str, object]] | None:
@@ -180,3 +251,27 @@ def checked_tools(tools: object) -> list[dict[str, object]] | None:
             }
         )
     return checked or None
+
+
+class ToolChoice(NamedTuple):
+    """Whether a reply may or must call a tool; ``name`` is of the one that it must call."""
+
+    kind: str
+    name: str = ""
+
+
+def checked_tool_choice(choice: object, tools: Sequence[Mapping[str, object]]) -> ToolChoice:
+    """``tool_choice``, which may name one of the tools."""
+    form = "'auto', 'none', 'required' or {'type': 'function', 'function': {'name': ...}}"
+    if isinstance(choice, str):
+        if choice not in TOOL_CHOICES:
+            raise ValueError(f"tool_choice is {choice!r}; it takes {form}")
+        return ToolChoice(choice)
+    if not isinstance(choice, Mapping):
+        raise TypeError(f"tool_choice is {choice!r}; it takes {form}")
+    name = _checked_text("tool_choice's name", _checked_function("tool_choice", choice).get("name"))
+    known = [str(cast("Mapping[str, object]", tool["function"])["name"]) for tool in tools]
+    if name not in known:
+        listed = ", ".join(known) or "there are none"
+        raise ValueError(f"tool_choice names {name!r}, which is not among the tools: {listed}")
+    return ToolChoice("required", name)

@@ -142,6 +142,11 @@ class ChatPrompt:
     parser: str
     reasoning_format: str
 
+    @property
+    def reads_calls(self) -> bool:
+        """Whether :meth:`parse` knows a form of calls. False also where the chat has no tools."""
+        return '"tool-name"' in self.parser
+
     def parse(self, text: str, *, partial: bool = False) -> ChatMessage:
         """Parse a reply.
 

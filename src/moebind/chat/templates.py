@@ -5,23 +5,35 @@ llama.cpp's own Jinja engine renders, and the parser that it makes for the templ
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 from moebind._core import checks
 from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, decoded, ffi, lib, own
-from moebind.chat.messages import checked_json, checked_messages, checked_tools
+from moebind.chat.continuation import continued
+from moebind.chat.enforcement import Orders, held, holdable, names_of
+from moebind.chat.messages import (
+    INTEGER_MARK,
+    calls_that_are_no_json,
+    checked_json,
+    checked_messages,
+    checked_tool_choice,
+    checked_tools,
+    with_integers,
+)
 from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, clean_message, exchange
 from moebind.errors import ChatTemplateError, NativeError
-from moebind.sampling.json_schema import strict_schema, with_corrected_rules
+from moebind.sampling.json_schema import read_schema
 
 __all__ = ["ChatTemplates", "chat_builtin_templates"]
 
 #: The parser of a template takes stack and time for each character.
 TEMPLATE_BYTES_MAX = 2**17
-_TOOL_CHOICES = ("auto", "none", "required")
 _REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
 _KEY = "tokenizer.chat_template"
 #: So many templates of a model are kept ready.
@@ -117,9 +129,10 @@ class ChatTemplates(ModelBase):
         template: str | None = None,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] | None = None,
-        tool_choice: str = "auto",
+        tool_choice: str | Mapping[str, object] = "auto",
         parallel_tool_calls: bool = False,
         json_schema: Mapping[str, object] | str | None = None,
+        strict: bool = True,
         reasoning_format: str = "auto",
         continue_final_message: bool = False,
         **kwargs: object,
@@ -143,11 +156,14 @@ class ChatTemplates(ModelBase):
             ``{"type": "function", "function": {"name": ..., "description": ..., "parameters": {JSON schema}}}``.
         tool_choice
             ``"auto"``, ``"none"`` or ``"required"``: whether the grammar allows or demands a call.
+            ``{"type": "function", "function": {"name": ...}}`` demands one of this tool.
         parallel_tool_calls
             Whether one reply may contain several calls.
         json_schema
             A schema for the content of the reply; as for :func:`moebind.json_schema_to_grammar`, which says what raises
             ``GrammarError``.
+        strict
+            False: leave out what of the JSON schema a grammar cannot hold a reply to, with a warning that says what.
         reasoning_format
             With ``"auto"`` (the same as ``"deepseek"``), :meth:`ChatPrompt.parse` separates the reasoning from the
             content; ``"none"`` leaves it there.
@@ -166,6 +182,8 @@ class ChatTemplates(ModelBase):
             If there is no such template, or it has an error or refuses the messages.
         ValueError, TypeError
             If a message or tool has the wrong form; the error says which.
+        GrammarError
+            If llama.cpp's grammar for this template would not hold a reply to the schema, or to a demanded call.
 
         Notes
         -----
@@ -174,33 +192,90 @@ class ChatTemplates(ModelBase):
         Ctrl-C. llama.cpp runs it some fifty times to find out what its replies look like. The last eight templates are
         kept ready.
         """
+        given: dict[str, Any] = kwargs
+        return self._chat_format(
+            messages,
+            template=template,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            json_schema=json_schema,
+            strict=strict,
+            reasoning_format=reasoning_format,
+            continue_final_message=continue_final_message,
+            enforced=True,
+            **given,
+        )
+
+    def _chat_format(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        tool_choice: str | Mapping[str, object] = "auto",
+        parallel_tool_calls: bool = True,
+        json_schema: Mapping[str, object] | str | None = None,
+        strict: bool = True,
+        reasoning_format: str = "auto",
+        continue_final_message: bool = False,
+        enforced: bool,
+        **kwargs: object,
+    ) -> ChatPrompt:
+        """See :meth:`chat_format`; with ``enforced``, the grammar has to hold a reply to what was asked."""
         wanted = checked_tools(tools)
+        chosen = checked_tool_choice(tool_choice, wanted or [])
+        checked = checked_messages(messages)
+        strict = checks.boolean("strict", strict)
+        read = None if json_schema is None else read_schema(json_schema, strict=strict, named=True)
+        for each in () if read is None else read.lost:
+            warnings.warn(f"the grammar does not hold a reply to all of the JSON schema: {each}", stacklevel=3)
         builtin = self._is_builtin(template)
         thinking = kwargs.get("enable_thinking", True)
         if not isinstance(thinking, bool):
             raise TypeError(f"enable_thinking is {thinking!r}; it takes True or False")
         request = {
             "use_jinja": not builtin,
-            "messages": checked_messages(messages),
+            "messages": checked,
             "tools": wanted,
-            "tool_choice": _one_of("tool_choice", tool_choice, _TOOL_CHOICES),
+            "tool_choice": "required" if chosen.name else chosen.kind,
             "parallel_tool_calls": checks.boolean("parallel_tool_calls", parallel_tool_calls),
-            "json_schema": "" if json_schema is None else strict_schema(json_schema),
+            "json_schema": "" if read is None else json.dumps(read.document),
             "add_generation_prompt": checks.boolean("add_generation_prompt", add_generation_prompt),
             "continue_final_message": checks.boolean("continue_final_message", continue_final_message),
             "reasoning_format": _one_of("reasoning_format", reasoning_format, _REASONING_FORMATS),
             "enable_thinking": thinking,
             "kwargs": {name: checked_json(name, value) for name, value in kwargs.items()},
+            "integer_mark": INTEGER_MARK,
         }
         if builtin:
             _check_builtin(template, request)
         for name in kwargs:
             checks.text("the name of a template's argument", name)
-        found = exchange(request, lib.own_moebind_chat_apply, self._template(template))
-        found["grammar"] = with_corrected_rules(found["grammar"])
-        triggers = tuple(ChatTrigger(each["type"], each["value"]) for each in found.pop("triggers"))
-        lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
-        return ChatPrompt(**{**found, **lists}, triggers=triggers, reasoning_format=reasoning_format)
+        native = self._template(template)
+        orders: Orders = {} if read is None else read.orders
+        held_to = bool(wanted) and bool(request["json_schema"] or chosen.kind != "none")
+        if wanted and held_to:
+            # The grammar knows what it can hold a call to, of the tool that is named if one is; beside a schema that is
+            # alone, it knows none.
+            kept, more = holdable([] if chosen.kind == "none" else wanted)
+            orders = {**orders, **more}
+            request["tools"] = [each for each in kept if chosen.name in {"", *names_of([each])}] or None
+
+        def rendered(asked: Mapping[str, object]) -> ChatPrompt:
+            # The model is told of all tools as they are. If none may be called, llama.cpp does not read their schemas,
+            # of which it would refuse some.
+            told = _rendered(native, {**asked, "tools": wanted, "tool_choice": "none"})
+            return replace(_rendered(native, asked), prompt=told.prompt) if held_to else told
+
+        prompt = rendered(request)
+        if continue_final_message:
+            before = {**request, "messages": checked[:-1]}
+            before |= {"continue_final_message": False, "add_generation_prompt": True}
+            prompt = continued(prompt, checked, lambda: rendered(before))
+        return held(prompt, request, orders, enforced)
 
     def parse_chat_response(
         self,
@@ -280,6 +355,30 @@ class ChatTemplates(ModelBase):
         if template is None or template == "chatml" or template in self.chat_template_names:
             return False
         return template in chat_builtin_templates()
+
+
+def _rendered(template: CData, request: Mapping[str, object]) -> ChatPrompt:
+    try:
+        found = exchange(request, lib.own_moebind_chat_apply, template)
+    except ChatTemplateError:
+        # A call that was cut off is kept as text where the template can hold text.
+        messages = copy.deepcopy(cast("list[dict[str, object]]", request["messages"]))
+        broken = list(calls_that_are_no_json(messages))
+        if not broken:
+            raise
+        for _, function in broken:
+            function["arguments"] = json.dumps(function["arguments"])
+        try:
+            found = exchange({**request, "messages": messages}, lib.own_moebind_chat_apply, template)
+        except ChatTemplateError as error:
+            raise ChatTemplateError(
+                f"{broken[0][0]}'s arguments are no JSON (was the reply cut off?), and this template cannot write them "
+                f"as text: leave the call out, or mend it. {error}"
+            ) from None
+    found["prompt"] = with_integers(found["prompt"])
+    triggers = tuple(ChatTrigger(each["type"], each["value"]) for each in found.pop("triggers"))
+    lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+    return ChatPrompt(**{**found, **lists}, triggers=triggers, reasoning_format=str(request["reasoning_format"]))
 
 
 def chat_builtin_templates() -> tuple[str, ...]:

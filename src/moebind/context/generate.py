@@ -15,6 +15,7 @@ from moebind._core import checks
 from moebind._core.native import CData, ffi, lib
 from moebind.context.batch import Batch
 from moebind.context.decode import Decoding
+from moebind.context.stops import Stop, Stops, StopStrings, checked_limit, checked_stops
 from moebind.errors import BatchError
 from moebind.model.prompts import Prompts
 from moebind.model.vocab import PIECE_BYTES, Vocabulary
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
-__all__ = ["Generation", "Piece", "StopReason"]
+__all__ = ["Generation", "Piece", "StopReason", "StopStrings"]
 
 StopReason = Literal["eog", "stop", "length", "context"]
 
@@ -43,49 +44,17 @@ class Piece:
     index : int
         How many tokens were generated before this one.
     stop_reason : str or None
-        Why the text ends, on the last piece: ``"eog"`` (the model ended it), ``"stop"`` (a stop string came),
+        Why the text ends, on the last piece: ``"eog"`` (the model ended it), ``"stop"`` (a stop string or token came),
         ``"length"`` (``max_tokens`` was reached) or ``"context"`` (the context is full).
+    stop : str, int or None
+        Which stop came, as it was given; None unless ``stop_reason`` is ``"stop"``.
     """
 
     token: int
     text: str
     index: int
     stop_reason: StopReason | None = None
-
-
-class StopStrings:
-    """Holds text back as long as it may be the beginning of a stop string."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = stop
-        self._held = ""
-
-    def add(self, text: str) -> tuple[str, bool]:
-        """Take new text; give what can be shown, and whether a stop string came."""
-        if not self._stop:
-            return text, False
-        text = self._held + text
-        found = [at for at in (text.find(each) for each in self._stop) if at >= 0]
-        if found:
-            self._held = ""
-            return text[: min(found)], True
-        keep = max(self._overlap(text, each) for each in self._stop)
-        shown = len(text) - keep
-        self._held = text[shown:]
-        return text[:shown], False
-
-    def flush(self) -> str:
-        """Give the text that was held back, when nothing follows."""
-        text, self._held = self._held, ""
-        return text
-
-    @staticmethod
-    def _overlap(text: str, stop: str) -> int:
-        """The length of the longest end of ``text`` that begins ``stop``."""
-        for length in range(min(len(text), len(stop) - 1), 0, -1):
-            if text.endswith(stop[:length]):
-                return length
-        return 0
+    stop: Stop | None = None
 
 
 class Writer:
@@ -99,13 +68,27 @@ class Writer:
         How many tokens the prompt has.
     length_max
         How many tokens a sequence can have.
-    max_tokens, stop
+    max_tokens
         As for :meth:`moebind.Context.generate`.
+    stops
+        What ends it.
     shown
         Special tokens whose text is given out.
     """
 
-    __slots__ = ("_bytes", "_decode", "_held", "_index", "_last", "_limit", "_model", "_shown", "_text", "_vocab")
+    __slots__ = (
+        "_bytes",
+        "_decode",
+        "_held",
+        "_index",
+        "_last",
+        "_limit",
+        "_model",
+        "_shown",
+        "_stops",
+        "_text",
+        "_vocab",
+    )
 
     def __init__(
         self,
@@ -113,14 +96,15 @@ class Writer:
         n_prompt: int,
         length_max: int,
         max_tokens: int | None,
-        stop: Sequence[str],
+        stops: Stops,
         shown: frozenset[int] = frozenset(),
     ) -> None:
         self._model, self._vocab = model, model._usable_vocab()
         self._text = ffi.new("char[]", PIECE_BYTES)
         self._bytes = ffi.buffer(self._text)
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._held = StopStrings(stop)
+        self._held = StopStrings(stops.texts)
+        self._stops = stops.tokens
         self._index = 0
         self._shown = shown
         #: The index of the last token that the context has room to go on from, and of the last that was asked for.
@@ -135,10 +119,12 @@ class Writer:
         length = lib.moebind_next_piece(self._vocab, token, special, self._text, PIECE_BYTES)
         if length == lib.MOEBIND_END_OF_GENERATION:
             return Piece(token, self._rest(), index, "eog")
+        if token in self._stops:
+            return Piece(token, self._rest(), index, "stop", self._stops[token])
         piece = self._bytes[:length] if length >= 0 else self._model._piece(self._vocab, token, special)
         text, stopped = self._held.add(self._decode(piece))
         if stopped:
-            return Piece(token, text, index, "stop")
+            return Piece(token, text, index, "stop", self._held.came)
         if index >= self._limit:
             return Piece(token, text + self._rest(), index, "length")
         if index >= self._last:
@@ -147,15 +133,6 @@ class Writer:
 
     def _rest(self) -> str:
         return self._held.flush() + self._decode(b"", True)
-
-
-def checked_limits(stop: str | Sequence[str], max_tokens: SupportsIndex | None) -> tuple[list[str], int | None]:
-    """``stop`` and ``max_tokens`` of everything that generates."""
-    texts = [stop] if isinstance(stop, str) else list(stop)
-    for each in texts:
-        if not checks.utf8("stop", each):
-            raise ValueError("stop holds an empty text, which would stop everything")
-    return texts, None if max_tokens is None else checks.integer("max_tokens", max_tokens, 0)
 
 
 def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
@@ -211,7 +188,7 @@ def generate(
     *,
     sampler: Sampler | None,
     max_tokens: int | None,
-    stop: Sequence[str],
+    stops: Stops,
     seq_id: int,
     reuse_prefix: bool,
     shown: frozenset[int],
@@ -223,7 +200,7 @@ def generate(
     lib.moebind_hooks_forget(context._hooks.pointer)
     if max_tokens == 0:
         return
-    writer = Writer(context._model, tokens.size, context._length_max, max_tokens, stop, shown)
+    writer = Writer(context._model, tokens.size, context._length_max, max_tokens, stops, shown)
     step = Batch(1)
     step.extend([0], 0, seq_id, True)
     token_in, pos_in, native_step = step.token, step.pos, step._struct()
@@ -267,7 +244,7 @@ class Generation(Decoding):
         *,
         sampler: Sampler | None = None,
         max_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: Stop | Sequence[Stop] = (),
         seq_id: SupportsIndex = 0,
         reuse_prefix: bool = True,
     ) -> Iterator[Piece]:
@@ -284,7 +261,8 @@ class Generation(Decoding):
         max_tokens
             Stop after this many; None: when the model ends the text or the context is full.
         stop
-            Texts that end the generation. They, and the text after them, are left out.
+            Texts and ids of tokens that end the generation. They, and the text after them, are left out. The text of a
+            control token, such as ``"<|im_start|>"``, stands for that token.
         seq_id
             The sequence. What it holds beyond the prompt is removed.
         reuse_prefix
@@ -331,11 +309,13 @@ class Generation(Decoding):
         *,
         sampler: Sampler | None,
         max_tokens: int | None,
-        stop: str | Sequence[str],
+        stop: Stop | Sequence[Stop],
         seq_id: SupportsIndex,
         reuse_prefix: bool,
+        more_stops: Sequence[str] = (),
     ) -> Iterator[Piece]:
-        texts, limit = checked_limits(stop, max_tokens)
+        limit = checked_limit(max_tokens)
+        stops = checked_stops(self._model, stop, shown, more_stops)
         tokens = self._prompt_tokens(prompt)
         seq = self._seq("seq_id", seq_id)
         if sampler is not None and not isinstance(sampler, Sampler):
@@ -348,7 +328,7 @@ class Generation(Decoding):
             tokens,
             sampler=sampler,
             max_tokens=limit,
-            stop=texts,
+            stops=stops,
             seq_id=seq,
             reuse_prefix=checks.boolean("reuse_prefix", reuse_prefix),
             shown=shown,

@@ -12,7 +12,8 @@ import numpy as np
 
 from moebind._core.native import CData, ffi, lib
 from moebind.context.batch import Batch
-from moebind.context.generate import Generation, Piece, Writer, checked_limits
+from moebind.context.generate import Generation, Piece, Writer
+from moebind.context.stops import Stop, checked_limit, checked_stops
 from moebind.errors import BatchError, NoKvSlotError, SamplerError
 from moebind.sampling.sampler import Sampler
 
@@ -81,7 +82,7 @@ class BatchedGeneration(Generation):
         *,
         sampler: Sampler | None = None,
         max_tokens: SupportsIndex | None = None,
-        stop: str | Sequence[str] = (),
+        stop: Stop | Sequence[Stop] = (),
     ) -> Iterator[tuple[int, Piece]]:
         """Generate text for many prompts, as many at a time as the context has sequences.
 
@@ -99,7 +100,7 @@ class BatchedGeneration(Generation):
         max_tokens
             Stop each after this many; None: when the model ends the text or its sequence is full.
         stop
-            Texts that end a prompt's generation, as for :meth:`generate`.
+            Texts and tokens that end a prompt's generation, as for :meth:`generate`.
 
         Yields
         ------
@@ -129,7 +130,7 @@ class BatchedGeneration(Generation):
         >>> for index, piece in context.generate_many(prompts, max_tokens=32):
         ...     texts[index] += piece.text
         """
-        texts, limit = checked_limits(stop, max_tokens)
+        stops, limit = checked_stops(self._model, stop), checked_limit(max_tokens)
         if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
             raise TypeError(f"prompts is {prompts!r}; it takes a list of prompts, or another iterable")
         if sampler is not None:
@@ -152,7 +153,7 @@ class BatchedGeneration(Generation):
 
         def runs() -> Iterator[_Run]:
             for at, tokens in enumerate(tokenized if known is None else known):
-                writer = Writer(self._model, tokens.size, self._length_max, limit, texts)
+                writer = Writer(self._model, tokens.size, self._length_max, limit, stops)
                 chooses = None if sampler is None or sampler._is_greedy else sampler.clone()
                 yield _Run(at, tokens.tolist(), writer, chooses)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,21 @@ T = TypeVar("T")
 N_SEQ_MAX = 16
 #: How long a text may be, unless ``context_params`` says so: computing it at once takes memory.
 N_TOKENS_MAX = 2048
+
+
+class _Row(NamedTuple):
+    """Tokens of a text or a pair, and how many of them at the beginning and at the end are not the text's."""
+
+    tokens: NDArray[np.int32]
+    head: int
+    tail: int
+
+    def cut(self, room: int) -> NDArray[np.int32]:
+        """As many as there is room for."""
+        if self.tokens.size <= room:
+            return self.tokens
+        tail = min(self.tail, room)
+        return np.concatenate([self.tokens[: room - tail], self.tokens[self.tokens.size - tail :]])
 
 
 class Embedding(Hyperparameters, metaclass=ABCMeta):
@@ -58,7 +73,8 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
             How a text's token embeddings become one: MEAN, CLS (the first) or LAST. By default as the model's file
             says, or MEAN if it says nothing.
         truncate
-            Cut texts that are too long, instead of refusing them.
+            Cut texts that are too long, instead of refusing them. The token with which the tokenizer ends a text is
+            kept.
         context_params
             How to compute: threads and, as ``n_ubatch``, how many tokens a text may have. None: as many as the model
             was trained with, up to 2048, and several texts at once.
@@ -94,7 +110,11 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
             pooling = PoolingType.MEAN
         elif pooling == PoolingType.UNSPECIFIED and self._own_pooling() == PoolingType.RANK:
             raise EmbeddingsError("this model scores texts (rerank); say how to pool embeddings with pooling_type")
-        rows = [self._text_tokens(at, text) for at, text in enumerate(_listed_texts("texts", texts))]
+        end = self._end_tokens() if cut else np.empty(0, np.int32)
+        rows = [
+            _Row(tokens, 0, end.size if end.size and tokens[-end.size :].tolist() == end.tolist() else 0)
+            for tokens in (self._text_tokens(at, text) for at, text in enumerate(_listed_texts("texts", texts)))
+        ]
         result = np.empty((len(rows), self.n_embd_out), np.float32)
         self._pooled(rows, pooling, cut, context_params, result)
         if scaled:
@@ -119,7 +139,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         texts
             Any number of texts; a single str is one text.
         truncate
-            Cut pairs that are too long at their end, instead of refusing them.
+            Cut the texts of pairs that are too long, instead of refusing them. What comes behind a text is kept.
         context_params
             As for :meth:`embed`.
 
@@ -132,7 +152,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         Raises
         ------
         ValueError
-            If a pair is too long; the message says which one.
+            If a pair is too long, or its query leaves no room for a text; the message says which one.
         EmbeddingsError
             If the model has no classification head.
 
@@ -166,14 +186,28 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
             raise ValueError(f"texts[{at}] has no tokens; it takes at least one")
         return tokens
 
-    def _pair(self, query: str, text: str) -> NDArray[np.int32]:
+    def _end_tokens(self) -> NDArray[np.int32]:
+        """What the tokenizer puts behind a text."""
+        alone, whole = self.str_to_token("a", add_special=False), self.str_to_token("a")
+        for begin in range(whole.size - alone.size + 1):
+            if whole[begin : begin + alone.size].tolist() == alone.tolist():
+                return whole[begin + alone.size :]
+        return whole[whole.size :]
+
+    def _pair(self, query: str, text: str) -> _Row:
         """A query and a text, as llama-server puts them together."""
         template = lib.llama_model_chat_template(self._open(), b"rerank")
         if template:
             # One after the other would replace what the query says in braces.
-            parts = decoded(template).split("{query}")
-            prompt = query.join(part.replace("{document}", text) for part in parts)
-            return self.str_to_token(prompt, add_special=False)
+            head, _, tail = decoded(template).rpartition("{document}")
+            head, tail = (
+                query.join(part.replace("{document}", text) for part in side.split("{query}")) for side in (head, tail)
+            )
+            whole, before, behind = (
+                self.str_to_token(each, add_special=False) for each in (head + text + tail, head, tail)
+            )
+            alike = whole[::-1][: behind.size] == behind[::-1][: whole.size]
+            return _Row(whole, before.size, alike.size if alike.all() else int(alike.argmin()))
         vocab = self._usable_vocab()
         eos = self.token_sep if self.token_eos is None else self.token_eos
         end = [] if eos is None or not lib.llama_vocab_get_add_eos(vocab) else [eos]
@@ -186,11 +220,11 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         tokens = np.array([token for token in joined if token is not None], np.int32)
         if not tokens.size:
             raise ValueError("query and text are empty; a pair takes at least one token")
-        return tokens
+        return _Row(tokens, tokens.size - text_tokens.size - len(end), len(end))
 
     def _pooled(
         self,
-        rows: list[NDArray[np.int32]],
+        rows: list[_Row],
         pooling: PoolingType,
         cut: bool,
         params: ContextParams | None,
@@ -201,19 +235,23 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
             raise TypeError(f"context_params is {params!r}; it takes ContextParams")
         if not rows:
             return
-        longest = max(row.size for row in rows)
+        longest = max(row.tokens.size for row in rows)
         if params is None:
             most = min(self.n_ctx_train or N_TOKENS_MAX, N_TOKENS_MAX)
             params = ContextParams(n_ubatch=min(most, max(longest, 512)), n_seq_max=min(N_SEQ_MAX, len(rows)))
         # Tokens that are pooled must be computed at once, and a model may have embeddings for so many positions only.
         room = min(params.n_ubatch, int(lib.moebind_model_n_pos(self._open())) or params.n_ubatch)
         for at, row in enumerate(rows):
-            if row.size > room and not cut:
+            if row.tokens.size > room and not cut:
                 raise ValueError(
-                    f"texts[{at}] has {row.size} tokens; at most {room} are taken: cut it with truncate=True, or raise "
-                    "n_ubatch in context_params, as far as the model goes"
+                    f"texts[{at}] has {row.tokens.size} tokens; at most {room} are taken: cut it with truncate=True, "
+                    "or raise n_ubatch in context_params, as far as the model goes"
                 )
-        rows = [row[:room] for row in rows]
+            if row.tokens.size > room and row.head and row.head + row.tail >= room:
+                raise ValueError(
+                    f"texts[{at}] would be cut off whole: the query and what belongs to it take {row.head + row.tail} "
+                    f"of {room} tokens. Shorten it, or raise n_ubatch in context_params, as far as the model goes"
+                )
         size = -(-params.n_ubatch // params.n_seq_max) * params.n_seq_max
         chosen = params._with(
             n_ctx=max(params.n_ctx, size),
@@ -224,7 +262,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
             embeddings=True,
             pooling_type=pooling,
         )
-        self._compute_pooled(chosen, rows, result)
+        self._compute_pooled(chosen, [row.cut(room) for row in rows], result)
 
 
 def _listed_texts(name: str, texts: str | Sequence[T]) -> Sequence[T | str]:

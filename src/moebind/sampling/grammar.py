@@ -74,15 +74,15 @@ class GrammarKinds(SamplerKinds):
         return sampler
 
     @classmethod
-    def json_schema(cls, model: ModelBase, schema: Mapping[str, object] | str) -> Self:
+    def json_schema(cls, model: ModelBase, schema: Mapping[str, object] | str, *, strict: bool = True) -> Self:
         """Allow only JSON that satisfies a schema: ``grammar(model, json_schema_to_grammar(schema))``.
 
         Parameters
         ----------
         model
             The model whose tokens are chosen.
-        schema
-            As for :func:`moebind.json_schema_to_grammar`, which says what is refused.
+        schema, strict
+            As for :func:`moebind.json_schema_to_grammar`, which says what is refused, or left out.
 
         Raises
         ------
@@ -91,7 +91,7 @@ class GrammarKinds(SamplerKinds):
         """
         from moebind.sampling.json_schema import json_schema_to_grammar
 
-        return cls.grammar(model, json_schema_to_grammar(schema))
+        return cls.grammar(model, json_schema_to_grammar(schema, strict=strict))
 
     @classmethod
     def grammar_lazy(

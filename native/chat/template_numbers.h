@@ -1,0 +1,23 @@
+// Numbers of chat templates, which keep all their digits (template_numbers.cpp).
+#pragma once
+
+#include "jinja/value.h"
+
+#include <string>
+
+namespace moebind {
+
+// While one lives, a text that begins with `text` is, to the templates that this thread runs, the integer behind it:
+// how integers come that JSON's readers would make floats of.
+class integer_mark {
+  public:
+    explicit integer_mark(const std::string & text);
+    ~integer_mark();
+    integer_mark(const integer_mark &)             = delete;
+    integer_mark & operator=(const integer_mark &) = delete;
+};
+
+// Replaces a float of the engine's by one that is written with all digits.
+void keep_digits(jinja::value & value);
+
+}  // namespace moebind

@@ -1,0 +1,123 @@
+"""What ends a text: strings and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import SupportsIndex, TypeAlias
+
+import numpy as np
+
+from moebind._core import checks
+from moebind.enums import TokenAttr
+from moebind.model.vocab import Vocabulary
+
+__all__ = ["Stop", "StopStrings", "Stops", "checked_limit", "checked_stops"]
+
+#: What ends a text: a string, or a token's id.
+Stop: TypeAlias = str | int
+
+_HIDDEN = TokenAttr.CONTROL | TokenAttr.UNKNOWN
+
+
+class StopStrings:
+    """Holds text back as long as it may be the beginning of a stop string."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._held = ""
+        #: The one that came.
+        self.came: str | None = None
+
+    def add(self, text: str) -> tuple[str, bool]:
+        """Take new text; give what can be shown, and whether a stop string came."""
+        if not self._stop:
+            return text, False
+        text = self._held + text
+        found = [(at, each) for at, each in ((text.find(each), each) for each in self._stop) if at >= 0]
+        if found:
+            self._held = ""
+            at, self.came = min(found, key=lambda one: one[0])
+            return text[:at], True
+        keep = max(self._overlap(text, each) for each in self._stop)
+        shown = len(text) - keep
+        self._held = text[shown:]
+        return text[:shown], False
+
+    def flush(self) -> str:
+        """Give the text that was held back, when nothing follows."""
+        text, self._held = self._held, ""
+        return text
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """The length of the longest end of ``text`` that begins ``stop``."""
+        for length in range(min(len(text), len(stop) - 1), 0, -1):
+            if text.endswith(stop[:length]):
+                return length
+        return 0
+
+
+@dataclass(frozen=True)
+class Stops:
+    """What ends a text. ``tokens`` have what they were given as: an id, or the text of a control token."""
+
+    texts: Sequence[str]
+    tokens: Mapping[int, Stop]
+
+
+def checked_stops(
+    model: Vocabulary,
+    stop: Stop | Sequence[Stop],
+    shown: frozenset[int] = frozenset(),
+    more: Sequence[str] = (),
+) -> Stops:
+    """``stop`` of everything that generates, and ``more`` that a template adds.
+
+    A control token has no text that is given out, unless it is among ``shown``, so its text as a stop is that token.
+    """
+    given = [stop] if isinstance(stop, (str, int, np.integer)) else list(stop)
+    texts: list[str] = []
+    tokens: dict[int, Stop] = {}
+    for each in given:
+        if isinstance(each, (bool, np.bool_)) or not isinstance(each, (str, int, np.integer)):
+            raise TypeError(f"stop holds {each!r} ({type(each).__name__}); it takes texts, and ids of tokens")
+        if not isinstance(each, str):
+            token = checks.integer("a token in stop", each, 0, model.n_vocab - 1)
+            tokens[token] = token
+            continue
+        if not checks.utf8("stop", each):
+            raise ValueError("stop holds an empty text, which would stop everything")
+        whole, hidden = _control_tokens(model, each, shown)
+        if whole is not None:
+            tokens.setdefault(whole, each)
+        elif hidden:
+            raise ValueError(
+                f"stop holds {each!r}, which can never come: {hidden!r} in it is a control token, whose text is not "
+                "given out. Pass it by itself"
+            )
+        texts.append(each)
+    for each in more:
+        whole, _ = _control_tokens(model, each, shown)
+        if whole is not None:
+            tokens.setdefault(whole, each)
+        texts.append(each)
+    return Stops(texts, tokens)
+
+
+def _control_tokens(model: Vocabulary, text: str, shown: frozenset[int]) -> tuple[int | None, str]:
+    """The control token whose text this is, or the text of the first one in it."""
+    ids = model.str_to_token(text, add_special=False)
+    for token in ids.tolist():
+        if token not in shown and model.token_attr(token) & _HIDDEN and not model.token_to_bytes(token):
+            written = model.token_to_str(token, special=True)
+            if written == text:
+                return token, ""
+            if written and written in text:
+                return None, written
+    return None, ""
+
+
+def checked_limit(max_tokens: SupportsIndex | None) -> int | None:
+    """``max_tokens`` of everything that generates."""
+    return None if max_tokens is None else checks.integer("max_tokens", max_tokens, 0)

@@ -1,0 +1,44 @@
+"""Arguments of Context.chat: those of the template are in template_kwargs, and what it does not know it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from conftest import SMALL
+from moebind import ContextParams, Model
+
+HELLO = [{"role": "user", "content": "Hello"}]
+TEMPLATE = "{{ 'thinks' if enable_thinking else 'answers' }} {{ tone }} {{ messages[0].content }}"
+
+
+def test_arguments_of_the_template(moe: Model) -> None:
+    with moe.new_context(SMALL) as context:
+        reply = context.chat(HELLO, template=TEMPLATE, template_kwargs={"tone": "dryly"}, max_tokens=1)
+        assert reply.prompt.prompt == "thinks dryly Hello"
+        asked = {"enable_thinking": False, "tone": [1]}
+        assert context.chat(HELLO, template=TEMPLATE, template_kwargs=asked).prompt.prompt == "answers 1 Hello"
+        # As llama.cpp's server does; transformers leaves it undefined.
+        assert moe.apply_chat_template(HELLO, template=TEMPLATE) == "thinks  Hello"
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ({"temperature": 0.8}, r"no argument 'temperature': pass .* Sampler.temp\(0.8\)"),
+        ({"seed": 1}, r"no argument 'seed': pass .* Sampler.dist\(seed\)"),
+        ({"top_p": 0.9}, r"Sampler.top_p"),
+        ({"max_token": 3}, "did you mean 'max_tokens'"),
+        ({"tool": []}, "did you mean 'tools'"),
+        ({"enable_thinking": False}, r"template_kwargs=\{'enable_thinking': ...\}"),
+        ({"unknown": object()}, r"template_kwargs=\{'unknown': ...\}"),
+        ({"template_kwargs": {"tools": []}}, "template_kwargs has 'tools'"),
+        ({"template_kwargs": {"enforced": False}}, "template_kwargs has 'enforced'"),
+        ({"template_kwargs": {3: 4}}, "template_kwargs has 3"),
+        ({"template_kwargs": "x"}, "template_kwargs is 'x'"),
+    ],
+)
+def test_what_chat_does_not_know_is_refused(moe: Model, argument: dict[str, Any], told: str) -> None:
+    with moe.new_context(ContextParams(n_ctx=64, n_threads=1)) as context, pytest.raises(TypeError, match=told):
+        context.chat(HELLO, template="chatml", **argument)
