@@ -172,28 +172,6 @@ del call, native, pointer
     in_process(code + ALL_FREED, adapter, tiny_path(n_expert=4))
 
 
-def test_a_finalizer_copies_a_sampler_at_the_very_end(tiny_path: MakeTiny, adapter: Path) -> None:
-    code = """
-import operator
-
-class Last:
-    def __init__(self):
-        self.sampler = Sampler.from_callable(operator.methodcaller("select", 5))
-        self.candidates = moebind.TokenDataArray.from_logits(np.zeros(9, np.float32))
-        self.clone, self.apply = lib.llama_sampler_clone, lib.llama_sampler_apply
-        self.ends, self.write = sys.is_finalizing, os.write
-
-    def __del__(self):
-        copy = self.clone(self.sampler.native)  # which nobody in Python keeps
-        self.sampler.clone()
-        self.apply(copy, self.candidates._struct())
-        self.write(1, b"used" if self.ends() else b"too early")
-
-kept = Last()
-"""
-    assert run(START + code, adapter, tiny_path(n_expert=4), MALLOC_PERTURB_="165") == "used"
-
-
 def test_what_holds_what(tiny_path: MakeTiny, adapter: Path) -> None:
     code = """
 context = model.new_context(two)
