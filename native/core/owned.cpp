@@ -193,8 +193,9 @@ void moebind_chain_add(llama_sampler * chain, llama_sampler * sampler) {
 
 static void count_references(PyObject * object, bool more) {
     const moebind::python_call python;
-    if (!python || !Py_IsInitialized()) {
-        return;  // at the end of the interpreter, all objects go
+    // While the interpreter ends, finalizers may still make something, and use it; but nothing has to be given back.
+    if (!python || (!more && !Py_IsInitialized())) {
+        return;
     }
     const PyGILState_STATE gil = PyGILState_Ensure();
     more ? Py_INCREF(object) : Py_DECREF(object);

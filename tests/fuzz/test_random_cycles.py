@@ -12,7 +12,12 @@ CYCLES = Path(__file__).parent / "cycles.py"
 
 
 @pytest.mark.timeout(600)
-def test_no_cycle_fails_or_stays() -> None:
-    command = [sys.executable, CYCLES, "--count", "40", "--seed", "3"]
+@pytest.mark.parametrize(
+    ("seed", "first", "count"),
+    [(3, 0, 40), (21, 12, 1)],
+    ids=["many", "a sampler is copied while the interpreter ends"],
+)
+def test_no_cycle_fails_or_stays(seed: int, first: int, count: int) -> None:
+    command = [sys.executable, CYCLES, "--count", str(count), "--first", str(first), "--seed", str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "40 rounds: 0 failed\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{count} rounds: 0 failed\n", "")

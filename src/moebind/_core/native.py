@@ -234,7 +234,7 @@ def moebind_on_sampler_clone(handle: CData, object: CData, copy: CData) -> bool:
         made = ffi.new_handle(lambda: clone)
     else:
         clones.kept.append(clone)
-        made = handle_of(clone)
+        made = clone.handle
     lib.moebind_reference(id(made))
     object[0], copy[0] = id(made), made
     return True
