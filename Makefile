@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 
 .PHONY: help demo test test-all check docs bench environment generated clean
 help:            ## show this
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 environment:     ## .venv with moebind, built in place, and all tools
 	@$(PYTHON) tools/environment.py
@@ -15,10 +15,10 @@ demo: environment ## a real mixture-of-experts model, its experts in host memory
 # A file's tests stay together: they share models and workers.
 TESTS := $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile -q
 
-test: environment ## what is quick, and all that guards the main job
+test: environment ## the tests: what is quick, and all that guards experts in host memory
 	$(TESTS) -m "not thorough"
 
-test-all: test   ## everything: after the tests above, those that take long
+test-all: test   ## all tests: after those above, those that take long
 	$(TESTS) -m thorough
 
 check: environment ## lint, format, types, import contract, generated files

@@ -200,8 +200,10 @@ class Conversation(Generation):
             raise TypeError(f"template_kwargs is {template_kwargs!r}; it takes a dict")
         given: dict[str, Any] = dict(template_kwargs or {})
         for name in given:
-            if not isinstance(name, str) or name in _RENDERING:
+            if not isinstance(name, str):
                 raise TypeError(f"template_kwargs has {name!r}; it takes names of the template's arguments")
+            if name in _RENDERING:
+                raise TypeError(f"template_kwargs has {name!r}, which chat() gives the template itself")
         model = self._model
         enforced = checks.boolean("use_grammar", use_grammar)
         prompt = model._chat_format(
