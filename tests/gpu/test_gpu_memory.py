@@ -50,19 +50,27 @@ with Model.load_from_file(sys.argv[1], ModelParams(devices=(device,))) as model:
     with model.new_context(small) as context:
         expected = text(context)
         per_token = context.memory_breakdown().devices[0].context / context.n_ctx
-    said = "it was made"
-    try:
-        model.new_context(small.with_n_ctx(int(1.2 * device.memory_total / per_token)))
-    except MoebindError as error:
-        said = f"{type(error).__name__}: {error}"
+    def made(share):
+        return model.new_context(small.with_n_ctx(int(share * device.memory_total / per_token)))
+    def said_of(share):
+        try:
+            made(share).close()
+        except MoebindError as error:
+            return f"{type(error).__name__}: {error}"
+        return "it was made"
+    alone = said_of(1.2)
+    with made(0.6):
+        beside = said_of(0.6)  # each would fit, but not both
     with model.new_context(small) as context:
         again = text(context)
-print(json.dumps({"said": said, "same": again == expected}))
+print(json.dumps({"alone": alone, "beside": beside, "same": again == expected}))
 """,
         demo_path,
     )
-    assert done["said"].startswith("ContextCreationError")
-    assert "cudaMalloc failed" in done["said"]
+    assert done["alone"].startswith("ContextCreationError")
+    assert f"of {gpu.name}, which has" in done["alone"]
+    assert done["beside"].startswith("ContextCreationError")
+    assert "cudaMalloc failed" in done["beside"]
     assert done["same"]
 
 
