@@ -20,6 +20,7 @@ HEAD = '''"""The ``with_`` methods of ``params.py``. Written by tools/params_met
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
 
 
 class _Methods:
-    if TYPE_CHECKING:  # Params defines it
-
-        def _with(self, **changed: object) -> Self: ...
+    def _with(self, **changed: object) -> Self:
+        return dataclasses.replace(self, **changed)  # type: ignore[type-var]
 '''
 
 #: Methods take more than the field stores: any sequence or mapping will do.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
 
 
 class _Methods:
-    if TYPE_CHECKING:  # Params defines it
-
-        def _with(self, **changed: object) -> Self: ...
+    def _with(self, **changed: object) -> Self:
+        return dataclasses.replace(self, **changed)  # type: ignore[type-var]
 
 
 class ModelParamsMethods(_Methods):

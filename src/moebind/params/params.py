@@ -35,7 +35,7 @@ from moebind.params.observers import EvalTensor, TensorObserver
 from moebind.params.tensor_overrides import TensorOverride
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 __all__ = ["ContextParams", "ModelParams"]
 
@@ -132,9 +132,6 @@ class Params:
         for declared in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value = declared.metadata["check"](declared.name, getattr(self, declared.name))
             object.__setattr__(self, declared.name, value)
-
-    def _with(self, **changed: object) -> Self:
-        return dataclasses.replace(self, **changed)  # type: ignore[type-var]
 
     def __repr__(self) -> str:
         changed = [
