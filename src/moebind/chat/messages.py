@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
@@ -30,7 +30,7 @@ TOOL_CHOICES = ("auto", "none", "required")
 #: The engine recurses over what it is given.
 NESTING_MAX = 100
 #: Stands before an integer that llama.cpp's reader of JSON would make a float of; nobody can know it beforehand.
-INTEGER_MARK = f"moebind-integer-{secrets.token_hex(8)}:"
+INTEGER_MARK = f"moebind-integer-{os.urandom(8).hex()}:"
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 #: A text, or a number of which the second group is there if it may be no integer of 64 bits.
 _LONG = re.compile(_STRING.pattern + r"|(-?\d{19,})(?![\d.eE])|[-\d.eE+]+", re.DOTALL)
