@@ -55,10 +55,8 @@ endif()
 # Written by machine: unused cffi helpers, and calls of what llama.h deprecates but still offers.
 set_source_files_properties("${generated}/_libllama.c" "${generated}/guards.cpp" PROPERTIES
   COMPILE_OPTIONS "-Wno-unused-function;-Wno-unused-parameter;-Wno-missing-field-initializers;-Wno-deprecated-declarations;-Wno-cast-function-type")
-# They define functions in the place of llama-common's and ggml's, which must be seen to be called.
-set_source_files_properties(native/chat/template_limits.cpp native/chat/template_numbers.cpp
-  native/peek/missing_tensors.cpp PROPERTIES
-  COMPILE_OPTIONS "-fvisibility=default")
+# It defines functions in the place of ggml's, which must be seen to be called.
+set_source_files_properties(native/peek/missing_tensors.cpp PROPERTIES COMPILE_OPTIONS "-fvisibility=default")
 set_target_properties(_libllama PROPERTIES
   C_VISIBILITY_PRESET hidden CXX_VISIBILITY_PRESET hidden
   INSTALL_RPATH "$ORIGIN/lib")

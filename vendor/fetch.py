@@ -1,8 +1,9 @@
 """Bring the pinned llama.cpp source into ``vendor/llama.cpp``.
 
 ``vendor/llama.cpp.lock`` names one archive by version and SHA-256. This script asks pip for it,
-verifies it, keeps it in the user's cache and unpacks the parts that moebind builds. It does nothing
-when the right tree is already there, and needs no network when the archive is in the cache.
+verifies it, keeps it in the user's cache, unpacks the parts that moebind builds and applies
+``vendor/patches``. It does nothing when the right tree is already there, and needs no network when
+the archive is in the cache.
 
 CMake runs it at configure time; run it by hand with ``python vendor/fetch.py``.
 """
@@ -28,6 +29,8 @@ from pathlib import Path
 
 VENDOR = Path(__file__).resolve().parent
 LOCK = VENDOR / "llama.cpp.lock"
+#: Changes of llama.cpp: unified diffs, each with its reason and what would make it needless above the diff.
+PATCHES = VENDOR / "patches"
 
 #: What is built, relative to llama.cpp's root. Everything else stays in the archive.
 WANTED = (
@@ -60,8 +63,10 @@ class Pin:
     project: str
     version: str
     sha256: str
+    folder: str
     commit: str
     llama_version: str
+    patches: tuple[Path, ...] = ()
 
     @property
     def archive_name(self) -> str:
@@ -70,25 +75,25 @@ class Pin:
     @property
     def stamp(self) -> str:
         """Text that changes when the unpacked tree has to."""
-        return "\n".join((self.sha256, *WANTED, *UNWANTED)) + "\n"
+        patches = (f"{sha256_of(patch)} {patch.name}" for patch in self.patches)
+        return "\n".join((self.sha256, *WANTED, *UNWANTED, *patches)) + "\n"
 
 
 def read_lock(path: Path = LOCK) -> Pin:
-    """Parse the lock file."""
+    """Parse the lock file, and find the patches beside it."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         text = ""
     requirement = re.search(r"^([\w-]+)==(\S+) --hash=sha256:([0-9a-f]{64})$", text, re.MULTILINE)
-    commit = re.search(r"^# llama\.cpp-commit: (\w+)$", text, re.MULTILINE)
-    version = re.search(r"^# llama\.cpp-version: (\S+)$", text, re.MULTILINE)
-    if requirement is None or commit is None or version is None:
+    told = dict(re.findall(r"^# llama\.cpp-(folder|commit|version): (\S+)$", text, re.MULTILINE))
+    if requirement is None or len(told) < 3:
         raise FetchError(
             f"{path} is missing or not a lock file: it needs a line 'NAME==VERSION --hash=sha256:...' and the "
-            "comments llama.cpp-commit and llama.cpp-version; restore it from version control."
+            "comments llama.cpp-folder, llama.cpp-commit and llama.cpp-version; restore it from version control."
         )
-    project, release, sha256 = requirement.groups()
-    return Pin(project, release, sha256, commit[1], version[1])
+    patches = tuple(sorted((path.parent / PATCHES.name).glob("*.patch")))
+    return Pin(*requirement.groups(), told["folder"], told["commit"], told["version"], patches)
 
 
 def cache_folder() -> Path:
@@ -107,8 +112,22 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def write_build_backend(pin: Pin, folder: Path) -> None:
+    """Write what pip asks for an archive's metadata, which it does even if it only downloads it, under setuptools' name."""
+    module = folder / "setuptools/build_meta.py"
+    module.parent.mkdir(parents=True)
+    info, metadata = pin.archive_name.replace(".tar.gz", ".dist-info"), f"Name: {pin.project}\nVersion: {pin.version}\n"
+    module.with_name("__init__.py").touch()
+    module.write_text(
+        "from pathlib import Path\n\n\ndef prepare_metadata_for_build_wheel(folder, config_settings=None):\n"
+        f"    info = Path(folder, {info!r})\n    info.mkdir()\n"
+        f"    info.joinpath('METADATA').write_text('Metadata-Version: 2.1\\n' + {metadata!r})\n    return info.name\n",
+        encoding="utf-8",
+    )
+
+
 def download(pin: Pin, lock: Path, folder: Path) -> Path:
-    """Have pip bring the archive into ``folder``."""
+    """Have pip bring the archive into ``folder``, and nothing else; no code of the archive is run."""
     # -I: inside an isolated build PYTHONPATH hides the interpreter's own pip.
     pip = [sys.executable, "-I", "-m", "pip"]
     if subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode != 0:
@@ -116,13 +135,12 @@ def download(pin: Pin, lock: Path, folder: Path) -> Path:
             f"{sys.executable} has no pip to bring {pin.archive_name} with: run "
             f"'{sys.executable} -m ensurepip', or put that archive into {folder.parent}."
         )
-    command = [*pip, "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [*pip, "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
     command += ["--no-binary", pin.project, "--require-hashes", "-r", str(lock), "-d", str(folder)]
-    # pip prepares an archive's metadata even if it only downloads it. That takes the archive's build backend, which is
-    # ours too and so at hand when we are being built. Only where it is not, pip has to bring one first.
-    done = subprocess.run([*command, "--no-build-isolation"], capture_output=True, text=True, check=False)
-    if "No module named" in done.stderr or "BackendUnavailable" in done.stderr:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # -I is not for the process in which pip asks for metadata, so there ours stands before the archive's real backend.
+    write_build_backend(pin, folder / "backend")
+    environment = os.environ | {"PYTHONPATH": str(folder / "backend")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     archive = folder / pin.archive_name
     if done.returncode == 0 and archive.is_file():
         return archive
@@ -151,7 +169,7 @@ def cached_archive(pin: Pin, lock: Path) -> Path:
         print(f"fetch: {archive} is damaged or of another pin; downloading it again", flush=True)
         archive.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"fetch: downloading {pin.archive_name} with pip (77 MB)", flush=True)
+    print(f"fetch: downloading {pin.archive_name} with pip (38 MB)", flush=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
         fresh = download(pin, lock, Path(scratch))
         found = sha256_of(fresh)
@@ -164,14 +182,32 @@ def cached_archive(pin: Pin, lock: Path) -> Path:
     return archive
 
 
-def wanted_files(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The files to unpack, with their paths relative to llama.cpp's root."""
+def wanted_files(tar: tarfile.TarFile, folder: str) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """The files to unpack, with their paths relative to llama.cpp's root, which is ``folder`` in the archive."""
     for member in tar:
-        _, found, path = member.name.partition("/vendor/llama.cpp/")
+        _, found, path = member.name.partition(f"/{folder}/")
         if not found or not member.isfile() or ".." in path.split("/"):
             continue
         if path.startswith(WANTED) and not path.startswith(UNWANTED):
             yield path, member
+
+
+def apply_patch(patch: Path, tree: Path) -> None:
+    """Apply a unified diff. Each hunk's old lines must be in their file exactly once, wherever they have moved to."""
+    _, *named = re.split(r"^--- a/(\S+)\n\+\+\+ .*\n", patch.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for name, hunks in zip(named[::2], named[1::2]):
+        file = tree / name
+        source = "\n" + (file.read_text(encoding="utf-8") if file.is_file() else "")
+        for hunk in re.split(r"^@@ .*\n", hunks, flags=re.MULTILINE)[1:]:
+            lines = [line or " " for line in hunk.splitlines()]
+            old, new = ("\n".join(["", *(line[1:] for line in lines if line[0] != sign), ""]) for sign in "+-")
+            if source.count(old) != 1:
+                raise FetchError(
+                    f"{patch.name} does not fit {name} of this llama.cpp: see what became of the lines after "
+                    f"'{lines[0][1:].strip()}', and change the patch, or delete it if llama.cpp no longer needs it."
+                )
+            source = source.replace(old, new)
+        file.write_text(source[1:], encoding="utf-8")
 
 
 def unpack(archive: Path, pin: Pin, tree: Path) -> None:
@@ -181,7 +217,7 @@ def unpack(archive: Path, pin: Pin, tree: Path) -> None:
         fresh.mkdir()
         try:
             with tarfile.open(archive, "r:gz") as tar:
-                for path, member in wanted_files(tar):
+                for path, member in wanted_files(tar, pin.folder):
                     # Files get the time of unpacking. The archive's own times are the same for every pin, and
                     # a build folder would take another pin's sources for those that it has compiled.
                     target = fresh / path
@@ -196,6 +232,8 @@ def unpack(archive: Path, pin: Pin, tree: Path) -> None:
             ) from error
         if not (fresh / "include/llama.h").is_file():
             raise FetchError(f"{archive} does not contain llama.cpp: delete it and run fetch.py again.")
+        for patch in pin.patches:
+            apply_patch(patch, fresh)
         (fresh / ".pin").write_text(pin.stamp, encoding="utf-8")
         if tree.exists():
             tree.rename(old)
@@ -254,7 +292,7 @@ def fetch(tree: Path = VENDOR / "llama.cpp", lock: Path = LOCK) -> bool:
             free = shutil.disk_usage(tree.parent).free >> 20
             raise FetchError(
                 f"no space is left for llama.cpp's source ({free} MB free at {tree.parent}; 120 MB are "
-                f"needed there and 80 MB in {cache_folder()}): make room, or set MOEBIND_CACHE."
+                f"needed there and 40 MB in {cache_folder()}): make room, or set MOEBIND_CACHE."
             ) from error
         raise FetchError(f"llama.cpp's source could not be written ({error}): check that folder.") from error
     return True

@@ -31,6 +31,7 @@ MADE = {
     "moebind_adapter_load": "moebind_adapter_free",
     "moebind_chat_apply": "moebind_text_free",
     "moebind_chat_parse": "moebind_text_free",
+    "moebind_chat_parser_new": "moebind_chat_parser_free",
     "moebind_chat_templates_new": "moebind_chat_templates_free",
     "moebind_context_counted": "llama_free",
     "moebind_context_new": "llama_free",

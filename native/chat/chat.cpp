@@ -4,6 +4,7 @@
 #include "chat.h"
 
 #include "big_stack.h"
+#include "chat-peg-parser.h"
 #include "json.h"
 #include "shim.h"
 #include "template_limits.h"
@@ -20,6 +21,10 @@ struct moebind_text {
 
 struct moebind_chat_templates {
     common_chat_templates_ptr templates;
+};
+
+struct moebind_chat_parser {
+    common_chat_parser_params params;
 };
 
 namespace {
@@ -74,6 +79,17 @@ common_chat_templates_inputs inputs_of(const common_json & request) {
     return inputs;
 }
 
+// Whether a parser knows a form of calls.
+bool reads_calls(const common_peg_arena & parser) {
+    for (size_t i = 0; i < parser.size(); i++) {
+        const auto * tagged = std::get_if<common_peg_tag_parser>(&parser.get(i));
+        if (tagged != nullptr && tagged->tag == common_chat_peg_builder::TOOL_NAME) {
+            return true;
+        }
+    }
+    return false;
+}
+
 common_json described(const common_chat_params & params) {
     common_json triggers = common_json::array();
     for (const common_grammar_trigger & trigger : params.grammar_triggers) {
@@ -91,30 +107,13 @@ common_json described(const common_chat_params & params) {
         { "thinking_start_tag", params.thinking_start_tag },
         { "thinking_end_tags", params.thinking_end_tags },
         { "format", common_chat_format_name(params.format) },
-        { "parser", params.parser },
+        { "reads_calls", reads_calls(params.parser) },
     };
 }
 
-common_chat_format format_of(const std::string & name) {
-    for (int i = 0; i < COMMON_CHAT_FORMAT_COUNT; i++) {
-        const auto format = static_cast<common_chat_format>(i);
-        if (name == common_chat_format_name(format)) {
-            return format;
-        }
-    }
-    throw std::invalid_argument("there is no chat format " + name);
-}
-
-common_chat_msg parsed(const common_json & request) {
-    common_chat_parser_params params;
-    params.format            = format_of(request.at("format").get<std::string>());
-    params.generation_prompt = request.at("generation_prompt").get<std::string>();
-    params.reasoning_format  = common_reasoning_format_from_name(request.at("reasoning_format").get<std::string>());
-    const auto parser        = request.at("parser").get<std::string>();
-    if (!parser.empty()) {
-        params.parser.load(parser);
-    }
-    return common_chat_parse(request.at("text").get<std::string>(), request.at("partial").get<bool>(), params);
+common_chat_msg parsed(const moebind_chat_parser & parser, const common_json & request) {
+    const auto text = request.at("generation_prompt").get<std::string>() + request.at("text").get<std::string>();
+    return common_chat_parse(common_chat_input(text), request.at("partial").get<bool>(), parser.params);
 }
 
 }  // namespace
@@ -145,7 +144,12 @@ void moebind_chat_templates_free(moebind_chat_templates * templates) {
     on_big_stack(stack_base + stack_per_byte * size, [&] { delete templates; });
 }
 
-moebind_text * moebind_chat_apply(const moebind_chat_templates * templates, const char * request, size_t size) {
+moebind_chat_parser * moebind_chat_parser_new() { return new moebind_chat_parser; }
+
+void moebind_chat_parser_free(moebind_chat_parser * parser) { delete parser; }
+
+moebind_text * moebind_chat_apply(const moebind_chat_templates * templates, moebind_chat_parser * parser,
+                                  const char * request, size_t size) {
     moebind_text *    result = nullptr;
     std::atomic<bool> stop{ false };
     on_big_stack(
@@ -154,19 +158,22 @@ moebind_text * moebind_chat_apply(const moebind_chat_templates * templates, cons
             const moebind::template_limits limits(stop);
             const common_json              asked = of_text(request, size);
             const moebind::integer_mark    mark(asked.at("integer_mark").get<std::string>());
-            result = answer(described(common_chat_templates_apply(templates->templates.get(), inputs_of(asked))));
+            common_chat_params             params = common_chat_templates_apply(templates->templates.get(), inputs_of(asked));
+            result                 = answer(described(params));
+            parser->params.format  = params.format;
+            parser->params.parser  = std::move(params.parser);
         },
         &stop);
     return result;
 }
 
-moebind_text * moebind_chat_parse(const char * request, size_t size) {
+moebind_text * moebind_chat_parse(const moebind_chat_parser * parser, const char * request, size_t size) {
     moebind_text *    result = nullptr;
     std::atomic<bool> stop{ false };
     on_big_stack(
         stack_base + stack_per_byte * size,
         [&] {
-            const common_chat_msg message = parsed(of_text(request, size));
+            const common_chat_msg message = parsed(*parser, of_text(request, size));
             common_json           calls   = common_json::array();
             for (const common_chat_tool_call & call : message.tool_calls) {
                 calls.push_back({ { "id", call.id }, { "name", call.name }, { "arguments", call.arguments } });

@@ -1,10 +1,8 @@
 // llama.cpp's Jinja engine runs what a template says: a macro may call itself until the stack ends, range() may fill the
 // memory, a list may contain itself, a loop may take for ever, and divisibleby(0) divides by zero.
 //
-// The engine offers no place to look at what it does, but it is in a shared library, whose calls of its own functions
-// are resolved by name: the two defined here come first, since the extension comes before the libraries it is linked to.
-// They check, and do what the engine's own do. This file is compiled with its symbols visible for that; work() tells
-// whether they are found. Filters and functions of templates are looked up in tables, which are changed here.
+// vendor/patches/jinja-hooks.patch gives the engine places that ask here. Filters and functions of templates are looked up
+// in tables, which are changed here; work() tells whether all of it has effect.
 #include "template_limits.h"
 
 #include "big_stack.h"
@@ -14,8 +12,6 @@
 #include "jinja/runtime.h"
 #include "jinja/value.h"
 #include "template_numbers.h"
-
-#include <dlfcn.h>
 
 #include <algorithm>
 #include <stdexcept>
@@ -119,12 +115,30 @@ void check_changes(const jinja::statement & done, const jinja::value & result, j
     }
 }
 
-template <class Function> Function * next(const char * name) {
-    void * found = dlsym(RTLD_NEXT, name);
-    if (found == nullptr) {
-        throw std::runtime_error(std::string("llama-common has no ") + name);
+jinja::value execute(const jinja::statement & what, jinja::context & ctx) {
+    if (current.stop == nullptr) {
+        return what.execute_unhooked(ctx);
     }
-    return reinterpret_cast<Function *>(found);
+    const level  here;
+    jinja::value result = what.execute_unhooked(ctx);
+    moebind::keep_digits(result);
+    check_size(result);
+    check_changes(what, result, ctx);
+    return result;
+}
+
+void before_append(const jinja::string & text, const jinja::string & more) {
+    if (current.stop == nullptr) {
+        return;
+    }
+    if (current.growing != &text) {
+        current.growing = &text;
+        current.grown   = 0;
+    }
+    current.grown += more.length();
+    if (current.grown > text_max || text.parts.size() + more.parts.size() > parts_max) {
+        refuse("makes a text of more than 16 MiB");
+    }
 }
 
 // --- filters and functions ---
@@ -291,9 +305,9 @@ std::string rendered(const std::string & source, const common_json & values) {
     return jinja::runtime::gather_string_parts(runtime.execute(program))->as_string().str();
 }
 
-// Whether the engine's calls of itself come here: the sum asks for itself, and the engine for its two parts. The number
-// comes through the functions of template_numbers.cpp.
+// Whether the engine asks: the sum for itself, and for its two parts. The number comes through template_numbers.cpp.
 bool work() {
+    jinja::hooks() = { execute, before_append, moebind::globals_of_json, moebind::written_as_json };
     limit_all();
     const bool   exact   = rendered("{{ [x] | tojson }}", common_json{ { "x", 0.123456789 } }) == "[0.123456789]";
     const bool   summed  = rendered("{{ 1 + 1 }}", common_json::object()) == "2";
@@ -323,40 +337,3 @@ template_limits::template_limits(const std::atomic<bool> & stop) {
 template_limits::~template_limits() { current = {}; }
 
 }  // namespace moebind
-
-// --- in place of the engine's own ---
-
-jinja::value jinja::statement::execute(jinja::context & ctx) const {
-    // A member function is called like one that takes the object first.
-    static auto * const own =
-        next<jinja::value(const jinja::statement *, jinja::context &)>("_ZNK5jinja9statement7executeERNS_7contextE");
-    if (current.stop == nullptr) {
-        return own(this, ctx);
-    }
-    const level  here;
-    jinja::value result = own(this, ctx);
-    moebind::keep_digits(result);
-    check_size(result);
-    check_changes(*this, result, ctx);
-    return result;
-}
-
-jinja::string & jinja::string::append(const jinja::string & other) {
-    if (current.stop != nullptr) {
-        if (current.growing != this) {
-            current.growing = this;
-            current.grown   = 0;
-        }
-        current.grown += other.length();
-        if (current.grown > text_max || parts.size() + other.parts.size() > parts_max) {
-            refuse("makes a text of more than 16 MiB");
-        }
-    }
-    if (&other == this) {
-        const auto copy = other.parts;
-        parts.insert(parts.end(), copy.begin(), copy.end());
-    } else {
-        parts.insert(parts.end(), other.parts.begin(), other.parts.end());
-    }
-    return *this;
-}

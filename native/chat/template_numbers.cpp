@@ -1,7 +1,7 @@
 // llama.cpp's Jinja engine writes floats with six digits, 1.0 as 1, and integers from 2^63 on negative; Python, for which
 // templates are written, keeps every digit. Here every float and large integer of a template knows its text.
 //
-// The functions at the end stand in place of the engine's own, as those of template_limits.cpp do.
+// The functions at the end are the engine's hooks (vendor/patches/jinja-hooks.patch), which template_limits.cpp sets.
 #include "template_numbers.h"
 
 #include "json.h"
@@ -218,11 +218,7 @@ void keep_digits(jinja::value & value) {
     }
 }
 
-}  // namespace moebind
-
-// --- in place of the engine's own ---
-
-template <> void jinja::global_from_json<common_json>(jinja::context & ctx, const common_json & json, bool mark_input) {
+void globals_of_json(jinja::context & ctx, const common_json & json, bool mark_input) {
     if (!json.is_object()) {
         throw std::runtime_error("global_from_json: input JSON value must be an object");
     }
@@ -231,9 +227,10 @@ template <> void jinja::global_from_json<common_json>(jinja::context & ctx, cons
     }
 }
 
-std::string jinja::value_to_json(const jinja::value & val, int indent, const std::string_view item_sep,
-                                 const std::string_view key_sep) {
+std::string written_as_json(const jinja::value & value, int indent, std::string_view item_sep, std::string_view key_sep) {
     writer json(indent, item_sep, key_sep);
-    json.write(val, 0);
+    json.write(value, 0);
     return json.out;
 }
+
+}  // namespace moebind

@@ -390,10 +390,16 @@ struct moebind_chat_templates * moebind_chat_templates_new(const struct llama_mo
                                                            size_t size);
 void                            moebind_chat_templates_free(struct moebind_chat_templates * templates);
 
+// Reads the replies to a chat, once the chat was rendered with it.
+struct moebind_chat_parser;
+
+struct moebind_chat_parser * moebind_chat_parser_new(void);
+void                         moebind_chat_parser_free(struct moebind_chat_parser * parser);
+
 // Render messages, and parse a reply: JSON in, JSON out. src/moebind/chat/templates.py says what is in them.
-struct moebind_text * moebind_chat_apply(const struct moebind_chat_templates * templates, const char * request,
-                                         size_t size);
-struct moebind_text * moebind_chat_parse(const char * request, size_t size);
+struct moebind_text * moebind_chat_apply(const struct moebind_chat_templates * templates,
+                                         struct moebind_chat_parser * parser, const char * request, size_t size);
+struct moebind_text * moebind_chat_parse(const struct moebind_chat_parser * parser, const char * request, size_t size);
 
 #ifdef __cplusplus
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 from moebind._core import checks
@@ -122,10 +122,12 @@ class ChatPrompt:
         What may come after it.
     format : str
         llama.cpp's name for the form of the replies.
-    parser : str
-        llama.cpp's parser for them, in its stored form.
+    reads_calls : bool
+        Whether :meth:`parse` knows a form of calls. False also where the chat has no tools.
     reasoning_format : str
         Whether :meth:`parse` separates the reasoning from the content.
+    parser : CData
+        llama.cpp's parser for the replies.
     """
 
     prompt: str
@@ -139,13 +141,9 @@ class ChatPrompt:
     thinking_start_tag: str
     thinking_end_tags: tuple[str, ...]
     format: str
-    parser: str
+    reads_calls: bool
     reasoning_format: str
-
-    @property
-    def reads_calls(self) -> bool:
-        """Whether :meth:`parse` knows a form of calls. False also where the chat has no tools."""
-        return '"tool-name"' in self.parser
+    parser: CData = field(repr=False, compare=False)
 
     def parse(self, text: str, *, partial: bool = False) -> ChatMessage:
         """Parse a reply.
@@ -180,12 +178,9 @@ class ChatPrompt:
         request = {
             "text": text,
             "partial": checks.boolean("partial", partial),
-            "format": self.format,
-            "parser": self.parser,
             "generation_prompt": self.generation_prompt,
-            "reasoning_format": self.reasoning_format,
         }
-        found = exchange(request, lib.own_moebind_chat_parse)
+        found = exchange(request, lib.own_moebind_chat_parse, self.parser)
         calls: list[ToolCall] = [
             {
                 "id": call["id"] or self._call_id(index),

@@ -358,8 +358,9 @@ class ChatTemplates(ModelBase):
 
 
 def _rendered(template: CData, request: Mapping[str, object]) -> ChatPrompt:
+    parser = own(lib.own_moebind_chat_parser_new)
     try:
-        found = exchange(request, lib.own_moebind_chat_apply, template)
+        found = exchange(request, lib.own_moebind_chat_apply, template, parser)
     except ChatTemplateError:
         # A call that was cut off is kept as text where the template can hold text.
         messages = copy.deepcopy(cast("list[dict[str, object]]", request["messages"]))
@@ -369,7 +370,7 @@ def _rendered(template: CData, request: Mapping[str, object]) -> ChatPrompt:
         for _, function in broken:
             function["arguments"] = json.dumps(function["arguments"])
         try:
-            found = exchange({**request, "messages": messages}, lib.own_moebind_chat_apply, template)
+            found = exchange({**request, "messages": messages}, lib.own_moebind_chat_apply, template, parser)
         except ChatTemplateError as error:
             raise ChatTemplateError(
                 f"{broken[0][0]}'s arguments are no JSON (was the reply cut off?), and this template cannot write them "
@@ -378,7 +379,8 @@ def _rendered(template: CData, request: Mapping[str, object]) -> ChatPrompt:
     found["prompt"] = with_integers(found["prompt"])
     triggers = tuple(ChatTrigger(each["type"], each["value"]) for each in found.pop("triggers"))
     lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
-    return ChatPrompt(**{**found, **lists}, triggers=triggers, reasoning_format=str(request["reasoning_format"]))
+    asked = str(request["reasoning_format"])
+    return ChatPrompt(**{**found, **lists}, triggers=triggers, reasoning_format=asked, parser=parser)
 
 
 def chat_builtin_templates() -> tuple[str, ...]:
