@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo test test-all check docs bench environment generated clean
+.PHONY: help demo test test-all check docs bench bump environment generated clean
 help:            ## show this
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -35,6 +35,9 @@ docs: environment ## the documentation, in docs/_build/html
 
 bench: environment ## decode speed against llama-bench
 	$(RUN) benchmarks/decode.py
+
+bump:            ## another llama.cpp: make bump VERSION=2026.10.11549
+	@.venv/bin/python tools/bump.py $(VERSION)
 
 generated: environment ## write the generated files again
 	$(RUN) tools/params_methods.py

@@ -42,8 +42,7 @@ moebind_join(llama core 16 "^[^/]*$")
 moebind_join(llama models 32 "/models/" glm5-next.cpp) # has functions of deepseek4.cpp's names
 
 # llama-common, 173 CPU seconds before, 69 now. With -O1, templates of chats take 5 to 10 % longer than with -O3, and replies
-# are parsed in 1.8 ms instead of 1.5; with -Og both would take 1.4 to 1.8 times as long. No option may let calls of exported
-# functions be resolved early: native/chat/template_limits.cpp stands in for two of them. What looks at all tokens of a
+# are parsed in 1.8 ms instead of 1.5; with -Og both would take 1.4 to 1.8 times as long. What looks at all tokens of a
 # vocabulary or of a context is optimised as before.
 target_compile_options(llama-common PRIVATE $<$<CONFIG:Release>:-O1>)
 moebind_optimise(llama-common "${full}" sampling.cpp ngram-cache.cpp ngram-map.cpp ngram-mod.cpp)
@@ -59,7 +58,11 @@ moebind_join(mtmd mtmd 100 "")
 
 # llama-server and its HTTP library, 105 CPU seconds before, 36 now: they wait for the libraries above.
 foreach(target IN ITEMS cpp-httplib server-context llama-server-impl)
-  target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-Og>)
+  if(TARGET ${target})
+    target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-Og>)
+  endif()
 endforeach()
-moebind_join(server-context server 10 "")
-moebind_join(llama-server-impl server 10 "")
+if(TARGET llama-server)
+  moebind_join(server-context server 10 "")
+  moebind_join(llama-server-impl server 10 "")
+endif()

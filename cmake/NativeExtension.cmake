@@ -40,6 +40,22 @@ add_custom_command(
 
 # What is compiled into llama.cpp's own libraries, native/replaced, is not among them.
 file(GLOB sources "${native}/core/*.cpp" "${native}/peek/*.cpp" "${native}/sampling/*.cpp" "${native}/chat/*.cpp")
+# Some replace llama.cpp's code from here: native/peek and native/chat tell why. What is left out, without.cpp stands in for.
+set(lacking "")
+if("missing-tensors" IN_LIST MOEBIND_WITHOUT)
+  list(FILTER sources EXCLUDE REGEX "/missing_tensors\\.cpp$")
+endif()
+if("jinja-hooks" IN_LIST MOEBIND_WITHOUT)
+  list(FILTER sources EXCLUDE REGEX "/template_(limits|numbers)\\.cpp$")
+  list(APPEND sources "${native}/replaced/without.cpp")
+endif()
+foreach(name IN LISTS MOEBIND_WITHOUT)
+  string(MAKE_C_IDENTIFIER "MOEBIND_WITHOUT_${name}" definition)
+  string(TOUPPER "${definition}" definition)
+  if(NOT name MATCHES "rpc-connections|counted-memory") # those are not the extension's
+    list(APPEND lacking ${definition})
+  endif()
+endforeach()
 python_add_library(_libllama MODULE USE_SABI 3.10 WITH_SOABI
   "${generated}/generated.stamp" "${generated}/_libllama.c" "${generated}/guards.cpp"
   ${sources})
@@ -47,6 +63,7 @@ target_include_directories(_libllama PRIVATE native/bind native/core native/peek
 target_include_directories(_libllama SYSTEM PRIVATE # llama-ext.h, and what only C++ has
   "${vendored}/src" "${vendored}/ggml/src" "${vendored}/common")
 target_link_libraries(_libllama PRIVATE ${linked} ${CMAKE_DL_LIBS})
+target_compile_definitions(_libllama PRIVATE ${lacking})
 target_compile_features(_libllama PRIVATE cxx_std_17)
 target_compile_options(_libllama PRIVATE -Wall -Wextra)
 if(MOEBIND_WERROR)

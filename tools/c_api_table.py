@@ -45,7 +45,6 @@ REASONS = {
     "llama_batch_init": "the arrays of a Batch are numpy's",
     "llama_batch_free": "the arrays of a Batch are numpy's",
     "llama_batch_ext_add_embd": "adds what llama_batch_ext_add and llama_batch_ext_set_embd_token do",
-    "llama_batch_ext_set_embd_state": "does nothing in llama.cpp yet",
     "llama_batch_ext_set_output_embd": "sets the flag that llama_batch_ext_set_output_logits sets",
     "llama_set_abort_callback": "set when a context is made; ContextParams.abort_callback is called by it",
     "llama_log_get": "the log has one reader, the logging module",

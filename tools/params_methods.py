@@ -42,6 +42,7 @@ WIDER = {
     "tuple[TensorOverride, ...]": "Sequence[TensorOverride]",
     "tuple[float, ...] | None": "Sequence[float] | None",
     "KvOverrides": "Mapping[str, bool | int | float | str]",
+    "Size": "int | str",
 }
 
 

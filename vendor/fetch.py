@@ -23,7 +23,7 @@ import sys
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,8 +79,8 @@ class Pin:
         return "\n".join((self.sha256, *WANTED, *UNWANTED, *patches)) + "\n"
 
 
-def read_lock(path: Path = LOCK) -> Pin:
-    """Parse the lock file, and find the patches beside it."""
+def read_lock(path: Path = LOCK, without: Collection[str] = ()) -> Pin:
+    """Parse the lock file, and find the patches beside it, but for those whose names are in ``without``."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -92,8 +92,8 @@ def read_lock(path: Path = LOCK) -> Pin:
             f"{path} is missing or not a lock file: it needs a line 'NAME==VERSION --hash=sha256:...' and the "
             "comments llama.cpp-folder, llama.cpp-commit and llama.cpp-version; restore it from version control."
         )
-    patches = tuple(sorted((path.parent / PATCHES.name).glob("*.patch")))
-    return Pin(*requirement.groups(), told["folder"], told["commit"], told["version"], patches)
+    patches = sorted(patch for patch in (path.parent / PATCHES.name).glob("*.patch") if patch.stem not in without)
+    return Pin(*requirement.groups(), told["folder"], told["commit"], told["version"], tuple(patches))
 
 
 def cache_folder() -> Path:
@@ -126,8 +126,11 @@ def write_build_backend(pin: Pin, folder: Path) -> None:
     )
 
 
-def download(pin: Pin, lock: Path, folder: Path) -> Path:
-    """Have pip bring the archive into ``folder``, and nothing else; no code of the archive is run."""
+def download(pin: Pin, lock: Path, folder: Path, hashed: bool = True) -> Path:
+    """Have pip bring the archive into ``folder``, and nothing else; no code of the archive is run.
+
+    ``lock`` is the file with the requirement; with ``hashed``, pip checks the hash that it gives.
+    """
     # -I: inside an isolated build PYTHONPATH hides the interpreter's own pip.
     pip = [sys.executable, "-I", "-m", "pip"]
     if subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode != 0:
@@ -136,7 +139,8 @@ def download(pin: Pin, lock: Path, folder: Path) -> Path:
             f"'{sys.executable} -m ensurepip', or put that archive into {folder.parent}."
         )
     command = [*pip, "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
-    command += ["--no-binary", pin.project, "--require-hashes", "-r", str(lock), "-d", str(folder)]
+    command += ["--no-binary", pin.project, "-r", str(lock), "-d", str(folder)]
+    command += ["--require-hashes"] if hashed else []
     # -I is not for the process in which pip asks for metadata, so there ours stands before the archive's real backend.
     write_build_backend(pin, folder / "backend")
     environment = os.environ | {"PYTHONPATH": str(folder / "backend")}
@@ -263,8 +267,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def fetch(tree: Path = VENDOR / "llama.cpp", lock: Path = LOCK) -> bool:
-    """Make ``tree`` the pinned source.
+def fetch(tree: Path = VENDOR / "llama.cpp", lock: Path = LOCK, without: Collection[str] = ()) -> bool:
+    """Make ``tree`` the pinned source, with all patches but those in ``without``.
 
     Returns
     -------
@@ -276,7 +280,7 @@ def fetch(tree: Path = VENDOR / "llama.cpp", lock: Path = LOCK) -> bool:
     FetchError
         With one sentence that says what is missing and what to do.
     """
-    pin = read_lock(lock)
+    pin = read_lock(lock, without)
     if is_right(tree, pin):
         return False
     try:
@@ -301,12 +305,13 @@ def fetch(tree: Path = VENDOR / "llama.cpp", lock: Path = LOCK) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--print", choices=("commit", "version"), help="print a field of the lock and stop")
+    parser.add_argument("--without", nargs="*", default=(), metavar="NAME", help="leave these of vendor/patches out")
     arguments = parser.parse_args()
     try:
         if arguments.print:
             pin = read_lock()
             print(pin.commit if arguments.print == "commit" else pin.llama_version)
-        elif not fetch():
+        elif not fetch(without=arguments.without):
             print("fetch: vendor/llama.cpp is up to date")
     except FetchError as error:
         print(f"fetch: {error}", file=sys.stderr)

@@ -4,7 +4,7 @@
 
 const char * moebind_cuda_verdict(void) { return MOEBIND_CUDA_VERDICT; }
 
-#if GGML_CUDA
+#if GGML_CUDA && !defined(MOEBIND_WITHOUT_CUDA_LOADER)
 extern "C" const char * moebind_cuda_unloaded(void);  // replaced/cuda_loader.cpp, in libggml.so
 
 const char * moebind_cuda_failure(void) { return moebind_cuda_unloaded(); }

@@ -1,5 +1,4 @@
-// What C++ files offer each other, and not Python: a tap on the log (log.cpp), a lock that forks wait for (fork.cpp),
-// progress (hooks.cpp).
+// What C++ files offer each other, and not Python: a lock that forks wait for (fork.cpp), progress (hooks.cpp).
 #pragma once
 
 #include "shim.h"
@@ -7,18 +6,6 @@
 #include <mutex>
 
 namespace moebind {
-
-// Sees each text that llama.cpp logs in this thread before anything else does. It may throw, through llama.cpp.
-struct log_tap {
-    void (*see)(void * data, const char * text);
-    void * data;
-};
-
-// Only this thread's; taken away at the end of the scope.
-struct log_tap_scope {
-    explicit log_tap_scope(const log_tap & tap) noexcept;
-    ~log_tap_scope() noexcept;
-};
 
 // For what is used rarely and shortly: the child of a fork finds it unlocked. The thread that forks holds it already, and
 // gets nothing to unlock.

@@ -19,7 +19,6 @@ struct thread_log {
     ggml_log_level          level = GGML_LOG_LEVEL_INFO;
     bool                    quiet = false;
     std::deque<std::string> recent;
-    moebind::log_tap        tap{ nullptr, nullptr };
 };
 
 thread_log & log_of_this_thread() {
@@ -50,9 +49,6 @@ void finish_line(thread_log & log) {
 
 void on_log(ggml_log_level level, const char * text, void *) {
     thread_log & log = log_of_this_thread();
-    if (log.tap.see != nullptr) {
-        log.tap.see(log.tap.data, text);
-    }
     if (level != GGML_LOG_LEVEL_CONT) {
         finish_line(log);  // one that was left without its newline
         log.level = level;
@@ -65,14 +61,6 @@ void on_log(ggml_log_level level, const char * text, void *) {
 }
 
 }  // namespace
-
-namespace moebind {
-
-log_tap_scope::log_tap_scope(const log_tap & tap) noexcept { log_of_this_thread().tap = tap; }
-
-log_tap_scope::~log_tap_scope() noexcept { log_of_this_thread().tap = { nullptr, nullptr }; }
-
-}  // namespace moebind
 
 void moebind_log_start(ggml_log_level level) {
     lowest = level;

@@ -110,8 +110,7 @@ void moebind_make_tables(void);
 int32_t moebind_quantize(const char * source, const char * target, const struct llama_model_quantize_params * params,
                          struct moebind_hooks * hooks);
 
-// Of this thread's last one: each tensor's name and new type (after a dry run; empty when it keeps its type), each with its
-// final NUL. Writes what fits and returns how many bytes they take.
+// Of this thread's last one: each tensor's name and new type (empty when it keeps its type), each with its final NUL. Writes what fits and returns how many bytes they take.
 size_t moebind_quantize_rows(char * buffer, size_t size);
 
 // --- generation (core/generation.cpp) ---
@@ -224,6 +223,22 @@ struct moebind_weight {
 
 // One of the model's tensors by name; false when there is none.
 bool moebind_model_weight(const struct llama_model * model, const char * name, struct moebind_weight * weight);
+
+// A layer with experts, as the cache of experts sees it (peek/moe_cache.cpp).
+struct moebind_moe_layer {
+    int32_t                    layer;
+    int32_t                    device;    // of the model's devices, the GPU that computes it; -1 when none does
+    int32_t                    group;     // layers of one group share their part of the cache; -1 when it is not cached
+    int32_t                    n_expert;
+    size_t                     nbytes;    // of all its experts
+    ggml_backend_buffer_type_t elsewhere; // where experts are that are not in plain host memory; NULL when none are
+};
+
+// The model's layers with experts. Writes at most n and returns how many there are.
+size_t moebind_moe_layers(const struct llama_model * model, struct moebind_moe_layer * layers, size_t n);
+
+// Bytes that so many slots of such a layer's group take of its device.
+size_t moebind_moe_slots_size(const struct llama_model * model, int32_t layer, int32_t n_slots);
 
 // Whether the matrix that makes logits is that of the token embeddings.
 bool moebind_model_ties_output(const struct llama_model * model);

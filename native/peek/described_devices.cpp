@@ -1,7 +1,7 @@
 // Devices that are only described: what a plan needs of a GPU that is not in this machine. In llama.cpp's simulated
 // allocation they are what CUDA's devices are (ggml-cuda.cu): they take every operation, they offer pinned host memory, and
 // for batches they take over what has its weights on the host, for which they need room for copies. They allocate nothing
-// (what llama.cpp allocates all the same is counted by counted_memory.cpp): a model that is really loaded onto one fails,
+// (what llama.cpp allocates all the same is counted: counted_memory.h): a model that is really loaded onto one fails,
 // with llama.cpp's own message.
 #include "internal.h"
 
@@ -36,7 +36,7 @@ ggml_backend_buffer_t buft_alloc(ggml_backend_buffer_type_t, size_t) { return nu
 
 // Pinned memory, one type for all devices.
 const char *             host_name(ggml_backend_buffer_type_t) { return "GPU_Host"; }
-ggml_backend_buffer_type host_type = { {}, nullptr, nullptr };
+ggml_backend_buffer_type host_type{};
 
 const char *          device_name(ggml_backend_dev_t device) { return of(device).name.c_str(); }
 const char *          device_description(ggml_backend_dev_t device) { return of(device).description.c_str(); }
@@ -49,7 +49,10 @@ void device_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
     props->type        = device_type(device);
     device_memory(device, &props->memory_free, &props->memory_total);
     // Asynchronous, with events: several of them are used as a pipeline, as several GPUs are.
-    props->caps = { true, true, false, true, true };
+    props->caps                       = {};
+    props->caps.async                 = true;
+    props->caps.host_buffer           = true;
+    props->caps.events                = true;
 }
 
 ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
@@ -61,7 +64,11 @@ ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
         functions.graph_compute  = backend_compute;
         return functions;
     }();
-    return new ggml_backend{ &guid, iface, device, nullptr };
+    auto * made  = new ggml_backend{};
+    made->guid   = &guid;
+    made->iface  = iface;
+    made->device = device;
+    return made;
 }
 
 ggml_backend_buffer_type_t device_buft(ggml_backend_dev_t device) { return &of(device).buft; }
@@ -96,7 +103,17 @@ const char *       reg_name(ggml_backend_reg_t) { return "described"; }
 size_t             reg_count(ggml_backend_reg_t) { return 0; }
 ggml_backend_dev_t reg_device(ggml_backend_reg_t, size_t) { return nullptr; }
 
-ggml_backend_reg registry = { GGML_BACKEND_API_VERSION, { reg_name, reg_count, reg_device, nullptr }, nullptr };
+ggml_backend_reg & registry() {
+    static ggml_backend_reg made = [] {
+        ggml_backend_reg fresh = {};
+        fresh.api_version            = GGML_BACKEND_API_VERSION;
+        fresh.iface.get_name         = reg_name;
+        fresh.iface.get_device_count = reg_count;
+        fresh.iface.get_device       = reg_device;
+        return fresh;
+    }();
+    return made;
+}
 
 }  // namespace
 
@@ -123,8 +140,11 @@ ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory) {
         buft.alloc_buffer               = buft_alloc;
         buft.get_alignment              = buft_alignment;
         found.reset(new described_device{ "GPU" + std::to_string(number), "described", memory, {}, {} });
-        found->device = { device, &registry, found.get() };
-        found->buft   = { buft, &found->device, nullptr };
+        found->device.iface   = device;
+        found->device.reg     = &registry();
+        found->device.context = found.get();
+        found->buft.iface     = buft;
+        found->buft.device    = &found->device;
         if (host_type.device == nullptr) {
             host_type.iface              = ggml_backend_cpu_buffer_type()->iface;
             host_type.iface.get_name     = host_name;

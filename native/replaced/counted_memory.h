@@ -1,4 +1,4 @@
-// What ggml-base, with our counting in it (counted_memory.cpp), offers the extension.
+// What ggml-base, with our counting in it (vendor/patches/counted-memory.patch), offers the extension.
 #pragma once
 
 // Whether what this thread allocates of backends' buffers is only counted from now on; what held before.

@@ -2,6 +2,10 @@
 // its place when a server gives none. Part of rpc_connections.cpp, which includes it after the protocol's structures.
 #pragma once
 
+// A command that is not known below would be taken for one without an answer, and its answer for nonsense.
+static_assert(RPC_PROTO_MAJOR_VERSION == 8 && RPC_CMD_COUNT == 24,
+              "another RPC protocol: tell rpc_question what is answered to its commands, then change these numbers");
+
 // A request as far as answers depend on it.
 struct rpc_question {
     uint8_t              command = 0;
@@ -24,7 +28,12 @@ struct rpc_question {
             case RPC_CMD_SET_TENSOR_HASH:   return sizeof(rpc_msg_set_tensor_hash_rsp);
             case RPC_CMD_COPY_TENSOR:       return sizeof(rpc_msg_copy_tensor_rsp);
             case RPC_CMD_GET_DEVICE_MEMORY: return sizeof(rpc_msg_get_device_memory_rsp);
+            case RPC_CMD_COMM_INIT:         return sizeof(rpc_msg_comm_init_rsp);
             case RPC_CMD_GET_TENSOR:        return request_as<rpc_msg_get_tensor_req>().size;
+            case RPC_CMD_GET_TENSOR_2D: {
+                const auto & part = request_as<rpc_msg_get_tensor_2d_req>();
+                return part.size * part.n_copies;
+            }
             default:                        return 0;
         }
     }
@@ -51,6 +60,8 @@ struct rpc_question {
             }
             case RPC_CMD_BUFFER_GET_BASE:
                 return static_cast<const rpc_msg_buffer_get_base_rsp *>(data)->base_ptr != 0;
+            case RPC_CMD_COMM_INIT:
+                return static_cast<const rpc_msg_comm_init_rsp *>(data)->ok <= 1;
             case RPC_CMD_SET_TENSOR_HASH:
                 return static_cast<const rpc_msg_set_tensor_hash_rsp *>(data)->result <= 1;
             case RPC_CMD_COPY_TENSOR:

@@ -60,7 +60,10 @@ bool hung_up(int fd) {
 
 }  // namespace
 
-// A connection to one server, or, in a worker, to one client (whose endpoint is empty, and which is simply read).
+// Whether this thread serves: then its connections are to clients, and to other servers, with which it exchanges tensors.
+static thread_local bool serving = false;
+
+// A connection to one server, or, in a worker, to whom it serves (whose endpoint is empty, and which is simply read).
 struct socket_t::impl {
     const int   fd;
     std::string endpoint;
@@ -70,15 +73,6 @@ struct socket_t::impl {
     int          part = 0;
     rpc_question asked;
     bool         answer_begun = false;
-
-    // The server keeps each device's last graph, to compute it again, until any buffer is freed, of whatever model. The
-    // backend does not know the latter: then the graph is sent again, instead of a request that the server would end
-    // the connection for.
-    struct graph {
-        std::vector<uint8_t> data;
-        bool                 kept = false;
-    };
-    std::unordered_map<uint32_t, graph> graphs;
 
     explicit impl(int fd) : fd(fd) {}
 
@@ -214,24 +208,7 @@ struct socket_t::impl {
     }
 
     void send_request(const void * data, size_t size) {
-        uint8_t sent = asked.command;
-        if (asked.command == RPC_CMD_GRAPH_COMPUTE) {
-            const auto * bytes = static_cast<const uint8_t *>(data);
-            graphs[asked.request_as<uint32_t>()] = { { bytes, bytes + size }, true };  // a graph begins with its device
-        } else if (asked.command == RPC_CMD_FREE_BUFFER) {
-            for (auto & [device, graph] : graphs) {
-                graph.kept = false;
-            }
-        } else if (asked.command == RPC_CMD_GRAPH_RECOMPUTE) {
-            graph & again = graphs[asked.request_as<rpc_msg_graph_recompute_req>().device];
-            if (!again.kept && !again.data.empty()) {
-                again.kept = true;
-                sent       = RPC_CMD_GRAPH_COMPUTE;
-                data       = again.data.data();
-                size       = again.data.size();
-            }
-        }
-        uint8_t        head[1 + sizeof(uint64_t)] = { sent };
+        uint8_t        head[1 + sizeof(uint64_t)] = { asked.command };
         const uint64_t length                     = size;
         std::memcpy(head + 1, &length, sizeof(length));
         if (send_all(head, sizeof(head), size > 0 ? MSG_MORE : 0)) {
@@ -328,6 +305,17 @@ void socket_t::get_caps(uint8_t * local_caps) { std::memset(local_caps, 0, RPC_C
 void socket_t::update_caps(const uint8_t *) {}
 
 socket_ptr socket_t::connect(const char * host, int port) {
+    sockaddr_in address;
+    if (serving) {  // as llama.cpp's own, which tries again
+        auto      made = std::make_unique<impl>(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        const int fd   = made->fd;
+        if (!rpc_sockets::address_of(host, port, address) ||
+            ::connect(fd, reinterpret_cast<const sockaddr *>(&address), sizeof(address)) != 0) {
+            return nullptr;
+        }
+        rpc_sockets::set_up(fd);
+        return socket_ptr(new socket_t(std::move(made)));
+    }
     const std::string endpoint = std::string(host) + ":" + std::to_string(port);
     const int         fd       = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
@@ -345,7 +333,6 @@ socket_ptr socket_t::connect(const char * host, int port) {
         allowed_ms = servers[endpoint].connect_ms;
     }
     rpc_sockets::set_up(fd);
-    sockaddr_in       address;
     const std::string failed =
         !rpc_sockets::address_of(host, port, address)
             ? "its name has no IPv4 address"
@@ -375,6 +362,7 @@ socket_ptr socket_t::create_server(const char * host, int port) {
         std::fprintf(stderr, "%s:%d cannot be served: %s\n", host, port, std::strerror(errno));
         return nullptr;
     }
+    serving = true;
     rpc_sockets::report_port(fd);
     return socket_ptr(new socket_t(std::move(made)));
 }

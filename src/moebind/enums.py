@@ -68,6 +68,8 @@ class VocabType(_Open):
     """Aho-Corasick with dynamic programming, as in PLaMo-2."""
     TEST = lib.LLAMA_VOCAB_TYPE_TEST
     """llama.cpp's dummy tokenizer for tests."""
+    PLAMO3 = lib.LLAMA_VOCAB_TYPE_PLAMO3
+    """Segments first, then dynamic programming, as in PLaMo-3."""
 
 
 class RopeType(_Open):

@@ -109,11 +109,29 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size)
                           __func__, static_cast<double>(size) / 1024.0 / 1024.0);
         return nullptr;
     }
-    const ggml_backend_buffer_i iface = { free_buffer, base, nullptr, fill, set, get, nullptr, nullptr, nullptr, clear, nullptr };
+    ggml_backend_buffer_i iface = {};
+    iface.free_buffer   = free_buffer;
+    iface.get_base      = base;
+    iface.memset_tensor = fill;
+    iface.set_tensor    = set;
+    iface.get_tensor    = get;
+    iface.clear         = clear;
     return ggml_backend_buffer_init(type, iface, memory, size);
 }
 
-ggml_backend_buffer_type buffer_type = { { buffer_type_name, alloc_buffer, alignment, nullptr, nullptr, nullptr }, &device, nullptr };
+ggml_backend_buffer_type made_type(const char * (*name)(ggml_backend_buffer_type_t),
+                                   ggml_backend_buffer_t (*alloc)(ggml_backend_buffer_type_t, size_t),
+                                   bool (*is_host)(ggml_backend_buffer_type_t)) {
+    ggml_backend_buffer_type type = {};
+    type.iface.get_name      = name;
+    type.iface.alloc_buffer  = alloc;
+    type.iface.get_alignment = alignment;
+    type.iface.is_host       = is_host;
+    type.device              = &device;
+    return type;
+}
+
+ggml_backend_buffer_type buffer_type = made_type(buffer_type_name, alloc_buffer, nullptr);
 
 // --- pinned memory ----------------------------------------------------------------------------------
 
@@ -132,7 +150,7 @@ ggml_backend_buffer_t host_alloc(ggml_backend_buffer_type_t type, size_t size) {
     return buffer;
 }
 
-ggml_backend_buffer_type host_type = { { host_name, host_alloc, alignment, nullptr, nullptr, host_is_host }, &device, nullptr };
+ggml_backend_buffer_type host_type = made_type(host_name, host_alloc, host_is_host);
 
 // --- computing --------------------------------------------------------------------------------------
 

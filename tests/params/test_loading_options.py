@@ -89,8 +89,8 @@ def predicted(context: Context, token: int = 9, size: float = 1) -> np.ndarray:
     """Logits after two tokens with hidden states, of which the second has that size."""
     state = np.sin(np.arange(64)).astype(np.float32)
     with BatchExt(context) as batch:
-        batch.add(0, 0, token=1, embedding=state)
-        batch.add(0, 1, token=token, embedding=size * state, output=True)
+        batch.add(0, 0, token=1, state=state)
+        batch.add(0, 1, token=token, state=size * state, output=True)
         context.process(batch)
     return context.get_logits_ith(-1).copy()
 

@@ -1,4 +1,4 @@
-"""Batches of llama.cpp's extended kind: entries that are tokens, embeddings, or both."""
+"""Batches of llama.cpp's extended kind: entries that are tokens or embeddings, some with a hidden state."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _SECTIONS = {RopeType.MROPE: 4, RopeType.IMROPE: 4}
 
 
 class BatchExt(Owner):
-    """A batch whose entries are tokens, embeddings, or tokens that have an embedding too, for one context.
+    """A batch whose entries are tokens, embeddings, or both, and can have hidden states too, for one context.
 
-    It can hold what a :class:`Batch` cannot: both at once, for draft models for multi-token prediction, and embeddings
-    with several positions each (M-RoPE), for vision models. For anything else a ``Batch`` is simpler, and faster.
+    It can hold what a :class:`Batch` cannot: the hidden states that a context for multi-token prediction takes along with
+    tokens, and embeddings with several positions each (M-RoPE), for vision models. For anything else a ``Batch`` is
+    simpler, and faster.
 
     Parameters
     ----------
@@ -66,8 +67,8 @@ class BatchExt(Owner):
         self._pos: list[int] = []
         self._seqs: list[tuple[int, ...]] = []
         self._outputs: list[bool] = []
-        #: Whether entries have tokens, and how wide their embeddings are (0: none): the same for all.
-        self._contents: tuple[bool, int] | None = None
+        #: Whether entries have tokens, and how wide their embeddings and states are (0: none): the same for all.
+        self._contents: tuple[bool, int, int] | None = None
 
     def __len__(self) -> int:
         return self.n_tokens
@@ -96,6 +97,7 @@ class BatchExt(Owner):
         *,
         token: SupportsIndex | None = None,
         embedding: ArrayLike | None = None,
+        state: ArrayLike | None = None,
         output: bool = False,
     ) -> int:
         """Add one entry.
@@ -109,6 +111,9 @@ class BatchExt(Owner):
         token, embedding
             At least one of the two, and the same kind for all entries of a batch. An embedding is float32,
             ``(n_embd,)``, or rows that count as one.
+        state
+            The hidden state of the model before, for a context with ``ContextType.MTP``: float32 ``(n_embd_out,)``, as
+            ``n_embd_out`` of the model says, or rows that count as one. All entries of a batch have one, or none.
         output
             Whether to compute outputs for it.
 
@@ -125,16 +130,17 @@ class BatchExt(Owner):
         Notes
         -----
         Uses ``llama_batch_ext_add`` or ``llama_batch_ext_add_token``, and ``llama_batch_ext_set_embd_token``,
-        ``llama_batch_ext_add_seq``, ``llama_batch_ext_set_pos`` and ``llama_batch_ext_set_output_logits``.
+        ``llama_batch_ext_set_embd_state``, ``llama_batch_ext_add_seq``, ``llama_batch_ext_set_pos`` and ``llama_batch_ext_set_output_logits``.
         """
         sequences = checks.int32_array("seq_ids", np.atleast_1d(seq_ids), 0, self._context.n_seq_max - 1).tolist()  # type: ignore[arg-type]
         if not sequences:
             raise BatchError("seq_ids is empty; an entry belongs to at least one sequence")
         number = None if token is None else checks.integer("token", token, 0, self._n_vocab - 1)
-        vector = None if embedding is None else _vector(embedding)
+        vector = None if embedding is None else _vector("embedding", embedding)
+        hidden = None if state is None else _vector("state", state)
         wanted = checks.boolean("output", output)
-        contents = number is not None, 0 if vector is None else vector.size
-        if contents == (False, 0):
+        contents = number is not None, 0 if vector is None else vector.size, 0 if hidden is None else hidden.size
+        if number is None and vector is None:
             raise BatchError("an entry takes a token, an embedding, or both")
         positions = checks.int32_array("pos", np.atleast_1d(pos), 0, POS_MAX)  # type: ignore[arg-type]
         expected = self._n_positions if number is None else 1
@@ -145,23 +151,28 @@ class BatchExt(Owner):
             if len(self._pos) >= self._capacity:
                 raise BatchError(f"the batch is full: it holds {self._capacity} entries (n_batch)")
             if self._contents is not None and contents != self._contents:
-                raise BatchError("all entries of a batch have the same: tokens, embeddings of one width, or both")
-            # llama.cpp keeps an entry whose token or embedding it refuses: the width is all that is left to refuse.
+                raise BatchError(
+                    "all entries of a batch have the same: tokens, embeddings of one width, or both, and states or none"
+                )
+            # llama.cpp keeps an entry of which it refuses a part: the width is all that is left to refuse.
             if number is None:
                 at = lib.llama_batch_ext_add(native, sequences[0])
             else:
                 at = lib.llama_batch_ext_add_token(native, sequences[0], number)
-            accepted = at >= 0
-            if accepted and vector is not None:
-                rows = {"data": ffi.from_buffer("float[]", vector), "n_rows": 1, "n_embd": vector.size}
-                accepted = lib.llama_batch_ext_set_embd_token(native, at, rows)
-            if not accepted:
-                lib.llama_batch_ext_clear(native)
-                self._forget()
-                raise BatchError(
-                    f"llama.cpp does not take an embedding of {contents[1]} numbers for this model; the batch is "
-                    "empty now"
-                )
+            for name, numbers, set_part in (
+                ("an embedding", vector, lib.llama_batch_ext_set_embd_token),
+                ("a state", hidden, lib.llama_batch_ext_set_embd_state),
+            ):
+                if numbers is None:
+                    continue
+                rows = {"data": ffi.from_buffer("float[]", numbers), "n_rows": 1, "n_embd": numbers.size}
+                if at < 0 or not set_part(native, at, rows):
+                    lib.llama_batch_ext_clear(native)
+                    self._forget()
+                    raise BatchError(
+                        f"llama.cpp does not take {name} of {numbers.size} numbers for this context; the batch is "
+                        "empty now"
+                    )
             for seq in sequences[1:]:
                 lib.llama_batch_ext_add_seq(native, at, seq)
             lib.llama_batch_ext_set_pos(native, at, ffi.from_buffer("llama_pos[]", positions))
@@ -205,17 +216,20 @@ class BatchExt(Owner):
     def _has_embeddings(self) -> bool:
         return self._contents is not None and self._contents[1] > 0
 
+    def _has_states(self) -> bool:
+        return self._contents is not None and self._contents[2] > 0
+
     def _check_contents(self, n_vocab: int, width: int) -> None:
         """Nothing is left to check: the model is that of the context, and llama.cpp looks at widths."""
 
 
-def _vector(embedding: ArrayLike) -> NDArray[np.float32]:
+def _vector(name: str, numbers: ArrayLike) -> NDArray[np.float32]:
     try:
-        array = np.asarray(embedding)
+        array = np.asarray(numbers)
     except ValueError as error:
-        raise BatchError(f"embedding cannot be made into an array: {error}") from None
+        raise BatchError(f"{name} cannot be made into an array: {error}") from None
     if array.dtype.kind not in "fiu":
-        raise TypeError(f"embedding has dtype {array.dtype}; it takes numbers")
+        raise TypeError(f"{name} has dtype {array.dtype}; it takes numbers")
     if array.ndim not in {1, 2} or not array.size:
-        raise BatchError(f"embedding has the shape {array.shape}; it takes (n_embd,), or rows")
+        raise BatchError(f"{name} has the shape {array.shape}; it takes one row of numbers, or rows")
     return np.ascontiguousarray(array.reshape(-1), np.float32)

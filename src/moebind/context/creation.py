@@ -10,6 +10,7 @@ from moebind._core.context_base import ContextBase
 from moebind._core.native import CData, ffi, lib, own
 from moebind._core.sizes import show_size
 from moebind.backend.breakdown import DeviceMemory, read_breakdown
+from moebind.context.moe_cache import check_moe_cache
 from moebind.enums import PoolingType
 from moebind.errors import ContextCreationError, NativeError
 from moebind.params.native import check_layers, check_together, plain_context_params
@@ -44,6 +45,8 @@ def native_context_params(
     check_together(params, n_ctx, model._open())
     check_layers(model._open(), params)
     _check_kind(model, params)
+    if params.moe_cache_size:
+        check_moe_cache(model, params.moe_cache_size)
     native = plain_context_params(params)
     keep: list[object] = []
     if chains:

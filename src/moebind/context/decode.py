@@ -242,11 +242,11 @@ class Decoding(Outputs, KvCache):
         """Check what libllama only asserts, or does not look at. Returns how many outputs there will be."""
         if self._model._without_weights:
             raise BatchError("the model was loaded with no_alloc: it has no weights to compute with")
-        # libllama would take whatever is in that memory for hidden states.
-        if self._predicts_ahead and not batch._has_embeddings():
+        # libllama would assert it, in the middle of the call.
+        if self._predicts_ahead and not (isinstance(batch, BatchExt) and batch._has_states()):
             raise BatchError(
                 "this context predicts further ahead (ContextType.MTP), from tokens and the model's hidden states: it "
-                "takes a BatchExt whose entries have both"
+                "takes a BatchExt whose entries have a state too, add(..., token=..., state=...)"
             )
         n = batch.n_tokens
         encoding = encoding or self._encodes

@@ -253,6 +253,13 @@ class ContextParamsMethods(_Methods):
         """Return a copy with another ``type_v``. Type of the cached values; a quantised one needs flash attention."""
         return self._with(type_v=type_v)
 
+    def with_moe_cache_size(self, moe_cache_size: int | str) -> Self:
+        """Return a copy with another ``moe_cache_size``. Device memory for a cache of the experts that are in host
+        memory, in bytes or as text such as ``"4GiB"``; 0: none. With several devices it is divided among them as
+        the layers are. Experimental in llama.cpp.
+        """
+        return self._with(moe_cache_size=moe_cache_size)
+
     def with_abort_callback(self, abort_callback: Callable[[], bool] | None) -> Self:
         """Return a copy with another ``abort_callback``. Called without arguments, about once a millisecond while
         the CPU computes; True stops the computation.

@@ -11,10 +11,11 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from moebind._core import checks
 from moebind._core.native import lib
+from moebind._core.sizes import parse_size
 from moebind.backend.devices import Device
 from moebind.enums import (
     AttentionType,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["ContextParams", "ModelParams"]
 
 T = TypeVar("T")
+#: Bytes; a text such as "4GiB" is taken, too.
+Size: TypeAlias = int
 
 _MODEL = lib.llama_model_default_params()
 _CONTEXT = lib.llama_context_default_params()
@@ -377,6 +380,9 @@ class ContextParams(ContextParamsMethods, Params):
     """Type of the cached keys."""
     type_v: GgmlType = option(GgmlType(_CONTEXT.type_v), _member(GgmlType, CACHE_TYPES))
     """Type of the cached values; a quantised one needs flash attention."""
+    moe_cache_size: Size = option(_CONTEXT.moe_cache_size, parse_size)
+    """Device memory for a cache of the experts that are in host memory, in bytes or as text such as ``"4GiB"``; 0: none.
+    With several devices it is divided among them as the layers are. Experimental in llama.cpp."""
     abort_callback: Callable[[], bool] | None = option(None, _callback)
     """Called without arguments, about once a millisecond while the CPU computes; True stops the computation."""
     embeddings: bool = option(_CONTEXT.embeddings, checks.boolean)
