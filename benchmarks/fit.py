@@ -8,10 +8,13 @@ Budgets go from what the model takes without its experts to what all of it takes
 from __future__ import annotations
 
 import argparse
+import ctypes
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -19,6 +22,7 @@ import shapes  # beside this file
 
 import moebind
 from moebind import ContextParams, Device, FitError, ModelParams, TensorOverride, ffi, lib
+from moebind._core.native import LIBRARIES
 from moebind._core.tables import Column, markdown_table
 from moebind.placement.fit import Fit
 from moebind.placement.header import read_header
@@ -34,6 +38,25 @@ COLUMNS = [
     Column("moebind, s", ".2f"),
 ]
 DEFAULT = ["phi-3.5-moe-q4_k_m", "mixtral-8x7b-q4_k_m", "qwen3-30b-a3b-q4_k_m", "deepseek-v3-q4_k_m"]
+
+
+@cache
+def llama_fit() -> ctypes.CDLL:
+    """llama.cpp's own fit, which is not in the extension: compiled from ``common_fit.cpp``."""
+    source = Path(__file__).with_name("common_fit.cpp")
+    vendored = source.parents[1] / "vendor/llama.cpp"
+    with tempfile.TemporaryDirectory() as folder:
+        library = f"{folder}/libcommon-fit.so"
+        command = ["g++", "-shared", "-fPIC", "-O1", "-std=c++17", "-o", library, str(source)]
+        command += [f"-I{vendored / each}" for each in ("common", "include", "ggml/include")]
+        command += [f"-L{LIBRARIES}", f"-Wl,-rpath,{LIBRARIES}", "-lllama-common", "-lllama", "-lggml", "-lggml-base"]
+        subprocess.run(command, check=True)
+        return ctypes.CDLL(library)
+
+
+def address(pointer: object) -> ctypes.c_void_p:
+    """A pointer of cffi's for ctypes."""
+    return ctypes.c_void_p(int(ffi.cast("uintptr_t", pointer)))
 
 
 def common_fit(
@@ -66,7 +89,8 @@ def common_fit(
     # The copy of the header without its vocabulary: llama.cpp's fit would read the vocabulary for each of its plans.
     file = read_header(str(path)).path.encode()
     lib.moebind_log_quiet(True)
-    status = lib.moebind_common_fit(file, model, native, split, overrides, margins, n_ctx_min)
+    pointers = [address(each) for each in (model, native, split, overrides, margins)]
+    status = llama_fit().common_fit(file, *pointers, ctypes.c_uint32(n_ctx_min))
     lib.moebind_log_quiet(False)
     del listed
     if status != 0:

@@ -2,7 +2,7 @@
 # missing or of another pin (see there). Sets MOEBIND_LLAMA_COMMIT and MOEBIND_LLAMA_VERSION.
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS
   "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp.lock" "${CMAKE_CURRENT_SOURCE_DIR}/vendor/fetch.py")
-file(GLOB patches CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/vendor/patches/*.patch")
+file(GLOB patches "${CMAKE_CURRENT_SOURCE_DIR}/vendor/patches/*.patch")
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${patches})
 
 execute_process(COMMAND ${Python_EXECUTABLE} "${CMAKE_CURRENT_SOURCE_DIR}/vendor/fetch.py" --without ${MOEBIND_WITHOUT}

@@ -224,7 +224,18 @@ struct moebind_weight {
 // One of the model's tensors by name; false when there is none.
 bool moebind_model_weight(const struct llama_model * model, const char * name, struct moebind_weight * weight);
 
-// A layer with experts, as the cache of experts sees it (peek/moe_cache.cpp).
+// Whether the matrix that makes logits is that of the token embeddings.
+bool moebind_model_ties_output(const struct llama_model * model);
+
+// How many positions the model's learned position embeddings have; 0 when it has none, and positions are unlimited.
+int64_t moebind_model_n_pos(const struct llama_model * model);
+
+// How many scores the model's classification head gives; 0 when it has no head.
+int64_t moebind_model_n_scores(const struct llama_model * model);
+
+// --- the cache of experts (peek/moe_cache.cpp) ---
+
+// A layer with experts, as the cache sees it.
 struct moebind_moe_layer {
     int32_t                    layer;
     int32_t                    device;    // of the model's devices, the GPU that computes it; -1 when none does
@@ -239,15 +250,6 @@ size_t moebind_moe_layers(const struct llama_model * model, struct moebind_moe_l
 
 // Bytes that so many slots of such a layer's group take of its device.
 size_t moebind_moe_slots_size(const struct llama_model * model, int32_t layer, int32_t n_slots);
-
-// Whether the matrix that makes logits is that of the token embeddings.
-bool moebind_model_ties_output(const struct llama_model * model);
-
-// How many positions the model's learned position embeddings have; 0 when it has none, and positions are unlimited.
-int64_t moebind_model_n_pos(const struct llama_model * model);
-
-// How many scores the model's classification head gives; 0 when it has no head.
-int64_t moebind_model_n_scores(const struct llama_model * model);
 
 // --- contexts (peek/context.cpp) ---
 
@@ -332,11 +334,6 @@ int32_t moebind_default_n_threads(void);
 
 // The regular expression over tensor names that --cpu-moe uses.
 const char * moebind_ffn_exps_regex(void);
-
-// llama.cpp's own fit of parameters to memory (common/fit.h): 0 done, 1 nothing fits, 2 failed. One thread at a time.
-int32_t moebind_common_fit(const char * path, struct llama_model_params * mparams, struct llama_context_params * cparams,
-                           float * tensor_split, struct llama_model_tensor_buft_override * overrides, size_t * margins,
-                           uint32_t n_ctx_min);
 
 // --- tokens of a text (peek/tokenize.cpp) ---
 

@@ -43,7 +43,7 @@ def _values(field: dataclasses.Field[object]) -> st.SearchStrategy[object]:
         return st.integers(0, 15)
     if field.name == "n_rs_seq":
         return st.integers(0, 9)
-    return {"int": NUMBERS, "float": st.floats(0, 1e6), "bool": st.booleans()}[str(field.type)]
+    return {"int": NUMBERS, "Size": NUMBERS, "float": st.floats(0, 1e6), "bool": st.booleans()}[str(field.type)]
 
 
 def _fields(kind: type[ModelParams] | type[ContextParams], without: set[str]) -> st.SearchStrategy[dict[str, object]]:
@@ -75,7 +75,7 @@ def test_models(fields: dict[str, object], split: list[float], overrides: dict[s
 
 def test_every_field_is_carried() -> None:
     """A field of a kind that this knows nothing of would come out as something else, or not at all."""
-    known = {"int", "float", "bool", *(kind.__name__ for kind in ENUMS)}
+    known = {"int", "Size", "float", "bool", *(kind.__name__ for kind in ENUMS)}
     special = {
         "devices", "tensor_overrides", "tensor_split", "kv_overrides",
         "progress_callback", "eval_callback", "abort_callback",
