@@ -131,6 +131,29 @@ int32_t moebind_next_piece(const struct llama_vocab * vocab, llama_token token, 
 // Search each name with a std::regex, as llama.cpp does; returns how many match. An invalid pattern throws.
 size_t moebind_regex_search(const char * pattern, const char ** names, size_t n_names, bool * matches);
 
+// --- a cache of experts, forecast (core/expert_cache.cpp) ---
+
+// Which experts were chosen, in order: in each step, those of a layer for some tokens.
+struct moebind_routed {
+    int32_t          n_layer, n_expert;
+    int32_t          n_tokens_max; // steps of more tokens do not use the cache
+    size_t           n_steps;
+    const int32_t  * layers;       // of each step
+    const int32_t  * n_tokens;     // of each step
+    const int64_t  * begins;       // where each step's experts begin; n_steps + 1 of them
+    const uint16_t * experts;
+};
+
+// What became of a layer: how many experts were there, and how many were not. Steps that do not use the cache count nothing.
+struct moebind_replayed {
+    int64_t hits, misses;
+};
+
+// What llama.cpp's cache of experts would have counted, layer by layer. Layers of one group share a cache of so many experts;
+// a group of -1 has none.
+void moebind_replay_expert_cache(const struct moebind_routed * routed, const int32_t * group_of, const int32_t * n_slots,
+                                 int32_t n_groups, struct moebind_replayed * replayed);
+
 // --- CUDA in this build (core/cuda_verdict.cpp) ---
 
 // How this was built: one line on CUDA.

@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from moebind.diagnosis.findings import Diagnosis, Finding, Severity, doctor
     from moebind.files.quantize import quantize
     from moebind.files.quantize_plan import QuantizedTensor, QuantizeResult
+    from moebind.placement.cache_curve import CacheCurve, CachePoint
     from moebind.placement.experts import ExpertSummary, LayerExperts, experts
     from moebind.placement.fit import Fit, fit
     from moebind.placement.plan import Plan, plan
@@ -100,6 +101,8 @@ __all__ = [
     "ChatPrompt",
     "ChatReply",
     "ChatTrigger",
+    "CacheCurve",
+    "CachePoint",
     "Context",
     "ContextParams",
     "ContextType",
@@ -181,6 +184,8 @@ __all__ = [
 
 #: Names that are imported when they are asked for: they need modules that most programs do not (subprocess, sockets).
 _LAZY = {
+    "CacheCurve": "moebind.placement.cache_curve",
+    "CachePoint": "moebind.placement.cache_curve",
     "Diagnosis": "moebind.diagnosis.findings",
     "ExpertSummary": "moebind.placement.experts",
     "Finding": "moebind.diagnosis.findings",

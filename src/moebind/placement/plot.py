@@ -140,3 +140,39 @@ def plot_routing(shares: NDArray[np.float64], path: str | None) -> Figure:
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
+
+
+def plot_cache_curve(
+    sizes: NDArray[np.int64],
+    hit_rate: NDArray[np.float64],
+    static_hit_rate: NDArray[np.float64],
+    token_bytes: int,
+    path: str | None,
+) -> Figure:
+    """Draw hit rates over the size of a cache of experts, with a line where the experts of one token fit."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter
+    except ImportError as error:
+        raise ImportError("curves are drawn with matplotlib: pip install 'moebind[plot]'") from error
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    unit, scale = ("GiB", 2**30) if sizes.max() >= 2**30 else ("MiB", 2**20)
+    axes.plot(sizes / scale, hit_rate, color=COLOURS["model"], marker=".", label="cache")
+    axes.plot(sizes / scale, static_hit_rate, color=COLOURS["context"], linestyle="--", label="best static choice")
+    axes.axvline(token_bytes / scale, color=COLOURS["free"], linestyle=":", label="experts of one token")
+    axes.set_xlabel(f"{unit} of cache", color=TEXT)
+    axes.set_ylabel("hit rate", color=TEXT)
+    axes.set_ylim(0, 1.03)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(frameon=False, labelcolor=TEXT)
+    axes.tick_params(colors=TEXT)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in {"left", "bottom"})
+        spine.set_color(TEXT)
+    figure.patch.set_alpha(0)
+    axes.patch.set_alpha(0)
+    if path is not None:
+        check_plot("path", path, "curves")
+        figure.savefig(path, dpi=150)
+    return figure

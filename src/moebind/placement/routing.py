@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from moebind._core.fork import new_in_child
 from moebind._core.native import lib
 from moebind._core.tables import Column, text_table
 from moebind.params.observers import EvalTensor, TensorObserver
+from moebind.placement.cache_curve import CacheCurve
+from moebind.placement.chosen_experts import ChosenExperts, Layout, layouts_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +36,12 @@ class RoutingRecorder(TensorObserver):
     Pass it to :meth:`ContextParams.with_eval_callback`. It counts whatever those contexts decode or encode, including
     prompts, and any thread can read it in the meantime. The models of all contexts must have the same number of layers
     and of experts.
+
+    Parameters
+    ----------
+    order
+        Keep which experts were chosen in which order too, for :meth:`cache_curve`: 2 bytes for each choice, so about
+        400 bytes for a token of a model that uses 8 experts in each of 24 layers.
 
     A layer counts the tokens that it computes. The last layer leaves out tokens without outputs: of a prompt it mostly
     computes only the last token, so its :attr:`n_tokens` is smaller than that of the others. A batch that asks for all
@@ -60,9 +69,12 @@ class RoutingRecorder(TensorObserver):
     per layer; ``benchmarks/routing.py`` measures what that costs.
     """
 
-    __slots__ = ("_counts", "_lock", "_n_tokens", "_size")
+    __slots__ = ("_counts", "_layouts", "_lock", "_n_tokens", "_order", "_size")
 
-    def __init__(self) -> None:
+    def __init__(self, *, order: bool = False) -> None:
+        #: What was chosen, in order; and how the experts of each layer are stored.
+        self._order = ChosenExperts() if checks.boolean("order", order) else None
+        self._layouts: dict[int, Layout] = {}
         self._lock = new_in_child(threading.RLock())
         #: Layers and experts of the models; some have layers for multi-token prediction besides.
         self._size = (0, 0)
@@ -73,6 +85,8 @@ class RoutingRecorder(TensorObserver):
     def _for_model(self, model: ModelBase) -> TensorObserver:
         native = model._open()
         self._fit(int(lib.llama_model_n_layer(native)), int(lib.moebind_model_n_expert(native)))
+        if self._order is not None:
+            self._layouts = layouts_of(model)
         if model._architecture != "grovemoe":
             return self
         # It chooses twice from the same logits, under the same name: experts, then the groups that these are of. The
@@ -116,6 +130,8 @@ class RoutingRecorder(TensorObserver):
             self._grow(layer + 1)
             self._counts[layer] += np.bincount(chosen.reshape(-1), minlength=self._counts.shape[1])
             self._n_tokens[layer] += len(chosen)
+            if self._order is not None:
+                self._order.add(layer, chosen)
 
     def _read(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Copies of the counts and of the numbers of tokens, of one moment."""
@@ -173,9 +189,13 @@ class RoutingRecorder(TensorObserver):
         with self._lock:
             self._counts[:] = 0
             self._n_tokens[:] = 0
+            if self._order is not None:
+                self._order = ChosenExperts()
 
     def merge(self, other: RoutingRecorder) -> None:
         """Add what another recorder counted. ``a + b`` makes a new recorder instead.
+
+        Its order comes after the own one, as if the cache had been emptied by nobody in between.
 
         Parameters
         ----------
@@ -185,31 +205,73 @@ class RoutingRecorder(TensorObserver):
         Raises
         ------
         ValueError
-            If it counted another number of layers or experts.
+            If it counted another number of layers or experts, or only one of the two keeps the order.
         """
         if not isinstance(other, RoutingRecorder):
             raise TypeError(f"other is {other!r}; it takes a RoutingRecorder")
+        if (self._order is None) != (other._order is None):
+            raise ValueError("one of the recorders keeps the order of experts (order=True), the other does not")
         with other._lock:  # one lock at a time: a and b may be merged into each other
             size, counts, n_tokens = other._size, np.array(other._counts), np.array(other._n_tokens)
+            layouts, order = other._layouts, None if other._order is None else other._order.copy()
         if not counts.size:
             return
         with self._lock:
             if not self._counts.size:
                 self._size, self._counts, self._n_tokens = size, counts, n_tokens
+                self._layouts, self._order = layouts, order
                 return
             if self._size != size:
                 raise ValueError(f"{_shown(size)} cannot be added to {_shown(self._size)}")
             self._grow(len(counts))
             self._counts[: len(counts)] += counts
             self._n_tokens[: len(counts)] += n_tokens
+            if self._order is not None and order is not None:
+                self._order.extend(order)
 
     def __add__(self, other: RoutingRecorder) -> RoutingRecorder:
         if not isinstance(other, RoutingRecorder):
             return NotImplemented
-        both = RoutingRecorder()
+        both = RoutingRecorder(order=self._order is not None)
         both.merge(self)
         both.merge(other)
         return both
+
+    def cache_curve(
+        self,
+        sizes: Sequence[SupportsIndex | str] | None = None,
+        *,
+        layers: Iterable[int] | None = None,
+    ) -> CacheCurve:
+        """Forecast the hit rate of a device's cache of experts that are kept in host memory, for every size of it.
+
+        It replays what was chosen, with llama.cpp's own rule of what goes first, and so gives what llama.cpp would
+        count for the same tokens on one device. A cache takes part in batches of at most 32 tokens; what larger ones
+        choose, such as a prompt, is left out.
+
+        Parameters
+        ----------
+        sizes
+            Of the cache, in bytes or as texts such as ``"4GiB"``. None: 32 of them, from the smallest that holds a
+            token's experts of one layer to all experts.
+        layers
+            Those whose experts are in host memory. None: all that have experts.
+
+        Returns
+        -------
+        CacheCurve
+
+        Raises
+        ------
+        ValueError
+            If the recorder does not keep the order, recorded nothing, or a layer has no experts.
+        """
+        order = self._order
+        if order is None:
+            raise ValueError("this recorder keeps no order: make it with RoutingRecorder(order=True)")
+        with self._lock:
+            order = order.copy()
+        return CacheCurve._of(order, self._size[1], self._layouts, sizes, layers)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Draw a heat map: layers down, experts across, colours for an expert's share in multiples of an even share.

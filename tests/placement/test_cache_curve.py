@@ -1,0 +1,182 @@
+"""The forecast of a cache of experts: from what a real model chose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import CPU, SMALL
+from moebind import Batch, CacheCurve, Context, Ftype, GgmlType, Model, RoutingRecorder, quantize
+
+MakeTiny = Callable[..., Path]
+
+
+@pytest.fixture
+def recorder() -> RoutingRecorder:
+    return RoutingRecorder(order=True)
+
+
+def write(context: Context, n_tokens: int = 40) -> None:
+    for _ in context.generate([1, 2, 3], max_tokens=n_tokens):
+        pass
+
+
+@pytest.fixture
+def curve(moe: Model, recorder: RoutingRecorder) -> CacheCurve:
+    with moe.new_context(SMALL.with_eval_callback(recorder)) as context:
+        write(context)
+    return recorder.cache_curve()
+
+
+def test_a_larger_cache_hits_more_often(curve: CacheCurve) -> None:
+    assert list(curve.sizes) == sorted(set(curve.sizes.tolist()))
+    assert curve.sizes[-1] == curve.full_bytes
+    assert curve.token_bytes in curve.sizes
+    full = curve.at(curve.full_bytes)
+    # All fit: only the first use of each misses.
+    assert full.misses <= full.n_slots
+    assert full.static_hit_rate == 1
+    assert full.hit_rate == curve.hit_rate[-1] == curve.hit_rate.max()
+    below = curve.at(curve.sizes[0])
+    assert below.hit_rate < full.hit_rate
+    assert (curve.static_hit_rate[np.isfinite(curve.static_hit_rate)] <= 1).all()
+
+
+def test_what_is_counted(curve: CacheCurve, recorder: RoutingRecorder) -> None:
+    # Single tokens: each choice is looked up, but for the prompt, whose tokens share some.
+    full = curve.at(curve.full_bytes)
+    assert full.hits + full.misses <= recorder.counts.sum()
+    used = np.count_nonzero(recorder.counts)
+    assert full.misses == used
+    layout = recorder._layouts[next(iter(recorder._layouts))]
+    assert full.bytes_uploaded == used * layout.expert_bytes
+    assert full.bytes_per_token == full.bytes_uploaded / curve.n_tokens
+    assert curve.n_tokens == recorder.n_tokens.max()
+
+
+def test_large_batches_pass(moe: Model, recorder: RoutingRecorder) -> None:
+    with moe.new_context(SMALL.with_eval_callback(recorder)) as context:
+        batch = Batch(64)
+        batch.add_sequence(np.arange(33) % 60 + 3, 0, logits_all=True)
+        context.decode(batch)
+        curve = recorder.cache_curve()
+        point = curve.at(curve.full_bytes)
+        assert (point.hits, point.misses, curve.n_tokens, point.bytes_per_token) == (0, 0, 0, 0)
+        assert np.isnan(point.hit_rate)
+        assert "nan" in str(curve)
+        context.decode(Batch.get_one([3]))
+        assert recorder.cache_curve().at(curve.full_bytes).misses == moe.n_layer * moe.n_expert_used
+
+
+def test_layers_of_two_layouts_have_caches_of_their_own(
+    tiny_path: MakeTiny, tmp_path: Path, recorder: RoutingRecorder
+) -> None:
+    path = tmp_path / "mixed.gguf"
+    types = {r"blk\.[13]\.ffn_.*_exps": GgmlType.F16}
+    quantize(tiny_path(n_layer=4, n_expert=4), path, Ftype.Q8_0, tensor_types=types)
+    with Model.load_from_file(path, CPU) as model, model.new_context(SMALL.with_eval_callback(recorder)) as context:
+        write(context)
+        curve = recorder.cache_curve()
+        groups = curve._groups
+        assert groups.members == [[0, 2], [1, 3]]
+        assert groups.kinds[0].expert_bytes < groups.kinds[1].expert_bytes
+        halves = [recorder.cache_curve(layers=members) for members in groups.members]
+        # Each group has the share of the bytes that its experts have.
+        size = curve.token_bytes
+        shares = [size * own // sum(groups.host_bytes) for own in groups.host_bytes]
+        points = [half.at(share) for half, share in zip(halves, shares, strict=True)]
+        both = curve.at(size)
+        assert (both.hits, both.misses) == (sum(p.hits for p in points), sum(p.misses for p in points))
+
+
+def test_some_layers(curve: CacheCurve, recorder: RoutingRecorder) -> None:
+    one = recorder.cache_curve(layers=[1])
+    assert one.full_bytes < curve.full_bytes
+    assert one.at(one.full_bytes).misses == np.count_nonzero(recorder.counts[1])
+
+
+def test_given_sizes(curve: CacheCurve, recorder: RoutingRecorder) -> None:
+    given = recorder.cache_curve([curve.full_bytes, "1GiB", str(curve.token_bytes)])
+    assert given.sizes.tolist() == [curve.token_bytes, curve.full_bytes, 2**30]
+    assert given.hit_rate[1] == given.hit_rate[2]
+
+
+def test_what_is_recorded_later_does_not_change_a_curve(moe: Model, recorder: RoutingRecorder) -> None:
+    with moe.new_context(SMALL.with_eval_callback(recorder)) as context:
+        write(context, 5)
+        curve = recorder.cache_curve()
+        before = curve.at(curve.full_bytes)
+        write(context, 20)
+        assert curve.at(curve.full_bytes) == before
+        assert recorder.cache_curve().at(curve.full_bytes) != before
+        recorder.reset()
+        with pytest.raises(ValueError, match="nothing was recorded yet"):
+            recorder.cache_curve()
+
+
+def test_recorders_are_joined(moe: Model, recorder: RoutingRecorder) -> None:
+    other, plain = RoutingRecorder(order=True), RoutingRecorder()
+    for each in (recorder, other, plain):
+        with moe.new_context(SMALL.with_eval_callback(each)) as context:
+            write(context, 10)
+    first = recorder.cache_curve()
+    alone = first.at(first.full_bytes)
+    both = (recorder + other).cache_curve().at(first.full_bytes)
+    # The second time all that is needed is there.
+    assert (both.misses, both.hits) == (alone.misses, 2 * alone.hits + alone.misses)
+    for left, right in ((recorder, plain), (plain, recorder)):
+        with pytest.raises(ValueError, match="keeps the order of experts"):
+            left.merge(right)
+
+
+def test_the_table(curve: CacheCurve) -> None:
+    lines = str(curve).splitlines()
+    assert lines[0] == f"{curve.n_tokens} tokens, 8 experts in 2 layers"
+    assert lines[1].split()[:3] == ["cache", "experts", "hit"]
+    assert len(lines) <= 16
+    assert lines[-1].startswith("The experts of one token take ")
+    assert repr(curve) == f"<CacheCurve, {len(curve.points)} sizes, {curve.n_tokens} tokens>"
+
+
+def test_the_picture(curve: CacheCurve, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    figure = curve.plot(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    cached, static, token = figure.axes[0].lines
+    np.testing.assert_array_equal(cached.get_ydata(), curve.hit_rate)
+    np.testing.assert_array_equal(static.get_ydata(), curve.static_hit_rate)
+    assert token.get_xdata()[0] == pytest.approx(curve.token_bytes / 2**20)
+    with pytest.raises(ValueError, match="ends in one of"):
+        curve.plot(tmp_path / "curve.xyz")
+
+
+def test_what_is_not_recorded_cannot_be_forecast(moe: Model, dense: Model, recorder: RoutingRecorder) -> None:
+    with pytest.raises(ValueError, match="nothing was recorded yet"):
+        recorder.cache_curve()
+    with pytest.raises(ValueError, match=r"make it with RoutingRecorder\(order=True\)"):
+        RoutingRecorder().cache_curve()
+    with dense.new_context(SMALL.with_eval_callback(recorder)) as context:
+        write(context, 3)
+    with pytest.raises(ValueError, match="nothing was recorded yet"):
+        recorder.cache_curve()
+    with pytest.raises(TypeError, match=r"order is 1 \(int\); it takes"):
+        RoutingRecorder(order=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="made by RoutingRecorder"):
+        CacheCurve()
+
+
+def test_arguments_that_are_wrong(curve: CacheCurve, recorder: RoutingRecorder) -> None:
+    with pytest.raises(ValueError, match="layers has 2, which has no experts; those of 0-1 do"):
+        recorder.cache_curve(layers=[1, 2])
+    with pytest.raises(ValueError, match="no layers"):
+        recorder.cache_curve(layers=[])
+    with pytest.raises(ValueError, match="sizes is '4 bananas'"):
+        recorder.cache_curve(["4 bananas"])
+    for size in (0, -1):
+        with pytest.raises(ValueError, match="size is"):
+            curve.at(size)
+    with pytest.raises(ValueError, match=r"size is 0\.0 MiB; the experts of one token in one layer take"):
+        curve.at(10)
