@@ -274,6 +274,15 @@ size_t moebind_moe_layers(const struct llama_model * model, struct moebind_moe_l
 // Bytes that so many slots of such a layer's group take of its device.
 size_t moebind_moe_slots_size(const struct llama_model * model, int32_t layer, int32_t n_slots);
 
+// What a context's cache counted since it was made: experts that fit; those that were there when they were needed, and those
+// that were not; the bytes that went to the device for these; and experts that large batches copied from it.
+struct moebind_moe_counters {
+    size_t n_slots, hits, misses, bytes, copied;
+};
+
+// False when the context has no cache. The caller holds the context.
+bool moebind_moe_cache_counters(struct llama_context * ctx, struct moebind_moe_counters * counters);
+
 // --- contexts (peek/context.cpp) ---
 
 // Whether the graph that was computed last gave logits: those of encoders give embeddings only.

@@ -1,10 +1,20 @@
 // What llama.cpp's cache of experts (src/llama-moe-cache.cpp) would hold: which layers share it, and how much a slot takes.
+// And what it counted: vendor/patches/moe-cache-counters.patch has it tell.
+#include "llama-context.h"
 #include "llama-model.h"
+#include "llama-moe-cache.h"
 #include "shim.h"
 
 #include <algorithm>
 #include <utility>
 #include <vector>
+
+// As in context.cpp: a friend hands on what is private.
+template <auto Member> struct moe_cache_access {
+    friend auto & moe_cache_of(llama_context & ctx) { return ctx.*Member; }
+};
+auto & moe_cache_of(llama_context & ctx);
+template struct moe_cache_access<&llama_context::moe_cache>;
 
 namespace {
 
@@ -84,4 +94,18 @@ size_t moebind_moe_slots_size(const llama_model * model, int32_t layer, int32_t 
         size += GGML_PAD(tensor->nb[2] * (n_slots + 1), alignment);  // CUDA's kernels may read beyond the last
     }
     return size;
+}
+
+bool moebind_moe_cache_counters(llama_context * ctx, moebind_moe_counters * counters) {
+#ifdef MOEBIND_WITHOUT_MOE_CACHE_COUNTERS
+    return false;
+#else
+    const auto & cache = moe_cache_of(*ctx);
+    if (cache == nullptr) {
+        return false;
+    }
+    const auto counted = cache->counts();
+    *counters          = { counted.n_slots, counted.hits, counted.misses, counted.bytes, counted.copied };
+    return true;
+#endif
 }

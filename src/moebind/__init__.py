@@ -34,7 +34,7 @@ from moebind.backend.devices import (
 from moebind.backend.devices import llama_cpp_version as _llama_cpp_version
 from moebind.backend.rpc_servers import add_rpc_server, remove_rpc_server
 from moebind.backend.threadpool import ThreadPool
-from moebind.backend.timings import SamplerTimings, Timings
+from moebind.backend.timings import MoeCacheStats, SamplerTimings, Timings
 from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, ToolCall, ToolFunction
 from moebind.chat.templates import chat_builtin_templates
 from moebind.context.batch import Batch
@@ -126,6 +126,7 @@ __all__ = [
     "LoraAdapter",
     "MemoryBreakdown",
     "Model",
+    "MoeCacheStats",
     "ModelParams",
     "NumaStrategy",
     "Piece",

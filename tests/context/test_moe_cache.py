@@ -66,7 +66,9 @@ def test_text_is_the_same_with_a_cache(cached: Model, n_slots: int) -> None:
 
 def test_what_is_too_small(cached: Model) -> None:
     # Two experts a token, of three layers that share the cache.
-    with pytest.raises(ContextCreationError, match=r"experts of one token in one layer: it takes at least .* and .* of use"):
+    with pytest.raises(
+        ContextCreationError, match=r"experts of one token in one layer: it takes at least .* and .* of use"
+    ):
         cached.new_context(SMALL.with_moe_cache_size(of_slots(2) - 1))
     for slots in (2, 5):
         with pytest.warns(UserWarning, match="one token in all layers .* hardly hit"):

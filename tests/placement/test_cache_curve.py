@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import CPU, SMALL
-from moebind import Batch, CacheCurve, Context, Ftype, GgmlType, Model, RoutingRecorder, quantize
+from moebind import Batch, CacheCurve, Context, Device, Ftype, GgmlType, Model, ModelParams, RoutingRecorder, quantize
 
 MakeTiny = Callable[..., Path]
 
@@ -57,6 +58,81 @@ def test_what_is_counted(curve: CacheCurve, recorder: RoutingRecorder) -> None:
     assert curve.n_tokens == recorder.n_tokens.max()
 
 
+def mixed(tiny_path: MakeTiny, folder: Path) -> Path:
+    """A model of which every other layer has experts of another type."""
+    path = folder / "mixed.gguf"
+    quantize(tiny_path(n_layer=4, n_expert=8), path, Ftype.Q8_0, tensor_types={r"blk\.[13]\.ffn_.*_exps": GgmlType.F16})
+    return path
+
+
+@pytest.mark.parametrize("slots", ["one layer's", "one token's", "one more", "two tokens'", "all but one", "all"])
+@pytest.mark.parametrize("kind", ["demo", "tiny", "mixed", "some layers", "dense layers"])
+def test_llama_cpp_counts_what_was_forecast(
+    demo_path: Path, tiny_path: MakeTiny, tmp_path: Path, device: Device, kind: str, slots: str
+) -> None:
+    path = {
+        "demo": lambda: demo_path,
+        "tiny": lambda: tiny_path(n_expert=8, n_layer=3, n_expert_used=3),
+        "mixed": lambda: mixed(tiny_path, tmp_path),
+        "some layers": lambda: tiny_path(n_expert=8, n_layer=4),
+        "dense layers": lambda: tiny_path(arch="deepseek", n_layer=4, n_dense_layers=1, n_expert=8),
+    }[kind]()
+    params = ModelParams(n_gpu_layers=-1, devices=(device,), use_extra_bufts=False)
+    params = params.with_n_cpu_moe(2) if kind == "some layers" else params.with_cpu_moe_all()
+    recorder = RoutingRecorder(order=True)
+    with Model.load_from_file(path, params) as model:
+
+        def compute(context: Context) -> None:
+            write(context, 12)  # whose prompt has three tokens
+            batch = Batch(64)
+            for seq in range(2):
+                batch.add_sequence(np.arange(9) * 7 % 50 + 3, seq, logits_all=True)
+            context.kv_cache_clear()
+            context.decode(batch)  # 18 tokens at once
+            context.decode(one_after(9, 40))  # more than 32, which pass
+
+        many = SMALL.with_n_seq_max(2).with_kv_unified(True)
+        with model.new_context(many.with_eval_callback(recorder)) as context:
+            compute(context)
+            assert context.moe_cache_stats() is None
+        layers = [0, 1] if kind == "some layers" else None
+        curve = recorder.cache_curve([2**40], layers=layers)
+        used, n_layers = model.n_expert_used, len(curve._groups.layouts)
+        n_slots = {
+            "one layer's": used,
+            "one token's": used * n_layers,
+            "one more": used * n_layers + 1,
+            "two tokens'": 2 * used * n_layers,
+            "all but one": model.n_expert * n_layers - 1,
+            "all": model.n_expert * n_layers,
+        }[slots]
+        # The smallest size with so many slots.
+        size = curve._groups._least([max(used, -(-n_slots * len(each) // n_layers)) for each in curve._groups.members])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if slots == "one layer's" else "default")
+            context = model.new_context(many.with_moe_cache_size(size))
+        with context:
+            compute(context)
+            counted = context.moe_cache_stats()
+        assert counted is not None
+        point = curve.at(size)
+        assert (counted.n_slots, counted.hits, counted.misses, counted.bytes_uploaded) == (
+            point.n_slots,
+            point.hits,
+            point.misses,
+            point.bytes_uploaded,
+        )
+        assert counted.hit_rate == point.hit_rate
+        assert point.hits + point.misses > 0
+
+
+def one_after(pos: int, n_tokens: int) -> Batch:
+    batch = Batch(n_tokens)
+    batch.extend(np.arange(n_tokens) % 50 + 3, pos, 0, False)
+    batch.logits[-1] = True
+    return batch
+
+
 def test_large_batches_pass(moe: Model, recorder: RoutingRecorder) -> None:
     with moe.new_context(SMALL.with_eval_callback(recorder)) as context:
         batch = Batch(64)
@@ -74,9 +150,7 @@ def test_large_batches_pass(moe: Model, recorder: RoutingRecorder) -> None:
 def test_layers_of_two_layouts_have_caches_of_their_own(
     tiny_path: MakeTiny, tmp_path: Path, recorder: RoutingRecorder
 ) -> None:
-    path = tmp_path / "mixed.gguf"
-    types = {r"blk\.[13]\.ffn_.*_exps": GgmlType.F16}
-    quantize(tiny_path(n_layer=4, n_expert=4), path, Ftype.Q8_0, tensor_types=types)
+    path = mixed(tiny_path, tmp_path)
     with Model.load_from_file(path, CPU) as model, model.new_context(SMALL.with_eval_callback(recorder)) as context:
         write(context)
         curve = recorder.cache_curve()

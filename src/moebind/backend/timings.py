@@ -5,8 +5,55 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moebind._core.native import CData
+from moebind._core.sizes import show_size
 
-__all__ = ["SamplerTimings", "Timings"]
+__all__ = ["MoeCacheStats", "SamplerTimings", "Timings"]
+
+
+@dataclass(frozen=True)
+class MoeCacheStats:
+    """What the cache of experts of a context counted (:meth:`ContextParams.with_moe_cache_size`).
+
+    Batches of more than 32 tokens use no slots, and count neither hits nor misses.
+
+    Attributes
+    ----------
+    n_slots : int
+        How many experts the cache holds, over all layers that share it.
+    hits, misses : int
+        Experts that were in the cache when a layer needed them, and that were not.
+    bytes_uploaded : int
+        Bytes that went from host memory to the device for the misses.
+    copied : int
+        Experts that large batches took from the cache instead of host memory.
+    """
+
+    n_slots: int
+    hits: int
+    misses: int
+    bytes_uploaded: int
+    copied: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits among all that was looked up; NaN if nothing was."""
+        return self.hits / (self.hits + self.misses) if self.hits + self.misses else float("nan")
+
+    def _since(self, before: MoeCacheStats) -> MoeCacheStats:
+        """What came after another count of the same cache."""
+        return MoeCacheStats(
+            self.n_slots,
+            self.hits - before.hits,
+            self.misses - before.misses,
+            self.bytes_uploaded - before.bytes_uploaded,
+            self.copied - before.copied,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.hit_rate:.1%} of {self.hits + self.misses} experts were in the cache of {self.n_slots}; "
+            f"{show_size(self.bytes_uploaded)} uploaded"
+        )
 
 
 @dataclass(frozen=True)
@@ -25,6 +72,8 @@ class Timings:
         Tokens in prompts and batches, and tokens computed one at a time. llama.cpp never reports less than one.
     n_reused : int
         How many times the graph of the previous call could be reused.
+    moe_cache : MoeCacheStats or None
+        What the cache of experts counted in that time; None if the context has none.
     """
 
     t_start_ms: float
@@ -34,6 +83,7 @@ class Timings:
     n_p_eval: int
     n_eval: int
     n_reused: int = 0
+    moe_cache: MoeCacheStats | None = None
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -49,13 +99,21 @@ class Timings:
         return (
             f"prompt {self.n_p_eval} tokens in {self.t_p_eval_ms:.0f} ms ({self.prompt_tokens_per_second:.1f}/s); "
             f"decode {self.n_eval} tokens in {self.t_eval_ms:.0f} ms ({self.tokens_per_second:.1f}/s)"
+            + (f"; {self.moe_cache}" if self.moe_cache is not None else "")
         )
 
 
-def read_timings(data: CData) -> Timings:
+def read_timings(data: CData, moe_cache: MoeCacheStats | None = None) -> Timings:
     """From a ``struct llama_perf_context_data``."""
     return Timings(
-        data.t_start_ms, data.t_load_ms, data.t_p_eval_ms, data.t_eval_ms, data.n_p_eval, data.n_eval, data.n_reused
+        data.t_start_ms,
+        data.t_load_ms,
+        data.t_p_eval_ms,
+        data.t_eval_ms,
+        data.n_p_eval,
+        data.n_eval,
+        data.n_reused,
+        moe_cache,
     )
 
 

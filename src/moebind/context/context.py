@@ -12,12 +12,13 @@ from moebind._core.owner import CallLock
 from moebind.backend import rpc_servers
 from moebind.backend.breakdown import MemoryBreakdown, read_breakdown
 from moebind.backend.threadpool import ThreadPool
-from moebind.backend.timings import Timings, read_timings
+from moebind.backend.timings import MoeCacheStats, Timings, read_timings
 from moebind.context.adapters import Adapters
 from moebind.context.backend_sampling import BackendSampling, checked_chains, outputs_per_sequence
 from moebind.context.conversation import Conversation
 from moebind.context.creation import check_memory, native_context_params, pooling_problem
 from moebind.context.generate_many import BatchedGeneration
+from moebind.context.moe_cache import read_moe_cache
 from moebind.enums import ContextType, GgmlType
 from moebind.errors import ContextCreationError, EmbeddingsError, NativeError
 from moebind.params.observers import TensorObserver, eval_hook
@@ -121,6 +122,8 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         self._history = {}
         self._owners = [0] * self._n_seq_max
         self._sharing = set()
+        #: What the cache of experts had counted when the timings were reset.
+        self._moe_cache_before: MoeCacheStats | None = None
         self._on_device = {}
         self._attached_pointers = {}
         for (seq, chain), held in zip(chains.items(), holds[2:], strict=False):
@@ -263,12 +266,27 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
     def timings(self) -> Timings:
         """How long computing has taken so far (``llama_perf_context``)."""
         with self._exclusive() as native:
-            return read_timings(lib.llama_perf_context(native))
+            cache, before = read_moe_cache(native), self._moe_cache_before
+            if cache is not None and before is not None:
+                cache = cache._since(before)
+            return read_timings(lib.llama_perf_context(native), cache)
 
     def reset_timings(self) -> None:
         """Start measuring anew (``llama_perf_context_reset``)."""
         with self._exclusive() as native:
             lib.llama_perf_context_reset(native)
+            self._moe_cache_before = read_moe_cache(native)
+
+    def moe_cache_stats(self) -> MoeCacheStats | None:
+        """What the cache of experts counted since the context was made; None if it has none.
+
+        Notes
+        -----
+        The cache is that of ``moe_cache_size``: :meth:`ContextParams.with_moe_cache_size`. llama.cpp itself only logs
+        these counters, when the context is freed.
+        """
+        with self._exclusive() as native:
+            return read_moe_cache(native)
 
     def memory_breakdown(self) -> MemoryBreakdown:
         """Where the bytes of the context and its model are; printing it gives a table."""

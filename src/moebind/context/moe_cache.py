@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING
 
 from moebind._core.native import CData, ffi, lib
 from moebind._core.sizes import show_size
+from moebind.backend.timings import MoeCacheStats
 from moebind.enums import SplitMode
 from moebind.errors import ContextCreationError
 
 if TYPE_CHECKING:
     from moebind.model.hyperparameters import Hyperparameters
 
-__all__ = ["check_moe_cache"]
+__all__ = ["check_moe_cache", "read_moe_cache"]
+
+
+def read_moe_cache(context: CData) -> MoeCacheStats | None:
+    """What a context's cache counted; None if it has none. The caller holds the context."""
+    counters = ffi.new("struct moebind_moe_counters *")
+    if not lib.moebind_moe_cache_counters(context, counters):
+        return None
+    return MoeCacheStats(counters.n_slots, counters.hits, counters.misses, counters.bytes, counters.copied)
 
 
 def check_moe_cache(model: Hyperparameters, size: int) -> None:

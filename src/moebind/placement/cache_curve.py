@@ -110,6 +110,7 @@ class CacheCurve:
         chosen: ChosenExperts,
         n_expert: int,
         layouts: Mapping[int, Layout],
+        alignment: int,
         sizes: Sequence[SupportsIndex | str] | None,
         layers: Iterable[SupportsIndex] | None,
     ) -> CacheCurve:
@@ -124,7 +125,7 @@ class CacheCurve:
             raise ValueError("no layers: there is nothing to cache")
         curve = cls.__new__(cls)
         curve._chosen, curve._n_expert = chosen, n_expert
-        curve._groups = groups = Groups(layouts)
+        curve._groups = groups = Groups(layouts, alignment)
         curve._count()
         curve.token_bytes, curve.full_bytes = groups.token_bytes(curve._used), groups.full_bytes()
         if sizes is None:

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
     from moebind._core.model_base import ModelBase
 
-__all__ = ["ChosenExperts", "Groups", "Layout", "layouts_of"]
+__all__ = ["ChosenExperts", "Groups", "Layout", "alignment_of", "layouts_of"]
 
 #: The tensors that llama.cpp caches, in its order.
 _MATRICES = ("gate_up", "gate", "up", "down")
 #: Steps of more tokens do not use the cache: ``max_batch`` in llama-moe-cache.cpp.
 N_TOKENS_MAX = 32
+#: Where tensors begin in CUDA's memory, in bytes.
+ALIGNMENT = 128
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,15 @@ def layouts_of(model: ModelBase) -> dict[int, Layout]:
     return found
 
 
+def alignment_of(model: ModelBase) -> int:
+    """Where tensors begin in the memory of the model's device, in bytes; as on a card, if it has no device."""
+    native = model._open()
+    if not lib.moebind_model_n_devices(native):
+        return ALIGNMENT
+    device = lib.moebind_model_device(native, 0)
+    return int(lib.ggml_backend_buft_get_alignment(lib.ggml_backend_dev_buffer_type(device)))
+
+
 class Groups:
     """Layers that share caches, and how many experts each of these holds.
 
@@ -81,7 +92,7 @@ class Groups:
         Of the device's tensors, in bytes.
     """
 
-    def __init__(self, layouts: Mapping[int, Layout], alignment: int = 128) -> None:
+    def __init__(self, layouts: Mapping[int, Layout], alignment: int = ALIGNMENT) -> None:
         self.layouts = dict(layouts)
         self.kinds = list(dict.fromkeys(self.layouts.values()))
         self.members = [[layer for layer, layout in self.layouts.items() if layout == kind] for kind in self.kinds]

@@ -15,7 +15,7 @@ from moebind._core.native import lib
 from moebind._core.tables import Column, text_table
 from moebind.params.observers import EvalTensor, TensorObserver
 from moebind.placement.cache_curve import CacheCurve
-from moebind.placement.chosen_experts import ChosenExperts, Layout, layouts_of
+from moebind.placement.chosen_experts import ALIGNMENT, ChosenExperts, Layout, alignment_of, layouts_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,12 +69,13 @@ class RoutingRecorder(TensorObserver):
     per layer; ``benchmarks/routing.py`` measures what that costs.
     """
 
-    __slots__ = ("_counts", "_layouts", "_lock", "_n_tokens", "_order", "_size")
+    __slots__ = ("_alignment", "_counts", "_layouts", "_lock", "_n_tokens", "_order", "_size")
 
     def __init__(self, *, order: bool = False) -> None:
         #: What was chosen, in order; and how the experts of each layer are stored.
         self._order = ChosenExperts() if checks.boolean("order", order) else None
         self._layouts: dict[int, Layout] = {}
+        self._alignment = ALIGNMENT
         self._lock = new_in_child(threading.RLock())
         #: Layers and experts of the models; some have layers for multi-token prediction besides.
         self._size = (0, 0)
@@ -86,7 +87,7 @@ class RoutingRecorder(TensorObserver):
         native = model._open()
         self._fit(int(lib.llama_model_n_layer(native)), int(lib.moebind_model_n_expert(native)))
         if self._order is not None:
-            self._layouts = layouts_of(model)
+            self._layouts, self._alignment = layouts_of(model), alignment_of(model)
         if model._architecture != "grovemoe":
             return self
         # It chooses twice from the same logits, under the same name: experts, then the groups that these are of. The
@@ -213,13 +214,14 @@ class RoutingRecorder(TensorObserver):
             raise ValueError("one of the recorders keeps the order of experts (order=True), the other does not")
         with other._lock:  # one lock at a time: a and b may be merged into each other
             size, counts, n_tokens = other._size, np.array(other._counts), np.array(other._n_tokens)
-            layouts, order = other._layouts, None if other._order is None else other._order.copy()
+            layouts, alignment = other._layouts, other._alignment
+            order = None if other._order is None else other._order.copy()
         if not counts.size:
             return
         with self._lock:
             if not self._counts.size:
                 self._size, self._counts, self._n_tokens = size, counts, n_tokens
-                self._layouts, self._order = layouts, order
+                self._layouts, self._alignment, self._order = layouts, alignment, order
                 return
             if self._size != size:
                 raise ValueError(f"{_shown(size)} cannot be added to {_shown(self._size)}")
@@ -271,7 +273,7 @@ class RoutingRecorder(TensorObserver):
             raise ValueError("this recorder keeps no order: make it with RoutingRecorder(order=True)")
         with self._lock:
             order = order.copy()
-        return CacheCurve._of(order, self._size[1], self._layouts, sizes, layers)
+        return CacheCurve._of(order, self._size[1], self._layouts, self._alignment, sizes, layers)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Draw a heat map: layers down, experts across, colours for an expert's share in multiples of an even share.
