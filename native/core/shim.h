@@ -297,6 +297,7 @@ struct moebind_memory {
     size_t                     model;
     size_t                     context;
     size_t                     compute;
+    size_t                     moe_cache; // not part of context
 };
 
 // Bytes by buffer type. Writes at most n and returns how many there are.

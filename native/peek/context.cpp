@@ -2,6 +2,7 @@
 #include "llama-context.h"
 #include "llama-ext.h"
 #include "llama-graph.h"
+#include "moe_cache.h"
 #include "owned.h"
 
 // llama_context keeps its graph and its output buffer private. An explicit instantiation may name private members, and a
@@ -28,9 +29,13 @@ ggml_backend_buffer_t moebind_take_output(llama_context * ctx) {
 size_t moebind_memory_breakdown(const llama_context * ctx, moebind_memory * parts, size_t n) {
     size_t i = 0;
     const llama_memory_breakdown breakdown = llama_get_memory_breakdown(ctx);
+    // It counts the cache of experts as the context's.
+    const auto cached = moebind::moe_cache_sizes(*ctx);
     for (const auto & [buft, data] : breakdown) {
         if (i < n) {
-            parts[i] = { buft, data.model, data.context, data.compute };
+            const auto   found     = cached.find(buft);
+            const size_t moe_cache = found == cached.end() ? 0 : found->second;
+            parts[i]               = { buft, data.model, data.context - moe_cache, data.compute, moe_cache };
         }
         i++;
     }

@@ -3,6 +3,7 @@
 #include "llama-context.h"
 #include "llama-model.h"
 #include "llama-moe-cache.h"
+#include "moe_cache.h"
 #include "shim.h"
 
 #include <algorithm>
@@ -11,9 +12,9 @@
 
 // As in context.cpp: a friend hands on what is private.
 template <auto Member> struct moe_cache_access {
-    friend auto & moe_cache_of(llama_context & ctx) { return ctx.*Member; }
+    friend const auto & moe_cache_of(const llama_context & ctx) { return ctx.*Member; }
 };
-auto & moe_cache_of(llama_context & ctx);
+const auto & moe_cache_of(const llama_context & ctx);
 template struct moe_cache_access<&llama_context::moe_cache>;
 
 namespace {
@@ -108,4 +109,12 @@ bool moebind_moe_cache_counters(llama_context * ctx, moebind_moe_counters * coun
     *counters          = { counted.n_slots, counted.hits, counted.misses, counted.bytes, counted.copied };
     return true;
 #endif
+}
+
+std::map<ggml_backend_buffer_type_t, size_t> moebind::moe_cache_sizes(const llama_context & ctx) {
+    const auto & cache = moe_cache_of(ctx);
+    if (cache == nullptr) {
+        return {};
+    }
+    return cache->memory_breakdown();
 }

@@ -16,17 +16,18 @@ __all__ = ["BufferMemory", "DeviceMemory", "MemoryBreakdown"]
 
 @dataclass(frozen=True)
 class BufferMemory:
-    """Bytes in one buffer type, such as ``CPU``, ``CPU_REPACK`` or ``CUDA0``: weights, cache and state, scratch."""
+    """Bytes in one buffer type, such as ``CPU``, ``CPU_REPACK`` or ``CUDA0``: as in :class:`DeviceMemory`."""
 
     name: str
     model: int
     context: int
     compute: int
+    moe_cache: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.model + self.context + self.compute
+        return self.model + self.context + self.compute + self.moe_cache
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class DeviceMemory:
         ignore it.
     capacity : int
         Bytes that it has in all, or is taken to have.
+    moe_cache : int
+        The cache of experts (:meth:`ContextParams.with_moe_cache_size`).
     """
 
     name: str
@@ -58,14 +61,17 @@ class DeviceMemory:
     buffers: tuple[BufferMemory, ...]
     free: int = field(default=0, compare=False)
     capacity: int = field(default=0, compare=False)
+    moe_cache: int = 0
 
     @property
     def total(self) -> int:
-        """All of it: ``model + context + compute``."""
-        return self.model + self.context + self.compute
+        """All of it: ``model + context + compute + moe_cache``."""
+        return self.model + self.context + self.compute + self.moe_cache
 
 
 HOST = "Host"
+#: What memory is taken for: attributes of BufferMemory and DeviceMemory.
+PARTS = ("model", "context", "moe_cache", "compute")
 
 
 @dataclass(frozen=True)
@@ -108,24 +114,27 @@ class MemoryBreakdown:
 
     def _lines(self, with_free: bool = False) -> list[str]:
         """A table in MiB; buffers that are not simply the device's memory have lines of their own."""
+        # The cache of experts has a column where there is one.
+        parts = [part for part in PARTS if part != "moe_cache" or any(device.moe_cache for device in self.devices)]
+        parts.append("total")
         rows: list[list[object]] = []
         for device in self.devices:
-            rows.append([device.name, *_mebibytes(device), device.free / 2**20])
+            rows.append([device.name, *_mebibytes(device, parts), device.free / 2**20])
             if len(device.buffers) > 1 or any(
                 buffer.name != "CPU" and device.name == HOST for buffer in device.buffers
             ):
-                rows += [["  " + buffer.name, *_mebibytes(buffer), None] for buffer in device.buffers]
-        columns = [_NAME, *_SIZES, _FREE] if with_free else [_NAME, *_SIZES]
+                rows += [["  " + buffer.name, *_mebibytes(buffer, parts), None] for buffer in device.buffers]
+        sizes = [Column(part.replace("_", " "), ".1f", width=9) for part in parts]
+        columns = [_NAME, *sizes, _FREE] if with_free else [_NAME, *sizes]
         return text_table(columns, [row[: len(columns)] for row in rows], separator=" ")
 
 
 _NAME = Column("memory, MiB", left=True)
-_SIZES = [Column(name, ".1f", width=9) for name in ("model", "context", "compute", "total")]
 _FREE = Column("free", ".1f", width=9)
 
 
-def _mebibytes(part: DeviceMemory | BufferMemory) -> list[float]:
-    return [size / 2**20 for size in (part.model, part.context, part.compute, part.total)]
+def _mebibytes(memory: DeviceMemory | BufferMemory, parts: Iterable[str]) -> list[float]:
+    return [getattr(memory, part) / 2**20 for part in parts]
 
 
 def gather(parts: Iterable[tuple[CData, BufferMemory]], devices: Iterable[CData]) -> tuple[DeviceMemory, ...]:
@@ -158,7 +167,7 @@ def _on_device(device: CData, buffers: list[BufferMemory]) -> DeviceMemory:
 def _sum(name: str, kind: DeviceType, buffers: list[BufferMemory], free: int, capacity: int) -> DeviceMemory:
     buffers.sort(key=lambda buffer: buffer.name)  # llama.cpp's order is that of addresses
     sums = (sum(b.model for b in buffers), sum(b.context for b in buffers), sum(b.compute for b in buffers))
-    return DeviceMemory(name, kind, *sums, tuple(buffers), free, capacity)
+    return DeviceMemory(name, kind, *sums, tuple(buffers), free, capacity, sum(b.moe_cache for b in buffers))
 
 
 def read_parts(context: CData) -> list[tuple[CData, BufferMemory]]:
@@ -169,7 +178,9 @@ def read_parts(context: CData) -> list[tuple[CData, BufferMemory]]:
     return [
         (
             part.buft,
-            BufferMemory(decoded(lib.ggml_backend_buft_name(part.buft)), part.model, part.context, part.compute),
+            BufferMemory(
+                decoded(lib.ggml_backend_buft_name(part.buft)), part.model, part.context, part.compute, part.moe_cache
+            ),
         )
         for part in parts
     ]

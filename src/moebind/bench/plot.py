@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moebind.backend.breakdown import PARTS
 from moebind.placement.plot import COLOURS, TEXT, check_plot
 
 if TYPE_CHECKING:
@@ -27,15 +28,20 @@ def plot_rows(report: OffloadRows, path: str) -> None:
     memory, speed = figure.subplots(1, 2, sharey=True)
     largest = max(row.allocated.device_bytes for row in rows if row.allocated is not None)
     unit, size = ("GiB", 2**30) if largest >= 2**30 else ("MiB", 2**20)
+    labelled: set[str] = set()
     for at, row in enumerate(rows):
         if row.allocated is None or row.decode is None or row.prompt is None:
             continue
         left = 0.0
-        for name in ("model", "context", "compute"):
-            width = sum(getattr(device, name) for device in row.allocated.devices[:-1]) / size
-            label = name if at == 0 else None
-            memory.barh(at, width, left=left, height=0.6, color=COLOURS[name], label=label)
-            left += width
+        for part in PARTS:
+            width = sum(getattr(device, part) for device in row.allocated.devices[:-1]) / size
+            name = part.replace("_", " ")
+            if width:
+                memory.barh(
+                    at, width, left=left, height=0.6, color=COLOURS[name], label=None if name in labelled else name
+                )
+                labelled.add(name)
+                left += width
         memory.annotate(f"{left:.4g}", (left, at), (5, 0), textcoords="offset points", va="center", color=TEXT)
         for offset, samples, name, colour in (
             (-0.17, row.prompt, "prompt", SPEEDS["prompt"]),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moebind.backend.breakdown import BufferMemory, DeviceMemory, MemoryBreakdown
+from moebind.backend.breakdown import PARTS, BufferMemory, DeviceMemory, MemoryBreakdown
 from moebind.bench.agreement import Agreement
 from moebind.bench.measure import TimedRun
 from moebind.bench.resident_memory import Resident, Seen
@@ -130,11 +130,7 @@ class OffloadRow:
             return None
         held = {device.name: device for device in self.allocated.devices}
         return max(
-            max(
-                abs(device.model - held[device.name].model),
-                abs(device.context - held[device.name].context),
-                abs(device.compute - held[device.name].compute),
-            )
+            max(abs(int(getattr(device, part)) - int(getattr(held[device.name], part))) for part in PARTS)
             for device in self.predicted.devices
             if device.name in held
         )

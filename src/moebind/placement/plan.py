@@ -10,7 +10,7 @@ from types import MappingProxyType
 from moebind._core import checks
 from moebind._core.native import CData, lib
 from moebind._core.sizes import parse_size, show_size
-from moebind.backend.breakdown import DeviceMemory, MemoryBreakdown
+from moebind.backend.breakdown import PARTS, DeviceMemory, MemoryBreakdown
 from moebind.backend.devices import Device, native_device
 from moebind.enums import DeviceType
 from moebind.params.params import ContextParams, ModelParams
@@ -217,7 +217,7 @@ class Plan(MemoryBreakdown):
 
 
 def _sizes(part: object) -> dict[str, int]:
-    return {name: getattr(part, name) for name in ("model", "context", "compute", "total")}
+    return {name: getattr(part, name) for name in (*PARTS, "total")}
 
 
 def plan(

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from moebind.backend.breakdown import DeviceMemory
 
 #: Dark enough for a white page, bright enough for a dark one.
-COLOURS = {"model": "#3b82c4", "repacked": "#7fb3dd", "context": "#d9822b", "compute": "#8a63c9", "free": "#8a8f98"}
+COLOURS = {
+    "model": "#3b82c4",
+    "repacked": "#7fb3dd",
+    "context": "#d9822b",
+    "moe cache": "#3f9e6e",
+    "compute": "#8a63c9",
+    "free": "#8a8f98",
+}
 TEXT = "#7d848f"
 
 
@@ -81,7 +88,8 @@ def _plot_devices(axes: Axes, devices: Sequence[DeviceMemory], gaps: int, labell
     for row, device in enumerate(devices):
         repacked = sum(buffer.model for buffer in device.buffers if "REPACK" in buffer.name)
         read = device.model - repacked - gaps
-        parts = {"model": read, "repacked": repacked, "context": device.context, "compute": device.compute}
+        parts = {"model": read, "repacked": repacked, "context": device.context}
+        parts |= {"moe cache": device.moe_cache, "compute": device.compute}
         left = 0.0
         for name, size in parts.items():
             if size:
