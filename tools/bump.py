@@ -145,10 +145,11 @@ def architectures(tree: Path) -> list[tuple[str, str]]:
 
 def changes(before: dict[str, str], after: dict[str, str]) -> list[str]:
     """Lines that say what was added, removed or changed."""
-    lines = [f"+ {after[name] or name}" if after[name] != "" else f"+ {name}" for name in after.keys() - before.keys()]
-    lines += [f"- {name}" for name in before.keys() - after.keys()]
-    lines += [f"~ {name}: {before[name]} -> {after[name]}" for name in before.keys() & after.keys() if before[name] != after[name]]
-    return sorted(lines, key=lambda line: line[2:])
+    lines = [f"  + {name}{after[name] and f': {after[name]}'}" for name in after.keys() - before.keys()]
+    lines += [f"  - {name}" for name in before.keys() - after.keys()]
+    both = before.keys() & after.keys()
+    lines += [f"  ~ {name}: {before[name]} -> {after[name]}" for name in both if before[name] != after[name]]
+    return sorted(lines, key=lambda line: line[4:])
 
 
 def uses() -> dict[str, list[tuple[str, list[str]]]]:
@@ -168,7 +169,8 @@ def uses() -> dict[str, list[tuple[str, list[str]]]]:
 def changed_inside(before: Path, after: Path) -> list[str]:
     """Of what moebind uses of llama.cpp's inside, the files that changed, and who is to look."""
     lines = []
-    for used, users in uses().items():
+    public = {header: [("what it says of behaviour", [])] for header in ("include/llama.h", "ggml/include/ggml-backend.h")}
+    for used, users in [*public.items(), *uses().items()]:
         texts = [(tree / used).read_text("utf-8").splitlines() if (tree / used).is_file() else None for tree in (before, after)]
         if texts[0] == texts[1]:
             continue
