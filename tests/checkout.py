@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENDOR = ROOT / "vendor"
 NOWHERE = "http://127.0.0.1:1"  # nobody listens there
 ARCHIVE = "tiny_llama-1.0.tar.gz"
-PREFIX = "tiny_llama-1.0/vendor/llama.cpp/"
+PREFIX = "tiny_llama-1.0/thirdparty/llama.cpp/"
 
 SOURCES = {
     "include/llama.h": "// the API\n",
@@ -34,20 +34,12 @@ NOT_WANTED = {
     "README.md": "\n",
 }
 
-# pip prepares an sdist's metadata even if it only downloads it, so the archive has a build backend of its own. What it
-# says to require is on no index: nothing but the archive is to be downloaded.
+# pip prepares an sdist's metadata even if it only downloads it. Nothing but the archive is to be downloaded, and none of its
+# code to be run: what it says to require is on no index, and its setup.py fails.
 PACKAGE = {
     "PKG-INFO": "Metadata-Version: 2.1\nName: tiny-llama\nVersion: 1.0\n",
-    "pyproject.toml": '[build-system]\nrequires = ["on-no-index"]\nbuild-backend = "backend"\nbackend-path = ["."]\n',
-    "backend.py": """
-from pathlib import Path
-
-def prepare_metadata_for_build_wheel(folder, config_settings=None):
-    info = Path(folder, "tiny_llama-1.0.dist-info")
-    info.mkdir()
-    info.joinpath("METADATA").write_text("Metadata-Version: 2.1\\nName: tiny-llama\\nVersion: 1.0\\n")
-    return info.name
-""",
+    "pyproject.toml": '[build-system]\nrequires = ["on-no-index"]\nbuild-backend = "setuptools.build_meta"\n',
+    "setup.py": 'raise SystemExit("setup.py was run")\n',
 }
 
 
@@ -123,8 +115,14 @@ class Checkout:
     def pin(self, archive: Path, commit: str = "abc123456") -> None:
         digest = hashlib.sha256(archive.read_bytes()).hexdigest()
         self.lock.write_text(
-            f"tiny-llama==1.0 --hash=sha256:{digest}\n# llama.cpp-commit: {commit}\n# llama.cpp-version: 0.1.0\n"
+            f"tiny-llama==1.0 --hash=sha256:{digest}\n# llama.cpp-folder: thirdparty/llama.cpp\n"
+            f"# llama.cpp-commit: {commit}\n# llama.cpp-version: 0.1.0\n"
         )
+
+    def patch(self, name: str, text: str) -> None:
+        """Add a file to ``vendor/patches``."""
+        (self.vendor / "patches").mkdir(exist_ok=True)
+        (self.vendor / "patches" / name).write_text(text)
 
     def fill_cache(self) -> None:
         shutil.copy(self.index / ARCHIVE, self.cache)
@@ -169,5 +167,5 @@ class Checkout:
 
     def assert_tidy(self) -> None:
         """Nothing is left behind, neither here nor in the cache."""
-        assert {path.name for path in self.vendor.iterdir()} - {"fetch.py", "llama.cpp.lock", "llama.cpp"} == set()
+        assert {path.name for path in self.vendor.iterdir()} - {"fetch.py", "llama.cpp.lock", "llama.cpp", "patches"} == set()
         assert {path.name for path in self.cache.iterdir()} - {ARCHIVE} == set()

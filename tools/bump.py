@@ -68,15 +68,11 @@ def pinned(archive: Path, project: str, version: str, commit: str | None) -> str
         text = listing.read().decode()
     parts = dict(re.findall(r"set\(LLAMA_VERSION_(MAJOR|MINOR|PATCH) (\d+)\)", text))
     if len(parts) != 3:
-        raise SystemExit(
-            "bump: CMakeLists.txt of this llama.cpp does not say its version as LLAMA_VERSION_MAJOR and so on"
-        )
+        raise SystemExit("bump: CMakeLists.txt of this llama.cpp does not say its version as LLAMA_VERSION_MAJOR and so on")
     release = ".".join(parts[part] for part in ("MAJOR", "MINOR", "PATCH"))
     build = re.search(r"\.(\d{4,6})(\.\d)?$", version)  # versions of such packages end in the number of the build
     if commit is None and build is None:
-        raise SystemExit(
-            f"bump: {version} does not end in the number of a build: say which commit it is, with --commit"
-        )
+        raise SystemExit(f"bump: {version} does not end in the number of a build: say which commit it is, with --commit")
     named = commit or f"b{build[1]}"  # type: ignore[index]
     return lock_text(project, version, fetch.sha256_of(archive), root.partition("/")[2], named, f"{release}-dev")
 
@@ -149,14 +145,11 @@ def architectures(tree: Path) -> list[tuple[str, str]]:
 
 def changes(before: dict[str, str], after: dict[str, str]) -> list[str]:
     """Lines that say what was added, removed or changed."""
-    lines = [f"+ {after[name] or name}" if after[name] != "" else f"+ {name}" for name in after.keys() - before.keys()]
-    lines += [f"- {name}" for name in before.keys() - after.keys()]
-    lines += [
-        f"~ {name}: {before[name]} -> {after[name]}"
-        for name in before.keys() & after.keys()
-        if before[name] != after[name]
-    ]
-    return sorted(lines, key=lambda line: line[2:])
+    lines = [f"  + {name}{after[name] and f': {after[name]}'}" for name in after.keys() - before.keys()]
+    lines += [f"  - {name}" for name in before.keys() - after.keys()]
+    both = before.keys() & after.keys()
+    lines += [f"  ~ {name}: {before[name]} -> {after[name]}" for name in both if before[name] != after[name]]
+    return sorted(lines, key=lambda line: line[4:])
 
 
 def uses() -> dict[str, list[tuple[str, list[str]]]]:
@@ -176,11 +169,9 @@ def uses() -> dict[str, list[tuple[str, list[str]]]]:
 def changed_inside(before: Path, after: Path) -> list[str]:
     """Of what moebind uses of llama.cpp's inside, the files that changed, and who is to look."""
     lines = []
-    for used, users in uses().items():
-        texts = [
-            (tree / used).read_text("utf-8").splitlines() if (tree / used).is_file() else None
-            for tree in (before, after)
-        ]
+    public = {header: [("what it says of behaviour", [])] for header in ("include/llama.h", "ggml/include/ggml-backend.h")}
+    for used, users in [*public.items(), *uses().items()]:
+        texts = [(tree / used).read_text("utf-8").splitlines() if (tree / used).is_file() else None for tree in (before, after)]
         if texts[0] == texts[1]:
             continue
         if None in texts:
@@ -253,9 +244,7 @@ def main() -> int:
         remember(fetch.LOCK)
         fetch.LOCK.write_text(text, encoding="utf-8")
     elif not (NOTES / "before.lock").is_file():
-        raise SystemExit(
-            f"bump: {pin.project} {pin.version} is what is pinned already, and nothing is known of another"
-        )
+        raise SystemExit(f"bump: {pin.project} {pin.version} is what is pinned already, and nothing is known of another")
     try:
         for name, lock in ("before", NOTES / "before.lock"), ("after", fetch.LOCK):
             fetch.fetch(NOTES / name, lock, [patch.stem for patch in fetch.PATCHES.glob("*.patch")])

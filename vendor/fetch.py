@@ -51,6 +51,9 @@ WANTED = (
 #: Parts of the wanted folders that nothing here builds.
 UNWANTED = ("tools/server/tests/", "tools/server/bench/", "tools/mtmd/tests/")
 
+#: Build backends that archives with llama.cpp name; in their place comes one that builds nothing.
+BACKENDS = ("setuptools/build_meta.py", "scikit_build_core/build.py")
+
 
 class FetchError(Exception):
     """The source could not be brought; the message is one sentence that says what to do."""
@@ -112,18 +115,19 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_build_backend(pin: Pin, folder: Path) -> None:
-    """Write what pip asks for an archive's metadata, which it does even if it only downloads it, under setuptools' name."""
-    module = folder / "setuptools/build_meta.py"
-    module.parent.mkdir(parents=True)
+def write_build_backends(pin: Pin, folder: Path) -> None:
+    """Write what pip asks for an archive's metadata, which it does even if it only downloads it."""
     info, metadata = pin.archive_name.replace(".tar.gz", ".dist-info"), f"Name: {pin.project}\nVersion: {pin.version}\n"
-    module.with_name("__init__.py").touch()
-    module.write_text(
+    code = (
         "from pathlib import Path\n\n\ndef prepare_metadata_for_build_wheel(folder, config_settings=None):\n"
         f"    info = Path(folder, {info!r})\n    info.mkdir()\n"
-        f"    info.joinpath('METADATA').write_text('Metadata-Version: 2.1\\n' + {metadata!r})\n    return info.name\n",
-        encoding="utf-8",
+        f"    info.joinpath('METADATA').write_text('Metadata-Version: 2.1\\n' + {metadata!r})\n    return info.name\n"
     )
+    for name in BACKENDS:
+        module = folder / name
+        module.parent.mkdir(parents=True)
+        module.with_name("__init__.py").touch()
+        module.write_text(code, encoding="utf-8")
 
 
 def download(pin: Pin, lock: Path, folder: Path, hashed: bool = True) -> Path:
@@ -142,7 +146,7 @@ def download(pin: Pin, lock: Path, folder: Path, hashed: bool = True) -> Path:
     command += ["--no-binary", pin.project, "-r", str(lock), "-d", str(folder)]
     command += ["--require-hashes"] if hashed else []
     # -I is not for the process in which pip asks for metadata, so there ours stands before the archive's real backend.
-    write_build_backend(pin, folder / "backend")
+    write_build_backends(pin, folder / "backend")
     environment = os.environ | {"PYTHONPATH": str(folder / "backend")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     archive = folder / pin.archive_name
@@ -205,7 +209,7 @@ def apply_patch(patch: Path, tree: Path) -> None:
         for hunk in re.split(r"^@@ .*\n", hunks, flags=re.MULTILINE)[1:]:
             lines = [line or " " for line in hunk.splitlines()]
             old, new = ("\n".join(["", *(line[1:] for line in lines if line[0] != sign), ""]) for sign in "+-")
-            if source.count(old) != 1:
+            if len(re.findall(f"(?={re.escape(old)})", source)) != 1:
                 raise FetchError(
                     f"{patch.name} does not fit {name} of this llama.cpp: see what became of the lines after "
                     f"'{lines[0][1:].strip()}', and change the patch, or delete it if llama.cpp no longer needs it."

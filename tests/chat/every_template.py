@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 FETCH = Path(__file__).resolve().parents[2] / "vendor/fetch.py"
-FOLDER = "/vendor/llama.cpp/models/templates/"
+FOLDER = "/models/templates/"
 
 
 @cache
@@ -23,9 +23,10 @@ def templates() -> dict[str, str]:
     sys.modules[spec.name] = fetch  # its dataclasses look there
     spec.loader.exec_module(fetch)
     found: dict[str, str] = {}
-    with tarfile.open(fetch.cached_archive(fetch.read_lock(), fetch.LOCK)) as archive:
+    pin = fetch.read_lock()
+    with tarfile.open(fetch.cached_archive(pin, fetch.LOCK)) as archive:
         for member in archive:
-            if FOLDER in member.name and member.name.endswith(".jinja"):
+            if pin.folder + FOLDER in member.name and member.name.endswith(".jinja"):
                 file = archive.extractfile(member)
                 assert file is not None
                 found[Path(member.name).stem] = file.read().decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -189,3 +190,18 @@ def test_without_a_driver_the_loader_says_so(loader: Path) -> None:
     answer, reason = run(ASKS, "", loader / "libloader.so").splitlines()
     assert answer == "None"
     assert "libcuda.so.1" in reason
+
+
+#: The function of ggml-cuda.cu that native/peek/described_devices.cpp repeats, since CUDA's backend is in few builds.
+BATCH_SIZE = re.compile(r"int64_t \w*batch_size\(const ggml_tensor \* op\) \{(.*?)\n\}\n", re.DOTALL)
+
+
+def test_described_devices_take_over_from_the_batch_on_that_cuda_does() -> None:
+    ours = (ROOT / "native/peek/described_devices.cpp").read_text(encoding="utf-8")
+    theirs = (GGML / "src/ggml-cuda/ggml-cuda.cu").read_text(encoding="utf-8")
+    (rule,) = BATCH_SIZE.findall(ours)
+    assert [rule.split()] == [each.split() for each in BATCH_SIZE.findall(theirs)]
+    default = re.findall(r'getenv\("GGML_OP_OFFLOAD_MIN_BATCH"\)\) : (\d+);', theirs)
+    assert default == re.findall(r"std::atoi\(least\) : (\d+)\)", ours)
+    assert len(default) == 1
+    assert "return get_op_batch_size(op) >= dev_ctx->op_offload_min_batch_size;" in theirs

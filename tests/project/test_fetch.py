@@ -6,12 +6,12 @@ import errno
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -33,6 +33,18 @@ def python_without_pip(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "bin" / "python")
 
 
+@pytest.fixture
+def old_tree(checkout: Checkout) -> dict[str, bytes]:
+    """The files of a tree that an earlier pin left; the lock names another one, which nobody has."""
+    earlier = write_archive(checkout.cache / ARCHIVE, {"include/llama.h": "// old\n", "src/old.cpp": "\n"})
+    right = checkout.lock.read_text()
+    checkout.pin(earlier)
+    checkout.fetch()
+    checkout.lock.write_text(right)
+    (checkout.cache / ARCHIVE).unlink()
+    return contents(checkout.tree)
+
+
 def the_sentence(result: tuple[int, str, str]) -> str:
     """What a failed run says: one line on stderr, beginning with who says it and ending like a sentence."""
     code, _, err = result
@@ -48,9 +60,12 @@ def the_sentence(result: tuple[int, str, str]) -> str:
 
 def test_the_projects_own_lock() -> None:
     pin = fetch.read_lock()
-    assert pin.archive_name == f"llama_cpp_python-{pin.version}.tar.gz"
+    assert pin.archive_name == f"{pin.project}-{pin.version}.tar.gz"
+    assert pin.patches
+    assert all(fetch.sha256_of(patch) in pin.stamp for patch in pin.patches)
+    assert pin.folder.endswith("llama.cpp")
     assert len(pin.sha256) == 64
-    assert set(pin.commit) <= set("0123456789abcdef")
+    assert re.fullmatch(r"[0-9a-f]{7,40}|b\d+", pin.commit)
     assert pin.llama_version[0].isdigit()
 
 
@@ -63,7 +78,9 @@ def test_printing_a_field_fetches_nothing(checkout: Checkout, field: str, value:
     assert not checkout.tree.exists()
 
 
-GOOD_LOCK = f"tiny-llama==1.0 --hash=sha256:{'0' * 64}\n# llama.cpp-commit: abc\n# llama.cpp-version: 1\n"
+GOOD_LOCK = (
+    f"tiny-llama==1.0 --hash=sha256:{'0' * 64}\n# llama.cpp-folder: a/b\n# llama.cpp-commit: abc\n# llama.cpp-version: 1\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +93,10 @@ GOOD_LOCK = f"tiny-llama==1.0 --hash=sha256:{'0' * 64}\n# llama.cpp-commit: abc\
         GOOD_LOCK.replace("sha256", "md5").encode(),
         GOOD_LOCK.replace("commit", "date").encode(),
         GOOD_LOCK.replace("-version", "").encode(),
+        GOOD_LOCK.replace("folder: a/b", "folder:").encode(),
         None,
     ],
-    ids=["empty", "binary", "no version", "short hash", "weak hash", "no commit", "no llama.cpp version", "missing"],
+    ids=["empty", "binary", "no version", "short hash", "weak hash", "no commit", "no llama.cpp version", "no folder", "missing"],
 )
 def test_broken_lock(checkout: Checkout, text: bytes | None) -> None:
     checkout.lock.write_text(GOOD_LOCK)
@@ -107,20 +125,82 @@ def test_fetches_through_pip_and_once(checkout: Checkout) -> None:
     assert times == {path: path.stat().st_mtime_ns for path in checkout.folder.rglob("*")}
 
 
-def test_pip_brings_a_build_backend_that_is_not_installed(checkout: Checkout) -> None:
-    backend = '[build-system]\nrequires = ["tiny-backend"]\nbuild-backend = "tiny_backend"\n'
-    package = {"PKG-INFO": PACKAGE["PKG-INFO"], "pyproject.toml": backend}
-    checkout.pin(write_archive(checkout.index / ARCHIVE, SOURCES, package=package))
-    assert "check the network" in the_sentence(checkout.run())
-    with zipfile.ZipFile(checkout.index / "tiny_backend-1.0-py3-none-any.whl", "w") as wheel:
-        info = "tiny_backend-1.0.dist-info"
-        wheel.writestr("tiny_backend.py", PACKAGE["backend.py"])
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-backend\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
-    code, _, err = checkout.run()
-    assert (code, err) == (0, "")
+@pytest.mark.parametrize("backend", ["setuptools.build_meta", "scikit_build_core.build"])
+def test_no_code_of_the_archive_is_run(checkout: Checkout, backend: str) -> None:
+    marked = {**PACKAGE, "pyproject.toml": PACKAGE["pyproject.toml"].replace("setuptools.build_meta", backend)}
+    assert "raise SystemExit" in marked["setup.py"]
+    checkout.pin(write_archive(checkout.index / ARCHIVE, SOURCES, package=marked))
+    assert checkout.run()[0] == 0
     checkout.assert_right()
+
+
+def test_a_build_backend_that_nobody_knows(checkout: Checkout) -> None:
+    unknown = {**PACKAGE, "pyproject.toml": PACKAGE["pyproject.toml"].replace("setuptools.build_meta", "no_such")}
+    checkout.pin(write_archive(checkout.index / ARCHIVE, SOURCES, package=unknown))
+    assert "check the network, or put tiny_llama-1.0.tar.gz into" in the_sentence(checkout.run())
+
+
+# --- patches ---
+
+PATCH = """Why, in words. A line with --- in it is no beginning.
+
+--- a/src/llama.cpp
++++ b/src/llama.cpp
+@@ -1,1 +1,2 @@ int main()
+-int main() {}
++int main() {
++}
+--- a/LICENSE
++++ b/LICENSE
+@@ -1 +1,2 @@
+ MIT
++
+"""
+
+
+def test_patches_are_applied(checkout: Checkout) -> None:
+    checkout.fill_cache()
+    checkout.patch("a.patch", PATCH)
+    checkout.patch("b.patch", "--- a/LICENSE\n+++ b/LICENSE\n@@ -1,2 +1,2 @@\n-MIT\n+BSD\n \n")
+    assert checkout.fetch() is True
+    assert (checkout.tree / "src/llama.cpp").read_text() == "int main() {\n}\n"
+    assert (checkout.tree / "LICENSE").read_text() == "BSD\n\n"
+    assert checkout.fetch() is False
+
+
+def test_another_patch_replaces_the_tree(checkout: Checkout) -> None:
+    checkout.fill_cache()
+    checkout.fetch()
+    checkout.patch("a.patch", PATCH)
+    assert checkout.fetch() is True
+    checkout.patch("a.patch", PATCH.replace("+}", "+  }"))
+    assert checkout.fetch() is True
+    assert (checkout.tree / "src/llama.cpp").read_text() == "int main() {\n  }\n"
+    (checkout.vendor / "patches/a.patch").rename(checkout.vendor / "patches/b.patch")
+    assert checkout.fetch() is True
+    assert checkout.run("--without", "b")[0] == 0
+    checkout.assert_right()
+    assert checkout.run("--without", "b", "--without", "c")[0] == 0
+
+
+def test_a_patch_whose_lines_moved_is_applied(checkout: Checkout) -> None:
+    checkout.pin(write_archive(checkout.cache / ARCHIVE, SOURCES | {"src/llama.cpp": "// new\n\nint main() {}\n// end\n"}))
+    checkout.patch("a.patch", PATCH)
+    checkout.fetch()
+    assert (checkout.tree / "src/llama.cpp").read_text() == "// new\n\nint main() {\n}\n// end\n"
+
+
+@pytest.mark.parametrize("source", ["int start() {}\n", "int main() {}\nint main() {}\n", "  int main() {}\n", None])
+def test_a_patch_that_does_not_fit(checkout: Checkout, old_tree: dict[str, bytes], source: str | None) -> None:
+    sources = {**SOURCES, "src/llama.cpp": source}
+    archive = checkout.cache / ARCHIVE
+    checkout.pin(write_archive(archive, {name: text for name, text in sources.items() if text is not None}))
+    checkout.patch("a.patch", PATCH)
+    sentence = the_sentence(checkout.run())
+    assert "a.patch does not fit src/llama.cpp of this llama.cpp" in sentence
+    assert "the lines after 'int main() {}'" in sentence
+    assert contents(checkout.tree) == old_tree
+    checkout.assert_tidy()
 
 
 def test_second_call_does_nothing(checkout: Checkout) -> None:
@@ -251,18 +331,6 @@ def test_members_that_lead_outside_are_left_in_the_archive(checkout: Checkout) -
 
 
 # --- what can go wrong ---
-
-
-@pytest.fixture
-def old_tree(checkout: Checkout) -> dict[str, bytes]:
-    """The files of a tree that an earlier pin left; the lock names another one, which nobody has."""
-    earlier = write_archive(checkout.cache / ARCHIVE, {"include/llama.h": "// old\n", "src/old.cpp": "\n"})
-    right = checkout.lock.read_text()
-    checkout.pin(earlier)
-    checkout.fetch()
-    checkout.lock.write_text(right)
-    (checkout.cache / ARCHIVE).unlink()
-    return contents(checkout.tree)
 
 
 def test_no_network(checkout: Checkout, old_tree: dict[str, bytes]) -> None:

@@ -161,21 +161,21 @@ def names_of(tools: Iterable[Mapping[str, object]]) -> list[str]:
 def unheld_arguments(grammar: str, name: str, parameters: Mapping[str, object]) -> Iterator[str]:
     """What of a tool's schema the grammar does not hold a call's arguments to, a clause each."""
     rules = dict(re.findall(r"^([a-zA-Z0-9-]+) ::= (.*)$", grammar, re.MULTILINE))
-    written = _written(name)
-    if any(rule.endswith(f"{written}-schema") for rule in rules):
+    called = _rule_of(name, rules, r"tool-\d+")
+    if f"{called}-schema" in rules:
         yield from _lost(parameters)
         return
-    called = min((rule for rule in rules if _CALL in rule and rule.endswith(written)), key=len, default="root")
     properties = parameters.get("properties") or {}
     required = parameters.get("required") or ()
     if not isinstance(properties, Mapping) or not isinstance(required, Sequence):
         yield from _lost(parameters)
         return
-    if not all(_passes(grammar, [("", key)], root=called, some=True) for key in properties if key):
+    root = called or "root"
+    if not all(_passes(grammar, [("", key)], root=root, some=True) for key in properties if key):
         yield "they may be anything: llama.cpp's grammar of this template's calls leaves the schema out"
         return
     for key, value in properties.items():
-        used = " ".join(text for rule, text in rules.items() if written in rule and rule.endswith(f"-{_written(key)}"))
+        used = rules.get(_rule_of(key, rules, rf"{called}-arg-\d+"), "")
         references = re.findall(r"[a-zA-Z0-9-]+", _LITERAL.sub(" ", used))
         if any(each in _TYPED or each.endswith("-schema") for each in references):
             yield from (f"{key!r}: {each}" for each in _lost(value))
@@ -184,7 +184,7 @@ def unheld_arguments(grammar: str, name: str, parameters: Mapping[str, object]) 
         ):
             yield f"{key!r} may be any text or value: this template's calls hold it as it is"
     for key in required:
-        if key in properties and key and not _passes(grammar, [("", key)], root=called):
+        if key in properties and key and not _passes(grammar, [("", key)], root=root):
             yield f"{key!r} may be left out"
 
 
@@ -192,6 +192,20 @@ def _lost(schema: object) -> list[str]:
     return read_schema(schema, strict=False).lost if isinstance(schema, Mapping) else []
 
 
-def _written(name: str) -> str:
-    """A name as llama-common writes it in that of a rule."""
-    return re.sub(r"[^a-zA-Z0-9-]+", "-", name)
+def _rule_of(name: str, rules: Mapping[str, str], pattern: str) -> str:
+    """The rule of a tool or an argument, of those that llama-common numbers: the one that writes its name; else empty."""
+    found = ""
+    for rule in filter(re.compile(pattern).fullmatch, rules):
+        texts = [_unquoted(text) for text in _LITERAL.findall(rules[rule]) if text.startswith('"')]
+        if name in texts:
+            return rule
+        # It may be a part of a text, but not of a longer name.
+        if not found and re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "".join(texts)):
+            found = rule
+    return found
+
+
+def _unquoted(text: str) -> str:
+    """What a text in GBNF stands for."""
+    escapes = {"n": "\n", "r": "\r", "t": "\t"}
+    return re.sub(r"\\(.)", lambda found: escapes.get(found[1], found[1]), text[1:-1])

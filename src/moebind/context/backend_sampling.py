@@ -67,10 +67,13 @@ def check_chain(chain: Sampler, n_outputs: int, n_vocab: int) -> None:
     _GraphCheck(n_outputs, n_vocab, n_vocab).check(chain)
 
 
-#: Samplers that llama.cpp can compute in a graph. It takes a chain's first ones, up to one that it cannot.
-_IN_GRAPH = {"chain", "greedy", "dist", "top-k", "top-p", "min-p", "temp", "temp-ext", "penalties", "logit-bias"}
-#: Samplers that do the rest on the CPU. Grammars and Python want all candidates, which are not there.
+#: Samplers that do the rest on the CPU, where others want all candidates, which are not there.
 _ON_CPU = {"typical", "xtc", "top-n-sigma", "mirostat", "mirostat-v2", "dry", "adaptive-p", "infill", "penalties"}
+
+
+def _in_graph(part: Sampler) -> bool:
+    """Whether llama.cpp can compute it in a graph. It takes a chain's first ones, up to one that it cannot."""
+    return bool(part._open().iface.backend_apply)
 
 
 @dataclass
@@ -96,11 +99,12 @@ class _GraphCheck:
             if name == "chain" and not own:
                 self.check(part)
                 continue
-            if own or name not in _IN_GRAPH | _ON_CPU:
+            in_graph = _in_graph(part)
+            if own or not (in_graph or name in _ON_CPU):
                 raise SamplerError(
                     f"{name} cannot be in a chain that a context runs: it takes all candidates out of it"
                 )
-            self.on_cpu |= name not in _IN_GRAPH or (name == "penalties" and self.n_outputs > 1)
+            self.on_cpu |= not in_graph or (name == "penalties" and self.n_outputs > 1)
             if not self.on_cpu:
                 self._check_part(part, name, max(part._token_max, chain._token_max))
 

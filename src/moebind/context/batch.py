@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, SupportsIndex, cast
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.native import CData, ffi
+from moebind._core.native import CData, ffi, lib
 from moebind._core.owner import OfThisProcess
 from moebind.errors import BatchError
 
@@ -21,7 +21,7 @@ __all__ = ["Batch"]
 POS_MAX = checks.INT32_MAX - 1
 #: 64 MiB of token ids; llama_batch_init would crash on much more.
 CAPACITY_MAX = 2**24
-SEQ_ID_MAX = 255
+SEQ_ID_MAX = int(lib.llama_max_parallel_sequences()) - 1
 
 
 class Batch(OfThisProcess):

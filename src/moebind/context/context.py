@@ -21,6 +21,7 @@ from moebind.context.generate_many import BatchedGeneration
 from moebind.context.moe_cache import read_moe_cache
 from moebind.enums import ContextType, GgmlType
 from moebind.errors import ContextCreationError, EmbeddingsError, NativeError
+from moebind.files.architecture_facts import ENCODER_DECODER
 from moebind.params.observers import TensorObserver, eval_hook
 from moebind.params.params import ContextParams
 from moebind.sampling.sampler import Sampler
@@ -111,7 +112,7 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         self._can_shift_type = params.type_k != GgmlType.BF16
         self._encodes = not lib.llama_get_memory(pointer)
         self._predicts_ahead = params.ctx_type == ContextType.MTP and model.n_layer_nextn > 0
-        self._has_cross_attention = model._architecture == "t5"
+        self._has_cross_attention = model._architecture in ENCODER_DECODER
         self._n_pos = int(lib.moebind_model_n_pos(opened))
         self._embeddings = params.embeddings
         self._suppress = model._suppressed() if model._suppressed().size else None

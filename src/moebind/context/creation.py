@@ -13,6 +13,7 @@ from moebind.backend.breakdown import DeviceMemory, read_breakdown
 from moebind.context.moe_cache import check_moe_cache
 from moebind.enums import PoolingType
 from moebind.errors import ContextCreationError, NativeError
+from moebind.files.architecture_facts import ENCODER_DECODER, USE_OTHER_CONTEXT
 from moebind.params.native import check_layers, check_together, plain_context_params
 from moebind.params.params import ContextParams
 
@@ -86,7 +87,7 @@ def _check_kind(model: Hyperparameters, params: ContextParams) -> None:
     problem = pooling_problem(model, params) if params.embeddings else None
     if problem is not None:
         raise ContextCreationError(problem)
-    if model._architecture != "t5":
+    if model._architecture not in ENCODER_DECODER:
         return
     if params.n_seq_max > 1 and not params.kv_unified:
         raise ContextCreationError(
@@ -109,7 +110,7 @@ def _native_other(model: Hyperparameters, other: ContextBase) -> CData:
             raise ContextCreationError(f"ctx_other has a model of architecture {theirs}; {arch} takes one of gemma4")
         if not lib.llama_get_memory(pointer):
             raise ContextCreationError("ctx_other has no memory to share")
-    if arch in {"gemma4-assistant", "eagle3", "dflash"} and other._model.n_vocab < model.n_vocab:
+    if arch in USE_OTHER_CONTEXT and other._model.n_vocab < model.n_vocab:
         raise ContextCreationError(
             f"ctx_other has a vocabulary of {other._model.n_vocab}, smaller than this model's {model.n_vocab}: give it "
             "a context of the model that this one drafts for"

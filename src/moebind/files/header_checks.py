@@ -20,13 +20,12 @@ import numpy as np
 from moebind._core.native import lib
 from moebind.enums import GgmlType, GgufType
 from moebind.errors import ModelLoadError
-from moebind.files.architecture_checks import WITHOUT_ROPE, architecture_problems
+from moebind.files.architecture_checks import architecture_problems
+from moebind.files.architecture_facts import EXPERTS_MAX, LAYERS_MAX, ONE_EXPERT_IS_NONE, WITHOUT_ROPE
 from moebind.files.gguf import Gguf
 
 __all__ = ["check_model", "check_whole"]
 
-LAYERS_MAX = 512  # LLAMA_MAX_LAYERS
-EXPERTS_MAX = 1024  # LLAMA_MAX_EXPERTS
 #: libllama multiplies heads and their widths as 32-bit numbers.
 WIDTH_MAX = 2**31 - 1
 #: A model without a vocabulary says how many dummy tokens to make.
@@ -215,7 +214,7 @@ def _check_experts(fields: _Fields) -> None:
     count = fields.integer(count_key) or 0
     used = fields.integers(used_key)
     groups = fields.integer(group_key) or 0
-    if fields.architecture in {"hunyuan_vl", "hunyuan-dense"} and count <= 1:
+    if fields.architecture in ONE_EXPERT_IS_NONE and count <= 1:
         count, used = 0, []
     if count > EXPERTS_MAX:
         fields.refuse(count_key, f"is {count}; at most {EXPERTS_MAX} are taken")

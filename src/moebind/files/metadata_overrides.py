@@ -12,8 +12,8 @@ __all__ = ["KvOverrides", "KvValue", "native_kv_overrides"]
 
 KvValue: TypeAlias = "bool | int | float | str"
 
-#: Bytes of a key or string in ``llama_model_kv_override``, one of them for the NUL.
-KV_TEXT_MAX = 127
+#: Bytes of a key or string in ``llama_model_kv_override``, whose last one is for the NUL.
+KV_TEXT_MAX = len(ffi.new("struct llama_model_kv_override *").val_str) - 1
 
 
 class KvOverrides(Mapping[str, KvValue]):

@@ -21,6 +21,7 @@ from moebind._core.native import ffi, lib, own
 from moebind.errors import ModelLoadError
 from moebind.files.gguf import Gguf
 from moebind.files.header_checks import check_model, check_whole
+from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ModelParams
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ _VOCABULARY = re.compile(rb"tokenizer\.(?!ggml\.token_type_count$)")
 TENSORS_MAX = 2**15
 _AHEAD = re.compile(r"blk\.(\d+)\.nextn\.")
 _LAYER = re.compile(r"blk\.(\d+)\.")
-#: As llama.cpp's own pattern has it, in Python: chexps are shared by groups of experts, but placed like experts.
-_EXPERTS = re.compile(r"ffn_(?:up|down|gate|gate_up)_(?:ch|)exps")
+_EXPERTS = re.compile(experts_pattern())
 
 
 class TensorInfo(NamedTuple):

@@ -13,8 +13,8 @@ from moebind.placement.plan import Plan
 
 __all__ = ["EXPERT_MATRIX", "Level", "ExpertMatrix", "levels", "movable_matrices", "to_host"]
 
-#: Tensors of experts. The group is the kind of matrix, which is in the name of its biases too.
-EXPERT_MATRIX = re.compile(r"blk\.\d+\.ffn_(up|down|gate|gate_up)_(?:ch|)exps")
+#: Tensors of experts. The first group is the kind of matrix, which is in the name of its biases too.
+EXPERT_MATRIX = re.compile(r"blk\.\d+" + tensor_patterns.experts_pattern())
 
 
 @dataclass(frozen=True)
