@@ -167,5 +167,10 @@ class Checkout:
 
     def assert_tidy(self) -> None:
         """Nothing is left behind, neither here nor in the cache."""
-        assert {path.name for path in self.vendor.iterdir()} - {"fetch.py", "llama.cpp.lock", "llama.cpp", "patches"} == set()
+        assert {path.name for path in self.vendor.iterdir()} - {
+            "fetch.py",
+            "llama.cpp.lock",
+            "llama.cpp",
+            "patches",
+        } == set()
         assert {path.name for path in self.cache.iterdir()} - {ARCHIVE} == set()

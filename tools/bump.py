@@ -68,11 +68,15 @@ def pinned(archive: Path, project: str, version: str, commit: str | None) -> str
         text = listing.read().decode()
     parts = dict(re.findall(r"set\(LLAMA_VERSION_(MAJOR|MINOR|PATCH) (\d+)\)", text))
     if len(parts) != 3:
-        raise SystemExit("bump: CMakeLists.txt of this llama.cpp does not say its version as LLAMA_VERSION_MAJOR and so on")
+        raise SystemExit(
+            "bump: CMakeLists.txt of this llama.cpp does not say its version as LLAMA_VERSION_MAJOR and so on"
+        )
     release = ".".join(parts[part] for part in ("MAJOR", "MINOR", "PATCH"))
     build = re.search(r"\.(\d{4,6})(\.\d)?$", version)  # versions of such packages end in the number of the build
     if commit is None and build is None:
-        raise SystemExit(f"bump: {version} does not end in the number of a build: say which commit it is, with --commit")
+        raise SystemExit(
+            f"bump: {version} does not end in the number of a build: say which commit it is, with --commit"
+        )
     named = commit or f"b{build[1]}"  # type: ignore[index]
     return lock_text(project, version, fetch.sha256_of(archive), root.partition("/")[2], named, f"{release}-dev")
 
@@ -169,9 +173,14 @@ def uses() -> dict[str, list[tuple[str, list[str]]]]:
 def changed_inside(before: Path, after: Path) -> list[str]:
     """Of what moebind uses of llama.cpp's inside, the files that changed, and who is to look."""
     lines = []
-    public = {header: [("what it says of behaviour", [])] for header in ("include/llama.h", "ggml/include/ggml-backend.h")}
+    public = {
+        header: [("what it says of behaviour", [])] for header in ("include/llama.h", "ggml/include/ggml-backend.h")
+    }
     for used, users in [*public.items(), *uses().items()]:
-        texts = [(tree / used).read_text("utf-8").splitlines() if (tree / used).is_file() else None for tree in (before, after)]
+        texts = [
+            (tree / used).read_text("utf-8").splitlines() if (tree / used).is_file() else None
+            for tree in (before, after)
+        ]
         if texts[0] == texts[1]:
             continue
         if None in texts:
@@ -244,7 +253,9 @@ def main() -> int:
         remember(fetch.LOCK)
         fetch.LOCK.write_text(text, encoding="utf-8")
     elif not (NOTES / "before.lock").is_file():
-        raise SystemExit(f"bump: {pin.project} {pin.version} is what is pinned already, and nothing is known of another")
+        raise SystemExit(
+            f"bump: {pin.project} {pin.version} is what is pinned already, and nothing is known of another"
+        )
     try:
         for name, lock in ("before", NOTES / "before.lock"), ("after", fetch.LOCK):
             fetch.fetch(NOTES / name, lock, [patch.stem for patch in fetch.PATCHES.glob("*.patch")])

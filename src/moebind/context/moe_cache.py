@@ -5,7 +5,6 @@ What would stop llama.cpp is refused beforehand, and what would only make it slo
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from moebind.enums import SplitMode
 from moebind.errors import ContextCreationError
 
 if TYPE_CHECKING:
-    from moebind.model.hyperparameters import Hyperparameters
+    from moebind.params.params import ModelParams
 
 __all__ = ["check_moe_cache", "read_moe_cache"]
 
@@ -29,21 +28,26 @@ def read_moe_cache(context: CData) -> MoeCacheStats | None:
     return MoeCacheStats(counters.n_slots, counters.hits, counters.misses, counters.bytes, counters.copied)
 
 
-def check_moe_cache(model: Hyperparameters, size: int) -> None:
+def check_moe_cache(model: CData, params: ModelParams, path: str, size: int) -> None:
     """Refuse a cache of this many bytes where llama.cpp would fail, or silently make none; warn where none of it hits.
+
+    Parameters
+    ----------
+    model
+        The ``llama_model``, loaded with these parameters from this file. It may be without its weights.
 
     Raises
     ------
     ContextCreationError
     """
-    if model.params.split_mode == SplitMode.TENSOR:
+    if params.split_mode == SplitMode.TENSOR:
         raise ContextCreationError(
-            "moe_cache_size is set, but the model was loaded with split_mode TENSOR, which has no cache of experts: take "
-            "SplitMode.LAYER"
+            "moe_cache_size is set, but the model was loaded with split_mode TENSOR, which has no cache of experts: "
+            "take SplitMode.LAYER"
         )
-    layers = _layers(model._open())
+    layers = _layers(model)
     if not layers:
-        raise ContextCreationError(f"moe_cache_size is set, but {model.path} has no experts: leave it at 0")
+        raise ContextCreationError(f"moe_cache_size is set, but {path} has no experts: leave it at 0")
     groups: dict[int, list[CData]] = {}
     for layer in layers:
         if layer.group >= 0:
@@ -55,13 +59,13 @@ def check_moe_cache(model: Hyperparameters, size: int) -> None:
     least, useful = _sizes(model, list(groups.values()))
     if size < least:
         raise ContextCreationError(
-            f"moe_cache_size is {show_size(size)}, which holds less than the experts of one token in one layer: it takes "
-            f"at least {show_size(least)}, and {show_size(useful)} to be of use"
+            f"moe_cache_size is {show_size(size)}, which holds less than the experts of one token in one layer: it "
+            f"takes at least {show_size(least)}, and {show_size(useful)} to be of use"
         )
     if size < useful:
         warnings.warn(
-            f"moe_cache_size is {show_size(size)}, which holds less than the experts of one token in all layers that share "
-            f"it: it will hardly hit, and slow the model down; ask for {show_size(useful)} or more, or for 0",
+            f"moe_cache_size is {show_size(size)}, which holds less than the experts of one token in all layers that "
+            f"share it: it will hardly hit, and slow the model down; ask for {show_size(useful)} or more, or for 0",
             stacklevel=2,
         )
 
@@ -90,24 +94,25 @@ def _nothing_to_cache(layers: list[CData]) -> str:
             "use_extra_bufts=False"
         )
     return problem + (
-        f"the experts of all layers that a GPU computes are on devices ({', '.join(names)}): keep some in host memory, with "
-        "ModelParams.with_cpu_moe_all() or with_n_cpu_moe()"
+        f"the experts of all layers that a GPU computes are on devices ({', '.join(names)}): keep some in host memory, "
+        "with ModelParams.with_cpu_moe_all() or with_n_cpu_moe()"
     )
 
 
-def _sizes(model: Hyperparameters, groups: list[list[CData]]) -> tuple[int, int]:
+def _sizes(model: CData, groups: list[list[CData]]) -> tuple[int, int]:
     """The least bytes that llama.cpp takes, and with which a token finds experts of the one before.
 
     llama.cpp gives each group its share by the bytes of its experts, and takes a cache if that is enough for one group.
     """
-    pointer = model._open()
-    n_used = lib.moebind_model_n_expert_used(pointer)
+    n_used = lib.moebind_model_n_expert_used(model)
     everything = sum(layer.nbytes for group in groups for layer in group)
-    least, useful = [], []
+    least: list[int] = []
+    useful: list[int] = []
     for group in groups:
-        share = sum(layer.nbytes for layer in group) / everything
+        own = sum(layer.nbytes for layer in group)
         for sizes, slots in (least, n_used), (useful, n_used * len(group)):
-            taken = lib.moebind_moe_slots_size(pointer, group[0].layer, slots)
-            # A byte more than the quotient, since llama.cpp rounds what it multiplies.
-            sizes.append(taken if share == 1 else math.ceil(taken / share) + 1)
+            taken = lib.moebind_moe_slots_size(model, group[0].layer, slots)
+            size = -(-taken * everything // own)
+            # llama.cpp multiplies in floating point, and may round down.
+            sizes.append(size if int(float(size) * own / everything) >= taken else size + 1)
     return min(least), max(useful)

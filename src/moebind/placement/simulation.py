@@ -20,6 +20,7 @@ from moebind._core.native import CData, Hooks, decoded, ffi, lib, own
 from moebind.backend import rpc_servers
 from moebind.backend.breakdown import BufferMemory, DeviceMemory, gather, read_parts
 from moebind.backend.devices import init
+from moebind.context.moe_cache import check_moe_cache
 from moebind.enums import DeviceType, LazyMode, LoadMode
 from moebind.errors import ContextCreationError, ModelLoadError, NativeError, RpcServerError
 from moebind.params import tensor_overrides
@@ -112,6 +113,8 @@ def _simulate(
             raise ModelLoadError(f"{header.paths[0]} could not be planned{log.recent_lines()}")
         del keep  # llama.cpp read it
         used = [lib.moebind_model_device(model, i) for i in range(lib.moebind_model_n_devices(model))]
+        if context_params.moe_cache_size:
+            check_moe_cache(model, model_params, header.paths[0], context_params.moe_cache_size)
         try:
             wanted = _native_context_params(model, context_params)[0]
             context = own(lib.own_moebind_context_counted, model, wanted, holds=[model])
