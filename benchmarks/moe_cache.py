@@ -89,7 +89,7 @@ def main() -> None:
             rows.append([*found, show_size(stats.bytes_uploaded), speed, share])
     print("\n".join(markdown_table(COLUMNS, rows)))
     print(
-        f"\nThe experts of one token take {show_size(curve.token_bytes)}; {given.tokens} tokens, always the same text."
+        f"\nThe experts of one token take {show_size(curve.token_bytes)}; {given.tokens} tokens, the same text."
     )
 
 
