@@ -1,11 +1,11 @@
 """Move moebind to another llama.cpp: ``make bump VERSION=2026.10.11549``, or ``python tools/bump.py VERSION``.
 
-The version is that of the package whose source distribution carries llama.cpp (``vendor/llama.cpp.lock``). The lock is
-changed, the source fetched and patched, and moebind built. Then it is told what has changed in llama.cpp's API, and what
-is to be decided for it; the tests that guard what moebind uses of llama.cpp's inside run first, and then all others.
+The version is that of the package whose source distribution carries llama.cpp (``vendor/llama.cpp.lock``). The lock
+is changed, the source fetched and patched, and moebind built. Then it is told what has changed in llama.cpp's API, and
+what is to be decided for it; the tests that guard what moebind uses of llama.cpp's inside run first, then all others.
 
-Where a step fails, mend what it says and give the same command again: it goes on from there, and still compares with the
-llama.cpp that was there before.
+Where a step fails, mend what it says and give the same command again: it goes on from there, and still compares with
+the llama.cpp that was there before.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ print(json.dumps(found))
 def lock_text(project: str, version: str, sha256: str, folder: str, commit: str, llama_version: str) -> str:
     """What ``vendor/llama.cpp.lock`` says."""
     return (
-        f"# llama.cpp as moebind builds it. The source distribution of {project} carries llama.cpp whole; moebind takes\n"
-        "# nothing else from it. pip reads the requirement, vendor/fetch.py and CMake read the comments below it: where in\n"
-        "# the archive llama.cpp is, which commit or build it is, and its version. Written by tools/bump.py.\n"
+        f"# llama.cpp as moebind builds it. The source distribution of {project} carries llama.cpp whole;\n"
+        "# moebind takes nothing else from it. pip reads the requirement, vendor/fetch.py and CMake read the comments\n"
+        "# below it: where in the archive llama.cpp is, which commit or build it is, and its version. Written by\n"
+        "# tools/bump.py.\n"
         f"{project}=={version} --hash=sha256:{sha256}\n"
         f"# llama.cpp-folder: {folder}\n# llama.cpp-commit: {commit}\n# llama.cpp-version: {llama_version}\n"
     )
@@ -68,11 +69,15 @@ def pinned(archive: Path, project: str, version: str, commit: str | None) -> str
         text = listing.read().decode()
     parts = dict(re.findall(r"set\(LLAMA_VERSION_(MAJOR|MINOR|PATCH) (\d+)\)", text))
     if len(parts) != 3:
-        raise SystemExit("bump: CMakeLists.txt of this llama.cpp does not say its version as LLAMA_VERSION_MAJOR and so on")
+        raise SystemExit(
+            "bump: CMakeLists.txt of this llama.cpp does not say its version as LLAMA_VERSION_MAJOR and so on"
+        )
     release = ".".join(parts[part] for part in ("MAJOR", "MINOR", "PATCH"))
     build = re.search(r"\.(\d{4,6})(\.\d)?$", version)  # versions of such packages end in the number of the build
     if commit is None and build is None:
-        raise SystemExit(f"bump: {version} does not end in the number of a build: say which commit it is, with --commit")
+        raise SystemExit(
+            f"bump: {version} does not end in the number of a build: say which commit it is, with --commit"
+        )
     named = commit or f"b{build[1]}"  # type: ignore[index]
     return lock_text(project, version, fetch.sha256_of(archive), root.partition("/")[2], named, f"{release}-dev")
 
@@ -169,9 +174,14 @@ def uses() -> dict[str, list[tuple[str, list[str]]]]:
 def changed_inside(before: Path, after: Path) -> list[str]:
     """Of what moebind uses of llama.cpp's inside, the files that changed, and who is to look."""
     lines = []
-    public = {header: [("what it says of behaviour", [])] for header in ("include/llama.h", "ggml/include/ggml-backend.h")}
+    public = {
+        header: [("what it says of behaviour", [])] for header in ("include/llama.h", "ggml/include/ggml-backend.h")
+    }
     for used, users in [*public.items(), *uses().items()]:
-        texts = [(tree / used).read_text("utf-8").splitlines() if (tree / used).is_file() else None for tree in (before, after)]
+        texts = [
+            (tree / used).read_text("utf-8").splitlines() if (tree / used).is_file() else None
+            for tree in (before, after)
+        ]
         if texts[0] == texts[1]:
             continue
         if None in texts:
@@ -195,6 +205,7 @@ def undecided() -> list[str]:
 
 
 def tell(title: str, lines: list[str]) -> None:
+    """Print a title, and lines, if there are any."""
     print(f"\n{title}" if lines else f"\n{title}: nothing", flush=True)
     for line in lines:
         print(line)
@@ -231,6 +242,7 @@ def guards() -> list[str]:
 
 
 def main() -> int:
+    """Move to another llama.cpp, or go on with that."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("version", help="of the package that carries llama.cpp")
     parser.add_argument("--project", default=fetch.read_lock().project, help="another package than now")
@@ -244,7 +256,9 @@ def main() -> int:
         remember(fetch.LOCK)
         fetch.LOCK.write_text(text, encoding="utf-8")
     elif not (NOTES / "before.lock").is_file():
-        raise SystemExit(f"bump: {pin.project} {pin.version} is what is pinned already, and nothing is known of another")
+        raise SystemExit(
+            f"bump: {pin.project} {pin.version} is what is pinned already, and nothing is known of another"
+        )
     try:
         for name, lock in ("before", NOTES / "before.lock"), ("after", fetch.LOCK):
             fetch.fetch(NOTES / name, lock, [patch.stem for patch in fetch.PATCHES.glob("*.patch")])

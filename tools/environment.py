@@ -25,7 +25,15 @@ EXTRAS = ("test", "docs", "dev")
 #: Environment variables that choose what is built.
 ASKED = ("MOEBIND_CUDA", "MOEBIND_CUDA_ARCHITECTURES")
 #: Changes to these need a new build; other files are used where they are.
-BUILT_FROM = ("CMakeLists.txt", "cmake", "native", "vendor/fetch.py", "vendor/llama.cpp.lock", "vendor/patches", "pyproject.toml")
+BUILT_FROM = (
+    "CMakeLists.txt",
+    "cmake",
+    "native",
+    "vendor/fetch.py",
+    "vendor/llama.cpp.lock",
+    "vendor/patches",
+    "pyproject.toml",
+)
 
 
 def requirements() -> list[str]:

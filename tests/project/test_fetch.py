@@ -78,9 +78,11 @@ def test_printing_a_field_fetches_nothing(checkout: Checkout, field: str, value:
     assert not checkout.tree.exists()
 
 
-GOOD_LOCK = (
-    f"tiny-llama==1.0 --hash=sha256:{'0' * 64}\n# llama.cpp-folder: a/b\n# llama.cpp-commit: abc\n# llama.cpp-version: 1\n"
-)
+GOOD_LOCK = f"""tiny-llama==1.0 --hash=sha256:{"0" * 64}
+# llama.cpp-folder: a/b
+# llama.cpp-commit: abc
+# llama.cpp-version: 1
+"""
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,17 @@ GOOD_LOCK = (
         GOOD_LOCK.replace("folder: a/b", "folder:").encode(),
         None,
     ],
-    ids=["empty", "binary", "no version", "short hash", "weak hash", "no commit", "no llama.cpp version", "no folder", "missing"],
+    ids=[
+        "empty",
+        "binary",
+        "no version",
+        "short hash",
+        "weak hash",
+        "no commit",
+        "no llama.cpp version",
+        "no folder",
+        "missing",
+    ],
 )
 def test_broken_lock(checkout: Checkout, text: bytes | None) -> None:
     checkout.lock.write_text(GOOD_LOCK)
@@ -184,7 +196,9 @@ def test_another_patch_replaces_the_tree(checkout: Checkout) -> None:
 
 
 def test_a_patch_whose_lines_moved_is_applied(checkout: Checkout) -> None:
-    checkout.pin(write_archive(checkout.cache / ARCHIVE, SOURCES | {"src/llama.cpp": "// new\n\nint main() {}\n// end\n"}))
+    checkout.pin(
+        write_archive(checkout.cache / ARCHIVE, SOURCES | {"src/llama.cpp": "// new\n\nint main() {}\n// end\n"})
+    )
     checkout.patch("a.patch", PATCH)
     checkout.fetch()
     assert (checkout.tree / "src/llama.cpp").read_text() == "// new\n\nint main() {\n}\n// end\n"

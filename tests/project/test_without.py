@@ -26,7 +26,7 @@ import moebind
 from moebind import ContextParams, Model, ModelParams
 
 assert moebind.__file__.startswith(sys.argv[2])
-path = tiny.write(Path(sys.argv[2], "tiny.gguf"), n_expert=4)
+path = tiny.write(Path(sys.argv[2], "tiny.gguf"), tiny.Shape(n_expert=4))
 with Model.load_from_file(path, ModelParams(n_gpu_layers=0, devices=())) as model:
     with model.new_context(ContextParams(n_ctx=64, n_threads=1)) as context:
         assert len(list(context.generate([1, 5, 9], max_tokens=4))) == 4
@@ -40,7 +40,9 @@ print("it computes")
 
 
 def test_the_names_are_those_that_are_read() -> None:
-    cmake = "".join(path.read_text(encoding="utf-8") for path in [ROOT / "CMakeLists.txt", *(ROOT / "cmake").glob("*.cmake")])
+    cmake = "".join(
+        path.read_text(encoding="utf-8") for path in [ROOT / "CMakeLists.txt", *(ROOT / "cmake").glob("*.cmake")]
+    )
     named = set(re.findall(r'"([a-z-]+)" IN_LIST MOEBIND_WITHOUT', cmake))
     assert named - set(PATCHES) == set(REPLACED)
     readme = (ROOT / "native/replaced/README.md").read_text(encoding="utf-8")
@@ -52,7 +54,16 @@ def test_the_names_are_those_that_are_read() -> None:
 def test_it_builds_and_computes(tmp_path: Path) -> None:
     source, build, installed = tmp_path / "source", tmp_path / "build", tmp_path / "installed"
     (source / "vendor").mkdir(parents=True)
-    for name in ("CMakeLists.txt", "LICENSE", "cmake", "native", "src", "vendor/fetch.py", "vendor/llama.cpp.lock", "vendor/patches"):
+    for name in (
+        "CMakeLists.txt",
+        "LICENSE",
+        "cmake",
+        "native",
+        "src",
+        "vendor/fetch.py",
+        "vendor/llama.cpp.lock",
+        "vendor/patches",
+    ):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
     search = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from moebind._core.native import CData, ffi, lib
 from moebind._core.sizes import show_size
-from moebind.enums import SplitMode
 from moebind.errors import ContextCreationError
 
 if TYPE_CHECKING:
@@ -27,10 +26,10 @@ def check_moe_cache(model: Hyperparameters, size: int) -> None:
     ------
     ContextCreationError
     """
-    if model.params.split_mode == SplitMode.TENSOR:
+    if lib.moebind_model_splits_tensors(model._open()):
         raise ContextCreationError(
-            "moe_cache_size is set, but the model was loaded with split_mode TENSOR, which has no cache of experts: take "
-            "SplitMode.LAYER"
+            "moe_cache_size is set, but the model was loaded with split_mode TENSOR, which has no cache of experts: "
+            "take SplitMode.LAYER"
         )
     layers = _layers(model._open())
     if not layers:
@@ -46,13 +45,13 @@ def check_moe_cache(model: Hyperparameters, size: int) -> None:
     least, useful = _sizes(model, list(groups.values()))
     if size < least:
         raise ContextCreationError(
-            f"moe_cache_size is {show_size(size)}, which holds less than the experts of one token in one layer: it takes "
-            f"at least {show_size(least)}, and {show_size(useful)} to be of use"
+            f"moe_cache_size is {show_size(size)}, which holds less than the experts of one token in one layer: it "
+            f"takes at least {show_size(least)}, and {show_size(useful)} to be of use"
         )
     if size < useful:
         warnings.warn(
-            f"moe_cache_size is {show_size(size)}, which holds less than the experts of one token in all layers that share "
-            f"it: it will hardly hit, and slow the model down; ask for {show_size(useful)} or more, or for 0",
+            f"moe_cache_size is {show_size(size)}, which holds less than the experts of one token in all layers that "
+            f"share it: it will hardly hit, and slow the model down; ask for {show_size(useful)} or more, or for 0",
             stacklevel=2,
         )
 
@@ -81,8 +80,8 @@ def _nothing_to_cache(layers: list[CData]) -> str:
             "use_extra_bufts=False"
         )
     return problem + (
-        f"the experts of all layers that a GPU computes are on devices ({', '.join(names)}): keep some in host memory, with "
-        "ModelParams.with_cpu_moe_all() or with_n_cpu_moe()"
+        f"the experts of all layers that a GPU computes are on devices ({', '.join(names)}): keep some in host memory, "
+        "with ModelParams.with_cpu_moe_all() or with_n_cpu_moe()"
     )
 
 
@@ -94,7 +93,8 @@ def _sizes(model: Hyperparameters, groups: list[list[CData]]) -> tuple[int, int]
     pointer = model._open()
     n_used = lib.moebind_model_n_expert_used(pointer)
     everything = sum(layer.nbytes for group in groups for layer in group)
-    least, useful = [], []
+    least: list[int] = []
+    useful: list[int] = []
     for group in groups:
         share = sum(layer.nbytes for layer in group) / everything
         for sizes, slots in (least, n_used), (useful, n_used * len(group)):

@@ -9,6 +9,7 @@ from moebind.files.architecture_facts import NONZERO_KEYS, REQUIRED_KEYS, REQUIR
 
 __all__ = ["architecture_problems"]
 
+
 def architecture_problems(
     architecture: str,
     integers: Callable[[str], list[int]],
