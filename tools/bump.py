@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +88,15 @@ def downloaded(project: str, version: str) -> Path:
     pin = fetch.Pin(project, version, "", "", "", "")
     archive = fetch.cache_folder() / pin.archive_name
     if not archive.is_file():
-        NOTES.mkdir(parents=True, exist_ok=True)
-        wanted = NOTES / "wanted.txt"
-        wanted.write_text(f"{project}=={version}\n", encoding="utf-8")
-        print(f"bump: downloading {pin.archive_name}", flush=True)
-        try:
-            fresh = fetch.download(pin, wanted, NOTES / "download", hashed=False)
-        except fetch.FetchError as error:
-            raise SystemExit(f"bump: {error}") from None
         archive.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(fresh, archive)
+        print(f"bump: downloading {pin.archive_name}", flush=True)
+        with tempfile.TemporaryDirectory(dir=archive.parent, prefix="download-") as folder:
+            wanted = Path(folder, "wanted.txt")
+            wanted.write_text(f"{project}=={version}\n", encoding="utf-8")
+            try:
+                fetch.download(pin, wanted, Path(folder), hashed=False).replace(archive)
+            except fetch.FetchError as error:
+                raise SystemExit(f"bump: {error}") from None
     return archive
 
 
