@@ -88,9 +88,7 @@ def main() -> None:
             found = [size, stats.n_slots, curve.at(size).hit_rate, stats.hit_rate, stats.hits, stats.misses]
             rows.append([*found, show_size(stats.bytes_uploaded), speed, share])
     print("\n".join(markdown_table(COLUMNS, rows)))
-    print(
-        f"\nThe experts of one token take {show_size(curve.token_bytes)}; {given.tokens} tokens, the same text."
-    )
+    print(f"\nThe experts of one token take {show_size(curve.token_bytes)}; {given.tokens} tokens, the same text.")
 
 
 if __name__ == "__main__":

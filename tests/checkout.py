@@ -34,8 +34,8 @@ NOT_WANTED = {
     "README.md": "\n",
 }
 
-# pip prepares an sdist's metadata even if it only downloads it. Nothing but the archive is to be downloaded, and none of its
-# code to be run: what it says to require is on no index, and its setup.py fails.
+# pip prepares an sdist's metadata even if it only downloads it. Nothing but the archive is to be downloaded, and none
+# of its code to be run: what it says to require is on no index, and its setup.py fails.
 PACKAGE = {
     "PKG-INFO": "Metadata-Version: 2.1\nName: tiny-llama\nVersion: 1.0\n",
     "pyproject.toml": '[build-system]\nrequires = ["on-no-index"]\nbuild-backend = "setuptools.build_meta"\n',

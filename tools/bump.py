@@ -1,11 +1,11 @@
 """Move moebind to another llama.cpp: ``make bump VERSION=2026.10.11549``, or ``python tools/bump.py VERSION``.
 
-The version is that of the package whose source distribution carries llama.cpp (``vendor/llama.cpp.lock``). The lock is
-changed, the source fetched and patched, and moebind built. Then it is told what has changed in llama.cpp's API, and what
-is to be decided for it; the tests that guard what moebind uses of llama.cpp's inside run first, and then all others.
+The version is that of the package whose source distribution carries llama.cpp (``vendor/llama.cpp.lock``). The lock
+is changed, the source fetched and patched, and moebind built. Then it is told what has changed in llama.cpp's API, and
+what is to be decided for it; the tests that guard what moebind uses of llama.cpp's inside run first, then all others.
 
-Where a step fails, mend what it says and give the same command again: it goes on from there, and still compares with the
-llama.cpp that was there before.
+Where a step fails, mend what it says and give the same command again: it goes on from there, and still compares with
+the llama.cpp that was there before.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,10 @@ print(json.dumps(found))
 def lock_text(project: str, version: str, sha256: str, folder: str, commit: str, llama_version: str) -> str:
     """What ``vendor/llama.cpp.lock`` says."""
     return (
-        f"# llama.cpp as moebind builds it. The source distribution of {project} carries llama.cpp whole; moebind takes\n"
-        "# nothing else from it. pip reads the requirement, vendor/fetch.py and CMake read the comments below it: where in\n"
-        "# the archive llama.cpp is, which commit or build it is, and its version. Written by tools/bump.py.\n"
+        f"# llama.cpp as moebind builds it. The source distribution of {project} carries llama.cpp whole;\n"
+        "# moebind takes nothing else from it. pip reads the requirement, vendor/fetch.py and CMake read the comments\n"
+        "# below it: where in the archive llama.cpp is, which commit or build it is, and its version. Written by\n"
+        "# tools/bump.py.\n"
         f"{project}=={version} --hash=sha256:{sha256}\n"
         f"# llama.cpp-folder: {folder}\n# llama.cpp-commit: {commit}\n# llama.cpp-version: {llama_version}\n"
     )
@@ -86,16 +88,15 @@ def downloaded(project: str, version: str) -> Path:
     pin = fetch.Pin(project, version, "", "", "", "")
     archive = fetch.cache_folder() / pin.archive_name
     if not archive.is_file():
-        NOTES.mkdir(parents=True, exist_ok=True)
-        wanted = NOTES / "wanted.txt"
-        wanted.write_text(f"{project}=={version}\n", encoding="utf-8")
-        print(f"bump: downloading {pin.archive_name}", flush=True)
-        try:
-            fresh = fetch.download(pin, wanted, NOTES / "download", hashed=False)
-        except fetch.FetchError as error:
-            raise SystemExit(f"bump: {error}") from None
         archive.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(fresh, archive)
+        print(f"bump: downloading {pin.archive_name}", flush=True)
+        with tempfile.TemporaryDirectory(dir=archive.parent, prefix="download-") as folder:
+            wanted = Path(folder, "wanted.txt")
+            wanted.write_text(f"{project}=={version}\n", encoding="utf-8")
+            try:
+                fetch.download(pin, wanted, Path(folder), hashed=False).replace(archive)
+            except fetch.FetchError as error:
+                raise SystemExit(f"bump: {error}") from None
     return archive
 
 
@@ -204,6 +205,7 @@ def undecided() -> list[str]:
 
 
 def tell(title: str, lines: list[str]) -> None:
+    """Print a title, and lines, if there are any."""
     print(f"\n{title}" if lines else f"\n{title}: nothing", flush=True)
     for line in lines:
         print(line)
@@ -240,6 +242,7 @@ def guards() -> list[str]:
 
 
 def main() -> int:
+    """Move to another llama.cpp, or go on with that."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("version", help="of the package that carries llama.cpp")
     parser.add_argument("--project", default=fetch.read_lock().project, help="another package than now")

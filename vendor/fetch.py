@@ -203,7 +203,7 @@ def wanted_files(tar: tarfile.TarFile, folder: str) -> Iterator[tuple[str, tarfi
 def apply_patch(patch: Path, tree: Path) -> None:
     """Apply a unified diff. Each hunk's old lines must be in their file exactly once, wherever they have moved to."""
     _, *named = re.split(r"^--- a/(\S+)\n\+\+\+ .*\n", patch.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    for name, hunks in zip(named[::2], named[1::2]):
+    for name, hunks in zip(named[::2], named[1::2], strict=True):
         file = tree / name
         source = "\n" + (file.read_text(encoding="utf-8") if file.is_file() else "")
         for hunk in re.split(r"^@@ .*\n", hunks, flags=re.MULTILINE)[1:]:

@@ -247,6 +247,9 @@ struct moebind_weight {
 // One of the model's tensors by name; false when there is none.
 bool moebind_model_weight(const struct llama_model * model, const char * name, struct moebind_weight * weight);
 
+// Whether each tensor is divided among the devices.
+bool moebind_model_splits_tensors(const struct llama_model * model);
+
 // Whether the matrix that makes logits is that of the token embeddings.
 bool moebind_model_ties_output(const struct llama_model * model);
 

@@ -53,6 +53,7 @@ void device_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
     props->caps.async                 = true;
     props->caps.host_buffer           = true;
     props->caps.events                = true;
+    props->caps.mmap_support          = true;
 }
 
 ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {

@@ -75,6 +75,8 @@ bool moebind_model_ties_output(const llama_model * model) {
     return std::strcmp(model->output->name, "token_embd.weight") == 0;
 }
 
+bool moebind_model_splits_tensors(const llama_model * model) { return model->split_mode() == LLAMA_SPLIT_MODE_TENSOR; }
+
 int64_t moebind_model_n_pos(const llama_model * model) { return model->pos_embd ? model->pos_embd->ne[1] : 0; }
 
 int64_t moebind_model_n_scores(const llama_model * model) {

@@ -7,10 +7,16 @@
 #include <vector>
 
 void moebind_quant_types(const moebind_quant_shape * shape, llama_ftype ftype, moebind_quant_tensor * tensors, size_t n) {
-    const llama_quant_model_desc described = {
-        shape->architecture, shape->n_embd,    shape->n_ff,     shape->n_layer,       shape->n_head,
-        shape->n_head_kv,    shape->n_expert,  shape->n_embd_head_k, shape->n_embd_head_v,
-    };
+    llama_quant_model_desc described = {};
+    described.architecture           = shape->architecture;
+    described.n_embd                 = shape->n_embd;
+    described.n_ff                   = shape->n_ff;
+    described.n_layer                = shape->n_layer;
+    described.n_head                 = shape->n_head;
+    described.n_head_kv              = shape->n_head_kv;
+    described.n_expert               = shape->n_expert;
+    described.n_embd_head_k          = shape->n_embd_head_k;
+    described.n_embd_head_v          = shape->n_embd_head_v;
     const std::unique_ptr<llama_model, decltype(&llama_model_free)> model(llama_quant_model_from_metadata(&described),
                                                                           llama_model_free);
     llama_model_quantize_params params = llama_model_quantize_default_params();

@@ -434,18 +434,21 @@ void grammar_apply(llama_sampler * sampler, llama_token_data_array * candidates)
 
 void grammar_reset(llama_sampler * sampler) { of(sampler).reset(); }
 
-llama_sampler * grammar_clone(const llama_sampler * sampler);
-
 void grammar_free(llama_sampler * sampler) { delete &of(sampler); }
 
-llama_sampler_i grammar_interface = {
-    grammar_name, grammar_accept, grammar_apply, grammar_reset, grammar_clone, grammar_free,
-    nullptr,      nullptr,        nullptr,       nullptr,       nullptr,       nullptr,
-};
-
 llama_sampler * grammar_clone(const llama_sampler * sampler) {
-    return llama_sampler_init(&grammar_interface, new grammar_sampler(of(sampler)));
+    return llama_sampler_init(sampler->iface, new grammar_sampler(of(sampler)));
 }
+llama_sampler_i grammar_interface = [] {
+    llama_sampler_i functions = {};
+    functions.name            = grammar_name;
+    functions.accept          = grammar_accept;
+    functions.apply           = grammar_apply;
+    functions.reset           = grammar_reset;
+    functions.clone           = grammar_clone;
+    functions.free            = grammar_free;
+    return functions;
+}();
 
 }  // namespace
 

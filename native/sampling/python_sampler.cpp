@@ -48,10 +48,16 @@ void python_free(llama_sampler * sampler) {
     delete &of(sampler);
 }
 
-llama_sampler_i python_interface = {
-    python_name, python_accept, python_apply, python_reset, python_clone, python_free,
-    nullptr,     nullptr,       nullptr,      nullptr,      nullptr,      nullptr,
-};
+llama_sampler_i python_interface = [] {
+    llama_sampler_i functions = {};
+    functions.name            = python_name;
+    functions.accept          = python_accept;
+    functions.apply           = python_apply;
+    functions.reset           = python_reset;
+    functions.clone           = python_clone;
+    functions.free            = python_free;
+    return functions;
+}();
 
 llama_sampler * python_clone(const llama_sampler * sampler) {
     uintptr_t object = 0;
@@ -87,10 +93,14 @@ void bounded_free(llama_sampler * sampler) {
     delete &bounded_of(sampler);
 }
 
-llama_sampler_i bounded_interface = {
-    bounded_name, nullptr, bounded_apply, nullptr, bounded_clone, bounded_free,
-    nullptr,      nullptr, nullptr,       nullptr, nullptr,       nullptr,
-};
+llama_sampler_i bounded_interface = [] {
+    llama_sampler_i functions = {};
+    functions.name            = bounded_name;
+    functions.apply           = bounded_apply;
+    functions.clone           = bounded_clone;
+    functions.free            = bounded_free;
+    return functions;
+}();
 
 llama_sampler * bounded_clone(const llama_sampler * sampler) {
     return llama_sampler_init(&bounded_interface, new bounded{ llama_sampler_clone(bounded_of(sampler).inner),

@@ -86,7 +86,10 @@ def answer(content: bytes) -> bytes:
     return struct.pack("<Q", len(content)) + content
 
 
-def hello(major: int = moebind.lib.RPC_PROTO_MAJOR_VERSION, minor: int = 0) -> bytes:
+PROTOCOL = moebind.lib.RPC_PROTO_MAJOR_VERSION
+
+
+def hello(major: int = PROTOCOL, minor: int = 0) -> bytes:
     return answer(bytes([major, minor]) + bytes(HELLO_SIZE - 2))
 
 
@@ -102,8 +105,8 @@ MEMORY = answer(struct.pack("<QQ", 5, 10))
         ([b"\x1c\0\0"], "closed the connection"),
         ([b"\xff" * 8], "not as an RPC server"),
         ([answer(b"")], "not as an RPC server"),
-        ([hello(6)], "speaks version 6.0 of the protocol, this build 7.0"),
-        ([hello(7, 9)], "speaks version 7.9"),
+        ([hello(PROTOCOL - 1)], f"speaks version {PROTOCOL - 1}.0 of the protocol, this build {PROTOCOL}.0"),
+        ([hello(PROTOCOL, 9)], f"speaks version {PROTOCOL}.9"),
         ([hello(0)], "speaks version 0.0"),
         ([hello()], "closed the connection"),
         ([hello() + b"x"], "sent something that it was not asked for"),

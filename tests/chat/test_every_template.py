@@ -32,6 +32,7 @@ NO_CALLS = {
     "HuggingFaceTB-SmolLM3-3B",
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B",
     "google-gemma-2-2b-it",
+    "google-translategemma-4b-it",
     "ibm-granite-granite-3.3-2B-Instruct",
     "llama-cpp-rwkv-world",
     "microsoft-Phi-3.5-mini-instruct",
@@ -46,7 +47,7 @@ UNREAD = {
     "upstage-Solar-Open-100B",
 }
 #: With these a schema is refused: replies begin with reasoning, or with a header.
-NO_SCHEMA = {"Kimi-K3", "inclusionai-ling-3.0-flash"}
+NO_SCHEMA = {"Kimi-K3"}
 #: With these a reply may be held to a schema and the tools at once.
 BOTH = {"Cohere2MoE"}
 

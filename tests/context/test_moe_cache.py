@@ -1,4 +1,4 @@
-"""The cache of experts: made and used where it can be, refused in words where llama.cpp would fail, or silently make none."""
+"""The cache of experts: used where it can be, refused in words where llama.cpp would fail, or silently make none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import CPU, SMALL
-from moebind import Batch, ContextCreationError, ContextParams, Device, Model, ModelParams, SplitMode, ffi, lib
+from moebind import Batch, ContextCreationError, ContextParams, Device, Model, ModelParams, ffi, lib
 
 MakeTiny = Callable[..., Path]
 #: Of the tiny model: bytes of one expert of a layer, gate, up and down.
@@ -110,12 +110,15 @@ def test_models_without_experts(tiny_path: MakeTiny, device: Device) -> None:
     assert "has no experts: leave it at 0" in refused(tiny_path(), params)
 
 
-def test_tensors_that_are_split(path: Path, device: Device) -> None:
-    # llama.cpp throws from the constructor; a model that is split so takes two devices, so only the check is asked.
-    with Model.load_from_file(path, on(device)) as model:
-        model._params = model.params.with_split_mode(SplitMode.TENSOR)
-        with pytest.raises(ContextCreationError, match=r"split_mode TENSOR, .* take SplitMode\.LAYER"):
-            model.new_context(SMALL.with_moe_cache_size("1MiB"))
+def test_tensors_that_are_split(cached: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Over RPC llama.cpp splits none, so only the answer of the library is another one.
+    class Splits:
+        def __getattr__(self, name: str) -> object:
+            return (lambda _: True) if name == "moebind_model_splits_tensors" else getattr(lib, name)
+
+    monkeypatch.setattr("moebind.context.moe_cache.lib", Splits())
+    with pytest.raises(ContextCreationError, match=r"split_mode TENSOR, .* take SplitMode\.LAYER"):
+        cached.new_context(SMALL.with_moe_cache_size("1MiB"))
 
 
 def test_experts_that_are_repacked(demo_path: Path, device: Device) -> None:

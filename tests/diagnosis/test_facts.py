@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -57,7 +58,8 @@ def test_reading_takes_any_text(text: str) -> None:
 
 def test_this_machine() -> None:
     facts = read_facts()
-    assert facts.commit.startswith("0c1e57098"[: len(facts.commit)])
+    lock = (Path(__file__).resolve().parents[2] / "vendor/llama.cpp.lock").read_text(encoding="utf-8")
+    assert f"# llama.cpp-commit: {facts.commit}" in lock
     assert {"CPU", "RPC"} <= set(facts.backends)
     assert facts.devices[-1].type is DeviceType.CPU or any(each.type is DeviceType.CPU for each in facts.devices)
     assert facts.cores_allowed == len(os.sched_getaffinity(0)) <= facts.cores

@@ -1,7 +1,7 @@
 """Compares our GGUF files with what llama.cpp's own converter writes: every tensor, and all of the model's metadata.
 
-    tar xzf ~/.cache/moebind/llama_cpp_python-*.tar.gz -C /tmp
-    /tmp/references/bin/python tests/numerics/check_converter.py /tmp/llama_cpp_python-*/vendor/llama.cpp
+    tar xzf ~/.cache/moebind/xllamacpp-*.tar.gz -C /tmp
+    /tmp/references/bin/python tests/numerics/check_converter.py /tmp/xllamacpp-*/thirdparty/llama.cpp
 
 The archive is the one that moebind is built from; the converter in it is not among what is vendored.
 ``make_references.py`` says how the environment is made.

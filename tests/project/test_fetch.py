@@ -78,7 +78,11 @@ def test_printing_a_field_fetches_nothing(checkout: Checkout, field: str, value:
     assert not checkout.tree.exists()
 
 
-GOOD_LOCK = f"tiny-llama==1.0 --hash=sha256:{'0' * 64}\n# llama.cpp-folder: a/b\n# llama.cpp-commit: abc\n# llama.cpp-version: 1\n"
+GOOD_LOCK = f"""tiny-llama==1.0 --hash=sha256:{"0" * 64}
+# llama.cpp-folder: a/b
+# llama.cpp-commit: abc
+# llama.cpp-version: 1
+"""
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,3 +98,25 @@ def test_damage_under_a_right_seal(context: Context, saved: tuple[bytes, np.ndar
     context.kv_cache_clear()
     context.state_set(saved[0])
     np.testing.assert_array_equal(what_follows(context), saved[1])
+
+
+def test_states_of_an_older_llama_cpp(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(context)
+    whole, one = tmp_path / "whole", tmp_path / "one"
+    with monkeypatch.context() as older:
+        older.setattr(StateKind, "version", property(lambda kind: 10 if "CONTEXT" in kind.name else 3))
+        taken, sequence = context.state_get(), bytes(context.state_seq_get(0))
+        context.state_save_file(whole, TOKENS)
+        context.state_seq_save_file(one, 0, TOKENS)
+    newer = {10: lib.LLAMA_SESSION_VERSION, 3: lib.LLAMA_STATE_SEQ_VERSION}
+    for version, load in (
+        (10, lambda: context.state_set(taken)),
+        (10, lambda: context.state_load_file(whole)),
+        (3, lambda: SeqState.from_bytes(sequence)),
+        (3, lambda: context.state_seq_load_file(one, 0)),
+    ):
+        assert newer[version] > version
+        words = rf"is of version {version} of llama\.cpp's format; this one reads {newer[version]}"
+        with pytest.raises(StateError, match=words):
+            load()
+    assert lengths(context) == [len(TOKENS)]

@@ -193,7 +193,7 @@ def _lost(schema: object) -> list[str]:
 
 
 def _rule_of(name: str, rules: Mapping[str, str], pattern: str) -> str:
-    """The rule of a tool or an argument, of those that llama-common numbers: the one that writes its name; else empty."""
+    """Of the rules that llama-common numbers, that of a tool or an argument, which writes its name; else empty."""
     found = ""
     for rule in filter(re.compile(pattern).fullmatch, rules):
         texts = [_unquoted(text) for text in _LITERAL.findall(rules[rule]) if text.startswith('"')]

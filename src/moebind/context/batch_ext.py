@@ -28,9 +28,9 @@ _SECTIONS = {RopeType.MROPE: 4, RopeType.IMROPE: 4}
 class BatchExt(Owner):
     """A batch whose entries are tokens, embeddings, or both, and can have hidden states too, for one context.
 
-    It can hold what a :class:`Batch` cannot: the hidden states that a context for multi-token prediction takes along with
-    tokens, and embeddings with several positions each (M-RoPE), for vision models. For anything else a ``Batch`` is
-    simpler, and faster.
+    It can hold what a :class:`Batch` cannot: the hidden states that a context for multi-token prediction takes along
+    with tokens, and embeddings with several positions each (M-RoPE), for vision models. For anything else a ``Batch``
+    is simpler, and faster.
 
     Parameters
     ----------
@@ -130,7 +130,8 @@ class BatchExt(Owner):
         Notes
         -----
         Uses ``llama_batch_ext_add`` or ``llama_batch_ext_add_token``, and ``llama_batch_ext_set_embd_token``,
-        ``llama_batch_ext_set_embd_state``, ``llama_batch_ext_add_seq``, ``llama_batch_ext_set_pos`` and ``llama_batch_ext_set_output_logits``.
+        ``llama_batch_ext_set_embd_state``, ``llama_batch_ext_add_seq``, ``llama_batch_ext_set_pos`` and
+        ``llama_batch_ext_set_output_logits``.
         """
         sequences = checks.int32_array("seq_ids", np.atleast_1d(seq_ids), 0, self._context.n_seq_max - 1).tolist()  # type: ignore[arg-type]
         if not sequences:

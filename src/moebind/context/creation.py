@@ -47,7 +47,7 @@ def native_context_params(
     check_layers(model._open(), params)
     _check_kind(model, params)
     if params.moe_cache_size:
-        check_moe_cache(model._open(), model._params, model.path, params.moe_cache_size)
+        check_moe_cache(model._open(), model.path, params.moe_cache_size)
     native = plain_context_params(params)
     keep: list[object] = []
     if chains:

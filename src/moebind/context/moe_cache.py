@@ -6,16 +6,11 @@ What would stop llama.cpp is refused beforehand, and what would only make it slo
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
 from moebind._core.native import CData, ffi, lib
 from moebind._core.sizes import show_size
 from moebind.backend.timings import MoeCacheStats
-from moebind.enums import SplitMode
 from moebind.errors import ContextCreationError
-
-if TYPE_CHECKING:
-    from moebind.params.params import ModelParams
 
 __all__ = ["check_moe_cache", "read_moe_cache"]
 
@@ -28,19 +23,21 @@ def read_moe_cache(context: CData) -> MoeCacheStats | None:
     return MoeCacheStats(counters.n_slots, counters.hits, counters.misses, counters.bytes, counters.copied)
 
 
-def check_moe_cache(model: CData, params: ModelParams, path: str, size: int) -> None:
+def check_moe_cache(model: CData, path: str, size: int) -> None:
     """Refuse a cache of this many bytes where llama.cpp would fail, or silently make none; warn where none of it hits.
 
     Parameters
     ----------
     model
-        The ``llama_model``, loaded with these parameters from this file. It may be without its weights.
+        The ``llama_model``. It may be without its weights.
+    path
+        Its file, for messages.
 
     Raises
     ------
     ContextCreationError
     """
-    if params.split_mode == SplitMode.TENSOR:
+    if lib.moebind_model_splits_tensors(model):
         raise ContextCreationError(
             "moe_cache_size is set, but the model was loaded with split_mode TENSOR, which has no cache of experts: "
             "take SplitMode.LAYER"

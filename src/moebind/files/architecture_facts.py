@@ -1,7 +1,8 @@
 """What is particular to single architectures of llama.cpp, as data: numbers that they divide by, tensors that they use.
 
 Found in llama.cpp's source, and by completing a tiny model of each architecture from libllama's own complaints and then
-changing each number and leaving out each tensor. ``tests/files/test_architecture_facts.py`` compares it with the source.
+changing each number and leaving out each tensor. ``tests/files/test_architecture_facts.py`` compares it with the
+source.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from moebind._core.native import CData, decoded, lib, text_from
 from moebind.enums import Ftype, PoolingType, RopeType
 from moebind.errors import MoebindError
 from moebind.model.vocab import Vocabulary
-from moebind.params.params import ModelParams
 
 __all__ = ["Hyperparameters"]
 
@@ -19,9 +18,6 @@ class Hyperparameters(Vocabulary):
     Of a model that was loaded with ``vocab_only``, libllama reads the metadata as text and does nothing with it.
     What is a single number there can be read all the same; the rest raises :class:`MoebindError`.
     """
-
-    #: What it was loaded with.
-    _params: ModelParams
 
     @property
     def _only_vocab(self) -> bool:

@@ -175,6 +175,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
             users.setdefault(name, WeakSet()).add(model)
         return model
 
+    _params: ModelParams
     _rules: tensor_overrides.Resolved
 
     def close(self) -> None:

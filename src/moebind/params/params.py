@@ -381,8 +381,8 @@ class ContextParams(ContextParamsMethods, Params):
     type_v: GgmlType = option(GgmlType(_CONTEXT.type_v), _member(GgmlType, CACHE_TYPES))
     """Type of the cached values; a quantised one needs flash attention."""
     moe_cache_size: Size = option(_CONTEXT.moe_cache_size, parse_size)
-    """Device memory for a cache of the experts that are in host memory, in bytes or as text such as ``"4GiB"``; 0: none.
-    With several devices it is divided among them as the layers are. Experimental in llama.cpp."""
+    """Device memory for a cache of the experts that are in host memory, in bytes or as text such as ``"4GiB"``; 0:
+    none. With several devices it is divided among them as the layers are. Experimental in llama.cpp."""
     abort_callback: Callable[[], bool] | None = option(None, _callback)
     """Called without arguments, about once a millisecond while the CPU computes; True stops the computation."""
     embeddings: bool = option(_CONTEXT.embeddings, checks.boolean)
