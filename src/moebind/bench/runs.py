@@ -25,7 +25,6 @@ from moebind.bench.rows import OffloadRow, read_row
 from moebind.bench.settings import Settings, checked_context, checked_devices, checked_prompts
 from moebind.bench.texts import AGREEMENT
 from moebind.files.gguf import Gguf
-from moebind.params import serialize
 from moebind.params.params import ContextParams
 
 __all__ = ["offload"]
@@ -162,7 +161,7 @@ def _request(path: str, placement: Placement, settings: Settings) -> dict[str, A
     """The request to a child, without where its logits go."""
     return {
         "path": os.path.abspath(path),
-        "model_params": serialize.carried(placement.model_params),
+        "model_params": placement.model_params.to_dict(),
         "memory": placement.memory,
         "context_params": settings.context_record(),
         "devices": list(settings.devices),

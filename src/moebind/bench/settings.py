@@ -15,7 +15,6 @@ from moebind.bench import environment
 from moebind.bench.texts import AGREEMENT
 from moebind.enums import DeviceType
 from moebind.files.gguf import Gguf
-from moebind.params import serialize
 from moebind.params.params import ContextParams
 
 __all__ = ["N_CTX", "Settings", "checked_context", "checked_devices", "checked_prompts"]
@@ -45,7 +44,7 @@ class Settings:
     def context_record(self) -> dict[str, Any]:
         """The context as plain values; threads also where they are the default, which depends on the machine."""
         threads = {"n_threads": self.context.n_threads, "n_threads_batch": self.context.n_threads_batch}
-        return {**serialize.carried(self.context), **threads}
+        return {**self.context.to_dict(), **threads}
 
     def record(self) -> dict[str, Any]:
         """As plain values."""
