@@ -69,9 +69,8 @@ class Given:
         return Chosen(model_params, context_params, None if device is None else list(device), host)
 
     def _with(self, options: Sequence[Option[ParamsT]], params: ParamsT) -> ParamsT:
-        given = [
-            (option, self.values[option.name]) for option in options if self.values.get(option.name) not in (None, [])
-        ]
+        values = [(option, self.values.get(option.name)) for option in options]
+        given = [(option, value) for option, value in values if value is not None and value != []]
         # Some are read as additions to a field: what a file has there is replaced, as it is with others.
         defaults = type(params)()
         names = {name for option, _ in given for name in option.fields if name in ADDED}
@@ -120,6 +119,6 @@ def _check_shares(given: str, params: ModelParams, device: Sequence[str] | None)
     if n_shares > count and not several:
         there = f"there {'is' if count == 1 else 'are'} {count or 'no'} device{'s' * (count != 1)}"
         raise ValueError(
-            f"--tensor-split is {given!r}, {n_shares} share{'s' * (n_shares != 1)}, and {there}; it takes at most one for "
-            "each"
+            f"--tensor-split is {given!r}, {n_shares} share{'s' * (n_shares != 1)}, and {there}; it takes at most one "
+            "for each"
         )

@@ -59,7 +59,11 @@ def plot_path(given: Path | None, what: str) -> str | None:
 
 
 def in_options(message: str) -> str:
-    """A message of the library's, with the options' names for its arguments'."""
+    """A message of the library's, with the options' names for its arguments'; lines of llama.cpp's stay as they are."""
+    return "\n".join(line if line.lstrip().startswith("llama.cpp:") else _renamed(line) for line in message.split("\n"))
+
+
+def _renamed(message: str) -> str:
     # Only at the beginning, where words that are also others stand for the argument; what has an underscore anywhere,
     # but not in a path or a call.
     begun = _BEGINS.match(message)

@@ -448,4 +448,4 @@ def unwritten(params: ModelParams | ContextParams) -> list[str]:
 
 def option_names() -> dict[str, str]:
     """The options' names by the parameters that they set."""
-    return {name: option.flag for option in _ALL for name in reversed(option.fields)}
+    return {name: option.flag for option in reversed(_ALL) for name in option.fields}

@@ -343,6 +343,11 @@ def device_list(devices: Sequence[Device | str | int] | None, params: ModelParam
             chosen.append(lib.moebind_described_device(at, parse_size(f"devices[{at}]", each, low=1)))
     if len(set(chosen)) != len(chosen):
         raise ValueError("devices names a device twice")
+    if params.split_mode == SplitMode.ROW and not all(isinstance(each, Device) for each in devices):
+        raise ValueError(
+            "split_mode is ROW, for which llama.cpp needs a buffer of the real devices: those that are only described "
+            "have none. Plan with LAYER instead"
+        )
     return chosen
 
 
