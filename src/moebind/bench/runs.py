@@ -161,9 +161,7 @@ def offload(
 def _request(path: str, placement: Placement, settings: Settings) -> dict[str, Any]:
     """The request to a child, without where its logits go."""
     if placement.model_params.progress_callback is not None:
-        raise ValueError(
-            "progress_callback is set: the benchmark shows how far it is by itself (progress); leave it out"
-        )
+        raise ValueError("progress_callback is set: the benchmark says how far it is by itself; leave it out")
     return {
         "path": os.path.abspath(path),
         "model_params": placement.model_params.to_dict(),

@@ -126,8 +126,9 @@ class Fit:
             raise ValueError(f"{os.fspath(path)} names no model: it holds parameters, but no fit")
         header = read_header(found.path if model_path is None else checks.path("model_path", model_path))
         found.check(header, os.fspath(path))
-        natives = device_list(found.natives() if found.model_params.devices is None else None, found.model_params)
-        plan = make_plan(header, found.model_params, found.context_params, natives, described_host(found.host))
+        planned = found.model_params if found.devices is None else found.model_params.with_devices(None)
+        natives = device_list(found.natives(), planned)
+        plan = make_plan(header, planned, found.context_params, natives, described_host(found.host))
         made_for = (found.budgets, found.explanation, found.devices, found.host)
         return cls(found.model_params, found.context_params, replace(plan, _fitted=True), *made_for)
 

@@ -30,8 +30,8 @@ def choose(
         What is decided already; ``swa_full`` is open if it is True.
     """
     full = place(context)
-    everything = full is not None and full.model_params == model
-    if everything or not n_swa or not context.swa_full:
+    enough = full is not None and (full.model_params == model or full.n_ctx <= n_swa)
+    if enough or not n_swa or not context.swa_full:
         return full, None
     windows = place(context.with_swa_full(False))
     if windows is None or (full is not None and _weights(full) >= WEIGHTS_SHARE_MIN * _weights(windows)):
@@ -63,7 +63,7 @@ def explain(plan: Plan, full: Plan | None, *, chosen: bool, longest: bool) -> st
             "back: a prompt that goes on where the last one ended is continued, any other is computed from its "
             "beginning. swa_full=True keeps the full-size cache."
         )
-    if longest and plan.n_swa and plan.context_params.swa_full:
+    if longest and 0 < plan.n_swa < plan.n_ctx and plan.context_params.swa_full:
         return "The layers with sliding windows have a full-size cache; with swa_full=False, a longer context may fit."
     return None
 
