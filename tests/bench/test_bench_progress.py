@@ -29,7 +29,7 @@ def test_a_callback_is_told_fractions(capsys: Capture) -> None:
         progress.step()
         progress.step()
         progress.step()  # never more than all
-    assert told == [0.0, 0.25, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert told == [0.0, 0.0, 0.25, 0.25, 0.5, 0.75, 1.0, 1.0]
     assert capsys.readouterr().err == ""
 
 

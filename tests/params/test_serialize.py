@@ -5,60 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from enum import IntEnum
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parameter_values import Params, made
 
-from moebind import ContextParams, Device, GgmlType, LoadMode, ModelParams, RoutingRecorder, SplitMode, TensorOverride
+from moebind import ContextParams, Device, GgmlType, LoadMode, ModelParams, RoutingRecorder, SplitMode
 from moebind.params import serialize
 
-Params = ModelParams | ContextParams
 KINDS = [ModelParams, ContextParams]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
     max_leaves=6,
 )
-NAMES = st.text("abc._", min_size=1, max_size=9)
-KV_VALUES = st.booleans() | st.integers(-(2**60), 2**60) | st.floats(-9, 9) | st.text("xyz é", max_size=9)
-RULES = st.builds(
-    TensorOverride, st.sampled_from(["ffn_up", r"blk\.\d{1,2}\."]), st.text("CPU0_", min_size=1), st.booleans()
-)
-#: Values by the form that a field is declared with; the others go by the type of the default.
-BY_FORM: dict[serialize.Form, st.SearchStrategy[Any]] = {
-    serialize.DEVICES: st.none() | st.just(()),
-    serialize.OVERRIDES: st.lists(RULES, max_size=3),
-    serialize.MAPPING: st.dictionaries(NAMES, KV_VALUES, max_size=4),
-    serialize.CALLBACK: st.none(),
-}
-
-
-def is_taken(field: dataclasses.Field[Any], value: object) -> bool:
-    try:
-        field.metadata["check"](field.name, value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def values(field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
-    form, default = field.metadata["form"], field.default
-    if form in BY_FORM:
-        return BY_FORM[form]
-    if isinstance(default, IntEnum):
-        return st.sampled_from([each for each in type(default).__members__.values() if is_taken(field, each)])
-    if default is None:
-        return st.none() | st.lists(st.floats(0, 9), min_size=1, max_size=4)
-    numbers = {bool: st.booleans(), int: st.integers(-1, 9) | st.integers(0, 2**20), float: st.floats(-9, 1e6)}
-    return numbers[type(default)].filter(lambda value: is_taken(field, value))
-
-
-def made(kind: type[Params]) -> st.SearchStrategy[Params]:
-    fields = {field.name: values(field) for field in dataclasses.fields(kind)}
-    return st.fixed_dictionaries({}, optional=fields).map(lambda chosen: kind(**chosen))
 
 
 @pytest.mark.parametrize("kind", KINDS)

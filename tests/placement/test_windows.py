@@ -90,10 +90,16 @@ def test_what_was_set_stays(path: Path, sizes: dict[bool, int]) -> None:
     assert both.context_params.swa_full  # the argument wins, as that of n_ctx does
 
 
-def test_a_context_that_could_be_longer_says_so(path: Path) -> None:
-    fit = moebind.fit(path, memory="12GiB", devices=["1TiB"])
-    if fit.context_params.swa_full and fit.plan.n_ctx < LONG:
-        assert "with swa_full=False, a longer context may fit" in fit.explanation
+def test_a_context_that_could_be_longer_says_so(path: Path, sizes: dict[bool, int]) -> None:
+    half = moebind.plan(path, None, ContextParams(n_ctx=LONG // 2), devices=["1TiB"]).device_bytes
+    fit = moebind.fit(path, memory=half, devices=["1TiB"])
+    assert fit.model_params == ModelParams()
+    assert 4096 < fit.plan.n_ctx < LONG
+    assert "with swa_full=False, a longer context may fit" in fit.explanation
+    windows = moebind.fit(path, memory=half, devices=["1TiB"], swa_full=False)
+    assert windows.plan.n_ctx > fit.plan.n_ctx  # it is true
+    for said in (windows, moebind.fit(path, memory=sizes[True], devices=["1TiB"])):
+        assert "swa_full" not in said.explanation
 
 
 def test_a_model_without_windows(shape_path: MakeShape) -> None:

@@ -33,7 +33,8 @@ def progress_bar(
     bar = tqdm(total=100, desc=description(), unit="%", bar_format=form, disable=None if only_on_terminals else False)
 
     def progress(fraction: float) -> bool:
-        bar.set_description_str(description(), refresh=False)
+        text = description()
+        bar.set_description_str(text, refresh=text != bar.desc)
         bar.update(100 * fraction - bar.n)
         return True
 

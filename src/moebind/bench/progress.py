@@ -66,14 +66,13 @@ class Progress:
 
     def measures(self) -> None:
         """Say which part of the placement comes next."""
-        part = self._part(self._done - self._begun)
-        if not part:
-            return
-        self._name = f"{self._placement}: {part}"
-        word = part.split()[0]
-        if self._lines and word != self._word:
-            self._say(self._name)
-        self._word = word
+        if part := self._part(self._done - self._begun):
+            self._name = f"{self._placement}: {part}"
+            word = part.split()[0]
+            if self._lines and word != self._word:
+                self._say(self._name)
+            self._word = word
+        self._tell(self._done / self._total)
 
     def finished(self, row: OffloadRow, *, known: bool) -> None:
         """Say so in a line, where there is no bar."""
@@ -89,7 +88,6 @@ class Progress:
         """One more part is done."""
         self._done = min(self._done + 1, self._total)
         self.measures()
-        self._tell(self._done / self._total)
 
     def at(self, done: int) -> None:
         """So many parts are done."""
