@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import Hub
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -182,3 +183,11 @@ def test_any_json_is_a_fit_or_an_error(tmp_path_factory: pytest.TempPathFactory,
         Saved.read(file)
     except ValueError as error:
         assert "any.json" in str(error)  # noqa: PT017
+
+
+def test_a_model_on_the_hub(hub: Hub, tmp_path: Path) -> None:
+    fit = moebind.fit("hf://someone/tiny/tiny-Q4_K.gguf", context_params=SMALL, devices=["8MiB"])
+    fit.save(tmp_path / "fit.json")
+    back = Fit.load(tmp_path / "fit.json")
+    assert (back.plan.path, back.plan.devices) == (fit.plan.path, fit.plan.devices)
+    assert back.plan.path.startswith("hf://")

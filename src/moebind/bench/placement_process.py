@@ -64,8 +64,14 @@ def _measure(parent: Parent, request: Mapping[str, Any], devices: Sequence[Devic
     if params.devices is None:
         params = params.with_devices(devices)
     if request["memory"] is not None:
-        n_ctx = context_params.n_ctx  # the same for all that is compared
-        found = fit(path, memory=request["memory"], n_ctx=n_ctx, model_params=params, context_params=context_params)
+        found = fit(
+            path,
+            memory=request["memory"],
+            n_ctx=context_params.n_ctx,  # the same for all that is compared, as is the cache of sliding windows
+            swa_full=context_params.swa_full,
+            model_params=params,
+            context_params=context_params,
+        )
         params, context_params = found.model_params, found.context_params
     # llama.cpp does not tell what each device takes where it cuts up tensors.
     planned = None if params.split_mode == SplitMode.TENSOR else plan(path, params, context_params)

@@ -279,7 +279,7 @@ class ContextParamsMethods(_Methods):
 
     def with_swa_full(self, swa_full: bool) -> Self:
         """Return a copy with another ``swa_full``. Keep all tokens in layers with sliding windows, too. Without,
-        they take less memory, and a prompt that differs from what was computed before the window is computed
+        they take less memory, and a prompt that differs before the window from what was computed is computed
         from its beginning.
         """
         return self._with(swa_full=swa_full)

@@ -412,7 +412,7 @@ class ContextParams(ContextParamsMethods, Params):
     op_offload: bool = option(_CONTEXT.op_offload, checks.boolean)
     """Let a device compute with weights that are in host memory, when a batch is large enough to be worth it."""
     swa_full: bool = option(_CONTEXT.swa_full, checks.boolean)
-    """Keep all tokens in layers with sliding windows, too. Without, they take less memory, and a prompt that differs from
-    what was computed before the window is computed from its beginning."""
+    """Keep all tokens in layers with sliding windows, too. Without, they take less memory, and a prompt that differs
+    before the window from what was computed is computed from its beginning."""
     kv_unified: bool = option(_CONTEXT.kv_unified, checks.boolean)
     """Share one cache among all sequences, instead of ``n_ctx / n_seq_max`` for each."""

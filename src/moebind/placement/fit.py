@@ -52,6 +52,8 @@ class Fit:
     plan: Plan
     budgets: Mapping[str, int]
     explanation: str
+    #: The model, as far as other files may be told from it.
+    _identity: Identity | None = field(default=None, repr=False)
     #: Devices and a host that were given, which :meth:`load` plans for again.
     _devices: tuple[str | int, ...] | None = field(default=None, repr=False)
     _host: int | None = field(default=None, repr=False)
@@ -71,8 +73,8 @@ class Fit:
             If the parameters hold callbacks.
         """
         path = self.plan.path if checks.on_hub(self.plan.path) else os.path.abspath(self.plan.path)
-        identity = Identity.of(read_header(self.plan.path))
-        kept = (self.model_params, self.context_params, path, identity, self._devices, self._host, self.budgets)
+        made_for = (self._identity, self._devices, self._host)
+        kept = (self.model_params, self.context_params, path, *made_for, self.budgets)
         return {**Saved(*kept, self.explanation).to_dict(), "plan": self.plan.to_dict()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -129,7 +131,7 @@ class Fit:
         planned = found.model_params if found.devices is None else found.model_params.with_devices(None)
         natives = device_list(found.natives(), planned)
         plan = make_plan(header, planned, found.context_params, natives, described_host(found.host))
-        made_for = (found.budgets, found.explanation, found.devices, found.host)
+        made_for = (found.budgets, found.explanation, found.identity, found.devices, found.host)
         return cls(found.model_params, found.context_params, replace(plan, _fitted=True), *made_for)
 
 
@@ -239,7 +241,7 @@ def fit(
     longest = not pinned and chosen.n_ctx < header.integer("context_length") and swa_full is None
     about = windows.explain(chosen, full, chosen=narrowed, longest=longest)
     explanation = "\n".join(filter(None, [_explain(chosen, search, model, goal, pinned), about]))
-    made_for = (described(devices), None if memory_of_host is None else memory_of_host.capacity)
+    made_for = (Identity.of(header), described(devices), None if memory_of_host is None else memory_of_host.capacity)
     return Fit(result, chosen.context_params, chosen, budgets, explanation, *made_for)
 
 
