@@ -146,7 +146,7 @@ class Params:
         ]
         return f"{type(self).__name__}({', '.join(changed)})"
 
-    def to_dict(self) -> dict[str, serialize.Json]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as JSON has them.
 
         Enumerators and devices are written by name, and rules for tensors as mappings. What is left out has the default
@@ -165,7 +165,7 @@ class Params:
         return serialize.write(self)
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, serialize.Json]) -> Self:
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """Make parameters from what :meth:`to_dict` gave.
 
         Parameters
