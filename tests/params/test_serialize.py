@@ -93,6 +93,13 @@ BAD: list[tuple[type[Params], object, type[Exception], str]] = [
     (ModelParams, {"split_mode": "columns"}, ValueError, "it takes one of NONE, LAYER, ROW, TENSOR"),
     (ModelParams, {"tensor_overrides": [{"pattern": "a"}]}, ValueError, "which lacks target"),
     (ModelParams, {"tensor_overrides": [{"patern": "a"}]}, ValueError, "no 'patern'; did you mean 'pattern'?"),
+    (
+        ModelParams,
+        {"tensor_overrides": [{"pattern": "a", "target": "CPU", "strict": "no"}]},
+        TypeError,
+        "strict is 'no' .*; it takes True or False",
+    ),
+    (ModelParams, {"tensor_overrides": [{"pattern": "a", "target": 3}]}, TypeError, "target is 3"),
     (ModelParams, {"tensor_overrides": ["a=CPU"]}, TypeError, "tensor_overrides holds 'a=CPU'"),
     (ModelParams, {"tensor_overrides": "a=CPU"}, TypeError, "tensor_overrides is 'a=CPU'; it takes a list"),
     (ModelParams, {"tensor_overrides": [{"pattern": "(", "target": "CPU"}]}, ValueError, "regular expression"),

@@ -127,6 +127,7 @@ def _tensor_overrides(name: str, value: Any) -> tuple[TensorOverride, ...]:
             raise TypeError(f"{name} holds {each!r}; it takes TensorOverride objects, or use with_tensor_override")
         tensor_patterns.check_pattern(each.pattern)
         checks.text("target", each.target)
+        checks.boolean("strict", each.strict)
     return overrides
 
 

@@ -168,7 +168,8 @@ def fit(
         How much may be used of each device: bytes, or a text such as ``"20GiB"``; or a mapping from device to size, in
         which ``"Host"`` is host memory. It is never exceeded. None, and devices that the mapping leaves out: the free
         memory less the margin. Host memory is limited only if the mapping has it, or if there is no other device.
-        A device can take no more than it has: one size for all is cut to that, and the explanation says so.
+        A device can take no more than it has: a larger budget is an error, unless it is one for several devices of
+        which some have less; the explanation says so of these.
     margin
         Bytes of the free memory to leave free, for a driver, a desktop and others. None: 1 GiB, but at most a tenth of
         the free memory.
