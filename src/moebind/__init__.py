@@ -40,8 +40,8 @@ from moebind.chat.templates import chat_builtin_templates
 from moebind.context.batch import Batch
 from moebind.context.batch_ext import BatchExt
 from moebind.context.context import Context
-from moebind.context.conversation import ChatReply
-from moebind.context.generate import Piece
+from moebind.context.pieces import Completion, Piece, Pieces, TokenLogprob, Usage
+from moebind.context.replies import ChatDelta, ChatReply, ToolCallDelta
 from moebind.enums import (
     AttentionType,
     ContextType,
@@ -92,6 +92,12 @@ llama_cpp_version = _llama_cpp_version()
 
 __all__ = [
     *_errors,
+    "ToolCallDelta",
+    "Usage",
+    "TokenLogprob",
+    "Pieces",
+    "Completion",
+    "ChatDelta",
     "AttentionType",
     "Batch",
     "BatchExt",
