@@ -246,7 +246,7 @@ def test_closing_meanwhile(dense: Model) -> None:
         ({"prompts": [[1] * 5000]}, ValueError, "larger n_ctx"),
         ({"prompts": ["\ud800"]}, ValueError, "surrogate"),
         ({"prompts": np.zeros((2, 2))}, TypeError, r"prompts\[0\]"),
-        ({"max_tokens": -1}, ValueError, "max_tokens"),
+        ({"max_tokens": -2}, ValueError, "max_tokens"),
         ({"max_tokens": 1.5}, TypeError, "max_tokens"),
         ({"stop": ""}, ValueError, "empty"),
         ({"stop": [3.5]}, TypeError, "stop"),

@@ -59,6 +59,7 @@ class Conversation(Generation):
 
     def chat(
         self,
+        /,
         messages: Sequence[Mapping[str, object]],
         *,
         sampler: Sampler | None = None,
@@ -137,9 +138,7 @@ class Conversation(Generation):
                 raise TypeError(f"template_kwargs has {name!r}; it takes names of the template's arguments")
             if name in _RENDERING:
                 raise TypeError(f"template_kwargs has {name!r}, which chat() gives the template itself")
-        settings = Settings(
-            temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed
-        )
+        settings = Settings(temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed)
         model = self._model
         enforced = checks.boolean("use_grammar", use_grammar)
         prompt = model._chat_format(

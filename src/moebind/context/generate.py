@@ -31,14 +31,15 @@ __all__ = ["Generation", "Request"]
 class Request:
     """A text that is asked for: the arguments of :meth:`moebind.Context.generate`, checked.
 
-    ``sampler`` None is the sequence's backend sampler, or always the likeliest token. ``shown`` are special tokens
-    whose text is given out. ``n_top`` is how many tokens a piece's ``top`` has; None: no probabilities either.
+    ``sampler`` makes what chooses; None is the sequence's backend sampler, or always the likeliest token. ``shown`` are
+    special tokens whose text is given out. ``n_top`` is how many tokens a piece's ``top`` has; None: no probabilities
+    either.
     """
 
     tokens: NDArray[np.int32]
     limit: int | None
     stops: Stops
-    sampler: Sampler | None
+    sampler: Callable[[], Sampler | None]
     n_top: int | None
     shown: frozenset[int] = frozenset()
 
@@ -97,7 +98,12 @@ def prepare(
 
 
 def generate(
-    context: Generation, request: Request, seq_id: int, reuse_prefix: bool, record: Record
+    context: Generation,
+    request: Request,
+    sampler: Sampler | None,
+    seq_id: int,
+    reuse_prefix: bool,
+    record: Record,
 ) -> Iterator[Piece]:
     """See :meth:`moebind.Context.generate`, which checks the arguments."""
     lib.moebind_hooks_forget(context._hooks.pointer)
@@ -108,7 +114,7 @@ def generate(
     step.extend([0], 0, seq_id, True)
     token_in, pos_in, native_step = step.token, step.pos, step._struct()
     attached = context._attached.get(seq_id)
-    chooser = attached if request.sampler is None else request.sampler
+    chooser = attached if sampler is None else sampler
     # A greedy sampler is not asked: the token with the highest logit is found without it.
     asked = None if attached is None and chooser is not None and chooser._is_greedy else chooser
     choose = context._likeliest if asked is None else partial(context._sample_with, asked)
@@ -141,7 +147,7 @@ def generate(
 
 
 def _choose_and_score(
-    context: Decoding, choose: Callable[[CData], int], n_top: int, scores: list[Score], native: CData
+    context: Generation, choose: Callable[[CData], int], n_top: int, scores: list[Score], native: CData
 ) -> int:
     """Choose a token, and note how likely it was. The caller holds the context."""
     token = choose(native)
@@ -263,31 +269,44 @@ class Generation(Decoding):
         shown: frozenset[int] = frozenset(),
         more_stops: Sequence[str] = (),
         seed_offset: int = 0,
+        copies: bool = False,
     ) -> Request:
-        """The checked arguments of a generation; ``grammar`` is what it is held to."""
+        """The checked arguments of a generation.
+
+        ``grammar`` is what it is held to. With ``copies``, it and the sampler are left as they are.
+        """
         settings.alone(sampler)
-        limit = checked_limit(max_tokens)
+        limit, n_top = self._checked_choice(sampler, max_tokens, logprobs)
         stops = checked_stops(self._model, stop, shown, more_stops)
-        n_top = checked_logprobs(logprobs, self._model.n_vocab)
         tokens = self._prompt_tokens(prompt)
+        if json_schema is not None:
+            grammar = Sampler.json_schema(self._model, json_schema)
+
+        def make() -> Sampler | None:
+            chain = settings.sampler(tokens, seed_offset)
+            chosen = sampler.clone() if copies and sampler is not None else sampler
+            chosen = chosen if chain is None else chain
+            if grammar is None:
+                return chosen
+            return behind(grammar.clone() if copies else grammar, chosen, own=copies or chain is not None)
+
+        return Request(tokens, limit, stops, make, n_top, shown)
+
+    def _checked_choice(
+        self, sampler: Sampler | None, max_tokens: SupportsIndex | None, logprobs: bool | SupportsIndex | None
+    ) -> tuple[int | None, int | None]:
+        """What of these does not depend on the prompt: ``max_tokens``, and how many tokens a piece's ``top`` has."""
         if sampler is not None:
             if not isinstance(sampler, Sampler):
                 raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
             sampler._must_choose()
-        if json_schema is not None:
-            grammar = Sampler.json_schema(self._model, json_schema)
-        chain = settings.sampler(tokens, seed_offset)
-        if grammar is not None:
-            sampler = behind(grammar, sampler if chain is None else chain, own=chain is not None)
-        elif chain is not None:
-            sampler = chain
-        return Request(tokens, limit, stops, sampler, n_top, shown)
+        return checked_limit(max_tokens), checked_logprobs(logprobs, self._model.n_vocab)
 
     def _generate(self, request: Request, seq_id: SupportsIndex, reuse_prefix: bool) -> tuple[Iterator[Piece], Record]:
         """The pieces of a text, which is computed when they are asked for, and where to note them."""
         seq, reuse = self._seq("seq_id", seq_id), checks.boolean("reuse_prefix", reuse_prefix)
-        attached = self._attached.get(seq)
-        if request.sampler is None and attached is not None:
+        sampler, attached = request.sampler(), self._attached.get(seq)
+        if sampler is None and attached is not None:
             attached._must_choose()
         if request.n_top is not None and attached is not None:
             raise SamplerError(
@@ -295,7 +314,7 @@ class Generation(Decoding):
                 f"with set_sampler({seq}, None), or use another sequence"
             )
         record = Record(request.tokens.size, "length" if request.limit == 0 else None)
-        return generate(self, request, seq, reuse, record), record
+        return generate(self, request, sampler, seq, reuse, record), record
 
     def _prompt_tokens(self, prompt: str | ArrayLike | Sequence[Mapping[str, object]]) -> NDArray[np.int32]:
         tokens = self._model._prompt_tokens(prompt)

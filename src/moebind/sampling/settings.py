@@ -93,9 +93,10 @@ class Settings:
         if temperature == 0:
             # What filters keep the likeliest does not change that.
             return Sampler.chain([*parts, Sampler.greedy()])
-        top_k, top_p, min_p = _or(self.top_k, TOP_K), _or(self.top_p, TOP_P), _or(self.min_p, MIN_P)
-        if (k := checks.integer("top_k", top_k, -1)) > 0:
-            parts.append(Sampler.top_k(k))
+        top_k = TOP_K if self.top_k is None else checks.integer("top_k", self.top_k, -1)
+        top_p, min_p = _or(self.top_p, TOP_P), _or(self.min_p, MIN_P)
+        if top_k > 0:
+            parts.append(Sampler.top_k(top_k))
         if top_p < 1:
             parts.append(Sampler.top_p(top_p, 0))
         if min_p > 0:
@@ -119,8 +120,8 @@ class Settings:
             )
 
 
-def _or(value: float | SupportsIndex | None, default: float) -> float:
-    return default if value is None else value  # type: ignore[return-value]  # checked when it was made
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 class _Borrowed:
