@@ -217,9 +217,7 @@ class BatchedGeneration(Generation):
 
         return NumberedPieces._of(self._generate_many(runs()))
 
-    def _numbered_request(
-        self, at: int, prompt: str | ArrayLike | Mapping[str, Any], common: dict[str, Any]
-    ) -> Request:
+    def _numbered_request(self, at: int, prompt: Any, common: dict[str, Any]) -> Request:
         """The arguments of one prompt, its own before those for all."""
         own: dict[str, Any] = {}
         if isinstance(prompt, Mapping):
@@ -257,10 +255,12 @@ class BatchedGeneration(Generation):
 
     def _generate_many(self, runs: Iterator[Run]) -> Iterator[tuple[Run, Piece | None]]:
         lib.moebind_hooks_forget(self._hooks.pointer)
-        schedule = Schedule(runs, self._n_seq_max, self._unified, self.n_ctx_seq)
         batch = Batch(self._batch_room())
         everything = range(self._n_seq_max)
         with self._exclusive() as native:
+            # Without causal attention, what comes later changes what came before.
+            shares = bool(lib.llama_get_causal_attn(native))
+            schedule = Schedule(runs, self._n_seq_max, self._unified, self.n_ctx_seq, shares)
             generation = self._take_over(everything)
             self._empty(native, everything)
         try:

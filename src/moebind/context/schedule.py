@@ -54,13 +54,15 @@ class Run:
 class Schedule:
     """The prompts that have a sequence, those that wait for one, and those that were not looked at yet.
 
-    ``unified`` is whether all sequences share one cache, ``n_ctx_seq`` how many tokens one can have.
+    ``unified`` is whether all sequences share one cache, ``n_ctx_seq`` how many tokens one can have, ``shares`` whether
+    a prefix is the same whatever follows it.
     """
 
     prompts: Iterator[Run]
     n_seq_max: int
     unified: bool
     n_ctx_seq: int
+    shares: bool = True
     #: Sequences that no prompt has, and the tokens that are left in them.
     free: dict[int, NDArray[np.int32]] = field(default_factory=dict)
     #: In the order in which they began.
@@ -102,11 +104,11 @@ class Schedule:
         n, other = max(others, key=lambda pair: (pair[0], pair[1].n_past), default=(0, None))
         run.seq, run.n_past, run.source = seq, 0, None
         self.running.append(run)
-        if own and own >= n and _keep(memory, seq, own):
+        if self.shares and own and own >= n and _keep(memory, seq, own):
             run.n_past = own
         else:
             lib.llama_memory_seq_rm(memory, seq, -1, -1)
-            if other is not None and n >= self._worth_copying():
+            if self.shares and other is not None and n >= self._worth_copying():
                 if other.n_past < n:
                     run.source, run.n_shared = other, n
                 else:
