@@ -251,7 +251,8 @@ class BatchedGeneration(Generation):
                 copies=True,
             )
         except (TypeError, ValueError, SamplerError) as error:
-            raise type(error)(f"prompts[{at}]: {error}") from None
+            error.args = (f"prompts[{at}]: {error}", *error.args[1:])
+            raise
 
     def _generate_many(self, runs: Iterator[Run]) -> Iterator[tuple[Run, Piece | None]]:
         lib.moebind_hooks_forget(self._hooks.pointer)

@@ -34,7 +34,7 @@ class ToolCallDelta(TypedDict, total=False):
     index : int
         Which of the reply's calls it belongs to, from 0 on; always there.
     id, type : str
-        As in :class:`ToolCall`; when the call begins.
+        As in :class:`ToolCall`; when the call begins. The ``id`` comes again if the model writes one at the call's end.
     function : dict
         ``name``, when the call begins, and ``arguments``, more of their JSON; always there.
     """
@@ -168,8 +168,8 @@ class Shown:
 
     def __init__(self) -> None:
         self._content = self._reasoning = ""
-        #: Name and arguments of each call.
-        self._calls: list[tuple[str, str]] = []
+        #: Id, name and arguments of each call.
+        self._calls: list[tuple[str, str, str]] = []
 
     def show(self, message: ChatMessage | None, ended: bool = False) -> ChatDelta:
         """What is new; empty if nothing is.
@@ -201,30 +201,27 @@ class Shown:
                 # A name may still become longer, while nothing follows it.
                 if not (ended or arguments or index < last):
                     break
-                new.append(
-                    {
-                        "index": index,
-                        "id": call["id"],
-                        "type": "function",
-                        "function": {"name": name, "arguments": arguments},
-                    }
-                )
-                self._calls.append((name, arguments))
+                new.append({"index": index, "id": call["id"], "type": "function", "function": {**call["function"]}})
+                self._calls.append((call["id"], name, arguments))
                 continue
-            known, before = self._calls[index]
+            known_id, known, before = self._calls[index]
             if known != name:
                 if ended:
                     raise ChatTemplateError(_changed("the name of a call", known, name))
                 break
-            if more := self._more("arguments", before, arguments, ended, strip=False):
-                new.append({"index": index, "function": {"arguments": more}})
-                self._calls[index] = (name, before + more)
+            more = self._more("arguments", before, arguments, ended, strip=False)
+            if more or known_id != call["id"]:
+                delta: ToolCallDelta = {"index": index, "function": {"arguments": more}}
+                if known_id != call["id"]:
+                    delta["id"] = call["id"]
+                new.append(delta)
+                self._calls[index] = (call["id"], name, before + more)
         return new
 
     @staticmethod
     def _more(name: str, before: str, now: str, ended: bool, strip: bool = True) -> str:
-        if strip and not ended:
-            now = now.rstrip()  # what is at the very end is left out of some messages
+        if strip:
+            now = now.rstrip()  # at the very end, it may be left out of the message yet
         if now.startswith(before):
             return now[len(before) :]
         if ended and not before.startswith(now):

@@ -65,7 +65,7 @@ class Turns(Generic[T]):
         except BaseException:
             # Cancelled, or collected with an event loop that has ended.
             with self._lock:
-                if not place.given:
+                if not place.given and place in self._waiting:  # it is not there if its event loop was found closed
                     self._waiting.remove(place)
             for thing in place.given:
                 self.give(thing)
