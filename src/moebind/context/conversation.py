@@ -35,8 +35,22 @@ _RENDERING = {
 }
 
 
+#: Names of other libraries and programs for arguments that chat has.
+_ELSEWHERE = {
+    "temp": "temperature",
+    "repetition_penalty": "repeat_penalty",
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "top_logprobs": "logprobs",
+    "response_format": "json_schema",
+}
+
+
 def _unknown(name: str) -> str:
     """What to write instead of an argument that chat does not have."""
+    if name in _ELSEWHERE:
+        return f"chat has no argument {name!r}; it is {_ELSEWHERE[name]!r} here"
     if name in SAMPLERS:
         return (
             f"chat has no argument {name!r}: pass a chain of samplers, such as sampler=Sampler.chain([..., "
