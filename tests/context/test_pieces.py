@@ -103,7 +103,10 @@ def test_texts_are_joined_as_they_come() -> None:
 
 def test_pieces_are_values() -> None:
     piece = Piece(1, "a", 0)
-    assert piece == Piece(1, "a", 0, None, None, None, ())
+    assert piece == Piece(1, "a", 0, None, None) != Piece(1, "a", 0)._with_score(-1.0, ())
+    assert (piece.logprob, piece.top) == (None, ())
+    assert "logprob=-1.5" in repr(Piece(1, "a", 0)._with_score(-1.5, ()))
+    assert pickle.loads(pickle.dumps(piece)) == piece  # noqa: S301  # our own
     with pytest.raises(dataclasses.FrozenInstanceError):
         piece.text = "b"  # type: ignore[misc]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, SupportsIndex
 
@@ -126,7 +126,7 @@ def generate(
     owners = context._owners
     while True:
         piece = writer.take(token)
-        yield with_score(piece, scores.pop()) if scores else piece
+        yield piece._with_score(*scores.pop()) if scores else piece
         if piece.stop_reason is not None:
             return
         with context._held():
@@ -153,11 +153,6 @@ def _choose_and_score(
     token = choose(native)
     scores.append(score(context._model, context._logits(native, -1), token, n_top))
     return token
-
-
-def with_score(piece: Piece, its: Score) -> Piece:
-    """The piece, with its token's probability."""
-    return replace(piece, logprob=its.logprob, top=its.top)
 
 
 class Generation(Decoding):

@@ -10,7 +10,7 @@ import numpy as np
 
 from moebind._core.native import CData, ffi, lib
 from moebind.context.batch import Batch
-from moebind.context.generate import Generation, Request, with_score
+from moebind.context.generate import Generation, Request
 from moebind.context.pieces import Completion, Piece, Record
 from moebind.context.schedule import Run, Schedule, pack
 from moebind.context.scores import Score, score
@@ -279,7 +279,7 @@ class BatchedGeneration(Generation):
                     if piece.stop_reason is not None:
                         schedule.leave(run)
                         schedule.full = False
-                    yield run, piece if its_score is None else with_score(piece, its_score)
+                    yield run, piece if its_score is None else piece._with_score(*its_score)
         finally:
             if not self.closed:
                 self._forget_sequences(everything, generation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from moebind._core.native import ffi, lib
@@ -40,7 +40,7 @@ class TokenLogprob(NamedTuple):
     logprob: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Piece:
     """A piece of generated text.
 
@@ -70,8 +70,15 @@ class Piece:
     index: int
     stop_reason: StopReason | None = None
     stop: Stop | None = None
-    logprob: float | None = None
-    top: tuple[TokenLogprob, ...] = ()
+    # Not set unless they are asked for: each field of a frozen dataclass takes a tenth of a microsecond a token.
+    logprob: float | None = field(default=None, init=False)
+    top: tuple[TokenLogprob, ...] = field(default=(), init=False)
+
+    def _with_score(self, logprob: float, top: tuple[TokenLogprob, ...]) -> Piece:
+        """The piece, which nobody has yet, with its token's probability."""
+        object.__setattr__(self, "logprob", logprob)
+        object.__setattr__(self, "top", top)
+        return self
 
 
 @dataclass(frozen=True)
