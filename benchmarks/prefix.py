@@ -66,7 +66,7 @@ def main() -> None:
     print(
         f"{Path(path).name}, {options.threads} threads, {os.cpu_count()} cores, {options.prompts} prompts of", end=" "
     )
-    print(f"{options.prefix} + {N_OWN} tokens, {options.tokens} tokens each, {N_SEQUENCES} sequences")
+    print(f"{options.prefix} + {N_OWN} tokens and {options.tokens} more each, {N_SEQUENCES} sequences")
     print(f"llama.cpp {moebind.llama_cpp_version}, load {os.getloadavg()[0]:.1f}")
 
 
