@@ -121,6 +121,7 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
         self._history = {}
         self._owners = [0] * self._n_seq_max
         self._turns = {}
+        self._sharing = set()
         self._on_device = {}
         self._attached_pointers = {}
         for (seq, chain), held in zip(chains.items(), holds[2:], strict=False):
