@@ -49,7 +49,7 @@ def main() -> None:
         prefix = some(options.prefix)
         alike = [np.concatenate([prefix, some(N_OWN)]) for _ in range(options.prompts)]
         others = [some(options.prefix + N_OWN) for _ in range(options.prompts)]
-        room = options.prefix + N_OWN + options.tokens
+        room = -(-(options.prefix + N_OWN + options.tokens) // 256) * 256  # llama.cpp pads to this
         params = ContextParams(n_threads=options.threads, n_threads_batch=options.threads, n_seq_max=N_SEQUENCES)
         for unified in (False, True):
             ratios = []

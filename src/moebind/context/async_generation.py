@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -143,7 +143,7 @@ class AsyncChatReply(_AsyncGeneration):
             raise RuntimeError("this reply was closed before it began, so there is no message")
         return await in_thread(partial(message_of, prompt, record))
 
-    def deltas(self) -> AsyncStream[ChatDelta]:
+    def deltas(self) -> AsyncIterator[ChatDelta]:
         """What is new of the message, from its beginning on, as ``ChatReply.deltas`` gives it.
 
         Returns
