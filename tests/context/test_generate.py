@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from conftest import CPU, EXACT, SMALL
 from moebind import AbortedError, Batch, ClosedError, Context, Model, Sampler, SamplerError, ffi, lib
-from moebind.context.generate import StopStrings, common_prefix
+from moebind.context.generate import common_prefix
+from moebind.context.stops import StopStrings
 
 MakeTiny = Callable[..., Path]
 PROMPT = "The capital of France is"
@@ -214,7 +215,7 @@ def test_closing_while_generating(demo: Model) -> None:
         ({"prompt": ["a"]}, TypeError, "integers"),
         ({"prompt": "\ud800"}, ValueError, "surrogate"),
         ({"prompt": "a " * 3000}, ValueError, "larger n_ctx"),
-        ({"max_tokens": -1}, ValueError, "max_tokens"),
+        ({"max_tokens": -2}, ValueError, "max_tokens"),
         ({"max_tokens": 1.5}, TypeError, "max_tokens"),
         ({"stop": ""}, ValueError, "empty"),
         ({"stop": [3.5]}, TypeError, "stop"),
