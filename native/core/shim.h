@@ -347,6 +347,9 @@ void moebind_grammar_check(const char * grammar, const char * root);
 bool moebind_grammar_passes(const char * grammar, const char * root, const char ** names, const char ** texts,
                             size_t n_names, bool some);
 
+// Whether a text of the grammar may begin with this one.
+bool moebind_grammar_takes(const char * grammar, const char * text);
+
 // A sampler that lets only through what the grammar allows, and throws when nothing is left.
 struct llama_sampler * moebind_sampler_grammar(const struct llama_vocab * vocab, const char * grammar,
                                                const char * root);
