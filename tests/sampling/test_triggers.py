@@ -63,8 +63,40 @@ def started(model: Model, patterns: list[str], text: str) -> int | None:
 
 
 PARTS = st.sampled_from(
-    ["a", "b", "<a>", "(<a>)", "(b)", "[ab]", "[|b]", r"[\s\S]*", "(?:a|b)", r"\|", "x?", "$", "^", "a{2}", "b{0,2}", "[^<]*?"]
-    + [r"\s+", "(a+)", "(?!b)", "(?=a)", "(?!a|bx)", "(?:^|<)", r"\b", r"\B", "[[:alpha:]]", r"[^\]a]", r"\x61", ".", "(?=a$)", "(a)\\1"]
+    [
+        "a",
+        "b",
+        "<a>",
+        "(<a>)",
+        "(b)",
+        "[ab]",
+        "[|b]",
+        r"[\s\S]*",
+        "(?:a|b)",
+        r"\|",
+        "x?",
+        "$",
+        "^",
+        "a{2}",
+        "b{0,2}",
+        "[^<]*?",
+    ]
+    + [
+        r"\s+",
+        "(a+)",
+        "(?!b)",
+        "(?=a)",
+        "(?!a|bx)",
+        "(?:^|<)",
+        r"\b",
+        r"\B",
+        "[[:alpha:]]",
+        r"[^\]a]",
+        r"\x61",
+        ".",
+        "(?=a$)",
+        "(a)\\1",
+    ]
 )
 PATTERNS = st.lists(st.lists(PARTS, min_size=1, max_size=4).map("".join), min_size=1, max_size=2).map("|".join)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from moebind._core import checks
 from moebind._core.native import ffi, lib
+from moebind.chat.demanded_calls import allows_text_before
 from moebind.chat.enforcement import allows_call, unheld_arguments
 from moebind.chat.messages import checked_tools
 from moebind.errors import GrammarError, NativeError
@@ -37,6 +38,11 @@ def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | 
             "of the reply"
         )
         return
+    if functions and enforced and not prompt.grammar_lazy and allows_text_before(prompt):
+        yield (
+            "a reply of this template may write text before the call that it has to make: max_tokens may end it before "
+            "it comes to one"
+        )
     for function in functions if enforced else ():
         name, parameters = str(function["name"]), cast("Mapping[str, object]", function["parameters"])
         if not allows_call(prompt.grammar, name):
