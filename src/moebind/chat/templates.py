@@ -38,7 +38,7 @@ TEMPLATE_BYTES_MAX = 2**17
 _REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
 _KEY = "tokenizer.chat_template"
 #: What a template, or its rendering, gets from moebind.
-RENDERING = (
+RENDERING = [
     "messages",
     "template",
     "add_generation_prompt",
@@ -46,8 +46,12 @@ RENDERING = (
     "tool_choice",
     "parallel_tool_calls",
     "json_schema",
-)
-RENDERING += ("strict", "reasoning_format", "continue_final_message", "enforced", "template_kwargs")
+    "strict",
+    "reasoning_format",
+    "continue_final_message",
+    "enforced",
+    "template_kwargs",
+]
 #: So many templates of a model are kept ready.
 _READY_MAX = 8
 
