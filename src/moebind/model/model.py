@@ -132,6 +132,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
             raise ModelLoadError(f"{file.path} could not be loaded: {error}") from error
 
     @classmethod
+    @log.quoted()
     def _load_natively(cls, file: Gguf, chosen: ModelParams, split: bool) -> Model:
         paths = file.paths
         rules = tensor_overrides.resolve(chosen.tensor_overrides, list(file.tensors), paths[0])
@@ -140,7 +141,6 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         hooks = Hooks(progress=progress)
         native, keep = native_model_params(chosen, rules, hooks)
         encoded = [ffi.new("char[]", os.fsencode(path)) for path in paths]
-        lib.moebind_log_forget()
         try:
             if split:
                 pointer = own(lib.own_llama_model_load_from_splits, encoded, len(encoded), native[0])
