@@ -318,7 +318,7 @@ class Sampler(GrammarKinds):
     def _must_be_a_choice(self) -> None:
         self._open()
         if not self._chooses:
-            raise SamplerError(f"{self!r} filters, but does not choose: end the chain in greedy() or dist(seed)")
+            raise SamplerError(f"{self!r} filters, but does not choose: end the chain in greedy() or dist()")
 
     def _must_choose(self) -> None:
         """Raise if it cannot choose the tokens of a text that begins."""
