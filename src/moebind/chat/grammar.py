@@ -29,7 +29,7 @@ def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | 
     ``enforced`` is whether the reply is constrained by the grammar.
     """
     functions = [cast("Mapping[str, object]", tool["function"]) for tool in checked_tools(tools) or ()]
-    if functions and not any(str(function["name"]) in prompt.prompt for function in functions):
+    if functions and not prompt.writes_tools:
         yield "the chat template does not write the tools into the prompt, so the model does not know them"
         return
     if functions and not prompt.reads_calls:

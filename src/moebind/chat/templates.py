@@ -52,6 +52,8 @@ RENDERING = [
     "enforced",
     "template_kwargs",
 ]
+#: What a chat without tools and a schema asks for.
+_WITHOUT_TOOLS = {"tools": None, "tool_choice": "none", "json_schema": ""}
 #: So many templates of a model are kept ready.
 _READY_MAX = 8
 
@@ -296,6 +298,7 @@ class ChatTemplates(ModelBase):
             return replace(_rendered(native, asked), prompt=told.prompt) if held_to else told
 
         prompt = rendered(request)
+        prompt = replace(prompt, writes_tools=_writes_tools(native, request, prompt.prompt, names_of(wanted or ())))
         if continue_final_message:
             before = {**request, "messages": checked[:-1]}
             before |= {"continue_final_message": False, "add_generation_prompt": True}
@@ -411,6 +414,18 @@ def _rendered(template: CData, request: Mapping[str, object]) -> ChatPrompt:
     triggers = tuple(ChatTrigger(each["type"], each["value"]) for each in found.pop("triggers"))
     lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
     return ChatPrompt(**{**found, **lists}, triggers=triggers, reasoning_format=str(request["reasoning_format"]))
+
+
+def _writes_tools(template: CData, request: Mapping[str, object], prompt: str, names: Sequence[str]) -> bool:
+    """Whether a prompt has tools of these names in it."""
+    if not any(name in prompt for name in names):
+        return False
+    if not any(name in json.dumps(request["messages"], ensure_ascii=False) for name in names):
+        return True
+    try:
+        return _rendered(template, {**request, **_WITHOUT_TOOLS}).prompt != prompt
+    except ChatTemplateError:
+        return True
 
 
 def chat_builtin_templates() -> tuple[str, ...]:
