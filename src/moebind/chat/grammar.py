@@ -38,6 +38,11 @@ def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | 
             "of the reply"
         )
         return
+    if functions and prompt.misreads_calls:
+        yield (
+            "llama.cpp reads calls of this chat template in another form than the template writes them: the grammar "
+            "holds the model to llama.cpp's form, and without the grammar its calls may not be read"
+        )
     if functions and enforced and not prompt.grammar_lazy and allows_text_before(prompt):
         yield (
             "a reply of this template may write text before the call that it has to make: max_tokens may end it before "

@@ -128,6 +128,8 @@ class ChatPrompt:
         Whether :meth:`parse` separates the reasoning from the content.
     writes_tools : bool
         Whether the template tells the model of the tools; False also where the chat has none.
+    misreads_calls : bool
+        Whether the template writes calls that :meth:`parse` does not read; False also where the chat has no tools.
     """
 
     prompt: str
@@ -144,6 +146,7 @@ class ChatPrompt:
     parser: str
     reasoning_format: str
     writes_tools: bool = False
+    misreads_calls: bool = False
 
     @property
     def reads_calls(self) -> bool:

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, cast
 
 from moebind._core import checks
@@ -27,6 +28,7 @@ from moebind.chat.messages import (
     with_marked_integers,
 )
 from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, clean_message, exchange
+from moebind.chat.round_trip import misreads_calls
 from moebind.chat.template_arguments import merged_arguments, unread_arguments
 from moebind.errors import ChatTemplateError, NativeError
 from moebind.sampling.json_schema import read_schema
@@ -63,6 +65,8 @@ class ChatTemplates(ModelBase):
 
     #: Templates that are ready to be rendered, by their source; "" is what the file says.
     _ready: dict[str, CData] | None = None
+    #: Whether calls are misread, by the same.
+    _misread: Mapping[str, bool] = MappingProxyType({})
 
     @property
     def chat_template_names(self) -> tuple[str, ...]:
@@ -298,7 +302,9 @@ class ChatTemplates(ModelBase):
             return replace(_rendered(native, asked), prompt=told.prompt) if held_to else told
 
         prompt = rendered(request)
-        prompt = replace(prompt, writes_tools=_writes_tools(native, request, prompt.prompt, names_of(wanted or ())))
+        if wanted:
+            writes = _writes_tools(native, request, prompt.prompt, names_of(wanted))
+            prompt = replace(prompt, writes_tools=writes, misreads_calls=self._misreads_calls(template, request))
         if continue_final_message:
             before = {**request, "messages": checked[:-1]}
             before |= {"continue_final_message": False, "add_generation_prompt": True}
@@ -379,6 +385,16 @@ class ChatTemplates(ModelBase):
         if any(mark in template for mark in ("{{", "{%", "{#")) or template == "chatml":
             return template
         return template if self._is_builtin(template) else self.chat_template(template)
+
+    def _misreads_calls(self, template: str | None, request: Mapping[str, object]) -> bool:
+        """Whether llama.cpp does not read the calls that a template writes, which is found out once."""
+        source = self._source(template)
+        if source not in self._misread:
+            native = self._template(template)
+            alone = {**request, **_WITHOUT_TOOLS, "tool_choice": "auto", "continue_final_message": False, "kwargs": {}}
+            misread = misreads_calls(lambda asked: _rendered(native, {**alone, **asked}))
+            self._misread = {**dict([*self._misread.items()][1 - _READY_MAX :]), source: misread}
+        return self._misread[source]
 
     def _sources(self, template: str | None) -> list[str]:
         """The texts of the templates that may be rendered."""
