@@ -107,19 +107,15 @@ void moebind_log_forget(void) { log_of_this_thread().recent.clear(); }
 
 void moebind_log_hold(void) { log_of_this_thread().holds++; }
 
-void moebind_log_release(bool show) {
-    thread_log & log = log_of_this_thread();
-    if (!show) {
-        log.held.clear();
-    }
-    if (--log.holds == 0) {
-        const std::deque<std::string> held = std::move(log.held);
-        log.held.clear();
-        for (const std::string & line : held) {
-            log.line  = line;
-            log.level = GGML_LOG_LEVEL_ERROR;
-            show_line(log);
-        }
+void moebind_log_release(enum ggml_log_level level) {
+    thread_log &                  log  = log_of_this_thread();
+    const std::deque<std::string> held = std::move(log.held);
+    log.held.clear();
+    log.holds--;
+    for (const std::string & line : held) {
+        log.line  = line;
+        log.level = level;
+        show_line(log);
     }
 }
 

@@ -70,9 +70,10 @@ void   moebind_log_forget(void);
 // Show nothing of what this thread logs, or show it again. Recent lines are kept all the same.
 void moebind_log_quiet(bool quiet);
 
-// Keep back errors that this thread logs, until the release: then they are shown, or dropped since an exception quotes them.
+// Keep back errors that this thread logs until the release, which gives them their level: they are less if an exception quotes
+// them.
 void moebind_log_hold(void);
-void moebind_log_release(bool show);
+void moebind_log_release(enum ggml_log_level level);
 
 // --- hooks: what stops a load or a decode (core/hooks.cpp) ---
 

@@ -61,15 +61,15 @@ def quietly() -> Iterator[None]:
 
 @contextmanager
 def quoted() -> Iterator[None]:
-    """Begin the recent lines anew, and do not show errors besides if an exception leaves that quotes them."""
+    """Begin the recent lines anew, and log errors as mere information if an exception leaves that quotes them."""
     lib.moebind_log_forget()
     lib.moebind_log_hold()
-    failed = True
+    level = lib.GGML_LOG_LEVEL_INFO
     try:
         yield
-        failed = False
+        level = lib.GGML_LOG_LEVEL_ERROR
     finally:
-        lib.moebind_log_release(not failed)
+        lib.moebind_log_release(level)
 
 
 def set_log(level: str | int | None = "warning") -> None:
