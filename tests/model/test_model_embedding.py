@@ -67,19 +67,23 @@ def test_embed_means_by_default(dense: Model) -> None:
     np.testing.assert_array_equal(dense.embed([dense.str_to_token("the cat")]), expected)
 
 
-def test_parameters_that_say_nothing_of_lengths_cut_nothing(moe: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_that_say_nothing_of_lengths_cut_nothing(
+    tiny_path: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[ContextParams] = []
     make = Model.new_context
     monkeypatch.setattr(Model, "new_context", lambda self, params: (made.append(params), make(self, params))[1])
     long = np.arange(600) % 200 + 5
     params = ContextParams(n_threads=1, n_threads_batch=1)
-    alone = moe.embed([long, long[:3]], context_params=params)
-    assert (made[-1].n_ubatch, made[-1].n_seq_max, made[-1].n_threads) == (600, 2, 1)
-    np.testing.assert_array_equal(
-        alone, moe.embed([long, long[:3]], context_params=params.with_n_ubatch(600).with_n_seq_max(2))
-    )
-    with pytest.raises(ValueError, match="at most 599 are taken"):
-        moe.embed([long], context_params=params.with_n_ubatch(599))
+    with Model.load_from_file(tiny_path(n_ctx_train=700), CPU) as model:
+        chosen = model.embed([long, long[:3]], context_params=params)
+        assert (made[-1].n_ubatch, made[-1].n_seq_max, made[-1].n_threads) == (600, 2, 1)
+        asked = model.embed([long, long[:3]], context_params=params.with_n_ubatch(600).with_n_seq_max(2))
+        np.testing.assert_array_equal(chosen, asked)
+        with pytest.raises(ValueError, match="at most 599 are taken"):
+            model.embed([long], context_params=params.with_n_ubatch(599))
+        with pytest.raises(ValueError, match="at most 700 are taken"):
+            model.embed([np.tile(long, 2)], context_params=params)
 
 
 def test_long_texts_are_named_or_cut(bert: Model) -> None:
