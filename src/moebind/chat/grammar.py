@@ -9,6 +9,7 @@ import numpy as np
 
 from moebind._core import checks
 from moebind._core.native import ffi, lib
+from moebind.chat.demanded_calls import allows_text_before
 from moebind.chat.enforcement import allows_call, unheld_arguments
 from moebind.chat.messages import checked_tools
 from moebind.errors import GrammarError, NativeError
@@ -27,7 +28,7 @@ def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | 
     ``enforced`` is whether the reply is constrained by the grammar.
     """
     functions = [cast("Mapping[str, object]", tool["function"]) for tool in checked_tools(tools) or ()]
-    if functions and not any(str(function["name"]) in prompt.prompt for function in functions):
+    if functions and not prompt.writes_tools:
         yield "the chat template does not write the tools into the prompt, so the model does not know them"
         return
     if functions and not prompt.reads_calls:
@@ -36,6 +37,16 @@ def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | 
             "of the reply"
         )
         return
+    if functions and prompt.misreads_calls:
+        yield (
+            "llama.cpp reads calls of this chat template in another form than the template writes them: the grammar "
+            "holds the model to llama.cpp's form, and without the grammar its calls may not be read"
+        )
+    if functions and enforced and not prompt.grammar_lazy and allows_text_before(prompt):
+        yield (
+            "a reply of this template may write text before the call that it has to make: max_tokens may end it before "
+            "it comes to one"
+        )
     for function in functions if enforced else ():
         name, parameters = str(function["name"]), cast("Mapping[str, object]", function["parameters"])
         if not allows_call(prompt.grammar, name):

@@ -72,13 +72,13 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
         if isinstance(callback, TensorObserver):
             callback._register(hooks.pointer)
         lib.moebind_hooks_into_context_params(hooks.pointer, native)
-        lib.moebind_log_forget()
         self._servers = tuple({*model._servers, *(ctx_other._servers if ctx_other is not None else ())})
         # Everything that libllama points to lives until the native context is freed; what is set later is held, too.
         holds = [opened, hooks.pointer, *(chain._open() for chain in chains.values())]
         if ctx_other is not None:
             holds.append(native.ctx_other)
         with ExitStack() as held:
+            held.enter_context(log.quoted())
             held.enter_context(rpc_servers.watched(self._servers))
             for chain in chains.values():
                 held.enter_context(chain._lock.held())

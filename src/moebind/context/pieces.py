@@ -334,10 +334,11 @@ class Writer:
         text, stopped = self._held.add(self._decode(piece))
         if stopped:
             return Piece(token, text, index, "stop", self._held.came)
+        # Bytes of a character that is cut off are left out.
         if index >= self._limit:
-            return Piece(token, text + self._rest(), index, "length")
+            return Piece(token, text + self._held.flush(), index, "length")
         if index >= self._last:
-            return Piece(token, text + self._rest(), index, "context")
+            return Piece(token, text + self._held.flush(), index, "context")
         return Piece(token, text, index)
 
     def _rest(self) -> str:

@@ -135,6 +135,7 @@ class _Borrowed:
 
     def accept(self, token: int) -> None:
         self._sampler.accept(token)
+        self._sampler._note_choice()
 
 
 def behind(grammar: Sampler, sampler: Sampler | None, own: bool) -> Sampler:
