@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -20,6 +23,7 @@ from chats import HELLO
 
 from conftest import SMALL
 from moebind import AbortedError, AsyncChatReply, AsyncPieces, ClosedError, Context, Model, Sampler, SamplerError
+from moebind.context import asynchronous
 
 PROMPT = [1, 7, 8]
 
@@ -314,7 +318,8 @@ def test_a_generator_around_it_that_is_dropped(two: Context) -> None:
             break
         gc.collect()
         assert len((await two.agenerate(PROMPT, max_tokens=3).complete()).tokens) == 3
-        assert ended
+        while not ended:
+            await asyncio.sleep(0.001)
 
     asyncio.run(main())
     gone()
@@ -384,21 +389,57 @@ def test_aborts_hit_nobody_else(two: Context) -> None:
 
 
 def test_abort_is_told(two: Context) -> None:
+    gate = Gate()
+
     async def main() -> None:
-        stream = two.agenerate(PROMPT, sampler=Sampler.dist(1))
-        await anext(stream)
+        stream = two.agenerate(PROMPT, sampler=gate.sampler())
+        beginning = asyncio.ensure_future(anext(stream))
+        await gate.is_reached()
         two.abort()
+        gate.open.set()
+        assert (await beginning).index == 0
         with pytest.raises(AbortedError):
             await stream.complete()
+        assert len((await two.agenerate(PROMPT, max_tokens=2).complete()).tokens) == 2
 
-    for _ in range(3):
-        try:
+    asyncio.run(main())
+
+
+def test_ctrl_c(two: Context) -> None:
+    """asyncio cancels what runs, or raises in the middle of it."""
+
+    async def main() -> None:
+        async with two.agenerate(PROMPT, temperature=5.0, top_k=0) as pieces:
+            async for piece in pieces:
+                if piece.index == 2:
+                    signal.raise_signal(signal.SIGINT)
+
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
             asyncio.run(main())
-            break
-        except pytest.fail.Exception:  # it had come to its end by itself
-            continue
-    else:
-        raise AssertionError("it was never aborted")
+        assert asyncio.run(two.agenerate(PROMPT, max_tokens=2).complete()).usage.generated_tokens == 2
+    gone()
+
+
+def test_the_child_of_a_fork_waits_for_none(two: Context) -> None:
+    gate = Gate()
+
+    async def main() -> None:
+        stream = two.agenerate(PROMPT, sampler=gate.sampler(), max_tokens=3)
+        beginning = asyncio.ensure_future(anext(stream))
+        await gate.is_reached()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # newer Pythons warn of forks beside threads
+            child = os.fork()
+        if child == 0:
+            asynchronous._end()
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        gate.open.set()
+        assert (await beginning).index == 0
+        assert len((await stream.complete()).tokens) == 3
+
+    asyncio.run(main())
 
 
 def test_closing_the_context_meanwhile(dense: Model) -> None:

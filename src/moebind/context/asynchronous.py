@@ -37,6 +37,17 @@ Leave = Callable[[], None]
 Enter = Callable[[], Coroutine[Any, Any, tuple[Any, Leave]]]
 
 
+class _Once:
+    """Something that is called once, by whoever comes first: Ctrl-C can interrupt who meant to."""
+
+    def __init__(self, call: Leave) -> None:
+        self._calls = [call]
+
+    def __call__(self) -> None:
+        while self._calls:
+            self._calls.pop()()
+
+
 class Work(Generic[T]):
     """A thread that computes, and what it has computed for one coroutine.
 
@@ -62,12 +73,8 @@ class Work(Generic[T]):
         self._thread = threading.Thread(
             target=context.run, args=(self._run, make, leave), name="moebind generation", daemon=True
         )
-        try:
-            self._thread.start()
-        except BaseException:
-            leave()
-            raise
         _running.add(self)
+        self._thread.start()
 
     def _run(self, make: Callable[[], Iterator[T]], leave: Leave) -> None:
         try:
@@ -141,11 +148,13 @@ class Work(Generic[T]):
     def leave(self) -> None:
         """Let the thread end as soon as it can, and take no notice of what it has computed. Any thread may call it."""
         self._left = True
+        self._error = None
         lib.moebind_hooks_abort(self._hooks.pointer)
 
     def join(self) -> None:
         """Wait for the thread itself."""
-        self._thread.join()
+        if self._thread.is_alive():  # it was started, and is not of the process that this one was forked from
+            self._thread.join()
 
 
 #: Threads that compute; at the end of the interpreter, they must not be in the middle of something.
@@ -192,16 +201,19 @@ class AsyncStream(AsyncIterator[T]):
         if self._over:
             raise StopAsyncIteration
         self._entering = True
+        leave = None
         try:
             if self._work is None:
-                where, leave = await self._enter()
+                where, called = await self._enter()
+                leave = _Once(called)
                 if self._over:  # it was closed meanwhile
-                    leave()
                     raise StopAsyncIteration
                 self._work = Work(partial(self._make, where), leave)
             return await self._work.fetch()
         except BaseException:  # also CancelledError
             self._go()
+            if leave is not None and self._work is None:
+                leave()
             raise
         finally:
             self._entering = False

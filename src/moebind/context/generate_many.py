@@ -98,7 +98,7 @@ class BatchedGeneration(Generation):
 
     def generate_many(
         self,
-        prompts: Iterable[str | ArrayLike | Mapping[str, Any]],
+        prompts: Iterable[str | ArrayLike | Sequence[Mapping[str, object]] | Mapping[str, Any]],
         *,
         sampler: Sampler | None = None,
         max_tokens: SupportsIndex | None = None,
