@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 @pytest.mark.parametrize(
     "name",
     [
-        *MISREAD,
+        *sorted(MISREAD),
         "CohereForAI-c4ai-command-r-plus-tool_use",  # writes more behind a call
         "LFM2-8B-A1B",  # leaves calls out of the history
         "MiniMax-M3",
