@@ -175,7 +175,7 @@ def test_some_layers(curve: CacheCurve, recorder: RoutingRecorder) -> None:
 
 
 def test_given_sizes(curve: CacheCurve, recorder: RoutingRecorder) -> None:
-    given = recorder.cache_curve([curve.full_bytes, "1GiB", str(curve.token_bytes)])
+    given = recorder.cache_curve([curve.full_bytes, "1GiB", f"{curve.token_bytes}B"])
     assert given.sizes.tolist() == [curve.token_bytes, curve.full_bytes, 2**30]
     assert given.hit_rate[1] == given.hit_rate[2]
 
