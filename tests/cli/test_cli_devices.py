@@ -54,7 +54,7 @@ def test_another_machine(tiny_path: MakeTiny, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--host", "64"], "--host is '64', which is 64 bytes; did you mean 64GiB?"),
+        (["--host", "64"], "--host is '64', which is so many bytes: give a unit, as in '64GiB'"),
         (["--host", "much"], "--host is 'much'; it takes a number of bytes"),
         (["--device", "24GiB,", "--host", "1GiB"], "--device is ''; it takes the size of a device"),
         (["--device", "none,24GiB"], "--device is none beside 24GiB"),

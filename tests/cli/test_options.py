@@ -43,8 +43,8 @@ def test_options_are_parameters(path: Path, capsys: Capture) -> None:
 SAID: list[tuple[list[object], str]] = [
     (["plan", "MODEL", "--device", "CUDA9"], "--device is 'CUDA9'; it takes the size of a device"),
     (["plan", "MODEL", "--device", "loopback"], "only bench takes"),
-    (["plan", "MODEL", "--device", "24"], "did you mean 24GiB?"),
-    (["fit", "MODEL", "--device", "500KiB"], "did you mean"),
+    (["plan", "MODEL", "--device", "24"], "give a unit, as in '24GiB'"),
+    (["fit", "MODEL", "--device", "500KiB"], "which is 512000 bytes; it takes a size such as 24GiB"),
     (
         ["plan", "MODEL", "--device", "24XX"],
         "--device is '24XX'; it takes a number of bytes, or a text such as '24GiB'",
@@ -56,7 +56,7 @@ SAID: list[tuple[list[object], str]] = [
     (["plan", "MODEL", "--device", "1GiB", "--plot", "x.gguf"], "--plot is 'x.gguf'; it takes a file that ends in one"),
     (["plan", "MODEL", "--device", "1GiB", "--plot", "x"], "--plot is 'x'; it takes a file that ends in one"),
     (["fit", "MODEL", "--memory", "much"], "--memory is 'much'; it takes a number of bytes"),
-    (["bench", "offload", "MODEL", "--device", "24"], "did you mean 24GiB?"),
+    (["bench", "offload", "MODEL", "--device", "24"], "give a unit, as in '24GiB'"),
     (["bench", "offload", "MODEL", "--device", "CUDA9"], "--device is 'CUDA9'; it takes 'loopback', a size such as"),
     (["bench", "offload", "MODEL", "--device", "loopback", "-r", "2"], "--repeats is 2"),
     (["bench", "offload", "MODEL", "--device", "loopback", "-p", "4096"], "make --ctx-size larger"),

@@ -63,8 +63,7 @@ def checked_size(given: str, option: str = "--device") -> int:
     """The size of a device, or of a host, that is only described."""
     size = parse_size(option, given)
     if size < LEAST:
-        guess = f"{given.strip()}GiB" if given.strip().isdecimal() and size else "24GiB"
-        raise ValueError(f"{option} is {given!r}, which is {size} bytes; did you mean {guess}?")
+        raise ValueError(f"{option} is {given!r}, which is {size} bytes; it takes a size such as 24GiB")
     return size
 
 
