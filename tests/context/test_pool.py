@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from generations import threads
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -27,10 +28,6 @@ N_TOKENS = 60
 def pool(dense: Model) -> Iterator[ContextPool]:
     with ContextPool([dense.new_context(SMALL) for _ in range(2)]) as pool:
         yield pool
-
-
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "moebind generation"]
 
 
 def wait_until(true: Callable[[], bool]) -> None:
