@@ -100,6 +100,10 @@ void moebind_hooks_abort(struct moebind_hooks * hooks);
 void moebind_hooks_forget(struct moebind_hooks * hooks);
 bool moebind_hooks_aborted(const struct moebind_hooks * hooks);
 
+// Let computations of this thread also stop when these hooks are asked to, whichever context they are in; NULL: no longer. So
+// one generation is stopped, and nobody's that comes later. The caller keeps the hooks meanwhile.
+void moebind_hooks_of_thread(const struct moebind_hooks * hooks);
+
 // --- fork (core/fork.cpp) ---
 
 // Called in the thread that is about to fork: its child can compute then, with one thread or several.

@@ -118,7 +118,7 @@ def test_aborting_a_reply(talking: Context) -> None:
         ({"template": "{{ f() }}"}, ChatTemplateError, "not a function"),
         ({"template": "{{ '' }}"}, ValueError, "no tokens"),
         ({"tools": 3}, TypeError, "tools"),
-        ({"max_tokens": -1}, ValueError, "max_tokens"),
+        ({"max_tokens": -2}, ValueError, "max_tokens"),
         ({"stop": [""]}, ValueError, "stop"),
         ({"stop": [3.5]}, TypeError, "stop"),
         ({"seq_id": 9}, ValueError, "seq_id"),

@@ -18,9 +18,8 @@ from moebind.sampling.sampler import Sampler
 if TYPE_CHECKING:
     from moebind._core.model_base import ModelBase
     from moebind.chat.prompt import ChatPrompt, ChatTrigger
-    from moebind.sampling.candidates import TokenDataArray
 
-__all__ = ["constrained", "grammar_sampler", "schema_warnings"]
+__all__ = ["grammar_sampler", "schema_warnings"]
 
 
 def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | None, enforced: bool) -> Iterator[str]:
@@ -96,32 +95,3 @@ def _pattern(trigger: ChatTrigger) -> bytes:
     if trigger.type == "pattern_full":
         return f"^{trigger.value.removeprefix('^').removesuffix('$')}$".encode()
     return trigger.value.encode()
-
-
-class _Borrowed:
-    """A sampler of the caller's in a chain that does not own it, so that it remembers what was chosen."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-
-    def __call__(self, candidates: TokenDataArray) -> None:
-        self._sampler.apply(candidates)
-
-    def accept(self, token: int) -> None:
-        self._sampler.accept(token)
-        self._sampler._note_choice()
-
-
-def constrained(
-    model: ModelBase, prompt: ChatPrompt, preserved: frozenset[int], sampler: Sampler | None
-) -> Sampler | None:
-    """``sampler``, choosing only from what the grammar allows; None is the likeliest token."""
-    grammar = grammar_sampler(model, prompt, preserved)
-    if grammar is None:
-        return sampler
-    if sampler is None:
-        return Sampler.chain([grammar, Sampler.greedy()])
-    if not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
-    sampler._must_choose()
-    return Sampler.chain([grammar, Sampler.from_callable(_Borrowed(sampler))])
