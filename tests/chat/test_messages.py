@@ -101,12 +101,12 @@ def test_messages_are_rebuilt_of_plain_types() -> None:
     [{"name": "look"}, {"type": "function", "name": "look", "parameters": {}}, {"name": "look", "input_schema": {}}],
 )
 def test_tools_in_another_form_are_told_of_openais(tool: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"tools\[0\] has its 'name' beside .*'function': \{'name': 'look', ...\}\}"):
+    with pytest.raises(ValueError, match=r"tools\[0\] has its 'name' outside .*'function': \{'name': 'look', ...\}\}"):
         checked_tools([tool])
-    with pytest.raises(ValueError, match="tool_choice has its 'name' beside"):
+    with pytest.raises(ValueError, match="tool_choice has its 'name' outside"):
         checked_tool_choice({"type": "function", "name": "look"}, [])
     call = {"role": "assistant", "tool_calls": [{"name": "look", "arguments": "{}"}]}
-    with pytest.raises(ValueError, match=r"messages\[0\]\['tool_calls'\]\[0\] has its 'name' beside"):
+    with pytest.raises(ValueError, match=r"messages\[0\]\['tool_calls'\]\[0\] has its 'name' outside"):
         checked_messages([call])
 
 

@@ -180,7 +180,7 @@ def _checked_function(name: str, given: Mapping[str, object]) -> Mapping[str, ob
         raise ValueError(f"{name} is of type {kind!r}; it takes 'function'")
     if "function" not in given and "name" in given:
         raise ValueError(
-            f"{name} has its 'name' beside 'type'; OpenAI's form has it inside: {{'type': 'function', 'function': "
+            f"{name} has its 'name' outside 'function'; OpenAI's form is {{'type': 'function', 'function': "
             f"{{'name': {_shortened(given['name'], False)}, ...}}}}"
         )
     return _checked_dict(f"{name}['function']", given.get("function"))

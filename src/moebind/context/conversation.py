@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks
 from moebind.chat.grammar import grammar_sampler, schema_warnings
@@ -18,21 +18,6 @@ if TYPE_CHECKING:
     from moebind.sampling.sampler import Sampler
 
 __all__ = ["Conversation"]
-
-
-_RENDERING = {
-    "messages",
-    "template",
-    "add_generation_prompt",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "json_schema",
-    "strict",
-    "reasoning_format",
-    "continue_final_message",
-    "enforced",
-}
 
 
 #: Names of other libraries and programs for arguments that chat has.
@@ -144,14 +129,6 @@ class Conversation(Generation):
         """
         if unknown:
             raise TypeError(_unknown(min(unknown)))
-        if template_kwargs is not None and not isinstance(template_kwargs, Mapping):
-            raise TypeError(f"template_kwargs is {template_kwargs!r}; it takes a dict")
-        given: dict[str, Any] = dict(template_kwargs or {})
-        for name in given:
-            if not isinstance(name, str):
-                raise TypeError(f"template_kwargs has {name!r}; it takes names of the template's arguments")
-            if name in _RENDERING:
-                raise TypeError(f"template_kwargs has {name!r}, which chat() gives the template itself")
         settings = Settings(temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed)
         model = self._model
         enforced = checks.boolean("use_grammar", use_grammar)
@@ -166,7 +143,7 @@ class Conversation(Generation):
             reasoning_format=reasoning_format,
             continue_final_message=continue_final_message,
             enforced=enforced,
-            **given,
+            template_kwargs=template_kwargs,
         )
         # Control tokens whose text is part of a reply.
         special = [model.str_to_token(text, add_special=False) for text in prompt.preserved_tokens]

@@ -326,8 +326,8 @@ class Sampler(GrammarKinds):
         for part in self._with_parts():
             if part._has_text and not lib.moebind_grammar_waits(part._open()):
                 raise SamplerError(
-                    f"{self!r} has chosen a text, and its grammar is at its end: reset() it for a new one, or use a "
-                    "clone() for each. To go on with a text, reset it and accept_many() its tokens"
+                    f"{self!r} has chosen a text, and its grammar goes on there: reset() it for a new one, or use a "
+                    "clone() for each. To go on with that text, reset it and accept_many() its tokens"
                 )
 
     def _forbidding(self, token: int) -> Sampler | None:
