@@ -59,7 +59,7 @@ endforeach()
 python_add_library(_libllama MODULE USE_SABI 3.10 WITH_SOABI
   "${generated}/generated.stamp" "${generated}/_libllama.c" "${generated}/guards.cpp"
   ${sources})
-target_include_directories(_libllama PRIVATE native/bind native/core native/peek native/replaced "${generated}")
+target_include_directories(_libllama PRIVATE native/bind native/core native/peek native/replaced native/chat "${generated}")
 target_include_directories(_libllama SYSTEM PRIVATE # llama-ext.h, and what only C++ has
   "${vendored}/src" "${vendored}/ggml/src" "${vendored}/common")
 target_link_libraries(_libllama PRIVATE ${linked} ${CMAKE_DL_LIBS})

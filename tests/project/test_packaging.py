@@ -112,7 +112,7 @@ def test_sdist_holds_what_the_build_reads(sdist: Path) -> None:
     assert all(member.isfile() for member in members)
     names = {member.name.partition("/")[2] for member in members}
     assert {name.partition("/")[0] for name in names} == TOP_LEVEL
-    wanted = own_files("cmake", "src", "native", "vendor/llama.cpp")
+    wanted = own_files("cmake", "src", "native", "vendor/llama.cpp", "vendor/patches")
     wanted |= {"vendor/fetch.py", "vendor/llama.cpp.lock"}
     assert {name for name in names if name.startswith(("cmake/", "src/", "native/", "vendor/"))} == wanted
     assert {"vendor/llama.cpp/.pin", "vendor/llama.cpp/tools/server/server.cpp", "src/moebind/py.typed"} <= names
