@@ -20,15 +20,16 @@ def gone() -> None:
 
 
 class Gate:
-    """A sampler that waits for ``open`` before each token, and counts."""
+    """A sampler that counts, and after so many tokens waits for ``open`` before each."""
 
-    def __init__(self) -> None:
-        self.open, self.reached, self.n_tokens = threading.Event(), threading.Event(), 0
+    def __init__(self, after: int = 0) -> None:
+        self.open, self.reached, self.n_tokens, self._after = threading.Event(), threading.Event(), 0, after
 
     def __call__(self, _candidates: object) -> None:
         self.n_tokens += 1
-        self.reached.set()
-        self.open.wait()
+        if self.n_tokens > self._after:
+            self.reached.set()
+            self.open.wait()
 
     def sampler(self) -> Sampler:
         return Sampler.chain([Sampler.from_callable(self), Sampler.greedy()])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from generations import threads
+from generations import Gate, threads
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -168,19 +168,20 @@ def test_who_asks_first_is_first(dense: Model) -> None:
 
 def test_who_waits_and_goes_away_loses_the_place(pool: ContextPool) -> None:
     async def main() -> None:
-        held = threading.Event()
-        wait = Sampler.chain([Sampler.from_callable(lambda _: held.wait() and None), Sampler.greedy()])
-        wait_too = wait.clone()
-        begun = [asyncio.ensure_future(pool.agenerate([1, 2], sampler=each).complete()) for each in (wait, wait_too)]
+        gates = [Gate(), Gate()]
+        begun = [asyncio.ensure_future(pool.agenerate([1, 2], sampler=gate.sampler()).complete()) for gate in gates]
         waiting = [asyncio.ensure_future(pool.agenerate([1, n], max_tokens=3).complete()) for n in range(3, 8)]
         while pool.n_waiting < 5:
             await asyncio.sleep(0)
+        for gate in gates:
+            await gate.is_reached()
         assert repr(pool) == "<ContextPool of 2 contexts, 0 free, 5 waiting>"
         for task in [*waiting[:3], *begun]:
             task.cancel()
         await asyncio.wait(waiting[:3])
         assert pool.n_waiting == 2
-        held.set()
+        for gate in gates:
+            gate.open.set()
         assert [len(each.tokens) for each in await asyncio.gather(*waiting[3:])] == [3, 3]
 
     asyncio.run(main())
