@@ -342,3 +342,29 @@ def test_a_source_that_cannot_be_fetched(tmp_path: Path) -> None:
     assert f"pip could not download {package}" in said
     assert f"check the network, or put {package}-" in said
     assert not (source / "vendor/llama.cpp").exists()
+
+
+RPC = "ggml/src/ggml-rpc/CMakeLists.txt"
+PARTS = ("CMakeLists.txt", "cmake", "native", "src", "vendor/fetch.py", "vendor/llama.cpp.lock", "vendor/patches")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [
+        (RPC, "transport.cpp\n", "sockets.cpp\n", "ggml-rpc of this llama.cpp has no source transport.cpp"),
+        (RPC, "ggml-rpc.cpp\n", "rpc.cpp\n", "ggml-rpc of this llama.cpp has no source ggml-rpc.cpp"),
+        ("common/json-schema-to-grammar.cpp", "fprintf(stderr", "LOG_WRN(", "prints nothing any more"),
+    ],
+)
+def test_a_replacement_of_what_is_not_there(tmp_path: Path, file: str, old: str, new: str, says: str) -> None:
+    source = tmp_path / "source"
+    (source / "vendor").mkdir(parents=True)
+    for name in PARTS:
+        (source / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "vendor/llama.cpp", source / "vendor/llama.cpp")
+    text = (source / "vendor/llama.cpp" / file).read_text(encoding="utf-8")
+    assert old in text
+    (source / "vendor/llama.cpp" / file).write_text(text.replace(old, new), encoding="utf-8")
+    failed = configure(tmp_path / "build", "-DMOEBIND_CUDA=OFF", source=source)
+    assert failed.returncode != 0
+    assert says in " ".join(failed.stderr.split())

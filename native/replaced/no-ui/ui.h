@@ -1,5 +1,5 @@
-// What llama-server asks of its web page, for a server without one: the page's sources need npm, and the archive that
-// vendor/llama.cpp.lock pins lacks the template that llama.cpp's own build makes this header from.
+// What llama-server asks of its web page, for a server without one. llama.cpp makes the same from a template with
+// LLAMA_BUILD_UI=OFF, but that is in tools/ui, with the page's sources, which vendor/fetch.py does not unpack.
 #pragma once
 
 #include <string>
