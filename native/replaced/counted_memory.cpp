@@ -9,6 +9,8 @@
 //
 // Also under no_alloc, llama.cpp allocates recurrent state, the state of DeepSeek-V4's compressors and the output buffer.
 // While a thread counts, what it allocates has its type and size, but no memory.
+//
+// A graph that is split reads copies of weights where it reads them on another device. One that is only looked at is not split.
 #define ggml_backend_sched_reserve_size ggml_backend_sched_reserve_size_forgetful
 #define ggml_backend_sched_split_graph ggml_backend_sched_split_graph_only
 #define ggml_backend_sched_free ggml_backend_sched_free_only
@@ -20,6 +22,8 @@
 #undef ggml_backend_buft_alloc_buffer
 
 #include "counted_memory.h"
+
+#include <utility>
 
 extern "C" {
 GGML_API void ggml_backend_sched_reserve_size(ggml_backend_sched_t sched, ggml_cgraph * graph, size_t * sizes);
@@ -37,6 +41,7 @@ struct counting {
 };
 
 thread_local counting current;
+thread_local bool     unsplit;
 
 void count(ggml_backend_sched_t sched, size_t * sizes) {
     ggml_gallocr_reserve_n_size(sched->galloc, &sched->graph, sched->node_backend_ids, sched->leaf_backend_ids, sizes);
@@ -56,6 +61,9 @@ void ggml_backend_sched_reserve_size(ggml_backend_sched_t sched, ggml_cgraph * g
 }
 
 void ggml_backend_sched_split_graph(ggml_backend_sched_t sched, ggml_cgraph * graph) {
+    if (unsplit) {
+        return;
+    }
     ggml_backend_sched_split_graph_only(sched, graph);
     if (sched == current.sched) {
         std::vector<size_t> sizes(sched->n_backends);
@@ -78,6 +86,8 @@ bool moebind_count_only(bool on) {
     current           = { on, nullptr, nullptr };
     return before;
 }
+
+bool moebind_leave_unsplit(bool on) { return std::exchange(unsplit, on); }
 
 // Tensors get addresses from here on, at which nothing is: whoever looks there is noticed.
 static void * nowhere(ggml_backend_buffer_t) { return reinterpret_cast<void *>(uintptr_t{ 1 } << 60); }
