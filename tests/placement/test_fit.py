@@ -33,7 +33,7 @@ def within(fit: Fit) -> bool:
     """Whether every budget holds, by a plan made anew."""
     plan = fit.plan
     held = {device.name: device.total for device in plan.devices[:-1]} | {"Host": plan.host.total - plan.gaps}
-    return all(held[name] <= budget for name, budget in fit.budgets.items())
+    return all(held.get(name, 0) <= budget for name, budget in fit.budgets.items())  # others are left out
 
 
 def again(fit: Fit, devices: list[str | int]) -> Plan:
@@ -56,16 +56,7 @@ def test_no_budget_is_exceeded(
     sizes = [int(most * share * data.draw(st.floats(0.3, 1.0)) / n_devices) for _ in range(n_devices)]
     memory = {f"GPU{at}": size for at, size in enumerate(sizes)}
     devices: list[str | int] = ["1TiB"] * n_devices
-    try:
-        fit = moebind.fit(path, memory=memory, devices=devices, n_ctx=2048 if pinned else None)
-    except FitError:
-        fit = None
-    if fit is None:
-        # Not even without layers: for prompts, a device takes copies of experts that are in host memory.
-        context = ContextParams(n_ctx=2048 if pinned else 4096)
-        least = moebind.plan(path, ModelParams(n_gpu_layers=0), context, devices=devices)
-        assert any(device.total > memory[device.name] for device in least.devices[:-1])
-        return
+    fit = moebind.fit(path, memory=memory, devices=devices, n_ctx=2048 if pinned else None)
     assert fit.budgets == memory
     assert within(fit)
     remade = again(fit, devices)
@@ -129,7 +120,8 @@ def test_goals_trade_experts_for_prompts(shape_path: MakeShape) -> None:
     assert fits["decode"].context_params.n_ubatch == 512
     assert fits["prompt"].context_params.n_ubatch == 2048
     assert fits["prompt"].plan.expert_bytes < fits["balanced"].plan.expert_bytes <= fits["decode"].plan.expert_bytes
-    assert fits["balanced"].plan.expert_bytes >= 0.95 * fits["decode"].plan.expert_bytes
+    reads = {goal: fit.plan.weights_per_token["Host"] for goal, fit in fits.items()}
+    assert reads["decode"] <= reads["balanced"] <= 1.05 * reads["decode"]
     assert all(within(fit) for fit in fits.values())
     pinned = moebind.fit(
         path, memory="4GiB", context_params=CONTEXT.with_n_ubatch(256), devices=["24GiB"], goal="prompt"

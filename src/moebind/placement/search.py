@@ -100,14 +100,21 @@ class Search:
         plan = self.plan(model, context)
         if self.fits(plan):
             return plan
-        everything = self._devices(plan)
+        listed = {device.name: device for device in self.listed()}
+        everything = tuple(listed[device.name] for device in plan.devices[:-1])
 
         def find(devices: tuple[Device, ...]) -> Plan | None:
             if devices == everything:
                 return self._place(model, context)
             return self._place(model.with_devices(devices), context) if self._allowed(model, devices) else None
 
-        best = best_subset(everything, find, self._worth, lambda devices: self._promise(model, context, devices))
+        best = best_subset(
+            everything,
+            find,
+            self._worth,
+            lambda devices: self._promise(model, context, devices),
+            lambda device: (self.budgets.get(device.name), device.backend, device.memory_total),
+        )
         if best is None or self.fits(best):
             return best
         self.closest = best  # the host alone lacks something
@@ -121,11 +128,10 @@ class Search:
         """Bytes that a token does not have to read from host memory."""
         return sum(nbytes for name, nbytes in plan.bytes_per_token.items() if name != plan.host.name)
 
-    def _devices(self, plan: Plan) -> tuple[Device, ...]:
-        """The devices that there are, as a plan of all of them has them."""
+    def listed(self) -> list[Device]:
+        """The devices that there are, with the CPU if they are this machine's."""
         natives = native_devices() if self.devices is None else self.devices
-        listed = {device.name: device for device in (describe(at, native) for at, native in enumerate(natives))}
-        return tuple(listed[device.name] for device in plan.devices[:-1])
+        return [describe(at, native) for at, native in enumerate(natives)]
 
     def _allowed(self, model: ModelParams, devices: tuple[Device, ...]) -> bool:
         """Whether what the user has set can be kept with these devices."""
@@ -142,8 +148,10 @@ class Search:
     def _promise(self, model: ModelParams, context: ContextParams, devices: tuple[Device, ...]) -> float:
         """What a token can read from these devices at most: first of what it reads whole, then of experts."""
         full = self.plan(model, context)
-        bare = self._without_experts(model, context)
-        room = sum(self.budgets.get(device.name, _ANY) for device in devices)
+        bare = self._bare(model, context)
+        # Where there is anything at all, there is scratch memory: at least half of the least that was seen.
+        scratch = min(device.compute for device in bare.devices[:-1]) // 2
+        room = sum(max(self.budgets.get(device.name, _ANY) - scratch, 0) for device in devices)
         held = sum(device.model + device.context for device in bare.devices[:-1])
         rest, all_ = self._from_devices(bare), self._from_devices(full)
         if room <= held:
@@ -166,27 +174,32 @@ class Search:
         if best is not None or model.n_gpu_layers != ModelParams().n_gpu_layers:
             return best
 
-        def without_experts(layers: int) -> Plan:
+        def fits(layers: int) -> bool:
             [spread] = self._spread(model.with_n_gpu_layers(layers), context, int(several))
-            return self._without_experts(spread, context)
+            return self._on_devices(self._bare(spread, context))
 
-        layers = largest(0, plan.n_layer + plan.n_layer_nextn, lambda layers: self._on_devices(without_experts(layers)))
+        most = plan.n_layer + plan.n_layer_nextn
+        layers = largest(0, most, fits)
         if layers is None:
             return None
+        # It may fit again beyond, as layers are spread in whole ones; shares that are given may be numbers of layers.
+        beyond = {layers + 1, layers + 2, int(sum(model.tensor_split or ()))}
+        layers = max({layers, *(each for each in beyond if layers < each <= most and fits(each))})
         # Of what is left, experts of these layers take what they can.
-        filled = self._fewer_experts(model.with_n_gpu_layers(layers), context, FEWER_SPREADS if several else 0)
-        return max((plan for plan in (without_experts(layers), filled) if plan is not None), key=self._worth)
+        return self._fewer_experts(model.with_n_gpu_layers(layers), context, FEWER_SPREADS if several else 0)
 
-    def _without_experts(self, model: ModelParams, context: ContextParams) -> Plan:
-        return self.plan(to_host(model, movable_matrices(self.plan(model, context), model), ()), context)
+    def _bare(self, model: ModelParams, context: ContextParams) -> Plan:
+        """A plan with all experts in host memory that the user has not placed."""
+        return self.plan(model.with_cpu_moe_all() if self.header.experts else model, context)
 
     def _spread(self, model: ModelParams, context: ContextParams, count: int) -> list[ModelParams]:
-        """The best ways to spread the layers where experts are in host memory; as it is, if there are to be none."""
+        """The best ways to spread the layers where experts are in host memory; as it is, if there are to be none.
+
+        Scratch memory is another there than where they are on devices.
+        """
         if not count:
             return [model]
-        # Scratch memory is another there: it is taken from a plan that is spread, too.
-        first = split.spread(self.header, self.plan(model, context), model, self.budgets)[0]
-        return split.spread(self.header, self._without_experts(first, context), model, self.budgets, count)
+        return split.spread(self.header, self._bare(model, context), model, self.budgets, count)
 
     def _fewer_experts(self, model: ModelParams, context: ContextParams, spreads: int) -> Plan | None:
         """The best plan with experts in host memory, of so many ways to spread the layers; None if none fits."""
@@ -196,7 +209,7 @@ class Search:
     def _most_experts(self, model: ModelParams, context: ContextParams) -> Plan | None:
         """The plan with the most bytes of experts on the devices; None if it does not fit even without any."""
         matrices = movable_matrices(self.plan(model, context), model)
-        best = self._without_experts(model, context)
+        best = self.plan(to_host(model, matrices, ()), context)
         if not self._on_devices(best):
             return None
         if not matrices:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from heapq import heappop, heappush
 from itertools import count
 from typing import TypeVar
@@ -11,8 +11,8 @@ __all__ = ["best_subset"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-#: How many choices are tried at most: all that there are of six devices.
-SUBSETS = 64
+#: How many choices are tried at most: all that there are of four devices, and of any number of devices that are alike.
+SUBSETS = 16
 
 
 def best_subset(
@@ -20,6 +20,7 @@ def best_subset(
     find: Callable[[tuple[T, ...]], R | None],
     worth: Callable[[R], tuple[bool, float]],
     promise: Callable[[tuple[T, ...]], float],
+    alike: Callable[[T], Hashable],
 ) -> R | None:
     """The best that is found with all items, or with some of them left out.
 
@@ -30,13 +31,15 @@ def best_subset(
     worth
         How good that is: the larger, the better.
     promise
-        The largest second number of ``worth`` that there can be with some of the items; the fewer items, the less. Those
-        that promise the most come first, and those that promise no more than what was found are not tried.
+        The largest second number of ``worth`` that there can be with some of the items; the fewer items, the less. What
+        promises the most comes first, and what promises no more than was found is not tried.
+    alike
+        Equal for items that make no difference: of those, the first are left out first.
     """
     best: R | None = None
     order = count()
     heap: list[tuple[float, int, tuple[T, ...]]] = [(float("-inf"), next(order), items)]
-    seen = {items}
+    seen = {tuple(map(alike, items))}
     for _ in range(SUBSETS):
         if not heap:
             break
@@ -48,7 +51,8 @@ def best_subset(
             best = found
         for at in range(len(chosen)):
             fewer = (*chosen[:at], *chosen[at + 1 :])
-            if fewer not in seen:
-                seen.add(fewer)
+            kind = tuple(map(alike, fewer))
+            if kind not in seen:
+                seen.add(kind)
                 heappush(heap, (-promise(fewer), next(order), fewer))
     return best
