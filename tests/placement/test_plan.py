@@ -229,13 +229,3 @@ def test_plans_in_threads_and_children(tiny_path: MakeTiny) -> None:
         os._exit(0 if total(0) > 0 else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert total(0) > 0
-
-
-# --- advice ---
-
-
-def test_what_is_not_enough_is_not_told_as_if_it_were(demo_path: Path) -> None:
-    plan = moebind.plan(demo_path, context_params=SMALL.with_n_ctx(8192), devices=["100MiB"])
-    assert "not enough alone" in plan.advice[0]
-    assert "with_n_cpu_moe(" not in plan.advice[0]
-    assert "not enough" not in moebind.plan(demo_path, context_params=SMALL, devices=["400MiB"]).advice[0]

@@ -103,8 +103,8 @@ def fit(
         As for :func:`plan`.
     goal
         What should be fast. ``"decode"`` leaves ``n_ubatch`` alone, so that more experts stay on the device.
-        ``"prompt"`` makes it as large as possible, up to 2048, at the cost of experts, but not of layers. ``"balanced"`` makes it larger
-        only if a token then reads at most a twentieth more from host memory.
+        ``"prompt"`` makes it as large as possible, up to 2048, at the cost of experts, but not of layers.
+        ``"balanced"`` makes it larger only if a token then reads at most a twentieth more from host memory.
 
     Returns
     -------
