@@ -11,11 +11,12 @@ from types import MappingProxyType
 from moebind._core import checks
 from moebind._core.native import CData, decoded, lib
 from moebind._core.sizes import parse_size, show_size
-from moebind.backend.breakdown import HOST, MemoryBreakdown
+from moebind.backend.breakdown import HOST, DeviceMemory, MemoryBreakdown
 from moebind.backend.devices import Device, native_device
 from moebind.enums import DeviceType
+from moebind.errors import MoebindError
 from moebind.params.params import ContextParams, ModelParams
-from moebind.placement.advice import advice_for
+from moebind.placement import advice
 from moebind.placement.header import Header, read_header
 from moebind.placement.simulation import MAPPED, simulate
 from moebind.placement.speed import Bandwidth, reads_text, tokens_per_second
@@ -189,7 +190,41 @@ class Plan(MemoryBreakdown):
 
         What is said to be enough was planned.
         """
-        return advice_for(self)
+        lacks = self.missing
+        lines = [
+            f"{device.name} lacks {show_size(lacks[device.name])}: {', or '.join(self._for_device(device))}."
+            for device in self.devices[:-1]
+            if device.name in lacks
+        ]
+        if self.host.name in lacks:
+            advised = "; ".join(advice.for_host(self.host, self.gaps + self.lazy))
+            lines.append(f"The host lacks {show_size(lacks[self.host.name])}: {advised}.")
+        return tuple(lines)
+
+    def _for_device(self, device: DeviceMemory) -> list[str]:
+        sizes = {
+            layer: sum(size for name, size in tensors.items() if self.places.get(name) == device.name)
+            for layer, tensors in self._experts.items()
+        }
+        others = set(self.missing) - {device.name}
+
+        def enough(model: ModelParams, context: ContextParams) -> bool:
+            try:
+                missing = self._again(model, context).missing
+            except (MoebindError, ValueError):
+                return False
+            return set(missing) - {self.host.name} <= others  # nothing is moved from one that lacks to another
+
+        return advice.for_device(
+            device,
+            self.model_params,
+            self.context_params,
+            n_ctx=self.n_ctx,
+            n_layer=self.n_layer,
+            n_layer_nextn=self.n_layer_nextn,
+            experts={layer: size for layer, size in sizes.items() if size},
+            enough=enough,
+        )
 
     def __str__(self) -> str:
         hint = [] if self.fits or self._fitted else ["moebind.fit finds parameters that fit."]

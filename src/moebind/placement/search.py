@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from moebind._core.native import CData
 from moebind.backend.breakdown import HOST
-from moebind.backend.devices import Device, describe, native_devices
+from moebind.backend.devices import Device, describe, devices
 from moebind.enums import SplitMode
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement import split
@@ -103,16 +103,16 @@ class Search:
         listed = {device.name: device for device in self.listed()}
         everything = tuple(listed[device.name] for device in plan.devices[:-1])
 
-        def find(devices: tuple[Device, ...]) -> Plan | None:
-            if devices == everything:
+        def find(used: tuple[Device, ...]) -> Plan | None:
+            if used == everything:
                 return self._place(model, context)
-            return self._place(model.with_devices(devices), context) if self._allowed(model, devices) else None
+            return self._place(model.with_devices(used), context) if self._allowed(model, used) else None
 
         best = best_subset(
             everything,
             find,
             self._worth,
-            lambda devices: self._promise(model, context, devices),
+            lambda used: self._promise(model, context, used),
             lambda device: (self.budgets.get(device.name), device.backend, device.memory_total),
         )
         if best is None or self.fits(best):
@@ -130,28 +130,31 @@ class Search:
 
     def listed(self) -> list[Device]:
         """The devices that there are, with the CPU if they are this machine's."""
-        natives = native_devices() if self.devices is None else self.devices
-        return [describe(at, native) for at, native in enumerate(natives)]
+        there = {device.name: device for device in devices()}
+        if self.devices is None:
+            return list(there.values())
+        described = [describe(at, native) for at, native in enumerate(self.devices)]
+        return [there.get(device.name, device) for device in described]
 
-    def _allowed(self, model: ModelParams, devices: tuple[Device, ...]) -> bool:
+    def _allowed(self, model: ModelParams, used: tuple[Device, ...]) -> bool:
         """Whether what the user has set can be kept with these devices."""
         if model.split_mode == SplitMode.NONE:
             return False  # main_gpu is one of all
-        if model.tensor_split is not None and len(model.tensor_split) != len(devices):
+        if model.tensor_split is not None and len(model.tensor_split) != len(used):
             return False
-        if not devices and model.n_gpu_layers > 0:
+        if not used and model.n_gpu_layers > 0:
             return False
-        names = {device.name for device in devices}
+        names = {device.name for device in used}
         listed = {name for name in self.budgets if name not in names}
         return not any(rule.target in listed and rule.target != HOST for rule in model.tensor_overrides)
 
-    def _promise(self, model: ModelParams, context: ContextParams, devices: tuple[Device, ...]) -> float:
+    def _promise(self, model: ModelParams, context: ContextParams, used: tuple[Device, ...]) -> float:
         """What a token can read from these devices at most: first of what it reads whole, then of experts."""
         full = self.plan(model, context)
         bare = self._bare(model, context)
         # Where there is anything at all, there is scratch memory: at least half of the least that was seen.
         scratch = min(device.compute for device in bare.devices[:-1]) // 2
-        room = sum(max(self.budgets.get(device.name, _ANY) - scratch, 0) for device in devices)
+        room = sum(max(self.budgets.get(device.name, _ANY) - scratch, 0) for device in used)
         held = sum(device.model + device.context for device in bare.devices[:-1])
         rest, all_ = self._from_devices(bare), self._from_devices(full)
         if room <= held:
