@@ -26,6 +26,9 @@ def test_fit_prints_options_that_plan_takes(tiny_path: MakeTiny, capsys: Capture
     for given in (
         [*flat, "-ot", r"attn_(q|k)\.weight=CPU"],
         flat,
+        # Devices that are left out: the first, which has no room for copies of experts, and all.
+        ["--device", "1MiB", "--device", "8MiB", "--device", "6MiB", "--memory", "3MiB", "-c", 256],
+        ["--device", "1GiB", "--memory", "1KiB", "-c", 256],
         [*options, "--goal", "prompt"],
         ["--device", "1GiB"],
     ):

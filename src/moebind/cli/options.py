@@ -186,9 +186,11 @@ def cache_type(option: str, name: str) -> GgmlType:
 
 
 def device_list(given: Sequence[str] | None) -> list[Device | str | int] | None:
-    """Names of devices as devices, sizes as bytes."""
+    """Names of devices as devices, sizes as bytes; ``none`` alone is no device."""
     if not given:
         return None
+    if list(given) == ["none"]:
+        return []
     known = {device.name: device for device in devices()}
     return [known[each] if each in known else _described(each, known) for each in given]
 

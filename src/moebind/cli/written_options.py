@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moebind.cli.options import looks_like_a_size
 from moebind.enums import FlashAttnType, LoadMode
 from moebind.params.params import ContextParams, ModelParams
 
@@ -18,12 +19,13 @@ def as_options(model: ModelParams, context: ContextParams, devices: Sequence[str
 
     Layers, context and micro-batch are written even where they are the default; the rest only where they are not.
     """
-    arguments = [part for each in devices or () for part in ("--device", each)]
+    used, names = _used(model, devices or ())
+    arguments = [part for each in used for part in ("--device", each)]
     arguments += ["-ngl", "all" if model.n_gpu_layers < 0 else str(model.n_gpu_layers)]
     if model.tensor_split is not None:
         arguments += ["-ts", ",".join(f"{share:.9g}" for share in model.tensor_split)]
     for rule in model.tensor_overrides:
-        arguments += ["-ot", f"{rule.pattern}={rule.target}"]
+        arguments += ["-ot", f"{rule.pattern}={names.get(rule.target, rule.target)}"]
     arguments += ["-c", str(context.n_ctx), "-ub", str(context.n_ubatch)]
     if context.n_batch != _DEFAULTS.n_batch:
         arguments += ["-b", str(context.n_batch)]
@@ -38,3 +40,16 @@ def as_options(model: ModelParams, context: ContextParams, devices: Sequence[str
         "--no-repack": not model.use_extra_bufts,
     }
     return [*arguments, *(flag for flag, given in flags.items() if given)]
+
+
+def _used(model: ModelParams, given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Values of ``--device`` without those that the parameters leave out; what the described ones are then called."""
+    if model.devices is None:
+        return list(given), {}
+    chosen = [device.name for device in model.devices]
+    if not chosen:
+        return ["none"], {}
+    called = [f"GPU{at}" if looks_like_a_size(each) else each for at, each in enumerate(given)] or chosen
+    kept = [(each, name) for each, name in zip(given or chosen, called, strict=True) if name in chosen]
+    names = {name: f"GPU{at}" for at, (each, name) in enumerate(kept) if looks_like_a_size(each)}
+    return [each for each, _ in kept], names
