@@ -136,7 +136,10 @@ def fit(
     search = Search(header, natives, {})
     # One plan to learn which devices there are; of a short context, since a long one can be refused.
     first = search.plan(model, context if pinned else context.with_n_ctx(_CONTEXT.n_ctx))
-    search.budgets = budgets = _budgets(_of_those(memory, search, first), spare, first, bool(natives))
+    budgets = _budgets(_of_those(memory, search, first), spare, first)
+    if natives and len(first.devices) == 1 and not (isinstance(memory, Mapping) and first.host.name in memory):
+        budgets = {}  # there are devices, which model_params leaves out: the host is as it is beside any others
+    search.budgets = budgets
     chosen = _choose(search, header, model, context, least, pinned, goal)
     if chosen is None:
         raise FitError(_nothing_fits(search, file, model))
@@ -158,14 +161,12 @@ def _of_those(
 
 
 def _budgets(
-    memory: SupportsIndex | str | Mapping[str, SupportsIndex | str] | None, margin: int | None, plan: Plan, listed: bool
+    memory: SupportsIndex | str | Mapping[str, SupportsIndex | str] | None, margin: int | None, plan: Plan
 ) -> dict[str, int]:
-    """Bytes by device. Of the host, too, if there is no other device, unless ``listed`` ones were left out."""
-
     def left(free: int) -> int:
         return max(free - (min(MARGIN, free // MARGIN_SHARE) if margin is None else margin), 0)
 
-    others = {device.name: left(device.free) for device in plan.devices[:-1] or (plan.host,) * (not listed)}
+    others = {device.name: left(device.free) for device in plan.devices[:-1] or (plan.host,)}
     if memory is None:
         return others
     # More than a device has is no budget.
