@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,8 +53,15 @@ def test_what_is_no_bandwidth(bandwidths: object, error: type[Exception], match:
 
 
 def test_reads_in_words() -> None:
-    assert reads_text(READS) == "With a full cache, a token reads 1.86 GiB from GPU0 and 953.7 MiB from Host."
-    assert reads_text({"Host": 256}) == "With a full cache, a token reads next to nothing."
+    text = "With a full cache, a token reads 1.86 GiB from GPU0 and 953.7 MiB from Host."
+    assert reads_text(READS, 200) == [text]
+    assert reads_text({**READS, "GPU1": 2**31}, 200) == [text.replace(" and", ", 2.00 GiB from GPU1 and")]
+    assert reads_text({"Host": 256}, 200) == ["With a full cache, a token reads next to nothing."]
+    for width in range(20, 90):
+        lines = reads_text(READS, width)
+        assert " ".join(lines) == text
+        assert all(len(line) <= width for line in lines)
+        assert not any(line.startswith(("GiB", "MiB")) for line in lines)  # numbers stay with their units
 
 
 def test_experts_count_by_their_use(tiny_path: MakeTiny) -> None:
@@ -91,7 +97,7 @@ def test_a_sequence_reads_its_part_of_the_cache(tiny_path: MakeTiny) -> None:
 
 
 def test_the_speed_of_a_plan(shape_path: Callable[[str], Path]) -> None:
-    path, context = shape_path("qwen3-30b-a3b-q4_k_m"), ContextParams(n_ctx=4096)
+    path, context = shape_path("qwen3-30b-a3b-q4_k_m", 24), ContextParams(n_ctx=4096)
     plan = moebind.plan(path, ModelParams().with_cpu_moe_all(), context, devices=["24GiB"])
     stated = {"GPU0": "1000GB/s", "Host": "80GB/s"}
     reads = plan.bytes_per_token
@@ -100,7 +106,7 @@ def test_the_speed_of_a_plan(shape_path: Callable[[str], Path]) -> None:
     assert plan.speed(stated, filled=0) == pytest.approx(
         1 / (plan.weights_per_token["GPU0"] / 1e12 + plan.weights_per_token["Host"] / 8e10)
     )
-    better = moebind.plan(path, ModelParams().with_n_cpu_moe(24), context, devices=["24GiB"])
+    better = moebind.plan(path, ModelParams().with_n_cpu_moe(12), context, devices=["24GiB"])
     assert better.speed(stated) > plan.speed(stated)
     for filled, error in ((-0.1, ValueError), (1.1, ValueError), ("all", TypeError), (None, TypeError)):
         with pytest.raises(error):
@@ -109,15 +115,13 @@ def test_the_speed_of_a_plan(shape_path: Callable[[str], Path]) -> None:
 
 @pytest.mark.parametrize("n_devices", [1, 8])
 def test_the_last_line_of_the_table(shape_path: Callable[[str], Path], n_devices: int) -> None:
-    path = shape_path("qwen3-235b-a22b-q4_k_m")
-    plan = moebind.plan(
-        path, ModelParams().with_n_cpu_moe(60), ContextParams(n_ctx=4096), devices=["24GiB"] * n_devices
-    )
+    path = shape_path("qwen3-235b-a22b-q4_k_m", 16)
+    plan = moebind.plan(path, ModelParams().with_n_cpu_moe(6), ContextParams(n_ctx=4096), devices=["24GiB"] * n_devices)
     lines = str(plan).splitlines()
     [at] = [at for at, line in enumerate(lines) if line.startswith("With a full cache")]
     table = lines[1:at]
     assert table[0].startswith("memory, MiB")
     assert len(table) == len(plan.devices) + 1 + len(plan.host.buffers)
-    expected = textwrap.wrap(reads_text(plan.bytes_per_token), max(map(len, table)))
+    expected = reads_text(plan.bytes_per_token, max(map(len, table)))
     assert lines[at : at + len(expected)] == expected
-    assert len(expected) == (2 if n_devices == 1 else 4)
+    assert len(expected) > 1

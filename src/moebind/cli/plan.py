@@ -17,7 +17,8 @@ Devices = Annotated[
         "--device",
         "-dev",
         metavar="DEVICE",
-        help="A device of this machine, or the size of one that is not here, such as 24GiB; several times for several.",
+        help="A device of this machine, or the size of one that is not here, such as 24GiB; several times for several. "
+        "none: no device.",
         show_default="this machine's GPUs",
     ),
 ]

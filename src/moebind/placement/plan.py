@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -237,8 +236,7 @@ class Plan(MemoryBreakdown):
             f"{os.path.basename(self.path)}: n_ctx {self.n_ctx}, n_ubatch {context.n_ubatch}, cache {'/'.join(kinds)}"
         )
         table = self._lines(with_free=True)
-        width = max(map(len, table))
-        lines = [head, *table, *textwrap.wrap(reads_text(self.bytes_per_token), width, break_long_words=False)]
+        lines = [head, *table, *reads_text(self.bytes_per_token, max(map(len, table)))]
         if self.gaps:
             lines.append(
                 f"{MAPPED} counts whole ranges of the file; {show_size(self.gaps)} of them lie between the host's "
