@@ -59,6 +59,10 @@ def test_moving_beyond_the_last_position(context: Context) -> None:
     decode_all(context, [1, 2])
     with pytest.raises(ValueError, match="beyond"):
         context.kv_cache_seq_add(0, 0, None, 2**31 - 2)
+    # What lies outside the range does not move.
+    context.kv_cache_seq_add(0, 5, None, 2**31 - 2)
+    context.kv_cache_seq_add(0, 0, 1, 2**31 - 2)
+    assert context.kv_cache_seq_pos_max(0) == 2**31 - 2
 
 
 def test_parts_of_separate_caches_cannot_be_copied(moe: Model) -> None:

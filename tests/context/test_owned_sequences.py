@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from conftest import SMALL
-from moebind import Batch, ClosedError, Context, Model, Sampler
+from moebind import Batch, BatchExt, ClosedError, Context, DecodeError, Model, Sampler
 
 PROMPTS = [[1, 2, 3, 4], [5, 6, 7], [9, 8, 7, 6, 5]]
 TAKEN = (
@@ -122,17 +122,27 @@ HARMLESS: dict[str, Callable[[Context], object]] = {
     "a batch that is refused": lambda context: refused(context.decode, Batch(1)),
     "a batch of another": lambda context: context.decode(batch_of(1)),
     "bad arguments": lambda context: refused(context.generate, []),
+    "a move that is refused": lambda context: refused(context.kv_cache_seq_add, 0, 0, None, 2**31 - 2),
+    "a division that is refused": lambda context: refused(context.kv_cache_seq_div, 0, 0, None, 0),
+    "a batch that llama.cpp refuses": lambda context: refused(context.decode, batch_of(0, 500)),
+    "an extended batch that llama.cpp refuses": lambda context: refused(context.process, ext_of(context, 500)),
 }
 
 
 def refused(call: Callable[..., object], *arguments: object) -> None:
-    with pytest.raises(ValueError, match="token"):
+    with pytest.raises((ValueError, DecodeError), match=r"token|beyond|takes|refused the batch"):
         call(*arguments)
 
 
-def batch_of(seq: int) -> Batch:
+def batch_of(seq: int, pos: int = 0) -> Batch:
     batch = Batch(2)
-    batch.add(3, 0, seq, True)
+    batch.add(3, pos, seq, True)
+    return batch
+
+
+def ext_of(context: Context, pos: int) -> BatchExt:
+    batch = BatchExt(context)
+    batch.add(0, pos, token=3)
     return batch
 
 
@@ -143,6 +153,61 @@ def test_what_leaves_the_sequence_alone(two: Context, call: Callable[[Context], 
     got = [next(pieces).token]
     call(two)
     assert [*got, *(piece.token for piece in pieces)] == expected
+
+
+def shared_batch(context: Context) -> None:
+    batch = Batch(4, n_seq_max=2)
+    for pos, token in enumerate(PROMPTS[0]):
+        batch.add(token, pos, [0, 1], False)
+    context.decode(batch)
+
+
+def copied(context: Context) -> None:
+    context.decode(Batch.get_one(PROMPTS[0]))
+    context.kv_cache_seq_cp(0, 1)
+
+
+def restored(context: Context) -> None:
+    copied(context)
+    context.state_set(context.state_get())
+
+
+MOVES: dict[str, Callable[[Context], object]] = {
+    "add": lambda context: context.kv_cache_seq_add(0, 0, None, 3),
+    "add in the middle": lambda context: context.kv_cache_seq_add(0, 2, 3, -1),
+    "div": lambda context: context.kv_cache_seq_div(0, 0, None, 2),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+@pytest.mark.parametrize("share", [shared_batch, copied, restored])
+def test_moving_what_is_shared_ends_the_generation_of_the_other(
+    dense: Model, share: Callable[[Context], None], move: Callable[[Context], object]
+) -> None:
+    with dense.new_context(SMALL.with_n_seq_max(2).with_kv_unified(True)) as context:
+        share(context)
+        pieces = context.generate(PROMPTS[0], max_tokens=12, seq_id=1)
+        next(pieces)
+        move(context)
+        with pytest.raises(ClosedError, match="another call changed sequence 1 of this context"):
+            next(pieces)
+        # And what was moved is not taken for the beginning of a prompt.
+        fresh = tokens_of(context, PROMPTS[0], seq_id=1, reuse_prefix=False)
+        move(context)
+        assert tokens_of(context, PROMPTS[0], seq_id=1) == fresh
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_moving_what_is_not_shared_leaves_the_other_alone(dense: Model, move: Callable[[Context], object]) -> None:
+    with dense.new_context(SMALL.with_n_seq_max(2).with_kv_unified(True)) as context:
+        expected = tokens_of(context, PROMPTS[0], seq_id=1)
+        copied(context)
+        context.kv_cache_clear()  # nothing is shared any more
+        context.decode(Batch.get_one(PROMPTS[1]))
+        pieces = context.generate(PROMPTS[0], max_tokens=12, seq_id=1)
+        got = [next(pieces).token]
+        move(context)
+        assert [*got, *(piece.token for piece in pieces)] == expected
 
 
 def test_a_state_that_is_taken_meanwhile_knows_its_tokens(two: Context) -> None:

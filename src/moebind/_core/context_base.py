@@ -42,6 +42,8 @@ class ContextBase(Owner, metaclass=ABCMeta):
     _history: dict[int, list[int]]
     #: The number of the generation that each sequence belongs to; 0: none, or it was changed since.
     _owners: list[int]
+    #: Sequences that may share cells of one cache with others: what moves the cells of one moves those of all.
+    _sharing: set[int]
     _n_generations = 0
 
     # --- during a native call ---
@@ -98,6 +100,11 @@ class ContextBase(Owner, metaclass=ABCMeta):
         for seq in seq_ids:
             self._history.pop(seq, None)
             self._owners[seq] = 0
+
+    def _shares(self, seq_ids: Iterable[int]) -> None:
+        """Note that these sequences share cells from now on. The caller holds the context."""
+        if self._unified:
+            self._sharing.update(seq_ids)
 
     # --- what libllama made of its parameters ---
 

@@ -120,6 +120,7 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         self._forget_outputs()
         self._history = {}
         self._owners = [0] * self._n_seq_max
+        self._sharing = set()
         self._on_device = {}
         self._attached_pointers = {}
         for (seq, chain), held in zip(chains.items(), holds[2:], strict=False):

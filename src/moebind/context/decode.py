@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from moebind._core.owner import CallLock
 
 __all__ = ["Decoding"]
+
+#: Codes with which ``llama_decode`` leaves everything as it was: no room in the cache, and a batch that is not valid.
+_REFUSED = {1, -1}
 
 
 class Decoding(Outputs, KvCache):
@@ -73,9 +77,8 @@ class Decoding(Outputs, KvCache):
         if self._encodes:
             self._encode(batch, lib.llama_encode, native, batch._struct())
             return
-        if by_user:
-            self._changes(batch._sequences())
-        self._compute(native, batch._struct(), n_outputs)
+        with self._changing(batch) if by_user else nullcontext():
+            self._compute(native, batch._struct(), n_outputs)
         self._flags = batch.logits.copy()
         self._remember_sequences(batch)
 
@@ -112,15 +115,34 @@ class Decoding(Outputs, KvCache):
             if encoding:
                 self._encode(batch, lib.llama_process, native, kind, batch._open())
                 return
-            self._changes(batch._sequences())
             self._reserve_outputs(native, n_outputs)
-            aborted = lib.moebind_hooks_aborted(self._hooks.pointer)
-            code = 2 if aborted else self._run(lib.llama_process, native, kind, batch._open())
-            if code != 0:
-                self._raise_decode_error(code, batch.n_tokens)
+            with self._changing(batch):
+                aborted = lib.moebind_hooks_aborted(self._hooks.pointer)
+                code = 2 if aborted else self._run(lib.llama_process, native, kind, batch._open())
+                if code != 0:
+                    self._raise_decode_error(code, batch.n_tokens)
             self._n_outputs = n_outputs
             self._flags = batch.logits
             self._remember_sequences(batch)
+
+    @contextmanager
+    def _changing(self, batch: Batch | BatchExt) -> Iterator[None]:
+        """Note that a batch of the user's changes its sequences, unless it is refused. The caller holds the context."""
+        sequences = batch._sequences()
+        owners = [self._owners[seq] for seq in sequences]
+        known = {seq: self._history[seq] for seq in sequences if seq in self._history}
+        # Before it is computed: Ctrl-C can come when llama.cpp is done.
+        self._changes(sequences)
+        if batch._shared():
+            self._shares(sequences)
+        try:
+            yield
+        except DecodeError as error:
+            if error.code in _REFUSED:
+                self._history.update(known)
+                for seq, owner in zip(sequences, owners, strict=True):
+                    self._owners[seq] = owner
+            raise
 
     def _compute(self, native: CData, batch: CData, n_outputs: int) -> None:
         """``llama_decode``, for a batch that is known to be good. The caller holds the context."""

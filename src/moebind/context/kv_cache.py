@@ -43,6 +43,7 @@ class KvCache(ContextBase):
         with self._exclusive() as native:
             self._changes(range(self.n_seq_max))
             lib.llama_memory_clear(lib.llama_get_memory(native), overwrite)
+            self._sharing.clear()
 
     def kv_cache_seq_rm(
         self, seq_id: SupportsIndex, p0: SupportsIndex | None = None, p1: SupportsIndex | None = None
@@ -90,6 +91,7 @@ class KvCache(ContextBase):
         with self._exclusive() as native:
             if source != target:
                 self._changes([target])
+                self._shares([source, target])
             lib.llama_memory_seq_cp(lib.llama_get_memory(native), source, target, first, last)
 
     def kv_cache_seq_keep(self, seq_id: SupportsIndex) -> None:
@@ -114,6 +116,8 @@ class KvCache(ContextBase):
     ) -> None:
         """Move a range of positions (``llama_memory_seq_add``).
 
+        In a unified cache, what the sequence shares with others moves for all of them.
+
         Parameters
         ----------
         seq_id
@@ -121,10 +125,12 @@ class KvCache(ContextBase):
         p0, p1
             The range of positions.
         delta
-            How far; negative moves them towards the beginning.
+            How far; negative moves them towards the beginning, and what would come before it is forgotten.
 
         Raises
         ------
+        ValueError
+            If a position would go beyond the last that there can be.
         MoebindError
             If this model's memory cannot be moved (:meth:`kv_cache_can_shift`).
         """
@@ -132,17 +138,21 @@ class KvCache(ContextBase):
         far = checks.integer("delta", delta, -POS_MAX)
         with self._exclusive() as native:
             memory = self._shiftable(native)
-            self._history.clear()  # in a unified cache, sequences can share what is moved
-            self._changes([seq])
-            highest = lib.llama_memory_seq_pos_max(memory, seq)
-            if highest + far > POS_MAX:
-                raise ValueError(f"delta is {far}; position {highest} would go beyond {POS_MAX}")
+            highest = int(lib.llama_memory_seq_pos_max(memory, seq))
+            if last >= 0:
+                highest = min(highest, last - 1)
+            if highest >= max(first, 0) and highest + far > POS_MAX:
+                most = POS_MAX - highest
+                raise ValueError(f"delta is {far}, at most {most}; position {highest} would go beyond {POS_MAX}")
+            self._moves(seq)
             lib.llama_memory_seq_add(memory, seq, first, last, far)
 
     def kv_cache_seq_div(
         self, seq_id: SupportsIndex, p0: SupportsIndex | None, p1: SupportsIndex | None, d: SupportsIndex
     ) -> None:
         """Divide a range of positions by an integer, at least 1 (``llama_memory_seq_div``).
+
+        In a unified cache, what the sequence shares with others moves for all of them.
 
         Raises
         ------
@@ -153,9 +163,12 @@ class KvCache(ContextBase):
         divisor = checks.integer("d", d, 1)
         with self._exclusive() as native:
             memory = self._shiftable(native)
-            self._history.clear()
-            self._changes([seq])
+            self._moves(seq)
             lib.llama_memory_seq_div(memory, seq, first, last, divisor)
+
+    def _moves(self, seq: int) -> None:
+        """Note that cells of a sequence move. The caller holds the context."""
+        self._changes(self._sharing if seq in self._sharing else [seq])
 
     def kv_cache_seq_pos_min(self, seq_id: SupportsIndex) -> int:
         """The first position that a sequence has in the cache, -1 if it is empty (``llama_memory_seq_pos_min``)."""

@@ -397,7 +397,10 @@ class State(ContextBase):
                 raise StateError(f"{name} does not fit, and what the context held could not be kept{failure}{again}")
             keep(everything)
             raise StateError(f"{name} does not fit this context, which holds what it held{failure}")
-        keep(() if replaced is None else (seq for seq in everything if seq != replaced))
+        if replaced is None:
+            self._shares(everything)  # a state does not tell which of them do
+        else:
+            keep(seq for seq in everything if seq != replaced)
 
     # --- files ---
 
