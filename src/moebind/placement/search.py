@@ -36,8 +36,6 @@ FEWER_SPREADS = 3
 FAR = 2**20
 #: How many plans are made to fill devices up with single matrices.
 OVERFLOWS = 6
-
-
 #: A device without a budget may take any number of bytes.
 _ANY = 2**62
 
