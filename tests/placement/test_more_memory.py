@@ -150,6 +150,18 @@ def test_a_card_that_has_no_room_for_copies_of_experts(shape_path: MakeShape) ->
     assert again == both.plan
 
 
+@pytest.mark.parametrize("sizes", [[MIB, 8 * GIB], [MIB, MIB]])
+def test_a_fit_without_some_devices_is_kept(shape_path: MakeShape, tmp_path: Path, sizes: list[int]) -> None:
+    path = shape_path("deepseek-v3-q4_k_m", 6)
+    devices: list[str | int] = list(sizes)
+    fit = moebind.fit(path, margin=0, context_params=CONTEXT, devices=devices, host="1TiB")
+    assert fit.model_params.devices is not None
+    fit.save(tmp_path / "fit.json")
+    again = Fit.load(tmp_path / "fit.json")
+    assert again.plan == fit.plan
+    assert again.model_params == fit.model_params
+
+
 def test_no_card_is_large_enough(shape_path: MakeShape) -> None:
     path = shape_path("deepseek-v3-q4_k_m", 6)
     fit = fitted(path, [MIB, MIB])

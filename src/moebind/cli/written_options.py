@@ -1,17 +1,15 @@
-"""Parameters written as options of a command line, which :mod:`moebind.cli.options` reads."""
+"""Parameters written as options of a command line, which :mod:`moebind.cli.parameters` reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from moebind.cli.options import looks_like_a_size
-from moebind.enums import FlashAttnType, LoadMode
+from moebind.cli.devices import looks_like_a_size
+from moebind.cli.parameters import CONTEXT, MODEL
 from moebind.params.params import ContextParams, ModelParams
 
 __all__ = ["as_options"]
-
-_DEFAULTS = ContextParams()
-_FLASH = {FlashAttnType.ENABLED: "on", FlashAttnType.DISABLED: "off"}
 
 
 def as_options(model: ModelParams, context: ContextParams, devices: Sequence[str] | None = None) -> list[str]:
@@ -21,25 +19,10 @@ def as_options(model: ModelParams, context: ContextParams, devices: Sequence[str
     """
     used, names = _used(model, devices or ())
     arguments = [part for each in used for part in ("--device", each)]
-    arguments += ["-ngl", "all" if model.n_gpu_layers < 0 else str(model.n_gpu_layers)]
-    if model.tensor_split is not None:
-        arguments += ["-ts", ",".join(f"{share:.9g}" for share in model.tensor_split)]
-    for rule in model.tensor_overrides:
-        arguments += ["-ot", f"{rule.pattern}={names.get(rule.target, rule.target)}"]
-    arguments += ["-c", str(context.n_ctx), "-ub", str(context.n_ubatch)]
-    if context.n_batch != _DEFAULTS.n_batch:
-        arguments += ["-b", str(context.n_batch)]
-    if context.flash_attn_type in _FLASH:
-        arguments += ["-fa", _FLASH[context.flash_attn_type]]
-    for option, kind, usual in (("-ctk", context.type_k, _DEFAULTS.type_k), ("-ctv", context.type_v, _DEFAULTS.type_v)):
-        if kind != usual:
-            arguments += [option, kind.name.lower()]
-    flags = {
-        "-nkvo": not context.offload_kqv,
-        "--no-mmap": model.load_mode == LoadMode.NONE,
-        "--no-repack": not model.use_extra_bufts,
-    }
-    return [*arguments, *(flag for flag, given in flags.items() if given)]
+    rules = (replace(rule, target=names.get(rule.target, rule.target)) for rule in model.tensor_overrides)
+    renamed = model.with_tensor_overrides(list(rules))
+    arguments += [part for option in MODEL for part in option.write(renamed)]
+    return arguments + [part for option in CONTEXT for part in option.write(context)]
 
 
 def _used(model: ModelParams, given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
