@@ -447,7 +447,9 @@ def make_plan(
         found.n_swa,
         MappingProxyType(found.places),
         on_device,
-        MappingProxyType({name or HOST: nbytes for name, nbytes in found.reads.items()}),
+        MappingProxyType(
+            {name: found.reads.get(None if name == HOST else name, 0) for name in (each.name for each in found.devices)}
+        ),
         header.gguf.bytes_read,
         experts,
         header,
