@@ -1,4 +1,4 @@
-"""moebind.fit beside llama.cpp's own fit (common/fit.cpp) on the same budgets: bytes of experts on the device.
+"""moebind.fit beside llama.cpp's own fit (common/fit.cpp) on the same budgets: what a token reads from the host.
 
     python benchmarks/fit.py [--budgets 20] [--devices 1] [SHAPE ...]    # shapes of benchmarks/shapes.py
 
@@ -32,8 +32,8 @@ CONTEXT = ContextParams(n_ctx=4096)
 COLUMNS = [
     Column("shape"),
     Column("budget, GiB", ".2f"),
-    Column("llama.cpp: experts, GiB"),
-    Column("moebind: experts, GiB"),
+    Column("llama.cpp: from the host, GiB per token"),
+    Column("moebind: from the host, GiB per token"),
     Column("llama.cpp, s", ".2f"),
     Column("moebind, s", ".2f"),
 ]
@@ -122,8 +122,13 @@ def budgets(path: Path, count: int, n_devices: int = 1) -> list[list[int]]:
     return [[int(step / n_devices)] * n_devices for step in steps]
 
 
-def rows(folder: Path, arguments: argparse.Namespace, worse: list[bool]) -> Iterator[list[object]]:
-    """A row for each budget; whether ours was worse is added to ``worse``."""
+def from_host(plan: Plan) -> int:
+    """Bytes that a token reads from host memory, with a full cache."""
+    return plan.bytes_per_token[plan.host.name]
+
+
+def rows(folder: Path, arguments: argparse.Namespace, worse: list[bool], better: list[bool]) -> Iterator[list[object]]:
+    """A row for each budget; whether ours was worse, or better, is added to ``worse`` and ``better``."""
     for name in arguments.shapes:
         path = shapes.write(folder / f"{name}.gguf", shapes.SHAPES[name])
         for sizes in budgets(path, arguments.budgets, arguments.devices):
@@ -133,10 +138,11 @@ def rows(folder: Path, arguments: argparse.Namespace, worse: list[bool]) -> Iter
             ours = our_fit(path, sizes)
             end = time.perf_counter()
             over = theirs is not None and any(d.total > size for d, size in zip(theirs.devices, sizes, strict=False))
-            their_bytes = "none" if theirs is None else f"{theirs.expert_bytes / 2**30:.2f}{' (exceeds)' * over}"
-            our_bytes = "none" if ours is None else f"{ours.plan.expert_bytes / 2**30:.2f}"
+            their_bytes = "none" if theirs is None else f"{from_host(theirs) / 2**30:.2f}{' (exceeds)' * over}"
+            our_bytes = "none" if ours is None else f"{from_host(ours.plan) / 2**30:.2f}"
             valid = theirs is not None and not over
-            worse.append(valid and (ours is None or ours.plan.expert_bytes < theirs.expert_bytes))
+            worse.append(valid and (ours is None or from_host(ours.plan) > from_host(theirs)))
+            better.append(valid and ours is not None and from_host(ours.plan) < from_host(theirs))
             yield [name, sum(sizes) / 2**30, their_bytes, our_bytes, middle - start, end - middle]
 
 
@@ -148,10 +154,11 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", default=DEFAULT)
     arguments = parser.parse_args()
     worse: list[bool] = []
+    better: list[bool] = []
     with tempfile.TemporaryDirectory() as folder:
-        for line in markdown_table(COLUMNS, rows(Path(folder), arguments, worse)):
+        for line in markdown_table(COLUMNS, rows(Path(folder), arguments, worse, better)):
             print(line, flush=True)
-    print(f"\nworse than llama.cpp: {sum(worse)}")
+    print(f"\nworse than llama.cpp: {sum(worse)}, better: {sum(better)}, of {len(worse)}")
 
 
 if __name__ == "__main__":

@@ -318,6 +318,12 @@ size_t moebind_memory_breakdown(const struct llama_context * ctx, struct moebind
 // Build graphs and scratch memory for the adapters that the context has now, as its next computation would.
 void moebind_reserve(struct llama_context * ctx);
 
+// --- what a token reads (peek/reads.cpp) ---
+
+// For each of the model's tensors, the bytes that the graph of one token reads of it: of experts those that are used, of what
+// rows are looked up in these rows. For contexts that only count. Writes at most n and returns how many there are.
+size_t moebind_token_reads(struct llama_context * ctx, struct moebind_tensor * reads, size_t n);
+
 // --- adapters of a model, one thread at a time (peek/adapters.cpp) ---
 
 // llama_init_from_model, llama_adapter_lora_init and llama_adapter_lora_free: the first reads the list of a model's adapters,

@@ -15,6 +15,7 @@ void moebind_rpc_link_interrupts(int (*)(void)) {}
 #include "counted_memory.h"
 
 bool moebind_count_only(bool) { return false; }
+bool moebind_leave_unsplit(bool) { return false; }  // weights on other devices are then not counted as read
 #endif
 
 #ifdef MOEBIND_WITHOUT_JINJA_HOOKS

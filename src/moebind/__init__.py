@@ -80,6 +80,7 @@ from moebind.state.seq_state import SeqState
 
 if TYPE_CHECKING:
     from moebind import bench
+    from moebind.backend.bandwidth import host_bandwidth
     from moebind.backend.loopback import loopback_device
     from moebind.diagnosis.findings import Diagnosis, Finding, Severity, doctor
     from moebind.files.quantize import quantize
@@ -177,6 +178,7 @@ __all__ = [
     "experts",
     "ffi",
     "fit",
+    "host_bandwidth",
     "init",
     "json_schema_to_grammar",
     "lib",
@@ -214,6 +216,7 @@ _LAZY = {
     "experts": "moebind.placement.experts",
     "json_schema_to_grammar": "moebind.sampling.json_schema",
     "fit": "moebind.placement.fit",
+    "host_bandwidth": "moebind.backend.bandwidth",
     "loopback_device": "moebind.backend.loopback",
     "plan": "moebind.placement.plan",
     "quantize": "moebind.files.quantize",

@@ -13,6 +13,7 @@ import tiny
 from edited import UINT32, Edited
 from gguf_files import STRING, File
 
+import moebind
 from conftest import CPU, SMALL
 from moebind import Batch, Gguf, Model, ModelLoadError, TokenizeError
 
@@ -179,6 +180,41 @@ def test_split_count_of_another_type(edit: Callable[..., Edited]) -> None:
     for load in (Gguf.from_file, Model.load_from_file):
         with pytest.raises(ModelLoadError, match=r"split\.count is not a 16-bit number"):
             load(path)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_tensor_for_each_expert(edit: Callable[..., Edited], counted: bool) -> None:
+    """As Mixtral was written until April 2024; it would seem to be a dense model."""
+    edited = edit(n_expert=4)
+    apart = []
+    for tensor in edited.file.tensors:
+        name, dot, _ = tensor.name.partition(b"_exps")
+        if dot:
+            apart += [
+                gguf_files.Tensor(name + b".%d.weight" % expert, tensor.shape[:2], tensor.kind, 0)
+                for expert in range(4)
+            ]
+        else:
+            apart.append(tensor)
+    edited.file.tensors = apart
+    if not counted:
+        for key in ("llama.expert_count", "llama.expert_used_count"):
+            edited.set(key, None)
+    path = edited.write()
+    for look in (
+        moebind.experts,
+        moebind.plan,
+        moebind.fit,
+        lambda path: Model.load_from_file(path, CPU),
+        lambda path: Model.load_from_file(path, CPU.with_cpu_moe_all()),
+    ):
+        with pytest.raises(
+            ModelLoadError, match=r"has a tensor for each expert, such as blk\.0\.ffn_[a-z]+\.0\.weight"
+        ):
+            look(path)
+    assert len(Gguf.from_file(path).tensors) == len(apart)
+    with Model.load_from_file(path, CPU.with_vocab_only(True)) as vocabulary:
+        assert vocabulary.n_vocab > 0
 
 
 def test_parsing_and_writing_again_changes_nothing(tiny_path: MakeTiny) -> None:

@@ -33,7 +33,7 @@ def within(fit: Fit) -> bool:
     """Whether every budget holds, by a plan made anew."""
     plan = fit.plan
     held = {device.name: device.total for device in plan.devices[:-1]} | {"Host": plan.host.total - plan.gaps}
-    return all(held[name] <= budget for name, budget in fit.budgets.items())
+    return all(held.get(name, 0) <= budget for name, budget in fit.budgets.items())  # others are left out
 
 
 def again(fit: Fit, devices: list[str | int]) -> Plan:
@@ -56,16 +56,7 @@ def test_no_budget_is_exceeded(
     sizes = [int(most * share * data.draw(st.floats(0.3, 1.0)) / n_devices) for _ in range(n_devices)]
     memory = {f"GPU{at}": size for at, size in enumerate(sizes)}
     devices: list[str | int] = ["1TiB"] * n_devices
-    try:
-        fit = moebind.fit(path, memory=memory, devices=devices, n_ctx=2048 if pinned else None)
-    except FitError:
-        fit = None
-    if fit is None:
-        # Not even without layers: for prompts, a device takes copies of experts that are in host memory.
-        context = ContextParams(n_ctx=2048 if pinned else 4096)
-        least = moebind.plan(path, ModelParams(n_gpu_layers=0), context, devices=devices)
-        assert any(device.total > memory[device.name] for device in least.devices[:-1])
-        return
+    fit = moebind.fit(path, memory=memory, devices=devices, n_ctx=2048 if pinned else None)
     assert fit.budgets == memory
     assert within(fit)
     remade = again(fit, devices)
@@ -94,7 +85,9 @@ def test_a_budget_is_used(shape_path: MakeShape, name: str) -> None:
     "name", ["phi-3.5-moe-q4_k_m", "mixtral-8x7b-q4_k_m", "qwen3-30b-a3b-q4_k_m", "deepseek-v3-q4_k_m"]
 )
 @pytest.mark.parametrize("n_devices", [1, 2])
-def test_never_fewer_experts_than_llama_cpps_own_fit(shape_path: MakeShape, name: str, n_devices: int) -> None:
+def test_no_more_is_read_from_the_host_than_with_llama_cpps_own_fit(
+    shape_path: MakeShape, name: str, n_devices: int
+) -> None:
     path = shape_path(name, SHAPES[name])
     compared = 0
     for sizes in beside.budgets(path, 6, n_devices):
@@ -102,7 +95,7 @@ def test_never_fewer_experts_than_llama_cpps_own_fit(shape_path: MakeShape, name
         if theirs is None or any(device.total > size for device, size in zip(theirs.devices, sizes, strict=False)):
             continue
         assert ours is not None
-        assert ours.plan.expert_bytes >= theirs.expert_bytes
+        assert ours.plan.bytes_per_token["Host"] <= theirs.bytes_per_token["Host"]
         compared += 1
     assert compared >= 3
 
@@ -129,7 +122,8 @@ def test_goals_trade_experts_for_prompts(shape_path: MakeShape) -> None:
     assert fits["decode"].context_params.n_ubatch == 512
     assert fits["prompt"].context_params.n_ubatch == 2048
     assert fits["prompt"].plan.expert_bytes < fits["balanced"].plan.expert_bytes <= fits["decode"].plan.expert_bytes
-    assert fits["balanced"].plan.expert_bytes >= 0.95 * fits["decode"].plan.expert_bytes
+    reads = {goal: fit.plan.weights_per_token["Host"] for goal, fit in fits.items()}
+    assert reads["decode"] <= reads["balanced"] <= 1.05 * reads["decode"]
     assert all(within(fit) for fit in fits.values())
     pinned = moebind.fit(
         path, memory="4GiB", context_params=CONTEXT.with_n_ubatch(256), devices=["24GiB"], goal="prompt"

@@ -56,6 +56,13 @@ def test_a_plan_tells_of_it(tiny_path: MakeTiny) -> None:
     assert without.devices[0].context == plan.devices[0].context
 
 
+def test_a_token_reads_experts_where_they_come_from(demo_path: Path) -> None:
+    plain = moebind.plan(demo_path, placed(), SMALL, devices=["1GiB"])
+    cached = moebind.plan(demo_path, placed(), SMALL.with_moe_cache_size("200MiB"), devices=["1GiB"])
+    assert cached.weights_per_token == plain.weights_per_token
+    assert cached.bytes_per_token == plain.bytes_per_token
+
+
 def test_a_cache_beyond_the_device_does_not_fit(demo_path: Path) -> None:
     plan = moebind.plan(demo_path, placed(), SMALL.with_moe_cache_size("300MiB"), devices=["300MiB"])
     assert not plan.fits

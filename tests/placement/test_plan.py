@@ -111,6 +111,7 @@ def test_a_plan_as_values(tiny_path: MakeTiny) -> None:
     assert list(values) == [
         "path", "n_ctx", "mapped", "gaps", "lazy", "n_swa", "model_params", "context_params", "fits", "missing",
         "advice", "device_bytes", "host_bytes", "expert_bytes", "devices", "bytes_read",
+        "weights_per_token", "bytes_per_token",
     ]  # fmt: skip
     assert list(values["devices"][0]) == [
         "name", "type", "model", "context", "compute", "total", "free", "capacity", "buffers",
@@ -132,7 +133,7 @@ def test_what_does_not_fit_is_told(tiny_path: MakeTiny) -> None:
     assert moebind.plan(path, ModelParams().with_n_cpu_moe(1), SMALL, devices=[needed.total - 100_000]).fits
     assert "with_cpu_moe_all()" in str(moebind.plan(path, ModelParams(), SMALL, devices=[needed.total - 3_300_000]))
     tiny = moebind.plan(path, ModelParams(), SMALL, devices=["100kB"])
-    assert "n_gpu_layers below 7" in str(tiny)
+    assert "leave it out of the devices" in str(tiny)
     assert "moebind.fit" in str(tiny)
 
 
@@ -171,7 +172,6 @@ def test_reduction_against_a_live_context(tiny_path: MakeTiny, device: Device) -
         ({"devices": [-1]}, ValueError),
         ({"devices": [2**70]}, ValueError),
         ({"devices": ["1GiB"] * 16}, ValueError),
-        ({"devices": ["1GiB"], "model_params": ModelParams(devices=())}, ValueError),
         ({"devices": [moebind.devices()[0]]}, ValueError),
         ({"model_params": ModelParams(vocab_only=True)}, ValueError),
         ({"model_params": ModelParams().with_tensor_override("ffn_down", "GPU7")}, ValueError),
@@ -232,16 +232,6 @@ def test_plans_in_threads_and_children(tiny_path: MakeTiny) -> None:
         os._exit(0 if total(0) > 0 else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert total(0) > 0
-
-
-# --- advice ---
-
-
-def test_what_is_not_enough_is_not_told_as_if_it_were(demo_path: Path) -> None:
-    plan = moebind.plan(demo_path, context_params=SMALL.with_n_ctx(8192), devices=["100MiB"])
-    assert "not enough alone" in plan.advice[0]
-    assert "with_n_cpu_moe(" not in plan.advice[0]
-    assert "not enough" not in moebind.plan(demo_path, context_params=SMALL, devices=["400MiB"]).advice[0]
 
 
 # --- another machine ---

@@ -85,6 +85,20 @@ def test_a_plan_is_what_a_load_holds(
             assert sum(each.context for each in plan.devices) > 0
 
 
+@pytest.mark.parametrize("architecture", ["minimax-01", "kimi-linear"])
+def test_the_graph_that_is_reserved_last(
+    architecture_path: Callable[[str], Path], device: Device, architecture: str
+) -> None:
+    # For these, llama.cpp reserves one for a single sequence, which takes more than those of several.
+    path = architecture_path(architecture)
+    for change in PLACEMENTS.values():
+        for context in CONTEXTS.values():
+            params = change(ModelParams(devices=(device,)))
+            plan = moebind.plan(path, params, context)
+            with Model.load_from_file(path, params) as model, model.new_context(context) as live:
+                assert sizes(plan.devices) == sizes(live.memory_breakdown().devices)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_devices_that_are_only_described(
     architecture_path: Callable[[str], Path], device: Device, architecture: str

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import moebind
 from conftest import CPU, SMALL
 from moebind import ContextParams, ModelParams
 from moebind.placement.header import read_header
-from moebind.placement.search import Search, largest
+from moebind.placement.search import Search
 
 MakeTiny = Callable[..., Path]
 MakeShape = Callable[..., Path]
@@ -47,20 +45,6 @@ def test_the_context_grows_into_what_is_left(tiny_path: MakeTiny) -> None:
     assert moebind.plan(path, ModelParams(), longer, devices=["1GiB"]).device_bytes > short + MIB
     assert moebind.fit(path, memory="1GiB", n_ctx_min=64, devices=["1GiB"]).context_params.n_ctx == 32768
     assert moebind.fit(path, memory=short - 2**17, n_ctx_min=256, devices=["1GiB"]).context_params.n_ctx < 4096
-
-
-@given(st.integers(-50, 50), st.integers(0, 300), st.integers(-100, 400))
-def test_the_largest_number_for_which_something_holds(low: int, count: int, most: int) -> None:
-    asked: list[int] = []
-
-    def holds(number: int) -> bool:
-        assert low <= number <= low + count
-        asked.append(number)
-        return number <= most
-
-    found = largest(low, low + count, holds)
-    assert found == (None if most < low else min(most, low + count))
-    assert len(asked) <= 2 + (count + 1).bit_length()
 
 
 @pytest.fixture

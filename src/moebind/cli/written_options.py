@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from moebind.cli.devices import looks_like_a_size
 from moebind.cli.parameters import CONTEXT, MODEL
 from moebind.params.params import ContextParams, ModelParams
 
@@ -15,6 +17,22 @@ def as_options(model: ModelParams, context: ContextParams, devices: Sequence[str
 
     Layers, context and micro-batch are written even where they are the default; the rest only where they are not.
     """
-    arguments = [part for each in devices or () for part in ("--device", each)]
-    arguments += [part for option in MODEL for part in option.write(model)]
+    used, names = _used(model, devices or ())
+    arguments = [part for each in used for part in ("--device", each)]
+    rules = (replace(rule, target=names.get(rule.target, rule.target)) for rule in model.tensor_overrides)
+    renamed = model.with_tensor_overrides(list(rules))
+    arguments += [part for option in MODEL for part in option.write(renamed)]
     return arguments + [part for option in CONTEXT for part in option.write(context)]
+
+
+def _used(model: ModelParams, given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Values of ``--device`` without those that the parameters leave out; what the described ones are then called."""
+    if model.devices is None:
+        return list(given), {}
+    chosen = [device.name for device in model.devices]
+    if not chosen:
+        return ["none"], {}
+    called = [f"GPU{at}" if looks_like_a_size(each) else each for at, each in enumerate(given)] or chosen
+    kept = [(each, name) for each, name in zip(given or chosen, called, strict=True) if name in chosen]
+    names = {name: f"GPU{at}" for at, (each, name) in enumerate(kept) if looks_like_a_size(each)}
+    return [each for each, _ in kept], names

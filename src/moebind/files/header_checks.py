@@ -24,7 +24,7 @@ from moebind.files.architecture_checks import architecture_problems
 from moebind.files.architecture_facts import EXPERTS_MAX, LAYERS_MAX, ONE_EXPERT_IS_NONE, WITHOUT_ROPE
 from moebind.files.gguf import Gguf
 
-__all__ = ["check_model", "check_whole"]
+__all__ = ["check_experts_together", "check_model", "check_whole"]
 
 #: libllama multiplies heads and their widths as 32-bit numbers.
 WIDTH_MAX = 2**31 - 1
@@ -45,6 +45,8 @@ _NO_MATRIX = {
 }
 #: Tables of token and expert ids.
 _INTEGER_TENSORS = re.compile(r"tid2eid|d2t|t2d|codebook")
+#: A matrix of one expert.
+_SINGLE_EXPERT = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.")
 #: Weights that are added or multiplied element by element, whatever their shape: kernels take F32.
 _ELEMENTWISE = re.compile(r"(_norm\.weight|\.bias)$")
 _EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "attention.group_norm_epsilon")
@@ -146,6 +148,7 @@ def check_model(
             f"is {file.alignment}; a mapped file takes a multiple of {MAPPED_ALIGNMENT}: load it with use_mmap off",
         )
     _check_layers(fields)
+    check_experts_together(file)
     _check_experts(fields)
     _check_heads(fields)
     _check_numbers(fields)
@@ -165,6 +168,23 @@ def check_whole(file: Gguf) -> None:
     for tensor in file.tensors.values():
         if tensor.offset + tensor.nbytes > sizes[tensor.path]:
             raise ModelLoadError(f"{tensor.path} is cut off: its tensor {tensor.name} ends beyond the end of the file")
+
+
+def check_experts_together(file: Gguf) -> None:
+    """Refuse a mixture with a tensor for each expert, as they were written until April 2024: it is no dense model.
+
+    Raises
+    ------
+    ModelLoadError
+        What is there, and what to do.
+    """
+    for name in file.tensors:
+        if _SINGLE_EXPERT.match(name):
+            raise ModelLoadError(
+                f"{file.path} has a tensor for each expert, such as {name}. llama.cpp no longer loads such files, made "
+                "until April 2024: it takes all experts of a layer in one tensor (ffn_down_exps). Convert the model "
+                "again, or take a newer file"
+            )
 
 
 def _check_splits(file: Gguf) -> None:

@@ -25,8 +25,8 @@ MARGIN, MARGIN_SHARE = 2**30, 10
 _MODEL, _CONTEXT = ModelParams(), ContextParams()
 #: Sizes of a micro-batch that are tried for prompts; beyond the first, little is gained.
 _UBATCHES = (2048, 1024, _CONTEXT.n_ubatch)
-#: The share of the experts on the device with a small micro-batch that a larger one must keep too ("balanced").
-_EXPERTS_SHARE_MIN = 0.95
+#: How much more a token may read from host memory with a larger micro-batch than with a small one ("balanced").
+_READS_MAX = 1.05
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Fit:
     Attributes
     ----------
     model_params : ModelParams
-        For :meth:`Model.load_from_file`. They do not include devices that were only described.
+        For :meth:`Model.load_from_file`. Devices that were only described are not in them, unless some were left out:
+        then ``devices`` has the others, by which :func:`plan` knows them.
     context_params : ContextParams
         For :meth:`Model.new_context`.
     plan : Plan
@@ -150,11 +151,13 @@ def fit(
 ) -> Fit:
     """Find parameters with which a model fits into memory and uses it well.
 
-    It makes plans, and takes the first of these that fits: everything on the devices; the experts of some layers in
-    host memory, counted from the first layer or from the last, whichever leaves more on the device, and single matrices
-    of one more layer; if the model does not fit even without its experts, the last layers whole, and others without
-    their experts. Experts are placed with a context of ``n_ctx_min``, which then grows as far as the memory left
-    allows. With several devices, the layers are spread so that as many experts as possible stay on them.
+    What costs a token most is to be read from host memory, so fewer bytes of that are better. Everything on the devices
+    is best. Else experts go to host memory, of which a token uses only a few: those of the first layers or of the last,
+    whichever leaves more on the device, and single matrices of one more layer. If the model does not fit even without
+    its experts, whole layers go there, counted from the first, and experts of the others come back as far as there is
+    room. With several devices, the layers are spread so that as many experts as possible stay on them, and a device
+    with which a token would read more from host memory is left out. Experts are placed with a context of
+    ``n_ctx_min``, which then grows as far as the memory left allows.
 
     What you set yourself is kept: ``n_gpu_layers``, tensor overrides, ``tensor_split``, ``n_ctx``, cache types.
 
@@ -183,8 +186,8 @@ def fit(
         As for :func:`plan`.
     goal
         What should be fast. ``"decode"`` leaves ``n_ubatch`` alone, so that more experts stay on the device.
-        ``"prompt"`` makes it as large as possible, up to 2048, at the cost of experts. ``"balanced"`` makes it larger
-        only if that costs at most a twentieth of them.
+        ``"prompt"`` makes it as large as possible, up to 2048, at the cost of experts, but not of layers.
+        ``"balanced"`` makes it larger only if a token then reads at most a twentieth more from host memory.
     host
         As for :func:`plan`.
     swa_full
@@ -225,7 +228,10 @@ def fit(
     search = Search(header, natives, {}, memory_of_host)
     # One plan to learn which devices there are; of a short context, since a long one can be refused.
     first = search.plan(model, context if pinned else context.with_n_ctx(_CONTEXT.n_ctx))
-    search.budgets = budgets = _budgets(memory, spare, first)
+    budgets = _budgets(_of_those(memory, search, first), spare, first)
+    if natives and len(first.devices) == 1 and not (isinstance(memory, Mapping) and first.host.name in memory):
+        budgets = {}  # there are devices, which model_params leaves out: the host is as it is beside any others
+    search.budgets = budgets
 
     def place(context: ContextParams) -> Plan | None:
         return _choose(search, header, model, context, least, pinned, goal)
@@ -246,7 +252,18 @@ def fit(
 def _on(devices: Sequence[Device | str | int] | None, params: ModelParams) -> ModelParams:
     """The parameters with the devices that they were found for, if all of them are here."""
     here = tuple(device for device in devices or () if isinstance(device, Device))
-    return params if devices is None or len(here) < len(devices) else params.with_devices(here)
+    known = devices is not None and params.devices is None and len(here) == len(devices)
+    return params.with_devices(here) if known else params
+
+
+def _of_those(
+    memory: SupportsIndex | str | Mapping[str, SupportsIndex | str] | None, search: Search, plan: Plan
+) -> SupportsIndex | str | Mapping[str, SupportsIndex | str] | None:
+    """``memory`` without the devices that are there, and that ``model_params`` leaves out."""
+    if not isinstance(memory, Mapping):
+        return memory
+    unused = {device.name for device in search.listed()} - {device.name for device in plan.devices}
+    return {name: size for name, size in memory.items() if name not in unused}
 
 
 def _budgets(
@@ -288,17 +305,25 @@ def _choose(
     if goal != "decode" and context.n_ubatch == _CONTEXT.n_ubatch:
         most = context.n_batch if context.n_batch != _CONTEXT.n_batch else _UBATCHES[0]
         sizes = [size for size in _UBATCHES if size <= most] or sizes
-    found: list[Plan] = []
-    for size in sizes:
-        plan = _with_context(search, header, model, context.with_n_ubatch(size), least, pinned)
-        if plan is not None:
-            found.append(plan)
-            if goal == "prompt":
-                break
-    if not found:
-        return None
-    enough = _EXPERTS_SHARE_MIN * found[-1].expert_bytes
-    return next(plan for plan in found if goal == "prompt" or plan.expert_bytes >= enough)
+    plans = (_with_context(search, header, model, context.with_n_ubatch(size), least, pinned) for size in sizes)
+    found = [plan for plan in plans if plan is not None]
+    # Scratch memory takes the room of experts, but not of whole layers or devices.
+    found = [plan for plan in found if _layers(plan) == _layers(found[-1])]
+    return next((plan for plan in found if goal == "prompt" or _costs_little(plan, found[-1])), None)
+
+
+def _layers(plan: Plan) -> tuple[object, object]:
+    return plan.model_params.n_gpu_layers, plan.model_params.devices
+
+
+def _costs_little(plan: Plan, small: Plan) -> bool:
+    """Whether a token reads at most a twentieth more from host memory than with the smallest micro-batch."""
+    mine, theirs = (each.weights_per_token.get(each.host.name, 0) for each in (plan, small))
+    return mine <= _READS_MAX * theirs
+
+
+def _from_host(plan: Plan) -> int:
+    return plan.bytes_per_token[plan.host.name]
 
 
 def _with_context(
@@ -317,6 +342,7 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     total = sum(size for tensors in plan._experts.values() for size in tensors.values())
     params, context = plan.model_params, plan.context_params
     lines: list[str] = []
+    unused = [name for name in search.budgets if name not in plan.bytes_per_token]
     for device in plan.devices[:-1]:
         budget = search.budgets[device.name]
         lines.append(
@@ -327,8 +353,11 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
         held = show_size(plan._host_needs)
         lines.append(f"{plan.host.name}: {held} of a budget of {show_size(search.budgets[plan.host.name])}.")
     added = params.tensor_overrides[len(model.tensor_overrides) :]
+    if unused and len(plan.devices) > 1:
+        lines.append(f"Without {' and '.join(unused)} a token reads less from host memory: left out.")
     if len(plan.devices) == 1:
-        lines.append("There is no other device: everything is in host memory.")
+        why = f"{' and '.join(unused)} may take too little" if unused else "There is no other device"
+        lines.append(f"{why}: everything is in host memory.")
     elif params.n_gpu_layers != model.n_gpu_layers:
         layers = plan.n_layer + plan.n_layer_nextn + 1
         lines.append(
@@ -343,6 +372,12 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
         )
     elif len(plan.devices) > 1 and params.n_gpu_layers == model.n_gpu_layers:
         lines.append("Everything fits as it is.")
+    if len(plan.devices) > 1:
+        reads = plan.bytes_per_token
+        lines.append(
+            f"With a full cache, a token reads {show_size(_from_host(plan))} from host memory, of "
+            f"{show_size(sum(reads.values()))} in all."
+        )
     if params.tensor_split is not None and model.tensor_split is None:
         shares = ", ".join(f"{share:g}" for share in params.tensor_split)
         lines.append(f"The devices take {shares} layers.")

@@ -20,7 +20,7 @@ from moebind._core import checks
 from moebind._core.native import ffi, lib, own
 from moebind.errors import ModelLoadError
 from moebind.files.gguf import Gguf
-from moebind.files.header_checks import check_model, check_whole
+from moebind.files.header_checks import check_experts_together, check_model, check_whole
 from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ModelParams
 
@@ -149,6 +149,7 @@ def _header_of(file: Gguf) -> Header:
     if len(file.tensors) > TENSORS_MAX:
         raise ModelLoadError(f"{file.path} has {len(file.tensors)} tensors; at most {TENSORS_MAX} are planned for")
     check_whole(file)
+    check_experts_together(file)
     numbers = {each: number for number, each in enumerate(file.paths)}
     tensors: dict[str, TensorInfo] = {}
     for tensor in file.tensors.values():

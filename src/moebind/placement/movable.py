@@ -11,7 +11,7 @@ from moebind.files import tensor_patterns
 from moebind.params.params import ModelParams
 from moebind.placement.plan import Plan
 
-__all__ = ["EXPERT_MATRIX", "Level", "ExpertMatrix", "levels", "movable_matrices", "to_host"]
+__all__ = ["EXPERT_MATRIX", "Level", "ExpertMatrix", "levels", "movable_matrices", "pinned", "to_host"]
 
 #: Tensors of experts. The first group is the kind of matrix, which is in the name of its biases too.
 EXPERT_MATRIX = re.compile(r"blk\.\d+" + tensor_patterns.experts_pattern())
@@ -42,16 +42,21 @@ class Level:
 
 def movable_matrices(plan: Plan, params: ModelParams) -> list[ExpertMatrix]:
     """The matrices that could go to host memory: those on a device, unless an override of the user's put them there."""
-    names = [name for tensors in plan._experts.values() for name in tensors]
-    pinned = {name for rule in params.tensor_overrides for name in tensor_patterns.matching(rule.pattern, names)}
+    placed = pinned(plan._experts, params)
     found: dict[tuple[int, str], tuple[int, str]] = {}
     for layer, tensors in plan._experts.items():
         for name, size in tensors.items():
             device, match = plan.places.get(name), EXPERT_MATRIX.match(name)
-            if device is not None and match is not None and name not in pinned:
+            if device is not None and match is not None and name not in placed:
                 before = found.get((layer, match[1]), (0, device))
                 found[layer, match[1]] = (before[0] + size, device)
     return [ExpertMatrix(layer, kind, size, device) for (layer, kind), (size, device) in found.items()]
+
+
+def pinned(experts: Mapping[int, Mapping[str, int]], params: ModelParams) -> set[str]:
+    """Names of the experts' tensors that overrides have placed."""
+    names = [name for tensors in experts.values() for name in tensors]
+    return {name for rule in params.tensor_overrides for name in tensor_patterns.matching(rule.pattern, names)}
 
 
 def levels(matrices: Sequence[ExpertMatrix]) -> list[Level]:

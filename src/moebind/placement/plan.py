@@ -9,16 +9,19 @@ from types import MappingProxyType
 from typing import SupportsIndex
 
 from moebind._core import checks
-from moebind._core.native import CData, lib
+from moebind._core.native import CData, decoded, lib
 from moebind._core.sizes import parse_size, show_size
-from moebind.backend.breakdown import PARTS, DeviceMemory, MemoryBreakdown
+from moebind.backend.breakdown import HOST, PARTS, DeviceMemory, MemoryBreakdown
 from moebind.backend.devices import Device, native_device
 from moebind.backend.host_memory import HostMemory
 from moebind.enums import DeviceType, SplitMode
+from moebind.errors import MoebindError
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.serialize import write
+from moebind.placement import advice
 from moebind.placement.header import Header, read_header
 from moebind.placement.simulation import MAPPED, simulate
+from moebind.placement.speed import Bandwidth, reads_text, tokens_per_second
 
 __all__ = ["Plan", "plan"]
 
@@ -59,6 +62,11 @@ class Plan(MemoryBreakdown):
         For each tensor of the model the device that it would be on; None means host memory.
     expert_bytes : int
         Bytes of the experts' tensors on devices other than the host.
+    weights_per_token : Mapping[str, int]
+        For each device, and the host, the bytes of weights in its memory that one token reads: matrices whole, of
+        experts those that are used, of what rows are looked up in these rows, of layers that only predict ahead none.
+        They are counted in the graph that llama.cpp computes for one token. What a cache of experts will have is not
+        known: experts are counted where they come from.
     bytes_read : int | None
         How many bytes of the files were read from the Hugging Face Hub; None for files that are here.
     """
@@ -75,10 +83,19 @@ class Plan(MemoryBreakdown):
     n_swa: int = 0
     places: Mapping[str, str | None] = field(default_factory=dict, repr=False, compare=False)
     expert_bytes: int = 0
+    weights_per_token: Mapping[str, int] = field(default_factory=dict)
     bytes_read: int | None = None
     _experts: Mapping[int, Mapping[str, int]] = field(default_factory=dict, repr=False, compare=False)
+    _header: Header | None = field(default=None, repr=False, compare=False)
+    _natives: list[CData] | None = field(default=None, repr=False, compare=False)
+    _memory: HostMemory | None = field(default=None, repr=False, compare=False)
     #: Whether it is a fit's, which would find the same again.
     _fitted: bool = field(default=False, repr=False, compare=False)
+
+    def _again(self, model_params: ModelParams, context_params: ContextParams) -> Plan:
+        """A plan for the same model and devices."""
+        header = read_header(self.path) if self._header is None else self._header
+        return make_plan(header, model_params, context_params, self._natives, self._memory)
 
     @property
     def _host_needs(self) -> int:
@@ -96,6 +113,56 @@ class Plan(MemoryBreakdown):
     def fits(self) -> bool:
         """Whether each device and the host have enough free memory."""
         return not self.missing
+
+    @property
+    def bytes_per_token(self) -> dict[str, int]:
+        """For each device, and the host, the bytes in its memory that one token reads when the cache is full.
+
+        These are ``weights_per_token`` and one sequence's part of the KV cache and recurrent state. Results on the way
+        through the layers, scratch memory and what is written are not counted: they are little, and mostly stay in the
+        processor's own caches. So are copies between devices.
+        """
+        return self._reads(1.0)
+
+    def _reads(self, filled: float) -> dict[str, int]:
+        sequences = 1 if self.context_params.kv_unified else self.context_params.n_seq_max
+        return {
+            device.name: self.weights_per_token.get(device.name, 0) + int(device.context * filled) // sequences
+            for device in self.devices
+        }
+
+    def speed(self, bandwidths: Mapping[str, Bandwidth], *, filled: float = 1.0) -> float:
+        """Tokens in a second that one sequence can be given at most, if memories are as fast as stated.
+
+        A token takes at least as long as it takes to read what it needs, from one memory after the other, as the layers
+        follow each other. Nothing is faster, and what else takes time is not counted: computing, going from device to
+        device. Large batches and long prompts are another matter, since their tokens share what is read.
+
+        Parameters
+        ----------
+        bandwidths
+            For each device of the plan, and ``"Host"``, the bytes that can be read from its memory in a second: a
+            number, or a text such as ``"1000GB/s"`` or ``"80GiB/s"``. A card's are in its data sheet, the host's are
+            measured by :func:`host_bandwidth`. Memories of which nothing is read may be left out.
+        filled
+            How much of the cache is filled, from 0 to 1.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a bandwidth is missing, unknown or no bandwidth.
+
+        Examples
+        --------
+        >>> plan = moebind.plan("moe.gguf", ModelParams().with_cpu_moe_all(), devices=["24GiB"])
+        >>> plan.speed({"GPU0": "1000GB/s", "Host": "80GB/s"}) < plan.speed({"GPU0": "1000GB/s", "Host": "160GB/s"})
+        True
+        """
+        return tokens_per_second(self._reads(checks.number("filled", filled, 0.0, 1.0)), bandwidths)
 
     def to_dict(self) -> dict[str, object]:
         """The plan as plain values, for JSON: keys stay the same from version to version, sizes are bytes."""
@@ -126,11 +193,16 @@ class Plan(MemoryBreakdown):
                 for device in self.devices
             ],
             "bytes_read": self.bytes_read,
+            "weights_per_token": dict(self.weights_per_token),
+            "bytes_per_token": self.bytes_per_token,
         }
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """A sentence for each device that lacks memory: how much, and what would help; empty if everything fits."""
+        """A sentence for each device that lacks memory: how much, and what would help; empty if everything fits.
+
+        What is said to be enough was planned.
+        """
         lacks = self.missing
         lines = [
             f"{device.name} lacks {show_size(lacks[device.name])}: {', or '.join(self._for_device(device))}."
@@ -138,50 +210,34 @@ class Plan(MemoryBreakdown):
             if device.name in lacks
         ]
         if self.host.name in lacks:
-            lines.append(f"The host lacks {show_size(lacks[self.host.name])}: {'; '.join(self._for_host())}.")
+            advised = "; ".join(advice.for_host(self.host, self.gaps + self.lazy))
+            lines.append(f"The host lacks {show_size(lacks[self.host.name])}: {advised}.")
         return tuple(lines)
 
     def _for_device(self, device: DeviceMemory) -> list[str]:
-        help_: list[str] = []
-        lacks = self.missing[device.name]
-        there = {
+        sizes = {
             layer: sum(size for name, size in tensors.items() if self.places.get(name) == device.name)
             for layer, tensors in self._experts.items()
         }
-        freed, enough = 0, None
-        for layer in sorted(there):
-            freed += there[layer]
-            if freed >= lacks:
-                enough = layer + 1
-                break
-        if enough is not None and len([1 for size in there.values() if size]) > 1 and enough < self.n_layer:
-            help_.append(f"with_n_cpu_moe({enough}) keeps the experts of the first {enough} layers in host memory")
-        elif freed:
-            alone = "" if enough else ", which is not enough alone"
-            help_.append(f"with_cpu_moe_all() keeps {show_size(freed)} of experts in host memory{alone}")
-        if device.context > lacks:
-            help_.append(
-                f"an n_ctx below {self.n_ctx}, or smaller type_k and type_v, takes less than its "
-                f"{show_size(device.context)} of context"
-            )
-        if not help_ or freed < lacks:
-            layers = self.n_layer + self.n_layer_nextn + 1
-            help_.append(f"an n_gpu_layers below {layers} leaves layers to the CPU")
-        return help_
+        others = set(self.missing) - {device.name}
 
-    def _for_host(self) -> list[str]:
-        parts = {buffer.name: buffer.model for buffer in self.host.buffers}
-        mapped = parts.get(MAPPED, 0) - self.gaps - self.lazy
-        help_: list[str] = []
-        if mapped > 0:
-            help_.append(
-                f"{show_size(mapped)} of it are pages of the file, which the system reads again when they do not stay: "
-                "slow, but it runs"
-            )
-        repacked = sum(size for name, size in parts.items() if "REPACK" in name)
-        if repacked:
-            help_.append(f"use_extra_bufts=False leaves {show_size(repacked)} of repacked weights in the file's pages")
-        return [*help_, "a smaller quantisation, or more on a device, takes less"]
+        def enough(model: ModelParams, context: ContextParams) -> bool:
+            try:
+                missing = self._again(model, context).missing
+            except (MoebindError, ValueError):
+                return False
+            return set(missing) - {self.host.name} <= others  # nothing is moved from one that lacks to another
+
+        return advice.for_device(
+            device,
+            self.model_params,
+            self.context_params,
+            n_ctx=self.n_ctx,
+            n_layer=self.n_layer,
+            n_layer_nextn=self.n_layer_nextn,
+            experts={layer: size for layer, size in sizes.items() if size},
+            enough=enough,
+        )
 
     def __str__(self) -> str:
         hint = [] if self.fits or self._fitted else ["moebind.fit finds parameters that fit."]
@@ -193,7 +249,8 @@ class Plan(MemoryBreakdown):
         head = (
             f"{os.path.basename(self.path)}: n_ctx {self.n_ctx}, n_ubatch {context.n_ubatch}, cache {'/'.join(kinds)}"
         )
-        lines = [head, *self._lines(with_free=True)]
+        table = self._lines(with_free=True)
+        lines = [head, *table, *reads_text(self.bytes_per_token, max(map(len, table)))]
         if self.gaps:
             lines.append(
                 f"{MAPPED} counts whole ranges of the file; {show_size(self.gaps)} of them lie between the host's "
@@ -258,6 +315,7 @@ def plan(
         one that need not exist here, in bytes or as text. ``["24GiB", "24GiB"]`` are two GPUs with the names ``GPU0``
         and ``GPU1``. In a plan they are what CUDA's devices are: they support every operation, have pinned memory on
         the host, and with ``op_offload`` room for copies of experts from there. A driver's own memory is not counted.
+        If ``model_params`` has devices, too, they say which of these are used.
         ``[]`` is a machine with a CPU alone.
     host
         The memory of the machine to plan for, all of it free, instead of this machine's: bytes, or a text such as
@@ -329,8 +387,6 @@ def device_list(devices: Sequence[Device | str | int] | None, params: ModelParam
         return None
     if isinstance(devices, (str, bytes)) or not isinstance(devices, Sequence):
         raise TypeError(f"devices is {devices!r}; it takes a list, such as ['24GiB']")
-    if params.devices is not None:
-        raise ValueError("devices are given twice: as an argument and in model_params; give them once")
     if len(devices) >= lib.llama_max_devices():
         raise ValueError(f"devices has {len(devices)}; llama.cpp takes at most {lib.llama_max_devices() - 1}")
     chosen: list[CData] = []
@@ -343,6 +399,13 @@ def device_list(devices: Sequence[Device | str | int] | None, params: ModelParam
             chosen.append(lib.moebind_described_device(at, parse_size(f"devices[{at}]", each, low=1)))
     if len(set(chosen)) != len(chosen):
         raise ValueError("devices names a device twice")
+    names = [decoded(lib.ggml_backend_dev_name(native)) for native in chosen]
+    for device in params.devices or ():
+        if device.name not in names:
+            raise ValueError(
+                f"model_params has the device {device.name!r}, which is not among those that are planned for: "
+                f"{', '.join(names) or 'none'}; leave devices out of one of them"
+            )
     if params.split_mode == SplitMode.ROW and not all(isinstance(each, Device) for each in devices):
         raise ValueError(
             "split_mode is ROW, for which llama.cpp needs a buffer of the real devices: those that are only described "
@@ -358,8 +421,12 @@ def make_plan(
     devices: list[CData] | None,
     host: HostMemory | None = None,
 ) -> Plan:
-    """Simulate, and describe the result."""
-    found = simulate(header, model_params, context_params, devices, host)
+    """Simulate, and describe the result. Of ``devices``, those of the parameters are used, if these have any."""
+    used = devices
+    if devices is not None and model_params.devices is not None:
+        by_name = {decoded(lib.ggml_backend_dev_name(native)): native for native in devices}
+        used = [by_name[device.name] for device in model_params.devices]
+    found = simulate(header, model_params, context_params, used, host)
     experts = {
         layer: {name: size for name, size in tensors.items() if name in found.places}
         for layer, tensors in header.experts.items()
@@ -381,6 +448,12 @@ def make_plan(
         found.n_swa,
         MappingProxyType(found.places),
         on_device,
+        MappingProxyType(
+            {name: found.reads.get(None if name == HOST else name, 0) for name in (each.name for each in found.devices)}
+        ),
         header.gguf.bytes_read,
         experts,
+        header,
+        devices,
+        host,
     )

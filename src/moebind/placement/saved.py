@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from moebind._core import atomic_files, checks
+from moebind._core.native import lib
 from moebind._core.sizes import parse_size, show_size
 from moebind._core.version import __version__
-from moebind.backend.devices import Device, llama_cpp_version
+from moebind.backend.devices import Device, describe, llama_cpp_version
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.serialize import device_of
 from moebind.placement.header import Header, read_header
@@ -75,7 +76,7 @@ class Saved:
     Attributes
     ----------
     model_params, context_params : ModelParams, ContextParams
-        The parameters; when read, without ``devices`` if those are given here.
+        The parameters; when read, without ``devices`` if those are given here, and all of them are used.
     path : str
         The model's file, or the first one, as it was called then; empty if the file names no model.
     identity : Identity or None
@@ -136,11 +137,12 @@ class Saved:
     def _from(cls, found: Mapping[str, Any]) -> Saved:
         model, devices, host = found.get("model"), found.get("devices"), found.get("host")
         params = found.get("model_params", {})
+        used = params.get("devices") if isinstance(params, Mapping) else None
         if devices is not None and isinstance(params, Mapping):
             # The same by name: another machine may lack them, and be told of others.
             params = {name: value for name, value in params.items() if name != "devices"}
         return cls(
-            ModelParams.from_dict(params),
+            _with_devices(ModelParams.from_dict(params), used, devices),
             ContextParams.from_dict(found.get("context_params", {})),
             checks.path("model.path", model["path"]) if model else "",
             Identity(str(model["name"]), checks.integer("model.size", model["size"], 0, 2**62), str(model["header"]))
@@ -238,6 +240,18 @@ def described(devices: Sequence[Device | str | int] | None) -> tuple[str | int, 
     return tuple(
         each.name if isinstance(each, Device) else parse_size(f"devices[{at}]", each) for at, each in enumerate(devices)
     )
+
+
+def _with_devices(params: ModelParams, used: object, devices: Sequence[str | int] | None) -> ModelParams:
+    """The parameters with the devices that a fit uses, where it leaves out some of those that were given."""
+    if devices is None or not isinstance(used, Sequence) or len(used) >= len(devices):
+        return params
+    there = [
+        device_of(each) if isinstance(each, str) else describe(at, lib.moebind_described_device(at, each))
+        for at, each in enumerate(devices)
+        if (each if isinstance(each, str) else f"GPU{at}") in used
+    ]
+    return params.with_devices(there)
 
 
 def _device(at: int, value: object) -> str | int:

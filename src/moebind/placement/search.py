@@ -1,11 +1,17 @@
-"""The search behind a fit: it asks for plans until it has one that fits and keeps the most on the devices."""
+"""The search behind a fit: it asks for plans until it has one that fits, with which a token reads little from the host.
+
+What is read whole for each token is worth more than experts, of which only some are: so attention and dense matrices
+come first, layer by layer, then experts.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from moebind._core.native import CData
+from moebind.backend.breakdown import HOST
+from moebind.backend.devices import Device, describe, devices
 from moebind.backend.host_memory import HostMemory
 from moebind.enums import SplitMode
 from moebind.params.params import ContextParams, ModelParams
@@ -13,6 +19,8 @@ from moebind.placement import split
 from moebind.placement.header import Header
 from moebind.placement.movable import ExpertMatrix, Level, levels, movable_matrices, to_host
 from moebind.placement.plan import Plan, make_plan
+from moebind.placement.steps import largest
+from moebind.placement.subsets import best_subset
 
 __all__ = ["Search"]
 
@@ -23,10 +31,14 @@ SLACK = 64 * 2**20
 TRIES = 8
 #: How many ways to spread layers over devices are planned with.
 SPREADS = 8
+#: And how many where not all layers are on devices.
+FEWER_SPREADS = 3
 #: Tokens of context that are tried before any shorter one.
 FAR = 2**20
 #: How many plans are made to fill devices up with single matrices.
 OVERFLOWS = 6
+#: A device without a budget may take any number of bytes.
+_ANY = 2**62
 
 
 class Search:
@@ -89,54 +101,136 @@ class Search:
         return False
 
     def place(self, model: ModelParams, context: ContextParams) -> Plan | None:
-        """The best placement for a context: all on the devices, else fewer experts, else fewer layers; None if none.
+        """The placement for a context with which a token reads the least from host memory; None if none fits.
 
-        The devices take as much as they can, which leaves the least to the host.
+        A device that is of no use is left out.
         """
-        plan = self._place(model, context)
-        if plan is None or max(self.excess(plan).values(), default=0) <= 0:
+        plan = self.plan(model, context)
+        if self.fits(plan):
             return plan
-        self.closest = plan  # the host alone lacks something
+        listed = {device.name: device for device in self.listed()}
+        everything = tuple(listed[device.name] for device in plan.devices[:-1])
+
+        def find(used: tuple[Device, ...]) -> Plan | None:
+            if used == everything:
+                return self._place(model, context)
+            return self._place(model.with_devices(used), context) if self._allowed(model, used) else None
+
+        best = best_subset(
+            everything,
+            find,
+            self._worth,
+            lambda used: self._promise(model, context, used),
+            lambda device: (self.budgets.get(device.name), device.backend, device.memory_total),
+        )
+        if best is None or self.fits(best):
+            return best
+        self.closest = best  # the host alone lacks something
         return None
 
+    def _worth(self, plan: Plan) -> tuple[bool, int]:
+        return self.fits(plan), self._from_devices(plan)
+
+    @staticmethod
+    def _from_devices(plan: Plan) -> int:
+        """Bytes that a token does not have to read from host memory."""
+        return sum(nbytes for name, nbytes in plan.bytes_per_token.items() if name != plan.host.name)
+
+    def listed(self) -> list[Device]:
+        """The devices that there are, with the CPU if they are this machine's."""
+        there = {device.name: device for device in devices()}
+        if self.devices is None:
+            return list(there.values())
+        described = [describe(at, native) for at, native in enumerate(self.devices)]
+        return [there.get(device.name, device) for device in described]
+
+    def _allowed(self, model: ModelParams, used: tuple[Device, ...]) -> bool:
+        """Whether what the user has set can be kept with these devices."""
+        if model.split_mode == SplitMode.NONE:
+            return False  # main_gpu is one of all
+        if model.tensor_split is not None and len(model.tensor_split) != len(used):
+            return False
+        if not used and model.n_gpu_layers > 0:
+            return False
+        names = {device.name for device in used}
+        listed = {name for name in self.budgets if name not in names}
+        return not any(rule.target in listed and rule.target != HOST for rule in model.tensor_overrides)
+
+    def _promise(self, model: ModelParams, context: ContextParams, used: tuple[Device, ...]) -> float:
+        """What a token can read from these devices at most: first of what it reads whole, then of experts."""
+        full = self.plan(model, context)
+        bare = self._bare(model, context)
+        # Where there is anything at all, there is scratch memory: at least half of the least that was seen.
+        scratch = min(device.compute for device in bare.devices[:-1]) // 2
+        room = sum(max(self.budgets.get(device.name, _ANY) - scratch, 0) for device in used)
+        held = sum(device.model + device.context for device in bare.devices[:-1])
+        rest, all_ = self._from_devices(bare), self._from_devices(full)
+        if room <= held:
+            # Some weights are read twice, and count twice.
+            return min(room * max(rest / max(held, 1), 1.0), rest)
+        experts = sum(device.model for device in full.devices[:-1]) - sum(device.model for device in bare.devices[:-1])
+        return rest + (all_ - rest) * min((room - held) / max(experts, 1), 1.0)
+
     def _place(self, model: ModelParams, context: ContextParams) -> Plan | None:
+        """The best placement on these very devices: all, else fewer experts, else fewer layers."""
         plan = self.plan(model, context)
         if self._on_devices(plan):
             return plan
-        free_layers = model.n_gpu_layers == ModelParams().n_gpu_layers
         several = len(plan.devices) > 2 and model.tensor_split is None and model.split_mode == SplitMode.LAYER
-        models = [model]
         if several:
-            models = split.spread(self.header, plan, model, self.budgets)
-            plan = self.plan(models[0], context)
+            plan = self.plan(split.spread(self.header, plan, model, self.budgets)[0], context)
             if self._on_devices(plan):
                 return plan
-        matrices = movable_matrices(plan, model)
-        if matrices:
-            if several:
-                # Scratch memory is another where experts are in host memory.
-                bare = self.plan(to_host(models[0], matrices, ()), context)
-                models = split.spread(self.header, bare, model, self.budgets, SPREADS)
-            found = [self._fewer_experts(each, context) for each in models]
-            fitting = [plan for plan in found if plan is not None]
-            if fitting or not free_layers:
-                return max(fitting, key=lambda plan: (self.fits(plan), plan.expert_bytes), default=None)
-        elif not free_layers:
-            return None
-        return self._fewer_layers(model, context, matrices, several)
+        best = self._fewer_experts(model, context, SPREADS if several else 0)
+        if best is not None or model.n_gpu_layers != ModelParams().n_gpu_layers:
+            return best
 
-    def _fewer_experts(self, model: ModelParams, context: ContextParams) -> Plan | None:
+        def fits(layers: int) -> bool:
+            [spread] = self._spread(model.with_n_gpu_layers(layers), context, int(several))
+            return self._on_devices(self._bare(spread, context))
+
+        most = plan.n_layer + plan.n_layer_nextn
+        layers = largest(0, most, fits)
+        if layers is None:
+            return None
+        # It may fit again beyond, as layers are spread in whole ones; shares that are given may be numbers of layers.
+        beyond = {layers + 1, layers + 2, int(sum(model.tensor_split or ()))}
+        layers = max({layers, *(each for each in beyond if layers < each <= most and fits(each))})
+        # Of what is left, experts of these layers take what they can.
+        return self._fewer_experts(model.with_n_gpu_layers(layers), context, FEWER_SPREADS if several else 0)
+
+    def _bare(self, model: ModelParams, context: ContextParams) -> Plan:
+        """A plan with all experts in host memory that the user has not placed."""
+        return self.plan(model.with_cpu_moe_all() if self.header.experts else model, context)
+
+    def _spread(self, model: ModelParams, context: ContextParams, count: int) -> list[ModelParams]:
+        """The best ways to spread the layers where experts are in host memory; as it is, if there are to be none.
+
+        Scratch memory is another there than where they are on devices.
+        """
+        if not count:
+            return [model]
+        return split.spread(self.header, self._bare(model, context), model, self.budgets, count)
+
+    def _fewer_experts(self, model: ModelParams, context: ContextParams, spreads: int) -> Plan | None:
+        """The best plan with experts in host memory, of so many ways to spread the layers; None if none fits."""
+        found = [self._most_experts(each, context) for each in self._spread(model, context, spreads)]
+        return max((plan for plan in found if plan is not None), key=self._worth, default=None)
+
+    def _most_experts(self, model: ModelParams, context: ContextParams) -> Plan | None:
         """The plan with the most bytes of experts on the devices; None if it does not fit even without any."""
         matrices = movable_matrices(self.plan(model, context), model)
         best = self.plan(to_host(model, matrices, ()), context)
         if not self._on_devices(best):
             return None
+        if not matrices:
+            return best
         choices = {
             name: levels([matrix for matrix in matrices if matrix.device == name])
             for name in {matrix.device for matrix in matrices}
         }
         at = dict.fromkeys(choices, 0)
-        room = {name: -self.excess(best).get(name, -(2**62)) for name in choices}
+        room = {name: -self.excess(best).get(name, -_ANY) for name in choices}
         tried = {tuple(at.values())}
         while True:
             wanted = {name: _last_within(choices[name], room[name]) for name in choices}
@@ -149,7 +243,7 @@ class Search:
                 best, at = plan, wanted
             for name, device_levels in choices.items():
                 # In this placement, the matrices share the budget with everything else that is on the device.
-                seen = device_levels[wanted[name]].nbytes - over.get(name, -(2**62))
+                seen = device_levels[wanted[name]].nbytes - over.get(name, -_ANY)
                 room[name] = min(seen, device_levels[wanted[name]].nbytes - 1) if over.get(name, 0) > 0 else seen
         best, at = self._a_little_more(model, context, matrices, choices, at, best)
         if len(best.devices) > 2:
@@ -186,7 +280,7 @@ class Search:
                     changed = model.with_tensor_override(matrix.pattern, name)
                     left, stay = [each for each in matrices if each != matrix], kept
                 plan = self.plan(to_host(changed, left, stay), context)
-                if self._on_devices(plan) and plan.expert_bytes > best.expert_bytes:
+                if self._on_devices(plan) and self._worth(plan) > self._worth(best):
                     best, model, matrices, kept = plan, changed, left, stay
                     break
                 if not tries:
@@ -208,7 +302,7 @@ class Search:
         sizes = [matrix.nbytes for matrix in matrices]
         slack = SLACK + max(sizes) - min(sizes)
         for name, device_levels in choices.items():
-            room = device_levels[at[name]].nbytes - self.excess(best).get(name, -(2**62))
+            room = device_levels[at[name]].nbytes - self.excess(best).get(name, -_ANY)
             above = [i for i in range(at[name] + 1, len(device_levels)) if device_levels[i].nbytes <= room + slack]
             for index in sorted(above, reverse=True)[-TRIES:]:
                 wanted = {**at, name: index}
@@ -229,29 +323,6 @@ class Search:
         kept = [matrix for name, index in at.items() for matrix in choices[name][index].kept]
         return self.plan(to_host(model, matrices, kept), context)
 
-    def _fewer_layers(
-        self, model: ModelParams, context: ContextParams, matrices: list[ExpertMatrix], several: bool
-    ) -> Plan | None:
-        """The plan with the most whole layers on the devices, and as many more without their experts."""
-
-        def with_layers(count: int, kept: list[ExpertMatrix] | None = None) -> Plan:
-            params = (model if kept is None else to_host(model, matrices, kept)).with_n_gpu_layers(count)
-            if several:
-                params = split.spread(self.header, self.plan(params, context), params, self.budgets)[0]
-            return self.plan(params, context)
-
-        first = self.plan(model, context)
-        n_layer = first.n_layer + first.n_layer_nextn
-        whole = largest(0, n_layer, lambda count: self._on_devices(with_layers(count)))
-        if whole is None:
-            return None
-        best = with_layers(whole)
-        kept = [matrix for matrix in matrices if matrix.layer > n_layer - whole]  # the output counts as a layer
-        more = largest(whole, n_layer, lambda count: self._on_devices(with_layers(count, kept))) if matrices else None
-        if more is not None:
-            best = with_layers(more, kept)
-        return best
-
     def widen(self, plan: Plan, least: int, most: int, step: int) -> Plan:
         """A plan of the same placement, with the longest context that fits."""
 
@@ -266,21 +337,6 @@ class Search:
             low, reach = reach, 2 * reach
         steps = largest(low, min(reach, high), lambda steps: self.fits(with_context(steps)))
         return plan if not steps else with_context(steps)
-
-
-def largest(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
-    """The largest number for which a property holds that holds up to some number; None if it does not for ``low``."""
-    if holds(high):
-        return high
-    if low == high or not holds(low):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        if holds(middle):
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def _last_within(choices: list[Level], room: int) -> int:

@@ -48,6 +48,7 @@ class Simulation:
     a tensor that stands in two places, as the token embeddings do when they are the output too, has the last.
     ``gaps`` are bytes of mapped ranges that hold no tensor of the host's, and are not read; ``lazy`` are bytes of
     tables that are mapped by themselves and read row by row. ``n_swa`` is the width of sliding windows, 0 without any.
+    ``reads`` are the bytes of weights that a token reads on each device; None is the host.
     """
 
     devices: tuple[DeviceMemory, ...]
@@ -59,6 +60,7 @@ class Simulation:
     gaps: int
     lazy: int
     n_swa: int
+    reads: dict[str | None, int]
 
 
 def simulate(
@@ -151,6 +153,7 @@ def _simulate(
             gaps,
             alone,
             int(lib.llama_model_n_swa(model)),
+            _reads(model, context),
         )
 
 
@@ -165,6 +168,19 @@ def _tensors(model: CData) -> list[tuple[str, CData]]:
     tensors = ffi.new("struct moebind_tensor[]", count)
     lib.moebind_model_tensors(model, tensors, count)
     return [(decoded(tensor.name), tensor.buft) for tensor in tensors]
+
+
+def _reads(model: CData, context: CData) -> dict[str | None, int]:
+    """Bytes of weights that the graph of one token reads, by device."""
+    reads = ffi.new("struct moebind_tensor[]", lib.moebind_model_tensors(model, ffi.NULL, 0))
+    by_type: dict[CData, int] = {}
+    for read in reads[0 : lib.moebind_token_reads(context, reads, len(reads))]:
+        by_type[read.buft] = by_type.get(read.buft, 0) + read.nbytes
+    found: dict[str | None, int] = {}
+    for buffer_type, nbytes in by_type.items():
+        device = _device_of(buffer_type)
+        found[device] = found.get(device, 0) + nbytes
+    return found
 
 
 def _device_of(buffer_type: CData) -> str | None:

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 
 from moebind.params.params import ModelParams
 from moebind.placement.header import Header
-from moebind.placement.movable import EXPERT_MATRIX
+from moebind.placement.movable import EXPERT_MATRIX, pinned
 from moebind.placement.plan import Plan
 
 __all__ = ["spread"]
@@ -29,10 +29,11 @@ def spread(
     dense = [0] * n_layer
     matrices: list[dict[str, int]] = [{} for _ in range(n_layer)]
     output = 0
+    placed = pinned(header.experts, params)
     for info in header.tensors.values():
         layer = info.layer
-        if info.name not in plan.places:
-            continue  # not loaded
+        if info.name not in plan.places or (info.name in placed and plan.places[info.name] is None):
+            continue  # not loaded, or kept in host memory by the user
         if layer is None:
             output += info.nbytes if info.name.startswith("output") else 0
         elif layer < n_layer:
