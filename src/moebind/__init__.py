@@ -76,7 +76,7 @@ from moebind.sampling.sampler import Sampler
 from moebind.state.seq_state import SeqState
 
 if TYPE_CHECKING:
-    from moebind import bench
+    from moebind import bench, server
     from moebind.backend.loopback import loopback_device
     from moebind.diagnosis.findings import Diagnosis, Finding, Severity, doctor
     from moebind.files.quantize import quantize
@@ -170,6 +170,7 @@ __all__ = [
     "plan",
     "quantize",
     "remove_rpc_server",
+    "server",
     "set_log",
     "supports_gpu_offload",
     "supports_mlock",
@@ -199,7 +200,7 @@ _LAZY = {
     "plan": "moebind.placement.plan",
     "quantize": "moebind.files.quantize",
 }
-_LAZY_MODULES = frozenset({"bench"})
+_LAZY_MODULES = frozenset({"bench", "server"})
 
 
 def __getattr__(name: str) -> object:

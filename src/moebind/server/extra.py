@@ -1,0 +1,103 @@
+"""Options that are handed to llama-server as they are: all but those that are moebind's to set."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+
+from moebind._core import checks
+from moebind.server.arguments import ROWS
+from moebind.server.process import program
+
+__all__ = ["check_extra", "given", "option_names"]
+
+#: Options that moebind sets, or that would undo what it sees to, and what to use instead.
+_OURS: Mapping[str, str] = {
+    "model": "it is the model that is served",
+    "model-url": "download it first",
+    "docker-repo": "download it first",
+    "hf-repo": "use -hf before --",
+    "hf-file": "use -hf before --",
+    "mmproj": "use mmproj (--mmproj)",
+    "mmproj-url": "download it first",
+    "alias": "a model is called as its file",
+    "host": "use host (--host)",
+    "port": "use port (--port)",
+    "reuse-port": "two servers would answer in turn",
+    "api-key": "whoever lists processes could read it: use api_key (--api-key-file)",
+    "api-key-file": "use api_key (--api-key-file)",
+    "api-prefix": "moebind could not ask whether it is ready; put a proxy in front",
+    "ssl-key-file": "moebind could not ask whether it is ready; put a proxy in front",
+    "ssl-cert-file": "moebind could not ask whether it is ready; put a proxy in front",
+    "models-dir": "use models_dir (--models-dir)",
+    "models-preset": "moebind writes it",
+    "models-max": "it follows from the models' sizes; use one_at_a_time (--one-at-a-time)",
+    "fit": "moebind fits; use fit=False (--fit off)",
+    "cpu-moe": "use model_params (--cpu-moe)",
+    "n-cpu-moe": "use model_params (--n-cpu-moe)",
+    "n-cpu-ffn": "use model_params (--override-tensor)",
+    "rpc": "use moebind.add_rpc_server",
+    "offline": "it is set",
+}
+_PARAMETERS = {row.option: name for name, row in ROWS.items() if row.option}
+#: The names of an option at the beginning of its lines in llama-server's help.
+_NAMES = re.compile(r"-\S+?(?=,?\s|$)")
+
+
+@lru_cache(maxsize=1)
+def option_names() -> dict[str, frozenset[str]]:
+    """All names of each option of llama-server's, by each of its names."""
+    help_ = subprocess.run([program(), "--help"], capture_output=True, text=True, check=True).stdout
+    found: dict[str, frozenset[str]] = {}
+    for line in help_.splitlines():
+        names: list[str] = []
+        for part in re.split(r",\s*", line) if line.startswith("-") else []:
+            name = _NAMES.match(part)
+            if name is None:
+                break
+            names.append(name[0])
+            if name[0] != part.rstrip():  # what follows is its value, or what it does
+                break
+        found.update(dict.fromkeys(names, frozenset(names)))
+    return found
+
+
+def check_extra(extra: Iterable[str]) -> list[str]:
+    """The arguments, if all of them are llama-server's alone.
+
+    Raises
+    ------
+    ValueError
+        If one is moebind's to set; the message says how.
+    TypeError
+        If one is no text.
+    """
+    if isinstance(extra, str):
+        raise TypeError(f"extra is the text {extra!r}; it takes a list of arguments, such as ['--temp', '0']")
+    arguments = [checks.text(f"extra[{at}]", each).decode() for at, each in enumerate(extra)]
+    for each in arguments:
+        names = _named(each)
+        for option, instead in _OURS.items():
+            if f"--{option}" in names:
+                raise ValueError(f"{each} is not for llama-server's own options: {instead}")
+        for option, parameter in _PARAMETERS.items():
+            if f"--{option}" in names:
+                raise ValueError(
+                    f"{each} is not for llama-server's own options: the plan would not know. Set {parameter} in the "
+                    "parameters, or use the option before --"
+                )
+    return arguments
+
+
+def given(option: str, extra: Sequence[str]) -> bool:
+    """Whether an option is among the arguments, under any of its names."""
+    return any(f"--{option}" in _named(each) for each in extra)
+
+
+def _named(argument: str) -> frozenset[str]:
+    if not argument.startswith("-"):
+        return frozenset()
+    name = argument.replace("_", "-") if argument.startswith("--") else argument  # as llama-server reads it
+    return option_names().get(name, frozenset())
