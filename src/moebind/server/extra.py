@@ -18,26 +18,26 @@ _OURS: Mapping[str, str] = {
     "model": "it is the model that is served",
     "model-url": "download it first",
     "docker-repo": "download it first",
-    "hf-repo": "use -hf before --",
-    "hf-file": "use -hf before --",
-    "mmproj": "use mmproj (--mmproj)",
+    "hf-repo": "give the model as hf://OWNER/REPO/FILE.gguf",
+    "hf-file": "give the model as hf://OWNER/REPO/FILE.gguf",
+    "mmproj": "use mmproj",
     "mmproj-url": "download it first",
     "alias": "a model is called as its file",
-    "host": "use host (--host)",
-    "port": "use port (--port)",
+    "host": "use host",
+    "port": "use port",
     "reuse-port": "two servers would answer in turn",
-    "api-key": "whoever lists processes could read it: use api_key (--api-key-file)",
-    "api-key-file": "use api_key (--api-key-file)",
+    "api-key": "whoever lists processes could read it: use api_key",
+    "api-key-file": "use api_key",
     "api-prefix": "moebind could not ask whether it is ready; put a proxy in front",
     "ssl-key-file": "moebind could not ask whether it is ready; put a proxy in front",
     "ssl-cert-file": "moebind could not ask whether it is ready; put a proxy in front",
-    "models-dir": "use models_dir (--models-dir)",
+    "models-dir": "use models_dir",
     "models-preset": "moebind writes it",
-    "models-max": "it follows from the models' sizes; use one_at_a_time (--one-at-a-time)",
-    "fit": "moebind fits; use fit=False (--fit off)",
-    "cpu-moe": "use model_params (--cpu-moe)",
-    "n-cpu-moe": "use model_params (--n-cpu-moe)",
-    "n-cpu-ffn": "use model_params (--override-tensor)",
+    "models-max": "it follows from the models' sizes; use one_at_a_time",
+    "fit": "moebind fits, unless fit is off",
+    "cpu-moe": "use ModelParams.with_cpu_moe_all, or it before --",
+    "n-cpu-moe": "use ModelParams.with_n_cpu_moe, or it before --",
+    "n-cpu-ffn": "set tensor_overrides",
     "rpc": "use moebind.add_rpc_server",
     "offline": "it is set",
 }
@@ -81,12 +81,14 @@ def check_extra(extra: Iterable[str]) -> list[str]:
         names = _named(each)
         for option, instead in _OURS.items():
             if f"--{option}" in names:
-                raise ValueError(f"{each} is not for llama-server's own options: {instead}")
+                raise ValueError(
+                    f"{each} is among the arguments for llama-server itself, but is moebind's to set: {instead}"
+                )
         for option, parameter in _PARAMETERS.items():
             if f"--{option}" in names:
                 raise ValueError(
-                    f"{each} is not for llama-server's own options: the plan would not know. Set {parameter} in the "
-                    "parameters, or use the option before --"
+                    f"{each} is among the arguments for llama-server itself, where no plan would know of it: set "
+                    f"{parameter}, which is before -- on the command line"
                 )
     return arguments
 

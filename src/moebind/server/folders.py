@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from moebind._core import checks
 from moebind.errors import ModelNotFoundError
 
-__all__ = ["Found", "find", "in_folder", "of_file"]
+__all__ = ["Found", "fetched", "find", "in_folder", "of_file"]
 
 _SPLIT = re.compile(r"-(\d{5})-of-\d{5}$")
 #: Files beside models: what sees, what was measured, what drafts. As llama.cpp's server and the Hub's chooser have it.
@@ -39,13 +39,30 @@ def of_file(path: str | os.PathLike[str], mmproj: str | os.PathLike[str] | None 
     ModelNotFoundError
         If there is no such file.
     """
-    file = os.path.abspath(checks.path("model", path))
+    file = checks.path("model", path)
+    if not checks.on_hub(file):
+        file = os.path.abspath(file)
     projector = None if mmproj is None else os.path.abspath(checks.path("mmproj", mmproj))
     for each in (file, projector):
-        if each is not None and not os.path.isfile(each):
+        if each is not None and not checks.on_hub(each) and not os.path.isfile(each):
             what = "is a folder; give it as models_dir" if os.path.isdir(each) else "does not exist"
             raise ModelNotFoundError(f"{each} {what}")
     return Found(_name(file), file, projector)
+
+
+def fetched(path: str) -> str:
+    """The file of a model; one on the Hugging Face Hub is downloaded, unless it is in the cache.
+
+    Raises
+    ------
+    ModelLoadError, ImportError
+        As for ``Model.from_pretrained``.
+    """
+    if not checks.on_hub(path):
+        return path
+    from moebind.files import hub
+
+    return hub.download(hub.find(hub.Address.parse(path)))[0]
 
 
 def in_folder(folder: str | os.PathLike[str]) -> list[Found]:

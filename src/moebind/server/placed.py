@@ -17,7 +17,7 @@ from moebind.placement.fit import MARGIN, MARGIN_SHARE, fit
 from moebind.placement.header import read_header
 from moebind.placement.plan import Plan, plan
 from moebind.server.arguments import Devices, Settings, settings
-from moebind.server.folders import Found
+from moebind.server.folders import Found, fetched
 from moebind.server.presets import unwritable
 
 __all__ = ["ServedModel", "Wishes", "place", "budgets", "prompt_cache", "server_context", "table", "together", "tried"]
@@ -78,6 +78,16 @@ class ServedModel:
         needs[first] += projector_bytes(self.mmproj)
         return needs
 
+    def to_dict(self) -> dict[str, object]:
+        """The model as plain values, for JSON: keys stay the same from version to version."""
+        return {
+            "name": self.name,
+            "path": self.path,
+            "mmproj": self.mmproj,
+            "reason": self.reason,
+            "plan": None if self.plan is None else self.plan.to_dict(),
+        }
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -120,13 +130,16 @@ def place(found: Found, wishes: Wishes, *, alone: bool) -> ServedModel:
         As for :func:`fit`, and if llama-server cannot take a parameter.
     """
     chosen = _fitted(found, wishes, alone) if wishes.fitted else _planned(found, wishes)
-    model = ServedModel(found.name, found.path, chosen, found.mmproj)
     if wishes.fitted and not chosen.fits:  # the host has no budget of its own where there are devices
         raise FitError(f"{os.path.basename(found.path)} does not fit: {' '.join(chosen.advice)}")
-    options: Settings = {"model": found.path, "fit": "off"}
+    path = fetched(found.path)  # what does not fit is not downloaded
+    model = ServedModel(found.name, path, chosen, found.mmproj)
+    there = Devices.of(model.used)
+    # The servers come before their devices' names.
+    options: Settings = {"model": path, "fit": "off", **({"rpc": ",".join(there.rpc)} if there.rpc else {})}
     if found.mmproj is not None:
         options["mmproj"] = found.mmproj
-    options |= settings(chosen.model_params, chosen.context_params, Devices.of(model.used))
+    options |= settings(chosen.model_params, chosen.context_params, there)
     return replace(model, options=options)
 
 

@@ -124,8 +124,7 @@ class Server:
         if not (address.local or keys or open_):
             raise ValueError(
                 f"host is {host!r}, which other machines can reach, and there is no key: whoever reaches it could use "
-                "the models, and read what others ask them. Give api_key (--api-key-file); or allow_network=True "
-                "(--allow-network) if you trust that network"
+                "the models, and read what others ask them. Give an api_key, or allow_network if you trust that network"
             )
         several = len(found) > 1 or models_dir is not None
         if several:
@@ -202,7 +201,7 @@ class Server:
         self._supervisor.wait_ready(timeout)
 
     def wait_ended(self, timeout: float | None = None) -> bool:
-        """Wait until it was closed, or ended for good.
+        """Wait until it was closed.
 
         Parameters
         ----------
@@ -212,9 +211,18 @@ class Server:
         Returns
         -------
         bool
-            Whether it did.
+            Whether it was.
+
+        Raises
+        ------
+        ServerError
+            If it ended for good by itself: it died again and again.
         """
         return self._supervisor.wait_ended(timeout)
+
+    def to_dict(self) -> dict[str, object]:
+        """Where it is and what it serves as plain values, for JSON: keys stay the same, sizes are bytes."""
+        return {"url": self.url, "models": [model.to_dict() for model in self._models]}
 
     def restart(self) -> None:
         """End the process and start it again, with the same placement and at the same address.

@@ -26,8 +26,8 @@ DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)
 STEADY = 60.0
 #: Lines that are kept of what it says, and those of them that an error shows.
 KEPT, SHOWN = 1000, 4
-#: An error in llama-server's log, without the time and where it comes from.
-_ERROR = re.compile(r"(?:\[ *\d+\] )?[\d.]+ E (?:\w+ +)?(.*)")
+#: An error in llama-server's log, without the time and where it comes from; or of its command line.
+_ERROR = re.compile(r"(?:\[ *\d+\] )?[\d.]+ E (?:\w+ +)?(.*)|(error\b.*)")
 #: Its trace shows how the only key ends.
 _END_OF_KEY = re.compile(r"(api_keys: \*{4}).*")
 #: Seconds between questions whether it is ready, at first and at most.
@@ -79,11 +79,6 @@ class Supervisor:
         """The last lines that llama-server wrote."""
         return "\n".join(self._lines.copy())
 
-    @property
-    def failure(self) -> str | None:
-        """Why it ended for good, if it did."""
-        return self._failure
-
     def wait_ready(self, timeout: float | None) -> None:
         """Wait until llama-server answers.
 
@@ -106,9 +101,19 @@ class Supervisor:
                 raise ServerError(self._failure)
 
     def wait_ended(self, timeout: float | None = None) -> bool:
-        """Wait until it was closed or ended for good: whether it did within that many seconds."""
+        """Wait until it was closed: whether it was within that many seconds.
+
+        Raises
+        ------
+        ServerError
+            If it ended for good by itself.
+        """
+        most = None if timeout is None else checks.number("timeout", timeout, 0.0)
         with self._changed:
-            return bool(self._changed.wait_for(lambda: self._failure or self._closed, timeout))
+            self._changed.wait_for(lambda: self._failure or self._closed, most)
+            if self._failure is not None and not self._closed:
+                raise ServerError(self._failure)
+            return self._closed
 
     def restart(self) -> None:
         """End llama-server and have it started again, also after it ended for good."""
@@ -218,5 +223,5 @@ class Supervisor:
     def _last_lines(self) -> str:
         lines = [line for line in self._lines.copy() if line.strip()]
         # What llama-server says of itself as an error is the reason; what else it said last may be.
-        errors = [found[1] for line in lines if (found := _ERROR.match(line))] or lines
+        errors = [found[1] or found[2] for line in lines if (found := _ERROR.match(line))] or lines
         return "".join(f"\nllama-server: {line}" for line in errors[-SHOWN:])

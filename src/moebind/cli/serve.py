@@ -1,0 +1,213 @@
+"""``moebind serve``: models over HTTP, by llama.cpp's own server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from typer.core import TyperCommand
+
+from moebind.cli import options as o
+from moebind.cli.output import say, show, show_json
+from moebind.server import Server
+from moebind.server.address import PORT, parse
+from moebind.server.supervisor import logger
+
+__all__ = ["WithRest", "command"]
+
+_REST = "moebind.serve.rest"
+
+
+class WithRest(TyperCommand):
+    """A command that leaves alone what is behind ``--``: arguments of another program's."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Take the rest away before the options are read."""
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[_REST] = args[at + 1 :]
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL]...", help="GGUF files, or addresses as moebind plan takes them.", show_default=False
+    ),
+]
+Folders = Annotated[
+    list[str] | None,
+    typer.Option("--models-dir", metavar="FOLDER", help="Serve what is in it; several times for several."),
+]
+FolderList = Annotated[str | None, typer.Option("--model-dirs", metavar="A;B", help="The same, as one text.")]
+Hub = Annotated[
+    str | None,
+    typer.Option("--hf-repo", "-hf", metavar="OWNER/REPO[:QUANT]", help="A model of the Hugging Face Hub."),
+]
+Host = Annotated[str | None, typer.Option("--host", metavar="HOST", help="Where to listen.", show_default="127.0.0.1")]
+Port = Annotated[int | None, typer.Option("--port", metavar="N", help="0: one that is free.", show_default=str(PORT))]
+Bind = Annotated[str | None, typer.Option("--bind", metavar="HOST:PORT", help="Both in one.")]
+KeyFile = Annotated[
+    Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys that clients have to give, one a line.")
+]
+AllowNetwork = Annotated[bool, typer.Option("--allow-network", help="Let other machines in without a key.")]
+Fit = Annotated[
+    str, typer.Option("--fit", "-fit", metavar="on|off", help="Choose what is left open so that it fits into memory.")
+]
+Margin = Annotated[
+    str | None,
+    typer.Option("--margin", metavar="SIZE", help="What stays free.", show_default="1GiB, at most a tenth"),
+]
+OneAtATime = Annotated[
+    bool, typer.Option("--one-at-a-time", help="Each model has all the memory, and unloads the one before.")
+]
+Context = Annotated[
+    int,
+    typer.Option("--ctx-size", "-c", metavar="N", help="Tokens of context.", show_default="as fits; of several, 8192"),
+]
+Slots = Annotated[
+    int | None,
+    typer.Option("--parallel", "-np", metavar="N", help="Requests side by side.", show_default="4, in one cache"),
+]
+Projector = Annotated[
+    str | None, typer.Option("--mmproj", "-mm", metavar="FILE", help="With which a single model sees or hears.")
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout-load", metavar="SECONDS", help="How long a load may take.", show_default="no end"),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what llama-server writes.")]
+
+
+def command(
+    ctx: typer.Context,
+    models: Models = None,
+    models_dir: Folders = None,
+    model_dirs: FolderList = None,
+    hf_repo: Hub = None,
+    host: Host = None,
+    port: Port = None,
+    bind: Bind = None,
+    api_key_file: KeyFile = None,
+    allow_network: AllowNetwork = False,
+    fit: Fit = "on",
+    margin: Margin = None,
+    one_at_a_time: OneAtATime = False,
+    n_gpu_layers: o.GpuLayers = "all",
+    cpu_moe: o.CpuMoe = False,
+    n_cpu_moe: o.NCpuMoe = 0,
+    override_tensor: o.Overrides = None,
+    tensor_split: o.TensorSplit = None,
+    no_mmap: o.NoMmap = False,
+    no_repack: o.NoRepack = False,
+    ctx_size: Context = o.DEFAULT.n_ctx,
+    parallel: Slots = None,
+    batch_size: o.BatchSize = o.DEFAULT.n_batch,
+    ubatch_size: o.UbatchSize = o.DEFAULT.n_ubatch,
+    flash_attn: o.FlashAttention = "auto",
+    cache_type_k: o.CacheTypeK = "f16",
+    cache_type_v: o.CacheTypeV = "f16",
+    no_kv_offload: o.NoKvOffload = False,
+    threads: o.Threads = None,
+    mmproj: Projector = None,
+    timeout_load: Timeout = None,
+    verbose: Verbose = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Serve models over HTTP, with OpenAI's interface and others. Ends with Ctrl-C.
+
+    moebind serve moe.gguf --cpu-moe --ctx-size 8192 -- --temp 0
+
+    Arguments behind -- go to llama-server as they are.
+    """
+    context = o.context_params(
+        ctx_size, batch_size, ubatch_size, flash_attn, cache_type_k, cache_type_v, no_kv_offload, threads=threads
+    )
+    address = _address(host, port, bind)
+    names = [*(models or ()), *([] if hf_repo is None else [_on_hub(hf_repo)])]
+    folders = [*(models_dir or ()), *(each for each in (model_dirs or "").split(";") if each)]
+    if not names and not folders:
+        raise ValueError("there is no model: give files (MODEL), folders (--models-dir), or -hf")
+    _listen_to_events(verbose)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    server = Server(
+        names,
+        models_dir=folders or None,
+        host=address[0],
+        port=address[1],
+        model_params=o.model_params(
+            n_gpu_layers, cpu_moe, n_cpu_moe, override_tensor, tensor_split, no_mmap, no_repack
+        ),
+        context_params=context.with_swa_full(False).with_kv_unified(True),
+        api_key=None if api_key_file is None else _keys(api_key_file),
+        parallel=parallel,
+        extra=ctx.meta.get(_REST, ()),
+        mmproj=mmproj,
+        fit=_on(fit),
+        margin=margin,
+        one_at_a_time=one_at_a_time,
+        allow_network=allow_network,
+    )
+    try:
+        server.wait_ready(timeout_load)
+        if as_json:
+            show_json(server.to_dict())
+        else:
+            show(server)
+        sys.stdout.flush()
+        server.wait_ended()
+    finally:
+        server.close()
+
+
+def _address(host: str | None, port: int | None, bind: str | None) -> tuple[str, int]:
+    if bind is None:
+        return "127.0.0.1" if host is None else host, PORT if port is None else port
+    if host is not None or port is not None:
+        raise ValueError(f"--bind is {bind!r}, and --host or --port is given too; give either")
+    return parse(bind)
+
+
+def _on_hub(repo: str) -> str:
+    name, _, quantisation = repo.partition(":")
+    return f"hf://{name}/{quantisation}" if quantisation else f"hf://{name}"
+
+
+def _keys(file: Path) -> list[str]:
+    with open(os.fspath(file), encoding="utf-8") as lines:
+        keys = [line.strip() for line in lines]
+    found = [key for key in keys if key and not key.startswith("#")]
+    if not found:
+        raise ValueError(f"--api-key-file is {str(file)!r}, which holds no key: it has one a line")
+    return found
+
+
+def _on(given: str) -> bool:
+    if given not in {"on", "off"}:
+        raise ValueError(f"--fit is {given!r}; it takes on or off")
+    return given == "on"
+
+
+def _listen_to_events(verbose: bool) -> None:
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno == logging.DEBUG:
+                print(record.getMessage(), file=sys.stderr)
+            else:
+                say(record.getMessage())
+
+    logger.handlers = [Lines()]
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
