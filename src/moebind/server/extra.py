@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from moebind._core import checks
 from moebind.server.arguments import ROWS
+from moebind.server.isolation import environment
 from moebind.server.process import program
 
 __all__ = ["check_extra", "given", "option_names"]
@@ -49,7 +50,8 @@ _NAMES = re.compile(r"-\S+?(?=,?\s|$)")
 @lru_cache(maxsize=1)
 def option_names() -> dict[str, frozenset[str]]:
     """All names of each option of llama-server's, by each of its names."""
-    help_ = subprocess.run([program(), "--help"], capture_output=True, text=True, check=True).stdout
+    command = [program(), "--help"]
+    help_ = subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout
     found: dict[str, frozenset[str]] = {}
     for line in help_.splitlines():
         names: list[str] = []

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 
-__all__ = ["Folder"]
+__all__ = ["Folder", "environment"]
 
 #: Variables that change what llama-server does, or that it has no use for, by how they begin.
 _SCRUBBED = (
@@ -25,6 +25,16 @@ _SCRUBBED = (
     "MTMD_BACKEND_DEVICE",
     "XDG_CONFIG_HOME",
 )
+
+
+def environment() -> dict[str, str]:
+    """The variables of this process, without those that would change what llama-server does."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(_SCRUBBED)},
+        "LLAMA_NO_CONFIG_FILES": "1",  # vendor/patches/config-files.patch
+        # Whoever can reach the server could otherwise have it download models: this is nobody's address.
+        "MODEL_ENDPOINT": "http://127.0.0.1:9/",
+    }
 
 
 class Folder:
@@ -50,18 +60,11 @@ class Folder:
         return path
 
     def environment(self) -> dict[str, str]:
-        """The variables of this process that llama-server gets, and its own."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(_SCRUBBED)}
-        own = {
-            "XDG_CONFIG_HOME": self.path,  # there is no config.ini
-            "LLAMA_NO_CONFIG_FILES": "1",  # not that of /etc either: vendor/patches/config-files.patch
-            "LLAMA_CACHE": self.path,  # no models that were not asked for
-            # Whoever can reach the server could otherwise have it download models: this is nobody's address.
-            "MODEL_ENDPOINT": "http://127.0.0.1:9/",
-        }
+        """The variables that llama-server gets."""
+        own = {"LLAMA_CACHE": self.path}  # no models that were not asked for
         if self._keys:
             own["LLAMA_ARG_API_KEY_FILE"] = os.path.join(self.path, "keys")
-        return {**kept, **own}
+        return {**environment(), **own}
 
     def remove(self) -> None:
         """Remove it, unless this is the child of a fork."""

@@ -45,9 +45,9 @@ class Process:
     environment
         Its environment, whole.
     on_line
-        Called with each line that it writes, in a thread of its own.
+        Called with each line that it writes, in a thread.
     on_end
-        Called in that thread once it ended; ``ending`` then says how.
+        Called in another thread once it ended; ``ending`` then says how.
     """
 
     def __init__(
@@ -80,18 +80,21 @@ class Process:
         self.pid = int(written) if written else 0
         #: How it ended, for people; None while it runs.
         self.ending: str | None = None
-        self._reader = threading.Thread(target=self._read, args=(on_line, on_end), name="llama-server", daemon=True)
-        self._reader.start()
+        self._reader = _thread(self._read, on_line)
+        self._waiter = _thread(self._wait, on_end)
 
-    def _read(self, on_line: Callable[[str], None], on_end: Callable[[], None]) -> None:
+    def _read(self, on_line: Callable[[str], None]) -> None:
         lines = self._keeper.stdout
         assert lines is not None  # noqa: S101  # it is a pipe
         with lines:
             for line in lines:
                 on_line(line.decode("utf-8", "replace").rstrip("\n"))
+
+    def _wait(self, on_end: Callable[[], None]) -> None:
         status = self._keeper.wait()
         if status < 0:  # the keeper was killed, which otherwise leaves nothing behind
             self._kill_rest()
+        self._reader.join(GRACE)  # nobody is left to write, but what left the process group
         self.ending = _ending(status)
         on_end()
 
@@ -113,8 +116,7 @@ class Process:
         except subprocess.TimeoutExpired:
             self._kill_rest()
             self._keeper.wait()
-        if threading.current_thread() is not self._reader:
-            self._reader.join()
+        self._waiter.join()
 
     def kill(self) -> None:
         """Kill it, without waiting: for the end of the interpreter, when threads are gone."""
@@ -127,6 +129,12 @@ class Process:
         with suppress(ProcessLookupError, PermissionError):
             if self.pid:
                 os.killpg(self.pid, signal.SIGKILL)
+
+
+def _thread(target: Callable[..., None], argument: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=(argument,), name="llama-server", daemon=True)
+    thread.start()
+    return thread
 
 
 def _ending(status: int) -> str:
