@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from conftest import CPU
 from moebind import ContextParams
 from moebind.server import Server
 
@@ -19,6 +20,8 @@ from moebind.server import Server
 CONTEXT = ContextParams(n_ctx=256, n_ubatch=64, n_threads=1, n_threads_batch=1, swa_full=False, kv_unified=True)
 #: A start without what only later requests gain from.
 EXTRA = ("--no-warmup", "--log-verbosity", "4")
+#: The arguments of small servers.
+SMALL_SERVER: dict[str, Any] = {"model_params": CPU, "context_params": CONTEXT, "extra": EXTRA}
 #: Seconds that anything may take on a machine that is busy otherwise.
 PATIENCE = 60.0
 
@@ -75,6 +78,14 @@ def family(server: Server) -> list[psutil.Process]:
 def gone_afterwards(server: Server) -> Iterator[list[psutil.Process]]:
     """The processes of a server, none of which is left afterwards."""
     processes = family(server)
+    del server  # it may be that nobody has it any more
     yield processes
-    _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
-    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    until(lambda: not any(map(is_there, processes)))
+
+
+def is_there(process: psutil.Process) -> bool:
+    """Whether it runs. Unlike psutil's waiting, this takes no exit status away from who started it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from serving import CONTEXT, EXTRA, ask, complete, family
+from serving import CONTEXT, EXTRA, SMALL_SERVER, ask, complete, family
 
 from moebind.server import Server
 from moebind.server.isolation import Folder
@@ -68,7 +68,7 @@ def test_it_would_be_otherwise(unasked: None, tiny_path: MakeTiny) -> None:
 
 
 def test_one_model(unasked: None, tiny_path: MakeTiny) -> None:
-    with Server(tiny_path(n_expert=4), context_params=CONTEXT, extra=EXTRA) as server:
+    with Server(tiny_path(n_expert=4), **SMALL_SERVER) as server:
         as_asked(server)
         assert "using config file" not in server.log
 
@@ -76,7 +76,7 @@ def test_one_model(unasked: None, tiny_path: MakeTiny) -> None:
 def test_several_models(unasked: None, tiny_path: MakeTiny, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m/a.gguf").symlink_to(tiny_path(n_expert=4))
-    with Server(models_dir=tmp_path / "m", context_params=CONTEXT, extra=EXTRA) as server:
+    with Server(models_dir=tmp_path / "m", **SMALL_SERVER) as server:
         as_asked(server, "a")
         assert "using config file" not in server.log
 
@@ -141,7 +141,7 @@ def test_a_key_is_asked_for_and_told_to_nobody(several: bool, tiny_path: MakeTin
     given = {"models_dir": tmp_path} if several else {"model": tmp_path / "a.gguf"}
     keys = ["sesame-open-1", "sesame-open-2"]
     verbose = (*EXTRA, "--log-verbosity", "5")
-    with Server(**given, context_params=CONTEXT, api_key=keys, extra=verbose) as server:  # type: ignore[arg-type]
+    with Server(**given, **{**SMALL_SERVER, "extra": verbose}, api_key=keys) as server:  # type: ignore[arg-type]
         for key in keys:
             assert complete(server.url, "a", Authorization=f"Bearer {key}").status == 200
         assert complete(server.url, "a", X_Api_Key=keys[0]).status == 200
@@ -162,19 +162,19 @@ def test_a_key_is_asked_for_and_told_to_nobody(several: bool, tiny_path: MakeTin
 
 
 def test_other_pages_are_told_nothing(tiny_path: MakeTiny) -> None:
-    with Server(tiny_path(n_expert=4), context_params=CONTEXT, extra=EXTRA) as server:
+    with Server(tiny_path(n_expert=4), **SMALL_SERVER) as server:
         for method in ("GET", "OPTIONS"):
             answer = ask(server.url, "/v1/models", method=method, Origin="https://evil.example")
             assert answer.headers["access-control-allow-origin"] == server.url
         assert answer.headers["access-control-allow-credentials"] == "false"
     asked = [*EXTRA, "--cors-origins", "https://page.example"]
-    with Server(tiny_path(n_expert=4), context_params=CONTEXT, extra=asked) as server:
+    with Server(tiny_path(n_expert=4), **{**SMALL_SERVER, "extra": asked}) as server:
         assert ask(server.url, "/health").headers["access-control-allow-origin"] == "https://page.example"
 
 
 def test_nobody_has_it_download_models(tiny_path: MakeTiny, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").symlink_to(tiny_path(n_expert=4))
-    with Server(models_dir=tmp_path, context_params=CONTEXT) as server:
+    with Server(models_dir=tmp_path, **SMALL_SERVER) as server:
         ask(server.url, "/models", {"model": "someone/something"})
         assert complete(server.url, "someone/something").status != 200
         assert "HTTPLIB failed: Could not establish connection" in server.log

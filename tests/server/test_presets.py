@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from serving import CONTEXT, ask
+from serving import SMALL_SERVER, ask
 
 from moebind.server import Server
 from moebind.server.presets import presets, unwritable
@@ -32,7 +32,7 @@ def test_llama_server_reads_back_what_was_written(tiny_path: MakeTiny, tmp_path:
     folder = tmp_path / "ä 'b\" [c] = {d}, \\e"
     folder.mkdir()
     (folder / "m.gguf").symlink_to(tiny_path(n_expert=4))
-    with Server(models_dir=folder, context_params=CONTEXT) as server:
+    with Server(models_dir=folder, **SMALL_SERVER) as server:
         [model] = server.models
         [listed] = ask(server.url, "/models").said["data"]
         arguments = listed["status"]["args"]
@@ -46,10 +46,10 @@ def test_llama_server_reads_back_what_was_written(tiny_path: MakeTiny, tmp_path:
 def test_a_model_that_cannot_be_written_is_not_offered(tiny_path: MakeTiny, tmp_path: Path) -> None:
     for name in ("a.gguf", "b;c.gguf"):
         (tmp_path / name).symlink_to(tiny_path(n_expert=4))
-    with Server(models_dir=tmp_path, context_params=CONTEXT) as server:
+    with Server(models_dir=tmp_path, **SMALL_SERVER) as server:
         good, bad = server.models
         assert [listed["id"] for listed in ask(server.url, "/models").said["data"]] == ["a"]
     assert (good.offered, bad.offered) == (True, False)
     assert "rename it, or serve the model alone" in str(bad.reason)
-    with Server(tmp_path / "b;c.gguf", context_params=CONTEXT) as server:
+    with Server(tmp_path / "b;c.gguf", **SMALL_SERVER) as server:
         assert ask(server.url, "/v1/models").said["data"][0]["id"] == "b-c"
