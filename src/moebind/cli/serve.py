@@ -6,9 +6,11 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from typer.core import TyperCommand
@@ -135,37 +137,35 @@ def command(
     folders = [*(models_dir or ()), *(each for each in (model_dirs or "").split(";") if each)]
     if not names and not folders:
         raise ValueError("there is no model: give files (MODEL), folders (--models-dir), or -hf")
-    _listen_to_events(verbose)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
-    server = Server(
-        names,
-        models_dir=folders or None,
-        host=address[0],
-        port=address[1],
-        model_params=o.model_params(
-            n_gpu_layers, cpu_moe, n_cpu_moe, override_tensor, tensor_split, no_mmap, no_repack
-        ),
-        context_params=context.with_swa_full(False).with_kv_unified(True),
-        api_key=None if api_key_file is None else _keys(api_key_file),
-        parallel=parallel,
-        extra=ctx.meta.get(_REST, ()),
-        mmproj=mmproj,
-        fit=_on(fit),
-        margin=margin,
-        one_at_a_time=one_at_a_time,
-        allow_network=allow_network,
-    )
-    try:
-        server.wait_ready(timeout_load)
-        if as_json:
-            show_json(server.to_dict())
-        else:
-            show(server)
-        sys.stdout.flush()
-        server.wait_ended()
-    finally:
-        server.close()
+    with _told_what_happens(verbose), _ended_by(signal.SIGTERM, signal.SIGHUP):
+        server = Server(
+            names,
+            models_dir=folders or None,
+            host=address[0],
+            port=address[1],
+            model_params=o.model_params(
+                n_gpu_layers, cpu_moe, n_cpu_moe, override_tensor, tensor_split, no_mmap, no_repack
+            ),
+            context_params=context.with_swa_full(False).with_kv_unified(True),
+            api_key=None if api_key_file is None else _keys(api_key_file),
+            parallel=parallel,
+            extra=ctx.meta.get(_REST, ()),
+            mmproj=mmproj,
+            fit=_on(fit),
+            margin=margin,
+            one_at_a_time=one_at_a_time,
+            allow_network=allow_network,
+        )
+        try:
+            server.wait_ready(timeout_load)
+            if as_json:
+                show_json(server.to_dict())
+            else:
+                show(server)
+            sys.stdout.flush()
+            server.wait_ended()
+        finally:
+            server.close()
 
 
 def _address(host: str | None, port: int | None, bind: str | None) -> tuple[str, int]:
@@ -196,18 +196,38 @@ def _on(given: str) -> bool:
     return given == "on"
 
 
-def _listen_to_events(verbose: bool) -> None:
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.levelno == logging.DEBUG:
-                print(record.getMessage(), file=sys.stderr)
-            else:
-                say(record.getMessage())
+class _Events(logging.Handler):
+    """Writes what happens to a server as other messages of commands; what llama-server writes, as it is."""
 
-    logger.handlers = [Lines()]
-    logger.propagate = False
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.DEBUG:
+            print(record.getMessage(), file=sys.stderr)
+        else:
+            say(record.getMessage())
+
+
+@contextmanager
+def _told_what_happens(verbose: bool) -> Iterator[None]:
+    before = logger.handlers, logger.propagate, logger.level
+    logger.handlers, logger.propagate = [_Events()], False
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before[:2]
+        logger.setLevel(before[2])
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(0)
+@contextmanager
+def _ended_by(*numbers: signal.Signals) -> Iterator[None]:
+    """End well at these signals: what is under way is left, and the server is closed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
