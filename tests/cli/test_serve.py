@@ -107,6 +107,30 @@ def test_folders_in_one_text(folder: Path, path: Path) -> None:
         process.wait(PATIENCE)
 
 
+def test_experts_of_some_models_among_others(path: Path, tiny_path: MakeTiny, capsys: Capture) -> None:
+    dense = tiny_path()
+    with serving(path, dense, "--cpu-moe", *SMALL) as (process, lines):
+        assert len(ask(lines[0], "/v1/models").said["data"]) == 2
+        process.terminate()
+        process.wait(PATIENCE)
+    assert run("serve", dense, "--cpu-moe", *SMALL) == 1  # as of a single one
+    assert "has no experts" in capsys.readouterr().err
+
+
+def test_embeddings_and_scores(path: Path, tiny_path: MakeTiny) -> None:
+    with serving(path, "--embeddings", "--pooling", "mean", *SMALL) as (process, lines):
+        [found] = ask(lines[0], "/v1/embeddings", {"input": "it is"}).said["data"]
+        assert found["embedding"]
+        process.terminate()
+        process.wait(PATIENCE)
+    ranker = tiny_path(arch="bert", n_head_kv=4, n_ctx_train=64, n_cls_out=1)
+    with serving(ranker, "--embeddings", "--pooling", "rank", *SMALL) as (process, lines):
+        answer = ask(lines[0], "/v1/rerank", {"query": "it is", "documents": ["it was", "this"]})
+        assert len(answer.said["results"]) == 2
+        process.terminate()
+        process.wait(PATIENCE)
+
+
 def test_keys_are_read_from_a_file(path: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# who\nsesame-1\n\n  sesame-2  \n")
@@ -166,6 +190,7 @@ MISUSED: list[list[object]] = [
     ["serve", "MODEL", "--fit", "perhaps"],
     ["serve", "MODEL", "--margin", "much"],
     ["serve", "MODEL", "--parallel", "0"],
+    ["serve", "MODEL", "--pooling", "max"],
     ["serve", "MODEL", "--timeout-load", "-1", "--port", "0"],
     ["serve", "MODEL", "--api-key-file", "EMPTY"],
     ["serve", "MODEL", "MODEL2", "--mmproj", "MODEL"],

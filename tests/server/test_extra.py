@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from moebind.server.arguments import ROWS
-from moebind.server.extra import _OURS, check_extra, given, option_names
+from moebind.server.arguments import ROWS, Settings
+from moebind.server.extra import _OURS, check_extra, given, left_open, option_names
 
 
 def test_names_are_read_from_the_help() -> None:
@@ -35,7 +35,7 @@ def test_what_is_its_own_passes() -> None:
     assert check_extra(()) == []
 
 
-@pytest.mark.parametrize("option", [*_OURS, *(row.option for row in ROWS.values() if row.option)])
+@pytest.mark.parametrize("option", [*_OURS, *(row.option for row in ROWS.values() if row.option and row.planned)])
 def test_every_name_of_what_is_moebinds_is_refused(option: str) -> None:
     names = option_names()[f"--{option}"]
     assert names
@@ -52,6 +52,15 @@ def test_what_is_no_list_of_texts_is_refused() -> None:
         check_extra(["--temp", 0])  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"extra\[0\]"):
         check_extra(["a\0b"])
+
+
+def test_what_no_plan_depends_on_may_be_given() -> None:
+    unplanned = [row.option for row in ROWS.values() if not row.planned]
+    assert "threads" in unplanned
+    assert check_extra([f"--{option}" for option in unplanned])
+    options: Settings = {"threads": "2", "rope-freq-base": "0", "ctx-size": "256"}
+    assert left_open(options, ["-t", "1", "--rope_freq_base", "1"]) == {"ctx-size": "256"}
+    assert left_open(options, ["--temp", "1"]) == options
 
 
 def test_whether_an_option_is_given() -> None:

@@ -174,6 +174,7 @@ def test_one_at_a_time(folder: Path) -> None:
         for name in ("a", "b", "a"):
             assert complete(server.url, name).status == 200
             assert loaded(server) == [name]
+        assert server.at_once == 1
 
 
 def test_several_files_are_as_a_folder(folder: Path) -> None:
@@ -182,7 +183,20 @@ def test_several_files_are_as_a_folder(folder: Path) -> None:
         assert [each["id"] for each in ask(server.url, "/v1/models").said["data"]] == ["a", "b"]
         assert repr(server) == f"<Server {server.url} of a, b>"
         assert str(server).splitlines()[0] == server.url
-        assert server.to_dict() == {"url": server.url, "models": [model.to_dict() for model in server.models]}
+        assert str(server).splitlines()[-1] == "In memory at once: 2 of 2."
+        models = [model.to_dict() for model in server.models]
+        assert server.to_dict() == {"url": server.url, "at_once": 2, "models": models}
+
+
+def test_threads_may_be_among_the_arguments_for_llama_server(folder: Path) -> None:
+    for given in ({"model": folder / "a.gguf"}, {"models_dir": folder}):
+        with Server(**{**SMALL_SERVER, "extra": ["--no-warmup", "-t", "2"]}, **given) as server:
+            assert complete(server.url, "a").status == 200
+            pids = [each for each in family(server)[1:] if "--model" in each.cmdline()]
+            [threads] = [each.cmdline() for each in pids]
+            at = [number for number, each in enumerate(threads) if each in {"-t", "--threads"}]
+            assert [threads[number + 1] for number in at] == ["2"]
+            assert "multiple times" not in server.log
 
 
 def test_where_none_can_be_served_it_says_why(tmp_path: Path) -> None:

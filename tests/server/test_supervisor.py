@@ -139,6 +139,22 @@ def test_what_never_was_ready_is_not_started_again(ready: Path, quick: None) -> 
             watched.wait_ready(PATIENCE)
 
 
+def test_what_cannot_be_started_is_said(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/no/such/python")
+        watched = Supervisor(["/no/such/server"], os.environ, "127.0.0.1", 1)
+        with pytest.raises(ServerError, match="^llama-server cannot be started: .*No such file"):
+            watched.wait_ready(PATIENCE)
+    watched.close()
+
+
+def test_what_is_abandoned_ends(ready: Path) -> None:
+    with supervised(ready) as watched:
+        watched.abandon()  # maybe before there is a process
+        until(lambda: not watched._thread.is_alive())
+        assert watched.pid is None
+
+
 def test_delays_grow() -> None:
     assert list(supervisor.DELAYS) == sorted(set(supervisor.DELAYS))
 

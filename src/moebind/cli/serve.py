@@ -17,6 +17,8 @@ from typer.core import TyperCommand
 
 from moebind.cli import options as o
 from moebind.cli.output import say, show, show_json
+from moebind.enums import PoolingType
+from moebind.params.params import ModelParams
 from moebind.server import Server
 from moebind.server.address import PORT, parse
 from moebind.server.supervisor import logger
@@ -78,6 +80,16 @@ Slots = Annotated[
     int | None,
     typer.Option("--parallel", "-np", metavar="N", help="Requests side by side.", show_default="4, in one cache"),
 ]
+Embeddings = Annotated[bool, typer.Option("--embeddings", "--embedding", help="Serve embeddings instead of text.")]
+Pooling = Annotated[
+    str | None,
+    typer.Option(
+        "--pooling",
+        metavar="TYPE",
+        help="How they become one: none, mean, cls, last or rank.",
+        show_default="as the model says",
+    ),
+]
 Projector = Annotated[
     str | None, typer.Option("--mmproj", "-mm", metavar="FILE", help="With which a single model sees or hears.")
 ]
@@ -118,6 +130,8 @@ def command(
     cache_type_v: o.CacheTypeV = "f16",
     no_kv_offload: o.NoKvOffload = False,
     threads: o.Threads = None,
+    embeddings: Embeddings = False,
+    pooling: Pooling = None,
     mmproj: Projector = None,
     timeout_load: Timeout = None,
     verbose: Verbose = False,
@@ -132,6 +146,10 @@ def command(
     context = o.context_params(
         ctx_size, batch_size, ubatch_size, flash_attn, cache_type_k, cache_type_v, no_kv_offload, threads=threads
     )
+    context = context.with_embeddings(embeddings).with_pooling_type(_pooling(pooling))
+    model_params = o.model_params(
+        n_gpu_layers, overrides=override_tensor, tensor_split=tensor_split, no_mmap=no_mmap, no_repack=no_repack
+    )
     address = _address(host, port, bind)
     names = [*(models or ()), *([] if hf_repo is None else [_on_hub(hf_repo)])]
     folders = [*(models_dir or ()), *(each for each in (model_dirs or "").split(";") if each)]
@@ -143,9 +161,7 @@ def command(
             models_dir=folders or None,
             host=address[0],
             port=address[1],
-            model_params=o.model_params(
-                n_gpu_layers, cpu_moe, n_cpu_moe, override_tensor, tensor_split, no_mmap, no_repack
-            ),
+            model_params=_with_experts(model_params, cpu_moe, n_cpu_moe, strict=not folders and len(names) == 1),
             context_params=context.with_swa_full(False).with_kv_unified(True),
             api_key=None if api_key_file is None else _keys(api_key_file),
             parallel=parallel,
@@ -166,6 +182,21 @@ def command(
             server.wait_ended()
         finally:
             server.close()
+
+
+def _pooling(given: str | None) -> PoolingType:
+    if given is None:
+        return PoolingType.UNSPECIFIED
+    known = {each.name.lower(): each for each in PoolingType if each != PoolingType.UNSPECIFIED}
+    if given not in known:
+        raise ValueError(f"--pooling is {given!r}; it takes one of {', '.join(known)}")
+    return known[given]
+
+
+def _with_experts(params: ModelParams, cpu_moe: bool, n_cpu_moe: int, *, strict: bool) -> ModelParams:
+    """Experts in host memory; ``strict``: a model without experts is refused, where it is the only one."""
+    params = params.with_n_cpu_moe(n_cpu_moe, strict=strict)
+    return params.with_cpu_moe_all(strict=strict) if cpu_moe else params
 
 
 def _address(host: str | None, port: int | None, bind: str | None) -> tuple[str, int]:

@@ -93,25 +93,28 @@ class Row:
         Its value there: a text, whether the option is on, or None to leave it out.
     refused : str
         Why another value than the default is refused; empty if it is not.
+    planned : bool
+        Whether it changes what a plan says. If not, it may as well be among the arguments for llama-server itself.
     """
 
     option: str = ""
     write: Callable[[Any, Devices], str | bool | None] = lambda value, there: None
     refused: str = ""
+    planned: bool = True
 
 
-def _as_it_is(option: str) -> Row:
-    return Row(option, lambda value, there: f"{value:.9g}" if isinstance(value, float) else str(value))
+def _as_it_is(option: str, *, planned: bool = True) -> Row:
+    return Row(option, lambda value, there: f"{value:.9g}" if isinstance(value, float) else str(value), planned=planned)
 
 
-def _switch(option: str, *, only_on: bool = False, inverse: bool = False) -> Row:
+def _switch(option: str, *, only_on: bool = False, inverse: bool = False, planned: bool = True) -> Row:
     """An option that is on or off; ``only_on``: it is off where it is left out."""
 
     def write(value: bool, there: Devices) -> bool | None:
         on = value is not inverse
         return None if only_on and not on else on
 
-    return Row(option, write)
+    return Row(option, write, planned=planned)
 
 
 def _word(option: str, words: Mapping[IntEnum, str | None], name: str = "") -> Row:
@@ -195,7 +198,7 @@ ROWS: Mapping[str, Row] = {
     "progress_callback": _no(_HERE),
     "kv_overrides": Row("override-kv", _metadata),
     "vocab_only": _no("a server needs the weights"),
-    "check_tensors": _switch("check-tensors", only_on=True),
+    "check_tensors": _switch("check-tensors", only_on=True, planned=False),
     "use_extra_bufts": _switch("repack"),
     "no_host": _switch("no-host", only_on=True),
     "no_alloc": _no("a server needs the weights"),
@@ -207,8 +210,8 @@ ROWS: Mapping[str, Row] = {
     "n_rs_seq": _no(_ITSELF),
     "n_outputs_max": _no(_ITSELF),
     "n_outputs_max_per_seq": _no(_ITSELF),
-    "n_threads": _as_it_is("threads"),
-    "n_threads_batch": _as_it_is("threads-batch"),
+    "n_threads": _as_it_is("threads", planned=False),
+    "n_threads_batch": _as_it_is("threads-batch", planned=False),
     "ctx_type": _no(_ITSELF),
     "rope_scaling_type": _word(
         "rope-scaling",
@@ -231,13 +234,13 @@ ROWS: Mapping[str, Row] = {
         {FlashAttnType.AUTO: "auto", FlashAttnType.ENABLED: "on", FlashAttnType.DISABLED: "off"},
         "flash_attn_type",
     ),
-    "rope_freq_base": _as_it_is("rope-freq-base"),
-    "rope_freq_scale": _as_it_is("rope-freq-scale"),
-    "yarn_ext_factor": _as_it_is("yarn-ext-factor"),
-    "yarn_attn_factor": _as_it_is("yarn-attn-factor"),
-    "yarn_beta_fast": _as_it_is("yarn-beta-fast"),
-    "yarn_beta_slow": _as_it_is("yarn-beta-slow"),
-    "yarn_orig_ctx": _as_it_is("yarn-orig-ctx"),
+    "rope_freq_base": _as_it_is("rope-freq-base", planned=False),
+    "rope_freq_scale": _as_it_is("rope-freq-scale", planned=False),
+    "yarn_ext_factor": _as_it_is("yarn-ext-factor", planned=False),
+    "yarn_attn_factor": _as_it_is("yarn-attn-factor", planned=False),
+    "yarn_beta_fast": _as_it_is("yarn-beta-fast", planned=False),
+    "yarn_beta_slow": _as_it_is("yarn-beta-slow", planned=False),
+    "yarn_orig_ctx": _as_it_is("yarn-orig-ctx", planned=False),
     "defrag_thold": _no("llama.cpp ignores it"),
     "eval_callback": _no(_HERE),
     "type_k": Row("cache-type-k", lambda kind, there: kind.name.lower()),
@@ -245,7 +248,7 @@ ROWS: Mapping[str, Row] = {
     "abort_callback": _no(_HERE),
     "embeddings": _switch("embedding", only_on=True),
     "offload_kqv": _switch("kv-offload"),
-    "no_perf": _switch("perf", inverse=True),
+    "no_perf": _switch("perf", inverse=True, planned=False),
     "op_offload": _switch("op-offload"),
     "swa_full": _switch("swa-full", only_on=True),
     "kv_unified": _switch("kv-unified"),

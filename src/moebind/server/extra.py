@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from moebind._core import checks
-from moebind.server.arguments import ROWS
+from moebind.server.arguments import ROWS, Settings
 from moebind.server.isolation import environment
 from moebind.server.process import program
 
-__all__ = ["check_extra", "given", "option_names"]
+__all__ = ["check_extra", "given", "left_open", "option_names"]
 
 #: Options that moebind sets, or that would undo what it sees to, and what to use instead.
 _OURS: Mapping[str, str] = {
@@ -41,8 +41,10 @@ _OURS: Mapping[str, str] = {
     "n-cpu-ffn": "set tensor_overrides",
     "rpc": "use moebind.add_rpc_server",
     "offline": "it is set",
+    "rerank": "set embeddings, and pooling_type to RANK",
 }
-_PARAMETERS = {row.option: name for name, row in ROWS.items() if row.option}
+_PARAMETERS = {row.option: name for name, row in ROWS.items() if row.option and row.planned}
+_UNPLANNED = [row.option for row in ROWS.values() if row.option and not row.planned]
 #: The names of an option at the beginning of its lines in llama-server's help.
 _NAMES = re.compile(r"-\S+?(?=,?\s|$)")
 
@@ -90,9 +92,15 @@ def check_extra(extra: Iterable[str]) -> list[str]:
             if f"--{option}" in names:
                 raise ValueError(
                     f"{each} is among the arguments for llama-server itself, where no plan would know of it: set "
-                    f"{parameter}, which is before -- on the command line"
+                    f"{parameter} instead"
                 )
     return arguments
+
+
+def left_open(options: Settings, extra: Sequence[str]) -> Settings:
+    """Options without those that the arguments have themselves, which are ones that no plan depends on."""
+    twice = [option for option in _UNPLANNED if given(option, extra)]
+    return {option: value for option, value in options.items() if option not in twice}
 
 
 def given(option: str, extra: Sequence[str]) -> bool:

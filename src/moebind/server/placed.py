@@ -215,4 +215,7 @@ def table(models: Sequence[ServedModel]) -> list[str]:
         sizes = [show_size(needs[name]) if name in needs else None for name in names]
         rows.append([model.name, str(model.plan.n_ctx), str(model.plan.context_params.n_seq_max), *sizes])
     lines = text_table(columns, rows) if rows else []
-    return [*lines, *(f"{model.name} is not offered: {model.reason}" for model in models if not model.offered)]
+    return [
+        *lines,
+        *(f"{model.name} is not offered: {' '.join(model.reason.split())}" for model in models if model.reason),
+    ]

@@ -9,7 +9,7 @@ from moebind.server.arguments import Settings
 __all__ = ["presets", "unwritable"]
 
 #: Letters at which llama-server ends a value: the file has no way to quote them.
-_ENDS = ";#\r\n"
+_ENDS = ";#"
 
 
 def presets(models: Mapping[str, Settings]) -> str:
@@ -25,7 +25,11 @@ def presets(models: Mapping[str, Settings]) -> str:
 def unwritable(options: Settings) -> str | None:
     """Why a model's options cannot be in the file, if they cannot."""
     for option, value in options.items():
-        if isinstance(value, str) and (any(letter in value for letter in _ENDS) or value != value.strip(" \t")):
+        if isinstance(value, str) and not value.isprintable():
+            return (
+                f"its {option} is {value!r}, with characters that llama-server's file of presets cannot have: rename it"
+            )
+        if isinstance(value, str) and (any(letter in value for letter in _ENDS) or value != value.strip()):
             return (
                 f"its {option} is {value!r}, and llama-server's file of presets ends a value at ; and #: rename it, "
                 "or serve the model alone"

@@ -15,7 +15,7 @@ from moebind.errors import ServerError
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server.address import Address
 from moebind.server.arguments import Settings, check, command_line
-from moebind.server.extra import check_extra, given
+from moebind.server.extra import check_extra, given, left_open
 from moebind.server.folders import find
 from moebind.server.isolation import Folder
 from moebind.server.placed import (
@@ -124,13 +124,14 @@ class Server:
         if not (address.local or keys or open_):
             raise ValueError(
                 f"host is {host!r}, which other machines can reach, and there is no key: whoever reaches it could use "
-                "the models, and read what others ask them. Give an api_key, or allow_network if you trust that network"
+                "the models, and read what others ask them. Set api_key, or allow_network if you trust that network"
             )
         several = len(found) > 1 or models_dir is not None
         if several:
             self._models = tuple(tried(each, wishes, alone=alone) for each in found)
         else:
             self._models = (place(found[0], wishes, alone=True),)
+        self._at_once = 1
         self._address = address
         self._folder = Folder(keys)
         try:
@@ -149,17 +150,19 @@ class Server:
 
     def _single(self, wishes: Wishes, extra: Sequence[str]) -> Settings:
         [model] = self._models
-        return {**model.options, **_prompt_cache([model], wishes, 1, extra), "alias": model.name}
+        return {**left_open(model.options, extra), **_prompt_cache([model], wishes, 1, extra), "alias": model.name}
 
     def _several(self, wishes: Wishes, alone: bool, extra: Sequence[str]) -> Settings:
         offered = [model for model in self._models if model.offered]
         if not offered:
             reasons = "; ".join(f"{model.name}: {model.reason}" for model in self._models)
             raise ServerError(f"none of {len(self._models)} models can be served: {reasons}")
-        at_once = 1 if alone else together(offered, budgets(offered, wishes.margin))
-        cache = _prompt_cache(offered, wishes, at_once, extra)
-        file = self._folder.write("models.ini", presets({model.name: {**model.options, **cache} for model in offered}))
-        return {"models-preset": file, "models-max": str(at_once)}
+        if not alone:
+            self._at_once = together(offered, budgets(offered, wishes.margin))
+        cache = _prompt_cache(offered, wishes, self._at_once, extra)
+        sections = {model.name: {**left_open(model.options, extra), **cache} for model in offered}
+        file = self._folder.write("models.ini", presets(sections))
+        return {"models-preset": file, "models-max": str(self._at_once)}
 
     @property
     def url(self) -> str:
@@ -170,6 +173,11 @@ class Server:
     def models(self) -> tuple[ServedModel, ...]:
         """What it serves, and what it does not, with the reason."""
         return self._models
+
+    @property
+    def at_once(self) -> int:
+        """How many models are in memory at once, at most: as many as fit, whichever they are."""
+        return self._at_once
 
     @property
     def pid(self) -> int | None:
@@ -222,7 +230,7 @@ class Server:
 
     def to_dict(self) -> dict[str, object]:
         """Where it is and what it serves as plain values, for JSON: keys stay the same, sizes are bytes."""
-        return {"url": self.url, "models": [model.to_dict() for model in self._models]}
+        return {"url": self.url, "at_once": self._at_once, "models": [model.to_dict() for model in self._models]}
 
     def restart(self) -> None:
         """End the process and start it again, with the same placement and at the same address.
@@ -272,7 +280,9 @@ class Server:
         return f"<Server {self.url} of {', '.join(model.name for model in self._models if model.offered)}>"
 
     def __str__(self) -> str:
-        return "\n".join([self.url, *table(self._models)])
+        offered = sum(model.offered for model in self._models)
+        many = [f"In memory at once: {self._at_once} of {offered}."] if offered > 1 else []
+        return "\n".join([self.url, *table(self._models), *many])
 
 
 def _abandon(supervisor: Supervisor, folder: Folder) -> None:

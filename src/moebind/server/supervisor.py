@@ -162,7 +162,15 @@ class Supervisor:
                     return
                 if self._requested:
                     restarts, self._requested = 0, False
-                self._process = process = Process(self._command, self._environment, self._heard, self._process_ended)
+                try:
+                    process = Process(self._command, self._environment, self._heard, self._process_ended)
+                except Exception as error:  # whoever waits has to hear of it
+                    self._failure = f"llama-server cannot be started: {error}"
+                    self._changed.notify_all()
+                    return
+                self._process = process
+            if self._closed:  # abandoned meanwhile
+                process.kill()
             ready_at = self._until_end(process)
             was_ready |= ready_at is not None
             with self._changed:
