@@ -223,7 +223,6 @@ def test_failures_are_one_line_and_end_with_1(path: Path, tmp_path: Path, capsys
             ([tmp_path / "bad.gguf"], "is not a GGUF file"),
             (["--models-dir", tmp_path / "none"], "does not exist"),
             ([path, "--port", taken], f"127.0.0.1:{taken} is in use"),
-            ([path, "--port", 0, "-ngl", 0, "--margin", "1024TiB"], "does not fit"),
             ([path, "--port", 0, "--", "--nonsense"], "invalid argument: --nonsense"),
             ([path, "--port", 0, "--timeout-load", "0"], "llama-server is not ready after 0 s"),
             ([path, "--port", 0, "--api-key-file", tmp_path / "none"], "No such file"),
@@ -234,6 +233,16 @@ def test_failures_are_one_line_and_end_with_1(path: Path, tmp_path: Path, capsys
             assert said.err.startswith("moebind: ")
             assert said.err.count("\n") == 1, said.err
             assert reason in said.err
+
+
+def test_too_little_memory_is_said(path: Path) -> None:
+    # In a process without other devices, which tests of this one may have.
+    command = [MOEBIND, "serve", path, "--port", "0", "--margin", "1024TiB"]
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=variables)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "does not fit, whatever stays in host memory: Host may take 0.0 MiB" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_process_is_as_before_afterwards(path: Path) -> None:
