@@ -14,8 +14,18 @@ from moebind._core.native import CData, Hooks, decoded, ffi, lib, own, part_of
 from moebind._core.owner import close_all
 from moebind._core.progress import progress_bar
 from moebind.backend import rpc_servers
-from moebind.backend.devices import Device, cuda_state, describe, fork_hint, init, leases, native_devices, users
-from moebind.enums import DeviceType
+from moebind.backend.devices import (
+    Device,
+    cuda_state,
+    describe,
+    fork_hint,
+    init,
+    leases,
+    native_device,
+    native_devices,
+    users,
+)
+from moebind.enums import DeviceType, SplitMode
 from moebind.errors import ModelLoadError, NativeError, RpcServerError
 from moebind.files.gguf import Gguf
 from moebind.files.header_checks import check_model
@@ -156,7 +166,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         if not pointer:
             raise ModelLoadError(f"{paths[0]} could not be loaded{log.recent_lines()}")
         model = cls.__new__(cls)
-        used = [*_devices_of(pointer), *rules.devices()]
+        used = [*_devices_of(pointer, chosen), *rules.devices()]
         names = {decoded(lib.ggml_backend_dev_name(device)) for device in used}
         for lease in [leases[name] for name in names if name in leases]:
             lib.moebind_hold(pointer, lease)
@@ -284,7 +294,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         if self._params.n_gpu_layers == 0:
             return []  # libllama lists the devices that there are, whether they have layers or not
         listed = native_devices()
-        return [describe(listed.index(device), device) for device in _devices_of(pointer)]
+        return [describe(listed.index(device), device) for device in _devices_of(pointer, self._params)]
 
     @property
     def placement(self) -> tuple[PlacedOverride, ...]:
@@ -303,8 +313,13 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         )
 
 
-def _devices_of(pointer: CData) -> list[CData]:
-    """The devices that a ``llama_model`` has layers on."""
+def _devices_of(pointer: CData, params: ModelParams) -> list[CData]:
+    """The devices that a ``llama_model`` has layers on; with ``SplitMode.TENSOR`` it has one that stands for all."""
+    if params.split_mode == SplitMode.TENSOR:
+        if params.devices is not None:
+            return [native_device(device.name) for device in params.devices]
+        host = lib.ggml_backend_cpu_buffer_type()
+        return [each for each in native_devices() if lib.ggml_backend_dev_buffer_type(each) != host]
     return [lib.moebind_model_device(pointer, i) for i in range(lib.moebind_model_n_devices(pointer))]
 
 

@@ -278,7 +278,10 @@ class ContextParamsMethods(_Methods):
         return self._with(op_offload=op_offload)
 
     def with_swa_full(self, swa_full: bool) -> Self:
-        """Return a copy with another ``swa_full``. Keep a full-size cache for sliding-window attention."""
+        """Return a copy with another ``swa_full``. Keep all tokens in layers with sliding windows, too. Without,
+        they take less memory, and a prompt that differs before the window from what was computed is computed
+        from its beginning.
+        """
         return self._with(swa_full=swa_full)
 
     def with_kv_unified(self, kv_unified: bool) -> Self:
