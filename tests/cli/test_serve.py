@@ -17,6 +17,9 @@ import pytest
 from commands import Capture, run
 from serving import PATIENCE, ask, complete, is_there, until
 
+import moebind
+from conftest import CPU
+from moebind import ContextParams
 from moebind.server.supervisor import logger
 
 MakeTiny = Callable[..., Path]
@@ -49,6 +52,7 @@ def serving(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], list[st
         while lines[-1] and lines[-1] != "}" and len(lines) < (3 if lines[0] != "{" else 10**6):
             lines.append(process.stdout.readline().rstrip())
         try:
+            assert lines[0], process.stderr.read() if process.stderr else ""
             yield process, lines
         finally:
             process.kill()
@@ -115,6 +119,16 @@ def test_experts_of_some_models_among_others(path: Path, tiny_path: MakeTiny, ca
         process.wait(PATIENCE)
     assert run("serve", dense, "--cpu-moe", *SMALL) == 1  # as of a single one
     assert "has no experts" in capsys.readouterr().err
+
+
+def test_what_a_fit_found_is_served(path: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "fit.json"
+    moebind.fit(path, model_params=CPU, context_params=ContextParams(n_seq_max=2), n_ctx=1024).save(saved)
+    with serving(path, "--params", saved, "-t", "1", "--port", "0") as (process, lines):
+        assert lines[2].split()[:3] == [path.stem, "1024", "2"]
+        assert ask(lines[0], "/props").said["total_slots"] == 2
+        process.terminate()
+        process.wait(PATIENCE)
 
 
 def test_embeddings_and_scores(path: Path, tiny_path: MakeTiny) -> None:
@@ -191,6 +205,9 @@ MISUSED: list[list[object]] = [
     ["serve", "MODEL", "--margin", "much"],
     ["serve", "MODEL", "--parallel", "0"],
     ["serve", "MODEL", "--pooling", "max"],
+    ["serve", "MODEL", "--device", "24GiB"],
+    ["serve", "MODEL", "--device", "CUDA9"],
+    ["serve", "MODEL", "MODEL2", "--params", "fit.json"],
     ["serve", "MODEL", "--timeout-load", "-1", "--port", "0"],
     ["serve", "MODEL", "--api-key-file", "EMPTY"],
     ["serve", "MODEL", "MODEL2", "--mmproj", "MODEL"],

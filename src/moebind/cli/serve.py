@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -15,12 +16,18 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
+from moebind.backend.devices import Device
 from moebind.cli import options as o
+from moebind.cli.devices import Devices, device_list, separate
+from moebind.cli.given import Chosen, Given, takes
 from moebind.cli.output import say, show, show_json
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
 from moebind.enums import PoolingType
-from moebind.params.params import ModelParams
+from moebind.files.tensor_patterns import experts_pattern
+from moebind.params.params import ContextParams, ModelParams
 from moebind.server import Server
 from moebind.server.address import PORT, parse
+from moebind.server.placed import N_CTX_OF_SEVERAL
 from moebind.server.supervisor import logger
 
 __all__ = ["WithRest", "command"]
@@ -72,10 +79,6 @@ Margin = Annotated[
 OneAtATime = Annotated[
     bool, typer.Option("--one-at-a-time", help="Each model has all the memory, and unloads the one before.")
 ]
-Context = Annotated[
-    int,
-    typer.Option("--ctx-size", "-c", metavar="N", help="Tokens of context.", show_default="as fits; of several, 8192"),
-]
 Slots = Annotated[
     int | None,
     typer.Option("--parallel", "-np", metavar="N", help="Requests side by side.", show_default="4, in one cache"),
@@ -100,8 +103,21 @@ Timeout = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what llama-server writes.")]
 
 
+#: What is given before ``--`` of the parameters: all that others are told of, but how many requests are side by side.
+_CONTEXT = without(CONTEXT, "n_seq_max")
+
+
+@takes(
+    PARAMS,
+    *MODEL,
+    *_CONTEXT,
+    n_ctx=f"as fits; of several models, {N_CTX_OF_SEVERAL}",
+    swa_full="no-swa-full",
+    kv_unified="kv-unified",
+)
 def command(
     ctx: typer.Context,
+    given: Given,
     models: Models = None,
     models_dir: Folders = None,
     model_dirs: FolderList = None,
@@ -114,22 +130,8 @@ def command(
     fit: Fit = "on",
     margin: Margin = None,
     one_at_a_time: OneAtATime = False,
-    n_gpu_layers: o.GpuLayers = "all",
-    cpu_moe: o.CpuMoe = False,
-    n_cpu_moe: o.NCpuMoe = 0,
-    override_tensor: o.Overrides = None,
-    tensor_split: o.TensorSplit = None,
-    no_mmap: o.NoMmap = False,
-    no_repack: o.NoRepack = False,
-    ctx_size: Context = o.DEFAULT.n_ctx,
+    device: Devices = None,
     parallel: Slots = None,
-    batch_size: o.BatchSize = o.DEFAULT.n_batch,
-    ubatch_size: o.UbatchSize = o.DEFAULT.n_ubatch,
-    flash_attn: o.FlashAttention = "auto",
-    cache_type_k: o.CacheTypeK = "f16",
-    cache_type_v: o.CacheTypeV = "f16",
-    no_kv_offload: o.NoKvOffload = False,
-    threads: o.Threads = None,
     embeddings: Embeddings = False,
     pooling: Pooling = None,
     mmproj: Projector = None,
@@ -143,26 +145,24 @@ def command(
 
     Arguments behind -- go to llama-server as they are.
     """
-    context = o.context_params(
-        ctx_size, batch_size, ubatch_size, flash_attn, cache_type_k, cache_type_v, no_kv_offload, threads=threads
-    )
-    context = context.with_embeddings(embeddings).with_pooling_type(_pooling(pooling))
-    model_params = o.model_params(
-        n_gpu_layers, overrides=override_tensor, tensor_split=tensor_split, no_mmap=no_mmap, no_repack=no_repack
-    )
-    address = _address(host, port, bind)
-    names = [*(models or ()), *([] if hf_repo is None else [_on_hub(hf_repo)])]
     folders = [*(models_dir or ()), *(each for each in (model_dirs or "").split(";") if each)]
+    names = [*(models or ()), *([] if hf_repo is None else [_on_hub(hf_repo)])]
     if not names and not folders:
         raise ValueError("there is no model: give files (MODEL), folders (--models-dir), or -hf")
+    single = not folders and len(names) == 1
+    if given.values["params"] is not None and not single:
+        raise ValueError(f"--params is {given.values['params']!r}, which is for one model; there are several")
+    chosen = given.read(names[0] if names else "", separate(device))
+    context = chosen.context_params.with_embeddings(embeddings).with_pooling_type(_pooling(pooling))
+    address = _address(host, port, bind)
     with _told_what_happens(verbose), _ended_by(signal.SIGTERM, signal.SIGHUP):
         server = Server(
             names,
             models_dir=folders or None,
             host=address[0],
             port=address[1],
-            model_params=_with_experts(model_params, cpu_moe, n_cpu_moe, strict=not folders and len(names) == 1),
-            context_params=context.with_swa_full(False).with_kv_unified(True),
+            model_params=_model_params(chosen, single),
+            context_params=_as_llama_server(context, given),
             api_key=None if api_key_file is None else _keys(api_key_file),
             parallel=parallel,
             extra=ctx.meta.get(_REST, ()),
@@ -193,10 +193,31 @@ def _pooling(given: str | None) -> PoolingType:
     return known[given]
 
 
-def _with_experts(params: ModelParams, cpu_moe: bool, n_cpu_moe: int, *, strict: bool) -> ModelParams:
-    """Experts in host memory; ``strict``: a model without experts is refused, where it is the only one."""
-    params = params.with_n_cpu_moe(n_cpu_moe, strict=strict)
-    return params.with_cpu_moe_all(strict=strict) if cpu_moe else params
+def _model_params(chosen: Chosen, single: bool) -> ModelParams:
+    params = chosen.model_params
+    found = device_list(chosen.device)
+    if found is not None:
+        here = [each for each in found if isinstance(each, Device)]
+        if len(here) < len(found):
+            raise ValueError(f"--device is {', '.join(map(str, chosen.device or ()))}; a server takes devices by name")
+        params = params.with_devices(here)
+    if single:
+        return params
+    # Among several models, some may have no experts.
+    experts = experts_pattern()
+    rules = [
+        replace(rule, strict=rule.strict and not rule.pattern.endswith(experts)) for rule in params.tensor_overrides
+    ]
+    return params.with_tensor_overrides(rules)
+
+
+def _as_llama_server(context: ContextParams, given: Given) -> ContextParams:
+    """The context with llama-server's own defaults, where nothing else was said."""
+    if given.values["params"] is not None:
+        return context
+    if given.values["swa_full"] is None:
+        context = context.with_swa_full(False)
+    return context.with_kv_unified(True) if given.values["kv_unified"] is None else context
 
 
 def _address(host: str | None, port: int | None, bind: str | None) -> tuple[str, int]:
