@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 
 from moebind.backend.devices import Device
 from moebind.cli import options as o
-from moebind.cli.devices import Devices, device_list, separate
+from moebind.cli.devices import device_list, separate
 from moebind.cli.given import Chosen, Given, takes
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
@@ -49,15 +49,13 @@ class WithRest(TyperCommand):
 
 Models = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[MODEL]...", help="GGUF files, or addresses as moebind plan takes them.", show_default=False
-    ),
+    typer.Argument(metavar="[MODEL]...", help="GGUF files, or addresses on the Hub.", show_default=False),
 ]
 Folders = Annotated[
     list[str] | None,
-    typer.Option("--models-dir", metavar="FOLDER", help="Serve what is in it; several times for several."),
+    typer.Option("--models-dir", metavar="FOLDER", help="A folder of models; several times for several."),
 ]
-FolderList = Annotated[str | None, typer.Option("--model-dirs", metavar="A;B", help="The same, as one text.")]
+FolderList = Annotated[str | None, typer.Option("--model-dirs", metavar="A;B", help="Several folders as one text.")]
 Hub = Annotated[
     str | None,
     typer.Option("--hf-repo", "-hf", metavar="OWNER/REPO[:QUANT]", help="A model of the Hugging Face Hub."),
@@ -66,18 +64,24 @@ Host = Annotated[str | None, typer.Option("--host", metavar="HOST", help="Where 
 Port = Annotated[int | None, typer.Option("--port", metavar="N", help="0: one that is free.", show_default=str(PORT))]
 Bind = Annotated[str | None, typer.Option("--bind", metavar="HOST:PORT", help="Both in one.")]
 KeyFile = Annotated[
-    Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys that clients have to give, one a line.")
+    Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys that clients must give, a line each.")
 ]
 AllowNetwork = Annotated[bool, typer.Option("--allow-network", help="Let other machines in without a key.")]
-Fit = Annotated[
-    str, typer.Option("--fit", "-fit", metavar="on|off", help="Choose what is left open so that it fits into memory.")
-]
+Fit = Annotated[str, typer.Option("--fit", "-fit", metavar="on|off", help="Choose what is left open so that it fits.")]
 Margin = Annotated[
     str | None,
     typer.Option("--margin", metavar="SIZE", help="What stays free.", show_default="1GiB, at most a tenth"),
 ]
-OneAtATime = Annotated[
-    bool, typer.Option("--one-at-a-time", help="Each model has all the memory, and unloads the one before.")
+OneAtATime = Annotated[bool, typer.Option("--one-at-a-time", help="One model in memory, with all of it.")]
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        "-dev",
+        metavar="DEVICE",
+        help="A device of this machine; several with commas, or none.",
+        show_default="all GPUs",
+    ),
 ]
 Slots = Annotated[
     int | None,
@@ -89,12 +93,12 @@ Pooling = Annotated[
     typer.Option(
         "--pooling",
         metavar="TYPE",
-        help="How they become one: none, mean, cls, last or rank.",
+        help="none, mean, cls, last or rank.",
         show_default="as the model says",
     ),
 ]
 Projector = Annotated[
-    str | None, typer.Option("--mmproj", "-mm", metavar="FILE", help="With which a single model sees or hears.")
+    str | None, typer.Option("--mmproj", "-mm", metavar="FILE", help="The projector of a single model.")
 ]
 Timeout = Annotated[
     float | None,
@@ -103,21 +107,23 @@ Timeout = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what llama-server writes.")]
 
 
-#: What is given before ``--`` of the parameters: all that others are told of, but how many requests are side by side.
-_CONTEXT = without(CONTEXT, "n_seq_max")
+#: Parameters that the help shows; ``moebind plan --help`` has the others.
+_SHOWN = {"n_gpu_layers", "override_tensor", "n_cpu_moe", "cpu_moe", "n_ctx", "type_k", "type_v", "threads"}
+_CONTEXT = without(CONTEXT, "n_seq_max")  # that is --parallel, which has another default here
+_HIDDEN = ({option.name for option in MODEL} | {option.name for option in _CONTEXT}) - _SHOWN
 
 
 @takes(
     PARAMS,
     *MODEL,
     *_CONTEXT,
-    n_ctx=f"as fits; of several models, {N_CTX_OF_SEVERAL}",
+    hidden=_HIDDEN,
+    n_ctx=f"as fits; of several, {N_CTX_OF_SEVERAL}",
     swa_full="no-swa-full",
     kv_unified="kv-unified",
 )
 def command(
     ctx: typer.Context,
-    given: Given,
     models: Models = None,
     models_dir: Folders = None,
     model_dirs: FolderList = None,
@@ -131,6 +137,8 @@ def command(
     margin: Margin = None,
     one_at_a_time: OneAtATime = False,
     device: Devices = None,
+    *,
+    given: Given,
     parallel: Slots = None,
     embeddings: Embeddings = False,
     pooling: Pooling = None,
@@ -141,9 +149,9 @@ def command(
 ) -> None:
     """Serve models over HTTP, with OpenAI's interface and others. Ends with Ctrl-C.
 
-    moebind serve moe.gguf --cpu-moe --ctx-size 8192 -- --temp 0
+    Example: moebind serve moe.gguf --cpu-moe --ctx-size 8192 -- --temp 0
 
-    Arguments behind -- go to llama-server as they are.
+    It takes all parameters that moebind plan takes. Arguments behind -- go to llama-server as they are.
     """
     folders = [*(models_dir or ()), *(each for each in (model_dirs or "").split(";") if each)]
     names = [*(models or ()), *([] if hf_repo is None else [_on_hub(hf_repo)])]
