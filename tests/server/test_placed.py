@@ -18,6 +18,7 @@ from moebind.backend.breakdown import DeviceMemory
 from moebind.server import Server
 from moebind.server.folders import Found, of_file
 from moebind.server.placed import (
+    DRIVER,
     PARALLEL,
     ServedModel,
     Wishes,
@@ -133,7 +134,7 @@ def test_any_set_of_that_many_fits_and_not_any_of_one_more(sizes: list[dict[str,
             for name in allowed
         )
 
-    most = together(models, allowed)
+    most = together(models, allowed, driver=0)
     assert 1 <= most <= len(models)
     assert most == 1 or any_fits(most)
     assert most == len(models) or not any_fits(most + 1)
@@ -141,7 +142,15 @@ def test_any_set_of_that_many_fits_and_not_any_of_one_more(sizes: list[dict[str,
 
 def test_models_on_other_devices_do_not_compete() -> None:
     models = [made(GPU0=5, Host=1), made(GPU1=5, Host=1)]
-    assert together(models, {"GPU0": 5, "GPU1": 5, "Host": 2}) == 2
+    assert together(models, {"GPU0": 5, "GPU1": 5, "Host": 2}, driver=0) == 2
+
+
+def test_each_process_has_a_driver() -> None:
+    models = [made(GPU0=GIB, Host=GIB) for _ in range(4)]
+    assert together(models, {"GPU0": 4 * GIB, "Host": 4 * GIB}) == 3
+    assert together(models, {"GPU0": 4 * GIB + 3 * DRIVER, "Host": 4 * GIB}) == 4
+    assert together(models, {"GPU0": 4 * GIB + 3 * DRIVER - 1, "Host": 4 * GIB}) == 3
+    assert together([made(Host=GIB) for _ in range(4)], {"Host": 4 * GIB}) == 4
 
 
 def test_budgets_are_what_is_free_less_the_margin() -> None:

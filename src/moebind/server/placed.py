@@ -26,6 +26,8 @@ __all__ = ["ServedModel", "Wishes", "place", "budgets", "prompt_cache", "server_
 PARALLEL = 4
 #: Tokens of context of each of several models where nobody says how many; a single one gets as many as fit.
 N_CTX_OF_SEVERAL = 8192
+#: Bytes that a driver takes of a device for each process, such as a CUDA context; no plan has them.
+DRIVER = 2**29
 #: MiB of host memory for prompts of earlier requests, as in llama-server: here no more than is left.
 PROMPT_CACHE = 8192
 
@@ -181,15 +183,18 @@ def budgets(models: Sequence[ServedModel], margin: int | None) -> dict[str, int]
     }
 
 
-def together(models: Sequence[ServedModel], allowed: Mapping[str, int]) -> int:
+def together(models: Sequence[ServedModel], allowed: Mapping[str, int], driver: int = DRIVER) -> int:
     """The largest number of models of which any set fits into memory together; at least 1.
 
-    llama-server counts models, and not bytes: so it is the largest ones that count.
+    llama-server counts models, and not bytes: so it is the largest ones that count. ``driver`` are the bytes that each
+    process after the first takes of a device besides; that of the first is in the margin.
     """
     most = len(models)
+    hosts = {model.plan.host.name for model in models if model.plan}
     for name, size in allowed.items():
         needs = sorted((model.needs.get(name, 0) for model in models), reverse=True)
-        while most > 1 and sum(needs[:most]) > size:
+        besides = 0 if name in hosts else driver
+        while most > 1 and sum(needs[:most]) + (most - 1) * besides > size:
             most -= 1
     return max(most, 1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import weakref
 from collections.abc import Iterable, Sequence
@@ -264,6 +263,8 @@ class Server:
         self.close()
 
     async def __aenter__(self) -> Self:
+        import asyncio
+
         try:
             await asyncio.to_thread(self.wait_ready)
         except BaseException:
@@ -274,6 +275,8 @@ class Server:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        import asyncio
+
         await asyncio.to_thread(self.close)
 
     def __repr__(self) -> str:
