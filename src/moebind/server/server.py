@@ -75,7 +75,7 @@ class Server:
     fit
         Whether to fit. Without, the parameters are taken as they are.
     margin
-        Bytes of each device's free memory that stay free; None: as for :func:`fit`.
+        Bytes of each device's free memory that stay free; None: as for :func:`moebind.fit`.
     one_at_a_time
         Have one model in memory at a time, with all of it to itself, rather than as many as fit with shorter contexts.
     allow_network
@@ -84,7 +84,7 @@ class Server:
     Raises
     ------
     ModelNotFoundError, ModelLoadError, FitError, ValueError, TypeError
-        As for :func:`fit`; also if a parameter or an argument is not one that llama-server takes, or if other machines
+        As for :func:`moebind.fit`; also if a parameter or an argument is not one that llama-server takes, or if other machines
         could reach it and may not.
     ServerError
         If the port is in use, or no model can be served.
