@@ -10,10 +10,21 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies
-from serving import CONTEXT
+from serving import CONTEXT, complete
 
+import moebind
 from conftest import CPU
-from moebind import ContextParams, Device, DeviceType, FitError, ModelLoadError, ModelParams, Plan, PoolingType
+from moebind import (
+    ContextParams,
+    Device,
+    DeviceType,
+    FitError,
+    ModelLoadError,
+    ModelParams,
+    Plan,
+    PoolingType,
+    SplitMode,
+)
 from moebind.backend.breakdown import DeviceMemory
 from moebind.server import Server
 from moebind.server.folders import Found, of_file
@@ -107,6 +118,22 @@ def test_experts_go_to_the_host_where_the_device_is_full(found: Found, device: D
     assert experts.options["rpc"] == device.description
     assert experts.options["override-tensor"] == r"\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
     assert experts.used == [device]
+
+
+def test_devices_keep_their_order(found: Found, device: Device) -> None:
+    with moebind.loopback_device() as second:
+        given = ModelParams(devices=[second, device])
+        assert place(found, replace(WISHES, model_params=given), alone=True).used == [second, device]
+        one = place(
+            found, replace(WISHES, model_params=given.with_split_mode(SplitMode.NONE).with_main_gpu(1)), alone=True
+        )
+        assert one.used == [device]
+        assert (one.options["rpc"], one.options["device"]) == (device.description, "RPC0")
+        assert (one.options["split-mode"], one.options["main-gpu"]) == ("none", "0")
+    extra = ["--no-warmup", "--log-verbosity", "4"]
+    params = ModelParams(devices=[device], split_mode=SplitMode.NONE)
+    with Server(found.path, model_params=params, context_params=CONTEXT, extra=extra) as server:
+        assert complete(server.url).status == 200
 
 
 def made(name: str = "m", free: int = GIB, **needs: int) -> ServedModel:

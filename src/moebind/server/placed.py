@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
 from moebind.backend.devices import Device, devices
-from moebind.enums import PoolingType
+from moebind.enums import PoolingType, SplitMode
 from moebind.errors import FitError, MoebindError
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.fit import MARGIN, MARGIN_SHARE, fit
@@ -65,9 +65,9 @@ class ServedModel:
 
     @property
     def used(self) -> list[Device]:
-        """The devices that its layers may be on."""
-        names = [] if self.plan is None else [device.name for device in self.plan.devices[:-1]]
-        return [device for device in devices() if device.name in names]
+        """The devices that its layers may be on, in the order in which they take them."""
+        known = {device.name: device for device in devices()}
+        return [] if self.plan is None else [known[device.name] for device in self.plan.devices[:-1]]
 
     @property
     def needs(self) -> dict[str, int]:
@@ -141,7 +141,10 @@ def place(found: Found, wishes: Wishes, *, alone: bool) -> ServedModel:
     options: Settings = {"model": path, "fit": "off", **({"rpc": ",".join(there.rpc)} if there.rpc else {})}
     if found.mmproj is not None:
         options["mmproj"] = found.mmproj
-    options |= settings(chosen.model_params, chosen.context_params, there)
+    params = chosen.model_params
+    if params.split_mode == SplitMode.NONE:
+        params = params.with_main_gpu(0)  # the only one that is used
+    options |= settings(params, chosen.context_params, there)
     return replace(model, options=options)
 
 

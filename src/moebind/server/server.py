@@ -84,8 +84,8 @@ class Server:
     Raises
     ------
     ModelNotFoundError, ModelLoadError, FitError, ValueError, TypeError
-        As for :func:`moebind.fit`; also if a parameter or an argument is not one that llama-server takes, or if other machines
-        could reach it and may not.
+        As for :func:`moebind.fit`; also if a parameter or an argument is not one that llama-server takes, or if other
+        machines could reach it and may not.
     ServerError
         If the port is in use, or no model can be served.
 
