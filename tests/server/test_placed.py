@@ -10,14 +10,26 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies
-from serving import CONTEXT
+from serving import CONTEXT, complete
 
+import moebind
 from conftest import CPU
-from moebind import ContextParams, Device, DeviceType, FitError, ModelLoadError, ModelParams, Plan, PoolingType
+from moebind import (
+    ContextParams,
+    Device,
+    DeviceType,
+    FitError,
+    ModelLoadError,
+    ModelParams,
+    Plan,
+    PoolingType,
+    SplitMode,
+)
 from moebind.backend.breakdown import DeviceMemory
 from moebind.server import Server
 from moebind.server.folders import Found, of_file
 from moebind.server.placed import (
+    DRIVER,
     PARALLEL,
     ServedModel,
     Wishes,
@@ -108,6 +120,22 @@ def test_experts_go_to_the_host_where_the_device_is_full(found: Found, device: D
     assert experts.used == [device]
 
 
+def test_devices_keep_their_order(found: Found, device: Device) -> None:
+    with moebind.loopback_device() as second:
+        given = ModelParams(devices=[second, device])
+        assert place(found, replace(WISHES, model_params=given), alone=True).used == [second, device]
+        one = place(
+            found, replace(WISHES, model_params=given.with_split_mode(SplitMode.NONE).with_main_gpu(1)), alone=True
+        )
+        assert one.used == [device]
+        assert (one.options["rpc"], one.options["device"]) == (device.description, "RPC0")
+        assert (one.options["split-mode"], one.options["main-gpu"]) == ("none", "0")
+    extra = ["--no-warmup", "--log-verbosity", "4"]
+    params = ModelParams(devices=[device], split_mode=SplitMode.NONE)
+    with Server(found.path, model_params=params, context_params=CONTEXT, extra=extra) as server:
+        assert complete(server.url).status == 200
+
+
 def made(name: str = "m", free: int = GIB, **needs: int) -> ServedModel:
     """A model that takes so much of devices; the last is the host."""
     parts = tuple(DeviceMemory(each, DeviceType.GPU, size, 0, 0, (), free) for each, size in needs.items())
@@ -133,7 +161,7 @@ def test_any_set_of_that_many_fits_and_not_any_of_one_more(sizes: list[dict[str,
             for name in allowed
         )
 
-    most = together(models, allowed)
+    most = together(models, allowed, driver=0)
     assert 1 <= most <= len(models)
     assert most == 1 or any_fits(most)
     assert most == len(models) or not any_fits(most + 1)
@@ -141,7 +169,15 @@ def test_any_set_of_that_many_fits_and_not_any_of_one_more(sizes: list[dict[str,
 
 def test_models_on_other_devices_do_not_compete() -> None:
     models = [made(GPU0=5, Host=1), made(GPU1=5, Host=1)]
-    assert together(models, {"GPU0": 5, "GPU1": 5, "Host": 2}) == 2
+    assert together(models, {"GPU0": 5, "GPU1": 5, "Host": 2}, driver=0) == 2
+
+
+def test_each_process_has_a_driver() -> None:
+    models = [made(GPU0=GIB, Host=GIB) for _ in range(4)]
+    assert together(models, {"GPU0": 4 * GIB, "Host": 4 * GIB}) == 3
+    assert together(models, {"GPU0": 4 * GIB + 3 * DRIVER, "Host": 4 * GIB}) == 4
+    assert together(models, {"GPU0": 4 * GIB + 3 * DRIVER - 1, "Host": 4 * GIB}) == 3
+    assert together([made(Host=GIB) for _ in range(4)], {"Host": 4 * GIB}) == 4
 
 
 def test_budgets_are_what_is_free_less_the_margin() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
 from moebind.backend.devices import Device, devices
-from moebind.enums import PoolingType
+from moebind.enums import PoolingType, SplitMode
 from moebind.errors import FitError, MoebindError
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.fit import MARGIN, MARGIN_SHARE, fit
@@ -26,6 +26,8 @@ __all__ = ["ServedModel", "Wishes", "place", "budgets", "prompt_cache", "server_
 PARALLEL = 4
 #: Tokens of context of each of several models where nobody says how many; a single one gets as many as fit.
 N_CTX_OF_SEVERAL = 8192
+#: Bytes that a driver takes of a device for each process, such as a CUDA context; no plan has them.
+DRIVER = 2**29
 #: MiB of host memory for prompts of earlier requests, as in llama-server: here no more than is left.
 PROMPT_CACHE = 8192
 
@@ -63,9 +65,9 @@ class ServedModel:
 
     @property
     def used(self) -> list[Device]:
-        """The devices that its layers may be on."""
-        names = [] if self.plan is None else [device.name for device in self.plan.devices[:-1]]
-        return [device for device in devices() if device.name in names]
+        """The devices that its layers may be on, in the order in which they take them."""
+        known = {device.name: device for device in devices()}
+        return [] if self.plan is None else [known[device.name] for device in self.plan.devices[:-1]]
 
     @property
     def needs(self) -> dict[str, int]:
@@ -139,7 +141,10 @@ def place(found: Found, wishes: Wishes, *, alone: bool) -> ServedModel:
     options: Settings = {"model": path, "fit": "off", **({"rpc": ",".join(there.rpc)} if there.rpc else {})}
     if found.mmproj is not None:
         options["mmproj"] = found.mmproj
-    options |= settings(chosen.model_params, chosen.context_params, there)
+    params = chosen.model_params
+    if params.split_mode == SplitMode.NONE:
+        params = params.with_main_gpu(0)  # the only one that is used
+    options |= settings(params, chosen.context_params, there)
     return replace(model, options=options)
 
 
@@ -181,15 +186,18 @@ def budgets(models: Sequence[ServedModel], margin: int | None) -> dict[str, int]
     }
 
 
-def together(models: Sequence[ServedModel], allowed: Mapping[str, int]) -> int:
+def together(models: Sequence[ServedModel], allowed: Mapping[str, int], driver: int = DRIVER) -> int:
     """The largest number of models of which any set fits into memory together; at least 1.
 
-    llama-server counts models, and not bytes: so it is the largest ones that count.
+    llama-server counts models, and not bytes: so it is the largest ones that count. ``driver`` are the bytes that each
+    process after the first takes of a device besides; that of the first is in the margin.
     """
     most = len(models)
+    hosts = {model.plan.host.name for model in models if model.plan}
     for name, size in allowed.items():
         needs = sorted((model.needs.get(name, 0) for model in models), reverse=True)
-        while most > 1 and sum(needs[:most]) > size:
+        besides = 0 if name in hosts else driver
+        while most > 1 and sum(needs[:most]) + (most - 1) * besides > size:
             most -= 1
     return max(most, 1)
 

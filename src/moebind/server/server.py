@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import weakref
 from collections.abc import Iterable, Sequence
@@ -76,7 +75,7 @@ class Server:
     fit
         Whether to fit. Without, the parameters are taken as they are.
     margin
-        Bytes of each device's free memory that stay free; None: as for :func:`fit`.
+        Bytes of each device's free memory that stay free; None: as for :func:`moebind.fit`.
     one_at_a_time
         Have one model in memory at a time, with all of it to itself, rather than as many as fit with shorter contexts.
     allow_network
@@ -85,8 +84,8 @@ class Server:
     Raises
     ------
     ModelNotFoundError, ModelLoadError, FitError, ValueError, TypeError
-        As for :func:`fit`; also if a parameter or an argument is not one that llama-server takes, or if other machines
-        could reach it and may not.
+        As for :func:`moebind.fit`; also if a parameter or an argument is not one that llama-server takes, or if other
+        machines could reach it and may not.
     ServerError
         If the port is in use, or no model can be served.
 
@@ -264,6 +263,8 @@ class Server:
         self.close()
 
     async def __aenter__(self) -> Self:
+        import asyncio
+
         try:
             await asyncio.to_thread(self.wait_ready)
         except BaseException:
@@ -274,6 +275,8 @@ class Server:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        import asyncio
+
         await asyncio.to_thread(self.close)
 
     def __repr__(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import logging
 import re
 import threading
@@ -208,6 +207,8 @@ class Supervisor:
 
     def _answers(self) -> bool:
         """Whether it says that it can be asked; while a model is loaded it says no."""
+        import http.client
+
         connection = http.client.HTTPConnection(self._host, self._port, timeout=ANSWER)
         try:
             connection.request("GET", "/health")
