@@ -11,7 +11,7 @@ import pytest
 from commands import Capture, run
 
 import moebind
-from moebind import ContextParams, Fit, ModelParams
+from moebind import ContextParams, Device, Fit, ModelParams
 
 MakeTiny = Callable[..., Path]
 
@@ -113,3 +113,16 @@ def test_what_no_option_sets_is_named(path: Path, file: Path, capsys: Capture) -
     last = capsys.readouterr().out.splitlines()[-1]
     assert "(none sets rope_freq_base; --save and --params keep it)" in last
     assert "--device 8MiB" in last
+
+
+def test_a_fit_for_devices_of_another_machine(path: Path, device: Device, tmp_path: Path, capsys: Capture) -> None:
+    moebind.fit(path, memory="2MiB", n_ctx=256, devices=[device]).save(tmp_path / "fit.json")
+    told = json.loads((tmp_path / "fit.json").read_text(encoding="utf-8"))
+    assert told["devices"] == told["model_params"]["devices"] == [device.name]
+    assert planned(path, capsys, "--params", tmp_path / "fit.json")["devices"][0]["name"] == device.name
+    told["devices"] = told["model_params"]["devices"] = ["CUDA7"]
+    (tmp_path / "fit.json").write_text(json.dumps(told), encoding="utf-8")
+    assert run("plan", path, "--params", tmp_path / "fit.json") == 2
+    assert "--device is 'CUDA7'; it takes the size of a device" in capsys.readouterr().err
+    other = planned(path, capsys, "--params", tmp_path / "fit.json", "--device", "8MiB")
+    assert [each["name"] for each in other["devices"]] == ["GPU0", "Host"]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from conftest import CPU, EXACT, SMALL
 from moebind import AbortedError, Batch, ClosedError, Context, Model, Sampler, SamplerError, ffi, lib
-from moebind.context.generate import StopStrings, common_prefix
+from moebind.context.generate import common_prefix
+from moebind.context.stops import StopStrings
 
 MakeTiny = Callable[..., Path]
 PROMPT = "The capital of France is"
@@ -126,6 +127,18 @@ def test_characters_are_whole(moe: Model) -> None:
             piece.text.encode()  # a lone surrogate would raise
 
 
+def test_a_character_that_is_cut_off_is_left_out(demo_context: Context, demo: Model) -> None:
+    tokens = demo.str_to_token("a\U0001f999b", add_special=False).tolist()
+    pieces = [demo.token_to_bytes(token) for token in tokens]
+    n = next(n for n in range(len(pieces)) if b"".join(pieces[:n])[-1:] >= b"\x80")
+    for ends, text in ((n, "a"), (len(tokens), "a\U0001f999b")):
+        script = iter(tokens)
+        sampler = Sampler.from_callable(lambda candidates, script=script: candidates.select(next(script)))
+        written = list(demo_context.generate("Once", sampler=sampler, max_tokens=ends))
+        assert "".join(piece.text for piece in written) == text
+        assert written[-1].stop_reason == "length"
+
+
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_max_tokens(demo_context: Context, n: int) -> None:
     assert len(list(demo_context.generate(PROMPT, max_tokens=n))) == n
@@ -214,7 +227,7 @@ def test_closing_while_generating(demo: Model) -> None:
         ({"prompt": ["a"]}, TypeError, "integers"),
         ({"prompt": "\ud800"}, ValueError, "surrogate"),
         ({"prompt": "a " * 3000}, ValueError, "larger n_ctx"),
-        ({"max_tokens": -1}, ValueError, "max_tokens"),
+        ({"max_tokens": -2}, ValueError, "max_tokens"),
         ({"max_tokens": 1.5}, TypeError, "max_tokens"),
         ({"stop": ""}, ValueError, "empty"),
         ({"stop": [3.5]}, TypeError, "stop"),

@@ -162,6 +162,7 @@ print(gpu, *(str(warning.message) for warning in told), *(warning.filename for w
     if gpu == "False":
         message, filename = told
         assert re.match("n_gpu_layers is -1, but no device can take layers: .*CUDA is (in|out): ", message)
+        assert "moebind.doctor() says what to do" in message
         assert filename == "<string>"
     else:
         assert told == []

@@ -126,6 +126,10 @@ class ChatPrompt:
         llama.cpp's parser for them, in its stored form.
     reasoning_format : str
         Whether :meth:`parse` separates the reasoning from the content.
+    writes_tools : bool
+        Whether the template tells the model of the tools; False also where the chat has none.
+    misreads_calls : bool
+        Whether the template writes calls that :meth:`parse` does not read; False also where the chat has no tools.
     """
 
     prompt: str
@@ -141,6 +145,8 @@ class ChatPrompt:
     format: str
     parser: str
     reasoning_format: str
+    writes_tools: bool = False
+    misreads_calls: bool = False
 
     @property
     def reads_calls(self) -> bool:

@@ -35,6 +35,7 @@ from moebind.model.from_hub import Pretrained, checked_params
 from moebind.model.prompts import Prompts
 from moebind.model.saving import Saving
 from moebind.params import tensor_overrides
+from moebind.params.misplaced import refuse_keywords
 from moebind.params.native import native_model_params
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.tensor_overrides import PlacedOverride, PlacedTensor
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Never
 
     from moebind.context.context import Context
     from moebind.sampling.sampler import Sampler
@@ -72,7 +74,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         raise TypeError("models are made by Model.load_from_file(path, params)")
 
     @classmethod
-    def load_from_file(cls, path: str | os.PathLike[str], params: ModelParams | None = None) -> Model:
+    def load_from_file(cls, path: str | os.PathLike[str], params: ModelParams | None = None, **unknown: Never) -> Model:
         """Load a model from a GGUF file.
 
         Parameters
@@ -100,10 +102,13 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         -----
         Uses ``llama_model_load_from_file``. Ctrl-C stops a load.
         """
+        refuse_keywords("load_from_file", ModelParams, "Model.load_from_file(path, {})", unknown)
         return cls._load(Gguf._from_local(checks.path("path", path)), params, split=False)
 
     @classmethod
-    def load_from_splits(cls, paths: Sequence[str | os.PathLike[str]], params: ModelParams | None = None) -> Model:
+    def load_from_splits(
+        cls, paths: Sequence[str | os.PathLike[str]], params: ModelParams | None = None, **unknown: Never
+    ) -> Model:
         """Load a model from several files with any names.
 
         Parameters
@@ -117,6 +122,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         -----
         Uses ``llama_model_load_from_splits``.
         """
+        refuse_keywords("load_from_splits", ModelParams, "Model.load_from_splits(paths, {})", unknown)
         if isinstance(paths, (str, os.PathLike)):
             raise TypeError("paths is one path; it takes a sequence of them, or use load_from_file")
         names = [checks.path("paths", path) for path in paths]
@@ -132,7 +138,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         model: Model | None = None
         try:
             targets = (override.target for override in chosen.tensor_overrides)
-            with rpc_servers.watched(rpc_servers.before_load(chosen.devices, targets)):
+            with rpc_servers.watched(rpc_servers.before_load(chosen.devices, targets)), log.quoted():
                 model = cls._load_natively(file, chosen, split)
                 rpc_servers.settle(model._servers)
             return model
@@ -150,7 +156,6 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         hooks = Hooks(progress=progress)
         native, keep = native_model_params(chosen, rules, hooks)
         encoded = [ffi.new("char[]", os.fsencode(path)) for path in paths]
-        lib.moebind_log_forget()
         try:
             if split:
                 pointer = own(lib.own_llama_model_load_from_splits, encoded, len(encoded), native[0])
@@ -208,6 +213,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         *,
         ctx_other: Context | None = None,
         samplers: Mapping[int, Sampler] | None = None,
+        **unknown: Never,
     ) -> Context:
         """Make a context to compute with.
 
@@ -234,6 +240,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         """
         from moebind.context.context import Context
 
+        refuse_keywords("new_context", ContextParams, "model.new_context({})", unknown)
         chosen = ContextParams() if params is None else params
         return Context._of(self, chosen, ctx_other, samplers)
 
@@ -353,6 +360,6 @@ def _warn_without_device(params: ModelParams) -> None:
         _warned_no_device = True
         warnings.warn(
             f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. CUDA "
-            f"is {cuda_state()}{fork_hint()}. Set n_gpu_layers=0 if that is what you want",
+            f"is {cuda_state()}{fork_hint()}. moebind.doctor() says what to do; set n_gpu_layers=0 if you want the CPU",
             stacklevel=5,
         )

@@ -128,7 +128,8 @@ class ContextParamsMethods(_Methods):
 
     def with_n_ctx(self, n_ctx: int) -> Self:
         """Return a copy with another ``n_ctx``. Tokens that the cache holds, over all sequences; 0: as many as the
-        model was trained with. It is padded up.
+        model was trained with. It is rounded up, to a multiple of 256 for each sequence; ``Context.n_ctx`` has
+        what came of it.
         """
         return self._with(n_ctx=n_ctx)
 

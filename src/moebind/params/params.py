@@ -347,7 +347,8 @@ class ContextParams(ContextParamsMethods, Params):
     """
 
     n_ctx: int = option(_CONTEXT.n_ctx, _integer(0, N_CTX_MAX))
-    """Tokens that the cache holds, over all sequences; 0: as many as the model was trained with. It is padded up."""
+    """Tokens that the cache holds, over all sequences; 0: as many as the model was trained with. It is rounded up,
+    to a multiple of 256 for each sequence; ``Context.n_ctx`` has what came of it."""
     n_batch: int = option(_CONTEXT.n_batch, _integer(1))
     """The most tokens in one ``decode``."""
     n_ubatch: int = option(_CONTEXT.n_ubatch, _integer(1))

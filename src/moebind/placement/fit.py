@@ -128,11 +128,10 @@ class Fit:
             raise ValueError(f"{os.fspath(path)} names no model: it holds parameters, but no fit")
         header = read_header(found.path if model_path is None else checks.path("model_path", model_path))
         found.check(header, os.fspath(path))
-        planned = found.model_params if found.devices is None else found.model_params.with_devices(None)
-        natives = device_list(found.natives(), planned)
-        plan = make_plan(header, planned, found.context_params, natives, described_host(found.host))
+        devices, model, context = found.natives(), found.model_params, found.context_params
+        plan = make_plan(header, model, context, device_list(devices, model), described_host(found.host))
         made_for = (found.budgets, found.explanation, found.identity, found.devices, found.host)
-        return cls(found.model_params, found.context_params, replace(plan, _fitted=True), *made_for)
+        return cls(_on(devices, model), context, replace(plan, _fitted=True), *made_for)
 
 
 def fit(
@@ -234,9 +233,7 @@ def fit(
     chosen, full = windows.choose(place, first.n_swa if swa_full is None else 0, model, context)
     if chosen is None:
         raise FitError(_nothing_fits(search, file, model))
-    result = chosen.model_params
-    if devices is not None and all(isinstance(device, Device) for device in devices):
-        result = replace(result, devices=tuple(device for device in devices if isinstance(device, Device)))
+    result = _on(devices, chosen.model_params)
     chosen = replace(chosen, _fitted=True)
     narrowed = context.swa_full and not chosen.context_params.swa_full
     longest = not pinned and chosen.n_ctx < header.integer("context_length") and swa_full is None
@@ -244,6 +241,12 @@ def fit(
     explanation = "\n".join(filter(None, [_explain(chosen, search, model, goal, pinned), about]))
     made_for = (Identity.of(header), described(devices), None if memory_of_host is None else memory_of_host.capacity)
     return Fit(result, chosen.context_params, chosen, budgets, explanation, *made_for)
+
+
+def _on(devices: Sequence[Device | str | int] | None, params: ModelParams) -> ModelParams:
+    """The parameters with the devices that they were found for, if all of them are here."""
+    here = tuple(device for device in devices or () if isinstance(device, Device))
+    return params if devices is None or len(here) < len(devices) else params.with_devices(here)
 
 
 def _budgets(

@@ -75,7 +75,7 @@ class Saved:
     Attributes
     ----------
     model_params, context_params : ModelParams, ContextParams
-        The parameters.
+        The parameters; when read, without ``devices`` if those are given here.
     path : str
         The model's file, or the first one, as it was called then; empty if the file names no model.
     identity : Identity or None
@@ -135,8 +135,12 @@ class Saved:
     @classmethod
     def _from(cls, found: Mapping[str, Any]) -> Saved:
         model, devices, host = found.get("model"), found.get("devices"), found.get("host")
+        params = found.get("model_params", {})
+        if devices is not None and isinstance(params, Mapping):
+            # The same by name: another machine may lack them, and be told of others.
+            params = {name: value for name, value in params.items() if name != "devices"}
         return cls(
-            ModelParams.from_dict(found.get("model_params", {})),
+            ModelParams.from_dict(params),
             ContextParams.from_dict(found.get("context_params", {})),
             checks.path("model.path", model["path"]) if model else "",
             Identity(str(model["name"]), checks.integer("model.size", model["size"], 0, 2**62), str(model["header"]))
