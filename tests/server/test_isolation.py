@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from serving import CONTEXT, EXTRA, SMALL_SERVER, ask, complete, family
 
 from moebind.server import Server
-from moebind.server.isolation import Folder
+from moebind.server.isolation import Folder, environment
 from moebind.server.process import program
 
 MakeTiny = Callable[..., Path]
@@ -97,16 +98,27 @@ def test_every_variable_that_it_reads_is_kept_from_it(monkeypatch: pytest.Monkey
     assert got["PATH"] == os.environ["PATH"]
 
 
-def test_files_of_configuration_can_be_left_alone(unasked: None, tmp_path: Path) -> None:
-    # As those of /etc, which no variable moves.
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
-    for others, read in (({}, True), ({"LLAMA_NO_CONFIG_FILES": "1"}, False)):
-        command = [program(), "--model", str(tmp_path / "none.gguf"), "--port", "0"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=60, env={**variables, **others}
-        )
+@pytest.mark.parametrize("where", ["user", "etc"])
+def test_files_of_configuration_are_left_alone(where: str, tmp_path: Path) -> None:
+    config = tmp_path / "llama.cpp/config.ini"
+    config.parent.mkdir()
+    config.write_text(CONFIG)
+    command = [program(), "--model", str(tmp_path / "none.gguf"), "--port", "0"]
+    variables = environment()
+    if where == "user":
+        variables["XDG_CONFIG_HOME"] = str(tmp_path)
+    else:
+        alone = ["unshare", "--map-root-user", "--mount"]
+        if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False).returncode:
+            pytest.skip("no other /etc can be shown to a process here")
+        command = [*alone, "sh", "-c", 'mount --bind "$0" /etc && exec "$@"', str(tmp_path), *command]
+    for left_alone in (True, False):
+        if not left_alone:
+            del variables["LLAMA_NO_CONFIG_FILES"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=variables)
         assert done.returncode == 1
-        assert ("using config file" in done.stdout + done.stderr) is read
+        assert "failed to load model" in done.stderr
+        assert ("using config file" in done.stdout + done.stderr) is not left_alone
 
 
 def test_a_folder_is_its_owners() -> None:
