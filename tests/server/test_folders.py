@@ -104,9 +104,26 @@ def test_paths_do_not_depend_on_the_current_folder(tmp_path: Path, monkeypatch: 
     assert of_file("a.gguf").path == in_folder(".")[0].path == str(tmp_path / "a.gguf")
 
 
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("hf://someone/tiny", "tiny"),
+        ("hf://someone/tiny/Q4_K_M", "tiny-Q4_K_M"),
+        ("hf://someone/tiny@v1/F32/tiny-F32-00001-of-00003.gguf", "tiny-F32"),
+    ],
+)
+def test_models_of_the_hub_have_the_names_of_their_files(address: str, name: str) -> None:
+    assert of_file(address) == Found(name, address)
+
+
+def test_what_is_no_address_is_refused() -> None:
+    with pytest.raises(ValueError, match="is not the address of a file on the Hugging Face Hub"):
+        of_file("hf://someone")
+
+
 def test_a_model_of_the_hub_is_downloaded_when_it_is_fetched(hub: Hub, tiny_path: MakeTiny) -> None:
     found = of_file("hf://someone/tiny/Q4_K_M")
-    assert found.name == "Q4_K_M"
+    assert found.name == "tiny-Q4_K_M"
     path = Path(fetched(found.path))
     assert path.read_bytes() == tiny_path(n_expert=4, seed=2).read_bytes()
     assert fetched(str(path)) == str(path)

@@ -19,6 +19,7 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from hub_server import Hub
 from serving import CONTEXT, PATIENCE, SMALL_SERVER, ask, complete, family, gone_afterwards, is_there, until
 
 import moebind
@@ -197,6 +198,15 @@ def test_threads_may_be_among_the_arguments_for_llama_server(folder: Path) -> No
             at = [number for number, each in enumerate(threads) if each in {"-t", "--threads"}]
             assert [threads[number + 1] for number in at] == ["2"]
             assert "multiple times" not in server.log
+
+
+def test_a_model_of_the_hub_is_downloaded_if_it_fits(hub: Hub, tiny_path: MakeTiny, tmp_path: Path) -> None:
+    with pytest.raises(FitError):
+        Server("hf://someone/tiny/Q4_K_M", **SMALL_SERVER, margin=2**50)
+    assert not list(tmp_path.rglob("*.gguf"))
+    with Server("hf://someone/tiny/Q4_K_M", **SMALL_SERVER) as server:
+        assert ask(server.url, "/v1/models").said["data"][0]["id"] == "tiny-Q4_K_M"
+        assert Path(server.models[0].path).read_bytes() == tiny_path(n_expert=4, seed=2).read_bytes()
 
 
 def test_where_none_can_be_served_it_says_why(tmp_path: Path) -> None:

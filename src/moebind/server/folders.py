@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from moebind._core import checks
 from moebind.errors import ModelNotFoundError
+from moebind.files.hub_address import Address
 
 __all__ = ["Found", "fetched", "find", "in_folder", "of_file"]
 
@@ -47,7 +48,7 @@ def of_file(path: str | os.PathLike[str], mmproj: str | os.PathLike[str] | None 
         if each is not None and not checks.on_hub(each) and not os.path.isfile(each):
             what = "is a folder; give it as models_dir" if os.path.isdir(each) else "does not exist"
             raise ModelNotFoundError(f"{each} {what}")
-    return Found(_name(file), file, projector)
+    return Found(_name(_file_on_hub(file) if checks.on_hub(file) else file), file, projector)
 
 
 def fetched(path: str) -> str:
@@ -62,7 +63,7 @@ def fetched(path: str) -> str:
         return path
     from moebind.files import hub
 
-    return hub.download(hub.find(hub.Address.parse(path)))[0]
+    return hub.download(hub.find(Address.parse(path)))[0]
 
 
 def in_folder(folder: str | os.PathLike[str]) -> list[Found]:
@@ -114,6 +115,14 @@ def _models(folder: str, with_projector: bool = True) -> Iterator[Found]:
         path = os.path.join(folder, name)
         if not _BESIDE.search(name) and (split is None or int(split[1]) == 1) and os.path.isfile(path):
             yield Found(_name(path), path, mmproj)
+
+
+def _file_on_hub(address: str) -> str:
+    """The name of the file of an address; where it names a quantisation, after the repository."""
+    found = Address.parse(address)
+    if found.wanted is not None and found.wanted.endswith(".gguf"):
+        return found.wanted
+    return "-".join([found.repo.rpartition("/")[2], *([] if found.wanted is None else [found.wanted])])
 
 
 def _name(path: str) -> str:
