@@ -79,7 +79,7 @@ from moebind.sampling.sampler import Sampler
 from moebind.state.seq_state import SeqState
 
 if TYPE_CHECKING:
-    from moebind import bench
+    from moebind import bench, server
     from moebind.backend.bandwidth import host_bandwidth
     from moebind.backend.loopback import loopback_device
     from moebind.diagnosis.findings import Diagnosis, Finding, Severity, doctor
@@ -189,6 +189,7 @@ __all__ = [
     "plan",
     "quantize",
     "remove_rpc_server",
+    "server",
     "set_log",
     "supports_gpu_offload",
     "supports_mlock",
@@ -221,7 +222,7 @@ _LAZY = {
     "plan": "moebind.placement.plan",
     "quantize": "moebind.files.quantize",
 }
-_LAZY_MODULES = frozenset({"bench"})
+_LAZY_MODULES = frozenset({"bench", "server"})
 
 
 def __getattr__(name: str) -> object:

@@ -27,6 +27,7 @@ __all__ = [
     "QuantizeError",
     "RpcServerError",
     "SamplerError",
+    "ServerError",
     "SpeculativeError",
     "StateError",
     "StateNotFoundError",
@@ -166,6 +167,10 @@ class LoraNotFoundError(LoraError, FileNotFoundError):
 
 class FitError(MoebindError):
     """No placement fits into the given memory."""
+
+
+class ServerError(MoebindError):
+    """llama-server cannot be started, or ended; the message ends with the last lines that it wrote."""
 
 
 class SpeculativeError(MoebindError):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moebind.cli import bench, doctor, experts, fit, plan, rpc_worker
+from moebind.cli import bench, doctor, experts, fit, plan, rpc_worker, serve
 from moebind.cli.output import version
 
 app = typer.Typer(
@@ -32,4 +32,5 @@ app.command("fit")(fit.command)
 app.command("experts")(experts.command)
 app.command("doctor")(doctor.command)
 app.command("rpc-worker")(rpc_worker.command)
+app.command("serve", cls=serve.WithRest)(serve.command)
 app.add_typer(bench.app, name="bench")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -80,13 +80,17 @@ class Given:
         return params
 
 
-def takes(*options: Option[Any], **shown: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(
+    *options: Option[Any], hidden: Collection[str] = (), **shown: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a command have options; it gets them as one argument, ``given``.
 
     Parameters
     ----------
     options
         In the order of the help.
+    hidden
+        Names of those that the help leaves out.
     shown
         What the help says of the default of an option, by its name, where the command has another.
     """
@@ -100,7 +104,7 @@ def takes(*options: Option[Any], **shown: str) -> Callable[[Callable[..., None]]
         parameters: list[inspect.Parameter] = []
         for each in own:
             if each.name == "given":
-                parameters += [option.parameter(shown.get(option.name)) for option in options]
+                parameters += [option.parameter(shown.get(option.name), option.name in hidden) for option in options]
             else:
                 parameters.append(each.replace(kind=inspect.Parameter.KEYWORD_ONLY))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -79,10 +79,12 @@ class Option(Generic[ParamsT]):
         """The long name, as errors have it."""
         return self.flags[0].partition("/")[0]
 
-    def parameter(self, shown: str | None = None) -> inspect.Parameter:
-        """The parameter of a command's function, as typer takes it."""
+    def parameter(self, shown: str | None = None, hidden: bool = False) -> inspect.Parameter:
+        """The parameter of a command's function, as typer takes it; ``hidden`` from the help."""
         default = self.shown if shown is None else shown
-        option = typer.Option(*self.flags, metavar=self.metavar, help=self.help, show_default=default or False)
+        option = typer.Option(
+            *self.flags, metavar=self.metavar, help=self.help, show_default=default or False, hidden=hidden
+        )
         return inspect.Parameter(
             self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[self.kind | None, option]
         )

@@ -1,0 +1,293 @@
+"""``moebind serve``: models over HTTP, by llama.cpp's own server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from typer.core import TyperCommand
+
+from moebind.backend.devices import Device
+from moebind.cli import options as o
+from moebind.cli.devices import device_list, separate
+from moebind.cli.given import Chosen, Given, takes
+from moebind.cli.output import say, show, show_json
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
+from moebind.enums import PoolingType
+from moebind.files.tensor_patterns import experts_pattern
+from moebind.params.params import ContextParams, ModelParams
+from moebind.server import Server
+from moebind.server.address import PORT, parse
+from moebind.server.placed import N_CTX_OF_SEVERAL
+from moebind.server.supervisor import logger
+
+__all__ = ["WithRest", "command"]
+
+_REST = "moebind.serve.rest"
+
+
+class WithRest(TyperCommand):
+    """A command that leaves alone what is behind ``--``: arguments of another program's."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Take the rest away before the options are read."""
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[_REST] = args[at + 1 :]
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[MODEL]...", help="GGUF files, or addresses on the Hub.", show_default=False),
+]
+Folders = Annotated[
+    list[str] | None,
+    typer.Option("--models-dir", metavar="FOLDER", help="A folder of models; several times for several."),
+]
+FolderList = Annotated[str | None, typer.Option("--model-dirs", metavar="A;B", help="Several folders as one text.")]
+Hub = Annotated[
+    str | None,
+    typer.Option("--hf-repo", "-hf", metavar="OWNER/REPO[:QUANT]", help="A model of the Hugging Face Hub."),
+]
+Host = Annotated[str | None, typer.Option("--host", metavar="HOST", help="Where to listen.", show_default="127.0.0.1")]
+Port = Annotated[int | None, typer.Option("--port", metavar="N", help="0: one that is free.", show_default=str(PORT))]
+Bind = Annotated[str | None, typer.Option("--bind", metavar="HOST:PORT", help="Both in one.")]
+KeyFile = Annotated[
+    Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys that clients must give, a line each.")
+]
+AllowNetwork = Annotated[bool, typer.Option("--allow-network", help="Let other machines in without a key.")]
+Fit = Annotated[str, typer.Option("--fit", "-fit", metavar="on|off", help="Choose what is left open so that it fits.")]
+Margin = Annotated[
+    str | None,
+    typer.Option("--margin", metavar="SIZE", help="What stays free.", show_default="1GiB, at most a tenth"),
+]
+OneAtATime = Annotated[bool, typer.Option("--one-at-a-time", help="One model in memory, with all of it.")]
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        "-dev",
+        metavar="DEVICE",
+        help="A device of this machine; several with commas, or none.",
+        show_default="all GPUs",
+    ),
+]
+Slots = Annotated[
+    int | None,
+    typer.Option("--parallel", "-np", metavar="N", help="Requests side by side.", show_default="4, in one cache"),
+]
+Embeddings = Annotated[bool, typer.Option("--embeddings", "--embedding", help="Serve embeddings instead of text.")]
+Pooling = Annotated[
+    str | None,
+    typer.Option(
+        "--pooling",
+        metavar="TYPE",
+        help="none, mean, cls, last or rank.",
+        show_default="as the model says",
+    ),
+]
+Projector = Annotated[
+    str | None, typer.Option("--mmproj", "-mm", metavar="FILE", help="The projector of a single model.")
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout-load", metavar="SECONDS", help="How long a load may take.", show_default="no end"),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what llama-server writes.")]
+
+
+#: Parameters that the help shows; ``moebind plan --help`` has the others.
+_SHOWN = {"n_gpu_layers", "override_tensor", "n_cpu_moe", "cpu_moe", "n_ctx", "type_k", "type_v", "threads"}
+_CONTEXT = without(CONTEXT, "n_seq_max")  # that is --parallel, which has another default here
+_HIDDEN = ({option.name for option in MODEL} | {option.name for option in _CONTEXT}) - _SHOWN
+
+
+@takes(
+    PARAMS,
+    *MODEL,
+    *_CONTEXT,
+    hidden=_HIDDEN,
+    n_ctx=f"as fits; of several, {N_CTX_OF_SEVERAL}",
+    swa_full="no-swa-full",
+    kv_unified="kv-unified",
+)
+def command(
+    ctx: typer.Context,
+    models: Models = None,
+    models_dir: Folders = None,
+    model_dirs: FolderList = None,
+    hf_repo: Hub = None,
+    host: Host = None,
+    port: Port = None,
+    bind: Bind = None,
+    api_key_file: KeyFile = None,
+    allow_network: AllowNetwork = False,
+    fit: Fit = "on",
+    margin: Margin = None,
+    one_at_a_time: OneAtATime = False,
+    device: Devices = None,
+    *,
+    given: Given,
+    parallel: Slots = None,
+    embeddings: Embeddings = False,
+    pooling: Pooling = None,
+    mmproj: Projector = None,
+    timeout_load: Timeout = None,
+    verbose: Verbose = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Serve models over HTTP, with OpenAI's interface and others. Ends with Ctrl-C.
+
+    Example: moebind serve moe.gguf --cpu-moe --ctx-size 8192 -- --temp 0
+
+    It takes all parameters that moebind plan takes. Arguments behind -- go to llama-server as they are.
+    """
+    folders = [*(models_dir or ()), *(each for each in (model_dirs or "").split(";") if each)]
+    names = [*(models or ()), *([] if hf_repo is None else [_on_hub(hf_repo)])]
+    if not names and not folders:
+        raise ValueError("there is no model: give files (MODEL), folders (--models-dir), or -hf")
+    single = not folders and len(names) == 1
+    if given.values["params"] is not None and not single:
+        raise ValueError(f"--params is {given.values['params']!r}, which is for one model; there are several")
+    chosen = given.read(names[0] if names else "", separate(device))
+    context = chosen.context_params.with_embeddings(embeddings).with_pooling_type(_pooling(pooling))
+    address = _address(host, port, bind)
+    with _told_what_happens(verbose), _ended_by(signal.SIGTERM, signal.SIGHUP):
+        server = Server(
+            names,
+            models_dir=folders or None,
+            host=address[0],
+            port=address[1],
+            model_params=_model_params(chosen, single),
+            context_params=_as_llama_server(context, given),
+            api_key=None if api_key_file is None else _keys(api_key_file),
+            parallel=parallel,
+            extra=ctx.meta.get(_REST, ()),
+            mmproj=mmproj,
+            fit=_on(fit),
+            margin=margin,
+            one_at_a_time=one_at_a_time,
+            allow_network=allow_network,
+        )
+        try:
+            server.wait_ready(timeout_load)
+            if as_json:
+                show_json(server.to_dict())
+            else:
+                show(server)
+            sys.stdout.flush()
+            server.wait_ended()
+        finally:
+            server.close()
+
+
+def _pooling(given: str | None) -> PoolingType:
+    if given is None:
+        return PoolingType.UNSPECIFIED
+    known = {each.name.lower(): each for each in PoolingType if each != PoolingType.UNSPECIFIED}
+    if given not in known:
+        raise ValueError(f"--pooling is {given!r}; it takes one of {', '.join(known)}")
+    return known[given]
+
+
+def _model_params(chosen: Chosen, single: bool) -> ModelParams:
+    params = chosen.model_params
+    found = device_list(chosen.device)
+    if found is not None:
+        here = [each for each in found if isinstance(each, Device)]
+        if len(here) < len(found):
+            raise ValueError(f"--device is {', '.join(map(str, chosen.device or ()))}; a server takes devices by name")
+        params = params.with_devices(here)
+    if single:
+        return params
+    # Among several models, some may have no experts.
+    experts = experts_pattern()
+    rules = [
+        replace(rule, strict=rule.strict and not rule.pattern.endswith(experts)) for rule in params.tensor_overrides
+    ]
+    return params.with_tensor_overrides(rules)
+
+
+def _as_llama_server(context: ContextParams, given: Given) -> ContextParams:
+    """The context with llama-server's own defaults, where nothing else was said."""
+    if given.values["params"] is not None:
+        return context
+    if given.values["swa_full"] is None:
+        context = context.with_swa_full(False)
+    return context.with_kv_unified(True) if given.values["kv_unified"] is None else context
+
+
+def _address(host: str | None, port: int | None, bind: str | None) -> tuple[str, int]:
+    if bind is None:
+        return "127.0.0.1" if host is None else host, PORT if port is None else port
+    if host is not None or port is not None:
+        raise ValueError(f"--bind is {bind!r}, and --host or --port is given too; give either")
+    return parse(bind)
+
+
+def _on_hub(repo: str) -> str:
+    name, _, quantisation = repo.partition(":")
+    return f"hf://{name}/{quantisation}" if quantisation else f"hf://{name}"
+
+
+def _keys(file: Path) -> list[str]:
+    with open(os.fspath(file), encoding="utf-8") as lines:
+        keys = [line.strip() for line in lines]
+    found = [key for key in keys if key and not key.startswith("#")]
+    if not found:
+        raise ValueError(f"--api-key-file is {str(file)!r}, which holds no key: it has one a line")
+    return found
+
+
+def _on(given: str) -> bool:
+    if given not in {"on", "off"}:
+        raise ValueError(f"--fit is {given!r}; it takes on or off")
+    return given == "on"
+
+
+class _Events(logging.Handler):
+    """Writes what happens to a server as other messages of commands; what llama-server writes, as it is."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.DEBUG:
+            print(record.getMessage(), file=sys.stderr)
+        else:
+            say(record.getMessage())
+
+
+@contextmanager
+def _told_what_happens(verbose: bool) -> Iterator[None]:
+    before = logger.handlers, logger.propagate, logger.level
+    logger.handlers, logger.propagate = [_Events()], False
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before[:2]
+        logger.setLevel(before[2])
+
+
+@contextmanager
+def _ended_by(*numbers: signal.Signals) -> Iterator[None]:
+    """End well at these signals: what is under way is left, and the server is closed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,104 @@
+"""Where a server listens: checked before it is started."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from dataclasses import dataclass
+from typing import SupportsIndex
+
+from moebind._core import checks
+from moebind.errors import ServerError
+
+__all__ = ["PORT", "Address", "parse"]
+
+#: The port of the command line, which is ollama's and shimmy's too.
+PORT = 11435
+
+
+@dataclass(frozen=True)
+class Address:
+    """An address of this machine's that is free.
+
+    Attributes
+    ----------
+    host : str
+        As it was given.
+    port : int
+        The port, also where the system chose it.
+    local : bool
+        Whether only this machine reaches it.
+    """
+
+    host: str
+    port: int
+    local: bool
+
+    @classmethod
+    def free(cls, host: str, port: SupportsIndex) -> Address:
+        """The address, if it can be listened on; with port 0, one that the system chooses.
+
+        Raises
+        ------
+        ValueError
+            If there is no such host, or the port is out of range.
+        ServerError
+            If somebody else listens there, or it is no address of this machine.
+        """
+        name = checks.text("host", host).decode()
+        number = checks.integer("port", port, 0, 65535)
+        try:
+            found = socket.getaddrinfo(name, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except (OSError, UnicodeError):
+            raise ValueError(
+                f"host is {name!r}; it takes an address or a name of this machine, such as 127.0.0.1"
+            ) from None
+        if not name:
+            raise ValueError("host is empty; it takes an address or a name of this machine, such as 127.0.0.1")
+        family, _, _, _, where = found[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as llama-server does
+            try:
+                probe.bind(where)
+                probe.listen(1)
+            except OSError as error:
+                raise ServerError(_refusal(name, number, error)) from error
+            number = int(probe.getsockname()[1])
+        return cls(name, number, all(ipaddress.ip_address(each[4][0]).is_loopback for each in found))
+
+    @property
+    def client(self) -> str:
+        """The host as a client on this machine reaches it."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  # every address
+
+    @property
+    def url(self) -> str:
+        """The beginning of what is asked of it."""
+        return f"http://{f'[{self.client}]' if ':' in self.client else self.client}:{self.port}"
+
+
+def parse(text: str) -> tuple[str, int]:
+    """Read ``HOST:PORT``; the host of an IPv6 address is in brackets.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    if not (colon and host and port.isascii() and port.isdecimal()):
+        raise ValueError(f"--bind is {text!r}; it takes HOST:PORT, such as 127.0.0.1:{PORT} or [::1]:{PORT}")
+    return host, int(port)
+
+
+def _refusal(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{host}:{port} is in use: end what listens there, or choose another port (0 takes any that is free)"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{host} is no address of this machine"
+    return f"{host}:{port} cannot be listened on: {error.strerror}"

@@ -1,0 +1,115 @@
+"""Options that are handed to llama-server as they are: all but those that are moebind's to set."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+
+from moebind._core import checks
+from moebind.server.arguments import ROWS, Settings
+from moebind.server.isolation import environment
+from moebind.server.process import program
+
+__all__ = ["check_extra", "given", "left_open", "option_names"]
+
+#: Options that moebind sets, or that would undo what it sees to, and what to use instead.
+_OURS: Mapping[str, str] = {
+    "model": "it is the model that is served",
+    "model-url": "download it first",
+    "docker-repo": "download it first",
+    "hf-repo": "give the model as hf://OWNER/REPO/FILE.gguf",
+    "hf-file": "give the model as hf://OWNER/REPO/FILE.gguf",
+    "mmproj": "use mmproj",
+    "mmproj-url": "download it first",
+    "alias": "a model is called as its file",
+    "host": "use host",
+    "port": "use port",
+    "reuse-port": "two servers would answer in turn",
+    "api-key": "whoever lists processes could read it: use api_key",
+    "api-key-file": "use api_key",
+    "api-prefix": "moebind could not ask whether it is ready; put a proxy in front",
+    "ssl-key-file": "moebind could not ask whether it is ready; put a proxy in front",
+    "ssl-cert-file": "moebind could not ask whether it is ready; put a proxy in front",
+    "models-dir": "use models_dir",
+    "models-preset": "moebind writes it",
+    "models-max": "it follows from the models' sizes; use one_at_a_time",
+    "fit": "moebind fits, unless fit is off",
+    "cpu-moe": "use ModelParams.with_cpu_moe_all, or it before --",
+    "n-cpu-moe": "use ModelParams.with_n_cpu_moe, or it before --",
+    "n-cpu-ffn": "set tensor_overrides",
+    "rpc": "use moebind.add_rpc_server",
+    "offline": "it is set",
+    "rerank": "set embeddings, and pooling_type to RANK",
+}
+_PARAMETERS = {row.option: name for name, row in ROWS.items() if row.option and row.planned}
+_UNPLANNED = [row.option for row in ROWS.values() if row.option and not row.planned]
+#: The names of an option at the beginning of its lines in llama-server's help.
+_NAMES = re.compile(r"-\S+?(?=,?\s|$)")
+
+
+@lru_cache(maxsize=1)
+def option_names() -> dict[str, frozenset[str]]:
+    """All names of each option of llama-server's, by each of its names."""
+    command = [program(), "--help"]
+    help_ = subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout
+    found: dict[str, frozenset[str]] = {}
+    for line in help_.splitlines():
+        names: list[str] = []
+        for part in re.split(r",\s*", line) if line.startswith("-") else []:
+            name = _NAMES.match(part)
+            if name is None:
+                break
+            names.append(name[0])
+            if name[0] != part.rstrip():  # what follows is its value, or what it does
+                break
+        found.update(dict.fromkeys(names, frozenset(names)))
+    return found
+
+
+def check_extra(extra: Iterable[str]) -> list[str]:
+    """The arguments, if all of them are llama-server's alone.
+
+    Raises
+    ------
+    ValueError
+        If one is moebind's to set; the message says how.
+    TypeError
+        If one is no text.
+    """
+    if isinstance(extra, str):
+        raise TypeError(f"extra is the text {extra!r}; it takes a list of arguments, such as ['--temp', '0']")
+    arguments = [checks.text(f"extra[{at}]", each).decode() for at, each in enumerate(extra)]
+    for each in arguments:
+        names = _named(each)
+        for option, instead in _OURS.items():
+            if f"--{option}" in names:
+                raise ValueError(
+                    f"{each} is among the arguments for llama-server itself, but is moebind's to set: {instead}"
+                )
+        for option, parameter in _PARAMETERS.items():
+            if f"--{option}" in names:
+                raise ValueError(
+                    f"{each} is among the arguments for llama-server itself, where no plan would know of it: set "
+                    f"{parameter} instead"
+                )
+    return arguments
+
+
+def left_open(options: Settings, extra: Sequence[str]) -> Settings:
+    """Options without those that the arguments have themselves, which are ones that no plan depends on."""
+    twice = [option for option in _UNPLANNED if given(option, extra)]
+    return {option: value for option, value in options.items() if option not in twice}
+
+
+def given(option: str, extra: Sequence[str]) -> bool:
+    """Whether an option is among the arguments, under any of its names."""
+    return any(f"--{option}" in _named(each) for each in extra)
+
+
+def _named(argument: str) -> frozenset[str]:
+    if not argument.startswith("-"):
+        return frozenset()
+    name = argument.replace("_", "-") if argument.startswith("--") else argument  # as llama-server reads it
+    return option_names().get(name, frozenset())

@@ -1,0 +1,280 @@
+"""moebind serve."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import Capture, run
+from serving import PATIENCE, ask, complete, is_there, until
+
+import moebind
+from conftest import CPU
+from moebind import ContextParams
+from moebind.server.supervisor import logger
+
+MakeTiny = Callable[..., Path]
+MOEBIND = Path(sys.executable).with_name("moebind")
+SMALL = ["-c", "256", "-t", "1", "-ub", "64", "--port", "0"]
+REST = ["--", "--no-warmup"]
+
+
+@pytest.fixture(scope="module")
+def path(tiny_path: MakeTiny) -> Path:
+    return tiny_path(n_expert=4)
+
+
+@pytest.fixture(scope="module")
+def folder(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, one of which is none."""
+    found = tmp_path_factory.mktemp("models")
+    (found / "a.gguf").symlink_to(path)
+    (found / "bad.gguf").write_bytes(b"GGUF, or so it says")
+    return found
+
+
+@contextmanager
+def serving(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """The command while it serves, and the lines that it wrote when it was ready."""
+    command = [str(each) for each in (MOEBIND, "serve", *arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().rstrip()]
+        while lines[-1] and lines[-1] != "}" and len(lines) < (3 if lines[0] != "{" else 10**6):
+            lines.append(process.stdout.readline().rstrip())
+        try:
+            assert lines[0], process.stderr.read() if process.stderr else ""
+            yield process, lines
+        finally:
+            process.kill()
+
+
+def test_it_serves_until_it_is_told_to_end(path: Path) -> None:
+    with serving(path, *SMALL, *REST) as (process, lines):
+        assert lines[0].startswith("http://127.0.0.1:")
+        assert lines[1].split() == ["model", "context", "parallel", "Host"]
+        assert lines[2].split()[:3] == [path.stem, "256", "4"]
+        assert complete(lines[0]).status == 200
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        assert process.communicate(timeout=PATIENCE) == ("", "")
+        assert process.returncode == 0
+        until(lambda: not any(map(is_there, children)))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 0)])
+def test_other_ways_to_end_it(number: signal.Signals, status: int, path: Path) -> None:
+    with serving(path, *SMALL, *REST) as (process, _):
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        assert process.communicate(timeout=PATIENCE) == ("", "")
+        assert process.returncode == status
+        until(lambda: not any(map(is_there, children)))
+
+
+def test_it_can_be_ended_before_it_is_ready(path: Path) -> None:
+    command = [str(each) for each in (MOEBIND, "serve", path, *SMALL)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until(psutil.Process(process.pid).children)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+        until(lambda: not any(map(is_there, children)))
+
+
+def test_what_it_serves_as_json(folder: Path) -> None:
+    with serving("--models-dir", folder, *SMALL, "--json") as (process, lines):
+        told = json.loads("\n".join(lines))
+        assert [each["name"] for each in told["models"]] == ["a", "bad"]
+        assert told["models"][0]["plan"]["n_ctx"] == 256
+        assert "not a GGUF file" in told["models"][1]["reason"]
+        assert complete(told["url"], "a").status == 200
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_folders_in_one_text(folder: Path, path: Path) -> None:
+    with serving("--model-dirs", f"{folder};{path.parent};", *SMALL) as (process, lines):
+        names = [each["id"] for each in ask(lines[0], "/v1/models").said["data"]]
+        assert {"a", path.stem} <= {*names}
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_experts_of_some_models_among_others(path: Path, tiny_path: MakeTiny, capsys: Capture) -> None:
+    dense = tiny_path()
+    with serving(path, dense, "--cpu-moe", *SMALL) as (process, lines):
+        assert len(ask(lines[0], "/v1/models").said["data"]) == 2
+        process.terminate()
+        process.wait(PATIENCE)
+    assert run("serve", dense, "--cpu-moe", *SMALL) == 1  # as of a single one
+    assert "has no experts" in capsys.readouterr().err
+
+
+def test_what_a_fit_found_is_served(path: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "fit.json"
+    moebind.fit(path, model_params=CPU, context_params=ContextParams(n_seq_max=2), n_ctx=1024).save(saved)
+    with serving(path, "--params", saved, "-t", "1", "--port", "0") as (process, lines):
+        assert lines[2].split()[:3] == [path.stem, "1024", "2"]
+        assert ask(lines[0], "/props").said["total_slots"] == 2
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_embeddings_and_scores(path: Path, tiny_path: MakeTiny) -> None:
+    with serving(path, "--embeddings", "--pooling", "mean", *SMALL) as (process, lines):
+        [found] = ask(lines[0], "/v1/embeddings", {"input": "it is"}).said["data"]
+        assert found["embedding"]
+        process.terminate()
+        process.wait(PATIENCE)
+    ranker = tiny_path(arch="bert", n_head_kv=4, n_ctx_train=64, n_cls_out=1)
+    with serving(ranker, "--embeddings", "--pooling", "rank", *SMALL) as (process, lines):
+        answer = ask(lines[0], "/v1/rerank", {"query": "it is", "documents": ["it was", "this"]})
+        assert len(answer.said["results"]) == 2
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_keys_are_read_from_a_file(path: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# who\nsesame-1\n\n  sesame-2  \n")
+    with serving(path, *SMALL, "--api-key-file", keys) as (process, lines):
+        for key, status in (("sesame-1", 200), ("sesame-2", 200), ("# who", 401)):
+            assert complete(lines[0], Authorization=f"Bearer {key}").status == status
+        everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        assert not [each for each in everybody if "sesame" in " ".join(each.cmdline())]
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_what_llama_server_writes_is_shown_on_request(path: Path) -> None:
+    with serving(path, *SMALL, "-v", *REST) as (process, lines):
+        assert complete(lines[0]).status == 200
+        process.terminate()
+        _, said = process.communicate(timeout=PATIENCE)
+        assert "listening on http://127.0.0.1:" in said
+
+
+def test_what_dies_is_started_again_and_told(path: Path) -> None:
+    with serving(path, *SMALL, *REST) as (process, lines):
+        [keeper] = psutil.Process(process.pid).children()
+        [server] = keeper.children()
+        server.kill()
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert said.startswith("moebind: llama-server was ended by SIGKILL; it is started again in 0.5 s (1 of 5);")
+
+        def again() -> bool:
+            try:
+                return ask(lines[0], "/health").status == 200
+            except OSError:
+                return False
+
+        until(again)
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_what_is_behind_the_dashes_goes_to_llama_server(path: Path) -> None:
+    with serving(path, *SMALL, "--", "--no-warmup", "--temp", "0.25", "--top-k", "3") as (process, lines):
+        settings = ask(lines[0], "/props").said["default_generation_settings"]["params"]
+        assert (settings["temperature"], settings["top_k"]) == (0.25, 3)
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+MISUSED: list[list[object]] = [
+    ["serve"],
+    ["serve", "--model-dirs", ";"],
+    ["serve", "MODEL", "--bind", "11435"],
+    ["serve", "MODEL", "--bind", "127.0.0.1:0", "--port", "0"],
+    ["serve", "MODEL", "--port", "70000"],
+    ["serve", "MODEL", "--host", "no such host"],
+    ["serve", "MODEL", "--host", "0.0.0.0"],
+    ["serve", "MODEL", "--fit", "perhaps"],
+    ["serve", "MODEL", "--margin", "much"],
+    ["serve", "MODEL", "--parallel", "0"],
+    ["serve", "MODEL", "--pooling", "max"],
+    ["serve", "MODEL", "--device", "24GiB"],
+    ["serve", "MODEL", "--device", "CUDA9"],
+    ["serve", "MODEL", "MODEL2", "--params", "fit.json"],
+    ["serve", "MODEL", "--timeout-load", "-1", "--port", "0"],
+    ["serve", "MODEL", "--api-key-file", "EMPTY"],
+    ["serve", "MODEL", "MODEL2", "--mmproj", "MODEL"],
+    ["serve", "MODEL", "--", "--port", "1"],
+    ["serve", "MODEL", "--", "-ngl", "1"],
+    ["serve", "-hf", "no repository"],
+]
+
+
+@pytest.mark.parametrize("arguments", MISUSED, ids=lambda arguments: " ".join(map(str, arguments)))
+def test_misuse_is_one_line_and_ends_with_2(
+    arguments: list[object], path: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "empty").write_text("# nothing\n")
+    (tmp_path / "m2.gguf").symlink_to(path)
+    named = {"MODEL": path, "EMPTY": tmp_path / "empty", "MODEL2": tmp_path / "m2.gguf"}
+    assert run(*[named.get(str(each), each) for each in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("moebind: ")
+    assert said.err.count("\n") == 1
+
+
+def test_failures_are_one_line_and_end_with_1(path: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF, or so it says")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        for arguments, reason in (
+            ([tmp_path / "none.gguf"], "none.gguf does not exist"),
+            ([tmp_path / "bad.gguf"], "is not a GGUF file"),
+            (["--models-dir", tmp_path / "none"], "does not exist"),
+            ([path, "--port", taken], f"127.0.0.1:{taken} is in use"),
+            ([path, "--port", 0, "--", "--nonsense"], "invalid argument: --nonsense"),
+            ([path, "--port", 0, "--timeout-load", "0"], "llama-server is not ready after 0 s"),
+            ([path, "--port", 0, "--api-key-file", tmp_path / "none"], "No such file"),
+        ):
+            assert run("serve", *arguments) == 1
+            said = capsys.readouterr()
+            assert said.out == ""
+            assert said.err.startswith("moebind: ")
+            assert said.err.count("\n") == 1, said.err
+            assert reason in said.err
+
+
+def test_too_little_memory_is_said(path: Path) -> None:
+    # In a process without other devices, which tests of this one may have.
+    command = [MOEBIND, "serve", path, "--port", "0", "--margin", "1024TiB"]
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=variables)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "does not fit, whatever stays in host memory: Host may take 0.0 MiB" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_process_is_as_before_afterwards(path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM), logger.handlers, logger.propagate, logger.level
+    assert run("serve", path, "--port", 0, "--timeout-load", 0) == 1
+    assert (signal.getsignal(signal.SIGTERM), logger.handlers, logger.propagate, logger.level) == before
+
+
+def test_the_help_has_an_example_that_works(capsys: Capture) -> None:
+    assert run("serve", "--help") == 0
+    said = capsys.readouterr().out
+    assert "moebind serve moe.gguf" in said
+
+
+def test_no_descriptors_are_left(path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    assert run("serve", path, "--port", 0, "--timeout-load", 0) == 1
+    assert len(os.listdir("/proc/self/fd")) == before
