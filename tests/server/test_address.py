@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
 from moebind import ServerError
+from moebind.server import address
 from moebind.server.address import Address, parse
 
 
@@ -16,6 +18,29 @@ def test_a_free_port_is_found_and_kept_free() -> None:
     assert found.local
     with socket.create_server((found.host, found.port)):
         pass
+
+
+def test_no_connection_takes_it_meanwhile() -> None:
+    first, last = map(int, Path(address.PORT_RANGE).read_text().split())
+    for _ in range(20):
+        assert not first <= Address.free("127.0.0.1", 0).port <= last
+
+
+def test_ports_that_are_taken_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        monkeypatch.setattr(address, "_quiet_ports", lambda: [taken, taken])
+        assert Address.free("127.0.0.1", 0).port not in {0, taken}
+
+
+@pytest.mark.parametrize("written", ["", "1024 65535", "many"])
+def test_where_all_ports_are_given_away_one_of_these_is_taken(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "range").write_text(written)
+    for path in (tmp_path / "range", tmp_path / "none"):
+        monkeypatch.setattr(address, "PORT_RANGE", str(path))
+        assert Address.free("127.0.0.1", 0).port > 0
 
 
 def test_a_port_in_use_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 from dataclasses import dataclass
 from typing import SupportsIndex
@@ -15,6 +16,9 @@ __all__ = ["PORT", "Address", "parse"]
 
 #: The port of the command line, which is ollama's and shimmy's too.
 PORT = 11435
+#: The ports that the system gives to connections; and one from which on, below these, few programs listen.
+PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
+QUIET = 20000
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Address:
     host : str
         As it was given.
     port : int
-        The port, also where the system chose it.
+        The port, also where it was chosen here.
     local : bool
         Whether only this machine reaches it.
     """
@@ -37,7 +41,7 @@ class Address:
 
     @classmethod
     def free(cls, host: str, port: SupportsIndex) -> Address:
-        """The address, if it can be listened on; with port 0, one that the system chooses.
+        """The address, if it can be listened on; with port 0, one that is free.
 
         Raises
         ------
@@ -57,14 +61,18 @@ class Address:
         if not name:
             raise ValueError("host is empty; it takes an address or a name of this machine, such as 127.0.0.1")
         family, _, _, _, where = found[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as llama-server does
-            try:
-                probe.bind(where)
-                probe.listen(1)
-            except OSError as error:
-                raise ServerError(_refusal(name, number, error)) from error
-            number = int(probe.getsockname()[1])
+        for candidate in [number] if number else [*_quiet_ports(), 0]:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as llama-server does
+                try:
+                    probe.bind((where[0], candidate, *where[2:]))
+                    probe.listen(1)
+                except OSError as error:
+                    if number == 0 != candidate and error.errno == errno.EADDRINUSE:
+                        continue
+                    raise ServerError(_refusal(name, number, error)) from error
+                number = int(probe.getsockname()[1])
+                break
         return cls(name, number, all(ipaddress.ip_address(each[4][0]).is_loopback for each in found))
 
     @property
@@ -94,6 +102,21 @@ def parse(text: str) -> tuple[str, int]:
     if not (colon and host and port.isascii() and port.isdecimal()):
         raise ValueError(f"--bind is {text!r}; it takes HOST:PORT, such as 127.0.0.1:{PORT} or [::1]:{PORT}")
     return host, int(port)
+
+
+def _quiet_ports() -> list[int]:
+    """Some ports at random of which the system gives none to connections: they stay free until they are listened on.
+
+    They also stay so while a server that died is started again.
+    """
+    try:
+        with open(PORT_RANGE, encoding="ascii") as file:
+            first = int(file.read().split()[0])
+    except (OSError, ValueError, IndexError):
+        return []
+    return (
+        [QUIET + int.from_bytes(os.urandom(4), "little") % (first - QUIET) for _ in range(20)] if first > QUIET else []
+    )
 
 
 def _refusal(host: str, port: int, error: OSError) -> str:
