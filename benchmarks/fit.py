@@ -109,7 +109,7 @@ def common_fit(
 def our_fit(path: Path, sizes: list[int], context: ContextParams = CONTEXT) -> Fit | None:
     """Our choice for the same devices, without a margin."""
     try:
-        return moebind.fit(path, margin=0, context_params=context, devices=sizes)
+        return moebind.fit(path, margin=0, context_params=context, devices=sizes, swa_full=context.swa_full)
     except FitError:
         return None
 

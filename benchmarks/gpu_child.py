@@ -21,7 +21,6 @@ from moebind import Batch, Context, ContextParams, Device, LoadMode, Model, Mode
 from moebind.bench import environment, nvml
 from moebind.bench.protocol import Parent, run_child
 from moebind.bench.record import FailedError
-from moebind.params import serialize
 
 
 def open_device(name: str, stack: ExitStack) -> Device:
@@ -56,7 +55,7 @@ def look(_parent: Parent, _request: Mapping[str, Any], device: Device) -> dict[s
 def speed(_parent: Parent, request: Mapping[str, Any], device: Device) -> dict[str, object]:
     """Tokens a second of prompts and of single tokens, each repeated after a warm-up, as llama-bench counts them."""
     n_prompt, n_generate = request["n_prompt"], request["n_generate"]
-    params = serialize.context_params(request["context_params"]).with_n_ctx(max(n_prompt, n_generate))
+    params = ContextParams.from_dict(request["context_params"]).with_n_ctx(max(n_prompt, n_generate))
     found: dict[str, list[float]] = {"prompt": [], "decode": []}
     random = np.random.default_rng(1)
     with Model.load_from_file(request["path"], _params(request, device)) as model:
@@ -75,7 +74,7 @@ def speed(_parent: Parent, request: Mapping[str, Any], device: Device) -> dict[s
 
 
 def _params(request: Mapping[str, Any], device: Device) -> ModelParams:
-    return serialize.model_params({**request["model_params"], "devices": [device.name]})
+    return ModelParams.from_dict({**request["model_params"], "devices": [device.name]})
 
 
 def _prompt(context: Context, tokens: np.ndarray) -> float:
@@ -103,7 +102,7 @@ def _generate(model: Model, context: Context, count: int) -> float:
 
 def their_fit(_parent: Parent, request: Mapping[str, Any], device: Device) -> dict[str, object] | None:
     """The parameters that llama.cpp's own fit finds for a budget of this device; None if it finds none."""
-    context, path = serialize.context_params(request["context_params"]), Path(request["path"])
+    context, path = ContextParams.from_dict(request["context_params"]), Path(request["path"])
     if device.backend == "RPC":  # what is free of its memory is what is free of the machine's, and changes
         plan = common_fit(path, [request["memory"]], context, context.n_ctx)
     else:
@@ -111,7 +110,7 @@ def their_fit(_parent: Parent, request: Mapping[str, Any], device: Device) -> di
         plan = common_fit(path, [request["memory"]], context, context.n_ctx, [device])
     if plan is None or plan.context_params.n_ctx < context.n_ctx:
         return None
-    found = serialize.carried(plan.model_params)
+    found = plan.model_params.to_dict()
     found.pop("devices", None)
     return {"model_params": found, "device_bytes": plan.device_bytes}
 

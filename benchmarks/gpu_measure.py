@@ -24,7 +24,6 @@ from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParam
 from moebind.bench import Placement, offload
 from moebind.bench.protocol import run_child
 from moebind.bench.record import FailedError
-from moebind.params import serialize
 
 PHI = "phi-3.5-moe-q4_k_m"
 #: Seconds that nothing here takes.
@@ -215,7 +214,7 @@ def theirs(run: Run) -> None:
             f"their fit/{name}", 20, lambda request=request, size=size: run.child("their fit", **request, memory=size)
         )
         if found is not None:
-            placements.append(Placement(f"llama.cpp's fit, {name}", serialize.model_params(found["model_params"])))
+            placements.append(Placement(f"llama.cpp's fit, {name}", ModelParams.from_dict(found["model_params"])))
     if placements:
         _offload(run, "theirs", phi_path(run), placements, 80)
 
@@ -223,7 +222,7 @@ def theirs(run: Run) -> None:
 def pairs(run: Run) -> None:
     """llama-bench and moebind in turn, with the same placement, tokens and threads."""
     make_weights(run)
-    phi_report, moved = run.record.result("offload/phi"), serialize.carried(ModelParams().with_cpu_moe_all())
+    phi_report, moved = run.record.result("offload/phi"), ModelParams().with_cpu_moe_all().to_dict()
     wanted: list[tuple[str, Path, Mapping[str, Any]]] = []
     for model, path in (("Phi", phi_path(run)), ("demo", demo_path())):
         if path is not None:
@@ -238,7 +237,7 @@ def pairs(run: Run) -> None:
 
 
 def _pair(run: Run, bench: Path, path: Path, fields: Mapping[str, Any]) -> dict[str, object]:
-    params, context, counts = serialize.model_params(fields), run.context, {**run.counts, "repeats": 3}
+    params, context, counts = ModelParams.from_dict(fields), run.context, {**run.counts, "repeats": 3}
     found: dict[str, list[dict[str, Any]]] = {"llama-bench": [], "moebind": []}
     for _ in range(1 if path == phi_path(run) else 2):  # 25 GB are loaded each time
         found["llama-bench"].append(llama_bench(bench, path, params, context, counts, run.device))
@@ -259,7 +258,7 @@ def _request(path: Path, fields: Mapping[str, Any], context: ContextParams) -> d
     return {
         "path": str(path),
         "model_params": dict(fields),
-        "context_params": {**serialize.carried(context), **threads},
+        "context_params": {**context.to_dict(), **threads},
     }
 
 
@@ -291,7 +290,7 @@ def settings(run: Run) -> None:
         ),
     }  # fmt: skip
     for name, (params, context_params) in variants.items():
-        request = _request(phi_path(run), serialize.carried(params), context_params)
+        request = _request(phi_path(run), params.to_dict(), context_params)
         run.unit(f"settings/{name}", 45, lambda request=request: run.child("speed", **request, **counts, repeats=3))
 
 

@@ -5,6 +5,7 @@ python benchmarks/imports.py [PYTHON]      # PYTHON: of an environment with moeb
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -15,8 +16,9 @@ ROUNDS = 15
 
 def main() -> None:
     """Measure and print."""
-    python = sys.argv[1] if len(sys.argv) > 1 else sys.executable
-    command = [python, "-I", "-c", CODE]
+    parser = argparse.ArgumentParser(description="How long import moebind takes beyond import numpy.")
+    parser.add_argument("python", nargs="?", default=sys.executable, help="of an environment with moebind")
+    command = [parser.parse_args().python, "-I", "-c", CODE]
     times = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(ROUNDS)]
     print(f"import moebind: {statistics.median(times):.1f} ms beyond numpy ({min(times):.1f} to {max(times):.1f})")
 

@@ -9,8 +9,8 @@ cache, scratch memory) where it is largest.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -87,7 +87,9 @@ def rows(paths: list[str], device: Device, errors: list[tuple[int, float, str]])
 
 def main() -> None:
     """Print a table, and the worst error."""
-    paths = sys.argv[1:] or [demo_model(), demo_model(dense=True)]
+    parser = argparse.ArgumentParser(description="What plans say, against what is allocated.")
+    parser.add_argument("paths", nargs="*", metavar="FILE", help="models; the demo models by default")
+    paths = parser.parse_args().paths or [demo_model(), demo_model(dense=True)]
     gpus = [each for each in moebind.devices() if each.type in {DeviceType.GPU, DeviceType.IGPU}]
     errors: list[tuple[int, float, str]] = []
     with contextlib.ExitStack() as stack:

@@ -6,6 +6,7 @@ python benchmarks/plans.py --time      # milliseconds for a plan of a 25 GB mode
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -56,8 +57,11 @@ print(*times)
 
 def main() -> None:
     """Print the tables, or the time."""
+    parser = argparse.ArgumentParser(description="Large models, planned.")
+    parser.add_argument("--time", action="store_true", help="how long one plan takes, instead")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if "--time" in sys.argv:
+        if arguments.time:
             _time(shapes.write(Path(folder) / "phi.gguf", shapes.SHAPES["phi-3.5-moe-q4_k_m"]))
             return
         for line in markdown_table(COLUMNS, _rows(Path(folder))):

@@ -11,7 +11,7 @@ choose without an importance matrix (asked through llama-ext.h); vocabularies ha
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -289,7 +289,14 @@ def _byte_words() -> list[str]:
 
 def main() -> None:
     """List the shapes, or write them."""
-    if len(sys.argv) < 2:
+    parser = argparse.ArgumentParser(description="Headers of large models, without their weights.")
+    parser.add_argument("folder", nargs="?", type=Path, help="where they are written; without it, they are listed")
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help="which ones; all of them by default")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.shapes) - set(SHAPES))
+    if unknown:
+        parser.error(f"there is no shape {' or '.join(unknown)}; there are {', '.join(SHAPES)}")
+    if arguments.folder is None:
         sizes = {
             name: sum(lib.ggml_row_size(kind, ne[0]) * _rows(ne) for ne, kind in types(shape).values())
             for name, shape in SHAPES.items()
@@ -297,8 +304,8 @@ def main() -> None:
         columns = [Column("shape", left=True), Column("tensors, GiB", ".2f")]
         print("\n".join(text_table(columns, [(name, size / 2**30) for name, size in sizes.items()])))
         return
-    for name in sys.argv[2:] or SHAPES:
-        print(write(Path(sys.argv[1]) / f"{name}.gguf", SHAPES[name]))
+    for name in arguments.shapes or SHAPES:
+        print(write(arguments.folder / f"{name}.gguf", SHAPES[name]))
 
 
 def _rows(ne: tuple[int, ...]) -> int:

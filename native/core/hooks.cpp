@@ -43,6 +43,14 @@ steady::time_point about_now() {
     return steady::time_point(std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec));
 }
 
+// What besides the context's own hooks stops the computations of this thread.
+thread_local const moebind_hooks * of_thread = nullptr;
+
+bool asked_to_stop(const moebind_hooks * hooks) {
+    return hooks->abort.load(std::memory_order_relaxed) ||
+           (of_thread != nullptr && of_thread->abort.load(std::memory_order_relaxed));
+}
+
 constexpr auto signals_every = std::chrono::milliseconds(50);
 constexpr auto python_every  = std::chrono::milliseconds(1);
 
@@ -74,7 +82,7 @@ bool interrupted() {
 namespace {
 
 bool should_stop(moebind_hooks * hooks) {
-    if (hooks->abort.load(std::memory_order_relaxed) || moebind::exception_waiting()) {
+    if (asked_to_stop(hooks) || moebind::exception_waiting()) {
         return true;
     }
     const auto now = about_now();
@@ -189,4 +197,6 @@ void moebind_hooks_abort(moebind_hooks * hooks) { hooks->abort = true; }
 
 void moebind_hooks_forget(moebind_hooks * hooks) { hooks->abort = false; }
 
-bool moebind_hooks_aborted(const moebind_hooks * hooks) { return hooks->abort; }
+bool moebind_hooks_aborted(const moebind_hooks * hooks) { return asked_to_stop(hooks); }
+
+void moebind_hooks_of_thread(const moebind_hooks * hooks) { of_thread = hooks; }

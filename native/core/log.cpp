@@ -18,12 +18,26 @@ struct thread_log {
     std::string             line;
     ggml_log_level          level = GGML_LOG_LEVEL_INFO;
     bool                    quiet = false;
+    int                     holds = 0;  // errors are kept back
+    std::deque<std::string> held;
     std::deque<std::string> recent;
 };
 
 thread_log & log_of_this_thread() {
     thread_local thread_log log;
     return log;
+}
+
+void show_line(thread_log & log) {
+    const int least = lowest.load(std::memory_order_relaxed);
+    if (least != GGML_LOG_LEVEL_NONE && log.level >= least && !log.quiet && !moebind::stopping() && Py_IsInitialized()) {
+        const std::string line = log.line;
+        log.line.clear();  // before Python, which may log through here again
+        if (const moebind::python_call python; python) {
+            moebind_on_log(log.level, line.c_str());
+        }
+    }
+    log.line.clear();
 }
 
 void finish_line(thread_log & log) {
@@ -36,15 +50,12 @@ void finish_line(thread_log & log) {
             log.recent.pop_front();
         }
     }
-    const int least = lowest.load(std::memory_order_relaxed);
-    if (least != GGML_LOG_LEVEL_NONE && log.level >= least && !log.quiet && !moebind::stopping() && Py_IsInitialized()) {
-        const std::string line = log.line;
-        log.line.clear();  // before Python, which may log through here again
-        if (const moebind::python_call python; python) {
-            moebind_on_log(log.level, line.c_str());
-        }
+    if (log.holds > 0 && log.level == GGML_LOG_LEVEL_ERROR) {
+        log.held.push_back(std::move(log.line));
+        log.line.clear();
+    } else {
+        show_line(log);
     }
-    log.line.clear();
 }
 
 void on_log(ggml_log_level level, const char * text, void *) {
@@ -81,5 +92,19 @@ size_t moebind_log_recent(char * buffer, size_t size) {
 }
 
 void moebind_log_forget(void) { log_of_this_thread().recent.clear(); }
+
+void moebind_log_hold(void) { log_of_this_thread().holds++; }
+
+void moebind_log_release(enum ggml_log_level level) {
+    thread_log &                  log  = log_of_this_thread();
+    const std::deque<std::string> held = std::move(log.held);
+    log.held.clear();
+    log.holds--;
+    for (const std::string & line : held) {
+        log.line  = line;
+        log.level = level;
+        show_line(log);
+    }
+}
 
 void moebind_log_quiet(bool quiet) { log_of_this_thread().quiet = quiet; }

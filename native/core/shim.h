@@ -70,6 +70,11 @@ void   moebind_log_forget(void);
 // Show nothing of what this thread logs, or show it again. Recent lines are kept all the same.
 void moebind_log_quiet(bool quiet);
 
+// Keep back errors that this thread logs until the release, which gives them their level: they are less if an exception quotes
+// them.
+void moebind_log_hold(void);
+void moebind_log_release(enum ggml_log_level level);
+
 // --- hooks: what stops a load or a decode (core/hooks.cpp) ---
 
 struct moebind_hooks;
@@ -94,6 +99,10 @@ void moebind_hooks_observe(struct moebind_hooks * hooks, const char * pattern, c
 void moebind_hooks_abort(struct moebind_hooks * hooks);
 void moebind_hooks_forget(struct moebind_hooks * hooks);
 bool moebind_hooks_aborted(const struct moebind_hooks * hooks);
+
+// Let computations of this thread also stop when these hooks are asked to, whichever context they are in; NULL: no longer. So
+// one generation is stopped, and nobody's that comes later. The caller keeps the hooks meanwhile.
+void moebind_hooks_of_thread(const struct moebind_hooks * hooks);
 
 // --- fork (core/fork.cpp) ---
 
@@ -361,6 +370,9 @@ void moebind_grammar_check(const char * grammar, const char * root);
 // are those with one of the `names` in their own, if all that they describe holds the text that comes with that name.
 bool moebind_grammar_passes(const char * grammar, const char * root, const char ** names, const char ** texts,
                             size_t n_names, bool some);
+
+// Whether a text of the grammar may begin with this one.
+bool moebind_grammar_takes(const char * grammar, const char * text);
 
 // A sampler that lets only through what the grammar allows, and throws when nothing is left.
 struct llama_sampler * moebind_sampler_grammar(const struct llama_vocab * vocab, const char * grammar,

@@ -4,6 +4,7 @@
 // that the grammar forbids is refused and leaves the state as it was, nothing left to choose is an error, and time is
 // bounded (grammar_steps.h). Control tokens are not text: only a rule that names the token lets one through.
 #include "grammar_rules.h"
+#include "grammar_state.h"
 #include "grammar_steps.h"
 #include "grammar_tokens.h"
 #include "grammar_trigger.h"
@@ -18,146 +19,90 @@ namespace {
 
 using namespace moebind;
 
-struct state {
-    std::vector<grammar_stack>                  stacks;
-    std::string                                 unfinished;  // bytes of a character
-    bool                                        waiting = false;
-    std::string                                 text;    // while waiting
-    std::vector<std::pair<llama_token, size_t>> tokens;  // of that text, and where each ends
-};
-
 struct grammar_sampler {
     std::shared_ptr<const token_texts>      tokens;
     std::shared_ptr<const grammar_rules>    rules;
     std::shared_ptr<const grammar_triggers> triggers;  // of a lazy one
-    state                                   now;
+    grammar_state                           now;
     std::string                             written;  // what of the text is there before the first token
+    mutable heard_text                      heard;    // while it waits; what is asked about is in it for that time only
 
     // The token that was asked about last, and what it leads to: it is the one that is accepted next.
-    mutable llama_token asked = LLAMA_TOKEN_NULL;
-    mutable state       then;
+    mutable llama_token   asked = LLAMA_TOKEN_NULL;
+    mutable grammar_state then;
 
     void reset();
 };
 
 grammar_sampler & of(const llama_sampler * sampler) { return *static_cast<grammar_sampler *>(sampler->ctx); }
 
-bool complete(const state & at) {
-    return at.unfinished.empty() && std::any_of(at.stacks.begin(), at.stacks.end(),
-                                                [](const grammar_stack & stack) { return stack.empty(); });
-}
-
-// Takes a piece of text into the grammar, which some rule may instead take as a token (token >= 0).
-void take(state & at, grammar_steps & steps, llama_token token, const std::string & piece) {
-    std::vector<uint32_t> now, found;
-    for (const auto & stack : at.stacks) {
-        const uint32_t id = steps.intern(stack);
-        if (stack.empty()) {
-            continue;
-        }
-        if (!is_token_rule(stack.back())) {
-            now.push_back(id);
-        } else if (token >= 0 && at.unfinished.empty() && matches_token(stack.back(), token)) {
-            const auto & next = steps.after(id);
-            found.insert(found.end(), next.begin(), next.end());
-        }
-    }
-    const std::string text = at.unfinished + piece;
-    const char *      pos  = text.data();
-    const char *      end  = pos + text.size();
-    std::string       unfinished;
-    if (piece.empty()) {
-        now.clear();
-    }
-    while (pos < end && !now.empty()) {
-        const character       read = read_character(pos, end);
-        std::vector<uint32_t> next;
-        for (uint32_t id : now) {
-            const auto & stack = steps.stack(id);
-            steps.work(1);
-            if (read.kind == character::invalid || stack.empty() || is_token_rule(stack.back()) ||
-                !matches(stack.back(), read)) {
-                continue;
-            }
-            if (read.kind == character::partial) {
-                next.push_back(id);
-            } else {
-                const auto & after = steps.after(id);
-                next.insert(next.end(), after.begin(), after.end());
-            }
-        }
-        std::sort(next.begin(), next.end());
-        next.erase(std::unique(next.begin(), next.end()), next.end());
-        now = std::move(next);
-        if (read.kind == character::partial) {
-            unfinished.assign(pos, end);
-        }
-        pos = read.next;
-    }
-    found.insert(found.end(), now.begin(), now.end());
-    std::sort(found.begin(), found.end());
-    found.erase(std::unique(found.begin(), found.end()), found.end());
-    if (found.empty()) {
-        throw rejection("the grammar forbids token " + std::to_string(token) + " here");
-    }
-    std::vector<grammar_stack> stacks;
-    for (uint32_t id : found) {
-        stacks.push_back(steps.stack(id));
-    }
-    at.stacks     = std::move(stacks);
-    at.unfinished = std::move(unfinished);
-}
-
 void grammar_sampler::reset() {
-    state first;
+    grammar_state first;
     first.stacks  = rules->start;
     first.waiting = triggers != nullptr;
+    if (first.waiting) {
+        first.threads.resize(triggers->patterns.size());
+    }
     if (!written.empty()) {
         grammar_steps steps(rules->rules);
         take(first, steps, LLAMA_TOKEN_NULL, written);
     }
     now   = std::move(first);
+    heard = {};
     asked = LLAMA_TOKEN_NULL;
 }
 
+// A text with a token more, as long as this lives.
+class heard_with {
+  public:
+    heard_with(heard_text & heard, llama_token token, const std::string & piece) : heard(heard), size(heard.text.size()) {
+        heard.tokens.emplace_back(token, size + piece.size());
+        heard.text += piece;
+    }
+    ~heard_with() {
+        heard.text.resize(size);
+        heard.tokens.pop_back();
+    }
+    heard_with(const heard_with &)             = delete;
+    heard_with & operator=(const heard_with &) = delete;
+
+  private:
+    heard_text & heard;
+    const size_t size;
+};
+
 // The state after a token; throws a rejection.
-state after(const grammar_sampler & grammar, llama_token token) {
+grammar_state after(const grammar_sampler & grammar, llama_token token) {
     if (token < 0 || static_cast<size_t>(token) >= grammar.tokens->size()) {
         throw rejection("token " + std::to_string(token) + " is not in the vocabulary");
     }
     const auto [kind, text]   = (*grammar.tokens)[token];
     const std::string & piece = *text;
-    state               next  = grammar.now;
+    grammar_state       next  = grammar.now;
     grammar_steps       steps(grammar.rules->rules);
     if (next.waiting) {
         const auto & tokens = grammar.triggers->tokens;
         if (std::find(tokens.begin(), tokens.end(), token) != tokens.end()) {
             next.waiting = false;
-            next.text.clear();
-            next.tokens.clear();
             take(next, steps, token, piece);
             return next;
         }
-        const size_t old = next.text.size();
-        next.text += piece;
-        next.tokens.emplace_back(token, next.text.size());
-        const size_t start = grammar.triggers->find(next.text, old);
+        const heard_with   more(grammar.heard, token, piece);
+        const heard_text & heard = grammar.heard;
+        const size_t       start = grammar.triggers->find(heard, heard.text.size() - piece.size(), next.threads);
         if (start == std::string::npos) {
-            grammar.triggers->forget(next.text, next.tokens);
             return next;
         }
         next.waiting = false;
         size_t begin = 0;
-        for (const auto & [id, end] : next.tokens) {
+        for (const auto & [id, end] : heard.tokens) {
             if (end > start) {
                 const bool whole = begin >= start;
                 const size_t from = whole ? begin : start;
-                take(next, steps, whole ? id : LLAMA_TOKEN_NULL, next.text.substr(from, end - from));
+                take(next, steps, whole ? id : LLAMA_TOKEN_NULL, heard.text.substr(from, end - from));
             }
             begin = end;
         }
-        next.text.clear();
-        next.tokens.clear();
         return next;
     }
     if (kind == token_text::end) {
@@ -232,7 +177,7 @@ class filter {
         std::vector<uint32_t>                               unfinished;
     };
 
-    const state &                             now;
+    const grammar_state &                     now;
     const token_texts &                       tokens;
     llama_token_data_array &                  candidates;
     grammar_steps                             steps;
@@ -411,7 +356,7 @@ class filter {
 
 const char * grammar_name(const llama_sampler *) { return "grammar"; }
 
-const state & asked_about(const grammar_sampler & grammar, llama_token token) {
+const grammar_state & asked_about(const grammar_sampler & grammar, llama_token token) {
     if (token < 0 || grammar.asked != token) {
         grammar.asked = LLAMA_TOKEN_NULL;
         grammar.then  = after(grammar, token);
@@ -421,9 +366,18 @@ const state & asked_about(const grammar_sampler & grammar, llama_token token) {
 }
 
 void grammar_accept(llama_sampler * sampler, llama_token token) {
-    asked_about(of(sampler), token);
-    of(sampler).now   = std::move(of(sampler).then);
-    of(sampler).asked = LLAMA_TOKEN_NULL;
+    grammar_sampler & grammar = of(sampler);
+    asked_about(grammar, token);
+    grammar.now   = std::move(grammar.then);
+    grammar.asked = LLAMA_TOKEN_NULL;
+    if (grammar.now.waiting) {
+        heard_text & heard = grammar.heard;
+        heard.text += *(*grammar.tokens)[token].piece;
+        heard.tokens.emplace_back(token, heard.text.size());
+        grammar.triggers->forget(heard, grammar.now.threads);
+    } else {
+        grammar.heard = {};
+    }
 }
 
 void grammar_apply(llama_sampler * sampler, llama_token_data_array * candidates) {
@@ -455,7 +409,7 @@ llama_sampler_i grammar_interface = [] {
 llama_sampler * moebind_sampler_grammar(const llama_vocab * vocab, const char * grammar, const char * root) {
     auto rules = read_grammar(vocab, grammar, root);
     return llama_sampler_init(&grammar_interface,
-                              new grammar_sampler{ read_tokens(*vocab), std::move(rules), nullptr, {}, {}, LLAMA_TOKEN_NULL, {} });
+                              new grammar_sampler{ read_tokens(*vocab), std::move(rules), nullptr, {}, {}, {}, LLAMA_TOKEN_NULL, {} });
 }
 
 void moebind_grammar_begin(llama_sampler * sampler) { of(sampler).reset(); }
@@ -481,9 +435,8 @@ void moebind_grammar_wait(llama_sampler * sampler, const char ** words, size_t n
                           size_t n_patterns, const llama_token * tokens, size_t n_tokens) {
     auto triggers = std::make_shared<grammar_triggers>();
     triggers->words.assign(words, words + n_words);
-    triggers->patterns.assign(patterns, patterns + n_patterns);
     triggers->tokens.assign(tokens, tokens + n_tokens);
-    triggers->compile();
+    triggers->compile({ patterns, patterns + n_patterns });
     of(sampler).triggers = std::move(triggers);
     of(sampler).reset();
 }

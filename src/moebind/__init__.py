@@ -37,11 +37,14 @@ from moebind.backend.threadpool import ThreadPool
 from moebind.backend.timings import SamplerTimings, Timings
 from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, ToolCall, ToolFunction
 from moebind.chat.templates import chat_builtin_templates
+from moebind.context.async_generation import AsyncChatReply, AsyncPieces
 from moebind.context.batch import Batch
 from moebind.context.batch_ext import BatchExt
 from moebind.context.context import Context
-from moebind.context.conversation import ChatReply
-from moebind.context.generate import Piece
+from moebind.context.generate_many import NumberedPieces
+from moebind.context.pieces import Completion, Piece, Pieces, TokenLogprob, Usage
+from moebind.context.pool import ContextPool
+from moebind.context.replies import ChatDelta, ChatReply, ToolCallDelta
 from moebind.enums import (
     AttentionType,
     ContextType,
@@ -92,6 +95,16 @@ llama_cpp_version = _llama_cpp_version()
 
 __all__ = [
     *_errors,
+    "NumberedPieces",
+    "ContextPool",
+    "AsyncPieces",
+    "AsyncChatReply",
+    "ToolCallDelta",
+    "Usage",
+    "TokenLogprob",
+    "Pieces",
+    "Completion",
+    "ChatDelta",
     "AttentionType",
     "Batch",
     "BatchExt",

@@ -151,6 +151,17 @@ def test_paths() -> None:
             checks.path("p", wrong)  # type: ignore[arg-type]
 
 
+def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/her")
+    monkeypatch.chdir(tmp_path)
+    assert checks.path("p", "~/a~/b") == checks.path("p", Path("~/a~/b")) == "/home/her/a~/b"
+    assert checks.path("p", "~") == "/home/her"
+    assert checks.path("p", "a/~") == "a/~"
+    assert checks.path("p", "~nobody-of-this-name/a") == "~nobody-of-this-name/a"
+    (tmp_path / "~").mkdir()
+    assert checks.path("p", "~/a") == "~/a"  # somebody meant this folder
+
+
 def test_addresses_on_the_hub() -> None:
     assert checks.on_hub("hf://a/b")
     assert checks.on_hub(str(Path("hf://a/b")))
@@ -183,7 +194,8 @@ def test_the_first_number_outside_is_named(values: list[int]) -> None:
     [
         ("12", TypeError, "a is a str"),
         (b"12", TypeError, "a is a bytes"),
-        (3, ValueError, "a has 0 dimensions"),
+        (3, TypeError, r"a is 3 \(int\); it takes a sequence or array of integers"),
+        (None, TypeError, r"a is None \(NoneType\); it takes"),
         ([[1, 2]], ValueError, "a has 2 dimensions"),
         ([[1], [2, 3]], ValueError, "a cannot be made into an array"),
         ([1.0], TypeError, "a has dtype float64"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import moebind
 from conftest import CPU, SMALL
 from moebind import Batch, Model, PoolingType
+from moebind._core import log
 
 MakeTiny = Callable[..., Path]
 
@@ -147,3 +149,38 @@ def test_pooling_unlike_the_models_is_a_warning(caplog: pytest.LogCaptureFixture
     with Model.load_from_file(tiny_path(arch="bert", n_head_kv=4), mean) as model:
         model.embed("Hello", pooling_type=PoolingType.LAST, context_params=SMALL)
     assert "model default pooling_type is [1], but [3] was specified" in caplog.text
+
+
+def test_errors_that_an_exception_quotes_are_not_logged_besides(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, dense: Model
+) -> None:
+    moebind.set_log()
+    text = tmp_path / "text.gguf"
+    text.write_text("It is no model." * 9)
+    for use in (
+        lambda: Model.load_from_file(text, CPU),
+        lambda: moebind.Gguf.from_file(text),
+        lambda: moebind.quantize(text, tmp_path / "out.gguf", moebind.Ftype.Q4_0),
+    ):
+        with pytest.raises(moebind.ModelLoadError, match="llama.cpp: gguf_init_from_reader: invalid magic"):
+            use()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_errors_are_kept_back_until_it_is_known_whether_it_failed(
+    caplog: pytest.LogCaptureFixture, fails: bool
+) -> None:
+    moebind.set_log("info")
+    with contextlib.suppress(ZeroDivisionError), log.quoted():
+        with log.quoted():
+            moebind.lib.gguf_init_from_file(b"/nowhere/a", {"no_alloc": True, "ctx": moebind.ffi.NULL})
+            assert caplog.records == []
+            assert any("/nowhere/a" in line for line in log.recent())
+            if fails:
+                raise ZeroDivisionError
+        assert caplog.records != []
+    level = logging.INFO if fails else logging.ERROR
+    assert {record.levelno for record in caplog.records if "/nowhere/a" in record.getMessage()} == {level}
+    moebind.lib.gguf_init_from_file(b"/nowhere/b", {"no_alloc": True, "ctx": moebind.ffi.NULL})
+    assert {record.levelno for record in caplog.records if "/nowhere/b" in record.getMessage()} == {logging.ERROR}

@@ -15,7 +15,11 @@ def test_sizes_as_text(number: int, unit: str) -> None:
     units = {"B": 1, "": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
     units |= {"k": 2**10, "M": 2**20, "G": 2**30}  # as llama.cpp and docker read them
     wanted = number * units[unit]
-    if wanted <= 2**62:
+    if not unit and 0 < number < 2**20:
+        with pytest.raises(ValueError, match=f"^size is '.*{number}.*which is so many bytes: .*'{number}GiB'$"):
+            parse_size("size", f" {number} ")
+        assert parse_size("size", number) == number
+    elif wanted <= 2**62:
         assert parse_size("size", f" {number} {unit}") == wanted
         assert parse_size("size", wanted) == wanted
     else:
@@ -29,7 +33,8 @@ def test_sizes_are_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("1.5GiB", 3 * 2**29), ("24g", 24 * 2**30), (" 512 mb ", 512 * 10**6), ("7", 7)]
+    ("text", "size"),
+    [("1.5GiB", 3 * 2**29), ("24g", 24 * 2**30), (" 512 mb ", 512 * 10**6), ("1048576", 2**20), ("0", 0)],
 )
 def test_sizes_with_fractions_and_blanks(text: str, size: int) -> None:
     assert parse_size("size", text) == size

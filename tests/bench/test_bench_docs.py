@@ -64,7 +64,10 @@ def test_commands_of_the_page_are_understood(command: str, capsys: pytest.Captur
     assert ended.value.code == 0, capsys.readouterr().err
 
 
-def test_commands_of_the_page_run(tiny_path: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_of_the_page_run(
+    tiny_path: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # one of them writes a file, which the next one reads
     path = str(tiny_path(n_expert=4))
     for command in COMMANDS:
         arguments = [path if word == "moe.gguf" else word for word in shlex.split(command)]

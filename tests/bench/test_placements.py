@@ -18,6 +18,8 @@ EXPECTED = {
     "n-cpu-moe=15": ModelParams().with_n_cpu_moe(15),
     "n-gpu-layers=3": ModelParams(n_gpu_layers=3),
     "ot=ffn_up=CPU": ModelParams().with_cpu_override("ffn_up"),
+    "ot=a{1,2}=CPU,b=RPC0": ModelParams().with_cpu_override("a{1,2}").with_tensor_override("b", "RPC0"),
+    "ot=experts:0-11=CPU": ModelParams().with_n_cpu_moe(12),
     "ot=a=b=RPC0": ModelParams().with_tensor_override("a=b", "RPC0"),
 }
 

@@ -19,7 +19,7 @@ from hub_server import Hub
 
 import moebind
 from conftest import CPU, SMALL
-from moebind import Device, Model, ModelNotFoundError, ModelParams, MoebindError
+from moebind import Device, Model, ModelNotFoundError, ModelParams, MoebindError, SplitMode
 from moebind.bench import OffloadReport, Placement, default_placements, offload
 
 MakeTiny = Callable[..., Path]
@@ -379,3 +379,13 @@ def test_an_rpc_server_in_use_here_cannot_be_shared(path: Path, device: Device) 
     server = replace(device, name="RPC99")  # no worker of ours
     with pytest.raises(ValueError, match="one process at a time"):
         offload(path, **{**QUICK, "devices": [server]})  # type: ignore[arg-type]
+
+
+def test_tensors_that_are_cut_up_are_measured_without_a_plan(path: Path) -> None:
+    cut = ModelParams(split_mode=SplitMode.TENSOR)
+    options = {**QUICK, "devices": ["loopback", "loopback"]}
+    [row] = offload(path, [Placement("cut up", cut)], **options)  # type: ignore[arg-type]
+    assert row.ok, row.failure
+    assert row.predicted is None
+    assert row.allocated is not None
+    assert row.allocated.device_bytes > 0

@@ -98,3 +98,16 @@ def test_a_record_is_plain_values() -> None:
     # Threads depend on the machine: they are told even where they are the default.
     default = Settings(ContextParams(), 3, 1, 8, 2, ("a",), (), None).context_record()
     assert default == {"n_threads": ContextParams().n_threads, "n_threads_batch": ContextParams().n_threads_batch}
+
+
+def test_parts_of_the_work_have_names() -> None:
+    settings = Settings(
+        SMALL, repeats=3, warmup=2, n_prompt=8, n_generate=2, prompts=("a", "b"), devices=(), timeout=None
+    )
+    names = [settings.step_name(at) for at in range(settings.steps)]
+    assert names == [
+        "loading", "warm-up 1 of 2", "warm-up 2 of 2", "run 1 of 3", "run 2 of 3", "run 3 of 3", "comparing 1 of 2",
+        "comparing 2 of 2",
+    ]  # fmt: skip
+    assert settings.step_name(settings.steps) == names[-1]  # nothing comes after it
+    assert replace(settings, warmup=0).step_name(1) == "run 1 of 3"

@@ -113,6 +113,12 @@ def test_tools_that_the_template_leaves_out_are_a_warning(talking: Context) -> N
     with pytest.warns(UserWarning, match="does not write the tools into the prompt") as caught:
         talking.chat(HELLO, tools=[WEATHER], template=template, max_tokens=1).complete()
     assert len(caught) == 1
+    named = [{"role": "user", "content": f"What is the {WEATHER['function']['name']}?"}]
+    with pytest.warns(UserWarning, match="does not write the tools into the prompt"):
+        talking.chat(named, tools=[WEATHER], template=template, max_tokens=1).complete()
+    assert talking.model.chat_format(named, tools=[WEATHER], template=TEMPLATE).writes_tools
+    assert talking.model.chat_format(HELLO, tools=[WEATHER], template=TEMPLATE).writes_tools
+    assert not talking.model.chat_format(named, template=TEMPLATE).writes_tools
     talking.chat(HELLO, tools=[WEATHER], tool_choice="none", template=template, max_tokens=1).complete()
 
 

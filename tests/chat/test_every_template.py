@@ -12,6 +12,7 @@ import pytest
 import tiny_vocab
 
 from moebind import ChatPrompt, ChatTemplateError, GrammarError, Model, ModelParams
+from moebind.chat.demanded_calls import allows_text_before
 from moebind.chat.grammar import grammar_sampler
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -162,6 +163,8 @@ def test_a_call_that_is_demanded_comes(model: Model) -> None:
         grammar = Grammar(model, prompt)
         if grammar.accepts("Hello") or grammar.accepts(""):
             raise ValueError("a reply without a call is allowed")
+        if allows_text_before(prompt):
+            raise ValueError("a reply may write text before the call")
         tried = calls(model, prompt, template)
         assert any(map(grammar.accepts, tried))
         named = {"type": "function", "function": {"name": "look_up"}}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moebind import Model
-from moebind.chat.messages import NESTING_MAX, checked_json, checked_messages, checked_tools
+from moebind.chat.messages import NESTING_MAX, checked_json, checked_messages, checked_tool_choice, checked_tools
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,20 @@ def test_messages_are_rebuilt_of_plain_types() -> None:
         },
         {"role": "assistant", "content": "", "reasoning_content": "hm"},
     ]
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [{"name": "look"}, {"type": "function", "name": "look", "parameters": {}}, {"name": "look", "input_schema": {}}],
+)
+def test_tools_in_another_form_are_told_of_openais(tool: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"tools\[0\] has its 'name' beside .*'function': \{'name': 'look', ...\}\}"):
+        checked_tools([tool])
+    with pytest.raises(ValueError, match="tool_choice has its 'name' beside"):
+        checked_tool_choice({"type": "function", "name": "look"}, [])
+    call = {"role": "assistant", "tool_calls": [{"name": "look", "arguments": "{}"}]}
+    with pytest.raises(ValueError, match=r"messages\[0\]\['tool_calls'\]\[0\] has its 'name' beside"):
+        checked_messages([call])
 
 
 def test_tools_are_rebuilt_of_plain_types() -> None:

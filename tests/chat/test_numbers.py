@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebind import ChatTemplateError, Model, ModelParams
+from moebind.chat.grammar import schema_warnings
 
 HELLO = [{"role": "user", "content": "Hello"}]
 #: Writes arguments and tools, as most templates do.
@@ -88,9 +89,12 @@ def test_numbers_of_the_template_itself(model: Model) -> None:
 
 def test_schemas_keep_their_numbers(model: Model) -> None:
     numbers = {"maximum": 123456.75, "minimum": 48.8566969, "default": 2**64 - 1, "examples": [1.0, 1e16, 2**63]}
+    numbers |= {"enum": [2**64, -(2**63) - 1, 10**40], "const": 2**70}
     tool = {"type": "function", "function": {"name": "pay", "parameters": {"properties": {"x": numbers}}}}
-    text = model.apply_chat_template(HELLO, tools=[tool])
-    assert json.dumps(numbers) in text
+    assert json.dumps(numbers) in model.apply_chat_template(HELLO, tools=[tool])
+    prompt = model.chat_format(HELLO, tools=[tool], tool_choice="required")
+    assert json.dumps(numbers) in prompt.prompt
+    assert any("'x'" in each or "too many digits" in each for each in schema_warnings(prompt, [tool], True))
 
 
 def test_large_integers_count_as_numbers_that_no_sum_takes(model: Model) -> None:

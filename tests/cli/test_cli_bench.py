@@ -41,9 +41,12 @@ def test_bench_on_a_pipe_says_which_placement_is_finished(path: Path, capsys: Ca
     options = [*short, "--placement", "all", "--placement", "ot=nothing=CPU", "--output", tmp_path / "out.json"]
     assert run("bench", "offload", path, *options) == 1
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("1 of 2, all on the device: prompt ")
-    assert said[0].endswith(" tokens/s")
-    assert said[1].startswith("2 of 2, nothing on CPU: failed: ModelLoadError: ")
+    first, second = "1 of 2, all on the device: ", "2 of 2, nothing on CPU: "
+    assert said[:3] == [f"{first}loading", f"{first}run 1 of 3", f"{first}comparing 1 of 1"]
+    assert said[3].startswith(f"{first}prompt ")
+    assert said[3].endswith(" tokens/s")
+    assert said[4] == f"{second}loading"
+    assert said[5].startswith(f"{second}failed: ModelLoadError: ")
     assert run("bench", "offload", path, *options) == 1
     assert capsys.readouterr().err.splitlines()[0].endswith("tokens/s, measured before")
     assert run("bench", "offload", path, *options, "--no-progress") == 1

@@ -48,3 +48,14 @@ def test_check_is_a_question_about_the_plan(path: Path, capsys: Capture) -> None
         assert run("plan", path, *options, "--check") == status
         assert "It does not fit." in capsys.readouterr().out or status == 0
         assert ("It fits." in said) is (status == 0)
+
+
+def test_the_length_of_a_context_that_nobody_gave(path: Path, capsys: Capture) -> None:
+    """The command's default is not Python's: both say so."""
+    assert run("plan", path, "--device", "1GiB", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["n_ctx"] == 4096
+    assert moebind.plan(path, devices=["1GiB"]).n_ctx == ContextParams().n_ctx == 512
+    assert run("plan", "--help") == 0
+    assert "4096; in Python, 512" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(str(moebind.plan.__doc__).split())
+    assert "a context of 512 tokens; ``moebind plan`` on the command line takes 4096" in said

@@ -26,9 +26,12 @@ def test_arguments_of_the_template(moe: Model) -> None:
 @pytest.mark.parametrize(
     ("argument", "told"),
     [
-        ({"temperature": 0.8}, r"no argument 'temperature': pass .* Sampler.temp\(0.8\)"),
-        ({"seed": 1}, r"no argument 'seed': pass .* Sampler.dist\(seed\)"),
-        ({"top_p": 0.9}, r"Sampler.top_p"),
+        ({"typical_p": 0.8}, r"no argument 'typical_p': pass .* Sampler.typical\(0.9\)"),
+        ({"logit_bias": {}}, r"no argument 'logit_bias': pass .* Sampler.logit_bias"),
+        ({"grammar": "root ::= [a]"}, r"Sampler.grammar"),
+        ({"temp": 0.8}, "it is 'temperature' here"),
+        ({"max_new_tokens": 8}, "it is 'max_tokens' here"),
+        ({"temprature": 0.8}, "did you mean 'temperature'"),
         ({"max_token": 3}, "did you mean 'max_tokens'"),
         ({"tool": []}, "did you mean 'tools'"),
         ({"enable_thinking": False}, r"template_kwargs=\{'enable_thinking': ...\}"),

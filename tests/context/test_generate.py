@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import bounds
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import SMALL
+from conftest import CPU, EXACT, SMALL
 from moebind import AbortedError, Batch, ClosedError, Context, Model, Sampler, SamplerError, ffi, lib
-from moebind.context.generate import StopStrings, common_prefix
+from moebind.context.generate import common_prefix
+from moebind.context.stops import StopStrings
 
+MakeTiny = Callable[..., Path]
 PROMPT = "The capital of France is"
 
 
@@ -122,6 +127,18 @@ def test_characters_are_whole(moe: Model) -> None:
             piece.text.encode()  # a lone surrogate would raise
 
 
+def test_a_character_that_is_cut_off_is_left_out(demo_context: Context, demo: Model) -> None:
+    tokens = demo.str_to_token("a\U0001f999b", add_special=False).tolist()
+    pieces = [demo.token_to_bytes(token) for token in tokens]
+    n = next(n for n in range(len(pieces)) if b"".join(pieces[:n])[-1:] >= b"\x80")
+    for ends, text in ((n, "a"), (len(tokens), "a\U0001f999b")):
+        script = iter(tokens)
+        sampler = Sampler.from_callable(lambda candidates, script=script: candidates.select(next(script)))
+        written = list(demo_context.generate("Once", sampler=sampler, max_tokens=ends))
+        assert "".join(piece.text for piece in written) == text
+        assert written[-1].stop_reason == "length"
+
+
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_max_tokens(demo_context: Context, n: int) -> None:
     assert len(list(demo_context.generate(PROMPT, max_tokens=n))) == n
@@ -210,7 +227,7 @@ def test_closing_while_generating(demo: Model) -> None:
         ({"prompt": ["a"]}, TypeError, "integers"),
         ({"prompt": "\ud800"}, ValueError, "surrogate"),
         ({"prompt": "a " * 3000}, ValueError, "larger n_ctx"),
-        ({"max_tokens": -1}, ValueError, "max_tokens"),
+        ({"max_tokens": -2}, ValueError, "max_tokens"),
         ({"max_tokens": 1.5}, TypeError, "max_tokens"),
         ({"stop": ""}, ValueError, "empty"),
         ({"stop": [3.5]}, TypeError, "stop"),
@@ -235,3 +252,47 @@ def test_common_prefix(a: list[int], b: list[int]) -> None:
     n = common_prefix(np.array(a, np.int32), np.array(b, np.int32))
     assert a[:n] == b[:n]
     assert n == min(len(a), len(b)) or a[n] != b[n]
+
+
+# --- sliding windows ---
+
+
+@pytest.fixture(scope="module")
+def windows(tiny_path: MakeTiny) -> Iterator[Model]:
+    with Model.load_from_file(tiny_path(arch="granite_swa", n_expert=4), CPU) as model:
+        assert model.n_swa == 64
+        yield model
+
+
+@pytest.mark.parametrize("full", [True, False])
+@given(data=st.data())
+@settings(max_examples=8, deadline=None)
+def test_prefixes_and_sliding_windows(windows: Model, full: bool, data: st.DataObject) -> None:
+    """Whatever was computed before in the sequence, a prompt gives what it gives in a context of its own."""
+    params = EXACT.with_n_ctx(1024).with_n_ubatch(32).with_swa_full(full)
+    text = [3 + (7 * at) % 200 for at in range(600)]
+    with windows.new_context(params) as context:
+        for _ in range(3):
+            # A part of the same text, and then something else: it goes on, goes back, or leaves within the window.
+            same = data.draw(st.integers(0, 560) | st.integers(440, 520))
+            tokens = [*text[:same], *data.draw(st.lists(st.integers(3, 250), min_size=1, max_size=40))]
+            list(context.generate(tokens, max_tokens=data.draw(st.integers(1, 3))))
+            list(context.generate(tokens, max_tokens=1))
+            found = context.get_logits_ith(-1).copy()
+            with windows.new_context(params) as fresh:
+                list(fresh.generate(tokens, max_tokens=1))
+                np.testing.assert_allclose(found, fresh.get_logits_ith(-1), atol=bounds.ORDER)
+
+
+def test_a_prompt_that_goes_on_is_continued_behind_a_window(windows: Model) -> None:
+    tokens = [3 + (7 * at) % 200 for at in range(500)]
+    params = EXACT.with_n_ctx(1024).with_n_ubatch(32).with_swa_full(False).with_no_perf(False)
+    with windows.new_context(params) as context:
+        written = [piece.token for piece in context.generate(tokens, max_tokens=3)]
+        assert context.kv_cache_seq_pos_min(0) > 0
+        context.reset_timings()
+        list(context.generate([*tokens, *written, 9, 10], max_tokens=1))
+        assert context.timings().n_p_eval <= 3  # the last that was written was never computed
+        context.reset_timings()
+        list(context.generate([*tokens[:100], 5], max_tokens=1))
+        assert context.timings().n_p_eval == 101  # what was before the window is gone

@@ -246,7 +246,7 @@ def test_closing_meanwhile(dense: Model) -> None:
         ({"prompts": [[1] * 5000]}, ValueError, "larger n_ctx"),
         ({"prompts": ["\ud800"]}, ValueError, "surrogate"),
         ({"prompts": np.zeros((2, 2))}, TypeError, r"prompts\[0\]"),
-        ({"max_tokens": -1}, ValueError, "max_tokens"),
+        ({"max_tokens": -2}, ValueError, "max_tokens"),
         ({"max_tokens": 1.5}, TypeError, "max_tokens"),
         ({"stop": ""}, ValueError, "empty"),
         ({"stop": [3.5]}, TypeError, "stop"),
@@ -265,3 +265,115 @@ def test_a_bad_prompt_of_an_iterator(dense: Model) -> None:
         with pytest.raises(ValueError, match=r"prompts\[3\]"):
             list(runs)
         assert len(list(context.generate_many([[1, 7]], max_tokens=2))) == 2
+
+
+# --- arguments of single prompts ---
+
+
+def test_each_prompt_may_have_its_own_arguments(dense: Model) -> None:
+    own: list[dict[str, object]] = [
+        {"max_tokens": 3},
+        {},
+        {"stop": [alone(dense, PROMPTS[2], max_tokens=9)[1][4]]},
+        {"temperature": 2.0, "seed": 8, "top_k": 0},
+        {"sampler": Sampler.chain([Sampler.temp(2.0), Sampler.dist(3)])},
+        {"json_schema": {"type": "boolean"}},
+        {"max_tokens": -1, "stop": None, "json_schema": {"enum": ["abc"]}, "temperature": 0},
+        {"max_tokens": 0},
+    ]
+    expected = []
+    for prompt, options in zip([*PROMPTS, [1]], own, strict=True):
+        with dense.new_context(EXACT.with_n_seq_max(1).with_n_ctx(512)) as context:
+            copied = {
+                name: value.clone() if isinstance(value, Sampler) else value
+                for name, value in {"max_tokens": 9, **options}.items()
+            }
+            expected.append(context.generate(prompt, **copied).complete())  # type: ignore[arg-type]
+    prompts = [{"prompt": prompt, **options} for prompt, options in zip([*PROMPTS, [1]], own, strict=True)]
+    for asked in (prompts, iter(prompts)):
+        with dense.new_context(EXACT) as context:
+            got = context.generate_many(asked, max_tokens=9).complete()
+        assert [(each.tokens, each.text, each.stop_reason, each.stop) for each in got] == [
+            (each.tokens, each.text, each.stop_reason, each.stop) for each in expected
+        ]
+    assert [each.stop_reason for each in got] == ["length"] * 2 + ["stop"] + ["length"] * 2 + ["eog"] * 2 + ["length"]
+
+
+def test_what_a_prompt_says_of_choosing_replaces_what_is_said_for_all(dense: Model) -> None:
+    sampler = Sampler.chain([Sampler.temp(3.0), Sampler.dist(1)])
+    with dense.new_context(EXACT) as context, sampler:
+        greedy = alone(dense, [1, 7], max_tokens=6)[1]
+        for common, own in (
+            ({"sampler": sampler}, {"temperature": 0}),
+            ({"temperature": 3.0, "seed": 4}, {"sampler": Sampler.greedy()}),
+            ({"temperature": 3.0, "seed": 4}, {"temperature": 0}),
+        ):
+            prompts = [[1, 7], {"prompt": [1, 7], **own}]
+            other, mine = context.generate_many(prompts, max_tokens=6, **common).complete()  # type: ignore[arg-type]
+            assert list(mine.tokens) == greedy
+            assert list(other.tokens) != greedy
+
+
+def test_copies_of_a_prompt_differ_by_their_seeds(dense: Model) -> None:
+    prompt = [1, *range(40, 70)]
+    options: dict[str, object] = {"temperature": 2.0, "top_k": 0, "max_tokens": 12}
+    with dense.new_context(EXACT) as context:
+        best_of = [context.generate_many([prompt] * 5, seed=7, **options).complete() for _ in range(2)]  # type: ignore[arg-type]
+        assert best_of[0] == best_of[1]
+        assert len({each.tokens for each in best_of[0]}) == 5
+        assert [each.usage.cached_tokens for each in best_of[0]] == [0] + [30] * 4, "the prompt is computed once"
+        random = context.generate_many([prompt] * 5, **options).complete()  # type: ignore[arg-type]
+        assert len({each.tokens for each in random}) == 5
+        same = context.generate_many([{"prompt": prompt, "seed": 9}] * 3, **options).complete()  # type: ignore[arg-type]
+        assert len({each.tokens for each in same}) == 1
+        assert same[0].tokens == best_of[0][2].tokens
+    for at, each in enumerate(best_of[0]):
+        with dense.new_context(EXACT.with_n_seq_max(1).with_n_ctx(512)) as context:
+            assert context.generate(prompt, seed=7 + at, **options).complete().tokens == each.tokens  # type: ignore[arg-type]
+
+
+def test_one_schema_for_all(dense: Model) -> None:
+    with dense.new_context(EXACT) as context:
+        completions = context.generate_many(PROMPTS, json_schema={"enum": ["a", "b"]}, temperature=2.0).complete()
+        assert {each.text for each in completions} == {'"a"', '"b"'}
+
+
+def test_all_or_nothing(dense: Model) -> None:
+    with dense.new_context(EXACT) as context:
+        pieces = context.generate_many(PROMPTS, max_tokens=3)
+        next(pieces)
+        with pytest.raises(RuntimeError, match="taken already"):
+            pieces.complete()
+        assert len(list(pieces)) == 3 * len(PROMPTS) - 1
+        assert context.generate_many(iter([]), max_tokens=3).complete() == []
+        assert [each.stop_reason for each in context.generate_many([[1]] * 2, max_tokens=0).complete()] == [
+            "length"
+        ] * 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [
+        ({}, TypeError, r"prompts\[1\] has no 'prompt'"),
+        (
+            {"prompt": [1], "temprature": 1},
+            TypeError,
+            r"prompts\[1\] has 'temprature': .* takes 'prompt' and sampler, ",
+        ),
+        ({"role": "user", "content": "Hello"}, TypeError, "a chat is a list of messages"),
+        ({"prompt": []}, ValueError, r"prompts\[1\]: prompt has no tokens"),
+        ({"prompt": [1], "sampler": 3}, TypeError, r"prompts\[1\]: sampler is 3"),
+        ({"prompt": [1], "sampler": Sampler.top_k(2)}, SamplerError, r"prompts\[1\]: .*does not choose"),
+        ({"prompt": [1], "sampler": Sampler.greedy(), "seed": 2}, TypeError, r"prompts\[1\]: .*both given"),
+        ({"prompt": [1], "seq_id": 1}, TypeError, "seq_id"),
+    ],
+)
+def test_bad_arguments_of_a_prompt(
+    dense: Model, prompt: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with dense.new_context(EXACT) as context:
+        with pytest.raises(error, match=message):
+            context.generate_many([[1], prompt])
+        runs = context.generate_many(iter([[1], prompt]), max_tokens=1)
+        with pytest.raises(error, match=message):
+            list(runs)

@@ -108,3 +108,35 @@ def test_stops_that_are_none(context: Context, stop: Any, error: type[Exception]
         context.generate(PROMPT, stop=stop)
     with pytest.raises(error, match=told):
         context.generate_many([PROMPT], stop=stop)
+
+
+def test_no_stops_and_no_limit(context: Context) -> None:
+    for stop in (None, (), []):
+        assert written(context, "Hi", stop)[-1].stop_reason == "eog"
+    for limit in (None, -1, np.int64(-1)):
+        pieces = list(context.generate("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n", max_tokens=limit))
+        assert pieces[-1].stop_reason == "eog"
+        assert context.chat([{"role": "user", "content": "Hello"}], max_tokens=limit, stop=None).complete()["content"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_tokens": -2}, ValueError, "max_tokens is -2; it takes a number from 0 on, or None or -1"),
+        ({"max_tokens": True}, TypeError, "max_tokens is True"),
+        ({"max_tokens": "8"}, TypeError, "max_tokens"),
+        ({"stop": 3.5}, TypeError, r"stop is 3.5 \(float\); it takes texts, and ids of tokens, or None"),
+        ({"stop": b"end"}, TypeError, "stop is b'end'"),
+        ({"stop": {"end": 1}}, TypeError, "stop is {'end': 1}"),
+        ({"stop": [None]}, TypeError, "stop holds None"),
+        ({"stop": True}, TypeError, "stop holds True"),
+    ],
+)
+def test_bad_ones(context: Context, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    for call in (
+        lambda: context.generate(PROMPT, **options),
+        lambda: context.generate_many([PROMPT], **options),
+        lambda: context.chat([{"role": "user", "content": "Hello"}], **options),
+    ):
+        with pytest.raises(error, match=message):
+            call()

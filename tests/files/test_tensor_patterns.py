@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moebind import ModelParams
-from moebind.files.tensor_patterns import check_pattern, matching, similar_names
+from moebind.files.tensor_patterns import check_pattern, matching, numbers, similar_names
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,31 @@ def test_names_that_are_shown_are_one_of_each_kind() -> None:
 def test_what_is_no_pattern(pattern: object) -> None:
     with pytest.raises(TypeError, match="pattern"):
         check_pattern(pattern)  # type: ignore[arg-type]
+
+
+@given(st.integers(0, 2500), st.integers(0, 900))
+def test_numbers_match_exactly_them(first: int, more: int) -> None:
+    pattern = re.compile(f"({numbers(first, first + more)})")
+    assert [n for n in range(first + more + 1200) if pattern.fullmatch(str(n))] == [*range(first, first + more + 1)]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "pattern"),
+    [
+        (0, 0, "0"),
+        (0, 4, "[0-4]"),
+        (0, 9, r"\d"),
+        (0, 10, r"\d|10"),
+        (0, 14, r"\d|1[0-4]"),
+        (0, 19, r"\d|1\d"),
+        (0, 39, r"\d|[1-3]\d"),
+        (0, 21, r"\d|1\d|2[01]"),
+        (0, 47, r"\d|[1-3]\d|4[0-7]"),
+        (0, 99, r"\d|[1-9]\d"),
+        (12, 31, r"1[2-9]|2\d|3[01]"),
+        (7, 7, "7"),
+        (95, 104, "9[5-9]|10[0-4]"),
+    ],
+)
+def test_patterns_of_numbers_read_well(first: int, last: int, pattern: str) -> None:
+    assert numbers(first, last) == pattern

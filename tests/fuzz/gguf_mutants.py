@@ -96,12 +96,20 @@ def _find_end(path: str) -> None:
         raise AssertionError(f"the header ends at {end}, and the data begin at {file.data_offset}")
 
 
+def _identify(path: str) -> None:
+    from moebind.placement.header import read_header
+    from moebind.placement.saved import Identity
+
+    assert Identity.of(read_header(path)).size >= 0
+
+
 ENTRIES: dict[str, Callable[[str], None]] = {
     "Gguf.from_file": _read,
     "the end of the header": _find_end,
     "Model.load_from_file": _load,
     "vocab_only": _load_vocabulary,
     "plan": _plan,
+    "which model a fit is for": _identify,
     "quantize": _quantize,
 }
 

@@ -18,7 +18,18 @@ import tiny
 
 import moebind
 from conftest import CPU, SMALL
-from moebind import ClosedError, Device, Ftype, Model, ModelLoadError, ModelParams, MoebindError, RopeType, VocabType
+from moebind import (
+    ClosedError,
+    Device,
+    Ftype,
+    Model,
+    ModelLoadError,
+    ModelParams,
+    MoebindError,
+    RopeType,
+    SplitMode,
+    VocabType,
+)
 
 MakeTiny = Callable[..., Path]
 
@@ -151,6 +162,7 @@ print(gpu, *(str(warning.message) for warning in told), *(warning.filename for w
     if gpu == "False":
         message, filename = told
         assert re.match("n_gpu_layers is -1, but no device can take layers: .*CUDA is (in|out): ", message)
+        assert "moebind.doctor() says what to do" in message
         assert filename == "<string>"
     else:
         assert told == []
@@ -266,3 +278,16 @@ def test_ctrl_c_during_a_load(demo_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         Model.load_from_file(demo_path, CPU.with_use_mmap(False).with_progress_callback(progress))
     Model.load_from_file(demo_path, CPU).close()
+
+
+def test_tensors_that_are_cut_up(tiny_path: MakeTiny) -> None:
+    """With ``SplitMode.TENSOR``, llama.cpp has a device of its own that stands for all of them, in no backend."""
+    path = tiny_path(n_expert=4)
+    with moebind.loopback_device() as one, moebind.loopback_device() as two:
+        params = ModelParams(devices=[one, two], split_mode=SplitMode.TENSOR)
+        with Model.load_from_file(path, params) as model:
+            assert model.devices == [one, two]
+            with model.new_context(SMALL) as context:
+                assert [piece.index for piece in context.generate([1, 5, 9], max_tokens=3)] == [0, 1, 2]
+    with pytest.raises(ModelLoadError, match="needs >= 1 devices"):
+        Model.load_from_file(path, ModelParams(devices=[], split_mode=SplitMode.TENSOR))

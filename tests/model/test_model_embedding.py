@@ -12,7 +12,7 @@ import tiny  # put on the path by conftest.py
 from pooled import APART, EMBEDDING, POOLED, pooled, rewritten
 
 from conftest import CPU
-from moebind import ClosedError, EmbeddingsError, Model, PoolingType
+from moebind import ClosedError, ContextParams, EmbeddingsError, Model, PoolingType
 
 
 def test_rerank_takes_the_models_template(tmp_path: Path) -> None:
@@ -67,6 +67,25 @@ def test_embed_means_by_default(dense: Model) -> None:
     np.testing.assert_array_equal(dense.embed([dense.str_to_token("the cat")]), expected)
 
 
+def test_parameters_that_say_nothing_of_lengths_cut_nothing(
+    tiny_path: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ContextParams] = []
+    make = Model.new_context
+    monkeypatch.setattr(Model, "new_context", lambda self, params: (made.append(params), make(self, params))[1])
+    long = np.arange(600) % 200 + 5
+    params = ContextParams(n_threads=1, n_threads_batch=1)
+    with Model.load_from_file(tiny_path(n_ctx_train=700), CPU) as model:
+        chosen = model.embed([long, long[:3]], context_params=params)
+        assert (made[-1].n_ubatch, made[-1].n_seq_max, made[-1].n_threads) == (600, 2, 1)
+        asked = model.embed([long, long[:3]], context_params=params.with_n_ubatch(600).with_n_seq_max(2))
+        np.testing.assert_array_equal(chosen, asked)
+        with pytest.raises(ValueError, match="at most 599 are taken"):
+            model.embed([long], context_params=params.with_n_ubatch(599))
+        with pytest.raises(ValueError, match="at most 700 are taken"):
+            model.embed([np.tile(long, 2)], context_params=params)
+
+
 def test_long_texts_are_named_or_cut(bert: Model) -> None:
     texts = ["a", "the " * 100]
     with pytest.raises(ValueError, match=r"texts\[1\] has \d+ tokens; at most 64"):
@@ -83,8 +102,9 @@ def test_long_texts_are_named_or_cut(bert: Model) -> None:
         ({"texts": 3}, TypeError, "list of texts"),
         ({"texts": b"a"}, TypeError, "list of texts"),
         ({"texts": {"a": 1}}, TypeError, "list of texts"),
-        ({"texts": [3.5]}, ValueError, "dimensions"),
-        ({"texts": [None]}, ValueError, "dimensions"),
+        ({"texts": [3.5]}, TypeError, r"texts\[0\] is 3.5 \(float\); it takes a str, or token ids"),
+        ({"texts": ["a", None]}, TypeError, r"texts\[1\] is None \(NoneType\); it takes a str, or token ids"),
+        ({"texts": [b"a"]}, TypeError, r"texts\[0\] is b'a'"),
         ({"texts": ["a", []]}, ValueError, r"texts\[1\] has no tokens"),
         ({"texts": [[-1]]}, ValueError, r"texts\[0\]\[0\] is -1"),
         ({"texts": [[10**6]]}, ValueError, r"texts\[0\]\[0\] is 1000000"),
@@ -109,7 +129,8 @@ def test_bad_arguments_of_embed(bert: Model, options: dict[str, object], error: 
     [
         (3, ["a"], TypeError, "query"),
         ("\ud800", ["a"], ValueError, "surrogate"),
-        ("a", [3], TypeError, "text"),
+        ("a", ["b", 3], TypeError, r"texts\[1\] is 3 \(int\); it takes a str"),
+        ("a", [None], TypeError, r"texts\[0\] is None"),
         ("a", ["\udfff"], ValueError, "surrogate"),
         ("a", None, TypeError, "list of texts"),
         ("a", ["b", "the " * 100], ValueError, r"texts\[1\] has"),

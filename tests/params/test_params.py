@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +28,7 @@ from moebind import (
     lib,
 )
 from moebind.files.tensor_patterns import experts_pattern, matching
-from moebind.params.params import Params, _numbers_below
+from moebind.params.params import Params
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Fields of the structs that have another form here, or belong to the call that makes the object.
@@ -198,36 +197,11 @@ def test_cpu_moe_all_uses_llama_cpps_pattern() -> None:
     assert matching(override.pattern, names + others) == names
 
 
-@given(st.integers(1, 2500))
-def test_numbers_below_matches_exactly_them(count: int) -> None:
-    pattern = re.compile(f"({_numbers_below(count)})")
-    assert [n for n in range(2 * count + 20) if pattern.fullmatch(str(n))] == list(range(count))
-
-
 @given(st.integers(1, 200))
 def test_n_cpu_moe_matches_the_first_layers(n_layers: int) -> None:
     (override,) = ModelParams().with_n_cpu_moe(n_layers).tensor_overrides
     names = [f"blk.{layer}.ffn_up_exps.weight" for layer in range(256)]
     assert matching(override.pattern, names) == names[:n_layers]
-
-
-@pytest.mark.parametrize(
-    ("count", "pattern"),
-    [
-        (1, "0"),
-        (5, "[0-4]"),
-        (10, r"\d"),
-        (11, r"\d|10"),
-        (15, r"\d|1[0-4]"),
-        (20, r"\d|1\d"),
-        (40, r"\d|[1-3]\d"),
-        (22, r"\d|1\d|2[01]"),
-        (48, r"\d|[1-3]\d|4[0-7]"),
-        (100, r"\d|[1-9]\d"),
-    ],
-)
-def test_patterns_of_layers_read_well(count: int, pattern: str) -> None:
-    assert _numbers_below(count) == pattern
 
 
 def test_n_cpu_moe_of_no_layers_changes_nothing() -> None:

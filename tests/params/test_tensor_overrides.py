@@ -9,9 +9,13 @@ import bounds
 import gguf
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import CPU, EXACT, SMALL
 from moebind import Batch, Device, Model, ModelLoadError, ModelParams
+from moebind.files.tensor_patterns import matching
+from moebind.params.tensor_overrides import written_rules
 
 MakeTiny = Callable[..., Path]
 
@@ -161,3 +165,56 @@ def test_the_demo_models_experts_leave_the_device(demo_texts: list[tuple[str, in
     everything, half, none = (model for _, model, _ in demo_texts)
     assert none <= 0.12 * everything
     assert none < half < everything
+
+
+# --- as text ---
+
+#: What stands in a name of a device or of a buffer type.
+TARGETS = st.sampled_from(["CPU", "CUDA0", "CUDA_Host", "RPC0[127.0.0.1:50052]", "CPU_REPACK", "GPU1"])
+#: Pieces of patterns, with the commas, braces and equal signs that regular expressions may have.
+PIECES = st.sampled_from([r"blk\.", r"\d{1,2}", "ffn_(up|down)", "a{2,}", "(?=x)", "[=,]", "exps", ".", "_,"])
+PATTERNS = st.lists(PIECES, min_size=1, max_size=5).map("".join)
+
+
+@given(st.lists(st.tuples(PATTERNS, TARGETS), min_size=1, max_size=4))
+def test_rules_are_read_as_they_were_written(rules: list[tuple[str, str]]) -> None:
+    text = ",".join(f"{pattern}={target}" for pattern, target in rules)
+    found = written_rules("rules", text)
+    assert [(rule.pattern, rule.target) for rule in found] == rules
+
+
+def test_layers_by_number() -> None:
+    names = [f"blk.{at}.{part}.weight" for at in range(120) for part in ("attn_q", "ffn_up_exps", "ffn_gate_inp")]
+
+    def layers(text: str) -> list[tuple[int, str]]:
+        [rule] = written_rules("rules", f"{text}=CUDA1")
+        assert rule.target == "CUDA1"
+        return [(int(name.split(".")[1]), name.split(".")[2]) for name in matching(rule.pattern, names)]
+
+    assert layers("experts:0-11") == [(at, "ffn_up_exps") for at in range(12)]
+    assert layers("experts:7") == [(7, "ffn_up_exps")]
+    assert layers("experts:98-101") == [(at, "ffn_up_exps") for at in range(98, 102)]
+    assert {at for at, _ in layers("layers:112-")} == set(range(112, 120))
+    assert {part for _, part in layers("layers:112-")} == {"attn_q", "ffn_up_exps", "ffn_gate_inp"}
+    assert [rule.target for rule in written_rules("rules", "experts:0-3=CPU, layers:4-=CUDA0")] == ["CPU", "CUDA0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "rules is ''; it takes PATTERN=TARGET"),
+        ("ffn_up", "rules is 'ffn_up'; it takes PATTERN=TARGET"),
+        ("=CPU", "it takes PATTERN=TARGET"),
+        ("ffn_up=", "it takes PATTERN=TARGET"),
+        ("ffn_up=CPU,ffn_down", "it takes PATTERN=TARGET"),
+        ("ffn_up=CPU,=CUDA0", "it takes PATTERN=TARGET"),
+        ("experts:11-0=CPU", "rules has 'experts:11-0'; the first layer comes first, as in experts:0-11"),
+        ("experts:a-b=CPU", "rules has 'experts:a-b'; layers have numbers"),
+        ("layers:=CPU", "rules has 'layers:'; layers have numbers"),
+        ("layers:0-99999=CPU", "layers have numbers"),
+        ("a\0b=CPU", "NUL"),
+    ],
+)
+def test_what_is_no_rule(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        written_rules("rules", text)

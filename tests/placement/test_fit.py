@@ -313,11 +313,44 @@ def test_what_a_fit_refuses(tiny_path: MakeTiny, arguments: dict[str, object], e
         moebind.fit(tiny_path(n_expert=4), **{"devices": ["1GiB"], **arguments})  # type: ignore[arg-type]
 
 
-def test_a_budget_beyond_the_device_is_what_it_has(demo_path: Path) -> None:
-    for memory in ("2GiB", {"GPU0": "2GiB"}):
-        fit = moebind.fit(demo_path, memory=memory, context_params=SMALL, devices=["400MiB"])
-        assert fit.budgets["GPU0"] == 400 * 2**20
-        assert fit.plan.fits
+def test_a_budget_beyond_the_device_is_told(demo_path: Path) -> None:
+    for memory, what in (("2GiB", "memory is"), ({"GPU0": "2GiB"}, r"memory\['GPU0'\] is")):
+        with pytest.raises(ValueError, match=f"{what} 2.00 GiB, and GPU0 has 400.0 MiB: give at most that"):
+            moebind.fit(demo_path, memory=memory, context_params=SMALL, devices=["400MiB"])
+    here = moebind.plan(demo_path, ModelParams(), SMALL, devices=[]).host.capacity
+    for memory in (2 * here, {"Host": 2 * here}):
+        with pytest.raises(ValueError, match=r"memory.* GiB, and Host has .* GiB: give at most that"):
+            moebind.fit(demo_path, memory=memory, context_params=SMALL, devices=[])
+        # Another machine may have it.
+        fit = moebind.fit(demo_path, memory=memory, context_params=SMALL, devices=[], host=2 * here)
+        assert fit.budgets == {"Host": 2 * here}
+        assert fit.plan.host.capacity == 2 * here
+
+
+def test_all_that_a_device_has_is_a_budget(demo_path: Path) -> None:
+    fit = moebind.fit(demo_path, memory="400MiB", context_params=SMALL, devices=["400MiB"])
+    assert fit.budgets == {"GPU0": 400 * 2**20}
+    # One size for all, of which one device has less.
+    fit = moebind.fit(demo_path, memory="500MiB", context_params=SMALL, devices=["600MiB", "300MiB"])
+    assert fit.budgets == {"GPU0": 500 * 2**20, "GPU1": 300 * 2**20}
+    assert "of a budget of 500.0 MiB; 600.0 MiB are free" in fit.explanation
+    assert "of a budget of 300.0 MiB, all that it has; 300.0 MiB are free" in fit.explanation
+
+
+def test_a_fit_for_another_host(shape_path: MakeShape) -> None:
+    # Without layers there, the devices take copies of experts for prompts; the host has the rest.
+    path = shape_path("mixtral-8x7b-q4_k_m", 6)
+    sizes = {"GPU0": "3GiB", "Host": "3GiB"}
+    fit = moebind.fit(path, memory=sizes, context_params=CONTEXT, devices=["24GiB"], host="64GiB")
+    assert fit.budgets == {"GPU0": 3 * GIB, "Host": 3 * GIB}
+    assert fit.plan.host.capacity == fit.plan.host.free == 64 * GIB
+    assert within(fit)
+    alone = moebind.fit(path, n_ctx=4096, devices=[], host="64GiB")
+    assert alone.budgets == {"Host": 63 * GIB}
+    small = moebind.fit(path, memory="3GiB", n_ctx=4096, devices=["24GiB"], host="1GiB")
+    assert "The host needs" in small.explanation  # nobody limited it
+    with pytest.raises(FitError, match="Host may take"):
+        moebind.fit(path, n_ctx=4096, devices=[], host="1GiB")
 
 
 def test_a_fit_that_the_host_has_no_room_for_does_not_send_to_itself(shape_path: Callable[[str], Path]) -> None:

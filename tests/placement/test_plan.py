@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from moebind import (
     Model,
     ModelLoadError,
     ModelParams,
+    SplitMode,
 )
 
 MakeTiny = Callable[..., Path]
@@ -107,8 +109,8 @@ def test_a_plan_as_values(tiny_path: MakeTiny) -> None:
     plan = moebind.plan(tiny_path(n_expert=4), ModelParams(), SMALL, devices=["1GiB"])
     values = json.loads(json.dumps(plan.to_dict()))
     assert list(values) == [
-        "path", "n_ctx", "mapped", "gaps", "lazy", "fits", "device_bytes", "host_bytes", "expert_bytes", "devices",
-        "bytes_read",
+        "path", "n_ctx", "mapped", "gaps", "lazy", "n_swa", "model_params", "context_params", "fits", "missing",
+        "advice", "device_bytes", "host_bytes", "expert_bytes", "devices", "bytes_read",
     ]  # fmt: skip
     assert list(values["devices"][0]) == [
         "name", "type", "model", "context", "compute", "total", "free", "capacity", "buffers",
@@ -240,3 +242,72 @@ def test_what_is_not_enough_is_not_told_as_if_it_were(demo_path: Path) -> None:
     assert "not enough alone" in plan.advice[0]
     assert "with_n_cpu_moe(" not in plan.advice[0]
     assert "not enough" not in moebind.plan(demo_path, context_params=SMALL, devices=["400MiB"]).advice[0]
+
+
+# --- another machine ---
+
+
+def test_a_host_that_is_not_here(tiny_path: MakeTiny) -> None:
+    path = tiny_path(n_expert=8, n_layer=6)
+    here = moebind.plan(path, ModelParams(), SMALL, devices=["1GiB"])
+    there = moebind.plan(path, ModelParams(), SMALL, devices=["1GiB"], host="64GiB")
+    assert there == here  # the same bytes, in the same places
+    assert (there.host.free, there.host.capacity) == (64 * 2**30, 64 * 2**30)
+    assert here.host.capacity != there.host.capacity
+    needs = here.host.total - here.gaps
+    for size, fits in ((needs, True), (needs - 1, False)):
+        plan = moebind.plan(path, ModelParams(), SMALL, devices=["1GiB"], host=size)
+        assert plan.fits is fits
+    assert plan.missing == {"Host": 1}
+    assert plan.advice[0].startswith("The host lacks 0.0 MiB")
+
+
+def test_a_machine_without_gpus(tiny_path: MakeTiny) -> None:
+    plan = moebind.plan(tiny_path(n_expert=4), None, SMALL, devices=[], host="4MiB")
+    assert [device.name for device in plan.devices] == ["Host"]
+    assert plan.host.capacity == 4 * 2**20
+    beside = moebind.plan(tiny_path(n_expert=4), ModelParams(n_gpu_layers=0), SMALL, host="4MiB")  # with what is here
+    assert beside.host.capacity == 4 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("host", "kind", "message"),
+    [
+        (0, ValueError, "host is 0"),
+        (-1, ValueError, "host is -1"),
+        ("much", ValueError, "host is 'much'; it takes a number of bytes"),
+        (1.5, TypeError, "host is 1.5"),
+        (True, TypeError, "host is True"),
+        (["1GiB"], TypeError, "host is"),
+    ],
+)
+def test_what_is_no_host(tiny_path: MakeTiny, host: Any, kind: type[Exception], message: str) -> None:
+    for call in (moebind.plan, moebind.fit):
+        with pytest.raises(kind, match=message):
+            call(tiny_path(), devices=["1GiB"], host=host)
+
+
+def test_tensors_that_are_cut_up_are_not_planned(tiny_path: MakeTiny) -> None:
+    """llama.cpp makes one device of all of them, so that the sum would pass for what one has."""
+    for call in (moebind.plan, moebind.fit):
+        for devices in (["1GiB", "1GiB"], ["1GiB"], [], None):
+            with pytest.raises(ValueError, match="split_mode is TENSOR, which cuts up each tensor"):
+                call(tiny_path(), model_params=ModelParams(split_mode=SplitMode.TENSOR), devices=devices)
+        with pytest.raises(ValueError, match="split_mode is ROW, for which llama.cpp needs a buffer"):
+            call(tiny_path(), model_params=ModelParams(split_mode=SplitMode.ROW), devices=["1GiB"])
+
+
+def test_parameters_and_advice_are_among_the_values(tiny_path: MakeTiny) -> None:
+    model = ModelParams(progress_callback=lambda _: True).with_n_cpu_moe(1)
+    plan = moebind.plan(tiny_path(n_expert=4), model, SMALL.with_abort_callback(lambda: False), devices=["1MiB"])
+    values = json.loads(json.dumps(plan.to_dict()))
+    # Callbacks change nothing that is planned, and cannot be written.
+    assert ModelParams.from_dict(values["model_params"]) == model.with_progress_callback(None)
+    assert ContextParams.from_dict(values["context_params"]) == SMALL
+    assert values["missing"] == plan.missing != {}
+    assert values["advice"] == list(plan.advice) != []
+
+
+def test_windows_of_a_model(tiny_path: MakeTiny) -> None:
+    assert moebind.plan(tiny_path(arch="granite_swa", n_expert=4), None, SMALL, devices=["1GiB"]).n_swa == 64
+    assert moebind.plan(tiny_path(), None, SMALL, devices=["1GiB"]).n_swa == 0

@@ -79,3 +79,36 @@ def test_demo_model_is_made_once(demo_path: Path) -> None:
     before = demo_path.stat().st_mtime_ns
     assert run(EXAMPLES / "demo_model.py").stdout.strip() == str(demo_path)
     assert demo_path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"), [("demo_model.py", "gguf"), ("demo_model.py", "tqdm"), ("demo.py", "psutil")]
+)
+def test_a_package_that_is_missing_is_a_sentence(name: str, missing: str) -> None:
+    code = f"import runpy, sys; sys.modules[{missing!r}] = None; sys.path.insert(0, sys.argv[1])\n"
+    code += f"runpy.run_path(sys.argv[1] + '/{name}', run_name='__main__')"
+    done = run("-c", code, EXAMPLES, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"{missing} is missing, with which the demo")
+    assert done.stderr.count("\n") == 1
+    assert f"pip install {missing}" in done.stderr or "pip install gguf tqdm" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["shapes.py", "plans.py", "imports.py", "planned_against_actual.py", "fit.py", "gpu.py"]
+)
+def test_help_of_a_benchmark_does_nothing(name: str, tmp_path: Path) -> None:
+    script = EXAMPLES.parent / "benchmarks" / name
+    done = subprocess.run(
+        [sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.startswith("usage: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shape_that_there_is_not(tmp_path: Path) -> None:
+    done = run(EXAMPLES.parent / "benchmarks" / "shapes.py", tmp_path / "new", "phi", check=False)
+    assert done.returncode == 2
+    assert "there is no shape phi; there are phi-3.5-moe-q4_k_m" in done.stderr
+    assert not (tmp_path / "new").exists()

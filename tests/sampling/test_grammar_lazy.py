@@ -125,6 +125,8 @@ def test_patterns_that_take_for_ever_are_an_error(dense: Model) -> None:
     with Sampler.grammar_lazy_patterns(dense, CALL, "root", ["(?:a*)b(?:a*)c(?:a*)d(?:a*)<call>"]) as grammar:
         assert begins(grammar, "abacad" * 60)
     with Sampler.grammar_lazy_patterns(dense, CALL, "root", ["a*a*a*a*b"]) as grammar:
+        assert begins(grammar, "a" * 5000)
+    with Sampler.grammar_lazy_patterns(dense, CALL, "root", [r"a*a*a*a*b\b"]) as grammar:
         with pytest.raises(SamplerError, match="takes too long"):
             begins(grammar, "a" * 500)
         with pytest.raises(SamplerError, match="takes too long"):

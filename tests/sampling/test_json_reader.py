@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,28 @@ def allows(model: Model, grammar: str, text: str) -> bool:
     with Sampler.grammar(model, grammar) as sampler:
         tokens = model.str_to_token(text, add_special=False, parse_special=False).tolist()
         return all(map(sampler.try_accept, tokens)) and sampler.try_accept(model.token_eos)
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"$ref": "#"}, "#"),
+        ({"allOf": [{"$ref": "#"}]}, "#"),
+        ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "#"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}}, "#/properties/a"),
+        ({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}}}, "#/$defs/A"),
+    ],
+)
+def test_a_schema_that_is_only_itself_describes_nothing(model: Model, schema: dict[str, Any], place: str) -> None:
+    told = re.escape(f"the schema at {place}: it refers to itself alone")
+    with pytest.raises(GrammarError, match=told) as caught:
+        json_schema_to_grammar(schema)
+    assert caught.type is GrammarError
+    with pytest.warns(UserWarning, match=told):
+        grammar = json_schema_to_grammar(schema, strict=False)
+    assert allows(model, grammar, '{"a":[1]}')
+    inside = {"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}, "required": ["a"]}
+    assert allows(model, json_schema_to_grammar(inside), '{"a":{"a":null}}')
 
 
 A = {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}

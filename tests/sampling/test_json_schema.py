@@ -329,8 +329,8 @@ def test_anything_is_a_grammar_or_an_error(schema: dict) -> None:  # type: ignor
         warnings.simplefilter("ignore")
         try:
             assert "root ::= " in json_schema_to_grammar(schema, strict=False)
-        except GrammarError as error:  # infinity, or what refers to nothing but itself
-            assert re.search("is not JSON|begins with itself", str(error))  # noqa: PT017
+        except GrammarError as error:  # infinity
+            assert "is not JSON" in str(error)  # noqa: PT017
 
 
 @pytest.mark.parametrize(
@@ -387,8 +387,8 @@ def test_anything_is_a_grammar_or_an_error(schema: dict) -> None:  # type: ignor
         ({"$ref": "other.json#/a"}, "same document"),
         ({"$ref": "#/$defs/missing"}, "nothing at"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {}}, "type": "null"}, "'type' beside"),
-        ({"$ref": "#"}, "begins with itself"),
-        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "with itself"),
+        ({"$ref": "#"}, "refers to itself alone"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "to itself alone"),
         ({"anyOf": [{"type": "null"}], "properties": {"a": {}}}, "'properties' beside 'anyOf'"),
         ({"anyOf": []}, "list of schemas"),
         ({"anyOf": [{"type": "null"}, False]}, "false is not a schema"),

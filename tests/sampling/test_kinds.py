@@ -247,6 +247,27 @@ def test_seeds_repeat_and_reset_begins_again(make: Callable[[int], Sampler]) -> 
         assert tokens(first) == chosen
 
 
+def test_without_a_seed_it_is_a_random_one() -> None:
+    makes: list[Callable[[], Sampler]] = [
+        Sampler.dist,
+        lambda: Sampler.mirostat(500, None, 6.0, 0.1),
+        lambda: Sampler.mirostat_v2(None, 5.0, 0.1),
+    ]
+    for make in makes:
+        seeds = {make().seed for _ in range(3)}
+        assert len(seeds) == 3
+        assert None not in seeds
+    # Of these llama.cpp does not tell the seed.
+    logits = np.linspace(0, 1, 500)
+    for make in (
+        lambda: Sampler.adaptive_p(0.3, 0.9, None),
+        lambda: Sampler.chain([Sampler.xtc(0.5, 0.0, 1, None), Sampler.greedy()]),
+    ):
+        with make() as first, make() as second:
+            chosen = [[apply(logits, each).selected_token for _ in range(64)] for each in (first, second)]
+        assert chosen[0] != chosen[1]
+
+
 def test_a_copy_of_adaptive_p_forgets_what_it_has_no_probability_of() -> None:
     with Sampler.chain([Sampler.adaptive_p(0.5, 0.9, 1)]) as sampler:
         token = apply([1.0, 2.0, 3.0], sampler).selected_token

@@ -229,6 +229,34 @@ def test_a_complete_text_can_only_end(dense: Model) -> None:
 # --- states ---
 
 
+def test_a_grammar_is_for_one_text(dense: Model) -> None:
+    def write(sampler: Sampler, n: int = 9) -> str:
+        return "".join(piece.text for piece in context.generate("a", sampler=sampler, max_tokens=n))
+
+    told = re.escape("reset() it for a new one, or use a clone()")
+    with dense.new_context(SMALL) as context:
+        for n in (9, 1):  # whole, and cut off
+            chain = Sampler.chain([Sampler.chain([Sampler.grammar(dense, 'root ::= "ab"')]), Sampler.greedy()])
+            fresh = chain.clone()
+            assert write(chain, n) == "ab"[:n]
+            with pytest.raises(SamplerError, match=told):
+                write(chain)
+            with pytest.raises(SamplerError, match=told):
+                write(chain.clone())
+            with pytest.raises(SamplerError, match=told):
+                context.generate_many(["a"], sampler=chain)
+            assert write(fresh) == "ab"
+            chain.reset()
+            # What was accepted by hand is the beginning of the text.
+            assert write(chain.with_tokens(spelled("a"))) == "b"
+            chain[0].reset()
+            assert write(chain) == "ab"
+        # One that still waits goes on waiting.
+        lazy = Sampler.chain([Sampler.grammar_lazy(dense, 'root ::= "zz"', "root", ["zz"]), Sampler.greedy()])
+        write(lazy, 3)
+        write(lazy, 3)
+
+
 def test_a_forbidden_token_changes_nothing(dense: Model) -> None:
     with Sampler.chain([Sampler.penalties(8, 1.0, 0.0, 9.0), Sampler.grammar(dense, YES_OR_NO)]) as chain:
         for token in (spelled("x")[0], END, 0, dense.n_vocab, 2**31 - 1):

@@ -116,7 +116,7 @@ def nesting(text: str) -> int:
 
 
 def path(name: str, value: str | os.PathLike[str]) -> str:
-    """A path as str, without NUL."""
+    """A path as str, without NUL. A ``~`` at its beginning is the home folder, unless there is a file of that name."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a str or a path object")
     result = os.fspath(value)
@@ -126,6 +126,8 @@ def path(name: str, value: str | os.PathLike[str]) -> str:
         raise ValueError(f"{name} contains a NUL character")
     if not result:
         raise ValueError(f"{name} is empty; it takes the path of a file")
+    if result.startswith("~") and not os.path.lexists(result.partition(os.sep)[0]):
+        return os.path.expanduser(result)
     return result
 
 
@@ -142,6 +144,8 @@ def int32_array(name: str, value: object, low: int, high: int = INT32_MAX) -> ND
         array = np.asarray(value)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{name} cannot be made into an array: {error}") from None
+    if array.ndim == 0:
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a sequence or array of integers")
     if array.ndim != 1:
         raise ValueError(f"{name} has {array.ndim} dimensions; it takes one")
     if array.size == 0:

@@ -110,7 +110,10 @@ class ContextBase(Owner, metaclass=ABCMeta):
 
     @property
     def n_ctx(self) -> int:
-        """Tokens that the cache holds, over all sequences (``llama_n_ctx``)."""
+        """Tokens that the cache holds, over all sequences (``llama_n_ctx``).
+
+        At least what ``ContextParams.n_ctx`` asked for: llama.cpp rounds it up, to a multiple of 256 for each sequence.
+        """
         return int(lib.llama_n_ctx(self._open()))
 
     @property

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from moebind._core.fork import held_during_fork
 from moebind._core.native import ffi, lib, read_log
 
-__all__ = ["logger", "quietly", "recent", "recent_lines", "set_log"]
+__all__ = ["logger", "quietly", "quoted", "recent", "recent_lines", "set_log"]
 
 #: Where llama.cpp's lines go.
 logger = logging.getLogger("moebind.llama")
@@ -57,6 +57,19 @@ def quietly() -> Iterator[None]:
         yield
     finally:
         lib.moebind_log_quiet(False)
+
+
+@contextmanager
+def quoted() -> Iterator[None]:
+    """Begin the recent lines anew, and log errors as mere information if an exception leaves that quotes them."""
+    lib.moebind_log_forget()
+    lib.moebind_log_hold()
+    level = lib.GGML_LOG_LEVEL_INFO
+    try:
+        yield
+        level = lib.GGML_LOG_LEVEL_ERROR
+    finally:
+        lib.moebind_log_release(level)
 
 
 def set_log(level: str | int | None = "warning") -> None:

@@ -30,10 +30,13 @@ def progress_bar(
         raise ImportError("progress bars are drawn with tqdm: pip install 'moebind[cli]'") from error
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
     description = name if callable(name) else lambda: name
-    bar = tqdm(total=100, desc=description(), unit="%", bar_format=form, disable=None if only_on_terminals else False)
+    shown = description()
+    bar = tqdm(total=100, desc=shown, unit="%", bar_format=form, disable=None if only_on_terminals else False)
 
     def progress(fraction: float) -> bool:
-        bar.set_description_str(description(), refresh=False)
+        nonlocal shown
+        shown, before = description(), shown
+        bar.set_description_str(shown, refresh=shown != before)
         bar.update(100 * fraction - bar.n)
         return True
 

@@ -27,7 +27,10 @@ def parse_size(name: str, value: SupportsIndex | str, low: int = 0) -> int:
         raise ValueError(
             f"{name} is {value!r}; it takes a number of bytes, or a text such as '24GiB', '24G' or '512MB'"
         )
-    return checks.integer(name, int(Decimal(match[1]) * unit), low, 2**62)
+    size = int(Decimal(match[1]) * unit)
+    if not match[2] and 0 < size < 2**20:
+        raise ValueError(f"{name} is {value!r}, which is so many bytes: give a unit, as in '{match[1]}GiB'")
+    return checks.integer(name, size, low, 2**62)
 
 
 def show_size(size: int) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from moebind._core.native import CData, decoded, ffi, lib
 from moebind._core.tables import Column, text_table
 from moebind.backend.devices import capacities
-from moebind.backend.host_memory import host_memory
+from moebind.backend.host_memory import HostMemory, host_memory
 from moebind.enums import DeviceType
 
 __all__ = ["BufferMemory", "DeviceMemory", "MemoryBreakdown"]
@@ -128,8 +128,13 @@ def _mebibytes(part: DeviceMemory | BufferMemory) -> list[float]:
     return [size / 2**20 for size in (part.model, part.context, part.compute, part.total)]
 
 
-def gather(parts: Iterable[tuple[CData, BufferMemory]], devices: Iterable[CData]) -> tuple[DeviceMemory, ...]:
-    """Buffers by their types, device by device: ``devices`` in their order, even when empty, others, and the host."""
+def gather(
+    parts: Iterable[tuple[CData, BufferMemory]], devices: Iterable[CData], described: HostMemory | None = None
+) -> tuple[DeviceMemory, ...]:
+    """Buffers by their types, device by device: ``devices`` in their order, even when empty, others, and the host.
+
+    ``described`` is the memory of a host that need not be this machine.
+    """
     by_device: dict[CData, list[BufferMemory]] = {device: [] for device in devices}
     host: list[BufferMemory] = []
     for buffer_type, buffer in parts:
@@ -140,7 +145,7 @@ def gather(parts: Iterable[tuple[CData, BufferMemory]], devices: Iterable[CData]
             host.append(buffer)
         else:
             by_device.setdefault(device, []).append(buffer)
-    limits = host_memory()
+    limits = host_memory() if described is None else described
     return (
         *(_on_device(device, buffers) for device, buffers in by_device.items()),
         _sum(HOST, DeviceType.CPU, host, limits.free, limits.capacity),

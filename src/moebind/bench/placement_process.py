@@ -20,8 +20,10 @@ from moebind.bench.protocol import Parent
 from moebind.bench.rows import memory_record
 from moebind.bench.texts import TEXT
 from moebind.context.context import Context
+from moebind.enums import SplitMode
 from moebind.model.model import Model
-from moebind.params import serialize
+from moebind.params.params import ContextParams, ModelParams
+from moebind.params.serialize import device_of
 from moebind.placement.fit import fit
 from moebind.placement.plan import plan
 
@@ -38,7 +40,7 @@ def measure(parent: Parent, request: Mapping[str, Any]) -> dict[str, object]:
         others = [_open_others(each, stack) for each in request["devices"]]
         # A card is not touched before this: CUDA takes memory for itself when it is first asked for anything.
         _show(parent, "before")
-        local = [[serialize.device_of(each["name"])] if each["kind"] == "local" else [] for each in request["devices"]]
+        local = [[device_of(each["name"])] if each["kind"] == "local" else [] for each in request["devices"]]
         devices = [device for both in zip(others, local, strict=True) for found in both for device in found]
         return _measure(parent, request, devices)
 
@@ -57,15 +59,22 @@ def _open_others(device: Mapping[str, Any], stack: ExitStack) -> list[Device]:
 
 def _measure(parent: Parent, request: Mapping[str, Any], devices: Sequence[Device]) -> dict[str, object]:
     path: str = request["path"]
-    context_params = serialize.context_params(request["context_params"])
-    params = serialize.model_params(request["model_params"])
+    context_params = ContextParams.from_dict(request["context_params"])
+    params = ModelParams.from_dict(request["model_params"])
     if params.devices is None:
         params = params.with_devices(devices)
     if request["memory"] is not None:
-        n_ctx = context_params.n_ctx  # the same for all that is compared
-        found = fit(path, memory=request["memory"], n_ctx=n_ctx, model_params=params, context_params=context_params)
+        found = fit(
+            path,
+            memory=request["memory"],
+            n_ctx=context_params.n_ctx,  # the same for all that is compared, as is the cache of sliding windows
+            swa_full=context_params.swa_full,
+            model_params=params,
+            context_params=context_params,
+        )
         params, context_params = found.model_params, found.context_params
-    planned = plan(path, params, context_params)
+    # llama.cpp does not tell what each device takes where it cuts up tensors.
+    planned = None if params.split_mode == SplitMode.TENSOR else plan(path, params, context_params)
     record = machine_record()
     start = time.perf_counter()
     with Model.load_from_file(path, params) as model, model.new_context(context_params) as context:
@@ -73,9 +82,9 @@ def _measure(parent: Parent, request: Mapping[str, Any], devices: Sequence[Devic
         parent.tell("step")
         return {
             "row": {
-                "model_params": serialize.carried(params),
-                "context_params": serialize.carried(context_params),
-                "predicted": memory_record(planned),
+                "model_params": params.to_dict(),
+                "context_params": context_params.to_dict(),
+                "predicted": None if planned is None else memory_record(planned),
                 "load": loaded,
                 **_run(parent, request, model, context),
             },

@@ -12,6 +12,7 @@ from moebind._core import checks
 from moebind._core.sizes import parse_size, show_size
 from moebind.files.gguf import Gguf
 from moebind.params.params import ModelParams
+from moebind.params.tensor_overrides import written_rules
 
 __all__ = ["Placement", "default_placements"]
 
@@ -66,8 +67,8 @@ class Placement:
             - ``"n-cpu-moe=N"``: those of the first N layers (``with_n_cpu_moe``);
             - ``"n-gpu-layers=N"``: N layers on the devices, counted from the last;
             - ``"none"``: no layers on the devices;
-            - ``"ot=PATTERN=TARGET"``: tensors whose names match go to a device or buffer type; the target comes after
-              the last ``=``;
+            - ``"ot=PATTERN=TARGET"``: tensors whose names match go to a device or buffer type; several rules have
+              commas between them, and ``"ot=experts:0-11=CPU"`` goes by layers, as for ``--override-tensor``;
             - ``"fit=SIZE"``: what :func:`moebind.fit` finds for so much memory, such as ``"fit=8GiB"``.
         model_params
             What else the model is loaded with.
@@ -95,10 +96,9 @@ class Placement:
                 return cls(f"n_gpu_layers({int(value)})", params.with_n_gpu_layers(int(value)))
             return cls(f"n_cpu_moe({int(value)})", params.with_n_cpu_moe(int(value)))
         if kind == "ot":
-            pattern, equals, target = value.rpartition("=")
-            if not equals or not target:
-                raise ValueError(f"placement is {text!r}; ot takes a pattern and a target, such as ot=ffn_up=CPU")
-            return cls(f"{pattern} on {target}", params.with_tensor_override(pattern, target))
+            rules = written_rules("placement ot", value)
+            name = ", ".join(f"{rule.pattern} on {rule.target}" for rule in rules)
+            return cls(name, params.with_tensor_overrides([*params.tensor_overrides, *rules]))
         if kind == "fit":
             size = parse_size("the size of fit", value, low=1)
             return cls(f"fit({show_size(size)})", params, size)

@@ -25,7 +25,6 @@ from moebind.bench.rows import OffloadRow, read_row
 from moebind.bench.settings import Settings, checked_context, checked_devices, checked_prompts
 from moebind.bench.texts import AGREEMENT
 from moebind.files.gguf import Gguf
-from moebind.params import serialize
 from moebind.params.params import ContextParams
 
 __all__ = ["offload"]
@@ -91,8 +90,9 @@ def offload(
         parameters, devices, settings, build and machine, is not measured again. Logits are kept there, at most 64 MiB
         per placement. None: nothing is kept.
     progress
-        True: a bar, if tqdm is installed and standard error is a terminal, and otherwise a line on standard error for
-        each placement that is finished. Or what is called with a fraction from 0.0 to 1.0; returning False stops.
+        True: a bar, if tqdm is installed and standard error is a terminal, and otherwise lines on standard error: what
+        is done with each placement, and what was found. Or what is called with a fraction from 0.0 to 1.0; returning
+        False stops.
     timeout
         Seconds that one placement may take; None: as long as it needs.
     command
@@ -148,7 +148,7 @@ def offload(
     if command is None:
         command = _call(path, placements, output, context_params, devices, settings)
     with ExitStack() as stack:
-        bar = stack.enter_context(Progress(progress, len(chosen) * settings.steps))
+        bar = stack.enter_context(Progress(progress, len(chosen) * settings.steps, settings.step_name))
         kept = Output.of(output, stack)
         files = environment.checksums(header.paths, kept.checksums, bar.aside)
         comparison = _Comparison(files, settings, kept, checks.text("command", command).decode())
@@ -160,9 +160,11 @@ def offload(
 
 def _request(path: str, placement: Placement, settings: Settings) -> dict[str, Any]:
     """The request to a child, without where its logits go."""
+    if placement.model_params.progress_callback is not None:
+        raise ValueError("progress_callback is set: the benchmark says how far it is by itself; leave it out")
     return {
         "path": os.path.abspath(path),
-        "model_params": serialize.carried(placement.model_params),
+        "model_params": placement.model_params.to_dict(),
         "memory": placement.memory,
         "context_params": settings.context_record(),
         "devices": list(settings.devices),
@@ -228,13 +230,14 @@ class _Comparison:
         """All of them; what is finished is on the disk before the next begins."""
         report = self._report()
         for at, (placement, request) in enumerate(zip(placements, requests, strict=True)):
-            bar.begin(placement.name, at * self._settings.steps)
+            bar.begin(placement.name, at + 1, len(placements), at * self._settings.steps)
             # A file is known by its checksum, wherever it lies.
             conditions = {name: value for name, value in request.items() if name != "path"}
             found = self._record.find(_PLACEMENT, conditions)
             row = None if found is None else self._known(placement.name, found)
             known = row is not None
             if row is None:
+                bar.measures()
                 measured = self._record.measure(
                     _PLACEMENT, partial(self._measure, request, conditions, bar), conditions
                 )
@@ -242,7 +245,7 @@ class _Comparison:
             self._rows.append(row)
             report = self._report()
             self._output.write(report)
-            bar.finished(row, at + 1, len(placements), known=known)
+            bar.finished(row, known=known)
         bar.at(len(placements) * self._settings.steps)
         return report
 

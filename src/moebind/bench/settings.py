@@ -15,7 +15,6 @@ from moebind.bench import environment
 from moebind.bench.texts import AGREEMENT
 from moebind.enums import DeviceType
 from moebind.files.gguf import Gguf
-from moebind.params import serialize
 from moebind.params.params import ContextParams
 
 __all__ = ["N_CTX", "Settings", "checked_context", "checked_devices", "checked_prompts"]
@@ -42,10 +41,18 @@ class Settings:
         """Parts of the work on one placement."""
         return 1 + self.warmup + self.repeats + len(self.prompts)
 
+    def step_name(self, at: int) -> str:
+        """A word for the part that comes after so many, and which of its kind it is."""
+        for name, count in (("loading", 1), ("warm-up", self.warmup), ("run", self.repeats)):
+            if at < count:
+                return name if count == 1 else f"{name} {at + 1} of {count}"
+            at -= count
+        return f"comparing {min(at + 1, len(self.prompts))} of {len(self.prompts)}"
+
     def context_record(self) -> dict[str, Any]:
         """The context as plain values; threads also where they are the default, which depends on the machine."""
         threads = {"n_threads": self.context.n_threads, "n_threads_batch": self.context.n_threads_batch}
-        return {**serialize.carried(self.context), **threads}
+        return {**self.context.to_dict(), **threads}
 
     def record(self) -> dict[str, Any]:
         """As plain values."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TypeAlias, cast
 
 from moebind._core.native import ffi, lib
+from moebind.chat.demanded_calls import with_the_call_first
 from moebind.chat.prompt import ChatPrompt
 from moebind.errors import ChatTemplateError, GrammarError, NativeError
 from moebind.sampling.json_rules import Names, with_corrected_rules, with_property_order
@@ -61,6 +62,7 @@ def held(prompt: ChatPrompt, request: Mapping[str, object], orders: Orders, enfo
         if schema:
             raise ValueError("a reply that has to call a tool has no content to hold to json_schema: pass one of them")
         _check_call(prompt.grammar, prompt.grammar_lazy, tools)
+        prompt = with_the_call_first(prompt)
     elif schema:
         if choice == "none":
             tools = ()

@@ -9,6 +9,7 @@ import numpy as np
 
 from moebind._core import checks
 from moebind._core.native import ffi, lib
+from moebind.chat.demanded_calls import allows_text_before
 from moebind.chat.enforcement import allows_call, unheld_arguments
 from moebind.chat.messages import checked_tools
 from moebind.errors import GrammarError, NativeError
@@ -17,9 +18,8 @@ from moebind.sampling.sampler import Sampler
 if TYPE_CHECKING:
     from moebind._core.model_base import ModelBase
     from moebind.chat.prompt import ChatPrompt, ChatTrigger
-    from moebind.sampling.candidates import TokenDataArray
 
-__all__ = ["constrained", "grammar_sampler", "schema_warnings"]
+__all__ = ["grammar_sampler", "schema_warnings"]
 
 
 def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | None, enforced: bool) -> Iterator[str]:
@@ -28,7 +28,7 @@ def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | 
     ``enforced`` is whether the reply is constrained by the grammar.
     """
     functions = [cast("Mapping[str, object]", tool["function"]) for tool in checked_tools(tools) or ()]
-    if functions and not any(str(function["name"]) in prompt.prompt for function in functions):
+    if functions and not prompt.writes_tools:
         yield "the chat template does not write the tools into the prompt, so the model does not know them"
         return
     if functions and not prompt.reads_calls:
@@ -37,6 +37,16 @@ def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | 
             "of the reply"
         )
         return
+    if functions and prompt.misreads_calls:
+        yield (
+            "llama.cpp reads calls of this chat template in another form than the template writes them: the grammar "
+            "holds the model to llama.cpp's form, and without the grammar its calls may not be read"
+        )
+    if functions and enforced and not prompt.grammar_lazy and allows_text_before(prompt):
+        yield (
+            "a reply of this template may write text before the call that it has to make: max_tokens may end it before "
+            "it comes to one"
+        )
     for function in functions if enforced else ():
         name, parameters = str(function["name"]), cast("Mapping[str, object]", function["parameters"])
         if not allows_call(prompt.grammar, name):
@@ -85,31 +95,3 @@ def _pattern(trigger: ChatTrigger) -> bytes:
     if trigger.type == "pattern_full":
         return f"^{trigger.value.removeprefix('^').removesuffix('$')}$".encode()
     return trigger.value.encode()
-
-
-class _Borrowed:
-    """A sampler of the caller's in a chain that does not own it, so that it remembers what was chosen."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-
-    def __call__(self, candidates: TokenDataArray) -> None:
-        self._sampler.apply(candidates)
-
-    def accept(self, token: int) -> None:
-        self._sampler.accept(token)
-
-
-def constrained(
-    model: ModelBase, prompt: ChatPrompt, preserved: frozenset[int], sampler: Sampler | None
-) -> Sampler | None:
-    """``sampler``, choosing only from what the grammar allows; None is the likeliest token."""
-    grammar = grammar_sampler(model, prompt, preserved)
-    if grammar is None:
-        return sampler
-    if sampler is None:
-        return Sampler.chain([grammar, Sampler.greedy()])
-    if not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
-    sampler._must_choose()
-    return Sampler.chain([grammar, Sampler.from_callable(_Borrowed(sampler))])

@@ -23,6 +23,7 @@ __all__ = [
     "checked_tool_choice",
     "checked_tools",
     "with_integers",
+    "with_marked_integers",
 ]
 
 TOOL_CHOICES = ("auto", "none", "required")
@@ -46,6 +47,12 @@ def _with_marks(text: str) -> str:
         return f'"{INTEGER_MARK}{found[1]}"'
 
     return _LONG.sub(marked, text)
+
+
+def with_marked_integers(tools: Sequence[Mapping[str, object]] | None) -> Sequence[Mapping[str, object]] | None:
+    """Tools as the template gets them: no integer in a schema loses digits."""
+    marked: list[Mapping[str, object]] | None = None if tools is None else json.loads(_with_marks(json.dumps(tools)))
+    return marked
 
 
 def with_integers(text: str) -> str:
@@ -113,9 +120,9 @@ def _checked_text(name: str, value: object) -> str:
     return str(value)
 
 
-def _shortened(value: object) -> str:
+def _shortened(value: object, typed: bool = True) -> str:
     text = repr(value)
-    return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"
+    return f"{text[:60]}{'...' if len(text) > 60 else ''}{f' ({type(value).__name__})' if typed else ''}"
 
 
 def checked_messages(messages: object) -> list[dict[str, object]]:
@@ -171,6 +178,11 @@ def _checked_function(name: str, given: Mapping[str, object]) -> Mapping[str, ob
     kind = given.get("type", "function")
     if kind != "function":
         raise ValueError(f"{name} is of type {kind!r}; it takes 'function'")
+    if "function" not in given and "name" in given:
+        raise ValueError(
+            f"{name} has its 'name' beside 'type'; OpenAI's form has it inside: {{'type': 'function', 'function': "
+            f"{{'name': {_shortened(given['name'], False)}, ...}}}}"
+        )
     return _checked_dict(f"{name}['function']", given.get("function"))
 
 
@@ -246,7 +258,7 @@ def checked_tools(tools: object) -> list[dict[str, object]] | None:
                 "function": {
                     "name": called,
                     "description": "" if description is None else _checked_text(f"{name}'s description", description),
-                    "parameters": checked_json(f"{name}'s parameters", schema),
+                    "parameters": checked_json(f"{name}'s parameters", schema, any_size=True),
                 },
             }
         )

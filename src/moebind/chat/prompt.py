@@ -128,6 +128,10 @@ class ChatPrompt:
         Whether :meth:`parse` separates the reasoning from the content.
     parser : CData
         llama.cpp's parser for the replies.
+    writes_tools : bool
+        Whether the template tells the model of the tools; False also where the chat has none.
+    misreads_calls : bool
+        Whether the template writes calls that :meth:`parse` does not read; False also where the chat has no tools.
     """
 
     prompt: str
@@ -144,6 +148,8 @@ class ChatPrompt:
     reads_calls: bool
     reasoning_format: str
     parser: CData = field(repr=False, compare=False)
+    writes_tools: bool = False
+    misreads_calls: bool = False
 
     def parse(self, text: str, *, partial: bool = False) -> ChatMessage:
         """Parse a reply.

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, cast
 
 from moebind._core import checks
@@ -20,13 +21,15 @@ from moebind.chat.enforcement import Orders, held, holdable, names_of
 from moebind.chat.messages import (
     INTEGER_MARK,
     calls_that_are_no_json,
-    checked_json,
     checked_messages,
     checked_tool_choice,
     checked_tools,
     with_integers,
+    with_marked_integers,
 )
 from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, clean_message, exchange
+from moebind.chat.round_trip import misreads_calls
+from moebind.chat.template_arguments import merged_arguments, unread_arguments
 from moebind.errors import ChatTemplateError, NativeError
 from moebind.sampling.json_schema import read_schema
 
@@ -36,6 +39,23 @@ __all__ = ["ChatTemplates", "chat_builtin_templates"]
 TEMPLATE_BYTES_MAX = 2**17
 _REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
 _KEY = "tokenizer.chat_template"
+#: What a template, or its rendering, gets from moebind.
+RENDERING = [
+    "messages",
+    "template",
+    "add_generation_prompt",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "json_schema",
+    "strict",
+    "reasoning_format",
+    "continue_final_message",
+    "enforced",
+    "template_kwargs",
+]
+#: What a chat without tools and a schema asks for.
+_WITHOUT_TOOLS = {"tools": None, "tool_choice": "none", "json_schema": ""}
 #: So many templates of a model are kept ready.
 _READY_MAX = 8
 
@@ -45,6 +65,8 @@ class ChatTemplates(ModelBase):
 
     #: Templates that are ready to be rendered, by their source; "" is what the file says.
     _ready: dict[str, CData] | None = None
+    #: Whether calls are misread, by the same.
+    _misread: Mapping[str, bool] = MappingProxyType({})
 
     @property
     def chat_template_names(self) -> tuple[str, ...]:
@@ -116,9 +138,14 @@ class ChatTemplates(ModelBase):
         >>> model.apply_chat_template([{"role": "user", "content": "Hello"}], enable_thinking=False)
         '<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n'
         """
-        given: dict[str, Any] = kwargs
-        rendered = self.chat_format(
-            messages, template=template, add_generation_prompt=add_generation_prompt, tools=tools, **given
+        given: dict[str, Any] = {"parallel_tool_calls": False, **kwargs}
+        rendered = self._chat_format(
+            messages,
+            template=template,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            enforced=True,
+            **given,
         )
         return rendered.prompt
 
@@ -170,7 +197,8 @@ class ChatTemplates(ModelBase):
         continue_final_message
             Continue the last message, which is the assistant's, instead of answering it.
         **kwargs
-            Arguments of the template, such as ``enable_thinking=False``: anything that JSON can hold.
+            Arguments of the template, such as ``enable_thinking=False``: anything that JSON can hold. They may also be
+            in a dict, ``template_kwargs={"enable_thinking": False}``, as for :meth:`Context.chat`.
 
         Returns
         -------
@@ -184,6 +212,11 @@ class ChatTemplates(ModelBase):
             If a message or tool has the wrong form; the error says which.
         GrammarError
             If llama.cpp's grammar for this template would not hold a reply to the schema, or to a demanded call.
+
+        Warns
+        -----
+        UserWarning
+            If the template does not mention an argument.
 
         Notes
         -----
@@ -233,9 +266,7 @@ class ChatTemplates(ModelBase):
         for each in () if read is None else read.lost:
             warnings.warn(f"the grammar does not hold a reply to all of the JSON schema: {each}", stacklevel=3)
         builtin = self._is_builtin(template)
-        thinking = kwargs.get("enable_thinking", True)
-        if not isinstance(thinking, bool):
-            raise TypeError(f"enable_thinking is {thinking!r}; it takes True or False")
+        arguments = merged_arguments(kwargs, RENDERING)
         request = {
             "use_jinja": not builtin,
             "messages": checked,
@@ -246,15 +277,15 @@ class ChatTemplates(ModelBase):
             "add_generation_prompt": checks.boolean("add_generation_prompt", add_generation_prompt),
             "continue_final_message": checks.boolean("continue_final_message", continue_final_message),
             "reasoning_format": _one_of("reasoning_format", reasoning_format, _REASONING_FORMATS),
-            "enable_thinking": thinking,
-            "kwargs": {name: checked_json(name, value) for name, value in kwargs.items()},
+            "enable_thinking": arguments.get("enable_thinking", True),
+            "kwargs": arguments,
             "integer_mark": INTEGER_MARK,
         }
         if builtin:
             _check_builtin(template, request)
-        for name in kwargs:
-            checks.text("the name of a template's argument", name)
         native = self._template(template)
+        for name in unread_arguments(arguments, self._sources(template), RENDERING):
+            warnings.warn(f"the chat template does not mention the argument {name!r}, and ignores it", stacklevel=3)
         orders: Orders = {} if read is None else read.orders
         held_to = bool(wanted) and bool(request["json_schema"] or chosen.kind != "none")
         if wanted and held_to:
@@ -267,10 +298,13 @@ class ChatTemplates(ModelBase):
         def rendered(asked: Mapping[str, object]) -> ChatPrompt:
             # The model is told of all tools as they are. If none may be called, llama.cpp does not read their schemas,
             # of which it would refuse some.
-            told = _rendered(native, {**asked, "tools": wanted, "tool_choice": "none"})
+            told = _rendered(native, {**asked, "tools": with_marked_integers(wanted), "tool_choice": "none"})
             return replace(_rendered(native, asked), prompt=told.prompt) if held_to else told
 
         prompt = rendered(request)
+        if wanted:
+            writes = _writes_tools(native, request, prompt.prompt, names_of(wanted))
+            prompt = replace(prompt, writes_tools=writes, misreads_calls=self._misreads_calls(template, request))
         if continue_final_message:
             before = {**request, "messages": checked[:-1]}
             before |= {"continue_final_message": False, "add_generation_prompt": True}
@@ -312,8 +346,10 @@ class ChatTemplates(ModelBase):
         -----
         Uses ``common_chat_parse``, with the parser that llama.cpp makes for the template.
         """
-        given: dict[str, Any] = kwargs
-        rendered = self.chat_format([{"role": "user", "content": "?"}], tools=tools, template=template, **given)
+        given: dict[str, Any] = {"parallel_tool_calls": False, **kwargs}
+        rendered = self._chat_format(
+            [{"role": "user", "content": "?"}], tools=tools, template=template, enforced=True, **given
+        )
         return rendered.parse(text, partial=partial)
 
     def _template(self, template: str | None) -> CData:
@@ -350,6 +386,21 @@ class ChatTemplates(ModelBase):
             return template
         return template if self._is_builtin(template) else self.chat_template(template)
 
+    def _misreads_calls(self, template: str | None, request: Mapping[str, object]) -> bool:
+        """Whether llama.cpp does not read the calls that a template writes, which is found out once."""
+        source = self._source(template)
+        if source not in self._misread:
+            native = self._template(template)
+            alone = {**request, **_WITHOUT_TOOLS, "tool_choice": "auto", "continue_final_message": False, "kwargs": {}}
+            misread = misreads_calls(lambda asked: _rendered(native, {**alone, **asked}))
+            self._misread = {**dict([*self._misread.items()][1 - _READY_MAX :]), source: misread}
+        return self._misread[source]
+
+    def _sources(self, template: str | None) -> list[str]:
+        """The texts of the templates that may be rendered."""
+        source = self._source(template)
+        return [source] if source else [self.chat_template(name) for name in self.chat_template_names]
+
     def _is_builtin(self, template: str | None) -> bool:
         """Whether it names a template of llama.cpp's own code, which the file has no other one for."""
         if template is None or template == "chatml" or template in self.chat_template_names:
@@ -381,6 +432,18 @@ def _rendered(template: CData, request: Mapping[str, object]) -> ChatPrompt:
     lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
     asked = str(request["reasoning_format"])
     return ChatPrompt(**{**found, **lists}, triggers=triggers, reasoning_format=asked, parser=parser)
+
+
+def _writes_tools(template: CData, request: Mapping[str, object], prompt: str, names: Sequence[str]) -> bool:
+    """Whether a prompt has tools of these names in it."""
+    if not any(name in prompt for name in names):
+        return False
+    if not any(name in json.dumps(request["messages"], ensure_ascii=False) for name in names):
+        return True
+    try:
+        return _rendered(template, {**request, **_WITHOUT_TOOLS}).prompt != prompt
+    except ChatTemplateError:
+        return True
 
 
 def chat_builtin_templates() -> tuple[str, ...]:

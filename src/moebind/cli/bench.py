@@ -13,7 +13,10 @@ from moebind.bench.placements import Placement, default_placements
 from moebind.bench.runs import offload
 from moebind.bench.settings import N_CTX
 from moebind.cli import options as o
+from moebind.cli.devices import checked_size, looks_like_a_size, separate
+from moebind.cli.given import Given, takes
 from moebind.cli.output import say, show, show_json
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
 
 app = typer.Typer(
     help="Measure what placements of a model take, and how fast they are.", no_args_is_help=True, rich_markup_mode=None
@@ -26,7 +29,7 @@ Placements = Annotated[
         metavar="PLACEMENT",
         help="all, cpu-moe, n-cpu-moe=N, n-gpu-layers=N, none, ot=PATTERN=TARGET or fit=SIZE; several times for "
         "several.",
-        show_default="all, half of the layers, cpu-moe",
+        show_default="all, half of the layers, cpu-moe; with --params, what the file has",
     ),
 ]
 Devices = Annotated[
@@ -47,8 +50,10 @@ def _measure() -> None:
 
 
 @app.command("offload")
+@takes(PARAMS, *without(MODEL, "cpu_moe", "n_cpu_moe"), *CONTEXT, n_ctx=str(N_CTX))
 def command(
     model: o.ModelPath,
+    given: Given,
     placement: Placements = None,
     device: Devices = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", metavar="N", help="Runs that count, at least 3.")] = 3,
@@ -66,20 +71,6 @@ def command(
             show_default="eight short ones",
         ),
     ] = None,
-    n_gpu_layers: o.GpuLayers = "all",
-    override_tensor: o.Overrides = None,
-    tensor_split: o.TensorSplit = None,
-    no_mmap: o.NoMmap = False,
-    no_repack: o.NoRepack = False,
-    ctx_size: o.ContextSize = N_CTX,
-    batch_size: o.BatchSize = o.DEFAULT.n_batch,
-    ubatch_size: o.UbatchSize = o.DEFAULT.n_ubatch,
-    flash_attn: o.FlashAttention = "auto",
-    cache_type_k: o.CacheTypeK = "f16",
-    cache_type_v: o.CacheTypeV = "f16",
-    no_kv_offload: o.NoKvOffload = False,
-    no_op_offload: o.NoOpOffload = False,
-    threads: o.Threads = None,
     worker_threads: Annotated[
         int, typer.Option("--worker-threads", metavar="N", help="Threads of loopback workers.")
     ] = 1,
@@ -110,39 +101,27 @@ def command(
     if as_json and markdown:
         raise ValueError("--json and --markdown are given; choose one")
     picture = o.plot_path(plot, "reports")
-    for each in device or ():
-        if o.looks_like_a_size(each):
-            o.checked_size(each)
-    params = o.model_params(
-        n_gpu_layers,
-        overrides=override_tensor,
-        tensor_split=tensor_split,
-        no_mmap=no_mmap,
-        no_repack=no_repack,
-        device=device,
-    )
-    chosen = [Placement.parse(each, params) for each in placement] if placement else default_placements(model, params)
+    read = given.read(model, separate(device), n_ctx=N_CTX)
+    for each in read.device or ():
+        if looks_like_a_size(each):
+            checked_size(each)
+    if placement:
+        chosen = [Placement.parse(each, read.model_params) for each in placement]
+    elif given.values["params"] is not None:
+        chosen = [Placement(f"as {Path(given.values['params']).name} has it", read.model_params)]
+    else:
+        chosen = list(default_placements(model, read.model_params))
     try:
         report = offload(
             model,
             chosen,
-            context_params=o.context_params(
-                ctx_size,
-                batch_size,
-                ubatch_size,
-                flash_attn,
-                cache_type_k,
-                cache_type_v,
-                no_kv_offload,
-                no_op_offload,
-                threads=threads,
-            ),
+            context_params=read.context_params,
             repeats=repeats,
             warmup=warmup,
             n_prompt=n_prompt,
             n_generate=n_generate,
             prompts=prompt or None,
-            devices=device or None,
+            devices=read.device,
             worker_threads=worker_threads,
             output=output,
             progress=not no_progress,

@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from moebind.cli import options as o
+from moebind.cli.given import Given, takes
 from moebind.cli.output import show, show_json
+from moebind.cli.parameters import CONTEXT, MODEL, only
 from moebind.diagnosis.findings import Severity, doctor
 
 Model = Annotated[
@@ -15,19 +17,16 @@ Model = Annotated[
 ]
 
 
+@takes(*only(MODEL, "n_gpu_layers", "load_mode", "no_mmap"), *only(CONTEXT, "threads", "threads_batch"))
 def command(
     model: Model = None,
-    n_gpu_layers: o.GpuLayers = "all",
-    no_mmap: o.NoMmap = False,
-    threads: o.Threads = None,
+    *,
+    given: Given,
     as_json: o.AsJson = False,
 ) -> None:
     """Examine the build, the devices, the processor and the limits. Ends with 1 if something will fail."""
-    found = doctor(
-        model,
-        o.model_params(n_gpu_layers, no_mmap=no_mmap),
-        o.context_params(o.DEFAULT.n_ctx, threads=threads),
-    )
+    chosen = given.read(model or "")
+    found = doctor(model, chosen.model_params, chosen.context_params)
     if as_json:
         listed = [{"what": each.what, "why": each.why, "do": each.do, "severity": each.severity.name} for each in found]
         show_json({"ok": found.ok, "findings": listed})

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from moebind.cli import options as o
+from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
+from moebind.cli.given import Given, takes
 from moebind.cli.output import show, show_json
-from moebind.cli.plan import Devices
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, unwritten, without
 from moebind.cli.written_options import as_options
-from moebind.params.params import ContextParams
-from moebind.params.serialize import carried
 from moebind.placement.fit import fit
 
 
@@ -47,67 +47,54 @@ ContextMin = Annotated[
     int, typer.Option("--ctx-size-min", "--n-ctx-min", metavar="N", help="The shortest context that will do.")
 ]
 For = Annotated[Goal, typer.Option("--goal", help="What is to be fast.")]
+Save = Annotated[
+    str | None,
+    typer.Option(
+        "--save", metavar="FILE", help="Keep it in a file, which plan and bench take with --params.", show_default=False
+    ),
+]
 
 
+@takes(PARAMS, *MODEL, *without(CONTEXT, "n_ctx"), swa_full="swa-full where it costs little")
 def command(
     model: o.ModelPath,
+    given: Given,
     memory: Memory = None,
     margin: Margin = None,
     device: Devices = None,
+    host: Host = None,
     goal: For = Goal.decode,
-    n_gpu_layers: o.GpuLayers = "all",
-    override_tensor: o.Overrides = None,
-    tensor_split: o.TensorSplit = None,
-    no_mmap: o.NoMmap = False,
-    no_repack: o.NoRepack = False,
     ctx_size: Context = None,
     ctx_size_min: ContextMin = 4096,
-    batch_size: o.BatchSize = o.DEFAULT.n_batch,
-    ubatch_size: o.UbatchSize = o.DEFAULT.n_ubatch,
-    flash_attn: o.FlashAttention = "auto",
-    cache_type_k: o.CacheTypeK = "f16",
-    cache_type_v: o.CacheTypeV = "f16",
-    no_kv_offload: o.NoKvOffload = False,
+    save: Save = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Find parameters with which a model fits into memory, and uses it well. Ends with 1 if there are none."""
-    devices = o.device_list(device)
+    chosen = given.read(model, separate(device), host)
     found = fit(
         model,
         memory=_budgets(memory),
         margin=margin,
         n_ctx=ctx_size,
         n_ctx_min=ctx_size_min,
-        model_params=o.model_params(
-            n_gpu_layers,
-            overrides=override_tensor,
-            tensor_split=tensor_split,
-            no_mmap=no_mmap,
-            no_repack=no_repack,
-            device=device,
-        ),
-        context_params=o.context_params(
-            ContextParams().n_ctx, batch_size, ubatch_size, flash_attn, cache_type_k, cache_type_v, no_kv_offload
-        ),
-        devices=devices,
+        model_params=chosen.model_params,
+        context_params=chosen.context_params,
+        devices=device_list(chosen.device),
         goal=goal.value,
+        host=None if chosen.host is None else checked_size(chosen.host, "--host"),
+        swa_full=given.values["swa_full"],
     )
-    options = as_options(found.model_params, found.context_params, device)
+    if save is not None:
+        found.save(save)
+    options = as_options(found.model_params, found.context_params, chosen.device)
     if as_json:
-        show_json(
-            {
-                "model_params": carried(found.model_params),
-                "context_params": carried(found.context_params),
-                "options": options,
-                "budgets": dict(found.budgets),
-                "explanation": found.explanation,
-                "plan": found.plan.to_dict(),
-            }
-        )
+        show_json({**found.to_dict(), "options": options})
     else:
         show(found)
         show(f"In Python: {found.model_params}, {found.context_params}")
-        show(f"Options of moebind plan and bench: {shlex.join(options)}")
+        lacking = [*unwritten(found.model_params), *unwritten(found.context_params)]
+        but = f" (none sets {' and '.join(lacking)}; --save and --params keep it)" if lacking else ""
+        show(f"Options of moebind plan and bench{but}: {shlex.join(options)}")
     if not found.plan.fits:  # such as where the host, which has no budget of its own, has too little free
         raise typer.Exit(1)
 

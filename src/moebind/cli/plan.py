@@ -7,64 +7,39 @@ from typing import Annotated
 
 import typer
 
+from moebind.bench.settings import N_CTX
 from moebind.cli import options as o
+from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
+from moebind.cli.given import Given, takes
 from moebind.cli.output import show, show_json
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
+from moebind.params.params import ContextParams
 from moebind.placement.plan import plan
 
-Devices = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--device",
-        "-dev",
-        metavar="DEVICE",
-        help="A device of this machine, or the size of one that is not here, such as 24GiB; several times for several.",
-        show_default="this machine's GPUs",
-    ),
-]
 Plot = Annotated[
     Path | None, typer.Option("--plot", metavar="FILE", help="Draw it into a file, as well.", show_default=False)
 ]
 
 
+@takes(PARAMS, *MODEL, *CONTEXT, n_ctx=f"{N_CTX}; in Python, {ContextParams().n_ctx}")
 def command(
     model: o.ModelPath,
+    given: Given,
     device: Devices = None,
-    n_gpu_layers: o.GpuLayers = "all",
-    cpu_moe: o.CpuMoe = False,
-    n_cpu_moe: o.NCpuMoe = 0,
-    override_tensor: o.Overrides = None,
-    tensor_split: o.TensorSplit = None,
-    no_mmap: o.NoMmap = False,
-    no_repack: o.NoRepack = False,
-    ctx_size: o.ContextSize = 4096,
-    batch_size: o.BatchSize = o.DEFAULT.n_batch,
-    ubatch_size: o.UbatchSize = o.DEFAULT.n_ubatch,
-    flash_attn: o.FlashAttention = "auto",
-    cache_type_k: o.CacheTypeK = "f16",
-    cache_type_v: o.CacheTypeV = "f16",
-    no_kv_offload: o.NoKvOffload = False,
-    parallel: o.Parallel = 1,
+    host: Host = None,
     as_json: o.AsJson = False,
     plot: Plot = None,
     check: Annotated[bool, typer.Option("--check", help="End with 1 if it does not fit.")] = False,
 ) -> None:
     """Tell what a model and a context would take, device by device. Loads nothing."""
     picture = o.plot_path(plot, "plans")
-    devices = o.device_list(device)
+    chosen = given.read(model, separate(device), host, n_ctx=N_CTX)
     found = plan(
         model,
-        o.model_params(n_gpu_layers, cpu_moe, n_cpu_moe, override_tensor, tensor_split, no_mmap, no_repack, device),
-        o.context_params(
-            ctx_size,
-            batch_size,
-            ubatch_size,
-            flash_attn,
-            cache_type_k,
-            cache_type_v,
-            no_kv_offload,
-            parallel=parallel,
-        ),
-        devices=devices,
+        chosen.model_params,
+        chosen.context_params,
+        devices=device_list(chosen.device),
+        host=None if chosen.host is None else checked_size(chosen.host, "--host"),
     )
     if as_json:
         show_json(found.to_dict())

@@ -1,16 +1,13 @@
-"""Parameters written as options of a command line, which :mod:`moebind.cli.options` reads."""
+"""Parameters written as options of a command line, which :mod:`moebind.cli.parameters` reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moebind.enums import FlashAttnType, LoadMode
+from moebind.cli.parameters import CONTEXT, MODEL
 from moebind.params.params import ContextParams, ModelParams
 
 __all__ = ["as_options"]
-
-_DEFAULTS = ContextParams()
-_FLASH = {FlashAttnType.ENABLED: "on", FlashAttnType.DISABLED: "off"}
 
 
 def as_options(model: ModelParams, context: ContextParams, devices: Sequence[str] | None = None) -> list[str]:
@@ -19,22 +16,5 @@ def as_options(model: ModelParams, context: ContextParams, devices: Sequence[str
     Layers, context and micro-batch are written even where they are the default; the rest only where they are not.
     """
     arguments = [part for each in devices or () for part in ("--device", each)]
-    arguments += ["-ngl", "all" if model.n_gpu_layers < 0 else str(model.n_gpu_layers)]
-    if model.tensor_split is not None:
-        arguments += ["-ts", ",".join(f"{share:.9g}" for share in model.tensor_split)]
-    for rule in model.tensor_overrides:
-        arguments += ["-ot", f"{rule.pattern}={rule.target}"]
-    arguments += ["-c", str(context.n_ctx), "-ub", str(context.n_ubatch)]
-    if context.n_batch != _DEFAULTS.n_batch:
-        arguments += ["-b", str(context.n_batch)]
-    if context.flash_attn_type in _FLASH:
-        arguments += ["-fa", _FLASH[context.flash_attn_type]]
-    for option, kind, usual in (("-ctk", context.type_k, _DEFAULTS.type_k), ("-ctv", context.type_v, _DEFAULTS.type_v)):
-        if kind != usual:
-            arguments += [option, kind.name.lower()]
-    flags = {
-        "-nkvo": not context.offload_kqv,
-        "--no-mmap": model.load_mode == LoadMode.NONE,
-        "--no-repack": not model.use_extra_bufts,
-    }
-    return [*arguments, *(flag for flag, given in flags.items() if given)]
+    arguments += [part for option in MODEL for part in option.write(model)]
+    return arguments + [part for option in CONTEXT for part in option.write(context)]

@@ -70,11 +70,11 @@ class Adapters(ContextBase):
         with self._exclusive() as native:
             self._use(native, ())
 
+    @log.quoted()
     def _use(self, native: CData, wanted: tuple[tuple[CData, float], ...]) -> None:
         if dict(wanted) == dict(self._loras):
             return
         self._history.clear()
-        lib.moebind_log_forget()
         for pointer, _ in wanted:
             lib.moebind_hold(native, pointer)
         try:
@@ -132,8 +132,9 @@ class Adapters(ContextBase):
         with self._exclusive() as native:
             self._history.clear()
             pointer = ffi.from_buffer("float[]", values) if data is not None else ffi.NULL
-            if lib.llama_set_adapter_cvec(native, pointer, values.size, n_embd, first, last) != 0:
-                raise MoebindError(f"llama.cpp did not take the control vector{log.recent_lines(3)}")
+            with log.quoted():
+                if lib.llama_set_adapter_cvec(native, pointer, values.size, n_embd, first, last) != 0:
+                    raise MoebindError(f"llama.cpp did not take the control vector{log.recent_lines(3)}")
             lib.moebind_reserve(native)
 
 

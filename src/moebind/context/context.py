@@ -14,8 +14,8 @@ from moebind.backend.breakdown import MemoryBreakdown, read_breakdown
 from moebind.backend.threadpool import ThreadPool
 from moebind.backend.timings import Timings, read_timings
 from moebind.context.adapters import Adapters
+from moebind.context.async_generation import AsyncGeneration
 from moebind.context.backend_sampling import BackendSampling, checked_chains, outputs_per_sequence
-from moebind.context.conversation import Conversation
 from moebind.context.creation import check_memory, native_context_params, pooling_problem
 from moebind.context.generate_many import BatchedGeneration
 from moebind.enums import ContextType, GgmlType
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 
-class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters):
+class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapters):
     """A model at work: a KV cache, and the logits and embeddings of the last batch. Made by ``Model.new_context``.
 
     Calls from several threads wait for each other; :meth:`abort` does not wait. A callback of a context must not call
@@ -73,13 +73,13 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         if isinstance(callback, TensorObserver):
             callback._register(hooks.pointer)
         lib.moebind_hooks_into_context_params(hooks.pointer, native)
-        lib.moebind_log_forget()
         self._servers = tuple({*model._servers, *(ctx_other._servers if ctx_other is not None else ())})
         # Everything that libllama points to lives until the native context is freed; what is set later is held, too.
         holds = [opened, hooks.pointer, *(chain._open() for chain in chains.values())]
         if ctx_other is not None:
             holds.append(native.ctx_other)
         with ExitStack() as held:
+            held.enter_context(log.quoted())
             held.enter_context(rpc_servers.watched(self._servers))
             for chain in chains.values():
                 held.enter_context(chain._lock.held())
@@ -121,6 +121,7 @@ class Context(BatchedGeneration, BackendSampling, Conversation, State, Adapters)
         self._forget_outputs()
         self._history = {}
         self._owners = [0] * self._n_seq_max
+        self._turns = {}
         self._sharing = set()
         self._on_device = {}
         self._attached_pointers = {}

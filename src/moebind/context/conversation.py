@@ -4,99 +4,22 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from moebind._core import checks
-from moebind.chat.grammar import constrained, schema_warnings
-from moebind.chat.prompt import ChatMessage, ChatPrompt
-from moebind.context.generate import Generation, Piece, StopReason
+from moebind.chat.grammar import grammar_sampler, schema_warnings
+from moebind.context.generate import Generation
+from moebind.context.replies import ChatReply
 from moebind.context.stops import Stop
+from moebind.sampling.settings import SAMPLERS, Settings
 
 if TYPE_CHECKING:
     from moebind.sampling.sampler import Sampler
 
-__all__ = ["ChatReply", "Conversation"]
+__all__ = ["Conversation"]
 
 
-class ChatReply(Iterator[Piece]):
-    """A reply while it is generated: an iterator of pieces. Made by ``Context.chat``.
-
-    Attributes
-    ----------
-    prompt : ChatPrompt
-        The chat as it was rendered.
-    text : str
-        The text so far, as the model wrote it.
-    stop_reason : str or None
-        Why it ended; None until then. See :class:`Piece`.
-    stop : str, int or None
-        Which stop came, as in :class:`Piece`.
-
-    Examples
-    --------
-    >>> reply = context.chat([{"role": "user", "content": "Hello"}], max_tokens=64)
-    >>> for piece in reply:
-    ...     print(piece.text, end="", flush=True)
-    >>> messages.append(reply.message)
-    """
-
-    prompt: ChatPrompt
-    text: str
-    stop_reason: StopReason | None
-    stop: Stop | None
-    _pieces: Iterator[Piece]
-
-    def __init__(self, *_arguments: object, **_keywords: object) -> None:
-        raise TypeError("replies are made by Context.chat(messages)")
-
-    @classmethod
-    def _of(cls, prompt: ChatPrompt, pieces: Iterator[Piece]) -> ChatReply:
-        reply = cls.__new__(cls)
-        reply.prompt, reply.text, reply.stop_reason, reply.stop, reply._pieces = prompt, "", None, None, pieces
-        return reply
-
-    def __next__(self) -> Piece:
-        piece = next(self._pieces)
-        self.text += piece.text
-        self.stop_reason, self.stop = piece.stop_reason, piece.stop
-        return piece
-
-    @property
-    def message(self) -> ChatMessage:
-        """The reply as a message: a dict with ``role``, ``content``, ``reasoning_content`` and ``tool_calls``.
-
-        You can ask for it at any time; each time the whole reply is parsed. Before the end, and if something other than
-        the model ended the reply, it is what is known so far. Append it to the messages for the next call.
-
-        Raises
-        ------
-        ChatTemplateError
-            If the reply does not have the form of the template's replies; ``text`` is what the model wrote.
-        """
-        return self.prompt.parse(self.text, partial=self.stop_reason != "eog")
-
-    def complete(self) -> ChatMessage:
-        """Generate the rest, and return the whole :attr:`message`."""
-        for _ in self:
-            pass
-        return self.message
-
-
-#: Arguments of other libraries that are samplers here.
-_SAMPLERS = {
-    "temperature": "temp(0.8)",
-    "temp": "temp(0.8)",
-    "seed": "dist(seed)",
-    "top_k": "top_k(40)",
-    "top_p": "top_p(0.95)",
-    "min_p": "min_p(0.05)",
-    "repeat_penalty": "penalties(64, penalty_repeat=1.1)",
-    "presence_penalty": "penalties(64, penalty_present=0.5)",
-    "frequency_penalty": "penalties(64, penalty_freq=0.5)",
-    "logit_bias": "logit_bias({token: bias})",
-    "grammar": "grammar(model, text)",
-}
 _RENDERING = {
     "messages",
     "template",
@@ -112,12 +35,26 @@ _RENDERING = {
 }
 
 
+#: Names of other libraries and programs for arguments that chat has.
+_ELSEWHERE = {
+    "temp": "temperature",
+    "repetition_penalty": "repeat_penalty",
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "top_logprobs": "logprobs",
+    "response_format": "json_schema",
+}
+
+
 def _unknown(name: str) -> str:
     """What to write instead of an argument that chat does not have."""
-    if name in _SAMPLERS:
+    if name in _ELSEWHERE:
+        return f"chat has no argument {name!r}; it is {_ELSEWHERE[name]!r} here"
+    if name in SAMPLERS:
         return (
             f"chat has no argument {name!r}: pass a chain of samplers, such as sampler=Sampler.chain([..., "
-            f"Sampler.{_SAMPLERS[name]}, ...]), of which the last one chooses (Sampler.dist(seed))"
+            f"Sampler.{SAMPLERS[name]}, ...]), of which the last one chooses (Sampler.dist(seed))"
         )
     import difflib  # rarely needed
 
@@ -136,11 +73,21 @@ class Conversation(Generation):
 
     def chat(
         self,
+        /,
         messages: Sequence[Mapping[str, object]],
         *,
         sampler: Sampler | None = None,
-        max_tokens: int | None = None,
-        stop: Stop | Sequence[Stop] = (),
+        max_tokens: SupportsIndex | None = None,
+        stop: Stop | Sequence[Stop] | None = (),
+        temperature: float | None = None,
+        top_k: SupportsIndex | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repeat_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        seed: SupportsIndex | None = None,
+        logprobs: bool | SupportsIndex | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
         tool_choice: str | Mapping[str, object] = "auto",
         parallel_tool_calls: bool = True,
@@ -164,7 +111,8 @@ class Conversation(Generation):
             The chat, and how to render it: as for ``Model.chat_format``.
         template_kwargs
             Arguments of the template, such as ``{"enable_thinking": False}``.
-        sampler, max_tokens, stop, seq_id, reuse_prefix
+        sampler, max_tokens, stop, temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, \
+        frequency_penalty, seed, logprobs, seq_id, reuse_prefix
             How to generate the reply: as for :meth:`generate`. The texts that end a reply of this template are added to
             ``stop``.
         use_grammar
@@ -173,7 +121,7 @@ class Conversation(Generation):
         Returns
         -------
         ChatReply
-            An iterator of :class:`Piece`; its ``message`` is the parsed reply.
+            An iterator of :class:`Piece`; its ``message`` is the parsed reply, and ``deltas()`` gives that bit by bit.
 
         Raises
         ------
@@ -204,6 +152,7 @@ class Conversation(Generation):
                 raise TypeError(f"template_kwargs has {name!r}; it takes names of the template's arguments")
             if name in _RENDERING:
                 raise TypeError(f"template_kwargs has {name!r}, which chat() gives the template itself")
+        settings = Settings(temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed)
         model = self._model
         enforced = checks.boolean("use_grammar", use_grammar)
         prompt = model._chat_format(
@@ -222,18 +171,18 @@ class Conversation(Generation):
         # Control tokens whose text is part of a reply.
         special = [model.str_to_token(text, add_special=False) for text in prompt.preserved_tokens]
         preserved = frozenset(int(tokens[0]) for tokens in special if tokens.size == 1)
-        if enforced:
-            sampler = constrained(model, prompt, preserved, sampler)
+        grammar = grammar_sampler(model, prompt, preserved) if enforced else None
         for warning in schema_warnings(prompt, None if tool_choice == "none" else tools, use_grammar):
             warnings.warn(warning, stacklevel=2)
-        pieces = self._generate(
+        request = self._request(
             prompt.prompt,
-            preserved,
+            settings,
             sampler=sampler,
             max_tokens=max_tokens,
             stop=stop,
+            logprobs=logprobs,
+            grammar=grammar,
+            shown=preserved,
             more_stops=[text for text in prompt.additional_stops if text],
-            seq_id=seq_id,
-            reuse_prefix=reuse_prefix,
         )
-        return ChatReply._of(prompt, pieces)
+        return ChatReply._of(prompt, *self._generate(request, seq_id, reuse_prefix))

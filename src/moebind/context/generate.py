@@ -2,137 +2,50 @@
 
 from __future__ import annotations
 
-import codecs
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.native import CData, ffi, lib
+from moebind._core.native import CData, lib
 from moebind.context.batch import Batch
 from moebind.context.decode import Decoding
-from moebind.context.stops import Stop, Stops, StopStrings, checked_limit, checked_stops
-from moebind.errors import BatchError
+from moebind.context.pieces import Piece, Pieces, Record, Writer
+from moebind.context.scores import Score, checked_logprobs, score
+from moebind.context.stops import Stop, Stops, checked_limit, checked_stops
+from moebind.errors import BatchError, SamplerError
 from moebind.model.prompts import Prompts
-from moebind.model.vocab import PIECE_BYTES, Vocabulary
 from moebind.sampling.sampler import Sampler
+from moebind.sampling.settings import Settings, behind
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-
-__all__ = ["Generation", "Piece", "StopReason", "StopStrings"]
-
-StopReason = Literal["eog", "stop", "length", "context"]
+__all__ = ["Generation", "Request"]
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A piece of generated text.
+class Request:
+    """A text that is asked for: the arguments of :meth:`moebind.Context.generate`, checked.
 
-    Attributes
-    ----------
-    token : int
-        The token that was generated.
-    text : str
-        The text that can be shown now. It may be empty while a character is incomplete, or while the text may be the
-        beginning of a stop string.
-    index : int
-        How many tokens were generated before this one.
-    stop_reason : str or None
-        Why the text ends, on the last piece: ``"eog"`` (the model ended it), ``"stop"`` (a stop string or token came),
-        ``"length"`` (``max_tokens`` was reached) or ``"context"`` (the context is full).
-    stop : str, int or None
-        Which stop came, as it was given; None unless ``stop_reason`` is ``"stop"``.
+    ``sampler`` makes what chooses; None is the sequence's backend sampler, or always the likeliest token. ``shown`` are
+    special tokens whose text is given out. ``n_top`` is how many tokens a piece's ``top`` has; None: no probabilities
+    either.
     """
 
-    token: int
-    text: str
-    index: int
-    stop_reason: StopReason | None = None
-    stop: Stop | None = None
+    tokens: NDArray[np.int32]
+    limit: int | None
+    stops: Stops
+    sampler: Callable[[], Sampler | None]
+    n_top: int | None
+    shown: frozenset[int] = frozenset()
 
-
-class Writer:
-    """Turns the tokens of one sequence into pieces, up to the one that ends it.
-
-    Parameters
-    ----------
-    model
-        Whose tokens they are.
-    n_prompt
-        How many tokens the prompt has.
-    length_max
-        How many tokens a sequence can have.
-    max_tokens
-        As for :meth:`moebind.Context.generate`.
-    stops
-        What ends it.
-    shown
-        Special tokens whose text is given out.
-    """
-
-    __slots__ = (
-        "_bytes",
-        "_decode",
-        "_held",
-        "_index",
-        "_last",
-        "_limit",
-        "_model",
-        "_shown",
-        "_stops",
-        "_text",
-        "_vocab",
-    )
-
-    def __init__(
-        self,
-        model: Vocabulary,
-        n_prompt: int,
-        length_max: int,
-        max_tokens: int | None,
-        stops: Stops,
-        shown: frozenset[int] = frozenset(),
-    ) -> None:
-        self._model, self._vocab = model, model._usable_vocab()
-        self._text = ffi.new("char[]", PIECE_BYTES)
-        self._bytes = ffi.buffer(self._text)
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._held = StopStrings(stops.texts)
-        self._stops = stops.tokens
-        self._index = 0
-        self._shown = shown
-        #: The index of the last token that the context has room to go on from, and of the last that was asked for.
-        self._last = length_max - n_prompt
-        self._limit = math.inf if max_tokens is None else max_tokens - 1
-
-    def take(self, token: int) -> Piece:
-        """The piece of the token that comes next."""
-        index = self._index
-        self._index = index + 1
-        special = token in self._shown
-        length = lib.moebind_next_piece(self._vocab, token, special, self._text, PIECE_BYTES)
-        if length == lib.MOEBIND_END_OF_GENERATION:
-            return Piece(token, self._rest(), index, "eog")
-        if token in self._stops:
-            return Piece(token, self._rest(), index, "stop", self._stops[token])
-        piece = self._bytes[:length] if length >= 0 else self._model._piece(self._vocab, token, special)
-        text, stopped = self._held.add(self._decode(piece))
-        if stopped:
-            return Piece(token, text, index, "stop", self._held.came)
-        if index >= self._limit:
-            return Piece(token, text + self._rest(), index, "length")
-        if index >= self._last:
-            return Piece(token, text + self._rest(), index, "context")
-        return Piece(token, text, index)
-
-    def _rest(self) -> str:
-        return self._held.flush() + self._decode(b"", True)
+    def writer(self, context: Generation) -> Writer:
+        """What turns its tokens into pieces."""
+        return Writer(context._model, self.tokens.size, context._length_max, self.limit, self.stops, self.shown)
 
 
 def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
@@ -148,6 +61,7 @@ def prepare(
     seq_id: int,
     reuse_prefix: bool,
     choose: Callable[[CData], int],
+    record: Record,
 ) -> tuple[int, list[int], int]:
     """Take over a sequence and bring the prompt into its cache.
 
@@ -158,13 +72,20 @@ def prepare(
         generation = context._take_over([seq_id])
         memory = lib.llama_get_memory(native)
         keep = 0
-        if reuse_prefix and history is not None and lib.llama_memory_seq_pos_min(memory, seq_id) == 0:
+        first = lib.llama_memory_seq_pos_min(memory, seq_id)
+        if reuse_prefix and history is not None and first >= 0:
             cached = lib.llama_memory_seq_pos_max(memory, seq_id) + 1
             # The last token is decoded in any case, for its logits.
             keep = min(common_prefix(np.array(history, np.int32), tokens), cached, tokens.size - 1)
+            # Without swa_full, positions before a sliding window are dropped, and none between the first and the last:
+            # what comes next must see a whole window.
+            window = lib.llama_model_n_swa(context._model._open())
+            if first > 0 and (not window or first > keep - window):
+                keep = 0
         if not lib.llama_memory_seq_rm(memory, seq_id, keep, -1):
             keep = 0  # this memory can only forget a whole sequence
             lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
+        record.n_cached = keep
     n_batch = context.n_batch
     for start in range(keep, tokens.size, n_batch):
         part = tokens[start : start + n_batch]
@@ -184,23 +105,17 @@ def prepare(
 
 def generate(
     context: Generation,
-    tokens: NDArray[np.int32],
-    *,
+    request: Request,
     sampler: Sampler | None,
-    max_tokens: int | None,
-    stops: Stops,
     seq_id: int,
     reuse_prefix: bool,
-    shown: frozenset[int],
+    record: Record,
 ) -> Iterator[Piece]:
-    """See :meth:`moebind.Context.generate`, which checks the arguments.
-
-    ``shown`` are special tokens whose text is given out.
-    """
+    """See :meth:`moebind.Context.generate`, which checks the arguments."""
     lib.moebind_hooks_forget(context._hooks.pointer)
-    if max_tokens == 0:
+    if request.limit == 0:
         return
-    writer = Writer(context._model, tokens.size, context._length_max, max_tokens, stops, shown)
+    writer = request.writer(context)
     step = Batch(1)
     step.extend([0], 0, seq_id, True)
     token_in, pos_in, native_step = step.token, step.pos, step._struct()
@@ -209,18 +124,22 @@ def generate(
     # A greedy sampler is not asked: the token with the highest logit is found without it.
     asked = None if attached is None and chooser is not None and chooser._is_greedy else chooser
     choose = context._likeliest if asked is None else partial(context._sample_with, asked)
-    generation, cached, token = prepare(context, tokens, seq_id, reuse_prefix, choose)
+    scores: list[Score] = []
+    if request.n_top is not None:
+        choose = partial(_choose_and_score, context, choose, request.n_top, scores)
+    simple = asked is None and request.n_top is None
+    generation, cached, token = prepare(context, request.tokens, seq_id, reuse_prefix, choose, record)
     owners = context._owners
     while True:
         piece = writer.take(token)
-        yield piece
+        yield piece._with_score(*scores.pop()) if scores else piece
         if piece.stop_reason is not None:
             return
         with context._held():
             native = context._open()
             if owners[seq_id] != generation:
                 context._must_own(seq_id, generation)
-            if asked is None and context._steps_natively():
+            if simple and context._steps_natively():
                 following = context._likeliest_after(native, native_step, token, len(cached))
                 cached.append(token)
             else:
@@ -233,6 +152,15 @@ def generate(
             token = following
 
 
+def _choose_and_score(
+    context: Generation, choose: Callable[[CData], int], n_top: int, scores: list[Score], native: CData
+) -> int:
+    """Choose a token, and note how likely it was. The caller holds the context."""
+    token = choose(native)
+    scores.append(score(context._model, context._logits(native, -1), token, n_top))
+    return token
+
+
 class Generation(Decoding):
     """A context that writes text. :class:`moebind.Context` is one."""
 
@@ -243,11 +171,21 @@ class Generation(Decoding):
         prompt: str | ArrayLike | Sequence[Mapping[str, object]],
         *,
         sampler: Sampler | None = None,
-        max_tokens: int | None = None,
-        stop: Stop | Sequence[Stop] = (),
+        max_tokens: SupportsIndex | None = None,
+        stop: Stop | Sequence[Stop] | None = (),
+        temperature: float | None = None,
+        top_k: SupportsIndex | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repeat_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        seed: SupportsIndex | None = None,
+        json_schema: Mapping[str, object] | str | None = None,
+        logprobs: bool | SupportsIndex | None = None,
         seq_id: SupportsIndex = 0,
         reuse_prefix: bool = True,
-    ) -> Iterator[Piece]:
+    ) -> Pieces:
         """Generate text, piece by piece.
 
         Parameters
@@ -256,25 +194,39 @@ class Generation(Decoding):
             Text, token ids, or messages, which are rendered as in :meth:`chat`. Special tokens in text are recognised,
             and the tokens that the model wants at the beginning are added.
         sampler
-            Chooses the tokens, and accepts those that it chose. None: the sequence's backend sampler
-            (:meth:`set_sampler`) or, without one, always the likeliest token.
+            Chooses the tokens, and accepts those that it chose. None: what the next arguments say. Without any of them,
+            the sequence's backend sampler (:meth:`set_sampler`) or, if it has none, always the likeliest token.
         max_tokens
-            Stop after this many; None: when the model ends the text or the context is full.
+            Stop after this many; None, or -1: when the model ends the text or the context is full.
         stop
-            Texts and ids of tokens that end the generation. They, and the text after them, are left out. The text of a
-            control token, such as ``"<|im_start|>"``, stands for that token.
+            Texts and ids of tokens that end the generation; None: none. They, and the text after them, are left out.
+            The text of a control token, such as ``"<|im_start|>"``, stands for that token.
+        temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed
+            Short forms of a chain of samplers, not together with ``sampler``. As soon as one is given, the others are
+            llama.cpp's: temperature 0.8, top_k 40, top_p 0.95, min_p 0.05, no penalties (they look at the last 64
+            tokens, the prompt's too), and a random seed. They work in llama.cpp's order: penalties, top_k, top_p,
+            min_p, temperature. A temperature of 0 is always the likeliest token; -1 is all candidates for ``top_k``,
+            and a random ``seed``.
+        json_schema
+            The text is JSON that satisfies it, as with :meth:`Sampler.json_schema`.
+        logprobs
+            True: pieces have the ``logprob`` of their token. A number, from 1 on: and so many of the likeliest tokens
+            in ``top``. They are of the model's own distribution, before anything else changes it.
         seq_id
             The sequence. What it holds beyond the prompt is removed.
         reuse_prefix
             Do not compute again the part of the prompt that the sequence's cache already begins with.
 
-        Yields
-        ------
-        Piece
-            Token, text and index. The text never splits a character; the last piece has a ``stop_reason``.
+        Returns
+        -------
+        Pieces
+            An iterator of :class:`Piece`: token, text and index. The text never splits a character; the last piece has
+            a ``stop_reason``. ``complete()`` gives all of it at once.
 
         Raises
         ------
+        TypeError
+            If ``sampler`` is given together with its short forms.
         ValueError
             If the prompt is empty, or does not fit the context.
         AbortedError
@@ -291,48 +243,79 @@ class Generation(Decoding):
         --------
         >>> for piece in context.generate("Once upon a time", max_tokens=32):
         ...     print(piece.text, end="", flush=True)
+        >>> print(context.generate("Once upon a time", max_tokens=32, temperature=0.8, seed=1).complete())
         """
-        return self._generate(
+        request = self._request(
             prompt,
-            frozenset(),
+            Settings(temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed),
             sampler=sampler,
             max_tokens=max_tokens,
             stop=stop,
-            seq_id=seq_id,
-            reuse_prefix=reuse_prefix,
+            json_schema=json_schema,
+            logprobs=logprobs,
         )
+        return Pieces._of(*self._generate(request, seq_id, reuse_prefix))
 
-    def _generate(
+    def _request(
         self,
         prompt: str | ArrayLike | Sequence[Mapping[str, object]],
-        shown: frozenset[int],
+        settings: Settings,
         *,
-        sampler: Sampler | None,
-        max_tokens: int | None,
-        stop: Stop | Sequence[Stop],
-        seq_id: SupportsIndex,
-        reuse_prefix: bool,
+        sampler: Sampler | None = None,
+        max_tokens: SupportsIndex | None = None,
+        stop: Stop | Sequence[Stop] | None = (),
+        json_schema: Mapping[str, object] | str | None = None,
+        logprobs: bool | SupportsIndex | None = None,
+        grammar: Sampler | None = None,
+        shown: frozenset[int] = frozenset(),
         more_stops: Sequence[str] = (),
-    ) -> Iterator[Piece]:
-        limit = checked_limit(max_tokens)
+        seed_offset: int = 0,
+        copies: bool = False,
+    ) -> Request:
+        """The checked arguments of a generation.
+
+        ``grammar`` is what it is held to. With ``copies``, it and the sampler are left as they are.
+        """
+        settings.alone(sampler)
+        limit, n_top = self._checked_choice(sampler, max_tokens, logprobs)
         stops = checked_stops(self._model, stop, shown, more_stops)
         tokens = self._prompt_tokens(prompt)
-        seq = self._seq("seq_id", seq_id)
-        if sampler is not None and not isinstance(sampler, Sampler):
-            raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
-        chooser = self._attached.get(seq) if sampler is None else sampler
-        if chooser is not None:
-            chooser._must_choose()
-        return generate(
-            self,
-            tokens,
-            sampler=sampler,
-            max_tokens=limit,
-            stops=stops,
-            seq_id=seq,
-            reuse_prefix=checks.boolean("reuse_prefix", reuse_prefix),
-            shown=shown,
-        )
+        if json_schema is not None:
+            grammar = Sampler.json_schema(self._model, json_schema)
+
+        def make() -> Sampler | None:
+            chain = settings.sampler(tokens, seed_offset)
+            chosen = sampler.clone() if copies and sampler is not None else sampler
+            chosen = chosen if chain is None else chain
+            if grammar is None:
+                return chosen
+            return behind(grammar.clone() if copies else grammar, chosen, own=copies or chain is not None)
+
+        return Request(tokens, limit, stops, make, n_top, shown)
+
+    def _checked_choice(
+        self, sampler: Sampler | None, max_tokens: SupportsIndex | None, logprobs: bool | SupportsIndex | None
+    ) -> tuple[int | None, int | None]:
+        """What of these does not depend on the prompt: ``max_tokens``, and how many tokens a piece's ``top`` has."""
+        if sampler is not None:
+            if not isinstance(sampler, Sampler):
+                raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
+            sampler._must_choose()
+        return checked_limit(max_tokens), checked_logprobs(logprobs, self._model.n_vocab)
+
+    def _generate(self, request: Request, seq_id: SupportsIndex, reuse_prefix: bool) -> tuple[Iterator[Piece], Record]:
+        """The pieces of a text, which is computed when they are asked for, and where to note them."""
+        seq, reuse = self._seq("seq_id", seq_id), checks.boolean("reuse_prefix", reuse_prefix)
+        sampler, attached = request.sampler(), self._attached.get(seq)
+        if sampler is None and attached is not None:
+            attached._must_choose()
+        if request.n_top is not None and attached is not None:
+            raise SamplerError(
+                f"logprobs need the logits of sequence {seq}, which stay where its backend sampler runs: take it away "
+                f"with set_sampler({seq}, None), or use another sequence"
+            )
+        record = Record(request.tokens.size, "length" if request.limit == 0 else None)
+        return generate(self, request, sampler, seq, reuse, record), record
 
     def _prompt_tokens(self, prompt: str | ArrayLike | Sequence[Mapping[str, object]]) -> NDArray[np.int32]:
         tokens = self._model._prompt_tokens(prompt)

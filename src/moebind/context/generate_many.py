@@ -2,75 +2,95 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
 from moebind._core.native import CData, ffi, lib
 from moebind.context.batch import Batch
-from moebind.context.generate import Generation, Piece, Writer
-from moebind.context.stops import Stop, checked_limit, checked_stops
+from moebind.context.generate import Generation, Request
+from moebind.context.pieces import Completion, Piece, Record
+from moebind.context.schedule import Run, Schedule, pack
+from moebind.context.scores import Score, score
+from moebind.context.stops import Stop, checked_stops
 from moebind.errors import BatchError, NoKvSlotError, SamplerError
 from moebind.sampling.sampler import Sampler
+from moebind.sampling.settings import Settings
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from numpy.typing import ArrayLike, NDArray
+    from typing_extensions import Self
 
-__all__ = ["BatchedGeneration"]
+__all__ = ["BatchedGeneration", "NumberedPieces"]
 
-
-@dataclass
-class _Run:
-    """One prompt: its tokens, its sequence, and how far it is computed."""
-
-    index: int
-    tokens: list[int]
-    writer: Writer
-    #: None: always the likeliest.
-    sampler: Sampler | None
-    #: Its sequence while it has one.
-    seq: int = -1
-    #: How many of its tokens are in the cache.
-    n_past: int = 0
+#: What a prompt's dict may have besides ``"prompt"``.
+_SHORT_FORMS = tuple(Settings.__dataclass_fields__)
+_OWN = ("sampler", "max_tokens", "stop", *_SHORT_FORMS, "json_schema", "logprobs")
 
 
-@dataclass
-class _Schedule:
-    """The prompts that have a sequence, those that wait for one, and those that were not looked at yet."""
+class NumberedPieces(Iterator[tuple[int, Piece]]):
+    """The texts of many prompts while they are generated: an iterator of indices and pieces.
 
-    prompts: Iterator[_Run]
-    free: list[int]
-    #: In the order in which they began.
-    running: list[_Run] = field(default_factory=list)
-    waiting: deque[_Run] = field(default_factory=deque)
-    #: Whether the cache has no room for another prompt until one ends.
-    full: bool = False
+    Made by ``Context.generate_many``.
 
-    def fill(self) -> None:
-        """Give free sequences, which are empty, to prompts."""
-        while self.free and not self.full:
-            run = self.waiting.popleft() if self.waiting else next(self.prompts, None)
-            if run is None:
-                return
-            run.seq, run.n_past = self.free.pop(), 0
-            self.running.append(run)
+    Examples
+    --------
+    >>> for completion in context.generate_many(prompts, max_tokens=32).complete():
+    ...     print(completion.text)
+    """
 
-    def leave(self, run: _Run) -> None:
-        """Take the sequence back."""
-        self.running.remove(run)
-        self.free.append(run.seq)
+    _runs: Iterator[tuple[Run, Piece | None]]
+    _began: bool
 
-    def give_up(self) -> _Run:
-        """Let the prompt that began last wait: the cache is full. It is computed again from its beginning."""
-        last = self.running[-1]
-        self.leave(last)
-        self.waiting.appendleft(last)
-        self.full = True
-        return last
+    def __init__(self, *_arguments: object, **_keywords: object) -> None:
+        raise TypeError("pieces of many prompts are made by Context.generate_many(prompts)")
+
+    @classmethod
+    def _of(cls, runs: Iterator[tuple[Run, Piece | None]]) -> Self:
+        made = cls.__new__(cls)
+        made._runs, made._began = runs, False
+        return made
+
+    def __next__(self) -> tuple[int, Piece]:
+        self._began = True
+        while True:
+            run, piece = next(self._runs)
+            if piece is not None:
+                return run.index, piece
+
+    def complete(self) -> list[Completion]:
+        """Generate everything, and return a :class:`Completion` for each prompt, in their order.
+
+        Raises
+        ------
+        RuntimeError
+            If a piece was taken already: pieces are not kept.
+        """
+        if self._began:
+            raise RuntimeError("pieces of these prompts were taken already, and are not kept: ask for all or nothing")
+        self._began = True
+        records: dict[int, Record] = {}
+        for run, piece in self._runs:
+            records[run.index] = run.record
+            if piece is not None:
+                run.record.pieces.append(piece)
+        return [records[index].completion() for index in sorted(records)]
+
+    def close(self) -> None:
+        """End it: nothing more is generated, and the sequences are emptied. Closing twice does nothing."""
+        self._runs.close()  # type: ignore[attr-defined]  # a generator
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class BatchedGeneration(Generation):
@@ -78,40 +98,58 @@ class BatchedGeneration(Generation):
 
     def generate_many(
         self,
-        prompts: Iterable[str | ArrayLike],
+        prompts: Iterable[str | ArrayLike | Sequence[Mapping[str, object]] | Mapping[str, Any]],
         *,
         sampler: Sampler | None = None,
         max_tokens: SupportsIndex | None = None,
-        stop: Stop | Sequence[Stop] = (),
-    ) -> Iterator[tuple[int, Piece]]:
+        stop: Stop | Sequence[Stop] | None = (),
+        temperature: float | None = None,
+        top_k: SupportsIndex | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repeat_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        seed: SupportsIndex | None = None,
+        json_schema: Mapping[str, object] | str | None = None,
+        logprobs: bool | SupportsIndex | None = None,
+    ) -> NumberedPieces:
         """Generate text for many prompts, as many at a time as the context has sequences.
 
         All running prompts are computed in the same batches. When one ends, the next takes its place, and its tokens
-        are computed together with those of the prompts that are still running.
+        are computed together with those of the prompts that are still running. What prompts have in common at their
+        beginning is computed once, as far as the model's memory can copy it.
 
         Parameters
         ----------
         prompts
-            Any number of them, each as for :meth:`generate`. A list is checked as a whole first; from any other
-            iterable, a prompt is taken when there is room for it.
+            Any number of them, each as for :meth:`generate`; or a dict with ``"prompt"`` and any of the arguments
+            below, which then hold for this prompt instead of those for all. A list is checked as a whole first; from
+            any other iterable, a prompt is taken when there is room for it.
         sampler
-            Chooses the tokens; None: always the likeliest. Each prompt gets a clone of it in its present state, so that
-            its text does not depend on the others.
-        max_tokens
-            Stop each after this many; None: when the model ends the text or its sequence is full.
-        stop
-            Texts and tokens that end a prompt's generation, as for :meth:`generate`.
+            Chooses the tokens; None: what the short forms say, or always the likeliest. Each prompt gets a clone of it
+            in its present state, so that its text does not depend on the others; copies of a prompt get the same text.
+        max_tokens, stop, temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, \
+        json_schema, logprobs
+            For each prompt, as for :meth:`generate`.
+        seed
+            As for :meth:`generate`, for the first prompt; the one with index ``i`` has the seed ``seed + i``. So copies
+            of a prompt get different texts, and all of it comes again with the same seed. In a prompt's own dict,
+            it is the prompt's seed.
 
-        Yields
-        ------
-        tuple[int, Piece]
-            The prompt's index in ``prompts``, and a piece of its text. Pieces of different prompts are interleaved;
-            those of one prompt come in order. The last piece of each has a ``stop_reason``.
+        Returns
+        -------
+        NumberedPieces
+            An iterator of ``(index, piece)``: the prompt's index in ``prompts``, and a piece of its text. Pieces of
+            different prompts are interleaved; those of one prompt come in order. The last piece of each has a
+            ``stop_reason``. ``complete()`` gives all of it at once, as a list of :class:`Completion`.
 
         Raises
         ------
         ValueError
             If a prompt is empty, or does not fit a sequence.
+        TypeError
+            If a prompt's dict has other keys, or ``sampler`` is given together with its short forms.
         SamplerError
             If the sampler does not choose, or a sequence has a backend sampler.
         AbortedError
@@ -129,15 +167,33 @@ class BatchedGeneration(Generation):
         >>> texts = [""] * len(prompts)
         >>> for index, piece in context.generate_many(prompts, max_tokens=32):
         ...     texts[index] += piece.text
+        >>> best_of_four = context.generate_many([prompt] * 4, temperature=0.8, seed=1, max_tokens=32).complete()
+        >>> context.generate_many([{"prompt": "Yes or no?", "max_tokens": 1}, "Once upon a time"], max_tokens=64)
         """
-        stops, limit = checked_stops(self._model, stop), checked_limit(max_tokens)
-        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
+        if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
             raise TypeError(f"prompts is {prompts!r}; it takes a list of prompts, or another iterable")
+        common: dict[str, Any] = {
+            "sampler": sampler,
+            "max_tokens": max_tokens,
+            "stop": stop,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repeat_penalty": repeat_penalty,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "seed": seed,
+            "json_schema": json_schema,
+            "logprobs": logprobs,
+        }
+        _settings(common).alone(sampler)
+        self._checked_choice(sampler, max_tokens, logprobs)
+        checked_stops(self._model, stop)
         if sampler is not None:
-            if not isinstance(sampler, Sampler):
-                raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
-            sampler._must_choose()
-            sampler = sampler.clone()  # as it is now, whatever is done with it later
+            common["sampler"] = sampler.clone()  # as it is now, whatever is done with it later
+        if json_schema is not None:
+            common["json_schema"] = Sampler.json_schema(self._model, json_schema)
         if self._attached:
             raise SamplerError(
                 "generate_many chooses sequences by itself, but backend samplers belong to certain ones: take them "
@@ -148,47 +204,89 @@ class BatchedGeneration(Generation):
                 "this model decodes what was encoded for each sequence: encode() one, and generate() from it"
             )
         self._open()
-        tokenized = map(self._numbered_tokens, count(), prompts)
-        known = list(tokenized) if isinstance(prompts, (Sequence, np.ndarray)) else None
+        requested = (self._numbered_request(at, prompt, common) for at, prompt in zip(count(), prompts))
+        known = list(requested) if isinstance(prompts, (Sequence, np.ndarray)) else None
 
-        def runs() -> Iterator[_Run]:
-            for at, tokens in enumerate(tokenized if known is None else known):
-                writer = Writer(self._model, tokens.size, self._length_max, limit, stops)
-                chooses = None if sampler is None or sampler._is_greedy else sampler.clone()
-                yield _Run(at, tokens.tolist(), writer, chooses)
+        def runs() -> Iterator[Run]:
+            for at, request in enumerate(requested if known is None else known):
+                chooses = request.sampler()
+                if chooses is not None and chooses._is_greedy:
+                    chooses = None
+                record = Record(request.tokens.size, "length" if request.limit == 0 else None)
+                yield Run(at, request, request.writer(self), chooses, record, request.tokens.tolist())
 
-        return self._generate_many(iter(()) if limit == 0 else runs())
+        return NumberedPieces._of(self._generate_many(runs()))
 
-    def _numbered_tokens(self, at: int, prompt: str | ArrayLike) -> NDArray[np.int32]:
+    def _numbered_request(self, at: int, prompt: Any, common: dict[str, Any]) -> Request:
+        """The arguments of one prompt, its own before those for all."""
+        own: dict[str, Any] = {}
+        if isinstance(prompt, Mapping):
+            own = dict(prompt)
+            unknown = [name for name in own if name != "prompt" and name not in _OWN]
+            if unknown or "prompt" not in own:
+                wrong = f"has {unknown[0]!r}" if unknown else "has no 'prompt'"
+                hint = "; a chat is a list of messages" if {"role", "content"} & own.keys() else ""
+                raise TypeError(f"prompts[{at}] {wrong}: a prompt's dict takes 'prompt' and {', '.join(_OWN)}{hint}")
+            prompt = own.pop("prompt")
+        taken = {**common, **own}
+        # What one prompt says of choosing is in the place of what is said for all.
+        if own.get("sampler") is not None:
+            taken |= {name: own.get(name) for name in _SHORT_FORMS}
+        elif any(own.get(name) is not None for name in _SHORT_FORMS):
+            taken["sampler"] = None
+        if own.get("sampler") is not None and isinstance(own["sampler"], Sampler):
+            taken["sampler"] = own["sampler"].clone()
+        schema = taken["json_schema"]
         try:
-            return self._prompt_tokens(prompt)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"prompts[{at}]: {error}") from None
+            return self._request(
+                prompt,
+                _settings(taken),
+                sampler=taken["sampler"],
+                max_tokens=taken["max_tokens"],
+                stop=taken["stop"],
+                logprobs=taken["logprobs"],
+                json_schema=None if isinstance(schema, Sampler) else schema,
+                grammar=schema if isinstance(schema, Sampler) else None,
+                seed_offset=0 if own.get("seed") is not None else at,
+                copies=True,
+            )
+        except (TypeError, ValueError, SamplerError) as error:
+            error.args = (f"prompts[{at}]: {error}", *error.args[1:])
+            raise
 
-    def _generate_many(self, runs: Iterator[_Run]) -> Iterator[tuple[int, Piece]]:
+    def _generate_many(self, runs: Iterator[Run]) -> Iterator[tuple[Run, Piece | None]]:
         lib.moebind_hooks_forget(self._hooks.pointer)
-        schedule = _Schedule(runs, list(range(self._n_seq_max))[::-1])
         batch = Batch(self._batch_room())
         everything = range(self._n_seq_max)
         with self._exclusive() as native:
+            # Without causal attention, what comes later changes what came before.
+            shares = bool(lib.llama_get_causal_attn(native))
+            schedule = Schedule(runs, self._n_seq_max, self._unified, self.n_ctx_seq, shares)
             generation = self._take_over(everything)
             self._empty(native, everything)
         try:
             while True:
-                schedule.fill()
+                with self._exclusive() as native:
+                    self._must_own_all(generation)
+                    nothing = schedule.fill(lib.llama_get_memory(native))
+                for run in nothing:
+                    yield run, None
                 if not schedule.running:
                     return
-                for run, token in self._advance(schedule, batch, generation):
+                for run, token, its_score in self._advance(schedule, batch, generation):
                     piece = run.writer.take(token)
                     run.tokens.append(token)
                     if piece.stop_reason is not None:
                         schedule.leave(run)
                         schedule.full = False
-                        self._forget_sequences([run.seq], generation)
-                    yield run.index, piece
+                    yield run, piece if its_score is None else piece._with_score(*its_score)
         finally:
             if not self.closed:
                 self._forget_sequences(everything, generation)
+
+    def _must_own_all(self, generation: int) -> None:
+        for seq in range(self._n_seq_max):
+            self._must_own(seq, generation)
 
     def _batch_room(self) -> int:
         """How many tokens a batch can have, whichever they are."""
@@ -200,44 +298,53 @@ class BatchedGeneration(Generation):
                 room = min(room, self._n_outputs_max)
             return room
 
-    def _advance(self, schedule: _Schedule, batch: Batch, generation: int) -> list[tuple[_Run, int]]:
-        """Compute one batch; returns the next token of each prompt that was computed to its end."""
+    def _advance(self, schedule: Schedule, batch: Batch, generation: int) -> list[tuple[Run, int, Score | None]]:
+        """Compute one batch; returns the next token of each prompt that was computed to its end, and its score."""
         while True:
-            parts = _pack(schedule.running, batch)
+            parts = pack(schedule.running, batch)
             ends = [(run, at) for run, _, at in parts if at is not None]
             try:
                 with self._exclusive() as native:
-                    for seq in range(self._n_seq_max):
-                        self._must_own(seq, generation)
+                    self._must_own_all(generation)
                     n_outputs = batch.n_tokens if self._embeddings else len(ends)
                     self._compute(native, batch._struct(), n_outputs)
                     self._flags = batch.logits.copy()
-                    tokens = self._choose(native, ends)
+                    for run, n, _ in parts:
+                        run.n_past += n
+                    # Now, while the sequence of each prompt that others wait for is no longer than their prefix.
+                    schedule.hand_on(lib.llama_get_memory(native))
+                    return self._choose(native, ends)
             except NoKvSlotError:
                 if len(schedule.running) == 1:
                     raise
                 self._forget_sequences([schedule.give_up().seq], generation)
-                continue
-            for run, n, _ in parts:
-                run.n_past += n
-            return [(run, token) for (run, _), token in zip(ends, tokens, strict=True)]
 
-    def _choose(self, native: CData, ends: list[tuple[_Run, int]]) -> list[int]:
+    def _choose(self, native: CData, ends: list[tuple[Run, int]]) -> list[tuple[Run, int, Score | None]]:
         """A token for each of these outputs. The caller holds the context."""
         if not ends:
             return []
-        if ends[0][0].sampler is not None:
-            return [self._sample_with(run.sampler, native, at) for run, at in ends if run.sampler is not None]
+        logits = self._logits_of(native, [at for _, at in ends])
+        likeliest = self._likeliest_of(logits) if any(run.sampler is None for run, _ in ends) else []
+        chosen: list[tuple[Run, int, Score | None]] = []
+        for row, (run, at) in enumerate(ends):
+            token = likeliest[row] if run.sampler is None else self._sample_with(run.sampler, native, at)
+            n_top = run.request.n_top
+            chosen.append((run, token, None if n_top is None else score(self._model, logits[row], token, n_top)))
+        return chosen
+
+    def _logits_of(self, native: CData, places: list[int]) -> NDArray[np.float32]:
+        """The logits of these tokens of the batch: all that have outputs."""
         shape = self._n_outputs, self._model._n_vocab
         memory = ffi.buffer(lib.llama_get_logits(native), 4 * shape[0] * shape[1])
         logits = np.frombuffer(memory, np.float32).reshape(shape)
-        if self._embeddings:
-            logits = logits[[at for _, at in ends]]
+        return logits[places] if self._embeddings else logits
+
+    def _likeliest_of(self, logits: NDArray[np.float32]) -> list[int]:
         if self._suppress is not None:
             logits = logits.copy()
             logits[:, self._suppress] = -np.inf
-        chosen: list[int] = logits.argmax(axis=1).tolist()
-        return chosen
+        likeliest: list[int] = logits.argmax(axis=1).tolist()
+        return likeliest
 
     def _forget_sequences(self, seq_ids: Iterable[int], generation: int) -> None:
         """Empty those of these sequences that still belong to the generation."""
@@ -250,24 +357,5 @@ class BatchedGeneration(Generation):
             lib.llama_memory_seq_rm(lib.llama_get_memory(native), seq, -1, -1)
 
 
-def _pack(running: list[_Run], batch: Batch) -> list[tuple[_Run, int, int | None]]:
-    """Fill the batch with what is to be computed next: single tokens first, then as much of the prompts as fits.
-
-    Returns each prompt in it, how many of its tokens, and where the last one of them is, if it has an output.
-    """
-    at, parts = 0, list[tuple[_Run, int, "int | None"]]()
-    batch._logits[:] = 0
-    for run in sorted(running, key=lambda run: len(run.tokens) - run.n_past):
-        tokens = run.tokens[run.n_past : run.n_past + batch.capacity - at]
-        if not tokens:
-            break
-        end = at + len(tokens)
-        batch._token[at:end] = tokens
-        batch._pos[at:end] = range(run.n_past, run.n_past + len(tokens))
-        batch._seq_id[at:end, 0] = run.seq
-        complete = run.n_past + len(tokens) == len(run.tokens)
-        batch._logits[end - 1] = complete
-        parts.append((run, len(tokens), end - 1 if complete else None))
-        at = end
-    batch._n_tokens = at
-    return parts
+def _settings(taken: Mapping[str, Any]) -> Settings:
+    return Settings(**{name: taken[name] for name in _SHORT_FORMS})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex, TypeAlias
 
@@ -68,15 +68,19 @@ class Stops:
 
 def checked_stops(
     model: Vocabulary,
-    stop: Stop | Sequence[Stop],
+    stop: Stop | Sequence[Stop] | None,
     shown: frozenset[int] = frozenset(),
     more: Sequence[str] = (),
 ) -> Stops:
-    """``stop`` of everything that generates, and ``more`` that a template adds.
+    """``stop`` of everything that generates, None for none, and ``more`` that a template adds.
 
     A control token has no text that is given out, unless it is among ``shown``, so its text as a stop is that token.
     """
-    given = [stop] if isinstance(stop, (str, int, np.integer)) else list(stop)
+    if isinstance(stop, (str, int, np.integer)):
+        stop = [stop]
+    elif isinstance(stop, (bytes, Mapping)) or not isinstance(stop, (Iterable, type(None))):
+        raise TypeError(f"stop is {stop!r} ({type(stop).__name__}); it takes texts, and ids of tokens, or None")
+    given = list(() if stop is None else stop)
     texts: list[str] = []
     tokens: dict[int, Stop] = {}
     for each in given:
@@ -119,5 +123,13 @@ def _control_tokens(model: Vocabulary, text: str, shown: frozenset[int]) -> tupl
 
 
 def checked_limit(max_tokens: SupportsIndex | None) -> int | None:
-    """``max_tokens`` of everything that generates."""
-    return None if max_tokens is None else checks.integer("max_tokens", max_tokens, 0)
+    """``max_tokens`` of everything that generates; None: none. -1 is none as well, as in llama.cpp's programs."""
+    if max_tokens is None:
+        return None
+    limit = checks.integer("max_tokens", max_tokens, -checks.INT32_MAX)
+    if limit < -1:
+        raise ValueError(
+            f"max_tokens is {limit}; it takes a number from 0 on, or None or -1 to go on until the model ends the text "
+            "or the context is full"
+        )
+    return None if limit == -1 else limit

@@ -396,14 +396,14 @@ def open_header(path: str, name: str | None = None) -> CData:
         # A directory is nothing to read, a pipe would be waited for, and some devices never end.
         raise ModelLoadError(f"{name} is not a regular file")
     encoded = os.fsencode(path)
-    lib.moebind_log_forget()
-    try:
-        lib.moebind_gguf_scan(encoded)
-        header = own(lib.own_gguf_init_from_file, encoded, {"no_alloc": True, "ctx": ffi.NULL})
-    except NativeError as error:
-        raise ModelLoadError(f"{name} cannot be read: {error.message}") from error
-    if not header:
-        raise ModelLoadError(f"{name} is not a GGUF file that this llama.cpp can read{log.recent_lines()}")
+    with log.quoted():
+        try:
+            lib.moebind_gguf_scan(encoded)
+            header = own(lib.own_gguf_init_from_file, encoded, {"no_alloc": True, "ctx": ffi.NULL})
+        except NativeError as error:
+            raise ModelLoadError(f"{name} cannot be read: {error.message}") from error
+        if not header:
+            raise ModelLoadError(f"{name} is not a GGUF file that this llama.cpp can read{log.recent_lines()}")
     return header
 
 

@@ -127,9 +127,9 @@ class QuantizeResult:
         return "\n".join([*lines, f"{total}  {self.bits_per_weight:.2f} bits per weight"])
 
 
+@log.quoted()
 def run(source: Gguf, target: str, native: CData, hooks: Hooks) -> None:
     """llama_model_quantize, with its failures as exceptions."""
-    lib.moebind_log_forget()
     try:
         outcome = lib.moebind_quantize(os.fsencode(source.path), os.fsencode(target), native, hooks.pointer)
     except NativeError as error:

@@ -13,7 +13,7 @@ from moebind._core import checks
 from moebind._core.native import decoded, ffi, lib
 from moebind.errors import NativeError
 
-__all__ = ["check_pattern", "experts_pattern", "matching", "similar_names"]
+__all__ = ["check_pattern", "experts_pattern", "matching", "numbers", "similar_names"]
 
 LENGTH_MAX = 1000
 #: So many `*`, `+` or `{n,}` in one pattern still take milliseconds over a model's names, in the worst case.
@@ -129,3 +129,38 @@ def similar_names(pattern: str, names: Sequence[str], most: int = 6) -> list[str
     import difflib  # rarely needed, and slow to import
 
     return sorted(kinds.values(), key=lambda name: -difflib.SequenceMatcher(None, plain, name).ratio())[:most]
+
+
+def numbers(first: int, last: int) -> str:
+    """A regular expression for the decimal numbers from ``first`` to ``last``: short, however many there are."""
+    choices: list[str] = []
+    for digits in range(len(str(first)), len(str(last)) + 1):
+        low, high = max(first, 10 ** (digits - 1) if digits > 1 else 0), min(last, 10**digits - 1)
+        choices += _equally_long(str(low), str(high))
+    return "|".join(choices)
+
+
+def _equally_long(low: str, high: str) -> list[str]:
+    """Choices for the numbers between two that have as many digits; zeros may come first."""
+    if not low:
+        return [""]
+    if low[0] == high[0]:
+        return [low[0] + rest for rest in _equally_long(low[1:], high[1:])]
+    first, last = int(low[0]), int(high[0])
+    before, after = [], []
+    if low[1:].strip("0"):  # behind the first digit, not all are in
+        before = [low[0] + rest for rest in _equally_long(low[1:], "9" * len(low[1:]))]
+        first += 1
+    if high[1:].strip("9"):
+        after = [high[0] + rest for rest in _equally_long("0" * len(high[1:]), high[1:])]
+        last -= 1
+    whole = [_digits(first, last) + r"\d" * len(low[1:])] if first <= last else []
+    return [*before, *whole, *after]
+
+
+def _digits(lowest: int, highest: int) -> str:
+    """A regular expression for one digit, as short as people write it."""
+    if (lowest, highest) == (0, 9):
+        return r"\d"
+    dash = "-" if highest - lowest > 1 else ""
+    return str(lowest) if lowest == highest else f"[{lowest}{dash}{highest}]"

@@ -40,12 +40,12 @@ class LoraAdapter(Owner):
         raise TypeError("adapters are made by Model.lora_adapter_init(path)")
 
     @classmethod
+    @log.quoted()
     def _load(cls, model: Model, path: str) -> LoraAdapter:
         native = model._open()
         if model._without_weights:
             raise LoraError("the model was loaded without weights (vocab_only, no_alloc): there is nothing to adapt")
         lora_file.check(path, model)
-        lib.moebind_log_forget()
         try:
             with rpc_servers.watched(model._servers):
                 pointer = own(lib.own_moebind_adapter_load, native, os.fsencode(path), holds=[native])

@@ -13,18 +13,20 @@ from moebind._core.native import decoded, lib
 from moebind.enums import PoolingType
 from moebind.errors import EmbeddingsError
 from moebind.model.hyperparameters import Hyperparameters
+from moebind.params.misplaced import refuse_keywords
 from moebind.params.params import ContextParams
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+    from typing_extensions import Never
 
 __all__ = ["Embedding"]
 
 T = TypeVar("T")
 
-#: How many texts are computed at once, unless ``context_params`` says so.
+#: How many texts are computed at once, unless ``context_params`` says it.
 N_SEQ_MAX = 16
-#: How long a text may be, unless ``context_params`` says so: computing it at once takes memory.
+#: How long a text may be, unless ``context_params`` says it: computing it at once takes memory.
 N_TOKENS_MAX = 2048
 
 
@@ -60,6 +62,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         pooling_type: PoolingType | int = PoolingType.UNSPECIFIED,
         truncate: bool = False,
         context_params: ContextParams | None = None,
+        **unknown: Never,
     ) -> NDArray[np.float32]:
         """Compute the embeddings of texts.
 
@@ -76,8 +79,8 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
             Cut texts that are too long, instead of refusing them. The token with which the tokenizer ends a text is
             kept.
         context_params
-            How to compute: threads and, as ``n_ubatch``, how many tokens a text may have. None: as many as the model
-            was trained with, up to 2048, and several texts at once.
+            How to compute: threads and, as ``n_ubatch``, how many tokens a text may have. By default, also where only
+            other fields are set, that is as many as the model was trained with, up to 2048, and several texts at once.
 
         Returns
         -------
@@ -101,6 +104,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         >>> vectors = model.embed(["a cat", "a dog", "a theorem"], normalize=True)
         >>> vectors @ vectors.T
         """
+        refuse_keywords("embed", ContextParams, "model.embed(texts, context_params={})", unknown)
         pooling = checks.member("pooling_type", pooling_type, PoolingType)
         scaled = checks.boolean("normalize", normalize)
         cut = checks.boolean("truncate", truncate)
@@ -129,6 +133,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         *,
         truncate: bool = False,
         context_params: ContextParams | None = None,
+        **unknown: Never,
     ) -> NDArray[np.float32]:
         """Score how well texts answer a query, with a model that has a classification head.
 
@@ -167,12 +172,16 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         >>> scores = model.rerank("How do I exit?", ["Press q.", "It rains."])
         >>> scores.argsort()[::-1]
         """
+        refuse_keywords("rerank", ContextParams, "model.rerank(query, texts, context_params={})", unknown)
         checks.utf8("query", query)
         cut = checks.boolean("truncate", truncate)
         n_scores = int(lib.moebind_model_n_scores(self._open()))
         if not n_scores:
             raise EmbeddingsError("this model has no classification head to score texts with")
-        pairs = [self._pair(query, text) for text in _listed_texts("texts", texts)]
+        listed = _listed_texts("texts", texts)
+        for at, text in enumerate(listed):
+            checks.utf8(f"texts[{at}]", text)
+        pairs = [self._pair(query, text) for text in listed]
         result = np.empty((len(pairs), max(1, int(lib.llama_model_n_cls_out(self._open())))), np.float32)
         self._pooled(pairs, PoolingType.RANK, cut, context_params, result)
         return np.ascontiguousarray(result[:, 0])
@@ -180,6 +189,8 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
     def _text_tokens(self, at: int, text: str | ArrayLike) -> NDArray[np.int32]:
         if isinstance(text, str):
             tokens = self.str_to_token(text)
+        elif not isinstance(text, (Sequence, np.ndarray)) or isinstance(text, bytes):
+            raise TypeError(f"texts[{at}] is {text!r} ({type(text).__name__}); it takes a str, or token ids")
         else:
             tokens = checks.int32_array(f"texts[{at}]", text, 0, self.n_vocab - 1)
         if not tokens.size:
@@ -236,9 +247,13 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         if not rows:
             return
         longest = max(row.tokens.size for row in rows)
-        if params is None:
+        default = ContextParams()
+        params = params or default
+        if params.n_ubatch == default.n_ubatch:
             most = min(self.n_ctx_train or N_TOKENS_MAX, N_TOKENS_MAX)
-            params = ContextParams(n_ubatch=min(most, max(longest, 512)), n_seq_max=min(N_SEQ_MAX, len(rows)))
+            params = params.with_n_ubatch(min(most, max(longest, default.n_ubatch)))
+        if params.n_seq_max == default.n_seq_max:
+            params = params.with_n_seq_max(min(N_SEQ_MAX, len(rows)))
         # Tokens that are pooled must be computed at once, and a model may have embeddings for so many positions only.
         room = min(params.n_ubatch, int(lib.moebind_model_n_pos(self._open())) or params.n_ubatch)
         for at, row in enumerate(rows):

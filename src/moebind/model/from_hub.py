@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from moebind._core import checks
 from moebind._core.model_base import ModelBase
 from moebind.files.gguf import Gguf
+from moebind.params.misplaced import refuse_keywords
 from moebind.params.params import ModelParams
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Never, Self
 
 __all__ = ["Pretrained", "checked_params"]
 
@@ -26,7 +27,7 @@ def checked_params(params: ModelParams | None) -> ModelParams:
     """
     chosen = ModelParams() if params is None else params
     if not isinstance(chosen, ModelParams):
-        raise TypeError(f"params is {chosen!r}; it takes ModelParams")
+        raise TypeError(f"params is {chosen!r}; it takes ModelParams, such as ModelParams(n_gpu_layers=-1)")
     return chosen
 
 
@@ -50,6 +51,7 @@ class Pretrained(ModelBase, metaclass=ABCMeta):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         endpoint: str | None = None,
+        **unknown: Never,
     ) -> Self:
         """Download a model from the Hugging Face Hub, unless it is in the cache, and load it.
 
@@ -98,6 +100,7 @@ class Pretrained(ModelBase, metaclass=ABCMeta):
         """
         from moebind.files import hub
 
+        refuse_keywords("from_pretrained", ModelParams, "Model.from_pretrained(repo_id, filename, {})", unknown)
         chosen = checked_params(params)
         address = hub.Address(repo_id, filename, revision)
         folder = None if cache_dir is None else checks.path("cache_dir", cache_dir)

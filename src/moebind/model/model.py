@@ -14,8 +14,18 @@ from moebind._core.native import CData, Hooks, decoded, ffi, lib, own, part_of
 from moebind._core.owner import close_all
 from moebind._core.progress import progress_bar
 from moebind.backend import rpc_servers
-from moebind.backend.devices import Device, cuda_state, describe, fork_hint, init, leases, native_devices, users
-from moebind.enums import DeviceType
+from moebind.backend.devices import (
+    Device,
+    cuda_state,
+    describe,
+    fork_hint,
+    init,
+    leases,
+    native_device,
+    native_devices,
+    users,
+)
+from moebind.enums import DeviceType, SplitMode
 from moebind.errors import ModelLoadError, NativeError, RpcServerError
 from moebind.files.gguf import Gguf
 from moebind.files.header_checks import check_model
@@ -25,6 +35,7 @@ from moebind.model.from_hub import Pretrained, checked_params
 from moebind.model.prompts import Prompts
 from moebind.model.saving import Saving
 from moebind.params import tensor_overrides
+from moebind.params.misplaced import refuse_keywords
 from moebind.params.native import native_model_params
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.tensor_overrides import PlacedOverride, PlacedTensor
@@ -34,6 +45,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Never
 
     from moebind.context.context import Context
     from moebind.sampling.sampler import Sampler
@@ -62,7 +74,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         raise TypeError("models are made by Model.load_from_file(path, params)")
 
     @classmethod
-    def load_from_file(cls, path: str | os.PathLike[str], params: ModelParams | None = None) -> Model:
+    def load_from_file(cls, path: str | os.PathLike[str], params: ModelParams | None = None, **unknown: Never) -> Model:
         """Load a model from a GGUF file.
 
         Parameters
@@ -90,10 +102,13 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         -----
         Uses ``llama_model_load_from_file``. Ctrl-C stops a load.
         """
+        refuse_keywords("load_from_file", ModelParams, "Model.load_from_file(path, {})", unknown)
         return cls._load(Gguf._from_local(checks.path("path", path)), params, split=False)
 
     @classmethod
-    def load_from_splits(cls, paths: Sequence[str | os.PathLike[str]], params: ModelParams | None = None) -> Model:
+    def load_from_splits(
+        cls, paths: Sequence[str | os.PathLike[str]], params: ModelParams | None = None, **unknown: Never
+    ) -> Model:
         """Load a model from several files with any names.
 
         Parameters
@@ -107,6 +122,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         -----
         Uses ``llama_model_load_from_splits``.
         """
+        refuse_keywords("load_from_splits", ModelParams, "Model.load_from_splits(paths, {})", unknown)
         if isinstance(paths, (str, os.PathLike)):
             raise TypeError("paths is one path; it takes a sequence of them, or use load_from_file")
         names = [checks.path("paths", path) for path in paths]
@@ -122,7 +138,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         model: Model | None = None
         try:
             targets = (override.target for override in chosen.tensor_overrides)
-            with rpc_servers.watched(rpc_servers.before_load(chosen.devices, targets)):
+            with rpc_servers.watched(rpc_servers.before_load(chosen.devices, targets)), log.quoted():
                 model = cls._load_natively(file, chosen, split)
                 rpc_servers.settle(model._servers)
             return model
@@ -140,7 +156,6 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         hooks = Hooks(progress=progress)
         native, keep = native_model_params(chosen, rules, hooks)
         encoded = [ffi.new("char[]", os.fsencode(path)) for path in paths]
-        lib.moebind_log_forget()
         try:
             if split:
                 pointer = own(lib.own_llama_model_load_from_splits, encoded, len(encoded), native[0])
@@ -156,7 +171,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         if not pointer:
             raise ModelLoadError(f"{paths[0]} could not be loaded{log.recent_lines()}")
         model = cls.__new__(cls)
-        used = [*_devices_of(pointer), *rules.devices()]
+        used = [*_devices_of(pointer, chosen), *rules.devices()]
         names = {decoded(lib.ggml_backend_dev_name(device)) for device in used}
         for lease in [leases[name] for name in names if name in leases]:
             lib.moebind_hold(pointer, lease)
@@ -198,6 +213,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         *,
         ctx_other: Context | None = None,
         samplers: Mapping[int, Sampler] | None = None,
+        **unknown: Never,
     ) -> Context:
         """Make a context to compute with.
 
@@ -224,6 +240,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         """
         from moebind.context.context import Context
 
+        refuse_keywords("new_context", ContextParams, "model.new_context({})", unknown)
         chosen = ContextParams() if params is None else params
         return Context._of(self, chosen, ctx_other, samplers)
 
@@ -284,7 +301,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         if self._params.n_gpu_layers == 0:
             return []  # libllama lists the devices that there are, whether they have layers or not
         listed = native_devices()
-        return [describe(listed.index(device), device) for device in _devices_of(pointer)]
+        return [describe(listed.index(device), device) for device in _devices_of(pointer, self._params)]
 
     @property
     def placement(self) -> tuple[PlacedOverride, ...]:
@@ -303,8 +320,13 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         )
 
 
-def _devices_of(pointer: CData) -> list[CData]:
-    """The devices that a ``llama_model`` has layers on."""
+def _devices_of(pointer: CData, params: ModelParams) -> list[CData]:
+    """The devices that a ``llama_model`` has layers on; with ``SplitMode.TENSOR`` it has one that stands for all."""
+    if params.split_mode == SplitMode.TENSOR:
+        if params.devices is not None:
+            return [native_device(device.name) for device in params.devices]
+        host = lib.ggml_backend_cpu_buffer_type()
+        return [each for each in native_devices() if lib.ggml_backend_dev_buffer_type(each) != host]
     return [lib.moebind_model_device(pointer, i) for i in range(lib.moebind_model_n_devices(pointer))]
 
 
@@ -338,6 +360,6 @@ def _warn_without_device(params: ModelParams) -> None:
         _warned_no_device = True
         warnings.warn(
             f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. CUDA "
-            f"is {cuda_state()}{fork_hint()}. Set n_gpu_layers=0 if that is what you want",
+            f"is {cuda_state()}{fork_hint()}. moebind.doctor() says what to do; set n_gpu_layers=0 if you want the CPU",
             stacklevel=5,
         )

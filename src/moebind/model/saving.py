@@ -58,11 +58,12 @@ class Saving(ModelBase):
             )
         with staged(target) as folder:
             written = os.path.join(folder, os.path.basename(target))
-            lib.moebind_log_forget()
-            try:
-                lib.llama_model_save_to_file(pointer, os.fsencode(written))
-            except NativeError as error:
-                raise MoebindError(f"llama.cpp cannot write this model: {error.message}{log.recent_lines()}") from error
+            with log.quoted():
+                try:
+                    lib.llama_model_save_to_file(pointer, os.fsencode(written))
+                except NativeError as error:
+                    said = f"{error.message}{log.recent_lines()}"
+                    raise MoebindError(f"llama.cpp cannot write this model: {said}") from error
             try:
                 # It returns nothing, whatever happened.
                 tensors = Gguf.from_file(written).tensors.values()

@@ -215,10 +215,21 @@ class Vocabulary(ModelBase):
                 raise TokenizeError(f"the text cannot be tokenized: {error.message}") from None
             if count >= 0:
                 found: NDArray[np.int32] = tokens[:count].copy()
-                return found
+                return found if parse_special or self.vocab_type != VocabType.RWKV else self._as_text(found)
             if -count <= capacity:
                 raise TokenizeError(f"llama.cpp could not tokenize the text (it returned {count})")
             capacity = -count
+
+    def _as_text(self, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+        """RWKV's tokens of a text that is nothing but text: llama.cpp finds control tokens in it all the same."""
+        controls = [token for token in np.unique(tokens).tolist() if self.is_control_token(token)]
+        places = np.flatnonzero(np.isin(tokens, controls)).tolist()
+        parts = np.split(tokens, places)
+        for i, at in enumerate(places, 1):
+            text = self.token_to_bytes(int(tokens[at]), special=True).decode()
+            spelled = (self.str_to_token(part, add_special=False, parse_special=False) for part in (text[:1], text[1:]))
+            parts[i] = np.concatenate([*spelled, parts[i][1:]])
+        return np.concatenate(parts)
 
     def tokens_to_str(self, tokens: ArrayLike, *, special: bool = False) -> str:
         """Turn tokens into text: the inverse of :meth:`str_to_token`.

@@ -128,7 +128,8 @@ class ContextParamsMethods(_Methods):
 
     def with_n_ctx(self, n_ctx: int) -> Self:
         """Return a copy with another ``n_ctx``. Tokens that the cache holds, over all sequences; 0: as many as the
-        model was trained with. It is padded up.
+        model was trained with. It is rounded up, to a multiple of 256 for each sequence; ``Context.n_ctx`` has
+        what came of it.
         """
         return self._with(n_ctx=n_ctx)
 
@@ -285,7 +286,10 @@ class ContextParamsMethods(_Methods):
         return self._with(op_offload=op_offload)
 
     def with_swa_full(self, swa_full: bool) -> Self:
-        """Return a copy with another ``swa_full``. Keep a full-size cache for sliding-window attention."""
+        """Return a copy with another ``swa_full``. Keep all tokens in layers with sliding windows, too. Without,
+        they take less memory, and a prompt that differs before the window from what was computed is computed
+        from its beginning.
+        """
         return self._with(swa_full=swa_full)
 
     def with_kv_unified(self, kv_unified: bool) -> Self:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -31,12 +31,13 @@ from moebind.enums import (
 )
 from moebind.files import tensor_patterns
 from moebind.files.metadata_overrides import KvOverrides, KvValue
+from moebind.params import serialize
 from moebind.params._methods import ContextParamsMethods, ModelParamsMethods
 from moebind.params.observers import EvalTensor, TensorObserver
 from moebind.params.tensor_overrides import TensorOverride
 
 if TYPE_CHECKING:
-    pass
+    from typing_extensions import Self
 
 __all__ = ["ContextParams", "ModelParams"]
 
@@ -57,9 +58,13 @@ CACHE_TYPES = tuple(
 N_CTX_MAX = 2**27
 
 
-def option(default: T, check: Callable[[str, Any], T]) -> T:
-    """Declare a field: ``check(name, value)`` returns what is stored, or raises."""
-    declared: T = dataclasses.field(default=default, metadata={"check": check})
+def option(default: T, check: Callable[[str, Any], T], form: serialize.Form | None = None) -> T:
+    """Declare a field: ``check(name, value)`` returns what is stored, or raises; ``form`` is how JSON has it.
+
+    Without a form, enumerators are written by name and everything else as it is.
+    """
+    metadata = {"check": check, "form": serialize.form_of(default) if form is None else form}
+    declared: T = dataclasses.field(default=default, metadata=metadata)
     return declared
 
 
@@ -125,6 +130,7 @@ def _tensor_overrides(name: str, value: Any) -> tuple[TensorOverride, ...]:
             raise TypeError(f"{name} holds {each!r}; it takes TensorOverride objects, or use with_tensor_override")
         tensor_patterns.check_pattern(each.pattern)
         checks.text("target", each.target)
+        checks.boolean("strict", each.strict)
     return overrides
 
 
@@ -144,6 +150,47 @@ class Params:
         ]
         return f"{type(self).__name__}({', '.join(changed)})"
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, as JSON has them.
+
+        Enumerators and devices are written by name, and rules for tensors as mappings. What is left out has the default
+        of the version, and for threads of the machine, that reads it.
+
+        Raises
+        ------
+        ValueError
+            If there is a callback among them.
+
+        Examples
+        --------
+        >>> ContextParams(n_ctx=4096, type_k=GgmlType.Q8_0).to_dict()
+        {'n_ctx': 4096, 'type_k': 'Q8_0'}
+        """
+        return serialize.write(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Make parameters from what :meth:`to_dict` gave.
+
+        Parameters
+        ----------
+        fields
+            Names and values, which are checked as everywhere. Devices have to be there under the same names.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown, with one that may be meant; or if a value is out of range.
+        TypeError
+            If a value has the wrong type.
+
+        Examples
+        --------
+        >>> ContextParams.from_dict({"n_ctx": 4096})
+        ContextParams(n_ctx=4096)
+        """
+        return cls(**serialize.read(cls, fields))
+
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class ModelParams(ModelParamsMethods, Params):
@@ -158,9 +205,9 @@ class ModelParams(ModelParamsMethods, Params):
     ModelParams(n_gpu_layers=20, tensor_overrides=(TensorOverride(...),))
     """
 
-    devices: tuple[Device, ...] | None = option(None, _devices)
+    devices: tuple[Device, ...] | None = option(None, _devices, serialize.DEVICES)
     """Devices that take layers, from ``moebind.devices()``; None: all GPUs. An empty tuple keeps them on the CPU."""
-    tensor_overrides: tuple[TensorOverride, ...] = option((), _tensor_overrides)
+    tensor_overrides: tuple[TensorOverride, ...] = option((), _tensor_overrides, serialize.OVERRIDES)
     """Rules that send tensors elsewhere; the first that matches a tensor's name wins. There can be one fewer than
     ``llama_max_tensor_buft_overrides`` says."""
     n_gpu_layers: int = option(_MODEL.n_gpu_layers, _integer(-1))
@@ -175,9 +222,9 @@ class ModelParams(ModelParamsMethods, Params):
     """The device that takes everything with ``SplitMode.NONE``: an index into the devices in use."""
     tensor_split: tuple[float, ...] | None = option(None, _tensor_split)
     """How much of the model each device takes, in proportion; None: by free memory."""
-    progress_callback: Callable[[float], bool | None] | bool | None = option(None, _progress)
+    progress_callback: Callable[[float], bool | None] | bool | None = option(None, _progress, serialize.CALLBACK)
     """Called with a fraction from 0.0 to 1.0 during the load; returning False stops it. True: a progress bar."""
-    kv_overrides: KvOverrides = option(KvOverrides(), _kv_overrides)
+    kv_overrides: KvOverrides = option(KvOverrides(), _kv_overrides, serialize.MAPPING)
     """Metadata to use instead of the file's: a mapping from key to bool, int, float or str."""
     vocab_only: bool = option(_MODEL.vocab_only, checks.boolean)
     """Load only the vocabulary: text and tokens work, contexts do not."""
@@ -249,7 +296,7 @@ class ModelParams(ModelParamsMethods, Params):
             return self
         # One pattern for all of them, with runs of numbers rather than each number: it must stay short.
         return self.with_cpu_override(
-            rf"blk\.({_numbers_below(count)}){tensor_patterns.experts_pattern()}", strict=strict
+            rf"blk\.({tensor_patterns.numbers(0, count - 1)}){tensor_patterns.experts_pattern()}", strict=strict
         )
 
     def with_kv_override(self, key: str, value: KvValue) -> ModelParams:
@@ -289,30 +336,6 @@ def _load_mode(mmap: bool, mlock: bool) -> LoadMode:
     return LoadMode.MLOCK if mlock else LoadMode.NONE
 
 
-def _numbers_below(count: int) -> str:
-    """A regular expression for the decimal numbers from 0 to ``count - 1``."""
-    last = str(count - 1)
-    choices = [r"\d" * digits if digits == 1 else r"[1-9]" + r"\d" * (digits - 1) for digits in range(1, len(last))]
-    for at, digit in enumerate(last):
-        lowest = 1 if at == 0 and len(last) > 1 else 0
-        rest = last[at + 1 :]
-        whole = rest.strip("9") == ""  # this digit too may be followed by any others
-        highest = int(digit) - (not whole)
-        if lowest <= highest:
-            choices.append(last[:at] + _digits(lowest, highest) + r"\d" * len(rest))
-        if whole:
-            break
-    return "|".join(choices)
-
-
-def _digits(lowest: int, highest: int) -> str:
-    """A regular expression for one digit, as short as people write it."""
-    if (lowest, highest) == (0, 9):
-        return r"\d"
-    dash = "-" if highest - lowest > 1 else ""
-    return str(lowest) if lowest == highest else f"[{lowest}{dash}{highest}]"
-
-
 @dataclass(frozen=True, repr=False, kw_only=True)
 class ContextParams(ContextParamsMethods, Params):
     """How a context is made: ``llama_context_params``, with the defaults of ``llama_context_default_params``.
@@ -327,7 +350,8 @@ class ContextParams(ContextParamsMethods, Params):
     """
 
     n_ctx: int = option(_CONTEXT.n_ctx, _integer(0, N_CTX_MAX))
-    """Tokens that the cache holds, over all sequences; 0: as many as the model was trained with. It is padded up."""
+    """Tokens that the cache holds, over all sequences; 0: as many as the model was trained with. It is rounded up,
+    to a multiple of 256 for each sequence; ``Context.n_ctx`` has what came of it."""
     n_batch: int = option(_CONTEXT.n_batch, _integer(1))
     """The most tokens in one ``decode``."""
     n_ubatch: int = option(_CONTEXT.n_ubatch, _integer(1))
@@ -371,7 +395,9 @@ class ContextParams(ContextParamsMethods, Params):
     """The context that the model was trained with, for YaRN; 0: from the model."""
     defrag_thold: float = option(_CONTEXT.defrag_thold, _number(-float("inf")))
     """Deprecated in llama.cpp, which ignores it."""
-    eval_callback: Callable[[EvalTensor, bool], bool | None] | TensorObserver | None = option(None, _eval_callback)
+    eval_callback: Callable[[EvalTensor, bool], bool | None] | TensorObserver | None = option(
+        None, _eval_callback, serialize.CALLBACK
+    )
     """A :class:`TensorObserver`, which is called for the tensors that it names once they are computed. Or a function,
     called as ``fn(tensor, ask)`` with each :class:`EvalTensor`: first with ``ask=True``, to say whether it wants the
     tensor, and then, if so, with ``ask=False`` once the data is computed; returning False then stops the computation.
@@ -383,7 +409,7 @@ class ContextParams(ContextParamsMethods, Params):
     moe_cache_size: Size = option(_CONTEXT.moe_cache_size, parse_size)
     """Device memory for a cache of the experts that are in host memory, in bytes or as text such as ``"4GiB"``; 0:
     none. With several devices it is divided among them as the layers are. Experimental in llama.cpp."""
-    abort_callback: Callable[[], bool] | None = option(None, _callback)
+    abort_callback: Callable[[], bool] | None = option(None, _callback, serialize.CALLBACK)
     """Called without arguments, about once a millisecond while the CPU computes; True stops the computation."""
     embeddings: bool = option(_CONTEXT.embeddings, checks.boolean)
     """Compute embeddings, of every token of a batch."""
@@ -394,6 +420,7 @@ class ContextParams(ContextParamsMethods, Params):
     op_offload: bool = option(_CONTEXT.op_offload, checks.boolean)
     """Let a device compute with weights that are in host memory, when a batch is large enough to be worth it."""
     swa_full: bool = option(_CONTEXT.swa_full, checks.boolean)
-    """Keep a full-size cache for sliding-window attention."""
+    """Keep all tokens in layers with sliding windows, too. Without, they take less memory, and a prompt that differs
+    before the window from what was computed is computed from its beginning."""
     kv_unified: bool = option(_CONTEXT.kv_unified, checks.boolean)
     """Share one cache among all sequences, instead of ``n_ctx / n_seq_max`` for each."""

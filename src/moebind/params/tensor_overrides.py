@@ -6,15 +6,24 @@ error with names that would have matched, not a model that silently fills the GP
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from moebind._core import checks
 from moebind._core.native import CData, decoded, ffi, lib
 from moebind.backend.devices import native_devices
 from moebind.errors import ModelLoadError
 from moebind.files import tensor_patterns
 
 __all__ = ["PlacedOverride", "PlacedTensor", "TensorOverride"]
+
+#: The end of a rule in a text of several: a name of a device or of a buffer type, such as ``RPC0[127.0.0.1:50052]``.
+_TARGET = re.compile(r"=\s*([\w.:\[\] -]+?)\s*$")
+#: Layers by number, which is no regular expression that a tensor's name could match: these have no colon.
+_RANGE = re.compile(r"(layers|experts):(\d{1,4})(-(\d{1,4})?)?", re.ASCII)
+#: No model has so many layers.
+_LAST = 9999
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,53 @@ class TensorOverride:
     pattern: str
     target: str
     strict: bool = True
+
+
+def written_rules(name: str, text: str) -> tuple[TensorOverride, ...]:
+    """Rules as command lines have them: ``PATTERN=TARGET``, several with commas between them.
+
+    A pattern may have commas, too: a rule ends where a name follows the ``=``. Instead of a pattern, ``experts:0-11``
+    are the experts of layers 0 to 11, ``layers:12-`` all of the layers from 12 on, ``experts:3`` those of one layer.
+
+    Raises
+    ------
+    ValueError
+        If a rule lacks its pattern or target, or its layers are in the wrong order; it begins with ``name``.
+    """
+    rules: list[TensorOverride] = []
+    rest = ""
+    for part in checks.text(name, text).decode().split(","):
+        rest = f"{rest},{part}" if rest else part
+        found = _TARGET.search(rest)
+        if found is None:
+            continue
+        pattern = rest[: found.start()].strip()
+        if not pattern:
+            break
+        rules.append(TensorOverride(_pattern(name, pattern), found[1]))
+        rest = ""
+    if rest or not rules:
+        raise ValueError(
+            f"{name} is {text!r}; it takes PATTERN=TARGET, such as ffn_up_exps=CPU or experts:0-11=CPU, and several "
+            "with commas between them"
+        )
+    return tuple(rules)
+
+
+def _pattern(name: str, written: str) -> str:
+    """The regular expression that is meant."""
+    layers = _RANGE.fullmatch(written)
+    if layers is None:
+        if re.match(r"(layers|experts):", written):
+            raise ValueError(f"{name} has {written!r}; layers have numbers: experts:0-11, layers:12- or layers:3")
+        return written
+    first = int(layers[2])
+    last = first if not layers[3] else int(layers[4]) if layers[4] else _LAST
+    if last < first:
+        raise ValueError(f"{name} has {written!r}; the first layer comes first, as in {layers[1]}:{last}-{first}")
+    numbers = tensor_patterns.numbers(first, last)
+    ending = tensor_patterns.experts_pattern() if layers[1] == "experts" else r"\."
+    return rf"blk\.({numbers}){ending}"
 
 
 @dataclass(frozen=True)

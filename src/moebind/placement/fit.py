@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, SupportsIndex
 
 from moebind._core import checks
@@ -12,8 +12,10 @@ from moebind._core.sizes import parse_size, show_size
 from moebind.backend.devices import Device
 from moebind.errors import FitError
 from moebind.params.params import N_CTX_MAX, ContextParams, ModelParams
+from moebind.placement import windows
 from moebind.placement.header import Header, read_header
-from moebind.placement.plan import Plan, check_arguments, device_list
+from moebind.placement.plan import Plan, check_arguments, described_host, device_list, make_plan
+from moebind.placement.saved import Identity, Saved, described, write
 from moebind.placement.search import Search
 
 __all__ = ["Fit", "fit"]
@@ -50,9 +52,86 @@ class Fit:
     plan: Plan
     budgets: Mapping[str, int]
     explanation: str
+    #: The model, as far as other files may be told from it.
+    _identity: Identity | None = field(default=None, repr=False)
+    #: Devices and a host that were given, which :meth:`load` plans for again.
+    _devices: tuple[str | int, ...] | None = field(default=None, repr=False)
+    _host: int | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return "\n".join([self.explanation, *self.plan._text()])
+
+    def to_dict(self) -> dict[str, object]:
+        """The fit as plain values, for JSON: what :meth:`save` writes.
+
+        Parameters are as in their ``to_dict``, and sizes in bytes; ``model`` says which model it is for, ``plan`` is as
+        in :meth:`Plan.to_dict`.
+
+        Raises
+        ------
+        ValueError
+            If the parameters hold callbacks.
+        """
+        path = self.plan.path if checks.on_hub(self.plan.path) else os.path.abspath(self.plan.path)
+        made_for = (self._identity, self._devices, self._host)
+        kept = (self.model_params, self.context_params, path, *made_for, self.budgets)
+        return {**Saved(*kept, self.explanation).to_dict(), "plan": self.plan.to_dict()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it into a file, which :meth:`load` and the commands (``--params``) read.
+
+        Parameters
+        ----------
+        path
+            The file, such as ``"fit.json"``; another fit that is there is replaced.
+
+        Raises
+        ------
+        ValueError
+            If the parameters hold callbacks, or a model is there.
+        OSError
+            If it cannot be written.
+
+        Examples
+        --------
+        >>> fit.save("fit.json")
+        >>> Fit.load("fit.json").model_params == fit.model_params
+        True
+        """
+        write(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model_path: str | os.PathLike[str] | None = None) -> Fit:
+        """Read what :meth:`save` wrote, for the same model.
+
+        The plan is made again, for the devices and the host that were given to :func:`fit`: its ``free`` is today's.
+
+        Parameters
+        ----------
+        path
+            The file.
+        model_path
+            Where the model is now; None: where it was.
+
+        Raises
+        ------
+        ValueError
+            If the file is no fit, or a newer moebind's, or if the model is another one. A model is known by its
+            metadata, and the names, types and shapes of its tensors; its file may be moved, renamed, split or joined.
+        ModelNotFoundError
+            If the model is not there.
+        OSError
+            If the file cannot be read.
+        """
+        found = Saved.read(path)
+        if found.identity is None:
+            raise ValueError(f"{os.fspath(path)} names no model: it holds parameters, but no fit")
+        header = read_header(found.path if model_path is None else checks.path("model_path", model_path))
+        found.check(header, os.fspath(path))
+        devices, model, context = found.natives(), found.model_params, found.context_params
+        plan = make_plan(header, model, context, device_list(devices, model), described_host(found.host))
+        made_for = (found.budgets, found.explanation, found.identity, found.devices, found.host)
+        return cls(_on(devices, model), context, replace(plan, _fitted=True), *made_for)
 
 
 def fit(
@@ -66,6 +145,8 @@ def fit(
     context_params: ContextParams | None = None,
     devices: Sequence[Device | str | int] | None = None,
     goal: Literal["decode", "prompt", "balanced"] = "decode",
+    host: SupportsIndex | str | None = None,
+    swa_full: bool | None = None,
 ) -> Fit:
     """Find parameters with which a model fits into memory and uses it well.
 
@@ -86,6 +167,8 @@ def fit(
         How much may be used of each device: bytes, or a text such as ``"20GiB"``; or a mapping from device to size, in
         which ``"Host"`` is host memory. It is never exceeded. None, and devices that the mapping leaves out: the free
         memory less the margin. Host memory is limited only if the mapping has it, or if there is no other device.
+        A device can take no more than it has: a larger budget is an error, unless it is one for several devices of
+        which some have less; the explanation says so of these.
     margin
         Bytes of the free memory to leave free, for a driver, a desktop and others. None: 1 GiB, but at most a tenth of
         the free memory.
@@ -102,6 +185,12 @@ def fit(
         What should be fast. ``"decode"`` leaves ``n_ubatch`` alone, so that more experts stay on the device.
         ``"prompt"`` makes it as large as possible, up to 2048, at the cost of experts. ``"balanced"`` makes it larger
         only if that costs at most a twentieth of them.
+    host
+        As for :func:`plan`.
+    swa_full
+        Whether layers with sliding windows get a full-size cache. None: as ``context_params`` has it if that is False;
+        otherwise yes, unless it does not fit, or leaves less than 95 % of the weights on the devices that could be
+        there without.
 
     Returns
     -------
@@ -125,23 +214,39 @@ def fit(
         raise ValueError(f"goal is {goal!r}; it takes 'decode', 'prompt' or 'balanced'")
     spare = None if margin is None else parse_size("margin", margin)
     least = checks.integer("n_ctx_min", n_ctx_min, 1)
+    if swa_full is not None:
+        context = context.with_swa_full(swa_full)
     if n_ctx is not None:
         context = context.with_n_ctx(checks.integer("n_ctx", n_ctx, 1))
     pinned = n_ctx is not None or context.n_ctx not in {0, _CONTEXT.n_ctx}
     header = read_header(file)
     natives = device_list(devices, model)
-    search = Search(header, natives, {})
+    memory_of_host = described_host(host)
+    search = Search(header, natives, {}, memory_of_host)
     # One plan to learn which devices there are; of a short context, since a long one can be refused.
     first = search.plan(model, context if pinned else context.with_n_ctx(_CONTEXT.n_ctx))
     search.budgets = budgets = _budgets(memory, spare, first)
-    chosen = _choose(search, header, model, context, least, pinned, goal)
+
+    def place(context: ContextParams) -> Plan | None:
+        return _choose(search, header, model, context, least, pinned, goal)
+
+    chosen, full = windows.choose(place, first.n_swa if swa_full is None else 0, model, context)
     if chosen is None:
         raise FitError(_nothing_fits(search, file, model))
-    result = chosen.model_params
-    if devices is not None and all(isinstance(device, Device) for device in devices):
-        result = replace(result, devices=tuple(device for device in devices if isinstance(device, Device)))
+    result = _on(devices, chosen.model_params)
     chosen = replace(chosen, _fitted=True)
-    return Fit(result, chosen.context_params, chosen, budgets, _explain(chosen, search, model, goal, pinned))
+    narrowed = context.swa_full and not chosen.context_params.swa_full
+    longest = not pinned and chosen.n_ctx < header.integer("context_length") and swa_full is None
+    about = windows.explain(chosen, full, chosen=narrowed, longest=longest)
+    explanation = "\n".join(filter(None, [_explain(chosen, search, model, goal, pinned), about]))
+    made_for = (Identity.of(header), described(devices), None if memory_of_host is None else memory_of_host.capacity)
+    return Fit(result, chosen.context_params, chosen, budgets, explanation, *made_for)
+
+
+def _on(devices: Sequence[Device | str | int] | None, params: ModelParams) -> ModelParams:
+    """The parameters with the devices that they were found for, if all of them are here."""
+    here = tuple(device for device in devices or () if isinstance(device, Device))
+    return params if devices is None or len(here) < len(devices) else params.with_devices(here)
 
 
 def _budgets(
@@ -153,15 +258,27 @@ def _budgets(
     others = {device.name: left(device.free) for device in plan.devices[:-1] or (plan.host,)}
     if memory is None:
         return others
-    # More than a device has is no budget.
     most = {device.name: device.capacity for device in plan.devices}
     if not isinstance(memory, Mapping):
         size = parse_size("memory", memory)
+        _must_have("memory", size, max(others, key=most.__getitem__), most)
         return {name: min(size, most[name]) for name in others}
     for name in memory:
         if name not in others and name != plan.host.name:
             raise ValueError(f"memory names {name!r}; there are {', '.join(each.name for each in plan.devices)}")
-    return {**others, **{name: min(parse_size(f"memory[{name!r}]", size), most[name]) for name, size in memory.items()}}
+    given = {name: parse_size(f"memory[{name!r}]", size) for name, size in memory.items()}
+    for name, size in given.items():
+        _must_have(f"memory[{name!r}]", size, name, most)
+    return {**others, **given}
+
+
+def _must_have(what: str, size: int, name: str, most: Mapping[str, int]) -> None:
+    """Refuse a budget that is larger than the device: nothing could keep to it."""
+    if size > most[name]:
+        raise ValueError(
+            f"{what} is {show_size(size)}, and {name} has {show_size(most[name])}: give at most that, or describe the "
+            "machine that has more with devices and host"
+        )
 
 
 def _choose(
@@ -203,8 +320,8 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     for device in plan.devices[:-1]:
         budget = search.budgets[device.name]
         lines.append(
-            f"{device.name}: {show_size(device.total)} of a budget of {show_size(budget)}; "
-            f"{show_size(device.free)} are free."
+            f"{device.name}: {show_size(device.total)} of a budget of {show_size(budget)}"
+            f"{', all that it has' if budget == device.capacity else ''}; {show_size(device.free)} are free."
         )
     if plan.host.name in search.budgets:
         held = show_size(plan._host_needs)

@@ -6,14 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import SupportsIndex
 
 from moebind._core import checks
 from moebind._core.native import CData, lib
 from moebind._core.sizes import parse_size, show_size
 from moebind.backend.breakdown import DeviceMemory, MemoryBreakdown
 from moebind.backend.devices import Device, native_device
-from moebind.enums import DeviceType
+from moebind.backend.host_memory import HostMemory
+from moebind.enums import DeviceType, SplitMode
 from moebind.params.params import ContextParams, ModelParams
+from moebind.params.serialize import write
 from moebind.placement.header import Header, read_header
 from moebind.placement.simulation import MAPPED, simulate
 
@@ -49,6 +52,9 @@ class Plan(MemoryBreakdown):
     lazy : int
         Bytes of tables that are mapped by themselves and read row by row, for the tokens that come (``lazy_mode``).
         They are counted, and need no free memory.
+    n_swa : int
+        The width of the model's sliding windows, in tokens; 0 without any. With ``swa_full=False``, their layers have a
+        cache of about that size.
     places : Mapping[str, str | None]
         For each tensor of the model the device that it would be on; None means host memory.
     expert_bytes : int
@@ -66,6 +72,7 @@ class Plan(MemoryBreakdown):
     mapped: bool = False
     gaps: int = 0
     lazy: int = 0
+    n_swa: int = 0
     places: Mapping[str, str | None] = field(default_factory=dict, repr=False, compare=False)
     expert_bytes: int = 0
     bytes_read: int | None = None
@@ -98,7 +105,12 @@ class Plan(MemoryBreakdown):
             "mapped": self.mapped,
             "gaps": self.gaps,
             "lazy": self.lazy,
+            "n_swa": self.n_swa,
+            "model_params": write(self.model_params, callbacks=False),
+            "context_params": write(self.context_params, callbacks=False),
             "fits": self.fits,
+            "missing": self.missing,
+            "advice": list(self.advice),
             "device_bytes": self.device_bytes,
             "host_bytes": self.host_bytes,
             "expert_bytes": self.expert_bytes,
@@ -226,6 +238,7 @@ def plan(
     context_params: ContextParams | None = None,
     *,
     devices: Sequence[Device | str | int] | None = None,
+    host: SupportsIndex | str | None = None,
 ) -> Plan:
     """Find out how much memory a model and a context would take, without loading anything.
 
@@ -238,12 +251,18 @@ def plan(
         The model's file, or the first one of a split model; or the address of one on the Hugging Face Hub, as
         :meth:`Gguf.from_file` takes it.
     model_params, context_params
-        As for :meth:`Model.load_from_file` and :meth:`Model.new_context`.
+        As for :meth:`Model.load_from_file` and :meth:`Model.new_context`. None: what these take without parameters,
+        which is a context of 512 tokens; ``moebind plan`` on the command line takes 4096.
     devices
         Devices to plan for, instead of this machine's or those of ``model_params``: a :class:`Device`, or the size of
         one that need not exist here, in bytes or as text. ``["24GiB", "24GiB"]`` are two GPUs with the names ``GPU0``
         and ``GPU1``. In a plan they are what CUDA's devices are: they support every operation, have pinned memory on
         the host, and with ``op_offload`` room for copies of experts from there. A driver's own memory is not counted.
+        ``[]`` is a machine with a CPU alone.
+    host
+        The memory of the machine to plan for, all of it free, instead of this machine's: bytes, or a text such as
+        ``"64GiB"``. It does not change ``devices``: ``devices=[], host="64GiB"`` is a machine of that size without a
+        GPU.
 
     Returns
     -------
@@ -266,7 +285,8 @@ def plan(
     (True, 'GPU0')
     """
     file, chosen, context = check_arguments(path, model_params, context_params)
-    return make_plan(read_header(file), chosen, context, device_list(devices, chosen))
+    memory = described_host(host)
+    return make_plan(read_header(file), chosen, context, device_list(devices, chosen), memory)
 
 
 def check_arguments(
@@ -287,7 +307,20 @@ def check_arguments(
         raise TypeError(f"context_params is {context!r}; it takes ContextParams")
     if chosen.vocab_only:
         raise ValueError("model_params has vocab_only: such a model has no weights to plan for")
+    if chosen.split_mode == SplitMode.TENSOR:
+        raise ValueError(
+            "split_mode is TENSOR, which cuts up each tensor: llama.cpp takes its devices for one, and does not tell "
+            "what each of them holds. Plan with LAYER instead"
+        )
     return file, chosen, context
+
+
+def described_host(host: SupportsIndex | str | None) -> HostMemory | None:
+    """A host with so much memory, all of it free; None: this machine."""
+    if host is None:
+        return None
+    size = parse_size("host", host, low=1)
+    return HostMemory(size, size)
 
 
 def device_list(devices: Sequence[Device | str | int] | None, params: ModelParams) -> list[CData] | None:
@@ -310,14 +343,23 @@ def device_list(devices: Sequence[Device | str | int] | None, params: ModelParam
             chosen.append(lib.moebind_described_device(at, parse_size(f"devices[{at}]", each, low=1)))
     if len(set(chosen)) != len(chosen):
         raise ValueError("devices names a device twice")
+    if params.split_mode == SplitMode.ROW and not all(isinstance(each, Device) for each in devices):
+        raise ValueError(
+            "split_mode is ROW, for which llama.cpp needs a buffer of the real devices: those that are only described "
+            "have none. Plan with LAYER instead"
+        )
     return chosen
 
 
 def make_plan(
-    header: Header, model_params: ModelParams, context_params: ContextParams, devices: list[CData] | None
+    header: Header,
+    model_params: ModelParams,
+    context_params: ContextParams,
+    devices: list[CData] | None,
+    host: HostMemory | None = None,
 ) -> Plan:
     """Simulate, and describe the result."""
-    found = simulate(header, model_params, context_params, devices)
+    found = simulate(header, model_params, context_params, devices, host)
     experts = {
         layer: {name: size for name, size in tensors.items() if name in found.places}
         for layer, tensors in header.experts.items()
@@ -336,6 +378,7 @@ def make_plan(
         found.mapped,
         found.gaps,
         found.lazy,
+        found.n_swa,
         MappingProxyType(found.places),
         on_device,
         header.gguf.bytes_read,

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 
 from moebind._core.native import CData
+from moebind.backend.host_memory import HostMemory
 from moebind.enums import SplitMode
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement import split
@@ -37,11 +38,20 @@ class Search:
         What is planned, and for what.
     budgets
         Bytes by device; a device, or the host, that is not there may take any number.
+    host
+        The memory of a host that need not be this machine; None: this machine's.
     """
 
-    def __init__(self, header: Header, devices: list[CData] | None, budgets: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        header: Header,
+        devices: list[CData] | None,
+        budgets: Mapping[str, int],
+        host: HostMemory | None = None,
+    ) -> None:
         self.header = header
         self.devices = devices
+        self.host = host
         self.budgets = budgets
         self.n_plans = 0
         #: The plan that came closest, for the message when nothing fits.
@@ -53,7 +63,7 @@ class Search:
         key = (model, context)
         if key not in self._known:
             self.n_plans += 1
-            self._known[key] = make_plan(self.header, model, context, self.devices)
+            self._known[key] = make_plan(self.header, model, context, self.devices, self.host)
         return self._known[key]
 
     def excess(self, plan: Plan) -> dict[str, int]:

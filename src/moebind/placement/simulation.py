@@ -20,6 +20,7 @@ from moebind._core.native import CData, Hooks, decoded, ffi, lib, own
 from moebind.backend import rpc_servers
 from moebind.backend.breakdown import BufferMemory, DeviceMemory, gather, read_parts
 from moebind.backend.devices import init
+from moebind.backend.host_memory import HostMemory
 from moebind.enums import DeviceType, LazyMode, LoadMode
 from moebind.errors import ContextCreationError, ModelLoadError, NativeError, RpcServerError
 from moebind.params import tensor_overrides
@@ -45,7 +46,7 @@ class Simulation:
     ``devices`` is as in a plan. ``places`` has, for each tensor, the name of its device, or None in host memory;
     a tensor that stands in two places, as the token embeddings do when they are the output too, has the last.
     ``gaps`` are bytes of mapped ranges that hold no tensor of the host's, and are not read; ``lazy`` are bytes of
-    tables that are mapped by themselves and read row by row.
+    tables that are mapped by themselves and read row by row. ``n_swa`` is the width of sliding windows, 0 without any.
     """
 
     devices: tuple[DeviceMemory, ...]
@@ -56,10 +57,15 @@ class Simulation:
     mapped: bool
     gaps: int
     lazy: int
+    n_swa: int
 
 
 def simulate(
-    header: Header, model_params: ModelParams, context_params: ContextParams, devices: Sequence[CData] | None = None
+    header: Header,
+    model_params: ModelParams,
+    context_params: ContextParams,
+    devices: Sequence[CData] | None = None,
+    host: HostMemory | None = None,
 ) -> Simulation:
     """Load the model and make a context, without memory.
 
@@ -71,6 +77,8 @@ def simulate(
         As for the real thing.
     devices
         Devices that need not be in the list of this machine's, instead of those of ``model_params``.
+    host
+        The memory of a host that need not be this machine; None: this machine's.
 
     Raises
     ------
@@ -82,13 +90,17 @@ def simulate(
     try:
         targets = (override.target for override in model_params.tensor_overrides)
         with rpc_servers.watched(rpc_servers.before_load(model_params.devices, targets) if devices is None else ()):
-            return _simulate(header, model_params, context_params, devices)
+            return _simulate(header, model_params, context_params, devices, host)
     except RpcServerError as error:
         raise ModelLoadError(f"{header.paths[0]} could not be planned: {error}") from error
 
 
 def _simulate(
-    header: Header, model_params: ModelParams, context_params: ContextParams, devices: Sequence[CData] | None
+    header: Header,
+    model_params: ModelParams,
+    context_params: ContextParams,
+    devices: Sequence[CData] | None,
+    host: HostMemory | None,
 ) -> Simulation:
     described = {
         decoded(lib.ggml_backend_dev_name(each)): lib.ggml_backend_dev_buffer_type(each) for each in devices or ()
@@ -127,7 +139,7 @@ def _simulate(
         if mapped or lazy:
             parts, gaps, alone = _as_mapped(header, parts, tensors, mapped, lazy)
         return Simulation(
-            gather(parts, used),
+            gather(parts, used, host),
             {name: _device_of(buffer_type) for name, buffer_type in tensors},
             int(lib.llama_n_ctx(context)),
             int(lib.llama_model_n_layer(model)),
@@ -135,6 +147,7 @@ def _simulate(
             mapped,
             gaps,
             alone,
+            int(lib.llama_model_n_swa(model)),
         )
 
 

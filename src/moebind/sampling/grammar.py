@@ -139,7 +139,7 @@ class GrammarKinds(SamplerKinds):
         trigger_patterns: Iterable[str],
         trigger_tokens: ArrayLike = (),
     ) -> Self:
-        """Allow everything until the text matches a pattern, or a token comes; then the grammar applies.
+        r"""Allow everything until the text matches a pattern, or a token comes; then the grammar applies.
 
         Parameters
         ----------
@@ -161,7 +161,8 @@ class GrammarKinds(SamplerKinds):
 
         Notes
         -----
-        As ``llama_sampler_init_grammar_lazy_patterns``. The whole text so far is searched after each token.
+        As ``llama_sampler_init_grammar_lazy_patterns``. A text is read once, as it grows; only with ``\b``, ``\B``, a
+        back-reference, or ``$`` in a lookahead, the whole text so far is searched after each token.
         """
         if isinstance(trigger_patterns, (str, bytes)):
             raise TypeError(f"trigger_patterns is {trigger_patterns!r}; it takes a sequence of patterns")

@@ -79,7 +79,26 @@ class SchemaReader:
     def document(self) -> Schema:
         """The schema to write a grammar from."""
         root = self._node(self._root, "#", "", 0)
+        for reference, name in self._names.items():
+            if self._is_only(name, name, set()):
+                what = "it refers to itself alone, which describes nothing"
+                self._lose(UnheldError(f"the schema at {reference}: {what}", ()))
+                self._definitions[name] = {}
         return {**root, "$defs": self._definitions}
+
+    def _is_only(self, name: str, target: str, seen: set[str]) -> bool:
+        """Whether a definition, or an alternative of it, is another one and no more."""
+        if name in seen:
+            return False
+        seen.add(name)
+        todo = [self._definitions[name]]
+        while todo:
+            node = todo.pop()
+            todo += as_nodes(node.get("anyOf", []))
+            to = str(node.get("$ref", "")).rpartition("/")[2]
+            if to and (to == target or self._is_only(to, target, seen)):
+                return True
+        return False
 
     def _lose(self, error: UnheldError) -> None:
         if self._strict:

@@ -17,7 +17,7 @@ from moebind._core.native import ffi, lib
 from moebind.errors import GrammarError, NativeError
 from moebind.sampling.json_reader import ANNOTATIONS, DEPTH_MAX, KEYWORDS, SchemaReader
 from moebind.sampling.json_rules import Names, with_corrected_rules, with_property_order
-from moebind.sampling.json_values import Schema, fail
+from moebind.sampling.json_values import Schema, UnheldError, fail
 
 __all__ = ["ANNOTATIONS", "KEYWORDS", "ReadSchema", "json_schema_to_grammar", "read_schema"]
 
@@ -101,12 +101,14 @@ def read_schema(
 
     With ``named``, its rule in the grammar has the name that is asked for, and is not one of llama-common's own.
     """
-    reader = SchemaReader(_parsed(schema), strict=strict, prefix=prefix)
     try:
+        reader = SchemaReader(_parsed(schema), strict=strict, prefix=prefix)
         document = reader.document()
         if named and not document.keys() & {"enum", "anyOf"} and not document.get("properties"):
             document = {"anyOf": [document], "$defs": document.pop("$defs")}
         json.dumps(document, allow_nan=False)
+    except UnheldError as error:
+        raise GrammarError(str(error)) from None
     except RecursionError:
         raise GrammarError(f"the schema nests deeper than {DEPTH_MAX}") from None
     return ReadSchema(document, reader.lost, reader.orders)

@@ -81,19 +81,24 @@ class SamplerKinds(Owner):
         return cls._make(own(lib.own_llama_sampler_init_greedy), chooses=True, greedy=True)
 
     @classmethod
-    def dist(cls, seed: SupportsIndex) -> Self:
+    def dist(cls, seed: SupportsIndex | None = None) -> Self:
         """Choose at random, by probability (``llama_sampler_init_dist``).
 
         Parameters
         ----------
         seed
-            0 to 2**32 - 1; the last one means a random seed.
+            0 to 2**32 - 1. None, or the last one: a random seed, which :attr:`seed` tells.
         """
         return cls._make(own(lib.own_llama_sampler_init_dist, _seed(seed)), chooses=True)
 
     @classmethod
     def mirostat(
-        cls, n_vocab: SupportsIndex | ModelBase, seed: SupportsIndex, tau: float, eta: float, m: SupportsIndex = 100
+        cls,
+        n_vocab: SupportsIndex | ModelBase,
+        seed: SupportsIndex | None,
+        tau: float,
+        eta: float,
+        m: SupportsIndex = 100,
     ) -> Self:
         """Choose at random with a surprise that is kept near ``tau``, version 1 (``llama_sampler_init_mirostat``).
 
@@ -102,7 +107,7 @@ class SamplerKinds(Owner):
         n_vocab
             Tokens in the vocabulary, or the model.
         seed
-            0 to 2**32 - 1; the last one means a random seed.
+            0 to 2**32 - 1. None, or the last one: a random seed, which :attr:`seed` tells.
         tau
             The surprise to aim for, in bits, 0 or more; 5 is usual.
         eta
@@ -122,13 +127,13 @@ class SamplerKinds(Owner):
         return cls._make(native, chooses=True)
 
     @classmethod
-    def mirostat_v2(cls, seed: SupportsIndex, tau: float, eta: float) -> Self:
+    def mirostat_v2(cls, seed: SupportsIndex | None, tau: float, eta: float) -> Self:
         """Choose at random with a surprise that is kept near ``tau``, version 2 (``llama_sampler_init_mirostat_v2``).
 
         Parameters
         ----------
         seed
-            0 to 2**32 - 1; the last one means a random seed.
+            0 to 2**32 - 1. None, or the last one: a random seed, which :attr:`seed` tells.
         tau
             The surprise to aim for, in bits, 0 or more; 5 is usual. Tokens with a surprise above a limit, which adapts,
             are not chosen.
@@ -144,7 +149,7 @@ class SamplerKinds(Owner):
         return cls._make(native, chooses=True)
 
     @classmethod
-    def adaptive_p(cls, target: float, decay: float, seed: SupportsIndex) -> Self:
+    def adaptive_p(cls, target: float, decay: float, seed: SupportsIndex | None) -> Self:
         """Choose at random, preferring tokens with a probability near ``target`` (``llama_sampler_init_adaptive_p``).
 
         Parameters
@@ -154,7 +159,7 @@ class SamplerKinds(Owner):
         decay
             How long the average remembers, 0 to 0.99: about ``1 / (1 - decay)`` tokens.
         seed
-            0 to 2**32 - 1; the last one means a random seed.
+            0 to 2**32 - 1. None, or the last one: a random seed.
         """
         goal = checks.number("target", target, -math.inf, 1.0)
         native = own(lib.own_llama_sampler_init_adaptive_p, goal, checks.number("decay", decay, 0.0, 0.99), _seed(seed))
@@ -227,7 +232,7 @@ class SamplerKinds(Owner):
         return cls._make(own(lib.own_llama_sampler_init_top_n_sigma, checks.number("n", n)))
 
     @classmethod
-    def xtc(cls, p: float, t: float, min_keep: SupportsIndex, seed: SupportsIndex) -> Self:
+    def xtc(cls, p: float, t: float, min_keep: SupportsIndex, seed: SupportsIndex | None) -> Self:
         """Now and then remove all likely candidates but the last of them: exclude top choices.
 
         Parameters
@@ -239,7 +244,7 @@ class SamplerKinds(Owner):
         min_keep
             Remove nothing if fewer would be left.
         seed
-            0 to 2**32 - 1; the last one means a random seed.
+            0 to 2**32 - 1. None, or the last one: a random seed.
 
         Notes
         -----
@@ -429,8 +434,8 @@ def _size(model: ModelBase) -> int:
     return model.n_vocab
 
 
-def _seed(value: SupportsIndex) -> int:
-    return checks.integer("seed", value, 0, SEED_MAX)
+def _seed(value: SupportsIndex | None) -> int:
+    return SEED_MAX if value is None else checks.integer("seed", value, 0, SEED_MAX)
 
 
 def _min_keep(value: SupportsIndex) -> int:

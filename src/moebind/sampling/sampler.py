@@ -63,6 +63,8 @@ class Sampler(GrammarKinds):
     _is_part = False
     #: The highest token that it accepts.
     _limit = checks.INT32_MAX
+    #: Whether it is a grammar that has let through tokens that were chosen.
+    _has_text = False
     #: How many chains are in each other here.
     _nesting = 0
 
@@ -192,6 +194,7 @@ class Sampler(GrammarKinds):
         """Copy what tells which kind of sampler the other one is."""
         self._chooses, self._is_greedy, self._is_adaptive = other._chooses, other._is_greedy, other._is_adaptive
         self._is_grammar, self._is_checked = other._is_grammar, other._is_checked
+        self._has_text = other._has_text
         self._nesting = other._nesting
         self._k, self._n_vocab, self._token_max = other._k, other._n_vocab, other._token_max
 
@@ -270,7 +273,7 @@ class Sampler(GrammarKinds):
         -----
         Uses ``llama_sampler_sample``.
         """
-        self._must_choose()
+        self._must_be_a_choice()
         at = checks.integer("idx", idx, -checks.INT32_MAX)
         if not isinstance(ctx, SampledContext):
             raise TypeError(f"ctx is {ctx!r}; it takes a Context")
@@ -304,12 +307,28 @@ class Sampler(GrammarKinds):
                 raise SamplerError(f"{self!r} chose token {token}, which its grammar forbids: put the grammar first")
             refused.append(token)
         self._accept(token)
+        self._note_choice()
         return token
 
-    def _must_choose(self) -> None:
+    def _note_choice(self) -> None:
+        """Note that grammars have a text now, by tokens that were chosen."""
+        for part in self._with_parts():
+            part._has_text = part._is_grammar
+
+    def _must_be_a_choice(self) -> None:
         self._open()
         if not self._chooses:
-            raise SamplerError(f"{self!r} filters, but does not choose: end the chain in greedy() or dist(seed)")
+            raise SamplerError(f"{self!r} filters, but does not choose: end the chain in greedy() or dist()")
+
+    def _must_choose(self) -> None:
+        """Raise if it cannot choose the tokens of a text that begins."""
+        self._must_be_a_choice()
+        for part in self._with_parts():
+            if part._has_text and not lib.moebind_grammar_waits(part._open()):
+                raise SamplerError(
+                    f"{self!r} has chosen a text, and its grammar is at its end: reset() it for a new one, or use a "
+                    "clone() for each. To go on with a text, reset it and accept_many() its tokens"
+                )
 
     def _forbidding(self, token: int) -> Sampler | None:
         """The grammar in this sampler that forbids a token, if one does."""
@@ -413,6 +432,8 @@ class Sampler(GrammarKinds):
         """Forget the accepted tokens, and restart the random numbers (``llama_sampler_reset``)."""
         with self._lock.held():
             lib.llama_sampler_reset(self._open())
+            for part in self._with_parts():
+                part._has_text = False
 
     def clone(self) -> Sampler:
         """A copy with the same state (``llama_sampler_clone``).

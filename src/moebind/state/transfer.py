@@ -38,8 +38,8 @@ def read_seq(native: CData, seq: int, flags: StateSeqFlags) -> bytearray:
     )
 
 
+@log.quoted()
 def _read_with(measure: Callable[[], int], give: Callable[[CData, int], int]) -> bytearray:
-    lib.moebind_log_forget()
     try:
         size = measure()
         data = bytearray(size)
@@ -62,6 +62,7 @@ def write_seq(native: CData, data: Buffer, seq: int, flags: StateSeqFlags) -> st
     return _write_with(data, lambda buffer, size: lib.llama_state_seq_set_data_ext(native, buffer, size, seq, flags))
 
 
+@log.quietly()  # the caller's exception says it
 def _write_with(data: Buffer, take: Callable[[CData, int], int]) -> str | None:
     lib.moebind_log_forget()
     try:

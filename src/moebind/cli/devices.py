@@ -1,0 +1,97 @@
+"""Devices and sizes on a command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, TypeAlias
+
+import typer
+
+from moebind._core.sizes import parse_size
+from moebind.backend.devices import Device, devices
+from moebind.enums import DeviceType
+
+__all__ = ["Devices", "Host", "checked_size", "device_list", "exact_size", "looks_like_a_size", "separate"]
+
+#: No device has less memory; who says less left the unit out.
+LEAST = 2**20
+
+Devices: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        "-dev",
+        metavar="DEVICE",
+        help="A device of this machine, or the size of one that is not here, such as 24GiB; several with commas, or by "
+        "giving it several times; none for a machine without.",
+        show_default="this machine's GPUs",
+    ),
+]
+Host: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--host",
+        metavar="SIZE",
+        help="The memory of another machine, such as 64GiB, all of it free.",
+        show_default="this machine's",
+    ),
+]
+
+
+def separate(given: Sequence[str] | None) -> list[str] | None:
+    """Devices one by one; ``none`` is none."""
+    if not given:
+        return None
+    found = [each.strip() for text in given for each in text.split(",")]
+    if "none" not in found:
+        return found
+    if len(found) > 1:
+        raise ValueError(f"--device is none beside {', '.join(each for each in found if each != 'none')}; choose")
+    return []
+
+
+def device_list(given: Sequence[str] | None) -> list[Device | str | int] | None:
+    """Names of devices as devices, sizes as bytes."""
+    if given is None:
+        return None
+    known = {device.name: device for device in devices()}
+    return [known[each] if each in known else _described(each, known) for each in given]
+
+
+def checked_size(given: str, option: str = "--device") -> int:
+    """The size of a device, or of a host, that is only described."""
+    size = parse_size(option, given)
+    if size < LEAST:
+        guess = f"{given.strip()}GiB" if given.strip().isdecimal() and size else "24GiB"
+        raise ValueError(f"{option} is {given!r}, which is {size} bytes; did you mean {guess}?")
+    return size
+
+
+def looks_like_a_size(given: str) -> bool:
+    """Whether it begins as a size does; names of devices begin with a letter, and addresses have a colon."""
+    return ":" not in given and re.match(r"\s*[\d.]", given, re.ASCII) is not None
+
+
+def exact_size(size: int) -> str:
+    """A size as an option takes it, without rounding."""
+    for unit in ("GiB", "MiB", "KiB"):
+        step = parse_size("a unit", f"1{unit}")
+        if size % step == 0:
+            return f"{size // step}{unit}"
+    return f"{size}B"
+
+
+def _described(given: str, known: Mapping[str, Device]) -> int:
+    if given == "loopback":
+        raise ValueError(
+            "--device is 'loopback', which only bench takes: it starts a worker process. Describe a device by its size "
+            "here, such as 24GiB"
+        )
+    if looks_like_a_size(given):
+        return checked_size(given)
+    names = ", ".join(name for name, device in known.items() if device.type != DeviceType.CPU)
+    raise ValueError(
+        f"--device is {given!r}; it takes the size of a device that need not be here, such as 24GiB, or the name of "
+        f"one that is: {names or 'this machine has none'}"
+    )

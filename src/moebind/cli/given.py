@@ -1,0 +1,124 @@
+"""The parameters that a command line gives: its options, and a file (``--params``)."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from moebind.bench.environment import local_gpus
+from moebind.cli.devices import exact_size
+from moebind.cli.parameters import ADDED, CONTEXT, MODEL, Option, ParamsT, shares
+from moebind.params.params import ContextParams, ModelParams
+from moebind.placement.saved import Saved, read_for
+
+__all__ = ["Chosen", "Given", "takes"]
+
+
+class Chosen(NamedTuple):
+    """Parameters, and the devices and the host that they are for, as options have them."""
+
+    model_params: ModelParams
+    context_params: ContextParams
+    device: list[str] | None
+    host: str | None
+
+
+class Given:
+    """The parameters that were given to a command: options, and a file."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        #: The values of options by name; None for those that were not given.
+        self.values = dict(values)
+
+    def read(
+        self, model: str, device: Sequence[str] | None = None, host: str | None = None, *, n_ctx: int | None = None
+    ) -> Chosen:
+        """Read the file, if one was given, and put what options say in the place of what it says.
+
+        Parameters
+        ----------
+        model
+            The model, which the file must be for.
+        device, host
+            The values of options of these names.
+        n_ctx
+            The length of context if neither says one.
+
+        Raises
+        ------
+        ValueError
+            If a value is wrong, or the file is for another model.
+        """
+        source = self.values.get("params")
+        saved = Saved(ModelParams(), ContextParams()) if source is None else read_for(source, model)
+        context_params = self._with(CONTEXT, saved.context_params)
+        if source is None and self.values.get("n_ctx") is None and n_ctx is not None:
+            context_params = context_params.with_n_ctx(n_ctx)
+        model_params = self._with(MODEL, saved.model_params)
+        if device is None and saved.devices is not None:
+            device = [each if isinstance(each, str) else exact_size(each) for each in saved.devices]
+        if device is not None:
+            model_params = model_params.with_devices(None)  # those that are given, or the same by name
+        if host is None and saved.host is not None:
+            host = exact_size(saved.host)
+        if self.values.get("tensor_split") is not None:
+            _check_shares(self.values["tensor_split"], model_params, device)
+        return Chosen(model_params, context_params, None if device is None else list(device), host)
+
+    def _with(self, options: Sequence[Option[ParamsT]], params: ParamsT) -> ParamsT:
+        values = [(option, self.values.get(option.name)) for option in options]
+        given = [(option, value) for option, value in values if value is not None and value != []]
+        # Some are read as additions to a field: what a file has there is replaced, as it is with others.
+        defaults = type(params)()
+        names = {name for option, _ in given for name in option.fields if name in ADDED}
+        params = replace(params, **{name: getattr(defaults, name) for name in names})
+        for option, value in given:
+            params = option.read(params, value)
+        return params
+
+
+def takes(*options: Option[Any], **shown: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command have options; it gets them as one argument, ``given``.
+
+    Parameters
+    ----------
+    options
+        In the order of the help.
+    shown
+        What the help says of the default of an option, by its name, where the command has another.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            command(given=Given({option.name: values.pop(option.name) for option in options}), **values)
+
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        parameters: list[inspect.Parameter] = []
+        for each in own:
+            if each.name == "given":
+                parameters += [option.parameter(shown.get(option.name)) for option in options]
+            else:
+                parameters.append(each.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate
+
+
+def _check_shares(given: str, params: ModelParams, device: Sequence[str] | None) -> None:
+    """There are at most as many shares as devices."""
+    n_shares = len(shares(given))
+    listed = device if device is not None else params.devices
+    count = len(local_gpus()) if listed is None else len(listed)
+    several = any(":" in each for each in device or ())  # a server has as many as it has
+    if n_shares > count and not several:
+        there = f"there {'is' if count == 1 else 'are'} {count or 'no'} device{'s' * (count != 1)}"
+        raise ValueError(
+            f"--tensor-split is {given!r}, {n_shares} share{'s' * (n_shares != 1)}, and {there}; it takes at most one "
+            "for each"
+        )
