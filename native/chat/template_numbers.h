@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+class common_json;
+
 namespace moebind {
 
 // While one lives, a text that begins with `text` is, to the templates that this thread runs, the integer behind it:
