@@ -47,6 +47,9 @@ size_t moebind_token_reads(llama_context * ctx, moebind_tensor * reads, size_t n
     }
     for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
         const ggml_tensor * node = ggml_graph_node(graph, i);
+        if ((node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
+            continue;  // of another kind of batch
+        }
         if (node->op == GGML_OP_VIEW || node->op == GGML_OP_RESHAPE || node->op == GGML_OP_PERMUTE || node->op == GGML_OP_TRANSPOSE) {
             continue;  // these only describe
         }
