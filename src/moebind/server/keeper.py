@@ -1,8 +1,8 @@
 """Runs a command, and ends it, and all that it started, with the process that asked for it.
 
 A program of its own, which imports nothing of moebind's: ``keeper.py PARENT REPORT FOLDER COMMAND...``. PARENT is the
-process that asked, REPORT a file descriptor for the command's process id, FOLDER one with its files, or empty. It ends as
-the command does.
+process that asked, REPORT a file descriptor for the command's process id, FOLDER one with its files, or empty. It ends
+as the command does.
 
 - The parent ends, however it does: the command's process group is killed, and the folder removed.
 - The command ends: what is left of its process group is killed.
