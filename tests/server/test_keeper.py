@@ -25,13 +25,13 @@ STUBBORN = (
 ASKING = (
     "import os, subprocess, sys, threading, time\n"
     "python, keeper, *command = sys.argv[1:]\n"
-    "def ask():\n    subprocess.Popen([python, '-I', '-S', keeper, str(os.getpid()), '1', *command])\n"
+    "def ask():\n    subprocess.Popen([python, '-I', '-S', keeper, str(os.getpid()), '1', '', *command])\n"
     "thread = threading.Thread(target=ask)\nthread.start()\nthread.join()\ntime.sleep(1000)\n"
 )
 
 
-def start(*command: str, parent: int | None = None) -> subprocess.Popen[str]:
-    given = [sys.executable, "-I", "-S", keeper.__file__, str(parent or os.getpid()), "1", *command]
+def start(*command: str, parent: int | None = None, folder: str = "") -> subprocess.Popen[str]:
+    given = [sys.executable, "-I", "-S", keeper.__file__, str(parent or os.getpid()), "1", folder, *command]
     return subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -55,11 +55,12 @@ def all_gone(processes: list[psutil.Process]) -> bool:
 
 
 @pytest.mark.parametrize("status", [0, 3])
-def test_it_ends_as_the_command_ends(status: int) -> None:
-    process = start(sys.executable, "-c", f"import sys; print('said'); sys.exit({status})")
+def test_it_ends_as_the_command_ends(status: int, tmp_path: Path) -> None:
+    process = start(sys.executable, "-c", f"import sys; print('said'); sys.exit({status})", folder=str(tmp_path))
     said = process.communicate(timeout=PATIENCE)[0]
     assert said.splitlines()[1:] == ["said"]
     assert process.returncode == status
+    assert tmp_path.exists()  # it is started again with it
 
 
 def test_a_command_that_is_not_there(tmp_path: Path) -> None:
@@ -111,9 +112,12 @@ def test_everything_ends_with_who_asked(number: signal.Signals) -> None:
         assert all_gone(processes)
 
 
-def test_who_asked_was_gone_before_it_looked() -> None:
+def test_who_asked_was_gone_before_it_looked(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/keys").touch()
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
-    process = start(sys.executable, "-c", STUBBORN, parent=gone.pid)
+    process = start(sys.executable, "-c", STUBBORN, parent=gone.pid, folder=str(tmp_path / "folder"))
     process.communicate(timeout=PATIENCE)
+    assert not (tmp_path / "folder").exists()
     assert process.returncode == 128 + signal.SIGKILL

@@ -416,7 +416,7 @@ def serve():
 thread = threading.Thread(target=serve)
 thread.start()
 thread.join()
-print(server.url, server.pid, flush=True)
+print(server.url, server.pid, server._folder.path, flush=True)
 if sys.argv[2] == "forks" and os.fork() == 0:
     server.close()
     os._exit(0)
@@ -429,7 +429,8 @@ def test_nothing_is_left_of_a_server_whose_program(how: str, folder: Path) -> No
     command = [sys.executable, "-c", SERVES, str(folder), "stays"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
-        url, pid = program.stdout.readline().split()
+        url, pid, files = program.stdout.readline().split()
+        assert Path(files).exists()
         assert complete(url, "a").status == 200
         main = psutil.Process(int(pid))
         keeper = main.parent()
@@ -445,13 +446,14 @@ def test_nothing_is_left_of_a_server_whose_program(how: str, folder: Path) -> No
             program.stdin.close()
         program.wait(PATIENCE)
         until(lambda: not any(map(is_there, processes)))
+        assert not Path(files).exists()
 
 
 def test_the_child_of_a_fork_leaves_it_alone(folder: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", SERVES, str(folder), "forks"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
-        url, _ = program.stdout.readline().split()
+        url, *_ = program.stdout.readline().split()
         children = psutil.Process(program.pid)
         until(lambda: any(each.status() == psutil.STATUS_ZOMBIE for each in children.children()))
         assert complete(url, "a").status == 200

@@ -1,9 +1,10 @@
 """Runs a command, and ends it, and all that it started, with the process that asked for it.
 
-A program of its own, which imports nothing of moebind's: ``keeper.py PARENT REPORT COMMAND...``. PARENT is the process
-that asked, REPORT a file descriptor for the command's process id. It ends as the command does.
+A program of its own, which imports nothing of moebind's: ``keeper.py PARENT REPORT FOLDER COMMAND...``. PARENT is the
+process that asked, REPORT a file descriptor for the command's process id, FOLDER one with its files, or empty. It ends
+as the command does.
 
-- The parent ends, however it does: the command's process group is killed.
+- The parent ends, however it does: the command's process group is killed, and the folder removed.
 - The command ends: what is left of its process group is killed.
 - The keeper itself is killed: the system kills the command. (That signal comes when the *thread* ends that started the
   command. A keeper has one thread; the parent has others.)
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 from contextlib import suppress
@@ -25,7 +27,7 @@ LOOK = 0.5
 FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
-def keep(parent: int, report: int, command: list[str]) -> int:
+def keep(parent: int, report: int, folder: str, command: list[str]) -> int:
     """Run the command: the status that it ends with, as ``os.waitpid`` has it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *FORWARDED})
     keeper = os.getpid()
@@ -37,10 +39,13 @@ def keep(parent: int, report: int, command: list[str]) -> int:
     while True:
         came = signal.sigtimedwait({signal.SIGCHLD, *FORWARDED}, LOOK)
         ended, status = os.waitpid(child, os.WNOHANG)
+        alone = os.getppid() != parent
         if ended:
             _kill_group(child)
+            if alone and folder:
+                shutil.rmtree(folder, ignore_errors=True)
             return status
-        if os.getppid() != parent:
+        if alone:
             _kill_group(child)
         elif came is not None and came.si_signo in FORWARDED:
             os.kill(child, came.si_signo)
@@ -66,7 +71,7 @@ def _kill_group(leader: int) -> None:
 
 def main(arguments: list[str]) -> None:
     """End as the command ends: with its status, or as shells do with 128 and the signal that ended it."""
-    status = os.waitstatus_to_exitcode(keep(int(arguments[0]), int(arguments[1]), arguments[2:]))
+    status = os.waitstatus_to_exitcode(keep(int(arguments[0]), int(arguments[1]), arguments[2], arguments[3:]))
     sys.exit(status if status >= 0 else 128 - status)
 
 

@@ -48,6 +48,8 @@ class Process:
         Called with each line that it writes, in a thread.
     on_end
         Called in another thread once it ended; ``ending`` then says how.
+    folder
+        A folder that is removed if this process ends without ending it.
     """
 
     def __init__(
@@ -56,12 +58,13 @@ class Process:
         environment: Mapping[str, str],
         on_line: Callable[[str], None],
         on_end: Callable[[], None],
+        folder: str = "",
     ) -> None:
         self._starter = os.getpid()
         read, report = os.pipe()
         try:
             self._keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), str(report), *command],
+                [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), str(report), folder, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -140,7 +140,12 @@ class Server:
             options |= self._several(wishes, alone, arguments) if several else self._single(wishes, arguments)
             command = [program(), *command_line(options), *arguments]
             self._supervisor = Supervisor(
-                command, self._folder.environment(), address.client, address.port, secrets=keys
+                command,
+                self._folder.environment(),
+                address.client,
+                address.port,
+                secrets=keys,
+                folder=self._folder.path,
             )
         except BaseException:
             self._folder.remove()

@@ -46,6 +46,8 @@ class Supervisor:
         Where it listens, as a client reaches it.
     secrets
         Texts that are replaced wherever llama-server writes them.
+    folder
+        As for :class:`Process`.
     """
 
     def __init__(
@@ -55,9 +57,10 @@ class Supervisor:
         host: str,
         port: int,
         secrets: Sequence[str] = (),
+        folder: str = "",
     ) -> None:
         self._command, self._environment = command, environment
-        self._host, self._port = host, port
+        self._host, self._port, self._folder = host, port, folder
         self._secrets = sorted(secrets, key=len, reverse=True)
         self._lines: deque[str] = deque(maxlen=KEPT)
         #: Guards all that follows; whoever changes one of it notifies.
@@ -162,7 +165,7 @@ class Supervisor:
                 if self._requested:
                     restarts, self._requested = 0, False
                 try:
-                    process = Process(self._command, self._environment, self._heard, self._process_ended)
+                    process = Process(self._command, self._environment, self._heard, self._process_ended, self._folder)
                 except Exception as error:  # whoever waits has to hear of it
                     self._failure = f"llama-server cannot be started: {error}"
                     self._changed.notify_all()
