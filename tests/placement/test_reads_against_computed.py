@@ -47,7 +47,9 @@ class Counter:
         self.reads: dict[str, int] = {}
 
     def __call__(self, node: EvalTensor, ask: bool) -> bool:
-        if ask and node.op not in {"VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE", "NONE"}:
+        # Branches for batches of another kind are in the graph, too.
+        done = node.native.flags & lib.GGML_TENSOR_FLAG_COMPUTE
+        if ask and done and node.op not in {"VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE", "NONE"}:
             for at, source in enumerate(node.native.src):
                 if source != ffi.NULL:
                     self._add(node, at, source)

@@ -82,6 +82,7 @@ def test_options_that_are_off_have_a_name_for_it() -> None:
         (ContextParams(pooling_type=PoolingType.UNSPECIFIED), "pooling", None),
         (ContextParams(swa_full=False), "swa-full", None),
         (ContextParams(embeddings=True), "embedding", True),
+        (ContextParams(moe_cache_size="3MiB"), "moe-cache-mib", "3"),
     ],
 )
 def test_values(params: ModelParams | ContextParams, option: str, value: object) -> None:
@@ -144,6 +145,11 @@ def test_a_pattern_that_it_would_cut_is_refused(pattern: str) -> None:
 def test_a_target_that_it_has_no_name_for_is_refused() -> None:
     with pytest.raises(ValueError, match=r"to 'CPU_REPACK', which llama-server cannot: it takes the buffer types CPU"):
         arguments.settings(ModelParams().with_tensor_override("a", "CPU_REPACK"), ContextParams(), HOST)
+
+
+def test_a_cache_that_it_cannot_count_is_refused() -> None:
+    with pytest.raises(ValueError, match="^moe_cache_size is 1048577 bytes; .* whole MiB, such as 1 or 2$"):
+        arguments.settings(CPU, ContextParams(moe_cache_size=2**20 + 1), HOST)
 
 
 def test_scaling_that_it_has_no_word_for_is_refused() -> None:

@@ -171,6 +171,15 @@ def _typed(value: KvValue) -> str:
     return f"int:{value}" if isinstance(value, int) else f"str:{value}"
 
 
+def _mebibytes(value: int, there: Devices) -> str:
+    whole, rest = divmod(value, 2**20)
+    if rest:
+        raise ValueError(
+            f"moe_cache_size is {value} bytes; llama-server takes whole MiB, such as {whole} or {whole + 1}"
+        )
+    return str(whole)
+
+
 _HERE = "llama-server is another process, which cannot call it"
 _ITSELF = "llama-server decides it itself"
 
@@ -251,6 +260,7 @@ ROWS: Mapping[str, Row] = {
     "no_perf": _switch("perf", inverse=True, planned=False),
     "op_offload": _switch("op-offload"),
     "swa_full": _switch("swa-full", only_on=True),
+    "moe_cache_size": Row("moe-cache-mib", _mebibytes),
     "kv_unified": _switch("kv-unified"),
 }
 
