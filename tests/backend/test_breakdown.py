@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from conftest import SMALL
-from moebind import BufferMemory, Context, DeviceMemory, DeviceType, MemoryBreakdown, Model
+from moebind import BufferMemory, Context, Device, DeviceMemory, DeviceType, MemoryBreakdown, Model, ModelParams
 
 
 def test_memory_breakdown(context: Context, moe: Model) -> None:
@@ -68,3 +70,19 @@ def test_a_breakdown_as_text() -> None:
     # Pinned memory has a line of its own, and so have the rest of the host's buffers then.
     assert plain.split() == ["CPU", "3.0", "0.0", "0.0", "3.0"]
     assert pinned.split() == ["GPU_Host", "0.0", "0.0", "0.5", "0.5"]
+
+
+def test_the_cache_of_experts_stands_by_itself(tiny_path: Callable[..., Path], device: Device) -> None:
+    params = ModelParams(devices=(device,), use_extra_bufts=False).with_cpu_moe_all()
+    with Model.load_from_file(tiny_path(n_expert=8, n_layer=3), params) as model:
+        with model.new_context(SMALL) as context:
+            plain = context.memory_breakdown()
+        with model.new_context(SMALL.with_moe_cache_size("1MB")) as context:
+            cached = context.memory_breakdown()
+    assert [each.moe_cache for each in plain.devices] == [0, 0]
+    on_device = cached.devices[0]
+    assert 900_000 < on_device.moe_cache <= 1_000_000
+    assert on_device.context == plain.devices[0].context
+    assert on_device.total == on_device.model + on_device.context + on_device.moe_cache + on_device.compute
+    assert "moe cache" in str(cached)
+    assert "moe cache" not in str(plain)

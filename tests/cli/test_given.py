@@ -25,7 +25,7 @@ def path(tiny_path: MakeTiny) -> Path:
 def file(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fit for a machine that is not here, with something that no option sets."""
     context = ContextParams(n_ctx=768, n_ubatch=64, swa_full=False, rope_freq_base=1e4)
-    fit = moebind.fit(path, memory="1200KiB", context_params=context, devices=["8MiB"], host="1GiB")
+    fit = moebind.fit(path, memory="1600KiB", context_params=context, devices=["8MiB"], host="1GiB")
     assert fit.model_params.tensor_overrides
     found = tmp_path_factory.mktemp("fits") / "fit.json"
     fit.save(found)
@@ -89,7 +89,7 @@ def test_files_that_are_no_fits(path: Path, tmp_path: Path, capsys: Capture) -> 
 
 def test_fit_saves_what_the_others_take(path: Path, tmp_path: Path, capsys: Capture) -> None:
     saved = tmp_path / "fit.json"
-    options = ["--device", "8MiB", "--host", "1GiB", "--memory", "1200KiB", "-c", 256, "-t", 1]
+    options = ["--device", "8MiB", "--host", "1GiB", "--memory", "1600KiB", "-c", 256, "-t", 1]
     assert run("fit", path, *options, "--save", saved, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     options = told.pop("options")

@@ -49,7 +49,7 @@ def test_fit_prints_options_that_plan_takes(tiny_path: MakeTiny, capsys: Capture
 
 
 def test_bench_takes_the_options_that_fit_prints(path: Path, capsys: Capture) -> None:
-    assert run("fit", path, "--device", "1GiB", "--memory", "1200KiB", "-c", "256", "--json") == 0
+    assert run("fit", path, "--device", "1GiB", "--memory", "1600KiB", "-c", "256", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     short = ["-p", 16, "-n", 2, "--warmup", 0, "-t", 1, "--prompt", "it is", "--placement", "all", "--json"]
     assert run("bench", "offload", path, *told["options"], *short) == 0

@@ -90,7 +90,7 @@ def test_an_abort_in_the_middle(model: Model, expected: list[list[int]], size: s
     asked, over = itertools.count(), threading.Event()
 
     def stop() -> bool:
-        return next(asked) % 50 > 45 and not over.is_set()
+        return next(asked) % 5 == 4 and not over.is_set()
 
     with with_cache(model, size, PARAMS.with_abort_callback(stop)) as context:
         aborted = 0

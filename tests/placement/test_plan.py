@@ -43,7 +43,7 @@ def test_the_published_figure_of_phi_3_5_moe(shape_path: Callable[[str], Path]) 
     device, host = everything.devices
     assert (mib(device.model), mib(device.context), mib(device.compute), mib(device.total)) == (24100, 512, 111, 24723)
     assert round(device.total / 2**30, 2) == 24.14
-    assert (mib(host.model), mib(host.compute)) == (70, 20)
+    assert (mib(host.model), mib(host.compute)) == (70, 36)
 
     experts = ModelParams().with_cpu_moe_all().with_load_mode(LoadMode.NONE)
     offloaded = moebind.plan(path, experts, context, devices=["96GiB"])
@@ -114,7 +114,7 @@ def test_a_plan_as_values(tiny_path: MakeTiny) -> None:
         "weights_per_token", "bytes_per_token",
     ]  # fmt: skip
     assert list(values["devices"][0]) == [
-        "name", "type", "model", "context", "compute", "total", "free", "capacity", "buffers",
+        "name", "type", "model", "context", "moe_cache", "compute", "total", "free", "capacity", "buffers",
     ]  # fmt: skip
     assert values["devices"][0]["capacity"] == 2**30
     assert values["device_bytes"] == plan.devices[0].total
