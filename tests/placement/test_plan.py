@@ -49,15 +49,15 @@ def test_the_published_figure_of_phi_3_5_moe(shape_path: Callable[[str], Path]) 
     offloaded = moebind.plan(path, experts, context, devices=["96GiB"])
     device, host = offloaded.devices
     # With room for copies of experts, which long prompts are multiplied with on the device.
-    assert (mib(device.model), mib(device.context), mib(device.compute)) == (850, 512, 397)
-    assert round(device.total / 2**30, 2) == 1.72
-    assert round(offloaded.reduction_vs(everything), 3) == 0.929
-    assert (mib(host.model), mib(host.compute)) == (5320 + 18000, 20)
+    assert (mib(device.model), mib(device.context), mib(device.compute)) == (850, 512, 405)
+    assert round(device.total / 2**30, 2) == 1.73
+    assert round(offloaded.reduction_vs(everything), 3) == 0.928
+    assert (mib(host.model), mib(host.compute)) == (5320 + 18000, 36)
 
     without_copies = moebind.plan(path, experts, context.with_op_offload(False), devices=["96GiB"])
     device, host = without_copies.devices
-    assert (mib(device.model), mib(device.context), mib(device.compute)) == (850, 512, 78)
-    assert round(without_copies.reduction_vs(everything), 3) == 0.942
+    assert (mib(device.model), mib(device.context), mib(device.compute)) == (850, 512, 98)
+    assert round(without_copies.reduction_vs(everything), 3) == 0.941
     assert (mib(host.model), mib(host.compute)) == (5320 + 18000, 95)
 
 
