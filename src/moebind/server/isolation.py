@@ -33,6 +33,7 @@ def environment() -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if not name.startswith(_SCRUBBED)},
         "LLAMA_NO_CONFIG_FILES": "1",  # vendor/patches/config-files.patch
         "XDG_CONFIG_HOME": os.devnull,  # the user's file alone, where that patch was left out
+        "GGML_NO_BACKTRACE": "1",  # so that the last lines of a failure are its reason
         # Whoever can reach the server could otherwise have it download models: this is nobody's address.
         "MODEL_ENDPOINT": "http://127.0.0.1:9/",
     }
