@@ -133,7 +133,8 @@ def test_what_is_wrong_is_told(arguments: list[str], message: str) -> None:
 
 def test_names_are_those_of_llama_cpp() -> None:
     theirs = (ROOT / "vendor/llama.cpp/common/arg.cpp").read_text(encoding="utf-8")
-    ours = {"--n-ctx", "--no-mmap", "--no-swa-full"}  # as parameters are called; gone since; only a flag there
+    # As parameters are called; gone since; only a flag there; --moe-cache-mib there, in whole MiB.
+    ours = {"--n-ctx", "--no-mmap", "--no-swa-full", "--moe-cache"}
     flags = [flag.strip() for option in (*MODEL, *CONTEXT) for part in option.flags for flag in part.split("/")]
     assert len(set(flags)) == len(flags)
     assert {flag for flag in flags if flag and f'"{flag}"' not in theirs} <= ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +216,17 @@ def test_the_table(curve: CacheCurve) -> None:
     assert len(lines) <= 16
     assert lines[-1].startswith("The experts of one token take ")
     assert repr(curve) == f"<CacheCurve, {len(curve.points)} sizes, {curve.n_tokens} tokens>"
+
+
+def test_as_values(curve: CacheCurve) -> None:
+    told = json.loads(json.dumps(curve.to_dict(), allow_nan=False))
+    assert [told["n_tokens"], told["token_bytes"], told["full_bytes"]] == [
+        curve.n_tokens,
+        curve.token_bytes,
+        curve.full_bytes,
+    ]
+    assert [point["hits"] for point in told["points"]] == [point.hits for point in curve.points]
+    assert told["points"][-1]["hit_rate"] == curve.hit_rate[-1]
 
 
 def test_the_picture(curve: CacheCurve, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import moebind
 from conftest import SMALL
 from moebind import ContextCreationError, Device, Model, ModelParams
+from moebind._core.sizes import parse_size
 
 MakeTiny = Callable[..., Path]
 MODELS: dict[str, dict[str, object]] = {
@@ -87,3 +88,42 @@ def test_a_small_one_is_told(tiny_path: MakeTiny) -> None:
     path = tiny_path(**MODELS["experts"])
     with pytest.warns(UserWarning, match="it will hardly hit"):
         moebind.plan(path, placed(), SMALL.with_moe_cache_size("300KB"), devices=["1GiB"])
+
+
+@pytest.mark.parametrize("budget", ["250MiB", "300MiB", "400MiB"])
+def test_a_fit_takes_the_cache_from_the_budget(demo_path: Path, budget: str) -> None:
+    base = ModelParams(use_extra_bufts=False)
+    fits = [
+        moebind.fit(demo_path, memory=budget, n_ctx=512, devices=["1GiB"], model_params=base, moe_cache=size)
+        for size in (0, "100MiB")
+    ]
+    assert [fit.plan.devices[0].total <= parse_size("budget", budget) for fit in fits] == [True, True]
+    plain, cached = fits
+    assert plain.context_params.moe_cache_size == plain.plan.devices[0].moe_cache == 0
+    assert 90 * 2**20 < cached.plan.devices[0].moe_cache <= 100 * 2**20
+    assert cached.plan.expert_bytes < plain.plan.expert_bytes
+    assert "are a cache for experts that are in host memory" in cached.explanation
+    again = moebind.plan(demo_path, cached.model_params, cached.context_params, devices=["1GiB"])
+    assert again.devices == cached.plan.devices
+
+
+def test_where_everything_fits_there_is_no_cache(demo_path: Path) -> None:
+    context = SMALL.with_moe_cache_size("90MiB")
+    fit = moebind.fit(demo_path, devices=["1GiB"], context_params=context)
+    assert fit.context_params.moe_cache_size == 0
+    assert "No cache of experts is needed." in fit.explanation
+    assert fit.plan.expert_bytes == moebind.experts(demo_path).nbytes
+
+
+def test_a_cache_that_leaves_no_room(demo_path: Path) -> None:
+    with pytest.raises(moebind.FitError, match="GPU0 may take"):
+        moebind.fit(
+            demo_path,
+            memory="200MiB",
+            n_ctx=512,
+            devices=["1GiB"],
+            model_params=ModelParams(n_gpu_layers=-1, use_extra_bufts=False).with_cpu_moe_all().with_n_gpu_layers(31),
+            moe_cache="190MiB",
+        )
+    with pytest.raises(ContextCreationError, match="one token in one layer"):
+        moebind.fit(demo_path, memory="300MiB", n_ctx=512, devices=["1GiB"], moe_cache=1000)

@@ -50,6 +50,8 @@ _OPTIONS = {
     "parallel": "--parallel",
     "embeddings": "--embeddings",
     "pooling_type": "--pooling",
+    "sizes": "--size",
+    "max_tokens": "--predict",
     "mmproj": "--mmproj",
     "models_dir": "--models-dir",
     "path": "MODEL",

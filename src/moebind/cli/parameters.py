@@ -14,6 +14,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 
+from moebind._core.sizes import parse_size
 from moebind.enums import FlashAttnType, LoadMode, SplitMode
 from moebind.params.params import CACHE_TYPES, ContextParams, ModelParams
 from moebind.params.tensor_overrides import written_rules
@@ -382,6 +383,17 @@ CONTEXT: tuple[Option[ContextParams], ...] = (
         ("swa_full",),
         _plain("swa_full"),
         _flag("swa_full", "--swa-full", "--no-swa-full"),
+    ),
+    Option(
+        "moe_cache",
+        ("--moe-cache",),
+        str,
+        "Device memory for a cache of experts that are in host memory, such as 4GiB.",
+        "0",
+        ("moe_cache_size",),
+        lambda params, given: params.with_moe_cache_size(parse_size("--moe-cache", given)),
+        lambda params: ["--moe-cache", f"{params.moe_cache_size}B"] if params.moe_cache_size else [],
+        metavar="SIZE",
     ),
     Option(
         "n_seq_max",

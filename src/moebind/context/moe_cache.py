@@ -12,7 +12,11 @@ from moebind._core.sizes import show_size
 from moebind.backend.timings import MoeCacheStats
 from moebind.errors import ContextCreationError
 
-__all__ = ["check_moe_cache", "read_moe_cache"]
+__all__ = ["NothingToCacheError", "check_moe_cache", "read_moe_cache"]
+
+
+class NothingToCacheError(ContextCreationError):
+    """No experts are where a cache would help. Users see a :class:`ContextCreationError`."""
 
 
 def read_moe_cache(context: CData) -> MoeCacheStats | None:
@@ -23,7 +27,7 @@ def read_moe_cache(context: CData) -> MoeCacheStats | None:
     return MoeCacheStats(counters.n_slots, counters.hits, counters.misses, counters.bytes, counters.copied)
 
 
-def check_moe_cache(model: CData, path: str, size: int) -> None:
+def check_moe_cache(model: CData, path: str, size: int, *, warn: bool = True) -> None:
     """Refuse a cache of this many bytes where llama.cpp would fail, or silently make none; warn where none of it hits.
 
     Parameters
@@ -32,10 +36,15 @@ def check_moe_cache(model: CData, path: str, size: int) -> None:
         The ``llama_model``. It may be without its weights.
     path
         Its file, for messages.
+    warn
+        Whether to warn.
 
     Raises
     ------
+    NothingToCacheError
+        If no experts are in host memory for a layer that a GPU computes.
     ContextCreationError
+        If llama.cpp would make no cache for another reason.
     """
     if lib.moebind_model_splits_tensors(model):
         raise ContextCreationError(
@@ -44,13 +53,13 @@ def check_moe_cache(model: CData, path: str, size: int) -> None:
         )
     layers = _layers(model)
     if not layers:
-        raise ContextCreationError(f"moe_cache_size is set, but {path} has no experts: leave it at 0")
+        raise NothingToCacheError(f"moe_cache_size is set, but {path} has no experts: leave it at 0")
     groups: dict[int, list[CData]] = {}
     for layer in layers:
         if layer.group >= 0:
             groups.setdefault(layer.group, []).append(layer)
     if not groups:
-        raise ContextCreationError(_nothing_to_cache(layers))
+        raise NothingToCacheError(_nothing_to_cache(layers))
     if len({layer.device for layer in layers if layer.group >= 0}) > 1:
         return  # how it is divided depends on the free memory of each device: llama.cpp says what is too small
     least, useful = _sizes(model, list(groups.values()))
@@ -59,7 +68,7 @@ def check_moe_cache(model: CData, path: str, size: int) -> None:
             f"moe_cache_size is {show_size(size)}, which holds less than the experts of one token in one layer: it "
             f"takes at least {show_size(least)}, and {show_size(useful)} to be of use"
         )
-    if size < useful:
+    if size < useful and warn:
         warnings.warn(
             f"moe_cache_size is {show_size(size)}, which holds less than the experts of one token in all layers that "
             f"share it: it will hardly hit, and slow the model down; ask for {show_size(useful)} or more, or for 0",

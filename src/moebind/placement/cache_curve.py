@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
@@ -221,6 +221,22 @@ class CacheCurve:
             uploaded / self.n_tokens if self.n_tokens else 0.0,
             kept / needed if needed else float("nan"),
         )
+
+    def to_dict(self) -> dict[str, object]:
+        """The curve as plain values, for JSON: bytes, and hit rates from 0 to 1; None where nothing was looked up."""
+
+        def known(rate: float) -> float | None:
+            return None if rate != rate else rate
+
+        return {
+            "n_tokens": self.n_tokens,
+            "token_bytes": self.token_bytes,
+            "full_bytes": self.full_bytes,
+            "points": [
+                {**asdict(point), "static_hit_rate": known(point.static_hit_rate), "hit_rate": known(point.hit_rate)}
+                for point in self.points
+            ],
+        }
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Draw the hit rate over the size, beside that of the best static choice.

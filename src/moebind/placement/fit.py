@@ -148,6 +148,7 @@ def fit(
     goal: Literal["decode", "prompt", "balanced"] = "decode",
     host: SupportsIndex | str | None = None,
     swa_full: bool | None = None,
+    moe_cache: int | str | None = None,
 ) -> Fit:
     """Find parameters with which a model fits into memory and uses it well.
 
@@ -195,6 +196,11 @@ def fit(
         otherwise yes, unless it does not fit, or leaves less than 95 % of the weights on the devices that could be
         there without.
 
+    moe_cache
+        Device memory for a cache of the experts that stay in host memory, as in
+        :meth:`ContextParams.with_moe_cache_size`: it is taken from the budget first, and left out where no experts are
+        in host memory. None: as ``context_params`` has it.
+
     Returns
     -------
     Fit
@@ -219,6 +225,8 @@ def fit(
     least = checks.integer("n_ctx_min", n_ctx_min, 1)
     if swa_full is not None:
         context = context.with_swa_full(swa_full)
+    if moe_cache is not None:
+        context = context.with_moe_cache_size(moe_cache)
     if n_ctx is not None:
         context = context.with_n_ctx(checks.integer("n_ctx", n_ctx, 1))
     pinned = n_ctx is not None or context.n_ctx not in {0, _CONTEXT.n_ctx}
@@ -226,6 +234,7 @@ def fit(
     natives = device_list(devices, model)
     memory_of_host = described_host(host)
     search = Search(header, natives, {}, memory_of_host)
+    search.moe_cache = context.moe_cache_size
     # One plan to learn which devices there are; of a short context, since a long one can be refused.
     first = search.plan(model, context if pinned else context.with_n_ctx(_CONTEXT.n_ctx))
     budgets = _budgets(_of_those(memory, search, first), spare, first)
@@ -378,6 +387,11 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
             f"With a full cache, a token reads {show_size(_from_host(plan))} from host memory, of "
             f"{show_size(sum(reads.values()))} in all."
         )
+    cached = sum(device.moe_cache for device in plan.devices[:-1])
+    if cached:
+        lines.append(f"{show_size(cached)} are a cache for experts that are in host memory.")
+    elif search.moe_cache:
+        lines.append("No cache of experts is needed.")
     if params.tensor_split is not None and model.tensor_split is None:
         shares = ", ".join(f"{share:g}" for share in params.tensor_split)
         lines.append(f"The devices take {shares} layers.")

@@ -420,13 +420,18 @@ def make_plan(
     context_params: ContextParams,
     devices: list[CData] | None,
     host: HostMemory | None = None,
+    *,
+    quiet: bool = False,
 ) -> Plan:
-    """Simulate, and describe the result. Of ``devices``, those of the parameters are used, if these have any."""
+    """Simulate, and describe the result. Of ``devices``, those of the parameters are used, if these have any.
+
+    ``quiet`` leaves out warnings.
+    """
     used = devices
     if devices is not None and model_params.devices is not None:
         by_name = {decoded(lib.ggml_backend_dev_name(native)): native for native in devices}
         used = [by_name[device.name] for device in model_params.devices]
-    found = simulate(header, model_params, context_params, used, host)
+    found = simulate(header, model_params, context_params, used, host, quiet=quiet)
     experts = {
         layer: {name: size for name, size in tensors.items() if name in found.places}
         for layer, tensors in header.experts.items()

@@ -13,6 +13,7 @@ from moebind._core.native import CData
 from moebind.backend.breakdown import HOST
 from moebind.backend.devices import Device, describe, devices
 from moebind.backend.host_memory import HostMemory
+from moebind.context.moe_cache import NothingToCacheError
 from moebind.enums import SplitMode
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement import split
@@ -66,16 +67,22 @@ class Search:
         self.host = host
         self.budgets = budgets
         self.n_plans = 0
+        #: Bytes that were asked for a cache of experts.
+        self.moe_cache = 0
         #: The plan that came closest, for the message when nothing fits.
         self.closest: Plan | None = None
         self._known: dict[tuple[ModelParams, ContextParams], Plan] = {}
 
     def plan(self, model: ModelParams, context: ContextParams) -> Plan:
-        """A plan, remembered."""
+        """A plan, remembered. Where there is nothing for a cache of experts to hold, it is without one."""
         key = (model, context)
         if key not in self._known:
             self.n_plans += 1
-            self._known[key] = make_plan(self.header, model, context, self.devices, self.host)
+            try:
+                made = make_plan(self.header, model, context, self.devices, self.host, quiet=True)
+            except NothingToCacheError:
+                made = self.plan(model, context.with_moe_cache_size(0))
+            self._known[key] = made
         return self._known[key]
 
     def excess(self, plan: Plan) -> dict[str, int]:

@@ -69,6 +69,8 @@ def simulate(
     context_params: ContextParams,
     devices: Sequence[CData] | None = None,
     host: HostMemory | None = None,
+    *,
+    quiet: bool = False,
 ) -> Simulation:
     """Load the model and make a context, without memory.
 
@@ -82,6 +84,8 @@ def simulate(
         Devices that need not be in the list of this machine's, instead of those of ``model_params``.
     host
         The memory of a host that need not be this machine; None: this machine's.
+    quiet
+        Whether to leave out warnings.
 
     Raises
     ------
@@ -93,7 +97,7 @@ def simulate(
     try:
         targets = (override.target for override in model_params.tensor_overrides)
         with rpc_servers.watched(rpc_servers.before_load(model_params.devices, targets) if devices is None else ()):
-            return _simulate(header, model_params, context_params, devices, host)
+            return _simulate(header, model_params, context_params, devices, host, quiet)
     except RpcServerError as error:
         raise ModelLoadError(f"{header.paths[0]} could not be planned: {error}") from error
 
@@ -104,6 +108,7 @@ def _simulate(
     context_params: ContextParams,
     devices: Sequence[CData] | None,
     host: HostMemory | None,
+    quiet: bool,
 ) -> Simulation:
     described = {
         decoded(lib.ggml_backend_dev_name(each)): lib.ggml_backend_dev_buffer_type(each) for each in devices or ()
@@ -128,7 +133,7 @@ def _simulate(
         del keep  # llama.cpp read it
         used = [lib.moebind_model_device(model, i) for i in range(lib.moebind_model_n_devices(model))]
         if context_params.moe_cache_size:
-            check_moe_cache(model, header.paths[0], context_params.moe_cache_size)
+            check_moe_cache(model, header.paths[0], context_params.moe_cache_size, warn=not quiet)
         try:
             wanted = _native_context_params(model, context_params)[0]
             context = own(lib.own_moebind_context_counted, model, wanted, holds=[model])
