@@ -131,6 +131,19 @@ def test_what_a_fit_found_is_served(path: Path, tmp_path: Path) -> None:
         process.wait(PATIENCE)
 
 
+def test_a_fit_for_devices_that_were_only_described_is_served_with_those_that_are_here(
+    path: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    saved = tmp_path / "fit.json"
+    moebind.fit(path, devices=["1GiB"], n_ctx=512).save(saved)
+    with serving(path, "--params", saved, "-t", "1", "--port", "0") as (process, lines):
+        assert lines[2].split()[:2] == [path.stem, "512"]
+        process.terminate()
+        process.wait(PATIENCE)
+    assert run("serve", path, "--params", saved, "--device", "1GiB", *SMALL) == 2
+    assert "a server takes devices by name" in capsys.readouterr().err
+
+
 def test_embeddings_and_scores(path: Path, tiny_path: MakeTiny) -> None:
     with serving(path, "--embeddings", "--pooling", "mean", *SMALL) as (process, lines):
         [found] = ask(lines[0], "/v1/embeddings", {"input": "it is"}).said["data"]

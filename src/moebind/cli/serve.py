@@ -169,7 +169,7 @@ def command(
             models_dir=folders or None,
             host=address[0],
             port=address[1],
-            model_params=_model_params(chosen, single),
+            model_params=_model_params(chosen, single, by_user=device is not None),
             context_params=_as_llama_server(context, given),
             api_key=None if api_key_file is None else _keys(api_key_file),
             parallel=parallel,
@@ -201,14 +201,17 @@ def _pooling(given: str | None) -> PoolingType:
     return known[given]
 
 
-def _model_params(chosen: Chosen, single: bool) -> ModelParams:
+def _model_params(chosen: Chosen, single: bool, *, by_user: bool) -> ModelParams:
+    """``by_user`` is whether the devices are from an option, and not from a file."""
     params = chosen.model_params
     found = device_list(chosen.device)
     if found is not None:
         here = [each for each in found if isinstance(each, Device)]
-        if len(here) < len(found):
+        if len(here) == len(found):
+            params = params.with_devices(here)
+        elif by_user:
             raise ValueError(f"--device is {', '.join(map(str, chosen.device or ()))}; a server takes devices by name")
-        params = params.with_devices(here)
+        # Else a fit was made for devices that were only described: those of this machine take their place.
     if single:
         return params
     # Among several models, some may have no experts.

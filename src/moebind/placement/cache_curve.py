@@ -115,7 +115,10 @@ class CacheCurve:
         layers: Iterable[SupportsIndex] | None,
     ) -> CacheCurve:
         if not len(chosen):
-            raise ValueError("nothing was recorded yet: decode with ContextParams().with_eval_callback(recorder) first")
+            raise ValueError(
+                "nothing was recorded yet: decode with ContextParams().with_eval_callback(recorder) first, with a "
+                "model that has experts"
+            )
         if layers is not None:
             wanted = sorted({checks.integer("layers", layer, 0) for layer in layers})
             if missing := [layer for layer in wanted if layer not in layouts]:

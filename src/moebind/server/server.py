@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks
 from moebind._core.sizes import parse_size
+from moebind.backend.devices import devices
+from moebind.backend.loopback import worker_pids
+from moebind.enums import DeviceType
 from moebind.errors import ServerError
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server.address import Address
@@ -62,7 +65,7 @@ class Server:
         How each model is loaded, and the context that is made for it. What is left open is fitted: tensors that do not
         fit on the devices stay in host memory, and the context takes what is left. None as the context: a cache that
         all requests share, without full-size windows, as in llama-server. Parameters that llama-server does not know
-        are refused.
+        are refused. A :func:`loopback_device` is used only if the parameters name it.
     api_key
         The key that clients have to give, or several.
     parallel
@@ -315,11 +318,19 @@ def _wishes(
             check(value)
     count = None if parallel is None else checks.integer("parallel", parallel, 1)
     return Wishes(
-        ModelParams() if model_params is None else model_params,
+        _without_stand_ins(ModelParams() if model_params is None else model_params),
         server_context(context_params, count),
         checks.boolean("fit", fitted),
         None if margin is None else parse_size("margin", margin),
     )
+
+
+def _without_stand_ins(params: ModelParams) -> ModelParams:
+    """With devices of their own, if this process has workers that stand in for some: these end with it."""
+    if params.devices is not None or not worker_pids:
+        return params
+    gpus = [each for each in devices() if each.type in {DeviceType.GPU, DeviceType.IGPU}]
+    return params.with_devices([each for each in gpus if each.name not in worker_pids])
 
 
 def _paths(
