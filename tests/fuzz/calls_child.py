@@ -66,7 +66,7 @@ def starting_objects(folder: str) -> Objects:
     outer = Sampler.chain([Sampler.chain([Sampler.top_k(4), Sampler.dist(2)])])
     objects["Sampler"] += [outer, outer[0], outer[0][1], chain[0]]
     objects["TokenDataArray"] += [TokenDataArray.from_logits(np.arange(9, dtype=np.float32))]
-    recorder = moebind.RoutingRecorder()
+    recorder = moebind.RoutingRecorder(order=True)
     objects["RoutingRecorder"] += [recorder, moebind.RoutingRecorder()]
     objects["ContextParams"] += [small.with_eval_callback(recorder)]
     objects["path"] = list(paths)
@@ -170,7 +170,8 @@ def perform(call: Call, objects: Objects) -> object:
         there = objects[member.owner]
         target = there[call.target % len(there)] if there else CLASSES[member.owner]
         if isinstance(target, type):
-            if member.name in OPERATORS or isinstance(getattr(target, member.name), property):
+            # There is none yet to call it on: of what belongs to the class, the methods that it has itself are left.
+            if member.name in OPERATORS or not inspect.ismethod(getattr(target, member.name)):
                 return None
             result = getattr(target, member.name)(*arguments, **keywords)
         elif member.name in OPERATORS:

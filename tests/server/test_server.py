@@ -497,14 +497,3 @@ def test_many_at_once(server: Server) -> None:
 def test_it_is_exported() -> None:
     assert moebind.server.Server is Server
     assert "server" in dir(moebind)
-
-
-def test_stand_ins_are_left_out_unless_they_are_named(path: Path) -> None:
-    """They end with the process that started them, which a server may outlive."""
-    others = {name: value for name, value in SMALL_SERVER.items() if name != "model_params"}
-    with moebind.loopback_device() as own:
-        for params, used in ((None, []), (ModelParams(devices=[own]), [own.name])):
-            with Server(path, model_params=params, **others) as server:
-                server.wait_ready(PATIENCE)
-                [model] = server.models
-                assert [each.name for each in model.used] == used

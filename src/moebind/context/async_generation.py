@@ -16,6 +16,7 @@ from moebind.context.pieces import Completion, Piece, Record, StopReason, Stream
 from moebind.context.replies import ChatDelta, ChatReply, message_of
 from moebind.context.stops import Stop
 from moebind.context.turns import Turns
+from moebind.context.unknown_arguments import refuse, unknown_of
 
 __all__ = ["AsyncChatReply", "AsyncGeneration", "AsyncPieces", "with_arguments_of"]
 
@@ -216,6 +217,7 @@ class AsyncGeneration(Conversation):
         ...     async for piece in pieces:
         ...         print(piece.text, end="", flush=True)
         """
+        refuse("agenerate", Generation.generate, unknown_of(Generation.generate, options))
         return AsyncPieces(partial(self._enter, options), lambda context: context.generate(prompt, **options))
 
     @with_arguments_of(Conversation.chat)
@@ -234,6 +236,7 @@ class AsyncGeneration(Conversation):
         >>> reply = context.achat([{"role": "user", "content": "Hello"}], max_tokens=32)
         >>> print((await reply.complete())["content"])
         """
+        refuse("achat", Conversation.chat, unknown_of(Conversation.chat, options))
         return AsyncChatReply(partial(self._enter, options), lambda context: context.chat(messages, **options))
 
     async def _enter(self, options: dict[str, Any]) -> tuple[AsyncGeneration, Leave]:

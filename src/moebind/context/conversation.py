@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, SupportsIndex
@@ -12,45 +11,15 @@ from moebind.chat.grammar import grammar_sampler, schema_warnings
 from moebind.context.generate import Generation
 from moebind.context.replies import ChatReply
 from moebind.context.stops import Stop
-from moebind.sampling.settings import SAMPLERS, Settings
+from moebind.context.unknown_arguments import refuse
+from moebind.sampling.settings import Settings
 
 if TYPE_CHECKING:
+    from typing_extensions import Never
+
     from moebind.sampling.sampler import Sampler
 
 __all__ = ["Conversation"]
-
-
-#: Names of other libraries and programs for arguments that chat has.
-_ELSEWHERE = {
-    "temp": "temperature",
-    "repetition_penalty": "repeat_penalty",
-    "max_new_tokens": "max_tokens",
-    "max_completion_tokens": "max_tokens",
-    "n_predict": "max_tokens",
-    "top_logprobs": "logprobs",
-    "response_format": "json_schema",
-}
-
-
-def _unknown(name: str) -> str:
-    """What to write instead of an argument that chat does not have."""
-    if name in _ELSEWHERE:
-        return f"chat has no argument {name!r}; it is {_ELSEWHERE[name]!r} here"
-    if name in SAMPLERS:
-        return (
-            f"chat has no argument {name!r}: pass a chain of samplers, such as sampler=Sampler.chain([..., "
-            f"Sampler.{SAMPLERS[name]}, ...]), of which the last one chooses (Sampler.dist(seed))"
-        )
-    import difflib  # rarely needed
-
-    own = [each for each in inspect.signature(Conversation.chat).parameters if each not in {"self", "unknown"}]
-    alike = difflib.get_close_matches(name, own, 1, 0.75)
-    if alike:
-        return f"chat has no argument {name!r}; did you mean {alike[0]!r}?"
-    return (
-        f"chat has no argument {name!r}: it takes {', '.join(own)}. Arguments of the template go into "
-        f"template_kwargs={{{name!r}: ...}}"
-    )
 
 
 class Conversation(Generation):
@@ -85,7 +54,7 @@ class Conversation(Generation):
         seq_id: SupportsIndex = 0,
         reuse_prefix: bool = True,
         use_grammar: bool = True,
-        **unknown: object,
+        **unknown: Never,
     ) -> ChatReply:
         """Answer messages, piece by piece.
 
@@ -127,8 +96,7 @@ class Conversation(Generation):
         >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
         >>> print(context.chat(messages, max_tokens=32).complete()["content"])
         """
-        if unknown:
-            raise TypeError(_unknown(min(unknown)))
+        refuse("chat", Conversation.chat, unknown, ". Arguments of the template go into template_kwargs={{{!r}: ...}}")
         settings = Settings(temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed)
         model = self._model
         enforced = checks.boolean("use_grammar", use_grammar)

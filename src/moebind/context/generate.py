@@ -16,6 +16,7 @@ from moebind.context.decode import Decoding
 from moebind.context.pieces import Piece, Pieces, Record, Writer
 from moebind.context.scores import Score, checked_logprobs, score
 from moebind.context.stops import Stop, Stops, checked_limit, checked_stops
+from moebind.context.unknown_arguments import refuse
 from moebind.errors import BatchError, SamplerError
 from moebind.model.prompts import Prompts
 from moebind.sampling.sampler import Sampler
@@ -23,6 +24,7 @@ from moebind.sampling.settings import Settings, behind
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+    from typing_extensions import Never
 
 __all__ = ["Generation", "Request"]
 
@@ -168,6 +170,7 @@ class Generation(Decoding):
 
     def generate(
         self,
+        /,
         prompt: str | ArrayLike | Sequence[Mapping[str, object]],
         *,
         sampler: Sampler | None = None,
@@ -185,6 +188,7 @@ class Generation(Decoding):
         logprobs: bool | SupportsIndex | None = None,
         seq_id: SupportsIndex = 0,
         reuse_prefix: bool = True,
+        **unknown: Never,
     ) -> Pieces:
         """Generate text, piece by piece.
 
@@ -245,6 +249,7 @@ class Generation(Decoding):
         ...     print(piece.text, end="", flush=True)
         >>> print(context.generate("Once upon a time", max_tokens=32, temperature=0.8, seed=1).complete())
         """
+        refuse("generate", Generation.generate, unknown)
         request = self._request(
             prompt,
             Settings(temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed),

@@ -15,6 +15,7 @@ from moebind.context.pieces import Completion, Piece, Record
 from moebind.context.schedule import Run, Schedule, pack
 from moebind.context.scores import Score, score
 from moebind.context.stops import Stop, checked_stops
+from moebind.context.unknown_arguments import refuse
 from moebind.errors import BatchError, NoKvSlotError, SamplerError
 from moebind.sampling.sampler import Sampler
 from moebind.sampling.settings import Settings
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import ArrayLike, NDArray
-    from typing_extensions import Self
+    from typing_extensions import Never, Self
 
 __all__ = ["BatchedGeneration", "NumberedPieces"]
 
@@ -113,6 +114,7 @@ class BatchedGeneration(Generation):
         seed: SupportsIndex | None = None,
         json_schema: Mapping[str, object] | str | None = None,
         logprobs: bool | SupportsIndex | None = None,
+        **unknown: Never,
     ) -> NumberedPieces:
         """Generate text for many prompts, as many at a time as the context has sequences.
 
@@ -170,6 +172,7 @@ class BatchedGeneration(Generation):
         >>> best_of_four = context.generate_many([prompt] * 4, temperature=0.8, seed=1, max_tokens=32).complete()
         >>> context.generate_many([{"prompt": "Yes or no?", "max_tokens": 1}, "Once upon a time"], max_tokens=64)
         """
+        refuse("generate_many", BatchedGeneration.generate_many, unknown)
         if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
             raise TypeError(f"prompts is {prompts!r}; it takes a list of prompts, or another iterable")
         common: dict[str, Any] = {

@@ -65,7 +65,7 @@ class Server:
         How each model is loaded, and the context that is made for it. What is left open is fitted: tensors that do not
         fit on the devices stay in host memory, and the context takes what is left. None as the context: a cache that
         all requests share, without full-size windows, as in llama-server. Parameters that llama-server does not know
-        are refused. A :func:`loopback_device` is used only if the parameters name it.
+        are refused. A :func:`moebind.loopback_device` is used only if the parameters name it.
     api_key
         The key that clients have to give, or several.
     parallel

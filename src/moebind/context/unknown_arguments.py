@@ -1,0 +1,81 @@
+"""Arguments that a call does not have: what to write instead."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from moebind.sampling.settings import SAMPLERS
+
+__all__ = ["refuse", "unknown_of"]
+
+#: Names of other libraries and programs for arguments of these calls.
+_ELSEWHERE = {
+    "temp": "temperature",
+    "repetition_penalty": "repeat_penalty",
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "top_logprobs": "logprobs",
+    "response_format": "json_schema",
+    "stop_strings": "stop",
+    "stop_sequences": "stop",
+}
+#: What other libraries have an argument for, and what there is instead.
+_INSTEAD = {
+    "stream": "what it gives is an iterator, and complete() is the whole at once",
+    "echo": "the prompt is no part of the text, put it before",
+    "n": "generate_many([prompt] * n, temperature=...) gives several texts",
+    "best_of": "generate_many([prompt] * n, temperature=...) gives several texts",
+    "num_return_sequences": "generate_many([prompt] * n, temperature=...) gives several texts",
+}
+
+
+def refuse(call: str, function: Callable[..., Any], unknown: Mapping[str, object], more: str = "") -> None:
+    """Raise TypeError if there are any.
+
+    Parameters
+    ----------
+    call
+        What the function is called.
+    function
+        Whose arguments there are.
+    unknown
+        What was given besides.
+    more
+        What else could be done with an argument that resembles none; ``{}`` stands for its name.
+
+    Raises
+    ------
+    TypeError
+    """
+    if not unknown:
+        return
+    name = min(unknown)
+    if name in _ELSEWHERE:
+        raise TypeError(f"{call} has no argument {name!r}; it is {_ELSEWHERE[name]!r} here")
+    if name in _INSTEAD:
+        raise TypeError(f"{call} has no argument {name!r}: {_INSTEAD[name]}")
+    if name in SAMPLERS:
+        raise TypeError(
+            f"{call} has no argument {name!r}: pass a chain of samplers, such as sampler=Sampler.chain([..., "
+            f"Sampler.{SAMPLERS[name]}, ...]), of which the last one chooses (Sampler.dist(seed))"
+        )
+    import difflib  # rarely needed
+
+    own = _own(function)
+    alike = difflib.get_close_matches(name, own, 1, 0.75)
+    if alike:
+        raise TypeError(f"{call} has no argument {name!r}; did you mean {alike[0]!r}?")
+    raise TypeError(f"{call} has no argument {name!r}: it takes {', '.join(own)}{more.format(name)}")
+
+
+def unknown_of(function: Callable[..., Any], given: Mapping[str, object]) -> dict[str, object]:
+    """What of the arguments the function does not have."""
+    own = _own(function)
+    return {name: value for name, value in given.items() if name not in own}
+
+
+def _own(function: Callable[..., Any]) -> list[str]:
+    return [each for each in inspect.signature(function).parameters if each not in {"self", "unknown"}]
