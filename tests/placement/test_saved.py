@@ -97,7 +97,7 @@ def test_a_model_is_never_written_over(fit: Fit, path: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="model.gguf is a model; a fit is saved in a file of its own"):
         fit.save(model)
     assert model.read_bytes() == path.read_bytes()
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(OSError, match="there is no folder"):
         fit.save(tmp_path / "none" / "fit.json")
     with pytest.raises(TypeError, match="path"):
         fit.save(3)  # type: ignore[arg-type]
@@ -191,3 +191,13 @@ def test_a_model_on_the_hub(hub: Hub, tmp_path: Path) -> None:
     back = Fit.load(tmp_path / "fit.json")
     assert (back.plan.path, back.plan.devices) == (fit.plan.path, fit.plan.devices)
     assert back.plan.path.startswith("hf://")
+
+
+def test_files_and_folders_that_are_not_there(tiny_path: Callable[..., Path], tmp_path: Path) -> None:
+    found = moebind.fit(tiny_path(n_expert=4), devices=["1GiB"], n_ctx=256)
+    with pytest.raises(FileNotFoundError, match=r"fit\.json cannot be saved: there is no folder .*nowhere"):
+        found.save(tmp_path / "nowhere" / "fit.json")
+    with pytest.raises(
+        FileNotFoundError, match=r"fit\.json does not exist: Fit\.save and moebind fit --save write such"
+    ):
+        Fit.load(tmp_path / "fit.json")

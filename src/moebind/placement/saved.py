@@ -116,6 +116,10 @@ class Saved:
             raise ValueError(f"{name} has {show_size(os.path.getsize(name))}, and no parameters: is it the model?")
         try:
             found = json.loads(atomic_files.read_whole(name))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{name} does not exist: Fit.save and moebind fit --save write such files"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{name} is not JSON, as fits are saved in: {error}") from None
         if not isinstance(found, Mapping) or not {"model_params", "context_params"} & set(found):
@@ -230,6 +234,9 @@ def write(path: str | os.PathLike[str], content: Mapping[str, object]) -> None:
         with open(target, "rb") as file:
             if file.read(4) == b"GGUF":
                 raise ValueError(f"{target} is a model; a fit is saved in a file of its own, such as fit.json")
+    folder = os.path.dirname(target) or os.curdir
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{target} cannot be saved: there is no folder {folder}")
     atomic_files.write_whole(target, [json.dumps(content, indent=2).encode() + b"\n"])
 
 
