@@ -137,6 +137,15 @@ def _tensor_overrides(name: str, value: Any) -> tuple[TensorOverride, ...]:
 class Params:
     """The base of both classes: checked when made, changed by copying, printed as what differs from the default."""
 
+    def __new__(cls, *_arguments: object, **keywords: object) -> Self:
+        # Before dataclasses' own __init__, which only knows that it does not know them.
+        unknown = keywords.keys() - {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if unknown:
+            from moebind.params.unknown_fields import refuse_fields  # rarely needed
+
+            refuse_fields(cls, (ModelParams, ContextParams), {name: keywords[name] for name in sorted(unknown)})
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for declared in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value = declared.metadata["check"](declared.name, getattr(self, declared.name))
