@@ -345,7 +345,7 @@ def test_a_source_that_cannot_be_fetched(tmp_path: Path) -> None:
 
 
 RPC = "ggml/src/ggml-rpc/CMakeLists.txt"
-PARTS = ("CMakeLists.txt", "cmake", "native", "src", "vendor/fetch.py", "vendor/llama.cpp.lock", "vendor/patches")
+BUILT_FROM = ("CMakeLists.txt", "cmake", "native", "src", "vendor/fetch.py", "vendor/llama.cpp.lock", "vendor/patches")
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ PARTS = ("CMakeLists.txt", "cmake", "native", "src", "vendor/fetch.py", "vendor/
 def test_a_replacement_of_what_is_not_there(tmp_path: Path, file: str, old: str, new: str, says: str) -> None:
     source = tmp_path / "source"
     (source / "vendor").mkdir(parents=True)
-    for name in PARTS:
+    for name in BUILT_FROM:
         (source / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "vendor/llama.cpp", source / "vendor/llama.cpp")
     text = (source / "vendor/llama.cpp" / file).read_text(encoding="utf-8")
