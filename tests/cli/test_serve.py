@@ -131,6 +131,17 @@ def test_what_a_fit_found_is_served(path: Path, tmp_path: Path) -> None:
         process.wait(PATIENCE)
 
 
+def test_a_length_of_context_that_is_the_default_is_one_that_was_asked_for(tiny_path: MakeTiny, tmp_path: Path) -> None:
+    path = tiny_path(n_expert=4, n_ctx_train=1024)
+    saved = tmp_path / "fit.json"
+    moebind.fit(path, model_params=CPU, n_ctx=ContextParams().n_ctx).save(saved)
+    for asked in (["-c", str(ContextParams().n_ctx)], ["--params", saved]):
+        with serving(path, *asked, "-t", "1", "--port", "0") as (process, lines):
+            assert ask(lines[0], "/props").said["default_generation_settings"]["n_ctx"] == ContextParams().n_ctx
+            process.terminate()
+            process.wait(PATIENCE)
+
+
 def test_a_fit_for_devices_that_were_only_described_is_served_with_those_that_are_here(
     path: Path, tmp_path: Path, capsys: Capture
 ) -> None:

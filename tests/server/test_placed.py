@@ -86,6 +86,15 @@ def test_a_length_that_was_asked_for_is_kept(found: Found) -> None:
         assert place(found, WISHES, alone=alone).options["ctx-size"] == str(CONTEXT.n_ctx)
 
 
+def test_so_is_one_that_is_the_default_of_the_parameters(tiny_path: Callable[..., Path]) -> None:
+    length = ContextParams().n_ctx
+    long = of_file(tiny_path(n_expert=4, n_ctx_train=2 * length))
+    wishes = replace(WISHES, context_params=server_context(ContextParams(), None))
+    for alone in (True, False):
+        assert place(long, wishes, alone=alone).options["ctx-size"] == str(2 * length)
+        assert place(long, replace(wishes, n_ctx=length), alone=alone).options["ctx-size"] == str(length)
+
+
 def test_what_does_not_fit_is_refused(found: Found, tmp_path: Path) -> None:
     wishes = replace(WISHES, margin=2**50)
     with pytest.raises(FitError, match="does not fit"):

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import psutil
 import pytest
 from hub_server import Hub
@@ -31,7 +30,6 @@ from moebind import (
     Model,
     ModelNotFoundError,
     ModelParams,
-    PoolingType,
     ServerError,
 )
 from moebind.server import Server, supervisor
@@ -67,12 +65,6 @@ def router(folder: Path) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="sesame", max_retries=0) as client:
-        yield client
-
-
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "DELAYS", (0.01, 0.01))
@@ -93,56 +85,6 @@ def test_it_gives_the_tokens_that_the_library_gives(server: Server, path: Path) 
         tokens = [piece.token for piece in context.generate("it is", max_tokens=8)]
     answer = complete(server.url, n_predict=8, Authorization="Bearer sesame")
     assert (answer.status, answer.said["tokens"]) == (200, tokens)
-
-
-def test_the_client_of_openai_chats(client: openai.OpenAI, server: Server) -> None:
-    [model] = client.models.list().data
-    assert model.id == server.models[0].name
-    reply = client.chat.completions.create(
-        model=model.id, messages=[{"role": "user", "content": "hello"}], max_tokens=4, temperature=0
-    )
-    assert reply.usage is not None
-    assert reply.usage.completion_tokens == 4
-    assert reply.choices[0].finish_reason == "length"
-    pieces = client.chat.completions.create(
-        model=model.id,
-        messages=[{"role": "user", "content": "hello"}],
-        max_tokens=4,
-        temperature=0,
-        stream=True,
-        stream_options={"include_usage": True},
-    )
-    text = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
-    # Only of a whole reply is the beginning of a character shown that the end cut off.
-    assert text == str(reply.choices[0].message.content).rstrip("\ufffd")
-
-
-def test_the_client_of_openai_gets_json(client: openai.OpenAI) -> None:
-    schema = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"]}
-    reply = client.chat.completions.create(
-        model="any",
-        messages=[{"role": "user", "content": "hello"}],
-        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
-    )
-    assert isinstance(json.loads(str(reply.choices[0].message.content))["yes"], bool)
-
-
-def test_the_client_of_openai_gets_errors(client: openai.OpenAI, server: Server) -> None:
-    with pytest.raises(openai.BadRequestError, match="exceeds the available context size"):
-        client.completions.create(model="any", prompt="a " * 4 * CONTEXT.n_ctx)
-    with pytest.raises(openai.NotFoundError):
-        client.post("/none", cast_to=object)
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="guessed", max_retries=0) as stranger:
-        with pytest.raises(openai.AuthenticationError, match="Invalid API Key"):
-            stranger.models.list()
-
-
-def test_embeddings(path: Path) -> None:
-    context = CONTEXT.with_embeddings(True).with_pooling_type(PoolingType.MEAN)
-    with Server(path, **{**SMALL_SERVER, "context_params": context}) as server:
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
-            [one, two] = client.embeddings.create(model="any", input=["it is", "it was"], encoding_format="float").data
-    assert len(one.embedding) == len(two.embedding) > 0
 
 
 def test_several_models_by_their_names(router: Server, folder: Path) -> None:
@@ -227,6 +169,7 @@ def test_where_none_can_be_served_it_says_why(tmp_path: Path) -> None:
         ({"port": 70000}, ValueError, "^port is"),
         ({"port": "80"}, TypeError, "^port is"),
         ({"parallel": 0}, ValueError, "^parallel is"),
+        ({"n_ctx": 0}, ValueError, "^n_ctx is"),
         ({"parallel": 1000}, ValueError, "^n_seq_max is"),
         ({"margin": "much"}, ValueError, "^margin is"),
         ({"margin": 2**50}, FitError, "does not fit"),

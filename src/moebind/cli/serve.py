@@ -171,6 +171,7 @@ def command(
             port=address[1],
             model_params=_model_params(chosen, single, by_user=device is not None),
             context_params=_as_llama_server(context, given),
+            n_ctx=_length(context, given),
             api_key=None if api_key_file is None else _keys(api_key_file),
             parallel=parallel,
             extra=ctx.meta.get(_REST, ()),
@@ -229,6 +230,12 @@ def _as_llama_server(context: ContextParams, given: Given) -> ContextParams:
     if given.values["swa_full"] is None:
         context = context.with_swa_full(False)
     return context.with_kv_unified(True) if given.values["kv_unified"] is None else context
+
+
+def _length(context: ContextParams, given: Given) -> int | None:
+    """The length of context that an option or a file has, which may be the parameters' default."""
+    said = given.values["n_ctx"] is not None or given.values["params"] is not None
+    return context.n_ctx or None if said else None  # 0: as the model says
 
 
 def _address(host: str | None, port: int | None, bind: str | None) -> tuple[str, int]:

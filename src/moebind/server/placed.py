@@ -93,12 +93,16 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What was asked for every model: parameters, whether they are fitted, and bytes that stay free (None: fit's)."""
+    """What was asked for every model: parameters, whether they are fitted, and bytes that stay free (None: fit's).
+
+    ``n_ctx`` is a length of context that was asked for, which the parameters have, too: there it may be the default.
+    """
 
     model_params: ModelParams
     context_params: ContextParams
     fitted: bool = True
     margin: int | None = None
+    n_ctx: int | None = None
 
 
 def server_context(given: ContextParams | None, parallel: int | None) -> ContextParams:
@@ -165,11 +169,11 @@ def _fitted(found: Found, wishes: Wishes, alone: bool) -> Plan:
     model, context, margin = wishes.model_params, wishes.context_params, wishes.margin
     if found.mmproj is not None:
         margin = (MARGIN if margin is None else margin) + projector_bytes(found.mmproj)
-    if not alone and context.n_ctx in {0, ContextParams().n_ctx}:
+    if not alone and wishes.n_ctx is None and context.n_ctx in {0, ContextParams().n_ctx}:
         n_ctx = min(N_CTX_OF_SEVERAL, read_header(found.path).integer("context_length", N_CTX_OF_SEVERAL))
         with suppress(FitError):  # a shorter one may fit
             return fit(found.path, margin=margin, n_ctx=n_ctx, model_params=model, context_params=context).plan
-    return fit(found.path, margin=margin, model_params=model, context_params=context).plan
+    return fit(found.path, margin=margin, n_ctx=wishes.n_ctx, model_params=model, context_params=context).plan
 
 
 def projector_bytes(path: str | None) -> int:

@@ -66,6 +66,9 @@ class Server:
         fit on the devices stay in host memory, and the context takes what is left. None as the context: a cache that
         all requests share, without full-size windows, as in llama-server. Parameters that llama-server does not know
         are refused. A :func:`moebind.loopback_device` is used only if the parameters name it.
+    n_ctx
+        The length of context. None: that of ``context_params`` if it is not the default of 512; otherwise as many
+        tokens as fit, up to what the model was trained with.
     api_key
         The key that clients have to give, or several.
     parallel
@@ -107,6 +110,7 @@ class Server:
         port: SupportsIndex = 0,
         model_params: ModelParams | None = None,
         context_params: ContextParams | None = None,
+        n_ctx: SupportsIndex | None = None,
         api_key: str | Sequence[str] | None = None,
         parallel: SupportsIndex | None = None,
         extra: Iterable[str] = (),
@@ -116,7 +120,7 @@ class Server:
         one_at_a_time: bool = False,
         allow_network: bool = False,
     ) -> None:
-        wishes = _wishes(model_params, context_params, parallel, fit, margin)
+        wishes = _wishes(model_params, context_params, n_ctx, parallel, fit, margin)
         keys = _keys(api_key)
         arguments = check_extra(extra)
         alone = checks.boolean("one_at_a_time", one_at_a_time)
@@ -304,6 +308,7 @@ def _abandon(supervisor: Supervisor, folder: Folder) -> None:
 def _wishes(
     model_params: ModelParams | None,
     context_params: ContextParams | None,
+    n_ctx: SupportsIndex | None,
     parallel: SupportsIndex | None,
     fitted: bool,
     margin: SupportsIndex | str | None,
@@ -317,11 +322,14 @@ def _wishes(
                 raise TypeError(f"{name} is {value!r}; it takes {kind.__name__}")
             check(value)
     count = None if parallel is None else checks.integer("parallel", parallel, 1)
+    length = None if n_ctx is None else checks.integer("n_ctx", n_ctx, 1)
+    context = server_context(context_params, count)
     return Wishes(
         _without_stand_ins(ModelParams() if model_params is None else model_params),
-        server_context(context_params, count),
+        context if length is None else context.with_n_ctx(length),
         checks.boolean("fit", fitted),
         None if margin is None else parse_size("margin", margin),
+        length,
     )
 
 
