@@ -22,6 +22,8 @@
 
 #include <cerrno>
 #include <chrono>
+#include <cstdlib>
+#include <cstring>
 
 using steady = std::chrono::steady_clock;
 
@@ -51,6 +53,10 @@ int asked_to_stop() {
     int (*ask)(void) = interrupts;
     return ask == nullptr ? 0 : ask();
 }
+
+// Programs of llama.cpp's ask nobody whether a server was lost, and would pass on what is worth nothing: they end, as
+// with llama.cpp's own client.
+const bool unwatched = std::strncmp(program_invocation_short_name, "llama-", 6) == 0;
 
 // Whether the other side has closed the connection, or is gone.
 bool hung_up(int fd) {
@@ -88,6 +94,10 @@ struct socket_t::impl {
     }
 
     void lose(const std::string & reason) {
+        if (unwatched && !serving && !endpoint.empty()) {
+            std::fprintf(stderr, "error: the RPC server %s %s\n", endpoint.c_str(), reason.c_str());
+            std::_Exit(EXIT_FAILURE);
+        }
         lost = true;
         shutdown(fd, SHUT_RDWR);
         std::lock_guard<std::mutex> held(lock);

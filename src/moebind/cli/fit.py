@@ -13,7 +13,7 @@ from moebind.cli import options as o
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
 from moebind.cli.given import Given, takes
 from moebind.cli.output import show, show_json
-from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, unwritten, without
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, RPC, unwritten, without
 from moebind.cli.written_options import as_options
 from moebind.placement.cache_share import BUS
 from moebind.placement.fit import fit
@@ -85,7 +85,7 @@ Save = Annotated[
 ]
 
 
-@takes(PARAMS, *MODEL, *without(CONTEXT, "n_ctx", "moe_cache"), swa_full="swa-full where it costs little")
+@takes(PARAMS, RPC, *MODEL, *without(CONTEXT, "n_ctx", "moe_cache"), swa_full="swa-full where it costs little")
 def command(
     model: o.ModelPath,
     given: Given,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from moebind.backend.rpc_servers import add_rpc_server
 from moebind.bench.environment import local_gpus
 from moebind.cli.devices import exact_size
 from moebind.cli.parameters import ADDED, CONTEXT, MODEL, Option, ParamsT, shares
@@ -51,7 +52,12 @@ class Given:
         ------
         ValueError
             If a value is wrong, or the file is for another model.
+        RpcServerError
+            If a worker does not answer.
         """
+        for endpoints in self.values.get("rpc") or ():
+            for each in endpoints.split(","):
+                add_rpc_server(each.strip())
         source = self.values.get("params")
         saved = Saved(ModelParams(), ContextParams()) if source is None else read_for(source, model)
         context_params = self._with(CONTEXT, saved.context_params)

@@ -19,7 +19,19 @@ from moebind.enums import FlashAttnType, LoadMode, SplitMode
 from moebind.params.params import CACHE_TYPES, ContextParams, ModelParams
 from moebind.params.tensor_overrides import written_rules
 
-__all__ = ["ADDED", "CONTEXT", "MODEL", "PARAMS", "Option", "only", "option_names", "shares", "unwritten", "without"]
+__all__ = [
+    "ADDED",
+    "CONTEXT",
+    "MODEL",
+    "PARAMS",
+    "RPC",
+    "Option",
+    "only",
+    "option_names",
+    "shares",
+    "unwritten",
+    "without",
+]
 
 ParamsT = TypeVar("ParamsT", ModelParams, ContextParams)
 EnumT = TypeVar("EnumT", bound=IntEnum)
@@ -194,6 +206,18 @@ PARAMS: Option[Any] = Option(
     (),
     lambda params, value: params,
     metavar="FILE",
+)
+
+#: Added when the parameters are read, since names of devices may be those of the workers.
+RPC: Option[Any] = Option(
+    "rpc",
+    ("--rpc",),
+    list[str],
+    "Workers on other machines, whose devices are used like this one's; several with commas.",
+    "",
+    (),
+    lambda params, value: params,
+    metavar="HOST:PORT",
 )
 
 #: Fields that options add to.

@@ -12,7 +12,7 @@ from moebind.cli import options as o
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
 from moebind.cli.given import Given, takes
 from moebind.cli.output import show, show_json
-from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, RPC
 from moebind.params.params import ContextParams
 from moebind.placement.plan import plan
 
@@ -21,7 +21,7 @@ Plot = Annotated[
 ]
 
 
-@takes(PARAMS, *MODEL, *CONTEXT, n_ctx=f"{N_CTX}; in Python, {ContextParams().n_ctx}")
+@takes(PARAMS, RPC, *MODEL, *CONTEXT, n_ctx=f"{N_CTX}; in Python, {ContextParams().n_ctx}")
 def command(
     model: o.ModelPath,
     given: Given,

@@ -21,7 +21,7 @@ from moebind.cli import options as o
 from moebind.cli.devices import device_list, separate
 from moebind.cli.given import Chosen, Given, takes
 from moebind.cli.output import say, show, show_json
-from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, RPC, without
 from moebind.enums import PoolingType
 from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ContextParams, ModelParams
@@ -115,6 +115,7 @@ _HIDDEN = ({option.name for option in MODEL} | {option.name for option in _CONTE
 
 @takes(
     PARAMS,
+    RPC,
     *MODEL,
     *_CONTEXT,
     hidden=_HIDDEN,
