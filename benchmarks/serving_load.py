@@ -10,6 +10,7 @@ the longest wait for a first one, and what the server takes of memory before and
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
@@ -102,10 +103,8 @@ def drop(url: str, count: int, seed: int) -> None:
             connection.sendall(whole[: chance.choice([0, chance.randrange(len(whole)), len(whole)])])
             if chance.random() < 0.2:
                 connection.settimeout(0.05)
-                try:
+                with contextlib.suppress(OSError):
                     connection.recv(64)
-                except OSError:
-                    pass
 
 
 def never_read(url: str) -> socket.socket:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 #: Clients insist on a key; a server without keys takes any.
 KEY = "none"
+N_TOKENS = 12
 QUESTION = "What is the capital of France?"
 WEATHER = {
     "type": "object",
@@ -38,7 +39,7 @@ ANSWER = {
 
 def with_curl(url: str, model: str) -> None:
     """curl, which every shell has."""
-    body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 32, "temperature": 0}
+    body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": N_TOKENS, "temperature": 0}
     command = ["curl", "-sS", f"{url}/v1/chat/completions", "-d", json.dumps(body)]
     said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     print("chat:", said["choices"][0]["message"]["content"])
@@ -52,8 +53,10 @@ def with_openai(url: str, model: str) -> None:
     print("models:", [each.id for each in client.models.list()])
     asked = [{"role": "user", "content": QUESTION}]
     chat = client.chat.completions
-    print("chat:", chat.create(model=model, messages=asked, max_tokens=32, temperature=0).choices[0].message.content)
-    pieces = chat.create(model=model, messages=asked, max_tokens=32, temperature=0, stream=True)
+    print(
+        "chat:", chat.create(model=model, messages=asked, max_tokens=N_TOKENS, temperature=0).choices[0].message.content
+    )
+    pieces = chat.create(model=model, messages=asked, max_tokens=N_TOKENS, temperature=0, stream=True)
     print("streaming:", [piece.choices[0].delta.content for piece in pieces if piece.choices][:6], "...")
     called = chat.create(
         model=model,
@@ -61,10 +64,10 @@ def with_openai(url: str, model: str) -> None:
         tools=[{"type": "function", "function": TOOL}],
         tool_choice="required",
         temperature=0,
-        max_tokens=128,
+        max_tokens=64,
     )
-    [call] = called.choices[0].message.tool_calls
-    print("tools:", call.function.name, call.function.arguments)
+    calls = called.choices[0].message.tool_calls or []
+    print("tools:", [(call.function.name, call.function.arguments) for call in calls])
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": ANSWER}}
     reply = chat.create(model=model, messages=asked, response_format=form, temperature=0, max_tokens=64)
     print("JSON schema:", reply.choices[0].message.content)
@@ -81,9 +84,9 @@ def with_anthropic(url: str, model: str) -> None:
     client = anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0)
     asked = [{"role": "user", "content": QUESTION}]
     print("count:", client.messages.count_tokens(model=model, messages=asked).input_tokens, "tokens")
-    reply = client.messages.create(model=model, messages=asked, max_tokens=32, temperature=0)
+    reply = client.messages.create(model=model, messages=asked, max_tokens=N_TOKENS, temperature=0)
     print("messages:", reply.content[0].text)
-    with client.messages.stream(model=model, messages=asked, max_tokens=32, temperature=0) as stream:
+    with client.messages.stream(model=model, messages=asked, max_tokens=N_TOKENS, temperature=0) as stream:
         print("streaming:", list(stream.text_stream)[:6], "...")
     tool = {"name": "weather", "description": TOOL["description"], "input_schema": WEATHER}
     called = client.messages.create(
@@ -91,10 +94,10 @@ def with_anthropic(url: str, model: str) -> None:
         messages=[{"role": "user", "content": "What is the weather in Oslo?"}],
         tools=[tool],
         tool_choice={"type": "any"},
-        max_tokens=128,
+        max_tokens=64,
         temperature=0,
     )
-    print("tools:", *((each.name, each.input) for each in called.content if each.type == "tool_use"))
+    print("tools:", [(each.name, each.input) for each in called.content if each.type == "tool_use"])
 
 
 def with_langchain(url: str, model: str) -> None:
@@ -113,7 +116,8 @@ def with_litellm(url: str, model: str) -> None:
     """LiteLLM, which calls it a model of OpenAI's at another address."""
     import litellm
 
-    asked = {"model": f"openai/{model}", "api_base": f"{url}/v1", "api_key": KEY, "temperature": 0, "max_tokens": 32}
+    asked = {"model": f"openai/{model}", "api_base": f"{url}/v1", "api_key": KEY, "temperature": 0}
+    asked |= {"max_tokens": N_TOKENS}
     messages = [{"role": "user", "content": QUESTION}]
     print("completion:", litellm.completion(messages=messages, **asked).choices[0].message.content)
     pieces = litellm.completion(messages=messages, stream=True, **asked)
@@ -136,7 +140,7 @@ def with_llm(url: str, model: str) -> None:
             "0",
             "-o",
             "max_tokens",
-            "32",
+            str(N_TOKENS),
             QUESTION,
         ]
         environment = os.environ | {"LLM_USER_PATH": folder}

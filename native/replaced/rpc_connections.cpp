@@ -6,7 +6,7 @@
 // answer, or says nothing for too long - each further request is answered here with something of the right form that
 // llama.cpp can go on with: no memory left, zeros. So its threads, locks and objects stay as they are meant to be,
 // everything can be freed, and nothing aborts. The results are worthless from then on, so whoever uses the server asks
-// for its state after each call, and raises (src/moebind/backend/rpc_servers.py).
+// for its state after each call, and raises (src/moebind/backend/rpc_servers.py). llama-server asks nobody: it ends.
 //
 // The protocol's structures are those of the vendored source, which is included here.
 #include "ggml-rpc.cpp"

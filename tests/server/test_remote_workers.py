@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -17,7 +19,8 @@ from serving import PATIENCE, complete, until
 
 import moebind
 from conftest import CPU
-from moebind import ContextParams, Model
+from moebind import ContextParams, Model, ModelParams, ServerError
+from moebind.server import Server, supervisor
 
 MOEBIND = Path(sys.executable).with_name("moebind")
 CONTEXT = ContextParams(n_ctx=256, n_ubatch=64, n_threads=1, n_threads_batch=1)
@@ -76,7 +79,7 @@ def test_a_model_is_spread_over_two(
     for command in (["plan", path, "--rpc", both, *SMALL], ["fit", path, *[f"--rpc={each}" for each, _ in workers]]):
         assert run(*command, "--json") == 0
         told = json.loads(capsys.readouterr().out)
-        names = [each["name"] for each in (told["plan"] if "plan" in told else told)["devices"]]
+        names = [each["name"] for each in (told.get("plan", told))["devices"]]
         assert len(names) == 3
     with serving(path, "--rpc", both, *SMALL) as (said, _):
         told = json.loads(said)
@@ -94,3 +97,28 @@ def test_a_worker_that_does_not_answer(tiny_path: Callable[..., Path], capsys: C
         assert "127.0.0.1:9" in capsys.readouterr().err
     assert run("plan", tiny_path(n_expert=4), "--rpc", "nowhere") == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_nothing_is_answered_for_a_worker_that_is_gone(
+    workers: list[tuple[str, subprocess.Popen[bytes]]],
+    tiny_path: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # In a program whose RPC nobody watches, zeros took the place of what a lost worker should have computed.
+    monkeypatch.setattr(supervisor, "DELAYS", (0.01, 0.01))
+    devices = [moebind.add_rpc_server(each)[0] for each, _ in workers]
+    (_, first), (endpoint, second) = workers
+    with Server(
+        tiny_path(n_expert=4, n_layer=4),
+        model_params=ModelParams(devices=devices),
+        context_params=CONTEXT,
+        extra=["--no-warmup"],
+    ) as server:
+        assert complete(server.url).status == 200
+        second.kill()
+        second.wait()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            complete(server.url)
+        with pytest.raises(ServerError, match=f"llama-server: error: the RPC server {re.escape(endpoint)} "):
+            server.wait_ended(PATIENCE)
+    assert first.poll() is None
