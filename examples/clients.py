@@ -29,6 +29,16 @@ WEATHER = {
     "required": ["city"],
 }
 TOOL = {"name": "weather", "description": "The weather in a city.", "parameters": WEATHER}
+PARIS = {"city": "Paris"}
+CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": json.dumps(PARIS)}}
+#: A small model needs an example of a call, and may still do without one: llama-server lets it.
+WEATHER_TALK = [
+    {"role": "user", "content": "What is the weather in Paris?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "1", "content": "rain"},
+    {"role": "assistant", "content": "It rains."},
+    {"role": "user", "content": "What is the weather in Oslo?"},
+]
 ANSWER = {
     "type": "object",
     "properties": {"capital": {"type": "string", "maxLength": 20}},
@@ -60,7 +70,7 @@ def with_openai(url: str, model: str) -> None:
     print("streaming:", [piece.choices[0].delta.content for piece in pieces if piece.choices][:6], "...")
     called = chat.create(
         model=model,
-        messages=[{"role": "user", "content": "What is the weather in Oslo?"}],
+        messages=WEATHER_TALK,
         tools=[{"type": "function", "function": TOOL}],
         tool_choice="required",
         temperature=0,
@@ -84,18 +94,23 @@ def with_anthropic(url: str, model: str) -> None:
     client = anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0)
     asked = [{"role": "user", "content": QUESTION}]
     print("count:", client.messages.count_tokens(model=model, messages=asked).input_tokens, "tokens")
-    reply = client.messages.create(model=model, messages=asked, max_tokens=N_TOKENS, temperature=0)
+    reply = client.messages.create(model=model, messages=asked, max_tokens=N_TOKENS)
     print("messages:", reply.content[0].text)
-    with client.messages.stream(model=model, messages=asked, max_tokens=N_TOKENS, temperature=0) as stream:
+    with client.messages.stream(model=model, messages=asked, max_tokens=N_TOKENS) as stream:
         print("streaming:", list(stream.text_stream)[:6], "...")
     tool = {"name": "weather", "description": TOOL["description"], "input_schema": WEATHER}
     called = client.messages.create(
         model=model,
-        messages=[{"role": "user", "content": "What is the weather in Oslo?"}],
+        messages=[
+            {"role": "user", "content": "What is the weather in Paris?"},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "weather", "input": PARIS}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "rain"}]},
+            {"role": "assistant", "content": "It rains."},
+            {"role": "user", "content": "What is the weather in Oslo?"},
+        ],
         tools=[tool],
         tool_choice={"type": "any"},
         max_tokens=64,
-        temperature=0,
     )
     print("tools:", [(each.name, each.input) for each in called.content if each.type == "tool_use"])
 
@@ -109,7 +124,7 @@ def with_langchain(url: str, model: str) -> None:
     print("stream:", [piece.content for piece in chat.stream(QUESTION) if piece.content][:6], "...")
     print("structured:", chat.with_structured_output({"title": "answer", **ANSWER}).invoke(QUESTION))
     bound = chat.bind_tools([{"type": "function", "function": TOOL}], tool_choice="required")
-    print("tools:", [(call["name"], call["args"]) for call in bound.invoke("What is the weather in Oslo?").tool_calls])
+    print("tools:", [(call["name"], call["args"]) for call in bound.invoke(WEATHER_TALK).tool_calls])
 
 
 def with_litellm(url: str, model: str) -> None:
