@@ -11,6 +11,7 @@ from typing import SupportsIndex
 from moebind._core import checks
 from moebind._core.sizes import parse_size, show_size
 from moebind.files.gguf import Gguf
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ModelParams
 from moebind.params.tensor_overrides import written_rules
 
@@ -105,6 +106,7 @@ class Placement:
         raise ValueError(f"placement is {text!r}; it takes one of {_FORMS}")
 
 
+@explained_with_fields()
 def default_placements(
     path: str | os.PathLike[str], model_params: ModelParams | None = None, *, n_cpu_moe: SupportsIndex | None = None
 ) -> tuple[Placement, ...]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, cast
 
 from moebind._core import checks
+from moebind._core.caller import warn
 from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, decoded, ffi, lib, own
 from moebind.chat.continuation import continued
@@ -264,7 +264,7 @@ class ChatTemplates(ModelBase):
         strict = checks.boolean("strict", strict)
         read = None if json_schema is None else read_schema(json_schema, strict=strict, named=True)
         for each in () if read is None else read.lost:
-            warnings.warn(f"the grammar does not hold a reply to all of the JSON schema: {each}", stacklevel=3)
+            warn(f"the grammar does not hold a reply to all of the JSON schema: {each}")
         builtin = self._is_builtin(template)
         arguments = merged_arguments(kwargs, RENDERING)
         request = {
@@ -285,7 +285,7 @@ class ChatTemplates(ModelBase):
             _check_builtin(template, request)
         native = self._template(template)
         for name in unread_arguments(arguments, self._sources(template), RENDERING):
-            warnings.warn(f"the chat template does not mention the argument {name!r}, and ignores it", stacklevel=3)
+            warn(f"the chat template does not mention the argument {name!r}, and ignores it")
         orders: Orders = {} if read is None else read.orders
         held_to = bool(wanted) and bool(request["json_schema"] or chosen.kind != "none")
         if wanted and held_to:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks
+from moebind._core.arguments import explained
 from moebind._core.atomic_files import same_file, staged
 from moebind._core.native import CData, Hooks, ffi, lib
 from moebind._core.progress import progress_bar
@@ -30,8 +31,18 @@ __all__ = ["quantize"]
 _FTYPES = tuple(kind for kind in Ftype.__members__.values() if kind not in {Ftype.GUESSED, Ftype.NVFP4})
 #: The alignment that llama.cpp writes, whatever the source had.
 _ALIGNMENT = 32
+#: The names of llama-quantize, and of llama.cpp's parameters, for arguments.
+_ELSEWHERE = {
+    "nthread": "n_threads",
+    "nthreads": "n_threads",
+    "tensor_type": "tensor_types",
+    "override_kv": "kv_overrides",
+    "type": "ftype",
+    "quant_type": "ftype",
+}
 
 
+@explained(other_names=_ELSEWHERE)
 def quantize(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str] | None,

@@ -11,6 +11,7 @@ from moebind._core import checks
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
 from moebind.enums import GgmlType
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ModelParams
 from moebind.placement.header import TensorInfo, read_header
 
@@ -156,6 +157,7 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join("-".join(map(str, run)) for run in runs)
 
 
+@explained_with_fields()
 def experts(path: str | os.PathLike[str], *, load_mtp: bool = ModelParams().load_mtp) -> ExpertSummary:
     """Tell what a model's experts are and how large, from the header of its file.
 

@@ -11,6 +11,7 @@ from moebind._core import checks
 from moebind._core.sizes import parse_size, show_size
 from moebind.backend.devices import Device
 from moebind.errors import FitError
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import N_CTX_MAX, ContextParams, ModelParams
 from moebind.placement import windows
 from moebind.placement.header import Header, read_header
@@ -135,6 +136,7 @@ class Fit:
         return cls(_on(devices, model), context, replace(plan, _fitted=True), *made_for)
 
 
+@explained_with_fields(model="fit(path, model_params={})", context="fit(path, context_params={})")
 def fit(
     path: str | os.PathLike[str],
     *,

@@ -16,6 +16,7 @@ from moebind.backend.devices import Device, native_device
 from moebind.backend.host_memory import HostMemory
 from moebind.enums import DeviceType, SplitMode
 from moebind.errors import MoebindError
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.serialize import write
 from moebind.placement import advice
@@ -289,6 +290,7 @@ def _sizes(part: object) -> dict[str, int]:
     return {name: getattr(part, name) for name in (*PARTS, "total")}
 
 
+@explained_with_fields(model="plan(path, {})", context="plan(path, context_params={})")
 def plan(
     path: str | os.PathLike[str],
     model_params: ModelParams | None = None,

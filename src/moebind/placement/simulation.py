@@ -133,7 +133,7 @@ def _simulate(
         del keep  # llama.cpp read it
         used = [lib.moebind_model_device(model, i) for i in range(lib.moebind_model_n_devices(model))]
         if context_params.moe_cache_size:
-            check_moe_cache(model, header.paths[0], context_params.moe_cache_size, warn=not quiet)
+            check_moe_cache(model, header.paths[0], context_params.moe_cache_size, quiet=quiet)
         try:
             wanted = _native_context_params(model, context_params)[0]
             context = own(lib.own_moebind_context_counted, model, wanted, holds=[model])

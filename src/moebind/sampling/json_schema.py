@@ -8,11 +8,12 @@ pairs, references get names of their own, strings hold no half surrogates and da
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from moebind._core import checks
+from moebind._core.arguments import explained
+from moebind._core.caller import warn
 from moebind._core.native import ffi, lib
 from moebind.errors import GrammarError, NativeError
 from moebind.sampling.json_reader import ANNOTATIONS, DEPTH_MAX, KEYWORDS, SchemaReader
@@ -25,6 +26,7 @@ __all__ = ["ANNOTATIONS", "KEYWORDS", "ReadSchema", "json_schema_to_grammar", "r
 BYTES_MAX = 2**18
 
 
+@explained()
 def json_schema_to_grammar(schema: Mapping[str, object] | str, *, strict: bool = True) -> str:
     """Make a grammar for the JSON texts that a schema describes.
 
@@ -69,7 +71,7 @@ def json_schema_to_grammar(schema: Mapping[str, object] | str, *, strict: bool =
     """
     read = read_schema(schema, strict=checks.boolean("strict", strict))
     for each in read.lost:
-        warnings.warn(f"the grammar does not hold a text to all of the schema: {each}", stacklevel=2)
+        warn(f"the grammar does not hold a text to all of the schema: {each}")
     encoded = json.dumps(read.document, allow_nan=False).encode()
     try:
         size = lib.moebind_json_schema_to_grammar(encoded, ffi.NULL, 0)
