@@ -166,7 +166,9 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
     def __repr__(self) -> str:
         if self.closed:
             return "<Context, closed>"
-        return f"<Context of {self._model!r}, n_ctx={self.n_ctx}>"
+        n_ctx, asked = self.n_ctx, self._params.n_ctx
+        rounded = f" (rounded up from {asked})" if 0 < asked < n_ctx else ""
+        return f"<Context of {self._model!r}, n_ctx={n_ctx}{rounded}>"
 
     # --- what it is ---
 

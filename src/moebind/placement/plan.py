@@ -43,7 +43,7 @@ class Plan(MemoryBreakdown):
     context_params : ContextParams
         The context that would be made.
     n_ctx : int
-        Tokens that its cache would hold; llama.cpp rounds up.
+        Tokens that its cache would hold: llama.cpp rounds up, to a multiple of 256 for each sequence.
     n_layer : int
         Layers of the model.
     n_layer_nextn : int
@@ -251,6 +251,9 @@ class Plan(MemoryBreakdown):
             f"{os.path.basename(self.path)}: n_ctx {self.n_ctx}, n_ubatch {context.n_ubatch}, cache {'/'.join(kinds)}"
         )
         table = self._lines(with_free=True)
+        asked = context.n_ctx
+        if 0 < asked < self.n_ctx:
+            head += f"\nn_ctx {asked} is rounded up to {self.n_ctx}: each sequence has a multiple of 256 tokens."
         lines = [head, *table, *reads_text(self.bytes_per_token, max(map(len, table)))]
         if self.gaps:
             lines.append(
