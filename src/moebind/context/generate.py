@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -324,18 +324,33 @@ class Generation(Decoding):
 
     def _prompt_tokens(self, prompt: str | ArrayLike | Sequence[Mapping[str, object]]) -> NDArray[np.int32]:
         tokens = self._model._prompt_tokens(prompt)
+        self._check_generates()
+        self._check_length(tokens)
+        return tokens
+
+    def _check_generates(self) -> None:
         if self._encodes:
             raise BatchError("this model has no cache, so it cannot generate text: encode() gives embeddings")
         if self._predicts_ahead:
             raise BatchError(
                 "this context predicts further ahead (ContextType.MTP), and cannot generate text by itself"
             )
+
+    def _check_length(self, tokens: NDArray[np.int32]) -> None:
         if tokens.size > self._length_max:
             raise ValueError(
                 f"prompt has {tokens.size} tokens; a sequence of this context takes {self._length_max}: make it with a "
                 "larger n_ctx"
             )
-        return tokens
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        """Check those arguments of :meth:`generate` that can be checked without computing anything."""
+        self._check_generates()
+        sampler, max_tokens, logprobs = (options.get(name) for name in ("sampler", "max_tokens", "logprobs"))
+        Settings(**{each.name: options.get(each.name) for each in fields(Settings)}).alone(sampler)
+        self._checked_choice(sampler, max_tokens, logprobs)
+        self._seq("seq_id", options.get("seq_id", 0))
+        checks.boolean("reuse_prefix", options.get("reuse_prefix", True))
 
     @property
     def _length_max(self) -> int:
