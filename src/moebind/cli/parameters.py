@@ -15,6 +15,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import typer
 
 from moebind._core.sizes import parse_size
+from moebind.cli.token_counts import token_count
 from moebind.enums import FlashAttnType, LoadMode, SplitMode
 from moebind.params.params import CACHE_TYPES, ContextParams, ModelParams
 from moebind.params.tensor_overrides import written_rules
@@ -311,11 +312,11 @@ CONTEXT: tuple[Option[ContextParams], ...] = (
     Option(
         "n_ctx",
         ("--ctx-size", "--n-ctx", "-c"),
-        int,
-        "Tokens of context; 0: as it was trained.",
+        str,
+        "Tokens of context, such as 32768 or 32k; 0: as it was trained.",
         str(ContextParams().n_ctx),
         ("n_ctx",),
-        _plain("n_ctx"),
+        lambda params, given: params.with_n_ctx(token_count("--ctx-size", given)),
         lambda params: ["-c", str(params.n_ctx)],
         metavar="N",
     ),
