@@ -53,13 +53,13 @@ SAID: list[tuple[list[object], str]] = [
     (["plan", "MODEL", "--device", "1GiB", "-ub", "0"], "--ubatch-size is 0"),
     (
         ["plan", "MODEL", "--device", "1GiB", "-c", "32kB"],
-        "--ctx-size is '32kB'; it takes a number of tokens, such as ",
+        "--ctx-size is '32kB'; it takes tokens, such as 3",
     ),
     (
         ["fit", "MODEL", "--device", "1GiB", "-c", "x"],
-        "--ctx-size is 'x'; it takes a number of tokens, such as 32768, ",
+        "--ctx-size is 'x'; it takes tokens, such as 32768",
     ),
-    (["fit", "MODEL", "--device", "1GiB", "--ctx-size-min", "x"], "--ctx-size-min is 'x'; it takes a number of tokens"),
+    (["fit", "MODEL", "--device", "1GiB", "--ctx-size-min", "x"], "--ctx-size-min is 'x'; it takes tokens"),
     (["plan", "MODEL", "--device", "1GiB", "-ts", "1,2,3"], "3 shares, and there is 1 device;"),
     (["plan", "MODEL", "--device", "1GiB", "-ts", "0"], "at least one share is above 0"),
     (["plan", "MODEL", "--device", "1GiB", "--plot", "x.gguf"], "--plot is 'x.gguf'; it takes a file that ends in one"),

@@ -14,7 +14,5 @@ def token_count(option: str, given: str) -> int:
     """A number of tokens: ``"32768"``, or ``"32k"``, which is the same."""
     match = _WRITTEN.fullmatch(given.strip())
     if match is None:
-        raise ValueError(
-            f"{option} is {given!r}; it takes a number of tokens, such as 32768, or 32k, which is the same"
-        )
+        raise ValueError(f"{option} is {given!r}; it takes tokens, such as 32768, or 32k, which is the same")
     return int(match[1]) * _UNITS[match[2].lower()]
