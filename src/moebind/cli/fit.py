@@ -101,7 +101,7 @@ def command(
     if as_json:
         show_json({**found.to_dict(), "options": options})
     else:
-        show(found)
+        show(o.calls_as_options(str(found)))
         show(f"In Python: {found.model_params}, {found.context_params}")
         lacking = [*unwritten(found.model_params), *unwritten(found.context_params)]
         but = f" (none sets {' and '.join(lacking)}; --save and --params keep it)" if lacking else ""

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from functools import cache
 from typing import Annotated, Any, Generic, TypeVar
 
 import typer
@@ -20,7 +21,18 @@ from moebind.enums import FlashAttnType, LoadMode, SplitMode
 from moebind.params.params import CACHE_TYPES, ContextParams, ModelParams
 from moebind.params.tensor_overrides import written_rules
 
-__all__ = ["ADDED", "CONTEXT", "MODEL", "PARAMS", "Option", "only", "option_names", "shares", "unwritten", "without"]
+__all__ = [
+    "ADDED",
+    "CONTEXT",
+    "MODEL",
+    "PARAMS",
+    "Option",
+    "flags_of",
+    "option_names",
+    "shares",
+    "unwritten",
+    "without",
+]
 
 ParamsT = TypeVar("ParamsT", ModelParams, ContextParams)
 EnumT = TypeVar("EnumT", bound=IntEnum)
@@ -449,11 +461,6 @@ def without(options: Sequence[Option[ParamsT]], *names: str) -> tuple[Option[Par
     return tuple(option for option in options if option.name not in names)
 
 
-def only(options: Sequence[Option[ParamsT]], *names: str) -> tuple[Option[ParamsT], ...]:
-    """The options of these names."""
-    return tuple(option for option in options if option.name in names)
-
-
 def unwritten(params: ModelParams | ContextParams) -> list[str]:
     """Parameters that differ from their defaults, and that no option sets."""
     known = {name for option in _ALL for name in option.fields} | {"devices"}
@@ -464,3 +471,13 @@ def unwritten(params: ModelParams | ContextParams) -> list[str]:
 def option_names() -> dict[str, str]:
     """The options' names by the parameters that they set."""
     return {name: option.flag for option in reversed(_ALL) for name in option.fields}
+
+
+@cache
+def flags_of() -> dict[str, tuple[str, str]]:
+    """The options that turn a parameter on and off, by its name."""
+    return {
+        option.fields[0]: (option.flag, option.flags[0].partition("/")[2])
+        for option in _ALL
+        if option.kind is bool and "/" in option.flags[0]
+    }

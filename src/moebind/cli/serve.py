@@ -27,6 +27,7 @@ from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server import Server
 from moebind.server.address import PORT, parse
+from moebind.server.extra import option_names
 from moebind.server.placed import N_CTX_OF_SEVERAL
 from moebind.server.supervisor import logger
 
@@ -44,7 +45,14 @@ class WithRest(TyperCommand):
             at = args.index("--")
             ctx.meta[_REST] = args[at + 1 :]
             args = args[:at]
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # Of an unknown option, whose class moved between versions of typer.
+            name = getattr(error, "option_name", None)
+            if name is not None and hasattr(error, "message") and name in option_names():
+                error.message = f"{name} is an option of llama-server's: give it behind --, as in -- {name} ..."
+            raise
 
 
 Models = Annotated[
@@ -196,9 +204,9 @@ def _pooling(given: str | None) -> PoolingType:
     if given is None:
         return PoolingType.UNSPECIFIED
     known = {each.name.lower(): each for each in PoolingType if each != PoolingType.UNSPECIFIED}
-    if given not in known:
+    if given.lower() not in known:
         raise ValueError(f"--pooling is {given!r}; it takes one of {', '.join(known)}")
-    return known[given]
+    return known[given.lower()]
 
 
 def _model_params(chosen: Chosen, single: bool, *, by_user: bool) -> ModelParams:
@@ -245,8 +253,13 @@ def _on_hub(repo: str) -> str:
 
 
 def _keys(file: Path) -> list[str]:
-    with open(os.fspath(file), encoding="utf-8") as lines:
-        keys = [line.strip() for line in lines]
+    try:
+        with open(os.fspath(file), encoding="utf-8") as lines:
+            keys = [line.strip() for line in lines]
+    except OSError as error:
+        raise OSError(f"--api-key-file is {str(file)!r}, which cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"--api-key-file is {str(file)!r}, which is no text in UTF-8") from None
     found = [key for key in keys if key and not key.startswith("#")]
     if not found:
         raise ValueError(f"--api-key-file is {str(file)!r}, which holds no key: it has one a line")
