@@ -17,7 +17,7 @@ from moebind._core import checks
 from moebind._core.arguments import explained
 from moebind._core.native import lib, own
 from moebind._core.owner import close_all
-from moebind._core.sizes import parse_size
+from moebind._core.sizes import parse_memory
 from moebind.backend.devices import Device, capacities, describe, leases, native_devices, users
 from moebind.backend.rpc_servers import add_rpc_server, forget_server
 from moebind.errors import MoebindError
@@ -133,7 +133,7 @@ def loopback_device(memory: SupportsIndex | str | None = None, n_threads: Suppor
     ...     params = ModelParams(devices=[device]).with_cpu_moe_all()
     ...     model = Model.load_from_file("moe.gguf", params)
     """
-    capacity = None if memory is None else parse_size("memory", memory, low=1)
+    capacity = None if memory is None else parse_memory("memory", memory, low=1)
     process, found, endpoint = _start(checks.integer("n_threads", n_threads, 1, checks.THREADS_MAX))
     name = found[0].name
     lease = _Lease(process)

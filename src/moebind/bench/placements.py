@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import SupportsIndex
 
 from moebind._core import checks
-from moebind._core.sizes import parse_size, show_size
+from moebind._core.sizes import parse_memory, parse_size, show_size
 from moebind.files.gguf import Gguf
 from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ModelParams
@@ -52,7 +52,7 @@ class Placement:
         if self.model_params.vocab_only or self.model_params.no_alloc:
             raise ValueError("model_params has vocab_only or no_alloc: such a model cannot compute")
         if self.memory is not None:
-            object.__setattr__(self, "memory", parse_size("memory", self.memory, low=1))
+            object.__setattr__(self, "memory", parse_memory("memory", self.memory, low=1))
 
     @classmethod
     def parse(cls, text: str, model_params: ModelParams | None = None) -> Placement:

@@ -143,7 +143,9 @@ def quantize(
         "only_copy": only_copy,
     }.items():
         checks.boolean(name, flag)
-    target = None if dry_run and dst is None else os.path.realpath(checks.path("dst", dst or ""))
+    if dst is None and not dry_run:
+        raise TypeError("dst is None; it takes the path of the new file, or dry_run=True to write none")
+    target = None if dst is None else os.path.realpath(checks.path("dst", dst))
     native = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
     native.ftype = chosen = checks.member("ftype", ftype, Ftype, _FTYPES)
     threads = lib.moebind_default_n_threads() if n_threads is None else n_threads

@@ -10,7 +10,7 @@ from typing import SupportsIndex
 
 from moebind._core import checks
 from moebind._core.native import CData, decoded, lib
-from moebind._core.sizes import parse_size, show_size
+from moebind._core.sizes import parse_memory, show_size
 from moebind.backend.breakdown import HOST, PARTS, DeviceMemory, MemoryBreakdown
 from moebind.backend.devices import Device, native_device
 from moebind.backend.host_memory import HostMemory
@@ -382,7 +382,7 @@ def described_host(host: SupportsIndex | str | None) -> HostMemory | None:
     """A host with so much memory, all of it free; None: this machine."""
     if host is None:
         return None
-    size = parse_size("host", host, low=1)
+    size = parse_memory("host", host, low=1)
     return HostMemory(size, size)
 
 
@@ -401,7 +401,7 @@ def device_list(devices: Sequence[Device | str | int] | None, params: ModelParam
                 raise ValueError("devices holds the CPU, which takes what the others do not")
             chosen.append(native_device(each.name))
         else:
-            chosen.append(lib.moebind_described_device(at, parse_size(f"devices[{at}]", each, low=1)))
+            chosen.append(lib.moebind_described_device(at, parse_memory(f"devices[{at}]", each, low=1)))
     if len(set(chosen)) != len(chosen):
         raise ValueError("devices names a device twice")
     names = [decoded(lib.ggml_backend_dev_name(native)) for native in chosen]
