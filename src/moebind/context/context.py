@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks, log
 from moebind._core.native import Hooks, ffi, lib, own
+from moebind._core.other_names import missing
 from moebind._core.owner import CallLock
 from moebind.backend import rpc_servers
 from moebind.backend.breakdown import MemoryBreakdown, read_breakdown
@@ -162,6 +163,11 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
             self._pointer = None
             self._loras = ()
             self._attached_pointers = {}
+
+    if not TYPE_CHECKING:  # type checkers would take it for any attribute
+
+        def __getattr__(self, name: str) -> object:
+            raise missing(self, name)
 
     def __repr__(self) -> str:
         if self.closed:

@@ -11,6 +11,7 @@ from weakref import WeakSet
 from moebind._core import atomic_files, checks, log
 from moebind._core.caller import warn
 from moebind._core.native import CData, Hooks, decoded, ffi, lib, own, part_of
+from moebind._core.other_names import missing
 from moebind._core.owner import close_all
 from moebind._core.progress import progress_bar
 from moebind.backend import rpc_servers
@@ -200,6 +201,11 @@ class Model(Prompts, Embedding, Pretrained, Saving):
             self._vocab = None
             self._ready = None
             super().close()
+
+    if not TYPE_CHECKING:  # type checkers would take it for any attribute
+
+        def __getattr__(self, name: str) -> object:
+            raise missing(self, name)
 
     def __repr__(self) -> str:
         return "<Model, closed>" if self.closed else f"<Model {self._title}>"
