@@ -295,7 +295,8 @@ class BatchedGeneration(Generation):
         with self._exclusive() as native:
             # Without causal attention, what comes later changes what came before.
             shares = bool(lib.llama_get_causal_attn(native))
-            schedule = Schedule(runs, self._n_seq_max, self._unified, self.n_ctx_seq, shares)
+            window = int(lib.llama_model_n_swa(self._model._open()))
+            schedule = Schedule(runs, self._n_seq_max, self._unified, self.n_ctx_seq, shares, window)
             generation = self._take_over(everything)
             self._empty(native, everything)
         try:
