@@ -58,8 +58,9 @@ def explain(plan: Plan, full: Plan | None, *, chosen: bool, longest: bool) -> st
         why = (
             "a full-size cache would not fit"
             if full is None
-            else f"beside a full-size cache, a token would read {show_size(full.weights_per_token[HOST])} of weights from "
-            f"host memory instead of {show_size(plan.weights_per_token[HOST])}"
+            else "beside a full-size cache, a token would read "
+            f"{show_size(full.weights_per_token[HOST])} of weights from host memory instead of "
+            f"{show_size(plan.weights_per_token[HOST])}"
         )
         return (
             f"swa_full is False: {why}. The layers with sliding windows forget what lies more than {plan.n_swa} tokens "
