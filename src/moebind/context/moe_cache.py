@@ -11,7 +11,7 @@ from moebind._core.sizes import show_size
 from moebind.backend.timings import MoeCacheStats
 from moebind.errors import ContextCreationError
 
-__all__ = ["NothingToCacheError", "check_moe_cache", "read_moe_cache"]
+__all__ = ["NothingToCacheError", "cached_layers", "check_moe_cache", "read_moe_cache"]
 
 
 class NothingToCacheError(ContextCreationError):
@@ -72,6 +72,11 @@ def check_moe_cache(model: CData, path: str, size: int, *, quiet: bool = False) 
             f"moe_cache_size is {show_size(size)}, which holds less than the experts of one token in all layers that "
             f"share it: it will hardly hit, and slow the model down; ask for {show_size(useful)} or more, or for 0"
         )
+
+
+def cached_layers(model: CData) -> dict[int, int]:
+    """The layers of which a cache would hold experts: each with the device that computes it, of the model's."""
+    return {int(layer.layer): int(layer.device) for layer in _layers(model) if layer.group >= 0}
 
 
 def _layers(model: CData) -> list[CData]:
