@@ -61,7 +61,7 @@ def test_which_read_what_an_encoder_made() -> None:
     conditions = set(re.findall(r"model\.arch == (LLM_ARCH_T5\w*)", source("src/llama-context.cpp")))
     assert {names_of()[arch] for arch in conditions} == {*facts.ENCODER_DECODER}
     encoders = {name for name, _ in cases("llama_model_has_encoder")}
-    assert encoders == {*facts.ENCODER_DECODER, "t5encoder", "eagle3", "dflash"}
+    assert encoders == {*facts.ENCODER_DECODER, "t5encoder", *facts.DRAFT_FROM_STATES}
 
 
 def test_which_use_another_context() -> None:

@@ -26,9 +26,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import gguf_files
+import numpy as np
 import tiny
 from gguf_files import ARRAY, STRING, File, Tensor, Value
-from gguf_recipes import RECIPES, SEEDS, WHOLE
+from gguf_recipes import RECIPES, SEEDS, WHOLE, WITHOUT_FLASH_ATTENTION
+
+import moebind
+from moebind import lib
+from moebind.files.architecture_facts import DRAFT_FROM_STATES
 
 SOURCE = Path(__file__).resolve().parents[2] / "vendor" / "llama.cpp" / "src" / "llama-arch.cpp"
 HANG_SECONDS = 20
@@ -165,19 +170,38 @@ def _encoded(key: str, value: object) -> Value:
     return Value(key.encode(), ARRAY if isinstance(value, list) else kind, kind, content)
 
 
-def _work(pipe: Connection) -> None:
-    import moebind
+def context_of(model: moebind.Model, params: moebind.ContextParams) -> moebind.ContextParams:
+    """Parameters with which this architecture's graph can be made."""
+    if model.meta["general.architecture"] in WITHOUT_FLASH_ATTENTION:
+        return params.with_flash_attn_type(moebind.FlashAttnType.DISABLED)
+    return params
 
+
+def compute(model: moebind.Model, context: moebind.Context) -> None:
+    """Have the model compute something, from what it takes."""
+    architecture = model.meta["general.architecture"]
+    if architecture in DRAFT_FROM_STATES:
+        width = lib.moebind_model_n_embd_inp_enc(model._open())
+        context.encode(moebind.Batch.from_embeddings(np.zeros((3, width), np.float32)))
+    elif model.has_encoder:
+        context.encode(moebind.Batch.get_one([1, 2, 40]))
+    if architecture == "eagle3":
+        batch = moebind.BatchExt(context)
+        for pos, token in enumerate([1, 2, 40]):
+            batch.add(0, pos, token=token, embedding=np.zeros(model.n_embd_inp, np.float32), output=pos == 2)
+        context.process(batch)
+    elif model.has_decoder:
+        context.decode(moebind.Batch.get_one([1, 2, 40]))
+
+
+def _work(pipe: Connection) -> None:
     moebind.set_log(None)
     params = moebind.ContextParams(n_ctx=64, n_threads=1, n_threads_batch=1)
     while (path := pipe.recv()) is not None:
         try:
             with moebind.Model.load_from_file(path, moebind.ModelParams(n_gpu_layers=0)) as model:
-                with model.new_context(params) as context:
-                    if model.has_encoder:
-                        context.encode(moebind.Batch.get_one([1, 2, 40]))
-                    if model.has_decoder:
-                        context.decode(moebind.Batch.get_one([1, 2, 40]))
+                with model.new_context(context_of(model, params)) as context:
+                    compute(model, context)
             pipe.send("works")
         except (moebind.MoebindError, ValueError) as error:
             pipe.send(str(error))

@@ -8,6 +8,7 @@ source.
 from __future__ import annotations
 
 __all__ = [
+    "DRAFT_FROM_STATES",
     "ENCODER_DECODER",
     "EXPERTS_MAX",
     "LAYERS_MAX",
@@ -24,6 +25,8 @@ __all__ = [
 LAYERS_MAX, EXPERTS_MAX = 512, 1024
 #: A decoder that reads what an encoder made of another text.
 ENCODER_DECODER = ("t5",)
+#: Draft models whose encoder takes hidden states of the model that they draft for.
+DRAFT_FROM_STATES = ("eagle3", "dflash")
 #: Draft models that use a context of the model that they draft for.
 USE_OTHER_CONTEXT = ("gemma4-assistant", "eagle3", "dflash")
 #: Converted with an expert_count of 1 where they have no experts.
