@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from moebind import Batch, ContextParams, DeviceType, EvalTensor, Gguf, Model, ModelParams, ffi, lib
 
-__all__ = ["Counter", "computed"]
+__all__ = ["Counter", "computed", "counted"]
 
 _ONLY_DESCRIBE = {"VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE", "NONE"}
+#: The name of what was copied from host memory for a node that a device computes.
+_COPY = re.compile(r"[^#]+#(.+?)( \(\w+\))?#\d+")
 
 
 class Counter:
@@ -36,6 +39,8 @@ class Counter:
         while base.view_src != ffi.NULL:  # type: ignore[attr-defined]
             base = base.view_src  # type: ignore[attr-defined]
         weight = ffi.string(base.name).decode()  # type: ignore[attr-defined]
+        copied = _COPY.fullmatch(weight)
+        weight = copied[1] if copied else weight
         if weight not in self.weights:
             return
         self.users.setdefault(weight, set()).add(node.op)
@@ -49,13 +54,18 @@ class Counter:
             rows = int(lib.ggml_nrows(source))
             nbytes = nbytes * int(lib.ggml_nelements(others[1])) // rows
         device = lib.ggml_backend_buft_get_device(lib.ggml_backend_buffer_get_type(base.buffer))  # type: ignore[attr-defined]
-        on_host = device == ffi.NULL or lib.ggml_backend_dev_type(device) == DeviceType.CPU
+        on_host = copied or device == ffi.NULL or lib.ggml_backend_dev_type(device) == DeviceType.CPU
         name = "Host" if on_host else ffi.string(lib.ggml_backend_dev_name(device)).decode()
         self.reads[name] = self.reads.get(name, 0) + nbytes
 
 
 def computed(path: Path, params: ModelParams, context: ContextParams) -> dict[str, int]:
     """Bytes that one token reads, by device."""
+    return counted(path, params, context).reads
+
+
+def counted(path: Path, params: ModelParams, context: ContextParams) -> Counter:
+    """What one token reads, and what is done with it."""
     counter = Counter(path)
     with (
         Model.load_from_file(path, params) as model,
@@ -63,6 +73,7 @@ def computed(path: Path, params: ModelParams, context: ContextParams) -> dict[st
     ):
         live.decode(Batch.get_one([1, 5, 6, 7]))
         counter.reads.clear()
+        counter.users.clear()
         live.decode(Batch.get_one([8]))
         live.synchronize()
-    return counter.reads
+    return counter

@@ -41,7 +41,7 @@ def cases(function: str) -> Iterator[tuple[str, str]]:
 
 def test_all_names_are_llama_cpps() -> None:
     named = {*facts.WITHOUT_ROPE, *facts.SEVERAL_AXES, *facts.ENCODER_DECODER, *facts.USE_OTHER_CONTEXT}
-    named |= {*facts.ONE_EXPERT_IS_NONE}
+    named |= {*facts.ONE_EXPERT_IS_NONE, *facts.DRAFT_FROM_STATES, *facts.NEVER_AHEAD}
     named |= {name for several in (*facts.NONZERO_KEYS.values(), *facts.REQUIRED_KEYS.values()) for name in several}
     named |= {name for several, _, _ in facts.REQUIRED_TENSORS for name in several}
     assert named - set(names_of().values()) == set()
@@ -78,6 +78,16 @@ def test_which_multiply_by_their_embeddings() -> None:
     models = VENDORED / "src/models"
     found = [path.stem for path in models.glob("*.cpp") if "build_lora_mm(model.tok_embd" in path.read_text("utf-8")]
     assert found == ["bitnet"]
+
+
+def test_which_never_load_the_layers_that_predict_ahead() -> None:
+    # Others skip them where load_mtp is false: llama_model_base::nextn_flags.
+    models = VENDORED / "src/models"
+    always = re.compile(r"flags \|= TENSOR_SKIP;|= is_mtp \? TENSOR_SKIP \|")
+    found = {path.stem for path in models.glob("*.cpp") if always.search(path.read_text("utf-8"))}
+    assert found == {*facts.NEVER_AHEAD}
+    skipping = {path.stem for path in models.glob("*.cpp") if re.search(r"TENSOR_SKIP\b", path.read_text("utf-8"))}
+    assert skipping == found
 
 
 @pytest.mark.parametrize(

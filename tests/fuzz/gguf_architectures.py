@@ -108,13 +108,19 @@ class Candidate:
             file.tensors.append(Tensor(name.encode(), list(shape), integers if "tid2eid" in name else 0, 0))
         return file
 
-    def write(self, path: Path) -> Path:
-        """Write the model; its weights, all 0, take no room."""
+    def write(self, path: Path, seed: int | None = None) -> Path:
+        """Write the model. Without a seed its weights are all 0, and take no room."""
         file = self.file()
         header = file.header()
         with path.open("wb") as target:
             target.write(header)
             target.truncate(len(header) + file.data_size())
+            if seed is not None:
+                random = np.random.default_rng(seed)
+                for tensor in file.tensors:
+                    numbers = random.standard_normal(tensor.nbytes // 4, np.float32) / 8
+                    content = numbers.tobytes() if tensor.kind == 0 else b"\0" * tensor.nbytes
+                    target.write(content + b"\0" * (-len(content) % gguf_files.ALIGNMENT))
         return path
 
     def follow(self, complaint: str) -> bool:
@@ -142,21 +148,22 @@ class Candidate:
         """Every variant, with what it is called."""
         for name in self.tensors:
             if not name.startswith("blk.1."):
-                yield f"without {name}", self._with(tensors={k: v for k, v in self.tensors.items() if k != name})
+                yield f"without {name}", self.changed_in(tensors={k: v for k, v in self.tensors.items() if k != name})
         for key, value in self.numbers.items():
             others = [None, *({int: [0, 3], float: [0.0, float("nan")]}.get(type(value), []))]
             others += [[0] * len(value)] if isinstance(value, list) else []
             for other in others:
                 numbers = {k: v for k, v in self.numbers.items() if k != key}
-                yield f"{key}={other}", self._with(numbers=numbers if other is None else {**numbers, key: other})
+                yield f"{key}={other}", self.changed_in(numbers=numbers if other is None else {**numbers, key: other})
 
         # Of two layers one predicts further ahead, and what the file has is both, or only that.
         numbers = {**self.numbers, "nextn_predict_layers": 1}
-        yield "nextn_predict_layers=1", self._with(numbers=numbers)
+        yield "nextn_predict_layers=1", self.changed_in(numbers=numbers)
         ahead = {name: shape for name, shape in self.tensors.items() if not name.startswith("blk.0.")}
-        yield "nextn_predict_layers=1, without blk.0", self._with(numbers=numbers, tensors=ahead)
+        yield "nextn_predict_layers=1, without blk.0", self.changed_in(numbers=numbers, tensors=ahead)
 
-    def _with(self, **fields: object) -> Candidate:
+    def changed_in(self, **fields: object) -> Candidate:
+        """A copy of which these fields are others."""
         copy = deepcopy(self)
         for name, value in fields.items():
             setattr(copy, name, value)
@@ -194,12 +201,12 @@ def compute(model: moebind.Model, context: moebind.Context) -> None:
         context.decode(moebind.Batch.get_one([1, 2, 40]))
 
 
-def _work(pipe: Connection) -> None:
+def _work(pipe: Connection, load_mtp: bool) -> None:
     moebind.set_log(None)
     params = moebind.ContextParams(n_ctx=64, n_threads=1, n_threads_batch=1)
     while (path := pipe.recv()) is not None:
         try:
-            with moebind.Model.load_from_file(path, moebind.ModelParams(n_gpu_layers=0)) as model:
+            with moebind.Model.load_from_file(path, moebind.ModelParams(n_gpu_layers=0, load_mtp=load_mtp)) as model:
                 with model.new_context(context_of(model, params)) as context:
                     compute(model, context)
             pipe.send("works")
@@ -208,15 +215,15 @@ def _work(pipe: Connection) -> None:
 
 
 class Loader:
-    """Loads files in a process that may die."""
+    """Loads files in a process that may die, with the layers that predict ahead if there are some."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self._path = Path(folder) / "candidate.gguf"
+    def __init__(self, folder: str | Path, *, load_mtp: bool = False) -> None:
+        self._path, self._load_mtp = Path(folder) / "candidate.gguf", load_mtp
         self._start()
 
     def _start(self) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
-        self._worker = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs,))
+        self._worker = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs, self._load_mtp))
         self._worker.start()
         theirs.close()
 

@@ -10,7 +10,7 @@ import tiny
 
 from moebind.files.architecture_facts import DRAFT_FROM_STATES
 
-__all__ = ["RECIPES", "SEEDS", "WHOLE", "WITHOUT_FLASH_ATTENTION"]
+__all__ = ["NOT_MADE", "RECIPES", "SEEDS", "WHOLE", "WITHOUT_FLASH_ATTENTION"]
 
 #: Keys that do not begin with the architecture's name.
 WHOLE = ("tokenizer.", "xielu.")
@@ -59,6 +59,16 @@ _ROUTER = {"blk.{}.ffn_gate_inp.weight": [1]}
 _EXPERTS = {**_ROUTER, **{f"blk.{{}}.ffn_{name}_exps.weight": [1] for name in ("gate", "up", "down")}}
 _INDEXER = ("k_norm.weight", "k_norm.bias", "proj.weight", "attn_k.weight", "attn_q_b.weight")
 
+#: Architectures of which no tiny model is made, and why.
+NOT_MADE = {
+    "(unknown)": "it is the name of what llama.cpp does not know",
+    "clip": "it is no model by itself: libmtmd loads it",
+    "gptj": "llama.cpp has a name for it, and nothing that loads it",
+    "chameleon": "its graph writes to 8192 tokens of images, which a tiny vocabulary has not",
+    "wavtokenizer-dec": "its convolutions want shapes that no complaint tells; it makes sound, and has no experts",
+    "gemma4-assistant": "its contexts need one of the Gemma 4 that it drafts for; it has no experts",
+}
+
 #: Of which llama.cpp's graph does not fit its own cache with flash attention.
 WITHOUT_FLASH_ATTENTION = ("plm",)
 
@@ -81,7 +91,7 @@ RECIPES: dict[str, dict[str, object]] = {
         "attention.value_length_mla_swa": 16,
     },
     **dict.fromkeys(("kimi-linear", "kimi-k3"), _KDA),
-    "bailingmoe3": {**_KDA, "kda.gate_lower_bound": -5.0},
+    "bailingmoe3": {**_KDA, **_DENSE_FIRST, "kda.gate_lower_bound": -5.0},
     "glm5-next": {
         **_KDA,
         **_HYPER,

@@ -12,6 +12,7 @@ __all__ = [
     "ENCODER_DECODER",
     "EXPERTS_MAX",
     "LAYERS_MAX",
+    "NEVER_AHEAD",
     "NONZERO_KEYS",
     "ONE_EXPERT_IS_NONE",
     "REQUIRED_KEYS",
@@ -29,6 +30,8 @@ ENCODER_DECODER = ("t5",)
 DRAFT_FROM_STATES = ("eagle3", "dflash")
 #: Draft models that use a context of the model that they draft for.
 USE_OTHER_CONTEXT = ("gemma4-assistant", "eagle3", "dflash")
+#: Whose layers that predict further ahead are in files, and never loaded.
+NEVER_AHEAD = ("bailingmoe2", "dots3note", "exaone-moe", "exaone4", "glm4")
 #: Converted with an expert_count of 1 where they have no experts.
 ONE_EXPERT_IS_NONE = ("hunyuan_vl", "hunyuan-dense")
 

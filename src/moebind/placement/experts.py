@@ -11,9 +11,10 @@ from moebind._core import checks
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
 from moebind.enums import GgmlType
+from moebind.files.architecture_facts import NEVER_AHEAD
 from moebind.files.tensor_patterns import VALUE_EXPERTS
 from moebind.params.params import ModelParams
-from moebind.placement.header import TensorInfo, read_header
+from moebind.placement.header import Header, TensorInfo, read_header
 
 __all__ = ["ExpertSummary", "LayerExperts", "experts"]
 
@@ -90,7 +91,7 @@ class ExpertSummary:
 
     @property
     def n_expert_used(self) -> int:
-        """How many of them work on each token."""
+        """How many of them work on each token, in the layer in which the most do."""
         return max((layer.n_expert_used for layer in self.layers), default=0)
 
     @property
@@ -171,7 +172,7 @@ def experts(path: str | os.PathLike[str], *, load_mtp: bool = ModelParams().load
         :meth:`Gguf.from_file`.
 
     load_mtp
-        As in :class:`ModelParams`: whether the layers that predict further ahead count, too.
+        As in :class:`ModelParams`: whether the layers that predict further ahead count, too, if llama.cpp loads them.
 
     Returns
     -------
@@ -190,7 +191,8 @@ def experts(path: str | os.PathLike[str], *, load_mtp: bool = ModelParams().load
     (8, 2, 'blk.0.ffn_gate_exps.weight')
     """
     header = read_header(checks.path("path", path))
-    ahead = set() if checks.boolean("load_mtp", load_mtp) else header.layers_ahead
+    loaded = checks.boolean("load_mtp", load_mtp) and header.architecture not in NEVER_AHEAD
+    ahead = set() if loaded else header.layers_ahead
     layers: dict[int, list[TensorInfo]] = {
         number: [] for number in range(header.integer("block_count")) if number not in ahead
     }
@@ -198,15 +200,16 @@ def experts(path: str | os.PathLike[str], *, load_mtp: bool = ModelParams().load
     for info in counted:
         if info.layer is not None:
             layers.setdefault(info.layer, []).append(info)
-    used = header.integer("expert_used_count"), header.integer("attention.value_expert_used_count")
     return ExpertSummary(
         header.paths[0],
-        tuple(_layer(number, layers[number], *used) for number in sorted(layers)),
+        tuple(_layer(header, number, layers[number]) for number in sorted(layers)),
         sum(info.nbytes for info in counted),
     )
 
 
-def _layer(number: int, tensors: list[TensorInfo], used: int, used_values: int) -> LayerExperts:
+def _layer(header: Header, number: int, tensors: list[TensorInfo]) -> LayerExperts:
+    used = header.of_layer("expert_used_count", number)
+    used_values = header.of_layer("attention.value_expert_used_count", number)
     own = [info for info in tensors if info.is_expert]
     values = [info for info in own if f".{VALUE_EXPERTS}." in info.name]
     forward = [info for info in own if info not in values]
