@@ -21,6 +21,8 @@ def test_which_have_experts() -> None:
     assert found > {"llama", "refact", "gpt-oss", "qwen35moe", "k2-horizon", "dflash", "lfm2moe", "nomic-bert-moe"}
     assert not found & {"qwen3", "clef", "gemma3", "mamba", "eagle3", *every_architecture.NO_EXPERTS}
     assert found <= {*gguf_architectures.names()} - NOT_MADE.keys()
+    page = Path(__file__).resolve().parents[2] / "docs/offload.md"
+    assert f"each of the {len(found)} architectures with experts" in page.read_text(encoding="utf-8")
 
 
 def test_some_architectures() -> None:
