@@ -90,6 +90,14 @@ def test_which_never_load_the_layers_that_predict_ahead() -> None:
     assert skipping == found
 
 
+def test_in_which_steps_a_kernel_goes() -> None:
+    kernel = source("ggml/src/ggml-cpu/ops.cpp").partition("static void ggml_compute_forward_rwkv_wkv7_f32(")[2]
+    steps = re.findall(r"j < head_size; j \+= (\w+)\)", kernel.partition("\n}\n")[0])
+    assert steps == ["GGML_F32_STEP"] * 2
+    widest = max(map(int, re.findall(r"#define GGML_F32_STEP (\d+)", source("ggml/src/ggml-cpu/simd-mappings.h"))))
+    assert {"wkv.head_size": (widest, ("rwkv7", "arwkv7"))} == facts.MULTIPLES
+
+
 @pytest.mark.parametrize(
     ("ours", "file", "pattern"),
     [

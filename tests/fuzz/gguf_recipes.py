@@ -107,7 +107,7 @@ RECIPES: dict[str, dict[str, object]] = {
     **dict.fromkeys(("laguna", "cohere2moe"), _DENSE_FIRST),
     "nomic-bert-moe": {**_ENCODER, "moe_every_n_layers": 2},
     "k2-horizon": {"attention.value_expert_count": 6, "attention.value_expert_used_count": 3},
-    "rwkv7": {"attention.gate_lora_rank": 8},
+    "rwkv7": {"attention.gate_lora_rank": 8, "wkv.head_size": 64},
     "gemma4-assistant": {**_WINDOWS, "embedding_length_out": 32, "nextn_predict_layers": 2},
     "eagle3": {"block_count": 1, "target_layers": [0, 1, 1], "target_hidden_size": 64},
     "dflash": {
@@ -145,7 +145,7 @@ RECIPES: dict[str, dict[str, object]] = {
     **dict.fromkeys(("t5", "t5encoder"), _BUCKETS),
     "gemma4": _WINDOWS,
     "rwkv6qwen2": {"token_shift_count": 1},
-    "arwkv7": {"token_shift_count": 1},
+    "arwkv7": {"token_shift_count": 1, "wkv.head_size": 64},
 }
 
 #: By architecture, optional tensors of each layer, with their shapes; or [1], if libllama tells.

@@ -12,6 +12,7 @@ __all__ = [
     "ENCODER_DECODER",
     "EXPERTS_MAX",
     "LAYERS_MAX",
+    "MULTIPLES",
     "NEVER_AHEAD",
     "NONZERO_KEYS",
     "ONE_EXPERT_IS_NONE",
@@ -61,6 +62,9 @@ NONZERO_KEYS = {
 }
 #: Keys that must be there and the architectures concerned: libllama takes 0 for a key that is missing.
 REQUIRED_KEYS = {"attention.head_count": ("phimoe", "olmo2"), "attention.sliding_window": ("afmoe",)}
+#: Keys of which the number has to be a multiple of another one, and the architectures concerned: the CPU's kernel goes
+#: in steps of so many, beyond the end if there is a remainder.
+MULTIPLES = {"wkv.head_size": (64, ("rwkv7", "arwkv7"))}
 #: Architectures whose positions have several axes: sections of a head, one an axis.
 SEVERAL_AXES = ("qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", *_QWEN35, "qwen4exp", "qwen3tts")
 #: In a layer that has the first tensor, one of these groups of tensors has to be whole.
