@@ -62,6 +62,9 @@ def test_which_read_what_an_encoder_made() -> None:
     assert {names_of()[arch] for arch in conditions} == {*facts.ENCODER_DECODER}
     encoders = {name for name, _ in cases("llama_model_has_encoder")}
     assert encoders == {*facts.ENCODER_DECODER, "t5encoder", *facts.DRAFT_FROM_STATES}
+    models = VENDORED / "src/models"
+    wide = {path.stem for path in models.glob("*.cpp") if "n_embd_inp_enc_impl =" in path.read_text("utf-8")}
+    assert wide == {*facts.DRAFT_FROM_STATES}
 
 
 def test_which_use_another_context() -> None:

@@ -287,9 +287,10 @@ class Decoding(Outputs, KvCache):
     def _input_width(self, batch: Batch | BatchExt, encoding: bool) -> int:
         """How wide embeddings in the batch have to be. Raises if a draft model's graph would read what is not there."""
         model = self._model._open()
-        width, encoders = int(lib.llama_model_n_embd_inp(model)), int(lib.moebind_model_n_embd_inp_enc(model))
-        if self._drafts_from is None:
-            return encoders if encoding else width
+        width = int(lib.llama_model_n_embd_inp(model))
+        if self._drafts_from is None:  # only encoders of hidden states take another width than decoders
+            return width
+        encoders = int(lib.moebind_model_n_embd_inp_enc(model))
         if encoding:
             taken, what = [(False, encoders)], f"its encoder takes those, as embeddings of {encoders} numbers"
         elif self._drafts_from == "eagle3":
