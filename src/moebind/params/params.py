@@ -303,7 +303,7 @@ class ModelParams(ModelParamsMethods, Params):
         return self.with_tensor_override(pattern, "CPU", strict=strict)
 
     def with_cpu_moe_all(self, *, strict: bool = True) -> ModelParams:
-        """Keep all experts' tensors in host memory, as ``--cpu-moe`` does.
+        """Keep all experts' tensors in host memory, as ``--cpu-moe`` does, and experts of attention, which it leaves.
 
         Parameters
         ----------
@@ -313,7 +313,7 @@ class ModelParams(ModelParamsMethods, Params):
         return self.with_cpu_override(tensor_patterns.experts_pattern(), strict=strict)
 
     def with_n_cpu_moe(self, n_layers: int, *, strict: bool = True) -> ModelParams:
-        """Keep the experts' tensors of the first layers in host memory, as ``--n-cpu-moe`` does.
+        """Keep the experts' tensors of the first layers in host memory: :meth:`with_cpu_moe_all` as ``--n-cpu-moe``.
 
         Parameters
         ----------
