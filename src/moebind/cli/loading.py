@@ -10,6 +10,7 @@ from moebind._core import checks
 from moebind.backend.devices import Device, local_gpus
 from moebind.cli.devices import device_list, separate
 from moebind.cli.given import Chosen, Given
+from moebind.diagnosis.facts import nvidia_cards
 from moebind.files.hub_address import Address
 from moebind.params.params import N_CTX, ContextParams, ModelParams
 
@@ -45,6 +46,9 @@ def load(
     """
     chosen = given.read(model, separate(device), n_ctx=n_ctx)
     params, context = with_devices(chosen), chosen.context_params
+    quiet = given.values.get("n_gpu_layers") is None and given.values.get("params") is None
+    if quiet and params.devices is None and not local_gpus() and not nvidia_cards():
+        params = params.with_n_gpu_layers(0)  # nobody needs a warning that there is no device
     if fitted and given.values.get("params") is None and (local_gpus() if params.devices is None else params.devices):
         from moebind.placement.fit import fit
 
