@@ -57,7 +57,10 @@ def command(
     as_json: o.AsJson = False,
     plot: Plot = None,
 ) -> None:
-    """Forecast the hit rate of a cache of experts, by its size. Loads the model, and computes a text; needs no GPU."""
+    """Forecast the hit rate of a cache of experts, by its size. Loads the model, and computes a text; needs no GPU.
+
+    Example: moebind cache moe.gguf --predict 256
+    """
     from moebind.placement.routing import RoutingRecorder
 
     if prompt is not None and file is not None:

@@ -31,9 +31,8 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="What each device may take, such as 8GiB; or DEVICE=SIZE, several times for several, Host for host "
-        "memory.",
-        show_default="what is free, less the margin",
+        help="What each device may take, or DEVICE=SIZE, Host for host memory.",
+        show_default="what is free",
     ),
 ]
 Margin = Annotated[
@@ -50,9 +49,7 @@ ContextMin = Annotated[
 For = Annotated[Goal, typer.Option("--goal", help="What is to be fast.")]
 Save = Annotated[
     str | None,
-    typer.Option(
-        "--save", metavar="FILE", help="Keep it in a file, which plan and bench take with --params.", show_default=False
-    ),
+    typer.Option("--save", metavar="FILE", help="Keep it in a file, for --params.", show_default=False),
 ]
 
 
@@ -71,7 +68,10 @@ def command(
     save: Save = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Find parameters with which a model fits into memory, and uses it well. Ends with 1 if there are none."""
+    """Find parameters with which a model fits into memory, and uses it well. Ends with 1 if there are none.
+
+    Example: moebind fit moe.gguf --memory 8GiB --save fit.json
+    """
     chosen = given.read(model, separate(device), host)
     found = fit(
         model,
