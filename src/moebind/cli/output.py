@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+#: All but tabs and ends of lines.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 __all__ = ["say", "show", "show_json", "show_line", "stream", "version"]
 
@@ -38,10 +42,17 @@ def show_line(found: Mapping[str, object]) -> None:
     print(json.dumps(found), flush=True)
 
 
-def stream(text: str) -> None:
-    """Write a part of a text to standard output, at once; characters that its encoding lacks are replaced."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
+def stream(text: str, *, to_error: bool = False) -> None:
+    """Write a part of a text to standard output, or to standard error, at once.
+
+    Characters that its encoding lacks are replaced; on a terminal, so is what would move the cursor, or worse: a model
+    may write anything.
+    """
+    file = sys.stderr if to_error else sys.stdout
+    encoding = file.encoding or "utf-8"
+    if file.isatty():
+        text = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+    print(text.encode(encoding, "replace").decode(encoding), end="", file=file, flush=True)
 
 
 def version(wanted: bool) -> None:
