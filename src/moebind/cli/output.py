@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-#: All but tabs and ends of lines.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 __all__ = ["say", "show", "show_json", "show_line", "stream", "version"]
 
@@ -42,6 +38,10 @@ def show_line(found: Mapping[str, object]) -> None:
     print(json.dumps(found), flush=True)
 
 
+#: Control characters but for tabs and ends of lines, and what stands for them.
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
+
+
 def stream(text: str, *, to_error: bool = False) -> None:
     """Write a part of a text to standard output, or to standard error, at once.
 
@@ -51,7 +51,7 @@ def stream(text: str, *, to_error: bool = False) -> None:
     file = sys.stderr if to_error else sys.stdout
     encoding = file.encoding or "utf-8"
     if file.isatty():
-        text = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+        text = text.translate(_CONTROLS)
     print(text.encode(encoding, "replace").decode(encoding), end="", file=file, flush=True)
 
 
