@@ -12,6 +12,7 @@ from moebind._core.sizes import parse_size
 from moebind.cli import options as o
 from moebind.cli.devices import Devices, Host, checked_size, device_list, looks_like_a_size, separate
 from moebind.cli.given import Chosen, Given, takes
+from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, unwritten, without
 from moebind.cli.token_counts import token_count
@@ -34,9 +35,8 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="What each device may take, such as 8GiB; or DEVICE=SIZE, several times for several, Host for host "
-        "memory.",
-        show_default="what is free, less the margin",
+        help="What each device may take, or DEVICE=SIZE, Host for host memory.",
+        show_default="what is free",
     ),
 ]
 Margin = Annotated[
@@ -50,12 +50,13 @@ Context = Annotated[
         "--n-ctx",
         "-c",
         metavar="N",
-        help="Tokens of context, such as 32768 or 32k.",
+        help="Tokens of context, such as 32k.",
         show_default="as many as fit",
     ),
 ]
 ContextMin = Annotated[
-    str, typer.Option("--ctx-size-min", "--n-ctx-min", metavar="N", help="The shortest context that will do.")
+    str,
+    typer.Option("--ctx-size-min", "--n-ctx-min", metavar="N", help="The shortest context that will do.", hidden=True),
 ]
 For = Annotated[Goal, typer.Option("--goal", help="What is to be fast.")]
 Cache = Annotated[
@@ -63,8 +64,7 @@ Cache = Annotated[
     typer.Option(
         "--moe-cache",
         metavar="SIZE",
-        help="Device memory for a cache of experts that are in host memory, such as 4GiB; auto: what costs a token "
-        "least, by --routing.",
+        help="Device memory for a cache of experts; auto: what costs a token least, by --routing.",
         show_default="0",
     ),
 ]
@@ -75,6 +75,7 @@ Routing = Annotated[
         metavar="FILE",
         help="What routers chose, from moebind cache --save FILE; for --moe-cache auto.",
         show_default=False,
+        hidden=True,
     ),
 ]
 Bus = Annotated[
@@ -83,19 +84,16 @@ Bus = Annotated[
         "--bus",
         metavar="X",
         help="How fast the bus to the devices is, in multiples of host memory; for --moe-cache auto.",
+        hidden=True,
     ),
 ]
 Save = Annotated[
     str | None,
-    typer.Option(
-        "--save",
-        metavar="FILE",
-        help="Keep it in a file, which plan, bench and serve take with --params.",
-        show_default=False,
-    ),
+    typer.Option("--save", metavar="FILE", help="Keep it in a file, for --params.", show_default=False),
 ]
 
 
+@takes_model
 @takes(PARAMS, *MODEL, *without(CONTEXT, "n_ctx", "moe_cache"), swa_full="swa-full where it costs little")
 def command(
     model: o.ModelPath,
@@ -113,7 +111,10 @@ def command(
     save: Save = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Find parameters with which a model fits into memory, and uses it well. Ends with 1 if there are none."""
+    """Find parameters with which a model fits into memory. Ends with 1 if there are none.
+
+    Example: moebind fit moe.gguf --memory 8GiB --save fit.json
+    """
     chosen = given.read(model, separate(device), host)
     found = fit(
         model,
