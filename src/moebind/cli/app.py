@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moebind.cli import bench, cache, doctor, experts, fit, plan, rpc_worker, serve
+from moebind.cli import bench, cache, doctor, experts, fit, inspect, list_models, plan, rpc_worker, serve
 from moebind.cli.output import version
 
 app = typer.Typer(
@@ -30,6 +30,8 @@ def _options(
 app.command("plan")(plan.command)
 app.command("fit")(fit.command)
 app.command("experts")(experts.command)
+app.command("inspect")(inspect.command)
+app.command("list")(list_models.command)
 app.command("cache")(cache.command)
 app.command("doctor")(doctor.command)
 app.command("rpc-worker")(rpc_worker.command)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from moebind.cli import options as o
+from moebind.cli.budgets import Margin, Memory, budgets
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
 from moebind.cli.given import Given, takes
 from moebind.cli.output import show, show_json
@@ -25,20 +26,6 @@ class Goal(str, Enum):
     balanced = "balanced"
 
 
-Memory = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="What each device may take, such as 8GiB; or DEVICE=SIZE, several times for several, Host for host "
-        "memory.",
-        show_default="what is free, less the margin",
-    ),
-]
-Margin = Annotated[
-    str | None,
-    typer.Option("--margin", metavar="SIZE", help="What stays free.", show_default="1GiB, at most a tenth"),
-]
 Context = Annotated[
     int | None,
     typer.Option("--ctx-size", "--n-ctx", "-c", metavar="N", help="Tokens of context.", show_default="as many as fit"),
@@ -73,7 +60,7 @@ def command(
     chosen = given.read(model, separate(device), host)
     found = fit(
         model,
-        memory=_budgets(memory),
+        memory=budgets(memory),
         margin=margin,
         n_ctx=ctx_size,
         n_ctx_min=ctx_size_min,
@@ -97,15 +84,3 @@ def command(
         show(f"Options of moebind plan and bench{but}: {shlex.join(options)}")
     if not found.plan.fits:  # such as where the host, which has no budget of its own, has too little free
         raise typer.Exit(1)
-
-
-def _budgets(given: list[str] | None) -> str | dict[str, str] | None:
-    if not given:
-        return None
-    if len(given) == 1 and "=" not in given[0]:
-        return given[0]
-    pairs = [each.partition("=") for each in given]
-    for each, (name, equals, size) in zip(given, pairs, strict=True):
-        if not (name and equals and size):
-            raise ValueError(f"--memory is {each!r} beside others; it takes DEVICE=SIZE then, such as CUDA0=8GiB")
-    return {name: size for name, _, size in pairs}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["say", "show", "show_json", "version"]
+__all__ = ["passing", "say", "show", "show_json", "version"]
 
 
 def say(message: str) -> None:
@@ -31,6 +33,25 @@ def show(text: object) -> None:
 def show_json(found: Mapping[str, object]) -> None:
     """Write a mapping to standard output, as JSON."""
     print(json.dumps(found, indent=2))
+
+
+@contextmanager
+def passing() -> Iterator[Callable[[str], None]]:
+    """What is done at the moment, in one line on standard error that the next replaces; only on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    width = shutil.get_terminal_size().columns - 1
+    encoding = sys.stderr.encoding or "utf-8"
+
+    def tell(text: str) -> None:
+        line = " ".join(text.split())[:width].encode(encoding, "replace").decode(encoding)
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield tell
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def version(wanted: bool) -> None:
