@@ -8,15 +8,15 @@ import typer
 
 from moebind.cli import options as o
 from moebind.cli.given import Given, takes
+from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, only
 from moebind.diagnosis.findings import Severity, doctor
 
-Model = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help="A model that is to be loaded.", show_default=False)
-]
+Model = Annotated[str | None, typer.Argument(metavar="MODEL", help="A model that is to be loaded.", show_default=False)]
 
 
+@takes_model
 @takes(*only(MODEL, "n_gpu_layers", "load_mode", "no_mmap"), *only(CONTEXT, "threads", "threads_batch"))
 def command(
     model: Model = None,

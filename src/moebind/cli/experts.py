@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from moebind.cli import options as o
+from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.placement.experts import experts
 
 
+@takes_model
 def command(model: o.ModelPath, as_json: o.AsJson = False) -> None:
     """Tell what a model's experts are and weigh, layer by layer."""
     found = experts(model)

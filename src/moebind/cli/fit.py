@@ -12,6 +12,7 @@ from moebind.cli import options as o
 from moebind.cli.budgets import Margin, Memory, budgets
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
 from moebind.cli.given import Given, takes
+from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, unwritten, without
 from moebind.cli.written_options import as_options
@@ -42,6 +43,7 @@ Save = Annotated[
 ]
 
 
+@takes_model
 @takes(PARAMS, *MODEL, *without(CONTEXT, "n_ctx"), swa_full="swa-full where it costs little")
 def command(
     model: o.ModelPath,

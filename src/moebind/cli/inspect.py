@@ -8,10 +8,12 @@ import typer
 
 from moebind._core.tables import Column, text_table
 from moebind.cli import options as o
+from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.files.model_card import ModelCard, inspect
 
 
+@takes_model
 def command(
     model: o.ModelPath,
     tensors: Annotated[bool, typer.Option("--tensors", help="List its tensors.")] = False,

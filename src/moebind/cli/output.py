@@ -59,7 +59,7 @@ def version(wanted: bool) -> None:
     if wanted:
         import typer
 
-        from moebind import __version__, llama_cpp_version
+        from moebind_launcher import versions
 
-        show(f"moebind {__version__}, llama.cpp {llama_cpp_version}")
+        show(versions())
         raise typer.Exit

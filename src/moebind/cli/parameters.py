@@ -19,7 +19,19 @@ from moebind.enums import FlashAttnType, LoadMode, SplitMode
 from moebind.params.params import CACHE_TYPES, ContextParams, ModelParams
 from moebind.params.tensor_overrides import written_rules
 
-__all__ = ["ADDED", "CONTEXT", "MODEL", "PARAMS", "Option", "only", "option_names", "shares", "unwritten", "without"]
+__all__ = [
+    "ADDED",
+    "CONTEXT",
+    "MODEL",
+    "PARAMS",
+    "USUAL",
+    "Option",
+    "only",
+    "option_names",
+    "shares",
+    "unwritten",
+    "without",
+]
 
 ParamsT = TypeVar("ParamsT", ModelParams, ContextParams)
 EnumT = TypeVar("EnumT", bound=IntEnum)
@@ -196,6 +208,10 @@ PARAMS: Option[Any] = Option(
     metavar="FILE",
 )
 
+#: Names of the options that the help of every command shows; ``--help-all`` shows the others.
+USUAL = frozenset(
+    {"params", "n_gpu_layers", "override_tensor", "n_cpu_moe", "cpu_moe", "n_ctx", "type_k", "type_v", "threads"}
+)
 #: Fields that options add to.
 ADDED = frozenset({"tensor_overrides"})
 
@@ -204,7 +220,7 @@ MODEL: tuple[Option[ModelParams], ...] = (
         "n_gpu_layers",
         ("--n-gpu-layers", "--gpu-layers", "-ngl"),
         str,
-        "Layers on devices, counted from the last; or all.",
+        "Layers on devices, counted from the last.",
         "all",
         ("n_gpu_layers",),
         _read_layers,
@@ -248,8 +264,7 @@ MODEL: tuple[Option[ModelParams], ...] = (
         "override_tensor",
         ("--override-tensor", "-ot"),
         list[str],
-        "Send tensors whose names match to a device or buffer type, several with commas between them; experts:0-11=CPU "
-        "and layers:12-=CUDA1 go by layers. The first that matches wins.",
+        "Where tensors go whose names match, such as experts:0-11=CPU; the first rule that matches wins.",
         "",
         ("tensor_overrides", "pattern"),
         _read_rules,
@@ -261,7 +276,7 @@ MODEL: tuple[Option[ModelParams], ...] = (
         ("--n-cpu-moe", "-ncmoe"),
         int,
         "Keep experts of the first N layers in host memory.",
-        "0",
+        "",
         ("n_layers", "tensor_overrides"),
         lambda params, count: params.with_n_cpu_moe(count),
         metavar="N",

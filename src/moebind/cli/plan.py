@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from moebind.bench.settings import N_CTX
 from moebind.cli import options as o
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
 from moebind.cli.given import Given, takes
+from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
-from moebind.params.params import ContextParams
+from moebind.params.params import N_CTX, ContextParams
 from moebind.placement.plan import plan
 
 Plot = Annotated[
@@ -21,6 +21,7 @@ Plot = Annotated[
 ]
 
 
+@takes_model
 @takes(PARAMS, *MODEL, *CONTEXT, n_ctx=f"{N_CTX}; in Python, {ContextParams().n_ctx}")
 def command(
     model: o.ModelPath,

@@ -18,8 +18,9 @@ from typer.core import TyperCommand
 
 from moebind.backend.devices import Device
 from moebind.cli import options as o
-from moebind.cli.devices import device_list, separate
+from moebind.cli.devices import DevicesHere, device_list, separate
 from moebind.cli.given import Chosen, Given, takes
+from moebind.cli.model_argument import Hub, ModelOption, on_hub
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
 from moebind.enums import PoolingType
@@ -30,7 +31,7 @@ from moebind.server.address import PORT, parse
 from moebind.server.placed import N_CTX_OF_SEVERAL
 from moebind.server.supervisor import logger
 
-__all__ = ["WithRest", "command"]
+__all__ = ["CLASS", "command"]
 
 _REST = "moebind.serve.rest"
 
@@ -47,6 +48,8 @@ class WithRest(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+CLASS = WithRest
+
 Models = Annotated[
     list[str] | None,
     typer.Argument(metavar="[MODEL]...", help="GGUF files, or addresses on the Hub.", show_default=False),
@@ -56,10 +59,6 @@ Folders = Annotated[
     typer.Option("--models-dir", metavar="FOLDER", help="A folder of models; several times for several."),
 ]
 FolderList = Annotated[str | None, typer.Option("--model-dirs", metavar="A;B", help="Several folders as one text.")]
-Hub = Annotated[
-    str | None,
-    typer.Option("--hf-repo", "-hf", metavar="OWNER/REPO[:QUANT]", help="A model of the Hugging Face Hub."),
-]
 Host = Annotated[str | None, typer.Option("--host", metavar="HOST", help="Where to listen.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option("--port", metavar="N", help="0: one that is free.", show_default=str(PORT))]
 Bind = Annotated[str | None, typer.Option("--bind", metavar="HOST:PORT", help="Both in one.")]
@@ -73,16 +72,6 @@ Margin = Annotated[
     typer.Option("--margin", metavar="SIZE", help="What stays free.", show_default="1GiB, at most a tenth"),
 ]
 OneAtATime = Annotated[bool, typer.Option("--one-at-a-time", help="One model in memory, with all of it.")]
-Devices = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--device",
-        "-dev",
-        metavar="DEVICE",
-        help="A device of this machine; several with commas, or none.",
-        show_default="all GPUs",
-    ),
-]
 Slots = Annotated[
     int | None,
     typer.Option("--parallel", "-np", metavar="N", help="Requests side by side.", show_default="4, in one cache"),
@@ -107,17 +96,13 @@ Timeout = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what llama-server writes.")]
 
 
-#: Parameters that the help shows; ``moebind plan --help`` has the others.
-_SHOWN = {"n_gpu_layers", "override_tensor", "n_cpu_moe", "cpu_moe", "n_ctx", "type_k", "type_v", "threads"}
 _CONTEXT = without(CONTEXT, "n_seq_max")  # that is --parallel, which has another default here
-_HIDDEN = ({option.name for option in MODEL} | {option.name for option in _CONTEXT}) - _SHOWN
 
 
 @takes(
     PARAMS,
     *MODEL,
     *_CONTEXT,
-    hidden=_HIDDEN,
     n_ctx=f"as fits; of several, {N_CTX_OF_SEVERAL}",
     swa_full="no-swa-full",
     kv_unified="kv-unified",
@@ -127,6 +112,7 @@ def command(
     models: Models = None,
     models_dir: Folders = None,
     model_dirs: FolderList = None,
+    model: ModelOption = None,
     hf_repo: Hub = None,
     host: Host = None,
     port: Port = None,
@@ -136,7 +122,7 @@ def command(
     fit: Fit = "on",
     margin: Margin = None,
     one_at_a_time: OneAtATime = False,
-    device: Devices = None,
+    device: DevicesHere = None,
     *,
     given: Given,
     parallel: Slots = None,
@@ -154,7 +140,7 @@ def command(
     It takes all parameters that moebind plan takes. Arguments behind -- go to llama-server as they are.
     """
     folders = [*(models_dir or ()), *(each for each in (model_dirs or "").split(";") if each)]
-    names = [*(models or ()), *([] if hf_repo is None else [_on_hub(hf_repo)])]
+    names = [*(models or ()), *([] if model is None else [model]), *([] if hf_repo is None else [on_hub(hf_repo)])]
     if not names and not folders:
         raise ValueError("there is no model: give files (MODEL), folders (--models-dir), or -hf")
     single = not folders and len(names) == 1
@@ -237,11 +223,6 @@ def _address(host: str | None, port: int | None, bind: str | None) -> tuple[str,
     if host is not None or port is not None:
         raise ValueError(f"--bind is {bind!r}, and --host or --port is given too; give either")
     return parse(bind)
-
-
-def _on_hub(repo: str) -> str:
-    name, _, quantisation = repo.partition(":")
-    return f"hf://{name}/{quantisation}" if quantisation else f"hf://{name}"
 
 
 def _keys(file: Path) -> list[str]:

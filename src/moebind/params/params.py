@@ -54,6 +54,8 @@ CACHE_TYPES = tuple(
     GgmlType[name]
     for name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4", "Q2_0")
 )
+#: Tokens of context where a program is not told: as in the published table of the benchmark.
+N_CTX = 4096
 #: More are refused: llama.cpp allocates what describes the cells of a cache before it finds that nothing fits.
 N_CTX_MAX = 2**27
 

@@ -1,0 +1,73 @@
+"""Models that commands load: from a file or the Hugging Face Hub, where options, a file or a fit have them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from moebind._core import checks
+from moebind.backend.devices import Device, local_gpus
+from moebind.cli.devices import device_list, separate
+from moebind.cli.given import Chosen, Given
+from moebind.files.hub_address import Address
+from moebind.params.params import N_CTX, ContextParams, ModelParams
+
+if TYPE_CHECKING:
+    from moebind.model.model import Model
+
+__all__ = ["Loaded", "load", "with_devices"]
+
+
+class Loaded(NamedTuple):
+    """A loaded model, which is to be closed, and the context to make of it."""
+
+    model: Model
+    context_params: ContextParams
+
+
+def load(model: str, given: Given, device: Sequence[str] | None, *, fitted: bool = False) -> Loaded:
+    """Load the model of a command.
+
+    Parameters
+    ----------
+    model
+        A file, or an address; what is not in the Hub's cache is downloaded.
+    given, device
+        The options.
+    fitted
+        Whether what they leave open is fitted to the free memory, where there are devices besides the processor and no
+        file of parameters.
+    """
+    from moebind.model.model import Model
+
+    chosen = given.read(model, separate(device), n_ctx=N_CTX)
+    params, context = with_devices(chosen), chosen.context_params
+    if fitted and given.values.get("params") is None and (local_gpus() if params.devices is None else params.devices):
+        from moebind.placement.fit import fit
+
+        found = fit(model, n_ctx=context.n_ctx or None, model_params=params, context_params=context)
+        params, context = found.model_params, found.context_params
+    if sys.stderr.isatty():
+        params = params.with_progress_callback(True)
+    if not checks.on_hub(model):
+        return Loaded(Model.load_from_file(model, params), context)
+    address = Address.parse(model)
+    return Loaded(Model.from_pretrained(address.repo, address.wanted, params, revision=address.revision), context)
+
+
+def with_devices(chosen: Chosen) -> ModelParams:
+    """The parameters with the devices that were named, which have to be here.
+
+    Raises
+    ------
+    ValueError
+        If one was only described by its size.
+    """
+    listed = device_list(chosen.device)
+    if listed is None:
+        return chosen.model_params
+    here = [each for each in listed if isinstance(each, Device)]
+    if len(here) < len(listed):
+        raise ValueError("--device describes a device, and this computes: name one of those that are here, or none")
+    return chosen.model_params.with_devices(here)
