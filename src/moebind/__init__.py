@@ -20,6 +20,7 @@ from moebind._core.version import __version__ as __version__
 from moebind.backend.breakdown import BufferMemory, DeviceMemory, MemoryBreakdown
 from moebind.backend.devices import (
     Device,
+    default_devices,
     devices,
     init,
     load_backends,
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from moebind.backend.bandwidth import host_bandwidth
     from moebind.backend.loopback import loopback_device
     from moebind.diagnosis.findings import Diagnosis, Finding, Severity, doctor
+    from moebind.files.download import download
     from moebind.files.model_card import ModelCard, TypeSummary, inspect
     from moebind.files.quantize import quantize
     from moebind.files.quantize_plan import QuantizedTensor, QuantizeResult
@@ -178,8 +180,10 @@ __all__ = [
     "add_rpc_server",
     "bench",
     "chat_builtin_templates",
+    "default_devices",
     "devices",
     "doctor",
+    "download",
     "experts",
     "ffi",
     "fit",
@@ -224,6 +228,7 @@ _LAZY = {
     "Severity": "moebind.diagnosis.findings",
     "TypeSummary": "moebind.files.model_card",
     "doctor": "moebind.diagnosis.findings",
+    "download": "moebind.files.download",
     "experts": "moebind.placement.experts",
     "json_schema_to_grammar": "moebind.sampling.json_schema",
     "fit": "moebind.placement.fit",

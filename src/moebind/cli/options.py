@@ -54,10 +54,21 @@ _OPTIONS = {
     "max_tokens": "--predict",
     "mmproj": "--mmproj",
     "models_dir": "--models-dir",
+    "src": "SRC",
+    "dst": "DST",
+    "imatrix": "--imatrix",
+    "tensor_types": "--tensor-type",
+    "output_tensor_type": "--output-tensor-type",
+    "token_embedding_type": "--token-embedding-type",
+    "allow_requantize": "--allow-requantize",
+    "keep_split": "--keep-split",
+    "prune_layers": "--prune-layers",
+    "kv_overrides": "--override-kv",
     "path": "MODEL",
     "model_path": "MODEL",
 }
 _BEGINS = re.compile(r"([a-z_]+)(?:\[[^]]*\])?(?= (?:is|has|holds|names)\b)")
+_SWITCHED = re.compile(r"\bpass ([a-z_]+)=True\b")
 _NAMED = re.compile(r"(?<![\w./'\"=-])[a-z]+_[a-z_]+(?![\w./'\"=(-])")
 
 
@@ -81,4 +92,5 @@ def _renamed(message: str) -> str:
     begun = _BEGINS.match(message)
     if begun is not None and begun[1] in _OPTIONS:
         message = f"{_OPTIONS[begun[1]]}{message[begun.end() :]}"
+    message = _SWITCHED.sub(lambda found: f"give {_OPTIONS.get(found[1], found[1])}", message)
     return _NAMED.sub(lambda found: _OPTIONS.get(found[0], found[0]), message)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["passing", "say", "show", "show_json", "version"]
+__all__ = ["note", "passing", "say", "show", "show_json", "version"]
 
 
 def say(message: str) -> None:
@@ -22,6 +22,12 @@ def say(message: str) -> None:
     ended = [part if part[-1] in ".,:;" else f"{part};" for part in parts[:-1]]
     line = f"moebind: {' '.join([*ended, *parts[-1:]])}"
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """Write what goes beside the results to standard error."""
+    encoding = sys.stderr.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), file=sys.stderr, flush=True)
 
 
 def show(text: object) -> None:
