@@ -13,6 +13,12 @@ __all__ = ["COMMANDS", "app"]
 
 #: The module of each command, which is imported when it is asked for.
 COMMANDS = {
+    "generate": "moebind.cli.generate",
+    "chat": "moebind.cli.chat",
+    "probe": "moebind.cli.probe",
+    "embed": "moebind.cli.embed",
+    "rerank": "moebind.cli.rerank",
+    "tokenize": "moebind.cli.tokenize",
     "plan": "moebind.cli.plan",
     "fit": "moebind.cli.fit",
     "experts": "moebind.cli.experts",

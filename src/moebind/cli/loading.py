@@ -16,7 +16,7 @@ from moebind.params.params import N_CTX, ContextParams, ModelParams
 if TYPE_CHECKING:
     from moebind.model.model import Model
 
-__all__ = ["Loaded", "load", "with_devices"]
+__all__ = ["Loaded", "load", "open_model", "with_devices"]
 
 
 class Loaded(NamedTuple):
@@ -26,7 +26,9 @@ class Loaded(NamedTuple):
     context_params: ContextParams
 
 
-def load(model: str, given: Given, device: Sequence[str] | None, *, fitted: bool = False) -> Loaded:
+def load(
+    model: str, given: Given, device: Sequence[str] | None, *, fitted: bool = False, n_ctx: int | None = N_CTX
+) -> Loaded:
     """Load the model of a command.
 
     Parameters
@@ -38,10 +40,10 @@ def load(model: str, given: Given, device: Sequence[str] | None, *, fitted: bool
     fitted
         Whether what they leave open is fitted to the free memory, where there are devices besides the processor and no
         file of parameters.
+    n_ctx
+        The length of context if neither says one; None: that of ``ContextParams``.
     """
-    from moebind.model.model import Model
-
-    chosen = given.read(model, separate(device), n_ctx=N_CTX)
+    chosen = given.read(model, separate(device), n_ctx=n_ctx)
     params, context = with_devices(chosen), chosen.context_params
     if fitted and given.values.get("params") is None and (local_gpus() if params.devices is None else params.devices):
         from moebind.placement.fit import fit
@@ -50,10 +52,17 @@ def load(model: str, given: Given, device: Sequence[str] | None, *, fitted: bool
         params, context = found.model_params, found.context_params
     if sys.stderr.isatty():
         params = params.with_progress_callback(True)
+    return Loaded(open_model(model, params), context)
+
+
+def open_model(model: str, params: ModelParams) -> Model:
+    """Load a file, or what an address names, which is downloaded if it is not in the Hub's cache."""
+    from moebind.model.model import Model
+
     if not checks.on_hub(model):
-        return Loaded(Model.load_from_file(model, params), context)
+        return Model.load_from_file(model, params)
     address = Address.parse(model)
-    return Loaded(Model.from_pretrained(address.repo, address.wanted, params, revision=address.revision), context)
+    return Model.from_pretrained(address.repo, address.wanted, params, revision=address.revision)
 
 
 def with_devices(chosen: Chosen) -> ModelParams:

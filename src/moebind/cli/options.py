@@ -10,9 +10,10 @@ import typer
 
 from moebind._core import checks
 from moebind.cli.parameters import option_names
+from moebind.enums import PoolingType
 from moebind.placement.plot import check_plot
 
-__all__ = ["AsJson", "ModelPath", "in_options", "plot_path"]
+__all__ = ["AsJson", "ModelPath", "Pooling", "in_options", "plot_path", "pooling_type"]
 
 ModelPath: TypeAlias = Annotated[
     str,
@@ -24,6 +25,15 @@ ModelPath: TypeAlias = Annotated[
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
+Pooling: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--pooling",
+        metavar="TYPE",
+        help="none, mean, cls, last or rank.",
+        show_default="as the model says",
+    ),
+]
 #: The options of arguments, as errors name them.
 _OPTIONS = {
     **option_names(),
@@ -70,6 +80,16 @@ _OPTIONS = {
 _BEGINS = re.compile(r"([a-z_]+)(?:\[[^]]*\])?(?= (?:is|has|holds|names)\b)")
 _SWITCHED = re.compile(r"\bpass ([a-z_]+)=True\b")
 _NAMED = re.compile(r"(?<![\w./'\"=-])[a-z]+_[a-z_]+(?![\w./'\"=(-])")
+
+
+def pooling_type(given: str | None) -> PoolingType:
+    """The value of ``--pooling``."""
+    if given is None:
+        return PoolingType.UNSPECIFIED
+    known = {each.name.lower(): each for each in PoolingType if each != PoolingType.UNSPECIFIED}
+    if given not in known:
+        raise ValueError(f"--pooling is {given!r}; it takes one of {', '.join(known)}")
+    return known[given]
 
 
 def plot_path(given: Path | None, what: str) -> str | None:

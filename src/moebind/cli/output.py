@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["note", "passing", "say", "show", "show_json", "version"]
+__all__ = ["note", "passing", "say", "show", "show_json", "show_line", "stream", "version"]
 
 
 def say(message: str) -> None:
@@ -36,9 +36,20 @@ def show(text: object) -> None:
     print(str(text).encode(encoding, "replace").decode(encoding))
 
 
-def show_json(found: Mapping[str, object]) -> None:
-    """Write a mapping to standard output, as JSON."""
-    print(json.dumps(found, indent=2))
+def show_json(found: Mapping[str, object], *, indent: int | None = 2) -> None:
+    """Write a mapping to standard output, as JSON; in one line where ``indent`` is None."""
+    print(json.dumps(found, indent=indent))
+
+
+def show_line(found: Mapping[str, object]) -> None:
+    """Write a mapping to standard output, as JSON in one line, at once."""
+    print(json.dumps(found), flush=True)
+
+
+def stream(text: str) -> None:
+    """Write a part of a text to standard output, at once; characters that its encoding lacks are replaced."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from moebind.cli.given import Chosen, Given, takes
 from moebind.cli.model_argument import Hub, ModelOption, on_hub
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
-from moebind.enums import PoolingType
 from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server import Server
@@ -77,15 +76,6 @@ Slots = Annotated[
     typer.Option("--parallel", "-np", metavar="N", help="Requests side by side.", show_default="4, in one cache"),
 ]
 Embeddings = Annotated[bool, typer.Option("--embeddings", "--embedding", help="Serve embeddings instead of text.")]
-Pooling = Annotated[
-    str | None,
-    typer.Option(
-        "--pooling",
-        metavar="TYPE",
-        help="none, mean, cls, last or rank.",
-        show_default="as the model says",
-    ),
-]
 Projector = Annotated[
     str | None, typer.Option("--mmproj", "-mm", metavar="FILE", help="The projector of a single model.")
 ]
@@ -127,7 +117,7 @@ def command(
     given: Given,
     parallel: Slots = None,
     embeddings: Embeddings = False,
-    pooling: Pooling = None,
+    pooling: o.Pooling = None,
     mmproj: Projector = None,
     timeout_load: Timeout = None,
     verbose: Verbose = False,
@@ -147,7 +137,7 @@ def command(
     if given.values["params"] is not None and not single:
         raise ValueError(f"--params is {given.values['params']!r}, which is for one model; there are several")
     chosen = given.read(names[0] if names else "", separate(device))
-    context = chosen.context_params.with_embeddings(embeddings).with_pooling_type(_pooling(pooling))
+    context = chosen.context_params.with_embeddings(embeddings).with_pooling_type(o.pooling_type(pooling))
     address = _address(host, port, bind)
     with _told_what_happens(verbose), _ended_by(signal.SIGTERM, signal.SIGHUP):
         server = Server(
@@ -176,15 +166,6 @@ def command(
             server.wait_ended()
         finally:
             server.close()
-
-
-def _pooling(given: str | None) -> PoolingType:
-    if given is None:
-        return PoolingType.UNSPECIFIED
-    known = {each.name.lower(): each for each in PoolingType if each != PoolingType.UNSPECIFIED}
-    if given not in known:
-        raise ValueError(f"--pooling is {given!r}; it takes one of {', '.join(known)}")
-    return known[given]
 
 
 def _model_params(chosen: Chosen, single: bool, *, by_user: bool) -> ModelParams:
