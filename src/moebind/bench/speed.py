@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import SupportsIndex
 
 from moebind._core import checks
@@ -203,7 +203,7 @@ def prompt(
     --------
     >>> moebind.bench.prompt("moe.gguf", n_prompt=2048).rows[0].prompt.mean
     """
-    counts = _counts(n_prompt, 0, repeats, warmup)
+    counts = replace(_counts(n_prompt, 1, repeats, warmup), n_generate=0)
     return _measure("prompt", model_path, model_params, context_params, counts, (1,), progress)
 
 
@@ -264,10 +264,9 @@ class _Counts:
 def _counts(
     n_prompt: SupportsIndex, n_generate: SupportsIndex, repeats: SupportsIndex, warmup: SupportsIndex
 ) -> _Counts:
-    """What was asked for, checked; ``n_generate`` is 0 only where there is nothing to generate."""
     return _Counts(
         checks.integer("n_prompt", n_prompt, 1),
-        n_generate if n_generate == 0 and n_generate is not False else checks.integer("n_generate", n_generate, 1),
+        checks.integer("n_generate", n_generate, 1),
         checks.integer("repeats", repeats, 3, 10_000),
         checks.integer("warmup", warmup, 0, 10_000),
     )

@@ -48,6 +48,7 @@ _OPTIONS = {
     "warmup": "--warmup",
     "n_prompt": "--n-prompt",
     "n_generate": "--n-gen",
+    "n_sequences": "--sequences",
     "prompts": "--prompt",
     "worker_threads": "--worker-threads",
     "timeout": "--timeout",

@@ -1,0 +1,43 @@
+"""Routing as characters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moebind.placement.heat_map import SHADES, WIDTH_MIN, heat_map
+
+
+def test_characters_are_multiples_of_an_even_share() -> None:
+    # Of 80 choices among 8 experts, an even share is 10.
+    shares = [0, 4, 5, 10, 15, 20, 25, 1]
+    assert sum(shares) == 80
+    head, line, legend = heat_map(np.array([shares, [0] * 8]), np.array([40, 0]), 100).splitlines()
+    assert line == "    0      40  | .:-=+*.|"
+    assert "one expert; 8 in all" in head
+    assert legend.startswith("times an even share")
+
+
+def test_the_most_is_the_last() -> None:
+    _, line, _ = heat_map(np.array([[0, 0, 0, 0, 0, 0, 0, 80]]), np.array([40]), 100).splitlines()
+    assert line.endswith(f"|       {SHADES[-1]}|")
+    _, line, _ = heat_map(np.array([[10, 10, 10, 10]]), np.array([40]), 100).splitlines()
+    assert line.endswith("|----|")
+
+
+@pytest.mark.parametrize("width", [WIDTH_MIN, 60, 100, 300])
+@pytest.mark.parametrize("n_expert", [1, 8, 25, 128, 257])
+def test_no_line_is_wider(n_expert: int, width: int) -> None:
+    counts = np.zeros((3, n_expert), np.int64)
+    counts[:, -1] = 7
+    lines = heat_map(counts, np.array([7, 0, 7]), width).splitlines()
+    rows = lines[1:-1]
+    assert [row.split()[0] for row in rows] == ["0", "2"]
+    assert max(map(len, rows)) <= width
+    # The busiest of several stands for them.
+    assert all(row.rstrip("|")[-1] != " " for row in rows)
+
+
+def test_nothing_to_draw() -> None:
+    with pytest.raises(ValueError, match="nothing was counted yet"):
+        heat_map(np.zeros((0, 0), np.int64), np.zeros(0, np.int64), 100)
