@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from commands import Capture, run
 
+from moebind import RoutingRecorder
+
 MakeTiny = Callable[..., Path]
 FAST = ["-ngl", "0", "-t", 1, "-c", 256]
 
@@ -30,12 +32,13 @@ def test_a_heat_map_and_a_curve(path: Path, capsys: Capture) -> None:
 def test_json(path: Path, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "text.txt"
     file.write_text("the cat is on the mat", encoding="utf-8")
-    assert run("routing", path, *FAST, "-f", file, "-n", 7, "--json") == 0
+    assert run("routing", path, *FAST, "-f", file, "-n", 7, "--json", "--save", tmp_path / "r.npz") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["n_tokens"] == [7, 7, 7]
     assert [sum(layer) for layer in told["counts"]] == [14, 14, 14]  # two experts work on a token
     assert told["cache"]["n_tokens"] == 7
     assert told["path"] == str(path)
+    assert RoutingRecorder.load(tmp_path / "r.npz").counts.tolist() == told["counts"]
 
 
 def test_pictures(path: Path, tmp_path: Path) -> None:

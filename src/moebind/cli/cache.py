@@ -13,7 +13,7 @@ from moebind.cli.given import Given, takes
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
-from moebind.cli.recording import File, Predict, Prompt, record
+from moebind.cli.recorded_text import File, Predict, Prompt, Save, record
 from moebind.params.params import N_CTX
 
 Sizes = Annotated[
@@ -35,12 +35,15 @@ def command(
     file: File = None,
     predict: Predict = 128,
     size: Sizes = None,
+    save: Save = None,
     as_json: o.AsJson = False,
     plot: Plot = None,
 ) -> None:
     """Forecast the hit rate of a cache of experts, by its size. Loads the model, and computes a text; needs no GPU."""
     picture = o.plot_path(plot, "curves")
     recorder = record(model, given, device, prompt, file, predict)
+    if save is not None:
+        recorder.save(save)
     curve = recorder.cache_curve(size or None)
     if as_json:
         show_json({"path": model, **curve.to_dict()})

@@ -14,7 +14,7 @@ from moebind.cli.given import Given, takes
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
-from moebind.cli.recording import File, Predict, Prompt, record
+from moebind.cli.recorded_text import File, Predict, Prompt, Save, record
 from moebind.params.params import N_CTX
 from moebind.placement.heat_map import WIDTH_MIN
 
@@ -35,6 +35,7 @@ def command(
     prompt: Prompt = None,
     file: File = None,
     predict: Predict = 128,
+    save: Save = None,
     as_json: o.AsJson = False,
     plot: Plot = None,
     plot_cache: PlotCache = None,
@@ -45,6 +46,8 @@ def command(
     """
     pictures = o.plot_path(plot, "heat maps"), o.plot_path(plot_cache, "curves")
     recorder = record(model, given, device, prompt, file, predict)
+    if save is not None:
+        recorder.save(save)
     curve = recorder.cache_curve()
     if as_json:
         show_json({"path": model, **recorder.to_dict(), "cache": curve.to_dict()})

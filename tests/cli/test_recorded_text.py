@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moebind.cli.given import Given
-from moebind.cli.recording import record
+from moebind.cli.recorded_text import record
 
 MakeTiny = Callable[..., Path]
 

@@ -11,7 +11,7 @@ from moebind.cli.given import Given
 from moebind.cli.loading import load
 from moebind.placement.routing import RoutingRecorder
 
-__all__ = ["File", "Predict", "Prompt", "record"]
+__all__ = ["File", "Predict", "Prompt", "Save", "record"]
 
 PROMPT = "Write a short story about a lighthouse keeper who finds a message in a bottle."
 
@@ -31,6 +31,16 @@ File: TypeAlias = Annotated[
 ]
 Predict: TypeAlias = Annotated[
     int, typer.Option("--predict", "-n", metavar="N", min=1, help="Tokens that it writes, or computes.")
+]
+
+Save: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--save",
+        metavar="FILE",
+        help="Keep what the routers chose, for moebind fit --moe-cache auto --routing FILE.",
+        show_default=False,
+    ),
 ]
 
 
