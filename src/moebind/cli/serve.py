@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 
 from moebind.backend.devices import Device
 from moebind.cli import options as o
+from moebind.cli.budgets import Margin
 from moebind.cli.devices import DevicesHere, device_list, separate
 from moebind.cli.given import Chosen, Given, takes
 from moebind.cli.model_argument import Hub, ModelOption, on_hub
@@ -66,10 +67,6 @@ KeyFile = Annotated[
 ]
 AllowNetwork = Annotated[bool, typer.Option("--allow-network", help="Let other machines in without a key.")]
 Fit = Annotated[str, typer.Option("--fit", "-fit", metavar="on|off", help="Choose what is left open so that it fits.")]
-Margin = Annotated[
-    str | None,
-    typer.Option("--margin", metavar="SIZE", help="What stays free.", show_default="1GiB, at most a tenth"),
-]
 OneAtATime = Annotated[bool, typer.Option("--one-at-a-time", help="One model in memory, with all of it.")]
 Slots = Annotated[
     int | None,
