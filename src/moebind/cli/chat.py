@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -91,12 +90,12 @@ def command(
     system = t.one_text(system_prompt, system_prompt_file, ("--system-prompt", "--system-prompt-file"))
     messages = [] if load_file is None else read_messages(load_file)
     arguments = {
-        "tools": None if tools is None else _json("--tools", t.read_text(tools)),
+        "tools": None if tools is None else t.read_json(t.read_text(tools), "--tools is not JSON"),
         "tool_choice": tool_choice,
         "template": t.one_text(chat_template, chat_template_file, ("--chat-template", "--chat-template-file")),
         "template_kwargs": None
         if chat_template_kwargs is None
-        else _json("--chat-template-kwargs", chat_template_kwargs),
+        else t.read_json(chat_template_kwargs, "--chat-template-kwargs is not JSON"),
         "reasoning_format": reasoning_format,
         "max_tokens": predict,
         "stop": stop or (),
@@ -112,10 +111,3 @@ def command(
             chat.system = system
         terminal.note(f"{loaded.desc}; /help shows what there is, Ctrl-C stops a reply")
         talk(chat, terminal, prompt, single=single_turn)
-
-
-def _json(option: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{option} is not JSON: {error}") from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from moebind._core.atomic_files import write_whole
 from moebind.chat.messages import checked_messages
 from moebind.cli.terminal import Terminal
-from moebind.cli.text_options import ended
+from moebind.cli.text_options import ended, read_json, read_text
 from moebind.errors import ChatTemplateError
 
 if TYPE_CHECKING:
@@ -33,10 +33,7 @@ def read_messages(path: str | os.PathLike[str]) -> list[Message]:
     OSError
         If it cannot be read.
     """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{os.fspath(path)} is not JSON, as chats are saved in: {error}") from None
+    found = read_json(read_text(Path(path)), f"{os.fspath(path)} is not JSON, as chats are saved in")
     try:
         checked_messages(found)
     except (TypeError, ValueError) as error:

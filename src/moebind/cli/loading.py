@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from moebind._core import checks
+from moebind._core.progress import progress_bar
 from moebind.backend.devices import Device, local_gpus
 from moebind.cli.devices import device_list, separate
 from moebind.cli.given import Chosen, Given
+from moebind.diagnosis.facts import nvidia_cards
 from moebind.files.hub_address import Address
 from moebind.params.params import N_CTX, ContextParams, ModelParams
 
@@ -45,24 +49,33 @@ def load(
     """
     chosen = given.read(model, separate(device), n_ctx=n_ctx)
     params, context = with_devices(chosen), chosen.context_params
+    quiet = given.values.get("n_gpu_layers") is None and given.values.get("params") is None
+    if quiet and params.devices is None and not local_gpus() and not nvidia_cards():
+        params = params.with_n_gpu_layers(0)  # nobody needs a warning that there is no device
     if fitted and given.values.get("params") is None and (local_gpus() if params.devices is None else params.devices):
         from moebind.placement.fit import fit
 
         found = fit(model, n_ctx=context.n_ctx or None, model_params=params, context_params=context)
         params, context = found.model_params, found.context_params
-    if sys.stderr.isatty():
-        params = params.with_progress_callback(True)
     return Loaded(open_model(model, params), context)
 
 
 def open_model(model: str, params: ModelParams) -> Model:
-    """Load a file, or what an address names, which is downloaded if it is not in the Hub's cache."""
+    """Load a file, or what an address names, which is downloaded if it is not in the Hub's cache.
+
+    On a terminal, a bar shows how far the load is.
+    """
     from moebind.model.model import Model
 
-    if not checks.on_hub(model):
-        return Model.load_from_file(model, params)
-    address = Address.parse(model)
-    return Model.from_pretrained(address.repo, address.wanted, params, revision=address.revision)
+    with ExitStack() as stack:
+        if sys.stderr.isatty():
+            progress, finish = progress_bar(os.path.basename(model), leave=False)
+            stack.callback(finish)
+            params = params.with_progress_callback(progress)
+        if not checks.on_hub(model):
+            return Model.load_from_file(model, params)
+        address = Address.parse(model)
+        return Model.from_pretrained(address.repo, address.wanted, params, revision=address.revision)
 
 
 def with_devices(chosen: Chosen) -> ModelParams:

@@ -10,6 +10,7 @@ import typer
 
 from moebind._core import checks
 from moebind.cli.parameters import option_names
+from moebind.cli.text_options import SAMPLING
 from moebind.enums import PoolingType
 from moebind.placement.plot import check_plot
 
@@ -37,6 +38,15 @@ Pooling: TypeAlias = Annotated[
 #: The options of arguments, as errors name them.
 _OPTIONS = {
     **option_names(),
+    **{option.name: option.flag for option in SAMPLING},
+    "stop": "--stop",
+    "prompt": "--prompt",
+    "json_schema": "--json-schema",
+    "tools": "--tools",
+    "tool_choice": "--tool-choice",
+    "template": "--chat-template",
+    "template_kwargs": "--chat-template-kwargs",
+    "reasoning_format": "--reasoning-format",
     "n_ctx_min": "--ctx-size-min",
     "memory": "--memory",
     "margin": "--margin",

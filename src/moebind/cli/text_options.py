@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -27,6 +28,7 @@ __all__ = [
     "Stop",
     "ended",
     "one_text",
+    "read_json",
     "read_text",
     "sampling",
 ]
@@ -126,6 +128,20 @@ def one_prompt(text: str | None, option: str | None, file: Path | None) -> str:
         raise ValueError("there is no text: give it as an argument, --prompt, --file, or on standard input")
     found = text if option is None else option
     return read_text(file or Path("-")) if found is None else found
+
+
+def read_json(text: str, what: str) -> Any:
+    """What a text says; ``what`` begins the message if it is no JSON.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 def read_text(file: Path) -> str:
