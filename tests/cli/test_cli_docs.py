@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import serving
 from typist import MOEBIND, typing
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
@@ -31,6 +32,10 @@ def like(text: str) -> str:
     return re.sub(r" +", " ", re.sub(r"\d+(\.\d+)?", "N", plain))
 
 
+#: Commands that compute nothing.
+WITHOUT_THREADS = {"tokenize", "inspect", "list", "get"}
+
+
 @pytest.fixture
 def folder(demo_path: Path, tmp_path: Path) -> Path:
     (tmp_path / "moe.gguf").symlink_to(demo_path)
@@ -39,8 +44,13 @@ def folder(demo_path: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("command", "output"), [each for each in transcripts() if "\n> " not in each[1]])
 def test_transcripts(command: str, output: str, folder: Path) -> None:
-    quick = f"{command} -t 1" if " tokenize " not in command else command
-    done = subprocess.run(["bash", "-c", quick], cwd=folder, env=VARIABLES, capture_output=True, text=True, check=False)
+    name = re.findall(r"moebind (\S+)", command)[0]
+    quick = command if name in WITHOUT_THREADS else f"{command} -t 1"
+    with serving({"someone/demo-moe-GGUF": {"demo-moe-Q4_1.gguf": (folder / "moe.gguf").resolve()}}) as hub:
+        variables = {**VARIABLES, "HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(folder / "cache")}
+        done = subprocess.run(
+            ["bash", "-c", quick], cwd=folder, env=variables, capture_output=True, text=True, check=False
+        )
     assert (done.returncode, done.stderr) == (0, "")
     assert like(done.stdout) == like(output)
 

@@ -55,7 +55,7 @@ def test_pictures(path: Path, tmp_path: Path) -> None:
         (["-n", "0"], 2, "--predict"),
         (["-f", "nowhere.txt"], 1, "nowhere.txt"),
         (["--plot", "heat.xyz"], 2, "--plot is 'heat.xyz'"),
-        (["--plot-cache", "curve.xyz"], 2, "ends in one of"),
+        (["--plot-cache", "curve.xyz"], 2, "--plot-cache is 'curve.xyz'"),
         (["--device", "12GiB"], 2, "--device describes a device"),
     ],
 )

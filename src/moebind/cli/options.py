@@ -105,12 +105,12 @@ def pooling_type(given: str | None) -> PoolingType:
     return known[given]
 
 
-def plot_path(given: Path | None, what: str) -> str | None:
+def plot_path(given: Path | None, what: str, option: str = "--plot") -> str | None:
     """Where to draw, if that will be possible: looked at before anything is computed."""
     if given is None:
         return None
-    path = checks.path("--plot", given)
-    check_plot("--plot", path, what)
+    path = checks.path(option, given)
+    check_plot(option, path, what)
     return path
 
 

@@ -44,7 +44,7 @@ def command(
 
     Example: moebind routing moe.gguf -p "Write a poem" -n 64 --plot routing.svg
     """
-    pictures = o.plot_path(plot, "heat maps"), o.plot_path(plot_cache, "curves")
+    pictures = o.plot_path(plot, "heat maps"), o.plot_path(plot_cache, "curves", "--plot-cache")
     recorder = record(model, given, device, prompt, file, predict)
     if save is not None:
         recorder.save(save)
