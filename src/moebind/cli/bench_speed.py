@@ -9,9 +9,9 @@ import typer
 from moebind._core import checks
 from moebind.bench.speed import SpeedReport, batch, decode, prompt
 from moebind.cli import options as o
-from moebind.cli.devices import DevicesHere, separate
+from moebind.cli.devices import DevicesHere
 from moebind.cli.given import Given, takes
-from moebind.cli.loading import with_devices
+from moebind.cli.loading import computing
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
@@ -106,10 +106,10 @@ def batch_command(
 
 def _chosen(
     model: str, given: Given, device: list[str] | None, n_tokens: int
-) -> tuple[str, ModelParams, ContextParams | None]:
+) -> tuple[str, ModelParams, ContextParams]:
     """The file, which is downloaded where an address is given, and the parameters."""
-    chosen = given.read(model, separate(device), n_ctx=max(n_tokens, 1))
-    return download(model)[0] if checks.on_hub(model) else model, with_devices(chosen), chosen.context_params
+    params, context = computing(model, given, device, max(n_tokens, 1))
+    return download(model)[0] if checks.on_hub(model) else model, params, context
 
 
 def _told(report: SpeedReport, as_json: bool) -> None:

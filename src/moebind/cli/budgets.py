@@ -13,9 +13,8 @@ Memory: TypeAlias = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="What each device may take, such as 8GiB; or DEVICE=SIZE, several times for several, Host for host "
-        "memory.",
-        show_default="what is free, less the margin",
+        help="What each device may take, or DEVICE=SIZE, Host for host memory.",
+        show_default="what is free",
     ),
 ]
 Margin: TypeAlias = Annotated[

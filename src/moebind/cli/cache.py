@@ -39,7 +39,10 @@ def command(
     as_json: o.AsJson = False,
     plot: Plot = None,
 ) -> None:
-    """Forecast the hit rate of a cache of experts, by its size. Loads the model, and computes a text; needs no GPU."""
+    """Forecast the hit rate of a cache of experts, by its size. Loads the model, and computes a text; needs no GPU.
+
+    Example: moebind cache moe.gguf --predict 256
+    """
     picture = o.plot_path(plot, "curves")
     recorder = record(model, given, device, prompt, file, predict)
     if save is not None:

@@ -32,8 +32,7 @@ Devices: TypeAlias = Annotated[
         "--device",
         "-dev",
         metavar="DEVICE",
-        help="A device of this machine, or the size of one that is not here, such as 24GiB; several with commas, or by "
-        "giving it several times; none for a machine without.",
+        help="A device of this machine, or the size of one that is not here; several with commas, or none.",
         show_default="this machine's GPUs",
     ),
 ]

@@ -24,7 +24,10 @@ def command(
     given: Given,
     as_json: o.AsJson = False,
 ) -> None:
-    """Examine the build, the devices, the processor and the limits. Ends with 1 if something will fail."""
+    """Examine the build, the devices, the processor and the limits. Ends with 1 if something will fail.
+
+    Example: moebind doctor moe.gguf
+    """
     chosen = given.read(model or "")
     found = doctor(model, chosen.model_params, chosen.context_params)
     if as_json:

@@ -10,7 +10,10 @@ from moebind.placement.experts import experts
 
 @takes_model
 def command(model: o.ModelPath, as_json: o.AsJson = False) -> None:
-    """Tell what a model's experts are and weigh, layer by layer."""
+    """Tell what a model's experts are and weigh, layer by layer.
+
+    Example: moebind experts moe.gguf
+    """
     found = experts(model)
     if not as_json:
         show(found)

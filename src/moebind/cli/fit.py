@@ -35,7 +35,8 @@ Context = Annotated[
     typer.Option("--ctx-size", "--n-ctx", "-c", metavar="N", help="Tokens of context.", show_default="as many as fit"),
 ]
 ContextMin = Annotated[
-    int, typer.Option("--ctx-size-min", "--n-ctx-min", metavar="N", help="The shortest context that will do.")
+    int,
+    typer.Option("--ctx-size-min", "--n-ctx-min", metavar="N", help="The shortest context that will do.", hidden=True),
 ]
 For = Annotated[Goal, typer.Option("--goal", help="What is to be fast.")]
 Cache = Annotated[
@@ -43,8 +44,7 @@ Cache = Annotated[
     typer.Option(
         "--moe-cache",
         metavar="SIZE",
-        help="Device memory for a cache of experts that are in host memory, such as 4GiB; auto: what costs a token "
-        "least, by --routing.",
+        help="Device memory for a cache of experts; auto: what costs a token least, by --routing.",
         show_default="0",
     ),
 ]
@@ -55,6 +55,7 @@ Routing = Annotated[
         metavar="FILE",
         help="What routers chose, from moebind cache --save FILE; for --moe-cache auto.",
         show_default=False,
+        hidden=True,
     ),
 ]
 Bus = Annotated[
@@ -63,13 +64,12 @@ Bus = Annotated[
         "--bus",
         metavar="X",
         help="How fast the bus to the devices is, in multiples of host memory; for --moe-cache auto.",
+        hidden=True,
     ),
 ]
 Save = Annotated[
     str | None,
-    typer.Option(
-        "--save", metavar="FILE", help="Keep it in a file, which plan and bench take with --params.", show_default=False
-    ),
+    typer.Option("--save", metavar="FILE", help="Keep it in a file, for --params.", show_default=False),
 ]
 
 
@@ -91,7 +91,10 @@ def command(
     save: Save = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Find parameters with which a model fits into memory, and uses it well. Ends with 1 if there are none."""
+    """Find parameters with which a model fits into memory, and uses it well. Ends with 1 if there are none.
+
+    Example: moebind fit moe.gguf --memory 8GiB --save fit.json
+    """
     chosen = given.read(model, separate(device), host)
     found = fit(
         model,

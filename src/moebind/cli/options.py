@@ -20,7 +20,7 @@ ModelPath: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A GGUF file, or the first one of a split model, or hf://OWNER/REPO/FILE.gguf on the Hugging Face Hub.",
+        help="A GGUF file (of a split model the first), or hf://OWNER/REPO/FILE.gguf.",
         show_default=False,
     ),
 ]

@@ -201,7 +201,7 @@ PARAMS: Option[Any] = Option(
     "params",
     ("--params",),
     str,
-    "Parameters from a file that moebind fit --save wrote; other options win over it.",
+    "A file that moebind fit --save wrote; other options win over it.",
     "",
     (),
     lambda params, value: params,

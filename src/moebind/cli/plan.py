@@ -32,7 +32,10 @@ def command(
     plot: Plot = None,
     check: Annotated[bool, typer.Option("--check", help="End with 1 if it does not fit.")] = False,
 ) -> None:
-    """Tell what a model and a context would take, device by device. Loads nothing."""
+    """Tell what a model and a context would take, device by device. Loads nothing.
+
+    Example: moebind plan moe.gguf --device 24GiB --cpu-moe --ctx-size 8192
+    """
     picture = o.plot_path(plot, "plans")
     chosen = given.read(model, separate(device), host, n_ctx=N_CTX)
     found = plan(

@@ -197,8 +197,8 @@ def fit(
         As for :func:`plan`.
     swa_full
         Whether layers with sliding windows get a full-size cache. None: as ``context_params`` has it if that is False;
-        otherwise yes, unless it does not fit, or leaves less than 95 % of the weights on the devices that could be
-        there without.
+        otherwise yes, unless it does not fit, or makes a token cost more than a twentieth more, by the weights that
+        it reads: those in host memory count ten times.
     moe_cache
         Device memory for a cache of the experts that stay in host memory, as in
         :meth:`ContextParams.with_moe_cache_size`: it is taken from the budget first, and left out where no experts are
