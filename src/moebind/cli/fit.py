@@ -91,7 +91,7 @@ def command(
     save: Save = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Find parameters with which a model fits into memory, and uses it well. Ends with 1 if there are none.
+    """Find parameters with which a model fits into memory. Ends with 1 if there are none.
 
     Example: moebind fit moe.gguf --memory 8GiB --save fit.json
     """
