@@ -34,6 +34,15 @@ def test_tables(path: Path, kind: str, options: list[object], shown: list[str], 
     assert all(each in said.out for each in [*shown, "±", "3 runs"])
 
 
+@pytest.mark.parametrize("kind", ["decode", "prompt", "batch"])
+def test_help_fits_on_a_screen_and_has_an_example(kind: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run("bench", kind, "--help") == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") <= 40
+    assert f"  Example: moebind bench {kind} moe.gguf " in said
+
+
 def test_json_has_every_stamp(path: Path, capsys: Capture) -> None:
     assert run("bench", "batch", path, *FAST, "-p", 8, "-n", 3, "--sequences", "1,2", "--json") == 0
     said = capsys.readouterr()

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from conftest import SMALL
+from moebind import Batch, Model, RoutingRecorder
 from moebind.placement.heat_map import SHADES, WIDTH_MIN, heat_map
+
+PROMPT = [1, 7, 8, 9, 10, 61]
 
 
 def test_characters_are_multiples_of_an_even_share() -> None:
@@ -41,3 +45,21 @@ def test_no_line_is_wider(n_expert: int, width: int) -> None:
 def test_nothing_to_draw() -> None:
     with pytest.raises(ValueError, match="nothing was counted yet"):
         heat_map(np.zeros((0, 0), np.int64), np.zeros(0, np.int64), 100)
+
+
+def test_a_heat_map_and_plain_values(moe: Model) -> None:
+    recorder = RoutingRecorder()
+    with pytest.raises(ValueError, match="nothing was counted yet"):
+        recorder.heat_map()
+    assert recorder.to_dict()["counts"] == []
+    with moe.new_context(SMALL.with_eval_callback(recorder)) as context:
+        context.decode(Batch.get_one(PROMPT))
+    lines = recorder.heat_map(40).splitlines()
+    assert len(lines) == moe.n_layer + 2
+    assert all(line.endswith("|") and len(line) <= 40 for line in lines[1:-1])
+    told = recorder.to_dict()
+    assert told["counts"] == recorder.counts.tolist()
+    assert told["entropy"] == recorder.entropy().tolist()
+    assert told["n_tokens"] == [len(PROMPT), 1]  # of the last layer, one has an output
+    with pytest.raises(ValueError, match="width is 39"):
+        recorder.heat_map(39)

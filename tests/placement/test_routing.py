@@ -493,21 +493,3 @@ def test_it_takes_no_arguments() -> None:
         RoutingRecorder(4)  # type: ignore[call-arg]
     assert ContextParams(eval_callback=(recorder := RoutingRecorder())).eval_callback is recorder
     assert moebind.RoutingRecorder is RoutingRecorder
-
-
-def test_a_heat_map_and_plain_values(moe: Model) -> None:
-    recorder = RoutingRecorder()
-    with pytest.raises(ValueError, match="nothing was counted yet"):
-        recorder.heat_map()
-    assert recorder.to_dict()["counts"] == []
-    with moe.new_context(SMALL.with_eval_callback(recorder)) as context:
-        context.decode(Batch.get_one(PROMPT))
-    lines = recorder.heat_map(40).splitlines()
-    assert len(lines) == moe.n_layer + 2
-    assert all(line.endswith("|") and len(line) <= 40 for line in lines[1:-1])
-    told = recorder.to_dict()
-    assert told["counts"] == recorder.counts.tolist()
-    assert told["entropy"] == recorder.entropy().tolist()
-    assert told["n_tokens"] == [len(PROMPT), 1]  # of the last layer, one has an output
-    with pytest.raises(ValueError, match="width is 39"):
-        recorder.heat_map(39)

@@ -158,7 +158,7 @@ def decode(
     Raises
     ------
     ModelNotFoundError, ModelLoadError, ContextCreationError
-        As for :meth:`Model.load_from_file` and :meth:`Model.new_context`.
+        As for :meth:`moebind.Model.load_from_file` and :meth:`moebind.Model.new_context`.
     MoebindError
         If the model does not continue texts, the context is too short, or the progress callback stopped it.
     ValueError, TypeError
