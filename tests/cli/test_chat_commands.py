@@ -106,6 +106,9 @@ def test_ctrl_d_ends_it(demo_path: Path) -> None:
         typist.wait_for("> ")
         typist.type('"""\nWhat is\nthe capital of France?\n"""\n')
         typist.wait_for("> ")
+        typist.type(f"{'word ' * 600}\n")
+        typist.wait_for("make it with a larger --ctx-size")  # and the chat goes on
+        typist.wait_for("> ")
         typist.type(CTRL_D)
         typist.ends_with(0)
 

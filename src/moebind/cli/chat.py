@@ -76,7 +76,7 @@ def command(
     json_schema: t.Schema = None,
     json_schema_file: t.SchemaFile = None,
     device: DevicesHere = None,
-    fit: t.Fit = True,
+    fit: o.Fit = "on",
     *,
     given: Given,
     as_json: AsJson = False,
@@ -102,7 +102,7 @@ def command(
         "json_schema": t.one_text(json_schema, json_schema_file, ("--json-schema", "--json-schema-file")),
         **t.sampling(given),
     }
-    loaded, context_params = load(model, given, device, fitted=fit)
+    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit))
     with loaded, loaded.new_context(context_params) as context:
         terminal = Terminal()
         chat = Conversation(context, terminal, arguments, show_line if as_json else None)

@@ -49,7 +49,7 @@ def command(
     json_schema: t.Schema = None,
     json_schema_file: t.SchemaFile = None,
     device: DevicesHere = None,
-    fit: t.Fit = True,
+    fit: o.Fit = "on",
     *,
     given: Given,
     as_json: AsJson = False,
@@ -64,7 +64,7 @@ def command(
     schema = t.one_text(json_schema, json_schema_file, ("--json-schema", "--json-schema-file"))
     if rules is not None and schema is not None:
         raise ValueError("--grammar and --json-schema are both given; leave one of them out")
-    loaded, context_params = load(model, given, device, fitted=fit)
+    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit))
     with loaded, loaded.new_context(context_params) as context:
         choice = t.sampling(given)
         sampler = None

@@ -14,7 +14,7 @@ from moebind.cli.text_options import SAMPLING
 from moebind.enums import PoolingType
 from moebind.placement.plot import check_plot
 
-__all__ = ["AsJson", "ModelPath", "Pooling", "in_options", "plot_path", "pooling_type"]
+__all__ = ["AsJson", "Fit", "ModelPath", "Pooling", "in_options", "plot_path", "pooling_type", "wants_fit"]
 
 ModelPath: TypeAlias = Annotated[
     str,
@@ -26,6 +26,9 @@ ModelPath: TypeAlias = Annotated[
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
+Fit: TypeAlias = Annotated[
+    str, typer.Option("--fit", "-fit", metavar="on|off", help="Choose what is left open so that it fits.")
+]
 Pooling: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -103,6 +106,13 @@ def pooling_type(given: str | None) -> PoolingType:
     if given not in known:
         raise ValueError(f"--pooling is {given!r}; it takes one of {', '.join(known)}")
     return known[given]
+
+
+def wants_fit(given: str) -> bool:
+    """The value of ``--fit``."""
+    if given not in {"on", "off"}:
+        raise ValueError(f"--fit is {given!r}; it takes on or off")
+    return given == "on"
 
 
 def plot_path(given: Path | None, what: str, option: str = "--plot") -> str | None:

@@ -9,7 +9,6 @@ import typer
 
 from moebind._core.tables import Column, text_table
 from moebind.cli import options as o
-from moebind.cli import text_options as t
 from moebind.cli.devices import DevicesHere
 from moebind.cli.given import Given, takes
 from moebind.cli.loading import load
@@ -30,7 +29,7 @@ def command(
     model: o.ModelPath,
     prompt: Prompt = PROMPT,
     device: DevicesHere = None,
-    fit: t.Fit = True,
+    fit: o.Fit = "on",
     *,
     given: Given,
     as_json: o.AsJson = False,
@@ -42,7 +41,7 @@ def command(
     from moebind.placement.plan import plan
 
     begun = time.perf_counter()
-    loaded, context_params = load(model, given, device, fitted=fit)
+    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit))
     with loaded:
         loading = time.perf_counter() - begun
         begun = time.perf_counter()

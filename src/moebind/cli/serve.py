@@ -66,7 +66,6 @@ KeyFile = Annotated[
     Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys that clients must give, a line each.")
 ]
 AllowNetwork = Annotated[bool, typer.Option("--allow-network", help="Let other machines in without a key.")]
-Fit = Annotated[str, typer.Option("--fit", "-fit", metavar="on|off", help="Choose what is left open so that it fits.")]
 OneAtATime = Annotated[bool, typer.Option("--one-at-a-time", help="One model in memory, with all of it.")]
 Slots = Annotated[
     int | None,
@@ -106,7 +105,7 @@ def command(
     bind: Bind = None,
     api_key_file: KeyFile = None,
     allow_network: AllowNetwork = False,
-    fit: Fit = "on",
+    fit: o.Fit = "on",
     margin: Margin = None,
     one_at_a_time: OneAtATime = False,
     device: DevicesHere = None,
@@ -148,7 +147,7 @@ def command(
             parallel=parallel,
             extra=ctx.meta.get(_REST, ()),
             mmproj=mmproj,
-            fit=_on(fit),
+            fit=o.wants_fit(fit),
             margin=margin,
             one_at_a_time=one_at_a_time,
             allow_network=allow_network,
@@ -210,12 +209,6 @@ def _keys(file: Path) -> list[str]:
     if not found:
         raise ValueError(f"--api-key-file is {str(file)!r}, which holds no key: it has one a line")
     return found
-
-
-def _on(given: str) -> bool:
-    if given not in {"on", "off"}:
-        raise ValueError(f"--fit is {given!r}; it takes on or off")
-    return given == "on"
 
 
 class _Events(logging.Handler):

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = [
     "RARE",
     "SAMPLING",
-    "Fit",
     "Predict",
     "Schema",
     "SchemaFile",
@@ -55,9 +54,6 @@ Schema: TypeAlias = Annotated[
 ]
 SchemaFile: TypeAlias = Annotated[
     Path | None, typer.Option("--json-schema-file", "-jf", metavar="FILE", help="The same from a file.", hidden=True)
-]
-Fit: TypeAlias = Annotated[
-    bool, typer.Option("--fit/--no-fit", help="Choose what is left open so that it fits.", hidden=True)
 ]
 
 
