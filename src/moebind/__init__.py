@@ -20,6 +20,7 @@ from moebind._core.version import __version__ as __version__
 from moebind.backend.breakdown import BufferMemory, DeviceMemory, MemoryBreakdown
 from moebind.backend.devices import (
     Device,
+    backends,
     default_devices,
     devices,
     init,
@@ -178,6 +179,7 @@ __all__ = [
     "TypeSummary",
     "VocabType",
     "add_rpc_server",
+    "backends",
     "bench",
     "chat_builtin_templates",
     "default_devices",

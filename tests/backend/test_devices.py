@@ -20,6 +20,7 @@ def test_process_level_functions() -> None:
     assert cpu.type is moebind.DeviceType.CPU
     assert 0 < cpu.memory_free <= cpu.memory_total == cpu.capacity
     assert moebind.max_devices() == 16
+    assert {"CPU", "RPC"} <= {*moebind.backends()}
     assert moebind.supports_mmap()
     assert moebind.supports_rpc()
     assert isinstance(moebind.supports_mlock(), bool)

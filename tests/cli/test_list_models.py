@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,17 @@ def test_nothing_there(hub: Hub, tmp_path: Path, capsys: Capture) -> None:
     assert "no GGUF file in the Hub's cache" in capsys.readouterr().out
     assert run("list", tmp_path) == 0
     assert str(tmp_path) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["get", "a/b:Q4_K"], ["inspect", "hf://a/b/c.gguf"]])
+def test_the_hub_needs_an_extra(arguments: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert run(*arguments) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        "moebind: the Hugging Face Hub is reached through huggingface_hub: pip install 'moebind[hub]'\n"
+    )
 
 
 def test_misuse(folder: Path, capsys: Capture) -> None:

@@ -17,7 +17,7 @@ def test_a_table(capsys: Capture) -> None:
     assert lines[0].split() == ["device", "backend", "type", "memory", "free", "layers", "description"]
     for device, line in zip(moebind.devices(), lines[1:], strict=False):
         assert line.split()[:3] == [device.name, device.backend, device.type.name]
-    assert lines[-1].startswith("CUDA is ")
+    assert lines[-1].startswith(f"Backends: {', '.join(moebind.backends())}. CUDA is ")
 
 
 def test_those_that_take_layers(device: Device, capsys: Capture) -> None:
@@ -25,6 +25,7 @@ def test_those_that_take_layers(device: Device, capsys: Capture) -> None:
     told = json.loads(capsys.readouterr().out)
     taking = {each["name"] for each in told["devices"] if each["takes_layers"]}
     assert taking == {each.name for each in moebind.default_devices()} >= {device.name}
+    assert {each["backend"] for each in told["devices"]} <= {*told["backends"]}
     assert told["host"]["free"] <= told["host"]["capacity"]
     assert run("devices") == 0
     assert "No device takes layers" not in capsys.readouterr().out

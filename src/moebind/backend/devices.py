@@ -17,6 +17,7 @@ from moebind.errors import MoebindError, NativeError
 
 __all__ = [
     "Device",
+    "backends",
     "default_devices",
     "devices",
     "init",
@@ -226,6 +227,32 @@ def devices() -> list[Device]:
     ['CPU']
     """
     return [describe(index, native) for index, native in enumerate(native_devices())]
+
+
+def backends() -> list[str]:
+    """List the backends that were built and can be used here.
+
+    Returns
+    -------
+    list[str]
+        Their names, such as ``"CUDA"``, ``"RPC"`` and ``"CPU"``, in llama.cpp's order. A backend may have no device:
+        RPC has none before :func:`add_rpc_server`.
+
+    Notes
+    -----
+    Uses ``ggml_backend_reg_get`` and ``ggml_backend_reg_name``.
+
+    Examples
+    --------
+    >>> "CPU" in moebind.backends()
+    True
+    """
+    init()
+    with lock:
+        return [
+            decoded(lib.ggml_backend_reg_name(lib.ggml_backend_reg_get(at)))
+            for at in range(lib.ggml_backend_reg_count())
+        ]
 
 
 def default_devices() -> list[Device]:
