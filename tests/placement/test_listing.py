@@ -119,3 +119,9 @@ def test_tables_and_plain_values(folder: Path) -> None:
     assert "is not a GGUF file" in lines[3]
     assert "fits" not in listing_text(moebind.list_models([folder], fits=False)).splitlines()[0]
     assert json.loads(json.dumps(rows[0].to_dict()))["n_files"] == 3
+
+
+def test_names_do_not_move_the_cursor(folder: Path, tiny_path: MakeTiny) -> None:
+    (folder / "bad\x1b[2J.gguf").symlink_to(tiny_path())
+    (folder / "bad\x1b[2J-2.gguf").write_bytes(b"junk")
+    assert "\x1b" not in listing_text(moebind.list_models([folder], fits=False))

@@ -113,11 +113,12 @@ class SpeedReport:
                 cells += [str(row.decode), 1000 * row.n_sequences / row.decode.mean]
             rows.append(cells)
         held = ", ".join(f"{name} {show_size(size)}" for name, size in self.rows[-1].memory.items())
-        threads = f"{self.context_params['n_threads']} threads, {self.context_params['n_threads_batch']} for prompts"
+        threads = self.context_params["n_threads"]
+        computed = f"{threads} thread{'s' * (threads != 1)}, {self.context_params['n_threads_batch']} for prompts"
         runs = len(self.rows[0].runs)
         return "\n".join(
             [
-                f"{self.environment['model']}; {threads}",
+                f"{self.environment['model']}; {computed}",
                 *text_table(columns, rows),
                 f"Means and standard deviations of {runs} runs. It held {held}.",
             ]

@@ -10,7 +10,7 @@ from moebind._core.tables import Column, text_table
 from moebind.cli import options as o
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
-from moebind.files.model_card import ModelCard, inspect
+from moebind.files.model_card import ModelCard, inspect, printable
 
 
 @takes_model
@@ -42,6 +42,7 @@ def command(
 def _listed(card: ModelCard) -> list[str]:
     columns = [Column("tensor", left=True), Column("shape", left=True), Column("type", left=True), Column("bytes")]
     rows = [
-        (each.name, " x ".join(map(str, each.shape)), each.type.name, each.nbytes) for each in card.tensors.values()
+        (printable(each.name), " x ".join(map(str, each.shape)), each.type.name, each.nbytes)
+        for each in card.tensors.values()
     ]
     return text_table(columns, rows)

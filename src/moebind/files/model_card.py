@@ -21,7 +21,7 @@ from moebind.files.header_checks import check_model
 from moebind.files.model_files import Split
 from moebind.files.tensor_patterns import experts_pattern
 
-__all__ = ["ModelCard", "TypeSummary", "inspect"]
+__all__ = ["ModelCard", "TypeSummary", "inspect", "printable", "show_count"]
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _AHEAD = re.compile(r"blk\.(\d+)\.nextn\.")
@@ -157,7 +157,7 @@ class ModelCard:
         }
 
     def __str__(self) -> str:
-        facts = [(what, _printable(text)) for what, text in self._facts() if text]
+        facts = [(what, printable(text)) for what, text in self._facts() if text]
         width = max(len(what) for what, _ in facts)
         lines = [f"{what:{width}}  {text}" for what, text in facts]
         if self.chat_template is not None:
@@ -207,7 +207,7 @@ class ModelCard:
         ]
 
     def _template_lines(self) -> list[str]:
-        every = [_printable(line.replace("\t", " ")) for line in (self.chat_template or "").splitlines()]
+        every = [printable(line.replace("\t", " ")) for line in (self.chat_template or "").splitlines()]
         lines = [line if len(line) <= _CHARACTERS_SHOWN else f"{line[:_CHARACTERS_SHOWN]}…" for line in every]
         more = len(every) - _LINES_SHOWN
         return [
@@ -294,7 +294,7 @@ def inspect(path: str | os.PathLike[str]) -> ModelCard:
     )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without what would move a terminal's cursor: a file may hold anything."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 

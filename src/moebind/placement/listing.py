@@ -13,7 +13,7 @@ from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
 from moebind.backend.devices import Device
 from moebind.errors import FitError, MoebindError
-from moebind.files.model_card import ModelCard, inspect, show_count
+from moebind.files.model_card import ModelCard, inspect, printable, show_count
 from moebind.files.model_files import ModelFiles, in_folder
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.fit import Fit, fit
@@ -158,11 +158,11 @@ def listing_text(rows: Sequence[ListedModel]) -> str:
     ]
     cells: list[list[object]] = []
     for row in rows:
-        first: list[object] = [row.name, show_size(row.nbytes)]
+        first: list[object] = [printable(row.name), show_size(row.nbytes)]
         if row.kind != "model":
             cells.append([*first, row.kind])
         elif row.problem is not None:
-            cells.append([*first, row.problem])
+            cells.append([*first, printable(row.problem)])
         else:
             active = f", {show_count(row.n_params_active)} active" if row.n_params_active < row.n_params else ""
             experts = f"{row.n_expert}, {row.n_expert_used} used" if row.n_expert else "-"
