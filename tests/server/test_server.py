@@ -186,7 +186,7 @@ def test_several_files_are_as_a_folder(folder: Path) -> None:
         assert str(server).splitlines()[0] == server.url
         assert str(server).splitlines()[-1] == "In memory at once: 2 of 2."
         models = [model.to_dict() for model in server.models]
-        assert server.to_dict() == {"url": server.url, "at_once": 2, "models": models}
+        assert server.to_dict() == {"url": server.url, "page": server.page, "at_once": 2, "models": models}
 
 
 def test_threads_may_be_among_the_arguments_for_llama_server(folder: Path) -> None:

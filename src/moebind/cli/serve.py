@@ -67,6 +67,7 @@ KeyFile = Annotated[
     Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys that clients must give, a line each.")
 ]
 AllowNetwork = Annotated[bool, typer.Option("--allow-network", help="Let other machines in without a key.")]
+NoUi = Annotated[bool, typer.Option("--no-ui", help="Without the page for browsers.")]
 Fit = Annotated[str, typer.Option("--fit", "-fit", metavar="on|off", help="Choose what is left open so that it fits.")]
 Margin = Annotated[
     str | None,
@@ -133,6 +134,7 @@ def command(
     bind: Bind = None,
     api_key_file: KeyFile = None,
     allow_network: AllowNetwork = False,
+    no_ui: NoUi = False,
     fit: Fit = "on",
     margin: Margin = None,
     one_at_a_time: OneAtATime = False,
@@ -179,6 +181,7 @@ def command(
             margin=margin,
             one_at_a_time=one_at_a_time,
             allow_network=allow_network,
+            ui=not no_ui,
         )
         try:
             server.wait_ready(timeout_load)
