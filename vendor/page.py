@@ -1,7 +1,7 @@
-"""Make llama-server's web page of its sources in ``vendor/llama.cpp/tools/ui``, with npm, and keep it in the user's cache.
+"""Have npm make llama-server's web page of the sources in ``vendor/llama.cpp/tools/ui``, and keep it in the cache.
 
-npm brings what ``package-lock.json`` of those sources names, with its hashes, into its own cache; a page that was made once is
-found again by the hash of its sources, and needs neither npm nor a network.
+npm brings what ``package-lock.json`` of those sources names, with its hashes. A page that was made once is found again
+by the hash of its sources, and needs neither npm nor a network.
 
 CMake runs it at configure time; run it by hand with ``python vendor/page.py``. It writes where the page is. A page
 is a folder of files, each of them compressed (``.gz``), with the list of them that llama-server reads
@@ -32,7 +32,7 @@ LIST = "files.tsv"
 LICENCES = "licences.txt"
 #: Types that Python does not know.
 TYPES = {".webmanifest": "application/manifest+json", ".woff2": "font/woff2", ".woff": "font/woff"}
-#: What npm is to do: all of the lock file, also where it is told to leave out what is for development; and give up soon.
+#: All of the lock file, also where npm is set to leave some out; and without a network, give up soon.
 INSTALL = ("--include=dev", "--no-audit", "--no-fund", "--prefer-offline")
 RETRIES = ("--fetch-retries=2", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000")
 #: Imports that are gone once types are checked.
@@ -144,12 +144,12 @@ def licences(source: Path) -> str:
     lock = json.loads((source / "package-lock.json").read_text(encoding="utf-8"))["packages"]
     texts: dict[str, str] = {}
     for path in sorted(needed(source, lock)):
-        package = lock[path]
-        name = f"{path.rpartition('node_modules/')[2]} {package.get('version', '')} ({package.get('license', 'see below')})"
-        texts[name] = "\n".join(licence_texts(source / path))
+        name, package = path.rpartition("node_modules/")[2], lock[path]
+        title = f"{name} {package.get('version', '')} ({package.get('license', 'see below')})"
+        texts[title] = "\n".join(licence_texts(source / path))
     for folder in sorted({file.parent for file in (source / "src").rglob("*") if is_licence(file)}):
         texts[folder.name] = "\n".join(licence_texts(folder))
-    return "\n".join(f"{'=' * 80}\n{name}\n{'=' * 80}\n{text}" for name, text in texts.items())
+    return "\n".join(f"{'=' * 80}\n{title}\n{'=' * 80}\n{text}" for title, text in texts.items())
 
 
 def needed(source: Path, lock: dict[str, dict[str, dict[str, str]]]) -> set[str]:

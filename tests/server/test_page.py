@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import gzip
 import http.client
-import importlib.util
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from urllib.parse import urlsplit
 
 import pytest
-from checkout import VENDOR
+from checkout import page
 from serving import PATIENCE, SMALL_SERVER, ask
 
 from moebind.server import Server, server
@@ -31,19 +28,6 @@ FILES = {
 }
 
 
-def load_page() -> ModuleType:
-    sys.path.insert(0, str(VENDOR))
-    try:
-        spec = importlib.util.spec_from_file_location("page", VENDOR / "page.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(VENDOR))
-    return module
-
-
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the program with its libraries, and a page beside them."""
@@ -54,7 +38,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (text, _) in FILES.items():
         (folder / "built" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "built" / name).write_text(text)
-    load_page().pack(folder / "built", folder / "ui")
+    page.pack(folder / "built", folder / "ui")
     (folder / "ui/some.thing.gz").rename(folder / "ui/some.thing.else")  # one that is listed, and not there
     return folder
 
