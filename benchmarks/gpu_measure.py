@@ -204,6 +204,18 @@ def phi(run: Run) -> None:
     _offload(run, "phi", phi_path(run), placements, 100)
 
 
+def cache(run: Run) -> None:
+    """A cache for experts in host memory, of several sizes: of the model with random weights, and of the demo model."""
+    make_weights(run)
+    sizes = ["8MiB", "30MiB"] if run.small else ["1GiB", "2GiB", "4GiB", "8GiB"]
+    plain = Placement("experts in host memory, no cache", ModelParams(use_extra_bufts=False).with_cpu_moe_all())
+    _offload(run, "cache", phi_path(run), [plain, *(Placement.parse(f"moe-cache={size}") for size in sizes)], 100)
+    path = demo_path()
+    if path is not None:
+        chosen = [Placement.parse(f"moe-cache={size}") for size in ("100MiB", "200MiB", "400MiB")]
+        _offload(run, "demo cache", path, [plain, *chosen], 40)
+
+
 def theirs(run: Run) -> None:
     """The choices of llama.cpp's own fit for the same budgets, measured in the same way."""
     make_weights(run)
@@ -318,6 +330,7 @@ STEPS: dict[str, Callable[[Run], None]] = {
     "pairs": pairs,
     "theirs": theirs,
     "demo": demo,
+    "cache": cache,
     "settings": settings,
     "refuse": refuse,
 }

@@ -11,9 +11,9 @@ from typing import Any
 from gpu_record import GpuRecord
 
 from moebind._core.tables import Column, markdown_table
+from moebind.backend.breakdown import PARTS
 
 GIB, MIB = 2**30, 2**20
-PARTS = ("model", "context", "compute")
 #: Phi-3.5-MoE Q4_K_M, measured by others in 2025 (docs/offload.md): GB with everything there, GB without the experts.
 PUBLISHED = {"all on the device": 24.14, "experts in host memory": 1.72}
 #: What the measurements are to show: docs/gpu.md.
@@ -49,6 +49,7 @@ def markdown(record: GpuRecord, name: str, command: str) -> str:
             parts += [f"## {title}", *_offload(report), *_memory(report)]
     parts += [
         *_fits(record),
+        *_caches(record),
         *_pairs(record),
         *_settings(record),
         *_refused(record),
@@ -146,8 +147,8 @@ def _errors(row: Mapping[str, Any]) -> Iterator[tuple[float, int]]:
         return
     for planned, held in zip(row["predicted"], row["allocated"], strict=True):
         for part in PARTS:
-            off = abs(planned[part] - held[part])
-            yield off / max(held[part], 1) if off else 0.0, off
+            off = abs(planned.get(part, 0) - held.get(part, 0))
+            yield off / max(held.get(part, 0), 1) if off else 0.0, off
 
 
 def _speed(samples: Mapping[str, Any] | None) -> str | None:
@@ -186,7 +187,7 @@ def _offload(report: Mapping[str, Any]) -> Iterator[str]:
                 row["name"],
                 row["device_bytes"] / GIB,
                 row["reduction"] if others else None,
-                sum(row["allocated"][-1][part] for part in PARTS) / GIB,
+                sum(row["allocated"][-1].get(part, 0) for part in PARTS) / GIB,
                 row["load"],
                 _speed(row["prompt"]),
                 _speed(row["decode"]),
@@ -213,7 +214,7 @@ def _memory(report: Mapping[str, Any]) -> Iterator[str]:
     for row in _rows(report):
         planned, held = row["predicted"] or [], row["allocated"] or []
         for ours, theirs in zip(planned[:-1], held[:-1], strict=True):
-            predicted, allocated = (sum(each[part] for part in PARTS) for each in (ours, theirs))
+            predicted, allocated = (sum(each.get(part, 0) for part in PARTS) for each in (ours, theirs))
             outside = row["device_bytes_seen"] if len(held) == 2 else None
             beyond = None if outside is None else outside - allocated
             rows.append([row["name"], theirs["name"], *map(_mebibytes, (predicted, allocated, outside, beyond))])
@@ -256,6 +257,40 @@ def _fit_cells(row: Mapping[str, Any] | None) -> list[object]:
     if row is None:
         return [None, None, None]
     return [_mebibytes(row["device_bytes"]), _speed(row["prompt"]), _speed(row["decode"])]
+
+
+def _caches(record: GpuRecord) -> Iterator[str]:
+    for title, kind in (("Phi-3.5-MoE", "cache"), ("the demo model", "demo cache")):
+        rows = _rows(record.result(f"offload/{kind}"))
+        if not rows or rows[0]["decode"] is None:
+            continue
+        yield f"## A cache of experts: {title}"
+        cells = []
+        for row in rows:
+            counted = row["moe_cache"] or {}
+            looked_up = counted.get("hits", 0) + counted.get("misses", 0)
+            cells.append(
+                [
+                    row["name"],
+                    _mebibytes(row["device_bytes"]),
+                    counted.get("n_slots"),
+                    counted["hits"] / looked_up if looked_up else None,
+                    _mebibytes(counted.get("bytes_uploaded")),
+                    _speed(row["prompt"]),
+                    _speed(row["decode"]),
+                    row["decode"]["mean"] / rows[0]["decode"]["mean"],
+                ]
+            )
+        columns = [
+            Column("device, MiB", ".1f"),
+            Column("experts it holds"),
+            Column("hit rate", ".1%"),
+            Column("uploaded, MiB", ".1f"),
+            Column("prompt, tokens/s"),
+            Column("decode, tokens/s"),
+            Column("of none", ".3f"),
+        ]
+        yield table(["placement", *columns], cells)
 
 
 def _pairs(record: GpuRecord) -> Iterator[str]:

@@ -37,12 +37,20 @@ def test_fit() -> None:
     assert Placement("mine", memory="1MiB").memory == 2**20
 
 
+def test_a_cache() -> None:
+    placement = Placement.parse("moe-cache=4GiB")
+    assert (placement.moe_cache, placement.name) == (2**32, "experts in host memory, cache of 4.00 GiB")
+    assert placement.model_params == ModelParams(use_extra_bufts=False).with_cpu_moe_all()
+    assert Placement("mine", moe_cache="1MiB").moe_cache == 2**20
+    assert Placement("mine").moe_cache is None
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "", "ALL", "all=1", "n-cpu-moe", "n-cpu-moe=", "n-cpu-moe=-1", "n-cpu-moe=x", "n-cpu-moe=99999999999",
         "n-gpu-layers=1.5", "ot", "ot=", "ot=x", "ot=x=", "ot=(=CPU", "ot=(a|b)*=CPU", "fit", "fit=", "fit=0",
-        "fit=big", "cpu-moe\0", "\ud800", "n-cpu-moe=٣",
+        "fit=big", "moe-cache", "moe-cache=", "moe-cache=0", "moe-cache=much", "cpu-moe\0", "\ud800", "n-cpu-moe=٣",
     ],
 )  # fmt: skip
 def test_other_texts(text: str) -> None:

@@ -389,3 +389,21 @@ def test_tensors_that_are_cut_up_are_measured_without_a_plan(path: Path) -> None
     assert row.predicted is None
     assert row.allocated is not None
     assert row.allocated.device_bytes > 0
+
+
+def test_a_cache_of_experts(path: Path, tmp_path: Path) -> None:
+    report = offload(path, ["cpu-moe", "moe-cache=1MiB"], output=tmp_path / "cached", **QUICK)  # type: ignore[arg-type]
+    assert report.ok
+    plain, cached = report
+    assert plain.moe_cache is None
+    assert cached.moe_cache is not None
+    assert cached.moe_cache.hits > 0
+    assert cached.allocated is not None
+    assert cached.allocated.devices[0].moe_cache > 0
+    assert cached.worst_error == 0
+    assert cached.context_params["moe_cache_size"] == 2**20
+    assert cached.agreement is not None
+    assert cached.agreement.same_top == 1
+    assert "cache hits" in str(report)
+    again = OffloadReport.load(tmp_path / "cached")
+    assert again["experts in host memory, cache of 1.0 MiB"].moe_cache == cached.moe_cache

@@ -51,3 +51,30 @@ def test_fit_on_a_host_without_room(
     assert "It does not fit.\nThe host lacks" in capsys.readouterr().out
     assert run("fit", path, *options, "--json") == 1
     assert json.loads(capsys.readouterr().out)["plan"]["fits"] is False
+
+
+def test_a_cache_by_what_was_recorded(demo_path: Path, tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "routing.npz"
+    assert run("cache", demo_path, "-ngl", "0", "-t", 1, "-c", 256, "-n", 12, "--save", file) == 0
+    capsys.readouterr()
+    options = ["--device", "1GiB", "--memory", "300MiB", "-c", 512, "--moe-cache", "auto"]
+    assert run("fit", demo_path, *options, "--routing", file, "--bus", 2, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["context_params"]["moe_cache_size"] > 0
+    assert run("fit", demo_path, *options) == 0
+    assert "No cache of experts: what the routers choose was not recorded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--moe-cache", "much"], 2, "--moe-cache is 'much'"),
+        (["--moe-cache", "auto", "--routing", "nowhere.npz"], 1, "nowhere.npz"),
+        (["--moe-cache", "auto", "--bus", "fast"], 2, "--bus"),
+        (["--moe-cache", "auto", "--bus", "-1"], 2, "--bus is -1"),
+    ],
+)
+def test_misuse_of_a_cache(path: Path, capsys: Capture, options: list[str], status: int, message: str) -> None:
+    assert run("fit", path, "--device", "1GiB", "--memory", "1600KiB", *options) == status
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1

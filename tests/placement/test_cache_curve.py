@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import moebind
 from conftest import CPU, SMALL
 from moebind import Batch, CacheCurve, Context, Device, Ftype, GgmlType, Model, ModelParams, RoutingRecorder, quantize
 
@@ -59,10 +60,11 @@ def test_what_is_counted(curve: CacheCurve, recorder: RoutingRecorder) -> None:
     assert curve.n_tokens == recorder.n_tokens.max()
 
 
-def mixed(tiny_path: MakeTiny, folder: Path) -> Path:
+def mixed(tiny_path: MakeTiny, folder: Path, n_layer: int = 4) -> Path:
     """A model of which every other layer has experts of another type."""
     path = folder / "mixed.gguf"
-    quantize(tiny_path(n_layer=4, n_expert=8), path, Ftype.Q8_0, tensor_types={r"blk\.[13]\.ffn_.*_exps": GgmlType.F16})
+    odd = {r"blk\.[135]\.ffn_.*_exps": GgmlType.F16}
+    quantize(tiny_path(n_layer=n_layer, n_expert=8), path, Ftype.Q8_0, tensor_types=odd)
     return path
 
 
@@ -127,6 +129,61 @@ def test_llama_cpp_counts_what_was_forecast(
         )
         assert counted.hit_rate == point.hit_rate
         assert point.hits + point.misses > 0
+
+
+def of_two(devices: tuple[Device, Device], shares: tuple[float, float]) -> ModelParams:
+    params = ModelParams(n_gpu_layers=-1, devices=devices, use_extra_bufts=False)
+    return params.with_tensor_split(shares).with_cpu_moe_all()
+
+
+@pytest.mark.parametrize("slots", [3, 6, 11])
+@pytest.mark.parametrize("shares", [(1.0, 1.0), (2.0, 1.0)], ids=["even", "uneven"])
+def test_two_devices_count_what_was_forecast(
+    tiny_path: MakeTiny, tmp_path: Path, device: Device, slots: int, shares: tuple[float, float]
+) -> None:
+    path = mixed(tiny_path, tmp_path, 6)
+    recorder = RoutingRecorder(order=True)
+    with moebind.loopback_device() as other:
+        params = of_two((device, other), shares)
+        plan = moebind.plan(path, params, SMALL)
+        with Model.load_from_file(path, params) as model:
+            with model.new_context(SMALL.with_eval_callback(recorder)) as context:
+                write(context, 12)
+            curve = recorder.cache_curve([2**40], plan=plan)
+            size = curve._groups._least([slots] * len(curve._groups.members)) + 1
+            planned = moebind.plan(path, params, SMALL.with_moe_cache_size(size))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                context = model.new_context(SMALL.with_moe_cache_size(size))
+            with context:
+                write(context, 12)
+                counted, held = context.moe_cache_stats(), context.memory_breakdown()
+    assert [each.moe_cache for each in planned.devices] == [each.moe_cache for each in held.devices]
+    assert all(each.moe_cache for each in held.devices[:-1])
+    point = curve.at(size)
+    assert counted is not None
+    assert (counted.n_slots, counted.hits, counted.misses, counted.bytes_uploaded) == (
+        point.n_slots,
+        point.hits,
+        point.misses,
+        point.bytes_uploaded,
+    )
+    # One device would have two caches, one for each type.
+    assert len(curve._groups.members) > 2
+
+
+def test_a_plan_with_nothing_to_cache(moe: Model, recorder: RoutingRecorder, tiny_path: MakeTiny) -> None:
+    with moe.new_context(SMALL.with_eval_callback(recorder)) as context:
+        write(context, 3)
+    everything = moebind.plan(moe.path, ModelParams(n_gpu_layers=-1), SMALL, devices=["1GiB"])
+    with pytest.raises(ValueError, match="leaves nothing to cache"):
+        recorder.cache_curve(plan=everything)
+    params = ModelParams(n_gpu_layers=-1, use_extra_bufts=False).with_cpu_moe_all()
+    larger = moebind.plan(tiny_path(n_layer=9, n_expert=4), params, SMALL, devices=["1GiB"])
+    with pytest.raises(ValueError, match="another model's"):
+        recorder.cache_curve(plan=larger)
+    with pytest.raises(ValueError, match="both given"):
+        recorder.cache_curve(plan=larger, layers=[0])
 
 
 def one_after(pos: int, n_tokens: int) -> Batch:

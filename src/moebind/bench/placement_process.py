@@ -109,7 +109,8 @@ def _run(parent: Parent, request: Mapping[str, Any], model: Model, context: Cont
             runs.append(asdict(run))
         parent.tell("step")
     allocated = memory_record(context.memory_breakdown())
+    cached = context.moe_cache_stats()
     _show(parent, "held")
     captured = capture(model, context, request["prompts"], n_generate, lambda: parent.tell("step"))
     write_captured(request["logits"], captured)
-    return {"runs": runs, "allocated": allocated}
+    return {"runs": runs, "allocated": allocated, "moe_cache": None if cached is None else asdict(cached)}

@@ -16,7 +16,7 @@ from moebind.params.tensor_overrides import written_rules
 
 __all__ = ["Placement", "default_placements"]
 
-_FORMS = "all, cpu-moe, n-cpu-moe=N, n-gpu-layers=N, none, ot=PATTERN=TARGET, fit=SIZE"
+_FORMS = "all, cpu-moe, n-cpu-moe=N, n-gpu-layers=N, none, ot=PATTERN=TARGET, moe-cache=SIZE, fit=SIZE"
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Placement:
     memory
         A budget of device memory in bytes, or a text such as ``"8GiB"``: :func:`moebind.fit` then finds the rest of the
         parameters, in the process that measures. None: the parameters are taken as they are.
+    moe_cache
+        Bytes of a cache of experts on the device, or a text such as ``"4GiB"``, as for
+        :meth:`moebind.ContextParams.with_moe_cache_size`; None: as ``context_params`` of the benchmark has it.
 
     Examples
     --------
@@ -42,6 +45,7 @@ class Placement:
     name: str
     model_params: ModelParams = field(default_factory=ModelParams)
     memory: int | str | None = None
+    moe_cache: int | str | None = None
 
     def __post_init__(self) -> None:
         if not checks.text("name", self.name).strip() or "\n" in self.name:
@@ -52,6 +56,8 @@ class Placement:
             raise ValueError("model_params has vocab_only or no_alloc: such a model cannot compute")
         if self.memory is not None:
             object.__setattr__(self, "memory", parse_size("memory", self.memory, low=1))
+        if self.moe_cache is not None:
+            object.__setattr__(self, "moe_cache", parse_size("moe_cache", self.moe_cache))
 
     @classmethod
     def parse(cls, text: str, model_params: ModelParams | None = None) -> Placement:
@@ -69,6 +75,8 @@ class Placement:
             - ``"none"``: no layers on the devices;
             - ``"ot=PATTERN=TARGET"``: tensors whose names match go to a device or buffer type; several rules have
               commas between them, and ``"ot=experts:0-11=CPU"`` goes by layers, as for ``--override-tensor``;
+            - ``"moe-cache=SIZE"``: all experts in host memory, and a cache for them on the device
+              (:meth:`moebind.ContextParams.with_moe_cache_size`), without weights that are repacked for the CPU;
             - ``"fit=SIZE"``: what :func:`moebind.fit` finds for so much memory, such as ``"fit=8GiB"``.
         model_params
             What else the model is loaded with.
@@ -99,6 +107,10 @@ class Placement:
             rules = written_rules("placement ot", value)
             name = ", ".join(f"{rule.pattern} on {rule.target}" for rule in rules)
             return cls(name, params.with_tensor_overrides([*params.tensor_overrides, *rules]))
+        if kind == "moe-cache":
+            size = parse_size("the size of moe-cache", value, low=1)
+            plain = params.with_use_extra_bufts(False).with_cpu_moe_all()
+            return cls(f"experts in host memory, cache of {show_size(size)}", plain, moe_cache=size)
         if kind == "fit":
             size = parse_size("the size of fit", value, low=1)
             return cls(f"fit({show_size(size)})", params, size)

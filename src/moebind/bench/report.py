@@ -77,6 +77,7 @@ class OffloadReport(OffloadRows):
             "held": None if row.held is None else asdict(row.held),
             "nvml": row.nvml,
             "agreement": None if row.agreement is None else asdict(row.agreement),
+            "moe_cache": None if row.moe_cache is None else asdict(row.moe_cache),
             "load_average": row.load_average,
         }
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from moebind.backend.breakdown import PARTS, BufferMemory, DeviceMemory, MemoryBreakdown
+from moebind.backend.timings import MoeCacheStats
 from moebind.bench.agreement import Agreement
 from moebind.bench.measure import TimedRun
 from moebind.bench.resident_memory import Resident, Seen
@@ -75,6 +76,8 @@ class OffloadRow:
         Why NVML could not be asked.
     agreement : Agreement or None
         With the first placement's logits.
+    moe_cache : MoeCacheStats or None
+        What the placement's cache of experts counted in all runs, those to warm up included; None if it has none.
     load_average : float or None
         How many processes wanted to compute, on average of a minute, when the call began that measured it.
     """
@@ -93,6 +96,7 @@ class OffloadRow:
     held: Seen | None = None
     nvml: str | None = None
     agreement: Agreement | None = None
+    moe_cache: MoeCacheStats | None = None
     load_average: float | None = None
 
     @property
@@ -250,6 +254,7 @@ def read_row(row: Mapping[str, Any]) -> OffloadRow:
             held=_read_seen(row["held"]),
             nvml=row["nvml"],
             agreement=None if agreement is None else Agreement(**agreement),
+            moe_cache=None if row.get("moe_cache") is None else MoeCacheStats(**row["moe_cache"]),
             load_average=row.get("load_average"),
         )
     except (KeyError, TypeError, AttributeError) as error:

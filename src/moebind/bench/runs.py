@@ -158,6 +158,11 @@ def offload(
             raise KeyboardInterrupt(comparison.interrupted(len(chosen), output)) from None
 
 
+def _with_cache(context: dict[str, Any], size: int | str | None) -> dict[str, Any]:
+    """The context of a placement: the one of all, with a cache of experts if it has one of its own."""
+    return context if size is None else {**context, "moe_cache_size": size}
+
+
 def _request(path: str, placement: Placement, settings: Settings) -> dict[str, Any]:
     """The request to a child, without where its logits go."""
     if placement.model_params.progress_callback is not None:
@@ -166,7 +171,7 @@ def _request(path: str, placement: Placement, settings: Settings) -> dict[str, A
         "path": os.path.abspath(path),
         "model_params": placement.model_params.to_dict(),
         "memory": placement.memory,
-        "context_params": settings.context_record(),
+        "context_params": _with_cache(settings.context_record(), placement.moe_cache),
         "devices": list(settings.devices),
         "n_prompt": settings.n_prompt,
         "n_generate": settings.n_generate,

@@ -44,6 +44,7 @@ def _table(report: OffloadRows) -> tuple[list[Column], list[list[object]]]:
         Column("prompt, tokens/s"),
         Column("decode, tokens/s"),
         Column("first token, ms"),
+        Column("cache hits", ".1%"),
         Column("mean KL"),
         Column("same top token", ".1%"),
         Column("same texts"),
@@ -64,6 +65,7 @@ def _table(report: OffloadRows) -> tuple[list[Column], list[list[object]]]:
                 _speed(row.prompt),
                 _speed(row.decode),
                 _speed(row.first_token, 1e3),
+                None if row.moe_cache is None else row.moe_cache.hit_rate,
                 *_agreement(row, report.reference),
             ]
         )

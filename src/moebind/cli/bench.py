@@ -27,8 +27,8 @@ Placements = Annotated[
     typer.Option(
         "--placement",
         metavar="PLACEMENT",
-        help="all, cpu-moe, n-cpu-moe=N, n-gpu-layers=N, none, ot=PATTERN=TARGET or fit=SIZE; several times for "
-        "several.",
+        help="all, cpu-moe, n-cpu-moe=N, n-gpu-layers=N, none, ot=PATTERN=TARGET, moe-cache=SIZE or fit=SIZE; several "
+        "times for several.",
         show_default="all, half of the layers, cpu-moe; with --params, what the file has",
     ),
 ]

@@ -38,6 +38,15 @@ Sizes = Annotated[
     list[str] | None,
     typer.Option("--size", metavar="SIZE", help="A size of the cache; can be given several times.", show_default=False),
 ]
+Save = Annotated[
+    Path | None,
+    typer.Option(
+        "--save",
+        metavar="FILE",
+        help="Keep what the routers chose, for moebind fit --moe-cache auto --routing FILE.",
+        show_default=False,
+    ),
+]
 Plot = Annotated[
     Path | None, typer.Option("--plot", metavar="FILE", help="Draw it into a file, as well.", show_default=False)
 ]
@@ -52,6 +61,7 @@ def command(
     file: File = None,
     predict: Predict = 128,
     size: Sizes = None,
+    save: Save = None,
     as_json: o.AsJson = False,
     plot: Plot = None,
 ) -> None:
@@ -86,6 +96,8 @@ def command(
 
             for token in loaded.str_to_token(text)[: min(predict, context.n_ctx_seq)].tolist():
                 context.decode(Batch.get_one([token]))
+    if save is not None:
+        recorder.save(save)
     curve = recorder.cache_curve(size or None)
     if as_json:
         show_json({"path": model, **curve.to_dict()})

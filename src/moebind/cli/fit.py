@@ -8,13 +8,16 @@ from typing import Annotated
 
 import typer
 
+from moebind._core.sizes import parse_size
 from moebind.cli import options as o
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
 from moebind.cli.given import Given, takes
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, unwritten, without
 from moebind.cli.written_options import as_options
+from moebind.placement.cache_share import BUS
 from moebind.placement.fit import fit
+from moebind.placement.routing import RoutingRecorder
 
 
 class Goal(str, Enum):
@@ -47,6 +50,33 @@ ContextMin = Annotated[
     int, typer.Option("--ctx-size-min", "--n-ctx-min", metavar="N", help="The shortest context that will do.")
 ]
 For = Annotated[Goal, typer.Option("--goal", help="What is to be fast.")]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        "--moe-cache",
+        metavar="SIZE",
+        help="Device memory for a cache of experts that are in host memory, such as 4GiB; auto: what costs a token "
+        "least, by --routing.",
+        show_default="0",
+    ),
+]
+Routing = Annotated[
+    str | None,
+    typer.Option(
+        "--routing",
+        metavar="FILE",
+        help="What routers chose, from moebind cache --save FILE; for --moe-cache auto.",
+        show_default=False,
+    ),
+]
+Bus = Annotated[
+    float,
+    typer.Option(
+        "--bus",
+        metavar="X",
+        help="How fast the bus to the devices is, in multiples of host memory; for --moe-cache auto.",
+    ),
+]
 Save = Annotated[
     str | None,
     typer.Option(
@@ -55,7 +85,7 @@ Save = Annotated[
 ]
 
 
-@takes(PARAMS, *MODEL, *without(CONTEXT, "n_ctx"), swa_full="swa-full where it costs little")
+@takes(PARAMS, *MODEL, *without(CONTEXT, "n_ctx", "moe_cache"), swa_full="swa-full where it costs little")
 def command(
     model: o.ModelPath,
     given: Given,
@@ -66,6 +96,9 @@ def command(
     goal: For = Goal.decode,
     ctx_size: Context = None,
     ctx_size_min: ContextMin = 4096,
+    moe_cache: Cache = None,
+    routing: Routing = None,
+    bus: Bus = BUS,
     save: Save = None,
     as_json: o.AsJson = False,
 ) -> None:
@@ -83,6 +116,9 @@ def command(
         goal=goal.value,
         host=None if chosen.host is None else checked_size(chosen.host, "--host"),
         swa_full=given.values["swa_full"],
+        moe_cache=moe_cache if moe_cache in {None, "auto"} else parse_size("--moe-cache", moe_cache),
+        routing=None if routing is None else RoutingRecorder.load(routing),
+        bus=bus,
     )
     if save is not None:
         found.save(save)

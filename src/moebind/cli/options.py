@@ -51,6 +51,8 @@ _OPTIONS = {
     "embeddings": "--embeddings",
     "pooling_type": "--pooling",
     "sizes": "--size",
+    "routing": "--routing",
+    "bus": "--bus",
     "max_tokens": "--predict",
     "mmproj": "--mmproj",
     "models_dir": "--models-dir",

@@ -12,7 +12,7 @@ from moebind._core.sizes import show_size
 from moebind.backend.timings import MoeCacheStats
 from moebind.errors import ContextCreationError
 
-__all__ = ["NothingToCacheError", "check_moe_cache", "read_moe_cache"]
+__all__ = ["NothingToCacheError", "cached_layers", "check_moe_cache", "read_moe_cache"]
 
 
 class NothingToCacheError(ContextCreationError):
@@ -74,6 +74,11 @@ def check_moe_cache(model: CData, path: str, size: int, *, warn: bool = True) ->
             f"share it: it will hardly hit, and slow the model down; ask for {show_size(useful)} or more, or for 0",
             stacklevel=2,
         )
+
+
+def cached_layers(model: CData) -> dict[int, int]:
+    """The layers of which a cache would hold experts: each with the device that computes it, of the model's."""
+    return {int(layer.layer): int(layer.device) for layer in _layers(model) if layer.group >= 0}
 
 
 def _layers(model: CData) -> list[CData]:

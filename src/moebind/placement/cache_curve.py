@@ -113,6 +113,8 @@ class CacheCurve:
         alignment: int,
         sizes: Sequence[SupportsIndex | str] | None,
         layers: Iterable[SupportsIndex] | None,
+        device_of: Mapping[int, str] | None = None,
+        shares: Mapping[str, float] | None = None,
     ) -> CacheCurve:
         if not len(chosen):
             raise ValueError(
@@ -128,7 +130,7 @@ class CacheCurve:
             raise ValueError("no layers: there is nothing to cache")
         curve = cls.__new__(cls)
         curve._chosen, curve._n_expert = chosen, n_expert
-        curve._groups = groups = Groups(layouts, alignment)
+        curve._groups = groups = Groups(layouts, alignment, device_of, shares)
         curve._count()
         curve.token_bytes, curve.full_bytes = groups.token_bytes(curve._used), groups.full_bytes()
         if sizes is None:
@@ -160,6 +162,11 @@ class CacheCurve:
         by_layer = np.zeros(n_layer, np.int64)
         np.add.at(by_layer, layers[small], n_tokens[small])
         self.n_tokens = int(by_layer[list(self._groups.layouts)].max())
+
+    @property
+    def active_bytes(self) -> int:
+        """Bytes of the experts of one token in all layers: what it reads from host memory without a cache."""
+        return sum(self._groups.layouts[layer].expert_bytes * count for layer, count in self._used.items())
 
     @property
     def sizes(self) -> NDArray[np.int64]:

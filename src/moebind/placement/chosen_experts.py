@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -49,6 +50,11 @@ class Layout:
         """Bytes of one expert."""
         return sum(self.sizes)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all experts of the layer."""
+        return self.n_expert * self.expert_bytes
+
     def cache_bytes(self, n_slots: int, alignment: int) -> int:
         """Bytes of a cache of so many experts. llama.cpp adds one to each tensor, beyond which kernels may read."""
         return sum(-(-size * (n_slots + 1) // alignment) * alignment for size in self.sizes)
@@ -89,17 +95,36 @@ class Groups:
     layouts
         By layer: those whose experts are in host memory.
     alignment
-        Of the device's tensors, in bytes.
+        Of the devices' tensors, in bytes.
+    device_of
+        By layer, the device that computes it; None: one computes all.
+    shares
+        By device, how much of a cache's bytes it gets, in any unit.
     """
 
-    def __init__(self, layouts: Mapping[int, Layout], alignment: int = ALIGNMENT) -> None:
+    def __init__(
+        self,
+        layouts: Mapping[int, Layout],
+        alignment: int = ALIGNMENT,
+        device_of: Mapping[int, str] | None = None,
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
         self.layouts = dict(layouts)
-        self.kinds = list(dict.fromkeys(self.layouts.values()))
-        self.members = [[layer for layer, layout in self.layouts.items() if layout == kind] for kind in self.kinds]
+        where = {layer: "" if device_of is None else device_of[layer] for layer in self.layouts}
+        keys = list(dict.fromkeys((where[layer], layout) for layer, layout in self.layouts.items()))
+        self.kinds = [layout for _, layout in keys]
+        self.members = [
+            [layer for layer, layout in self.layouts.items() if (where[layer], layout) == key] for key in keys
+        ]
         self._alignment = alignment
-        self.host_bytes = [
-            len(layers) * kind.n_expert * kind.expert_bytes
-            for kind, layers in zip(self.kinds, self.members, strict=True)
+        self.host_bytes = [len(layers) * kind.nbytes for kind, layers in zip(self.kinds, self.members, strict=True)]
+        # Only devices with something to cache get a share; each divides it by the bytes of its groups' experts.
+        used = {device: 1.0 if shares is None else shares[device] for device, _ in keys}
+        used = used if any(used.values()) else dict.fromkeys(used, 1.0)
+        self._split = [(used[device], sum(used.values())) for device, _ in keys]
+        self._of_device = [
+            sum(own for own, (other, _) in zip(self.host_bytes, keys, strict=True) if other == device)
+            for device, _ in keys
         ]
 
     def full_bytes(self) -> int:
@@ -115,19 +140,31 @@ class Groups:
         return self._least([used] * len(self.kinds))
 
     def _least(self, n_slots: list[int]) -> int:
-        # Each group gets the share that its experts have of all.
-        total = sum(self.host_bytes)
         return max(
-            -(-kind.cache_bytes(count, self._alignment) * total // own)
-            for kind, count, own in zip(self.kinds, n_slots, self.host_bytes, strict=True)
+            self._size(group, kind.cache_bytes(count, self._alignment))
+            for group, (kind, count) in enumerate(zip(self.kinds, n_slots, strict=True))
+            if self._split[group][0]  # who gets nothing of it never has a cache
         )
+
+    def _budget(self, group: int, size: int) -> int:
+        """What a group gets of a cache, in llama.cpp's order of operations."""
+        share, total = self._split[group]
+        return int(float(size) * share / total * self.host_bytes[group] / self._of_device[group])
+
+    def _size(self, group: int, nbytes: int) -> int:
+        """The smallest size of a cache of which a group gets so many bytes."""
+        share, total = self._split[group]
+        size = math.ceil(nbytes * self._of_device[group] * total / (self.host_bytes[group] * share))
+        # Floating point may be off by a little, either way.
+        while self._budget(group, size) < nbytes:
+            size += 1
+        return size
 
     def n_slots(self, size: int, used: int) -> list[int]:
         """How many experts each group's cache holds: 0 where that would be fewer than a token's in one layer."""
-        total = sum(self.host_bytes)
         found = []
-        for kind, layers, own in zip(self.kinds, self.members, self.host_bytes, strict=True):
-            budget = int(float(size) * own / total)
+        for group, (kind, layers) in enumerate(zip(self.kinds, self.members, strict=True)):
+            budget = self._budget(group, size)
             most = len(layers) * kind.n_expert
             # Alignment takes less than one slot away.
             count = min(most, max(budget // kind.expert_bytes, 0))
@@ -168,6 +205,37 @@ class ChosenExperts:
         made = ChosenExperts()
         made.extend(self)
         return made
+
+    def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.uint16]]:
+        """For a file: layer, tokens and number of choices of each step, and the experts."""
+        parts = (np.array(part, np.int32) for part in (self._layers, self._n_tokens, self._n_ids))
+        return (*parts, np.frombuffer(bytes(self._experts), np.uint16))  # type: ignore[return-value]
+
+    @classmethod
+    def of(
+        cls, layers: NDArray[Any], n_tokens: NDArray[Any], n_ids: NDArray[Any], experts: NDArray[Any]
+    ) -> ChosenExperts:
+        """From what :meth:`arrays` gave."""
+        made = cls()
+        for part, values in ((made._layers, layers), (made._n_tokens, n_tokens), (made._n_ids, n_ids)):
+            part.frombytes(values.astype(np.int32).tobytes())
+        made._experts += experts.astype(np.uint16).tobytes()
+        return made
+
+    def check(self, n_layer: int, n_expert: int) -> None:
+        """Refuse what does not belong together.
+
+        Raises
+        ------
+        ValueError
+        """
+        layers, n_tokens, n_ids, experts = self.arrays()
+        if not layers.size == n_tokens.size == n_ids.size or int(n_ids.sum(dtype=np.int64)) != experts.size:
+            raise ValueError("an order whose parts have different lengths")
+        if layers.size and (min(layers.min(), n_ids.min()) < 0 or layers.max() >= n_layer or n_tokens.min() < 1):
+            raise ValueError("an order of other layers")
+        if experts.size and experts.max() >= n_expert:
+            raise ValueError(f"expert {experts.max()} of {n_expert}")
 
     def steps(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.uint16]]:
         """Layer and number of tokens of each step, where its experts begin (one more), and the experts."""

@@ -13,8 +13,10 @@ from moebind.backend.devices import Device
 from moebind.errors import FitError
 from moebind.params.params import N_CTX_MAX, ContextParams, ModelParams
 from moebind.placement import windows
+from moebind.placement.cache_share import BUS, CacheShare, cached_params, choose_share
 from moebind.placement.header import Header, read_header
 from moebind.placement.plan import Plan, check_arguments, described_host, device_list, make_plan
+from moebind.placement.routing import RoutingRecorder
 from moebind.placement.saved import Identity, Saved, described, write
 from moebind.placement.search import Search
 
@@ -149,6 +151,8 @@ def fit(
     host: SupportsIndex | str | None = None,
     swa_full: bool | None = None,
     moe_cache: int | str | None = None,
+    routing: RoutingRecorder | None = None,
+    bus: float = BUS,
 ) -> Fit:
     """Find parameters with which a model fits into memory and uses it well.
 
@@ -193,13 +197,20 @@ def fit(
         As for :func:`plan`.
     swa_full
         Whether layers with sliding windows get a full-size cache. None: as ``context_params`` has it if that is False;
-        otherwise yes, unless it does not fit, or leaves less than 95 % of the weights on the devices that could be
-        there without.
-
+        otherwise yes, unless it does not fit, or makes a token cost more than a twentieth more, by the weights that
+        it reads: those in host memory count ten times.
     moe_cache
         Device memory for a cache of the experts that stay in host memory, as in
         :meth:`ContextParams.with_moe_cache_size`: it is taken from the budget first, and left out where no experts are
-        in host memory. None: as ``context_params`` has it.
+        in host memory. ``"auto"``: as much as makes a token cost least, by what ``routing`` recorded; 0: none. None: as
+        ``context_params`` has it. Where there is one, experts are kept as they are in the file
+        (``use_extra_bufts=False``) if they could not be cached otherwise.
+    routing
+        For ``moe_cache="auto"``: a ``RoutingRecorder(order=True)`` that has seen this model compute texts like those to
+        come. Without it there is no cache: if routers chose evenly, experts that stay would be worth more.
+    bus
+        For ``moe_cache="auto"``: how fast the bus to the devices is, in multiples of host memory's bandwidth. A missing
+        expert goes over the bus, where without a cache it is read from host memory.
 
     Returns
     -------
@@ -225,8 +236,11 @@ def fit(
     least = checks.integer("n_ctx_min", n_ctx_min, 1)
     if swa_full is not None:
         context = context.with_swa_full(swa_full)
+    auto = moe_cache == "auto"
+    ratio = checks.number("bus", bus, 0.0)
+    _check_routing(routing, ratio, auto=auto)
     if moe_cache is not None:
-        context = context.with_moe_cache_size(moe_cache)
+        context = context.with_moe_cache_size(0 if auto else moe_cache)
     if n_ctx is not None:
         context = context.with_n_ctx(checks.integer("n_ctx", n_ctx, 1))
     pinned = n_ctx is not None or context.n_ctx not in {0, _CONTEXT.n_ctx}
@@ -234,13 +248,16 @@ def fit(
     natives = device_list(devices, model)
     memory_of_host = described_host(host)
     search = Search(header, natives, {}, memory_of_host)
-    search.moe_cache = context.moe_cache_size
     # One plan to learn which devices there are; of a short context, since a long one can be refused.
     first = search.plan(model, context if pinned else context.with_n_ctx(_CONTEXT.n_ctx))
     budgets = _budgets(_of_those(memory, search, first), spare, first)
     if natives and len(first.devices) == 1 and not (isinstance(memory, Mapping) and first.host.name in memory):
         budgets = {}  # there are devices, which model_params leaves out: the host is as it is beside any others
     search.budgets = budgets
+    given, shortest = model, _shortest(header, context, least, pinned)
+    share = choose_share(search, model, shortest, routing, ratio) if auto else CacheShare(context.moe_cache_size, "")
+    if share.size:
+        model, context = cached_params(search, model, shortest), context.with_moe_cache_size(share.size)
 
     def place(context: ContextParams) -> Plan | None:
         return _choose(search, header, model, context, least, pinned, goal)
@@ -253,7 +270,7 @@ def fit(
     narrowed = context.swa_full and not chosen.context_params.swa_full
     longest = not pinned and chosen.n_ctx < header.integer("context_length") and swa_full is None
     about = windows.explain(chosen, full, chosen=narrowed, longest=longest)
-    explanation = "\n".join(filter(None, [_explain(chosen, search, model, goal, pinned), about]))
+    explanation = "\n".join(filter(None, [_explain(chosen, search, given, goal, pinned, share), about]))
     made_for = (Identity.of(header), described(devices), None if memory_of_host is None else memory_of_host.capacity)
     return Fit(result, chosen.context_params, chosen, budgets, explanation, *made_for)
 
@@ -340,14 +357,38 @@ def _with_context(
 ) -> Plan | None:
     if pinned:
         return search.place(model, context)
-    streams = 1 if context.kv_unified else context.n_seq_max
+    shortest = _shortest(header, context, least, pinned)
+    plan = search.place(model, shortest)
+    streams = _streams(context)
     most = min(header.integer("context_length", least) * streams, N_CTX_MAX)
-    short = min(least * streams, most)
-    plan = search.place(model, context.with_n_ctx(short))
-    return None if plan is None else search.widen(plan, short, most, 256 * streams)
+    return None if plan is None else search.widen(plan, shortest.n_ctx, most, 256 * streams)
 
 
-def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: bool) -> str:
+def _streams(context: ContextParams) -> int:
+    return 1 if context.kv_unified else context.n_seq_max
+
+
+def _shortest(header: Header, context: ContextParams, least: int, pinned: bool) -> ContextParams:
+    """The context with which experts are placed."""
+    if pinned:
+        return context
+    streams = _streams(context)
+    return context.with_n_ctx(min(least * streams, header.integer("context_length", least) * streams, N_CTX_MAX))
+
+
+def _check_routing(routing: RoutingRecorder | None, bus: float, *, auto: bool) -> None:
+    if routing is None:
+        return
+    if not isinstance(routing, RoutingRecorder):
+        raise TypeError(f"routing is {routing!r}; it takes a RoutingRecorder(order=True)")
+    if not auto:
+        raise ValueError('routing is given, and moe_cache is not "auto": it is only asked how large a cache should be')
+    if not bus:
+        raise ValueError("bus is 0; it takes the bandwidth of the bus in multiples of host memory's, such as 0.5")
+    routing.cache_curve([2**62])  # whether it has recorded something, in order
+
+
+def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: bool, cache: CacheShare) -> str:
     total = sum(size for tensors in plan._experts.values() for size in tensors.values())
     params, context = plan.model_params, plan.context_params
     lines: list[str] = []
@@ -390,8 +431,12 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     cached = sum(device.moe_cache for device in plan.devices[:-1])
     if cached:
         lines.append(f"{show_size(cached)} are a cache for experts that are in host memory.")
-    elif search.moe_cache:
+    elif cache.size:
         lines.append("No cache of experts is needed.")
+    if cache.why:
+        lines.append(cache.why)
+    if params.use_extra_bufts != model.use_extra_bufts:
+        lines.append("use_extra_bufts is False: experts that are repacked for the CPU cannot be cached.")
     if params.tensor_split is not None and model.tensor_split is None:
         shares = ", ".join(f"{share:g}" for share in params.tensor_split)
         lines.append(f"The devices take {shares} layers.")

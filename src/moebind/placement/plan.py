@@ -89,6 +89,8 @@ class Plan(MemoryBreakdown):
     _header: Header | None = field(default=None, repr=False, compare=False)
     _natives: list[CData] | None = field(default=None, repr=False, compare=False)
     _memory: HostMemory | None = field(default=None, repr=False, compare=False)
+    #: Layers of which a cache of experts holds some, or would: each with the device that computes it.
+    _cached: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
     #: Whether it is a fit's, which would find the same again.
     _fitted: bool = field(default=False, repr=False, compare=False)
 
@@ -96,6 +98,15 @@ class Plan(MemoryBreakdown):
         """A plan for the same model and devices."""
         header = read_header(self.path) if self._header is None else self._header
         return make_plan(header, model_params, context_params, self._natives, self._memory)
+
+    @property
+    def _cache_shares(self) -> dict[str, float]:
+        """How llama.cpp divides a cache of experts between devices: as ``tensor_split``, else by the free memory."""
+        names = [device.name for device in self.devices[:-1]]
+        split = self.model_params.tensor_split
+        if split is not None and any(split):
+            return dict(zip(names, [*split, *[0.0] * len(names)], strict=False))
+        return {device.name: float(device.free) for device in self.devices[:-1]}
 
     @property
     def _host_needs(self) -> int:
@@ -461,4 +472,5 @@ def make_plan(
         header,
         devices,
         host,
+        MappingProxyType(found.cached),
     )

@@ -12,16 +12,20 @@ import numpy as np
 from moebind._core import checks
 from moebind._core.fork import new_in_child
 from moebind._core.native import lib
+from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
 from moebind.params.observers import EvalTensor, TensorObserver
+from moebind.placement import recording
 from moebind.placement.cache_curve import CacheCurve
 from moebind.placement.chosen_experts import ALIGNMENT, ChosenExperts, Layout, alignment_of, layouts_of
+from moebind.placement.recording import Recording
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from moebind._core.model_base import ModelBase
+    from moebind.placement.plan import Plan
 
 __all__ = ["RoutingRecorder"]
 
@@ -231,6 +235,59 @@ class RoutingRecorder(TensorObserver):
             if self._order is not None and order is not None:
                 self._order.extend(order)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what was counted into a file, with the order, if that is kept; :meth:`load` reads it.
+
+        Parameters
+        ----------
+        path
+            The file, such as ``"routing.npz"``; another one that is there is replaced. It is an archive of numpy's.
+
+        Raises
+        ------
+        ValueError
+            If nothing was counted yet.
+        OSError
+            If it cannot be written.
+
+        Examples
+        --------
+        >>> recorder.save("routing.npz")
+        >>> (RoutingRecorder.load("routing.npz").counts == recorder.counts).all()
+        True
+        """
+        target = checks.path("path", path)
+        with self._lock:
+            if not self._counts.size:
+                raise ValueError("nothing was counted yet: there is nothing to save")
+            order = None if self._order is None else self._order.copy()
+            found = Recording(
+                self._counts.copy(), self._n_tokens.copy(), self._size, dict(self._layouts), self._alignment, order
+            )
+        recording.write(target, found)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RoutingRecorder:
+        """Read what :meth:`save` wrote. The recorder goes on counting for models of the same kind.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Raises
+        ------
+        ValueError
+            If it is no such file, or damaged.
+        OSError
+            If it cannot be read.
+        """
+        found = recording.read(checks.path("path", path))
+        made = cls(order=found.order is not None)
+        made._counts, made._n_tokens, made._size = found.counts, found.n_tokens, found.size
+        made._layouts, made._alignment, made._order = found.layouts, found.alignment, found.order
+        return made
+
     def __add__(self, other: RoutingRecorder) -> RoutingRecorder:
         if not isinstance(other, RoutingRecorder):
             return NotImplemented
@@ -244,6 +301,7 @@ class RoutingRecorder(TensorObserver):
         sizes: Sequence[SupportsIndex | str] | None = None,
         *,
         layers: Iterable[int] | None = None,
+        plan: Plan | None = None,
     ) -> CacheCurve:
         """Forecast the hit rate of a device's cache of experts that are kept in host memory, for every size of it.
 
@@ -258,6 +316,10 @@ class RoutingRecorder(TensorObserver):
             token's experts of one layer to all experts.
         layers
             Those whose experts are in host memory. None: all that have experts.
+        plan
+            A plan of the same model, in place of ``layers``: which layers have their experts in host memory, which
+            devices compute them, and how a cache is divided between these: as ``tensor_split`` says, or else by the
+            memory that is free, which is another at each load.
 
         Returns
         -------
@@ -266,14 +328,33 @@ class RoutingRecorder(TensorObserver):
         Raises
         ------
         ValueError
-            If the recorder does not keep the order, recorded nothing, or a layer has no experts.
+            If the recorder does not keep the order, recorded nothing, a layer has no experts, the plan leaves nothing
+            to cache or is another model's, or both ``layers`` and ``plan`` are given.
         """
         order = self._order
         if order is None:
             raise ValueError("this recorder keeps no order: make it with RoutingRecorder(order=True)")
         with self._lock:
             order = order.copy()
-        return CacheCurve._of(order, self._size[1], self._layouts, self._alignment, sizes, layers)
+        known = order, self._size[1], self._layouts, self._alignment, sizes
+        if plan is None:
+            return CacheCurve._of(*known, layers)
+        if layers is not None:
+            raise ValueError("layers and plan are both given: the plan says which layers")
+        if not plan._cached:
+            raise ValueError(
+                "the plan leaves nothing to cache: no layer that a device computes has all of its experts in host "
+                "memory, as they are in the file (use_extra_bufts=False)"
+            )
+        for layer in plan._cached if len(order) else ():
+            held = sum(size for name, size in plan._experts[layer].items() if name.endswith("_exps.weight"))
+            known_bytes = self._layouts[layer].nbytes if layer in self._layouts else 0
+            if held != known_bytes:
+                raise ValueError(
+                    f"the plan is another model's: its layer {layer} has {show_size(held)} of experts, and that of the "
+                    f"model that was recorded {show_size(known_bytes)}"
+                )
+        return CacheCurve._of(*known, plan._cached, plan._cached, plan._cache_shares)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Draw a heat map: layers down, experts across, colours for an expert's share in multiples of an even share.

@@ -67,8 +67,6 @@ class Search:
         self.host = host
         self.budgets = budgets
         self.n_plans = 0
-        #: Bytes that were asked for a cache of experts.
-        self.moe_cache = 0
         #: The plan that came closest, for the message when nothing fits.
         self.closest: Plan | None = None
         self._known: dict[tuple[ModelParams, ContextParams], Plan] = {}

@@ -21,7 +21,7 @@ from moebind.backend import rpc_servers
 from moebind.backend.breakdown import BufferMemory, DeviceMemory, gather, read_parts
 from moebind.backend.devices import init
 from moebind.backend.host_memory import HostMemory
-from moebind.context.moe_cache import check_moe_cache
+from moebind.context.moe_cache import cached_layers, check_moe_cache
 from moebind.enums import DeviceType, LazyMode, LoadMode
 from moebind.errors import ContextCreationError, ModelLoadError, NativeError, RpcServerError
 from moebind.params import tensor_overrides
@@ -48,7 +48,8 @@ class Simulation:
     a tensor that stands in two places, as the token embeddings do when they are the output too, has the last.
     ``gaps`` are bytes of mapped ranges that hold no tensor of the host's, and are not read; ``lazy`` are bytes of
     tables that are mapped by themselves and read row by row. ``n_swa`` is the width of sliding windows, 0 without any.
-    ``reads`` are the bytes of weights that a token reads on each device; None is the host.
+    ``reads`` are the bytes of weights that a token reads on each device; None is the host. ``cached`` are the layers of
+    which a cache of experts holds some, or would, and the devices that compute them.
     """
 
     devices: tuple[DeviceMemory, ...]
@@ -61,6 +62,7 @@ class Simulation:
     lazy: int
     n_swa: int
     reads: dict[str | None, int]
+    cached: dict[int, str]
 
 
 def simulate(
@@ -159,6 +161,7 @@ def _simulate(
             alone,
             int(lib.llama_model_n_swa(model)),
             _reads(model, context),
+            {layer: decoded(lib.ggml_backend_dev_name(used[at])) for layer, at in cached_layers(model).items()},
         )
 
 
