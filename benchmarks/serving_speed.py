@@ -1,6 +1,6 @@
 """``moebind serve`` against plain llama-server of the same build: many clients that stream, in interleaved rounds.
 
-    python benchmarks/serving_speed.py [MODEL.gguf] [--threads N] [--rounds N] [--tokens N] [--clients N] [--program FILE]
+    python benchmarks/serving_speed.py [MODEL.gguf] [--threads N] [--rounds N] [--tokens N] [--clients N] [--program P]
 
 In each round the clients ask one server, all at once, for as many tokens each, and then the other; which is first
 changes from round to round, and the one that is not asked is idle. Told are, as medians over the rounds: how many
