@@ -63,11 +63,11 @@ Hub = Annotated[
 Host = Annotated[str | None, typer.Option("--host", metavar="HOST", help="Where to listen.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option("--port", metavar="N", help="0: one that is free.", show_default=str(PORT))]
 Bind = Annotated[str | None, typer.Option("--bind", metavar="HOST:PORT", help="Both in one.")]
+NoUi = Annotated[bool, typer.Option("--no-ui", help="Without the page for browsers.")]
 KeyFile = Annotated[
     Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys that clients must give, a line each.")
 ]
 AllowNetwork = Annotated[bool, typer.Option("--allow-network", help="Let other machines in without a key.")]
-NoUi = Annotated[bool, typer.Option("--no-ui", help="Without the page for browsers.")]
 Fit = Annotated[str, typer.Option("--fit", "-fit", metavar="on|off", help="Choose what is left open so that it fits.")]
 Margin = Annotated[
     str | None,
@@ -132,9 +132,9 @@ def command(
     host: Host = None,
     port: Port = None,
     bind: Bind = None,
+    no_ui: NoUi = False,
     api_key_file: KeyFile = None,
     allow_network: AllowNetwork = False,
-    no_ui: NoUi = False,
     fit: Fit = "on",
     margin: Margin = None,
     one_at_a_time: OneAtATime = False,
