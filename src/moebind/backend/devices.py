@@ -175,6 +175,16 @@ def native_devices() -> list[CData]:
         return [lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count())]
 
 
+def local_gpus() -> list[CData]:
+    """GPUs of this machine; those of RPC servers, workers of ours among them, come and go."""
+    return [
+        native
+        for native in native_devices()
+        if lib.ggml_backend_dev_type(native) in {DeviceType.GPU, DeviceType.IGPU}
+        and decoded(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(native))) != "RPC"
+    ]
+
+
 def describe(index: int, native: CData) -> Device:
     """Read one device."""
     properties = ffi.new("struct ggml_backend_dev_props *")

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from moebind.backend.devices import Device
-from moebind.bench.settings import N_CTX
 from moebind.cli import options as o
-from moebind.cli.devices import Devices, device_list, separate
+from moebind.cli.devices import DevicesHere
 from moebind.cli.given import Given, takes
+from moebind.cli.loading import load
+from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
+from moebind.params.params import N_CTX
 
 PROMPT = "Write a short story about a lighthouse keeper who finds a message in a bottle."
 
@@ -52,11 +53,12 @@ Plot = Annotated[
 ]
 
 
+@takes_model
 @takes(PARAMS, *MODEL, *without(CONTEXT, "moe_cache"), n_ctx=str(N_CTX))
 def command(
     model: o.ModelPath,
     given: Given,
-    device: Devices = None,
+    device: DevicesHere = None,
     prompt: Prompt = None,
     file: File = None,
     predict: Predict = 128,
@@ -65,27 +67,19 @@ def command(
     as_json: o.AsJson = False,
     plot: Plot = None,
 ) -> None:
-    """Forecast the hit rate of a cache of experts, by its size. Loads the model, and computes a text; needs no GPU."""
-    from moebind.model.model import Model
+    """Forecast the hit rate of a cache of experts, by its size. Loads the model, and computes a text; needs no GPU.
+
+    Example: moebind cache moe.gguf --predict 256
+    """
     from moebind.placement.routing import RoutingRecorder
 
     if prompt is not None and file is not None:
         raise ValueError("--prompt and --file are both given: leave one of them out")
     picture = o.plot_path(plot, "curves")
     text = None if file is None else file.read_text(encoding="utf-8")
-    chosen = given.read(model, separate(device), n_ctx=N_CTX)
-    params = chosen.model_params
-    listed = device_list(chosen.device)
-    if listed is not None:
-        here = [each for each in listed if isinstance(each, Device)]
-        if len(here) < len(listed):
-            raise ValueError("--device describes a device, and this computes: name one of those that are here, or none")
-        params = params.with_devices(here)
     recorder = RoutingRecorder(order=True)
-    with (
-        Model.load_from_file(model, params) as loaded,
-        loaded.new_context(chosen.context_params.with_eval_callback(recorder)) as context,
-    ):
+    loaded, context_params = load(model, given, device)
+    with loaded, loaded.new_context(context_params.with_eval_callback(recorder)) as context:
         if not loaded.n_expert:
             raise ValueError(f"{model} has no experts: there is nothing to cache")
         if text is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["say", "show", "show_json", "version"]
+__all__ = ["say", "show", "show_json", "show_line", "stream", "version"]
 
 
 def say(message: str) -> None:
@@ -28,9 +28,31 @@ def show(text: object) -> None:
     print(str(text).encode(encoding, "replace").decode(encoding))
 
 
-def show_json(found: Mapping[str, object]) -> None:
-    """Write a mapping to standard output, as JSON."""
-    print(json.dumps(found, indent=2))
+def show_json(found: Mapping[str, object], *, indent: int | None = 2) -> None:
+    """Write a mapping to standard output, as JSON; in one line where ``indent`` is None."""
+    print(json.dumps(found, indent=indent))
+
+
+def show_line(found: Mapping[str, object]) -> None:
+    """Write a mapping to standard output, as JSON in one line, at once."""
+    print(json.dumps(found), flush=True)
+
+
+#: Control characters but for tabs and ends of lines, and what stands for them.
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
+
+
+def stream(text: str, *, to_error: bool = False) -> None:
+    """Write a part of a text to standard output, or to standard error, at once.
+
+    Characters that its encoding lacks are replaced; on a terminal, so is what would move the cursor, or worse: a model
+    may write anything.
+    """
+    file = sys.stderr if to_error else sys.stdout
+    encoding = file.encoding or "utf-8"
+    if file.isatty():
+        text = text.translate(_CONTROLS)
+    print(text.encode(encoding, "replace").decode(encoding), end="", file=file, flush=True)
 
 
 def version(wanted: bool) -> None:
@@ -38,7 +60,7 @@ def version(wanted: bool) -> None:
     if wanted:
         import typer
 
-        from moebind import __version__, llama_cpp_version
+        from moebind_launcher import versions
 
-        show(f"moebind {__version__}, llama.cpp {llama_cpp_version}")
+        show(versions())
         raise typer.Exit

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from moebind._core import checks
 from moebind._core.model_base import ModelBase
 from moebind.files.gguf import Gguf
-from moebind.params.misplaced import refuse_keywords
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ModelParams
 
 if TYPE_CHECKING:
-    from typing_extensions import Never, Self
+    from typing_extensions import Self
 
 __all__ = ["Pretrained", "checked_params"]
 
@@ -40,6 +40,7 @@ class Pretrained(ModelBase, metaclass=ABCMeta):
         """Load the model of a file, or of files."""
 
     @classmethod
+    @explained_with_fields(model="Model.from_pretrained(repo_id, filename, {})")
     def from_pretrained(
         cls,
         repo_id: str,
@@ -51,7 +52,6 @@ class Pretrained(ModelBase, metaclass=ABCMeta):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         endpoint: str | None = None,
-        **unknown: Never,
     ) -> Self:
         """Download a model from the Hugging Face Hub, unless it is in the cache, and load it.
 
@@ -100,7 +100,6 @@ class Pretrained(ModelBase, metaclass=ABCMeta):
         """
         from moebind.files import hub
 
-        refuse_keywords("from_pretrained", ModelParams, "Model.from_pretrained(repo_id, filename, {})", unknown)
         chosen = checked_params(params)
         address = hub.Address(repo_id, filename, revision)
         folder = None if cache_dir is None else checks.path("cache_dir", cache_dir)

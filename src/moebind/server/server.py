@@ -14,6 +14,7 @@ from moebind.backend.devices import devices
 from moebind.backend.loopback import worker_pids
 from moebind.enums import DeviceType
 from moebind.errors import ServerError
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server.address import Address
 from moebind.server.arguments import Settings, check, command_line
@@ -100,6 +101,7 @@ class Server:
     ...     print(server.url, [model.name for model in server.models])
     """
 
+    @explained_with_fields(model="Server(model, model_params={})", context="Server(model, context_params={})")
     def __init__(
         self,
         model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
