@@ -70,6 +70,7 @@ FolderList = Annotated[str | None, typer.Option("--model-dirs", metavar="A;B", h
 Host = Annotated[str | None, typer.Option("--host", metavar="HOST", help="Where to listen.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option("--port", metavar="N", help="0: one that is free.", show_default=str(PORT))]
 Bind = Annotated[str | None, typer.Option("--bind", metavar="HOST:PORT", help="Both in one.")]
+NoUi = Annotated[bool, typer.Option("--no-ui", help="Without the page for browsers.")]
 KeyFile = Annotated[
     Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys that clients must give, a line each.")
 ]
@@ -111,6 +112,7 @@ def command(
     host: Host = None,
     port: Port = None,
     bind: Bind = None,
+    no_ui: NoUi = False,
     api_key_file: KeyFile = None,
     allow_network: AllowNetwork = False,
     fit: o.Fit = "on",
@@ -159,6 +161,7 @@ def command(
             margin=margin,
             one_at_a_time=one_at_a_time,
             allow_network=allow_network,
+            ui=not no_ui,
         )
         try:
             server.wait_ready(timeout_load)
