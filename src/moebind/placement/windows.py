@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from moebind._core.sizes import show_size
+from moebind.backend.breakdown import HOST
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.plan import Plan
 
-__all__ = ["choose", "explain"]
+__all__ = ["choose", "cost", "explain"]
 
-#: The share of the weights on the devices, compared with a cache of windows, that a full-size one must leave there. It
-#: is worth something: a chat goes on from any point of what was computed, and not only from the end.
-WEIGHTS_SHARE_MIN = 0.95
+#: How much more a token may cost with a full-size cache than with one of windows. It is worth something: a chat goes on
+#: from any point of what was computed, and not only from the end.
+COST_MAX = 1.05
+#: How much faster a card's memory is than a host's, about.
+FASTER = 10
 
 
 def choose(
@@ -34,7 +37,7 @@ def choose(
     if enough or not n_swa or not context.swa_full:
         return full, None
     windows = place(context.with_swa_full(False))
-    if windows is None or (full is not None and _weights(full) >= WEIGHTS_SHARE_MIN * _weights(windows)):
+    if windows is None or (full is not None and cost(full) <= COST_MAX * cost(windows)):
         return full, None
     return windows, full
 
@@ -55,8 +58,9 @@ def explain(plan: Plan, full: Plan | None, *, chosen: bool, longest: bool) -> st
         why = (
             "a full-size cache would not fit"
             if full is None
-            else f"beside a full-size cache, the devices would hold {show_size(_weights(full))} of weights instead of "
-            f"{show_size(_weights(plan))}"
+            else "beside a full-size cache, a token would read "
+            f"{show_size(full.weights_per_token[HOST])} of weights from host memory instead of "
+            f"{show_size(plan.weights_per_token[HOST])}"
         )
         return (
             f"swa_full is False: {why}. The layers with sliding windows forget what lies more than {plan.n_swa} tokens "
@@ -68,5 +72,7 @@ def explain(plan: Plan, full: Plan | None, *, chosen: bool, longest: bool) -> st
     return None
 
 
-def _weights(plan: Plan) -> int:
-    return sum(device.model for device in plan.devices[:-1])
+def cost(plan: Plan) -> int:
+    """What a token costs, as bytes of weights from devices would."""
+    host = plan.weights_per_token[HOST]
+    return sum(plan.weights_per_token.values()) + (FASTER - 1) * host
