@@ -9,6 +9,7 @@ What it writes is in docs/clients.md. Of a client that is not installed it says 
 
 from __future__ import annotations
 
+import importlib.resources
 import importlib.util
 import json
 import os
@@ -129,6 +130,7 @@ def with_langchain(url: str, model: str) -> None:
 
 def with_litellm(url: str, model: str) -> None:
     """LiteLLM, which calls it a model of OpenAI's at another address."""
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would ask another server for prices
     import litellm
 
     asked = {"model": f"openai/{model}", "api_base": f"{url}/v1", "api_key": KEY, "temperature": 0}
@@ -197,7 +199,9 @@ def main() -> None:
 
     from moebind.server import Server
 
-    with Server(demo_model(), n_ctx=2048) as server:
+    # The model's own template knows no tools; llama-server would leave them out.
+    template = importlib.resources.files("moebind") / "chat" / "chatml_tools.jinja"
+    with Server(demo_model(), n_ctx=2048, extra=["--chat-template-file", str(template)]) as server:
         ask(server.url, server.models[0].name)
 
 

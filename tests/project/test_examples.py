@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packages import packages
 
 from conftest import EXAMPLES
 
@@ -112,3 +113,17 @@ def test_a_shape_that_there_is_not(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "there is no shape phi; there are phi-3.5-moe-q4_k_m" in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_clients_that_others_wrote() -> None:
+    environment = packages("anthropic", "langchain-openai", "litellm", "llm", "openai>=1.50")
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "clients.py"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    clients = re.findall(r"^# (.*)\n(.*)", done.stdout, re.MULTILINE)
+    assert [name for name, _ in clients] == ["curl", "openai", "anthropic", "langchain-openai", "litellm", "llm"]
+    assert [name for name, said in clients if said == "not installed"] in ([], ["curl"])
+    assert done.stdout.count("Paris") >= 6

@@ -42,13 +42,10 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def servers() -> list[psutil.Process]:
-    """The servers of the replicas."""
-    return [
-        each
-        for each in psutil.process_iter(["name"])
-        if each.info["name"] == "llama-server" and "ours" in "".join(each.cmdline())
-    ]
+def servers(folder: str) -> list[psutil.Process]:
+    """The servers of the replicas, with the model of this folder."""
+    found = psutil.process_iter(["name", "cmdline"])
+    return [each for each in found if each.info["name"] == "llama-server" and folder in " ".join(each.info["cmdline"])]
 
 
 def ask(client: openai.OpenAI, number: int, answered: list[int]) -> None:
@@ -70,15 +67,11 @@ def ask(client: openai.OpenAI, number: int, answered: list[int]) -> None:
 
 
 def whole(client: openai.OpenAI, number: int, answered: list[int]) -> None:
-    """Ask again where a stream broke off: what came of it is not the answer."""
+    """Ask again where a stream broke off: what came of it is not the answer, and no client repeats it by itself."""
     for _ in range(5):
         try:
             return ask(client, number, answered)
-        except (openai.APIError, OSError, IndexError) as error:
-            print("again:", type(error).__name__, flush=True)
-        except Exception as error:
-            if "httpx" not in type(error).__module__ and "httpcore" not in type(error).__module__:
-                raise
+        except Exception as error:  # a broken stream is an error of the client's HTTP library, whichever that is
             print("again:", type(error).__name__, flush=True)
     return answered.append(-1)
 
@@ -123,13 +116,13 @@ def main() -> None:
     print("batch:", len(found), len({row["prompt"] for row in found}), flush=True)
 
     # The server of a replica dies: it is started again, and what was asked of it is asked again.
-    until(lambda: len(servers()) >= 2)
-    for each in servers():
+    until(lambda: len(servers(folder)) == 2)
+    for each in servers(folder):
         each.kill()
     print("restarted:", client.with_options(max_retries=0).models.list().data[0].object, flush=True)
     serve.shutdown()
     ray.shutdown()
-    until(lambda: not servers())
+    until(lambda: not servers(folder))
     print("nothing left", flush=True)
 
 
