@@ -12,11 +12,11 @@ from moebind.cli import text_options as t
 from moebind.cli.chat_commands import talk
 from moebind.cli.conversation import Conversation, read_messages
 from moebind.cli.devices import DevicesHere
-from moebind.cli.given import Given, takes
+from moebind.cli.given import RPC, Given, takes
 from moebind.cli.loading import load
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show_line
-from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, RPC
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
 from moebind.cli.terminal import Terminal
 from moebind.params.params import N_CTX
 

@@ -10,11 +10,11 @@ import typer
 from moebind.cli import options as o
 from moebind.cli import text_options as t
 from moebind.cli.devices import DevicesHere
-from moebind.cli.given import Given, takes
+from moebind.cli.given import RPC, Given, takes
 from moebind.cli.loading import load
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show_line, stream
-from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, RPC
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
 from moebind.params.params import N_CTX
 
 if TYPE_CHECKING:

@@ -18,7 +18,19 @@ from moebind.cli.parameters import ADDED, CONTEXT, MODEL, USUAL, Option, ParamsT
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.saved import Saved, read_for
 
-__all__ = ["Chosen", "Given", "takes"]
+__all__ = ["RPC", "Chosen", "Given", "takes"]
+
+#: Added when the parameters are read, since names of devices may be those of the workers.
+RPC: Option[Any] = Option(
+    "rpc",
+    ("--rpc",),
+    list[str],
+    "Workers on other machines, whose devices are used like this one's; several with commas.",
+    "",
+    (),
+    lambda params, value: params,
+    metavar="HOST:PORT",
+)
 
 
 class Chosen(NamedTuple):

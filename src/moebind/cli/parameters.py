@@ -26,7 +26,6 @@ __all__ = [
     "CONTEXT",
     "MODEL",
     "PARAMS",
-    "RPC",
     "USUAL",
     "Option",
     "flags_of",
@@ -210,18 +209,6 @@ PARAMS: Option[Any] = Option(
     (),
     lambda params, value: params,
     metavar="FILE",
-)
-
-#: Added when the parameters are read, since names of devices may be those of the workers.
-RPC: Option[Any] = Option(
-    "rpc",
-    ("--rpc",),
-    list[str],
-    "Workers on other machines, whose devices are used like this one's; several with commas.",
-    "",
-    (),
-    lambda params, value: params,
-    metavar="HOST:PORT",
 )
 
 #: Names of the options that the help of every command shows; ``--help-all`` shows the others.

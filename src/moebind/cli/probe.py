@@ -10,11 +10,11 @@ import typer
 from moebind._core.tables import Column, text_table
 from moebind.cli import options as o
 from moebind.cli.devices import DevicesHere
-from moebind.cli.given import Given, takes
+from moebind.cli.given import RPC, Given, takes
 from moebind.cli.loading import load
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
-from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, RPC
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
 from moebind.params.params import N_CTX
 
 #: Any text will do.

@@ -20,10 +20,10 @@ from moebind.backend.devices import Device
 from moebind.cli import options as o
 from moebind.cli.budgets import Margin
 from moebind.cli.devices import DevicesHere, device_list, separate
-from moebind.cli.given import Chosen, Given, takes
+from moebind.cli.given import RPC, Chosen, Given, takes
 from moebind.cli.model_argument import Hub, ModelOption, on_hub
 from moebind.cli.output import say, show, show_json
-from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, RPC, without
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
 from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server import Server

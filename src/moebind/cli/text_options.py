@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from moebind.cli.given import Given
-from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, RPC, Option
+from moebind.cli.given import RPC, Given
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, Option
 
 if TYPE_CHECKING:
     from moebind.backend.timings import Timings
