@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import serving
 from typist import MOEBIND, typing
 
 MakeTiny = Callable[..., Path]
@@ -31,6 +32,12 @@ def transcripts() -> Iterator[tuple[str, str]]:
 
 
 TEXTS = [each for each in transcripts() if re.search(r"moebind (generate|chat|probe|embed|rerank|tokenize) ", each[0])]
+#: Those of models and measurements, which wrote something there.
+FILES = [
+    each for each in transcripts() if each[1] and re.search(r"moebind (inspect|list|get|quantize|bench) ", each[0])
+]
+#: Commands that compute nothing.
+WITHOUT_THREADS = r"moebind (tokenize|inspect|list|get) "
 TALKS = [each for each in TEXTS if "\n> " in each[1]]
 SILENT = [command for command, output in TEXTS if not output]
 WRITTEN = [each for each in TEXTS if each[1] and each not in TALKS]
@@ -50,12 +57,12 @@ def folder(demo_path: Path, tiny_path: MakeTiny, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(command: str, folder: Path) -> str:
-    quick = f"{command} -t 1" if " tokenize " not in command else command
+def run(command: str, folder: Path, **variables: str) -> str:
+    quick = command if re.search(WITHOUT_THREADS, command) else f"{command} -t 1"
     done = subprocess.run(
         ["bash", "-c", quick],
         cwd=folder,
-        env=VARIABLES,
+        env={**VARIABLES, **variables},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -68,6 +75,14 @@ def run(command: str, folder: Path) -> str:
 @pytest.mark.parametrize(("command", "output"), WRITTEN)
 def test_transcripts(command: str, output: str, folder: Path) -> None:
     assert like(run(command, folder)) == like(output)
+
+
+@pytest.mark.parametrize(("command", "output"), FILES)
+def test_models_and_measurements(command: str, output: str, folder: Path) -> None:
+    (folder / "reranker.gguf").unlink()  # it would be listed
+    with serving({"someone/demo-moe-GGUF": {"demo-moe-Q4_1.gguf": (folder / "moe.gguf").resolve()}}) as hub:
+        said = run(command, folder, HF_ENDPOINT=hub.endpoint, HF_HUB_CACHE=str(folder / "cache"))
+    assert like(said) == like(output)
 
 
 @pytest.mark.parametrize("command", SILENT)

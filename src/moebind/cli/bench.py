@@ -11,6 +11,7 @@ import typer
 
 from moebind.bench.placements import Placement, default_placements
 from moebind.bench.runs import offload
+from moebind.cli import bench_speed
 from moebind.cli import options as o
 from moebind.cli.devices import checked_size, looks_like_a_size, separate
 from moebind.cli.given import Given, takes
@@ -20,7 +21,7 @@ from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
 from moebind.params.params import N_CTX
 
 app = typer.Typer(
-    help="Measure what placements of a model take, and how fast they are.",
+    help="Measure what placements of a model take, and how fast models are.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -48,9 +49,9 @@ Devices = Annotated[
 ]
 
 
-@app.callback()
-def _measure() -> None:
-    pass
+app.command("decode")(bench_speed.decode_command)
+app.command("prompt")(bench_speed.prompt_command)
+app.command("batch")(bench_speed.batch_command)
 
 
 @app.command("offload")

@@ -10,6 +10,7 @@ import typer
 
 from moebind._core.sizes import parse_size
 from moebind.cli import options as o
+from moebind.cli.budgets import Margin, Memory, budgets
 from moebind.cli.devices import Devices, Host, checked_size, device_list, looks_like_a_size, separate
 from moebind.cli.given import Chosen, Given, takes
 from moebind.cli.model_argument import takes_model
@@ -30,19 +31,6 @@ class Goal(str, Enum):
     balanced = "balanced"
 
 
-Memory = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="What each device may take, or DEVICE=SIZE, Host for host memory.",
-        show_default="what is free",
-    ),
-]
-Margin = Annotated[
-    str | None,
-    typer.Option("--margin", metavar="SIZE", help="What stays free.", show_default="1GiB, at most a tenth"),
-]
 Context = Annotated[
     str | None,
     typer.Option(
@@ -118,7 +106,7 @@ def command(
     chosen = given.read(model, separate(device), host)
     found = fit(
         model,
-        memory=_budgets(memory),
+        memory=budgets(memory),
         margin=margin,
         n_ctx=None if ctx_size is None else token_count("--ctx-size", ctx_size),
         n_ctx_min=token_count("--ctx-size-min", ctx_size_min),
@@ -153,15 +141,3 @@ def _commands(chosen: Chosen) -> str:
     plan = "plan" if chosen.host is None else f"plan (with --host {chosen.host} besides)"
     described = any(looks_like_a_size(each) for each in chosen.device or ())
     return f"{plan} and bench, and without --device of serve" if described else f"{plan}, bench and serve"
-
-
-def _budgets(given: list[str] | None) -> str | dict[str, str] | None:
-    if not given:
-        return None
-    if len(given) == 1 and "=" not in given[0]:
-        return given[0]
-    pairs = [each.partition("=") for each in given]
-    for each, (name, equals, size) in zip(given, pairs, strict=True):
-        if not (name and equals and size):
-            raise ValueError(f"--memory is {each!r} beside others; it takes DEVICE=SIZE then, such as CUDA0=8GiB")
-    return {name: size for name, _, size in pairs}

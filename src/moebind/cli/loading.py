@@ -20,7 +20,7 @@ from moebind.params.params import N_CTX, ContextParams, ModelParams
 if TYPE_CHECKING:
     from moebind.model.model import Model
 
-__all__ = ["Loaded", "load", "open_model", "with_devices"]
+__all__ = ["Loaded", "computing", "load", "open_model", "with_devices"]
 
 
 class Loaded(NamedTuple):
@@ -47,17 +47,25 @@ def load(
     n_ctx
         The length of context if neither says one; None: that of ``ContextParams``.
     """
-    chosen = given.read(model, separate(device), n_ctx=n_ctx)
-    params, context = with_devices(chosen), chosen.context_params
-    quiet = given.values.get("n_gpu_layers") is None and given.values.get("params") is None
-    if quiet and params.devices is None and not local_gpus() and not nvidia_cards():
-        params = params.with_n_gpu_layers(0)  # nobody needs a warning that there is no device
+    params, context = computing(model, given, device, n_ctx)
     if fitted and given.values.get("params") is None and (local_gpus() if params.devices is None else params.devices):
         from moebind.placement.fit import fit
 
         found = fit(model, n_ctx=context.n_ctx or None, model_params=params, context_params=context)
         params, context = found.model_params, found.context_params
     return Loaded(open_model(model, params), context)
+
+
+def computing(
+    model: str, given: Given, device: Sequence[str] | None, n_ctx: int | None
+) -> tuple[ModelParams, ContextParams]:
+    """The parameters of a command that computes: as options and a file have them, for devices that are here."""
+    chosen = given.read(model, separate(device), n_ctx=n_ctx)
+    params = with_devices(chosen)
+    quiet = given.values.get("n_gpu_layers") is None and given.values.get("params") is None
+    if quiet and params.devices is None and not local_gpus() and not nvidia_cards():
+        params = params.with_n_gpu_layers(0)  # nobody needs a warning that there is no device
+    return params, chosen.context_params
 
 
 def open_model(model: str, params: ModelParams) -> Model:

@@ -71,6 +71,7 @@ _OPTIONS = {
     "warmup": "--warmup",
     "n_prompt": "--n-prompt",
     "n_generate": "--n-gen",
+    "n_sequences": "--sequences",
     "prompts": "--prompt",
     "worker_threads": "--worker-threads",
     "timeout": "--timeout",
@@ -89,6 +90,16 @@ _OPTIONS = {
     "max_tokens": "--predict",
     "mmproj": "--mmproj",
     "models_dir": "--models-dir",
+    "src": "SRC",
+    "dst": "DST",
+    "imatrix": "--imatrix",
+    "tensor_types": "--tensor-type",
+    "output_tensor_type": "--output-tensor-type",
+    "token_embedding_type": "--token-embedding-type",
+    "allow_requantize": "--allow-requantize",
+    "keep_split": "--keep-split",
+    "prune_layers": "--prune-layers",
+    "kv_overrides": "--override-kv",
     "path": "MODEL",
     "model_path": "MODEL",
 }
@@ -107,6 +118,7 @@ _CALLS = [
 _USE = re.compile(r"(?<=: )(use|set) ([a-z_]+)\b(?! [a-z])")
 #: A field with its value, alone or in the parameters that it belongs to.
 _FIELD = re.compile(r"\b(?:(?:Model|Context)Params\()?(?<![\w./-])([a-z]\w*)=(True|False|\d+)\b(\))?")
+_SWITCHED = re.compile(r"\bpass ([a-z_]+)=True\b")
 _NAMED = re.compile(r"(?<![\w./'\"=-])[a-z]+_[a-z_]+(?![\w./'\"=(-])")
 
 
@@ -127,12 +139,12 @@ def wants_fit(given: str) -> bool:
     return given == "on"
 
 
-def plot_path(given: Path | None, what: str) -> str | None:
+def plot_path(given: Path | None, what: str, option: str = "--plot") -> str | None:
     """Where to draw, if that will be possible: looked at before anything is computed."""
     if given is None:
         return None
-    path = checks.path("--plot", given)
-    check_plot("--plot", path, what)
+    path = checks.path(option, given)
+    check_plot(option, path, what)
     return path
 
 
@@ -169,4 +181,5 @@ def _renamed(message: str) -> str:
     begun = _BEGINS.match(message)
     if begun is not None and begun[1] in _OPTIONS:
         message = f"{_OPTIONS[begun[1]]}{message[begun.end() :]}"
+    message = _SWITCHED.sub(lambda found: f"give {_OPTIONS.get(found[1], found[1])}", message)
     return _NAMED.sub(lambda found: _OPTIONS.get(found[0], found[0]), message)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["say", "show", "show_json", "show_line", "stream", "version"]
+__all__ = ["note", "passing", "say", "show", "show_json", "show_line", "stream", "version"]
 
 
 def say(message: str) -> None:
@@ -20,6 +22,12 @@ def say(message: str) -> None:
     ended = [part if part[-1] in ".,:;" else f"{part};" for part in parts[:-1]]
     line = f"moebind: {' '.join([*ended, *parts[-1:]])}"
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """Write what goes beside the results to standard error."""
+    encoding = sys.stderr.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), file=sys.stderr, flush=True)
 
 
 def show(text: object) -> None:
@@ -53,6 +61,25 @@ def stream(text: str, *, to_error: bool = False) -> None:
     if file.isatty():
         text = text.translate(_CONTROLS)
     print(text.encode(encoding, "replace").decode(encoding), end="", file=file, flush=True)
+
+
+@contextmanager
+def passing() -> Iterator[Callable[[str], None]]:
+    """What is done at the moment, in one line on standard error that the next replaces; only on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    width = shutil.get_terminal_size().columns - 1
+    encoding = sys.stderr.encoding or "utf-8"
+
+    def tell(text: str) -> None:
+        line = " ".join(text.split())[:width].encode(encoding, "replace").decode(encoding)
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield tell
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def version(wanted: bool) -> None:

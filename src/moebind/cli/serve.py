@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 
 from moebind.backend.devices import Device
 from moebind.cli import options as o
+from moebind.cli.budgets import Margin
 from moebind.cli.devices import DevicesHere, device_list, separate
 from moebind.cli.given import Chosen, Given, takes
 from moebind.cli.model_argument import Hub, ModelOption, on_hub
@@ -74,10 +75,6 @@ KeyFile = Annotated[
     Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys that clients must give, a line each.")
 ]
 AllowNetwork = Annotated[bool, typer.Option("--allow-network", help="Let other machines in without a key.")]
-Margin = Annotated[
-    str | None,
-    typer.Option("--margin", metavar="SIZE", help="What stays free.", show_default="1GiB, at most a tenth"),
-]
 OneAtATime = Annotated[bool, typer.Option("--one-at-a-time", help="One model in memory, with all of it.")]
 Slots = Annotated[
     int | None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from moebind._core import checks
 from moebind._core.sizes import show_size
-from moebind._core.tables import Column, text_table
+from moebind._core.tables import Column, number_ranges, text_table
 from moebind.enums import GgmlType
 from moebind.files.architecture_facts import NEVER_AHEAD
 from moebind.files.tensor_patterns import VALUE_EXPERTS
@@ -134,7 +134,7 @@ class ExpertSummary:
                 ", ".join(kind.name for kind in first.types) or "-",
                 first.shared_nbytes / 2**20,
                 first.dense_nbytes / 2**20,
-                _ranges(numbers),
+                number_ranges(numbers),
             )
             for first, numbers in self._kinds()
         ]
@@ -150,17 +150,6 @@ class ExpertSummary:
             key = (each.n_expert, each.nbytes, each.types, each.shared_nbytes, each.dense_nbytes)
             kinds.setdefault(key, (each, []))[1].append(each.layer)
         return list(kinds.values())
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Numbers in short, such as ``0-3, 6, 9-11``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 @explained_with_fields()
