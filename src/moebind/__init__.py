@@ -246,7 +246,9 @@ _LAZY_MODULES = frozenset({"bench", "server"})
 
 def __getattr__(name: str) -> object:
     if name not in _LAZY and name not in _LAZY_MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from moebind._core.other_names import refuse_module_name
+
+        refuse_module_name(name, __all__)
     import importlib
 
     if name in _LAZY_MODULES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -56,6 +57,15 @@ def test_on_a_terminal_it_is_dim() -> None:
     with typing(sys.executable, "-c", code) as typist:
         assert typist.wait_for("told\x1b[0m") == "\x1b[2mhm\r\n\x1b[0myes\r\n\x1b[2mtold\x1b[0m"
         typist.ends_with(0)
+
+
+def test_nothing_that_a_model_writes_moves_the_cursor() -> None:
+    text = "a\x1b[2J\rb\x9b1A\x07\tc\n\U0001f469\u200d\U0001f52c."
+    code = f"{READ}terminal.write({text!r}); terminal.end()"
+    with typing(sys.executable, "-c", code) as typist:
+        assert typist.wait_for("." + "\r\n") == "a\ufffd[2J\ufffdb\ufffd1A\ufffd\tc\r\n\U0001f469\u200d\U0001f52c.\r\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout.decode() == f"{text}\n"  # a program may read it
 
 
 def test_prompts_on_a_terminal() -> None:

@@ -11,11 +11,12 @@ import typer
 from moebind._core.sizes import parse_size
 from moebind.cli import options as o
 from moebind.cli.budgets import Margin, Memory, budgets
-from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
-from moebind.cli.given import Given, takes
+from moebind.cli.devices import Devices, Host, checked_size, device_list, looks_like_a_size, separate
+from moebind.cli.given import Chosen, Given, takes
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, unwritten, without
+from moebind.cli.token_counts import token_count
 from moebind.cli.written_options import as_options
 from moebind.placement.cache_share import BUS
 from moebind.placement.fit import fit
@@ -31,11 +32,18 @@ class Goal(str, Enum):
 
 
 Context = Annotated[
-    int | None,
-    typer.Option("--ctx-size", "--n-ctx", "-c", metavar="N", help="Tokens of context.", show_default="as many as fit"),
+    str | None,
+    typer.Option(
+        "--ctx-size",
+        "--n-ctx",
+        "-c",
+        metavar="N",
+        help="Tokens of context, such as 32k.",
+        show_default="as many as fit",
+    ),
 ]
 ContextMin = Annotated[
-    int,
+    str,
     typer.Option("--ctx-size-min", "--n-ctx-min", metavar="N", help="The shortest context that will do.", hidden=True),
 ]
 For = Annotated[Goal, typer.Option("--goal", help="What is to be fast.")]
@@ -84,7 +92,7 @@ def command(
     host: Host = None,
     goal: For = Goal.decode,
     ctx_size: Context = None,
-    ctx_size_min: ContextMin = 4096,
+    ctx_size_min: ContextMin = "4096",
     moe_cache: Cache = None,
     routing: Routing = None,
     bus: Bus = BUS,
@@ -100,8 +108,8 @@ def command(
         model,
         memory=budgets(memory),
         margin=margin,
-        n_ctx=ctx_size,
-        n_ctx_min=ctx_size_min,
+        n_ctx=None if ctx_size is None else token_count("--ctx-size", ctx_size),
+        n_ctx_min=token_count("--ctx-size-min", ctx_size_min),
         model_params=chosen.model_params,
         context_params=chosen.context_params,
         devices=device_list(chosen.device),
@@ -118,10 +126,18 @@ def command(
     if as_json:
         show_json({**found.to_dict(), "options": options})
     else:
-        show(found)
+        show(o.calls_as_options(str(found)))
         show(f"In Python: {found.model_params}, {found.context_params}")
         lacking = [*unwritten(found.model_params), *unwritten(found.context_params)]
         but = f" (none sets {' and '.join(lacking)}; --save and --params keep it)" if lacking else ""
-        show(f"Options of moebind plan and bench{but}: {shlex.join(options)}")
+        show(f"Options of moebind {_commands(chosen)}{but}: {shlex.join(options)}")
     if not found.plan.fits:  # such as where the host, which has no budget of its own, has too little free
         raise typer.Exit(1)
+
+
+def _commands(chosen: Chosen) -> str:
+    """The commands that take the options, and what of them does not go for all."""
+    # A server takes only devices that are here, and its --host is another one.
+    plan = "plan" if chosen.host is None else f"plan (with --host {chosen.host} besides)"
+    described = any(looks_like_a_size(each) for each in chosen.device or ())
+    return f"{plan} and bench, and without --device of serve" if described else f"{plan}, bench and serve"

@@ -9,12 +9,22 @@ from typing import Annotated, TypeAlias
 import typer
 
 from moebind._core import checks
-from moebind.cli.parameters import option_names
+from moebind.cli.parameters import flags_of, option_names
 from moebind.cli.text_options import SAMPLING
 from moebind.enums import PoolingType
 from moebind.placement.plot import check_plot
 
-__all__ = ["AsJson", "Fit", "ModelPath", "Pooling", "in_options", "plot_path", "pooling_type", "wants_fit"]
+__all__ = [
+    "AsJson",
+    "Fit",
+    "ModelPath",
+    "Pooling",
+    "calls_as_options",
+    "in_options",
+    "plot_path",
+    "pooling_type",
+    "wants_fit",
+]
 
 ModelPath: TypeAlias = Annotated[
     str,
@@ -94,6 +104,20 @@ _OPTIONS = {
     "model_path": "MODEL",
 }
 _BEGINS = re.compile(r"([a-z_]+)(?:\[[^]]*\])?(?= (?:is|has|holds|names)\b)")
+#: What a sentence tells Python's users to write, and what is written on a command line.
+_CALLS = [
+    (re.compile(r"(?:ModelParams(?:\(\))?\.)?\bwith_cpu_moe_all(?:\(\))?"), "--cpu-moe"),
+    (re.compile(r"(?:ModelParams(?:\(\))?\.)?with_n_cpu_moe\((\d+)\)"), r"--n-cpu-moe \1"),
+    (re.compile(r"(?:ModelParams(?:\(\))?\.)?\bwith_n_cpu_moe(?:\(\))?"), "--n-cpu-moe"),
+    (re.compile(r"\bmoebind\.(doctor|fit|plan|experts)\b(?:\(\))?"), r"moebind \1"),
+    (re.compile(r"\bset n_gpu_layers=(\d+)"), r"give --n-gpu-layers \1"),
+    # A command's overrides are always strict.
+    (re.compile(r",? or pass strict=False"), ""),
+]
+#: An argument that is to be used instead, at the end of a sentence's first half.
+_USE = re.compile(r"(?<=: )(use|set) ([a-z_]+)\b(?! [a-z])")
+#: A field with its value, alone or in the parameters that it belongs to.
+_FIELD = re.compile(r"\b(?:(?:Model|Context)Params\()?(?<![\w./-])([a-z]\w*)=(True|False|\d+)\b(\))?")
 _SWITCHED = re.compile(r"\bpass ([a-z_]+)=True\b")
 _NAMED = re.compile(r"(?<![\w./'\"=-])[a-z]+_[a-z_]+(?![\w./'\"=(-])")
 
@@ -126,7 +150,29 @@ def plot_path(given: Path | None, what: str, option: str = "--plot") -> str | No
 
 def in_options(message: str) -> str:
     """A message of the library's, with the options' names for its arguments'; lines of llama.cpp's stay as they are."""
-    return "\n".join(line if line.lstrip().startswith("llama.cpp:") else _renamed(line) for line in message.split("\n"))
+    return "\n".join(
+        line if line.lstrip().startswith("llama.cpp:") else _renamed(calls_as_options(line))
+        for line in message.split("\n")
+    )
+
+
+def calls_as_options(text: str) -> str:
+    """A text of the library's for people, with options for the calls and fields that it tells them to write."""
+    for written, option in _CALLS:
+        text = written.sub(option, text)
+    text = _USE.sub(lambda found: f"{found[1]} {_OPTIONS.get(found[2], found[2])}", text)
+    return _FIELD.sub(_field_as_option, text)
+
+
+def _field_as_option(found: re.Match[str]) -> str:
+    name, value = found[1], found[2]
+    whole = found[0].startswith(("ModelParams(", "ContextParams(")) and found[3] is not None
+    ending = "" if whole or found[3] is None else found[3]
+    if name in flags_of() and value in {"True", "False"}:
+        return flags_of()[name][value == "False"] + ending
+    if whole and name in _OPTIONS:
+        return f"{_OPTIONS[name]} {value}"
+    return found[0]
 
 
 def _renamed(message: str) -> str:

@@ -46,10 +46,21 @@ def show_line(found: Mapping[str, object]) -> None:
     print(json.dumps(found), flush=True)
 
 
-def stream(text: str) -> None:
-    """Write a part of a text to standard output, at once; characters that its encoding lacks are replaced."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
+#: Control characters but for tabs and ends of lines, and what stands for them.
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
+
+
+def stream(text: str, *, to_error: bool = False) -> None:
+    """Write a part of a text to standard output, or to standard error, at once.
+
+    Characters that its encoding lacks are replaced; on a terminal, so is what would move the cursor, or worse: a model
+    may write anything.
+    """
+    file = sys.stderr if to_error else sys.stdout
+    encoding = file.encoding or "utf-8"
+    if file.isatty():
+        text = text.translate(_CONTROLS)
+    print(text.encode(encoding, "replace").decode(encoding), end="", file=file, flush=True)
 
 
 @contextmanager

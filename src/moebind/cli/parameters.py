@@ -10,11 +10,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from functools import cache
 from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 
 from moebind._core.sizes import parse_size
+from moebind.cli.token_counts import token_count
 from moebind.enums import FlashAttnType, LoadMode, SplitMode
 from moebind.params.params import CACHE_TYPES, ContextParams, ModelParams
 from moebind.params.tensor_overrides import written_rules
@@ -26,6 +28,7 @@ __all__ = [
     "PARAMS",
     "USUAL",
     "Option",
+    "flags_of",
     "only",
     "option_names",
     "shares",
@@ -326,11 +329,11 @@ CONTEXT: tuple[Option[ContextParams], ...] = (
     Option(
         "n_ctx",
         ("--ctx-size", "--n-ctx", "-c"),
-        int,
-        "Tokens of context; 0: as it was trained.",
+        str,
+        "Tokens of context, such as 32k; 0: as it was trained.",
         str(ContextParams().n_ctx),
         ("n_ctx",),
-        _plain("n_ctx"),
+        lambda params, given: params.with_n_ctx(token_count("--ctx-size", given)),
         lambda params: ["-c", str(params.n_ctx)],
         metavar="N",
     ),
@@ -478,3 +481,13 @@ def unwritten(params: ModelParams | ContextParams) -> list[str]:
 def option_names() -> dict[str, str]:
     """The options' names by the parameters that they set."""
     return {name: option.flag for option in reversed(_ALL) for name in option.fields}
+
+
+@cache
+def flags_of() -> dict[str, tuple[str, str]]:
+    """The options that turn a parameter on and off, by its name."""
+    return {
+        option.fields[0]: (option.flag, option.flags[0].partition("/")[2])
+        for option in _ALL
+        if option.kind is bool and "/" in option.flags[0]
+    }

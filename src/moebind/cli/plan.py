@@ -48,7 +48,7 @@ def command(
     if as_json:
         show_json(found.to_dict())
     else:
-        show(found)
+        show(o.calls_as_options(str(found)))
     if picture is not None:
         found.plot(picture)
     if check and not found.fits:

@@ -28,6 +28,7 @@ from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server import Server
 from moebind.server.address import PORT, parse
+from moebind.server.extra import option_names
 from moebind.server.placed import N_CTX_OF_SEVERAL
 from moebind.server.supervisor import logger
 
@@ -45,7 +46,14 @@ class WithRest(TyperCommand):
             at = args.index("--")
             ctx.meta[_REST] = args[at + 1 :]
             args = args[:at]
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # Of an unknown option, whose class moved between versions of typer.
+            name = getattr(error, "option_name", None)
+            if name is not None and hasattr(error, "message") and name in option_names():
+                error.message = f"{name} is an option of llama-server's: give it behind --, as in -- {name} ..."
+            raise
 
 
 CLASS = WithRest
@@ -62,6 +70,7 @@ FolderList = Annotated[str | None, typer.Option("--model-dirs", metavar="A;B", h
 Host = Annotated[str | None, typer.Option("--host", metavar="HOST", help="Where to listen.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option("--port", metavar="N", help="0: one that is free.", show_default=str(PORT))]
 Bind = Annotated[str | None, typer.Option("--bind", metavar="HOST:PORT", help="Both in one.")]
+NoUi = Annotated[bool, typer.Option("--no-ui", help="Without the page for browsers.")]
 KeyFile = Annotated[
     Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys that clients must give, a line each.")
 ]
@@ -103,6 +112,7 @@ def command(
     host: Host = None,
     port: Port = None,
     bind: Bind = None,
+    no_ui: NoUi = False,
     api_key_file: KeyFile = None,
     allow_network: AllowNetwork = False,
     fit: o.Fit = "on",
@@ -151,6 +161,7 @@ def command(
             margin=margin,
             one_at_a_time=one_at_a_time,
             allow_network=allow_network,
+            ui=not no_ui,
         )
         try:
             server.wait_ready(timeout_load)
@@ -203,8 +214,13 @@ def _address(host: str | None, port: int | None, bind: str | None) -> tuple[str,
 
 
 def _keys(file: Path) -> list[str]:
-    with open(os.fspath(file), encoding="utf-8") as lines:
-        keys = [line.strip() for line in lines]
+    try:
+        with open(os.fspath(file), encoding="utf-8") as lines:
+            keys = [line.strip() for line in lines]
+    except OSError as error:
+        raise OSError(f"--api-key-file is {str(file)!r}, which cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"--api-key-file is {str(file)!r}, which is no text in UTF-8") from None
     found = [key for key in keys if key and not key.startswith("#")]
     if not found:
         raise ValueError(f"--api-key-file is {str(file)!r}, which holds no key: it has one a line")

@@ -69,10 +69,7 @@ class Terminal:
         """Write what does not belong to the text: dim on a terminal, else to standard error."""
         if text:
             self._set_apart(True)
-            if self._shown_here:
-                stream(text)
-            else:
-                print(text, end="", file=sys.stderr, flush=True)
+            stream(text, to_error=not self._shown_here)
             self._goes_on = not text.endswith("\n")
 
     def end(self) -> None:
@@ -86,7 +83,7 @@ class Terminal:
         self._end_line()
         self._apart = apart
         if self._shown_here:
-            stream(_DIM if apart else _PLAIN)
+            print(_DIM if apart else _PLAIN, end="", flush=True)
 
     def _end_line(self) -> None:
         if self._goes_on:

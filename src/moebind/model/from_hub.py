@@ -10,11 +10,11 @@ from moebind._core.model_base import ModelBase
 from moebind.files.download import download
 from moebind.files.gguf import Gguf
 from moebind.files.hub_address import Address
-from moebind.params.misplaced import refuse_keywords
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ModelParams
 
 if TYPE_CHECKING:
-    from typing_extensions import Never, Self
+    from typing_extensions import Self
 
 __all__ = ["Pretrained", "checked_params"]
 
@@ -41,6 +41,7 @@ class Pretrained(ModelBase, metaclass=ABCMeta):
         """Load the model of a file, or of files."""
 
     @classmethod
+    @explained_with_fields(model="Model.from_pretrained(repo_id, filename, {})")
     def from_pretrained(
         cls,
         repo_id: str,
@@ -52,7 +53,6 @@ class Pretrained(ModelBase, metaclass=ABCMeta):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         endpoint: str | None = None,
-        **unknown: Never,
     ) -> Self:
         """Download a model from the Hugging Face Hub, unless it is in the cache, and load it.
 
@@ -100,7 +100,6 @@ class Pretrained(ModelBase, metaclass=ABCMeta):
         in the cache. :func:`plan`, :func:`fit` and :func:`experts` work before a download;
         :func:`download` downloads alone.
         """
-        refuse_keywords("from_pretrained", ModelParams, "Model.from_pretrained(repo_id, filename, {})", unknown)
         chosen = checked_params(params)
         Address(repo_id, filename, revision)  # refuses the address of a file, which download takes
         paths = download(

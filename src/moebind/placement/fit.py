@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, SupportsIndex
 
 from moebind._core import checks
-from moebind._core.sizes import parse_size, show_size
+from moebind._core.sizes import parse_memory, parse_size, show_size
 from moebind.backend.devices import Device
 from moebind.errors import FitError
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import N_CTX_MAX, ContextParams, ModelParams
 from moebind.placement import windows
 from moebind.placement.cache_share import BUS, CacheShare, cached_params, choose_share
@@ -137,6 +138,7 @@ class Fit:
         return cls(_on(devices, model), context, replace(plan, _fitted=True), *made_for)
 
 
+@explained_with_fields(model="fit(path, model_params={})", context="fit(path, context_params={})")
 def fit(
     path: str | os.PathLike[str],
     *,
@@ -303,13 +305,13 @@ def _budgets(
         return others
     most = {device.name: device.capacity for device in plan.devices}
     if not isinstance(memory, Mapping):
-        size = parse_size("memory", memory)
+        size = parse_memory("memory", memory)
         _must_have("memory", size, max(others, key=most.__getitem__), most)
         return {name: min(size, most[name]) for name in others}
     for name in memory:
         if name not in others and name != plan.host.name:
             raise ValueError(f"memory names {name!r}; there are {', '.join(each.name for each in plan.devices)}")
-    given = {name: parse_size(f"memory[{name!r}]", size) for name, size in memory.items()}
+    given = {name: parse_memory(f"memory[{name!r}]", size) for name, size in memory.items()}
     for name, size in given.items():
         _must_have(f"memory[{name!r}]", size, name, most)
     return {**others, **given}

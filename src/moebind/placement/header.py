@@ -101,6 +101,13 @@ class Header:
             return int(value.max())
         return value if isinstance(value, int) else default
 
+    def of_layer(self, name: str, layer: int) -> int:
+        """A layer's number in the architecture's metadata, which has one for all, or for each; 0 without any."""
+        value = self.gguf.get(f"{self.architecture}.{name}")
+        if isinstance(value, np.ndarray) and layer < value.size:
+            return int(value[layer])
+        return self.integer(name)
+
     def check(self, params: ModelParams) -> None:
         """Refuse what a load with these parameters would refuse in the file; once for each kind of parameters."""
         key = (params.kv_overrides, params.use_mmap)

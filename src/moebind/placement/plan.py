@@ -10,12 +10,13 @@ from typing import SupportsIndex
 
 from moebind._core import checks
 from moebind._core.native import CData, decoded, lib
-from moebind._core.sizes import parse_size, show_size
+from moebind._core.sizes import parse_memory, show_size
 from moebind.backend.breakdown import HOST, PARTS, DeviceMemory, MemoryBreakdown
 from moebind.backend.devices import Device, native_device
 from moebind.backend.host_memory import HostMemory
 from moebind.enums import DeviceType, SplitMode
 from moebind.errors import MoebindError
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.serialize import write
 from moebind.placement import advice
@@ -43,7 +44,7 @@ class Plan(MemoryBreakdown):
     context_params : ContextParams
         The context that would be made.
     n_ctx : int
-        Tokens that its cache would hold; llama.cpp rounds up.
+        Tokens that its cache would hold: llama.cpp rounds up, to a multiple of 256 for each sequence.
     n_layer : int
         Layers of the model.
     n_layer_nextn : int
@@ -268,6 +269,9 @@ class Plan(MemoryBreakdown):
             f"{os.path.basename(self.path)}: n_ctx {self.n_ctx}, n_ubatch {context.n_ubatch}, cache {'/'.join(kinds)}"
         )
         table = self._lines(with_free=True)
+        asked = context.n_ctx
+        if 0 < asked < self.n_ctx:
+            head += f"\nn_ctx {asked} is rounded up to {self.n_ctx}: each sequence has a multiple of 256 tokens."
         lines = [head, *table, *reads_text(self.bytes_per_token, max(map(len, table)))]
         if self.gaps:
             lines.append(
@@ -307,6 +311,7 @@ def _sizes(part: object) -> dict[str, int]:
     return {name: getattr(part, name) for name in (*PARTS, "total")}
 
 
+@explained_with_fields(model="plan(path, {})", context="plan(path, context_params={})")
 def plan(
     path: str | os.PathLike[str],
     model_params: ModelParams | None = None,
@@ -395,7 +400,7 @@ def described_host(host: SupportsIndex | str | None) -> HostMemory | None:
     """A host with so much memory, all of it free; None: this machine."""
     if host is None:
         return None
-    size = parse_size("host", host, low=1)
+    size = parse_memory("host", host, low=1)
     return HostMemory(size, size)
 
 
@@ -414,7 +419,7 @@ def device_list(devices: Sequence[Device | str | int] | None, params: ModelParam
                 raise ValueError("devices holds the CPU, which takes what the others do not")
             chosen.append(native_device(each.name))
         else:
-            chosen.append(lib.moebind_described_device(at, parse_size(f"devices[{at}]", each, low=1)))
+            chosen.append(lib.moebind_described_device(at, parse_memory(f"devices[{at}]", each, low=1)))
     if len(set(chosen)) != len(chosen):
         raise ValueError("devices names a device twice")
     names = [decoded(lib.ggml_backend_dev_name(native)) for native in chosen]

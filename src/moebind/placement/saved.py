@@ -16,7 +16,7 @@ import numpy as np
 
 from moebind._core import atomic_files, checks
 from moebind._core.native import lib
-from moebind._core.sizes import parse_size, show_size
+from moebind._core.sizes import parse_memory, show_size
 from moebind._core.version import __version__
 from moebind.backend.devices import Device, describe, llama_cpp_version
 from moebind.params.params import ContextParams, ModelParams
@@ -245,7 +245,8 @@ def described(devices: Sequence[Device | str | int] | None) -> tuple[str | int, 
     if devices is None:
         return None
     return tuple(
-        each.name if isinstance(each, Device) else parse_size(f"devices[{at}]", each) for at, each in enumerate(devices)
+        each.name if isinstance(each, Device) else parse_memory(f"devices[{at}]", each)
+        for at, each in enumerate(devices)
     )
 
 
