@@ -20,6 +20,7 @@ from serving import PATIENCE, ask, complete, is_there, until
 import moebind
 from conftest import CPU
 from moebind import ContextParams
+from moebind.server.process import has_page
 from moebind.server.supervisor import logger
 
 MakeTiny = Callable[..., Path]
@@ -301,3 +302,13 @@ def test_no_descriptors_are_left(path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     assert run("serve", path, "--port", 0, "--timeout-load", 0) == 1
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_where_the_page_is_is_told_last(path: Path) -> None:
+    for arguments, there in (([], has_page()), (["--no-ui"], False)):
+        with serving(path, *SMALL, *arguments, "--json") as (process, lines):
+            told = json.loads("\n".join(lines))
+            assert told["page"] == (f"{told['url']}/" if there else None)
+            assert ask(told["url"], "/", Accept_Encoding="identity").status == (415 if there else 404)
+            process.terminate()
+            process.wait(PATIENCE)

@@ -17,6 +17,8 @@ from moebind.errors import MoebindError, NativeError
 
 __all__ = [
     "Device",
+    "backends",
+    "default_devices",
     "devices",
     "init",
     "llama_cpp_version",
@@ -175,6 +177,16 @@ def native_devices() -> list[CData]:
         return [lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count())]
 
 
+def local_gpus() -> list[CData]:
+    """GPUs of this machine; those of RPC servers, workers of ours among them, come and go."""
+    return [
+        native
+        for native in native_devices()
+        if lib.ggml_backend_dev_type(native) in {DeviceType.GPU, DeviceType.IGPU}
+        and decoded(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(native))) != "RPC"
+    ]
+
+
 def describe(index: int, native: CData) -> Device:
     """Read one device."""
     properties = ffi.new("struct ggml_backend_dev_props *")
@@ -215,6 +227,72 @@ def devices() -> list[Device]:
     ['CPU']
     """
     return [describe(index, native) for index, native in enumerate(native_devices())]
+
+
+def backends() -> list[str]:
+    """List the backends that were built and can be used here.
+
+    Returns
+    -------
+    list[str]
+        Their names, such as ``"CUDA"``, ``"RPC"`` and ``"CPU"``, in llama.cpp's order. A backend may have no device:
+        RPC has none before :func:`add_rpc_server`.
+
+    Notes
+    -----
+    Uses ``ggml_backend_reg_get`` and ``ggml_backend_reg_name``.
+
+    Examples
+    --------
+    >>> "CPU" in moebind.backends()
+    True
+    """
+    init()
+    with lock:
+        return [
+            decoded(lib.ggml_backend_reg_name(lib.ggml_backend_reg_get(at)))
+            for at in range(lib.ggml_backend_reg_count())
+        ]
+
+
+def default_devices() -> list[Device]:
+    """List the devices that take a model's layers where nothing else is said.
+
+    Returns
+    -------
+    list[Device]
+        The RPC servers', then this machine's GPUs; integrated ones only if there are no others. Empty if everything
+        stays on the CPU.
+
+    Notes
+    -----
+    llama.cpp chooses so where ``ModelParams.devices`` is None. Of a card that two backends know, it takes one.
+
+    Examples
+    --------
+    >>> [device.name for device in moebind.default_devices()]
+    []
+    """
+    remote: list[Device] = []
+    gpus: list[Device] = []
+    integrated: list[Device] = []
+    cards: set[str] = set()
+    for device, native in zip(devices(), native_devices(), strict=False):
+        if device.type == DeviceType.IGPU and (not integrated or device.backend == integrated[-1].backend):
+            integrated.append(device)
+        elif device.type == DeviceType.GPU and device.backend == "RPC":
+            remote.append(device)
+        elif device.type == DeviceType.GPU and (card := _card(native)) not in cards:
+            gpus.append(device)
+            cards |= {card} - {""}
+    return [*remote, *(gpus or integrated)]
+
+
+def _card(native: CData) -> str:
+    """The identity of a device that several backends may know; empty if it has none."""
+    properties = ffi.new("struct ggml_backend_dev_props *")
+    lib.ggml_backend_dev_get_props(native, properties)
+    return decoded(properties.device_id) if properties.device_id else ""
 
 
 def native_device(name: str) -> CData:

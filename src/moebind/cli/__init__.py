@@ -62,12 +62,12 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:  # whoever reads has seen enough; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
+    except (ValueError, TypeError, IndexError) as error:  # some of moebind's own are, too
+        say(in_options(str(error)))
+        return MISUSED
     except (MoebindError, OSError, ImportError) as error:
         say(in_options(_without_number(error)))
         return FAILED
-    except (ValueError, TypeError, IndexError) as error:
-        say(in_options(str(error)))
-        return MISUSED
     except Exception as error:
         # Usage errors are typer's, or click's, whose classes moved between their versions.
         if type(error).__name__ == "Abort":

@@ -8,6 +8,7 @@ import typer
 
 from moebind.cli import options as o
 from moebind.cli.given import Given, takes
+from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
 from moebind.diagnosis.findings import Severity, doctor
@@ -21,6 +22,7 @@ Model = Annotated[
 ]
 
 
+@takes_model
 @takes(PARAMS, *MODEL, *CONTEXT, hidden=_HIDDEN)
 def command(
     model: Model = None,
@@ -28,7 +30,10 @@ def command(
     given: Given,
     as_json: o.AsJson = False,
 ) -> None:
-    """Examine the build, the devices, the processor and the limits. Ends with 1 if something will fail."""
+    """Examine the build, the devices, the processor and the limits. Ends with 1 if something will fail.
+
+    Example: moebind doctor moe.gguf
+    """
     chosen = given.read(model or "")
     found = doctor(model, chosen.model_params, chosen.context_params)
     if as_json:

@@ -10,8 +10,10 @@ import typer
 
 from moebind._core.sizes import parse_size
 from moebind.cli import options as o
+from moebind.cli.budgets import Margin, Memory, budgets
 from moebind.cli.devices import Devices, Host, checked_size, device_list, looks_like_a_size, separate
 from moebind.cli.given import Chosen, Given, takes
+from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, unwritten, without
 from moebind.cli.token_counts import token_count
@@ -29,20 +31,6 @@ class Goal(str, Enum):
     balanced = "balanced"
 
 
-Memory = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="What each device may take, such as 8GiB; or DEVICE=SIZE, several times for several, Host for host "
-        "memory.",
-        show_default="what is free, less the margin",
-    ),
-]
-Margin = Annotated[
-    str | None,
-    typer.Option("--margin", metavar="SIZE", help="What stays free.", show_default="1GiB, at most a tenth"),
-]
 Context = Annotated[
     str | None,
     typer.Option(
@@ -50,12 +38,13 @@ Context = Annotated[
         "--n-ctx",
         "-c",
         metavar="N",
-        help="Tokens of context, such as 32768 or 32k.",
+        help="Tokens of context, such as 32k.",
         show_default="as many as fit",
     ),
 ]
 ContextMin = Annotated[
-    str, typer.Option("--ctx-size-min", "--n-ctx-min", metavar="N", help="The shortest context that will do.")
+    str,
+    typer.Option("--ctx-size-min", "--n-ctx-min", metavar="N", help="The shortest context that will do.", hidden=True),
 ]
 For = Annotated[Goal, typer.Option("--goal", help="What is to be fast.")]
 Cache = Annotated[
@@ -63,8 +52,7 @@ Cache = Annotated[
     typer.Option(
         "--moe-cache",
         metavar="SIZE",
-        help="Device memory for a cache of experts that are in host memory, such as 4GiB; auto: what costs a token "
-        "least, by --routing.",
+        help="Device memory for a cache of experts; auto: what costs a token least, by --routing.",
         show_default="0",
     ),
 ]
@@ -75,6 +63,7 @@ Routing = Annotated[
         metavar="FILE",
         help="What routers chose, from moebind cache --save FILE; for --moe-cache auto.",
         show_default=False,
+        hidden=True,
     ),
 ]
 Bus = Annotated[
@@ -83,19 +72,16 @@ Bus = Annotated[
         "--bus",
         metavar="X",
         help="How fast the bus to the devices is, in multiples of host memory; for --moe-cache auto.",
+        hidden=True,
     ),
 ]
 Save = Annotated[
     str | None,
-    typer.Option(
-        "--save",
-        metavar="FILE",
-        help="Keep it in a file, which plan, bench and serve take with --params.",
-        show_default=False,
-    ),
+    typer.Option("--save", metavar="FILE", help="Keep it in a file, for --params.", show_default=False),
 ]
 
 
+@takes_model
 @takes(PARAMS, *MODEL, *without(CONTEXT, "n_ctx", "moe_cache"), swa_full="swa-full where it costs little")
 def command(
     model: o.ModelPath,
@@ -113,11 +99,14 @@ def command(
     save: Save = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Find parameters with which a model fits into memory, and uses it well. Ends with 1 if there are none."""
+    """Find parameters with which a model fits into memory. Ends with 1 if there are none.
+
+    Example: moebind fit moe.gguf --memory 8GiB --save fit.json
+    """
     chosen = given.read(model, separate(device), host)
     found = fit(
         model,
-        memory=_budgets(memory),
+        memory=budgets(memory),
         margin=margin,
         n_ctx=None if ctx_size is None else token_count("--ctx-size", ctx_size),
         n_ctx_min=token_count("--ctx-size-min", ctx_size_min),
@@ -152,15 +141,3 @@ def _commands(chosen: Chosen) -> str:
     plan = "plan" if chosen.host is None else f"plan (with --host {chosen.host} besides)"
     described = any(looks_like_a_size(each) for each in chosen.device or ())
     return f"{plan} and bench, and without --device of serve" if described else f"{plan}, bench and serve"
-
-
-def _budgets(given: list[str] | None) -> str | dict[str, str] | None:
-    if not given:
-        return None
-    if len(given) == 1 and "=" not in given[0]:
-        return given[0]
-    pairs = [each.partition("=") for each in given]
-    for each, (name, equals, size) in zip(given, pairs, strict=True):
-        if not (name and equals and size):
-            raise ValueError(f"--memory is {each!r} beside others; it takes DEVICE=SIZE then, such as CUDA0=8GiB")
-    return {name: size for name, _, size in pairs}

@@ -10,23 +10,56 @@ import typer
 
 from moebind._core import checks
 from moebind.cli.parameters import flags_of, option_names
+from moebind.cli.text_options import SAMPLING
+from moebind.enums import PoolingType
 from moebind.placement.plot import check_plot
 
-__all__ = ["AsJson", "ModelPath", "calls_as_options", "in_options", "plot_path"]
+__all__ = [
+    "AsJson",
+    "Fit",
+    "ModelPath",
+    "Pooling",
+    "calls_as_options",
+    "in_options",
+    "plot_path",
+    "pooling_type",
+    "wants_fit",
+]
 
 ModelPath: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A GGUF file, or the first one of a split model, or hf://OWNER/REPO/FILE.gguf on the Hugging Face Hub.",
+        help="A GGUF file (of a split model the first), or hf://OWNER/REPO/FILE.gguf.",
         show_default=False,
     ),
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
+Fit: TypeAlias = Annotated[
+    str, typer.Option("--fit", "-fit", metavar="on|off", help="Choose what is left open so that it fits.")
+]
+Pooling: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--pooling",
+        metavar="TYPE",
+        help="none, mean, cls, last or rank.",
+        show_default="as the model says",
+    ),
+]
 #: The options of arguments, as errors name them.
 _OPTIONS = {
     **option_names(),
+    **{option.name: option.flag for option in SAMPLING},
+    "stop": "--stop",
+    "prompt": "--prompt",
+    "json_schema": "--json-schema",
+    "tools": "--tools",
+    "tool_choice": "--tool-choice",
+    "template": "--chat-template",
+    "template_kwargs": "--chat-template-kwargs",
+    "reasoning_format": "--reasoning-format",
     "n_ctx_min": "--ctx-size-min",
     "memory": "--memory",
     "margin": "--margin",
@@ -38,6 +71,7 @@ _OPTIONS = {
     "warmup": "--warmup",
     "n_prompt": "--n-prompt",
     "n_generate": "--n-gen",
+    "n_sequences": "--sequences",
     "prompts": "--prompt",
     "worker_threads": "--worker-threads",
     "timeout": "--timeout",
@@ -56,6 +90,16 @@ _OPTIONS = {
     "max_tokens": "--predict",
     "mmproj": "--mmproj",
     "models_dir": "--models-dir",
+    "src": "SRC",
+    "dst": "DST",
+    "imatrix": "--imatrix",
+    "tensor_types": "--tensor-type",
+    "output_tensor_type": "--output-tensor-type",
+    "token_embedding_type": "--token-embedding-type",
+    "allow_requantize": "--allow-requantize",
+    "keep_split": "--keep-split",
+    "prune_layers": "--prune-layers",
+    "kv_overrides": "--override-kv",
     "path": "MODEL",
     "model_path": "MODEL",
 }
@@ -74,15 +118,33 @@ _CALLS = [
 _USE = re.compile(r"(?<=: )(use|set) ([a-z_]+)\b(?! [a-z])")
 #: A field with its value, alone or in the parameters that it belongs to.
 _FIELD = re.compile(r"\b(?:(?:Model|Context)Params\()?(?<![\w./-])([a-z]\w*)=(True|False|\d+)\b(\))?")
+_SWITCHED = re.compile(r"\bpass ([a-z_]+)=True\b")
 _NAMED = re.compile(r"(?<![\w./'\"=-])[a-z]+_[a-z_]+(?![\w./'\"=(-])")
 
 
-def plot_path(given: Path | None, what: str) -> str | None:
+def pooling_type(given: str | None) -> PoolingType:
+    """The value of ``--pooling``."""
+    if given is None:
+        return PoolingType.UNSPECIFIED
+    known = {each.name.lower(): each for each in PoolingType if each != PoolingType.UNSPECIFIED}
+    if given not in known:
+        raise ValueError(f"--pooling is {given!r}; it takes one of {', '.join(known)}")
+    return known[given]
+
+
+def wants_fit(given: str) -> bool:
+    """The value of ``--fit``."""
+    if given not in {"on", "off"}:
+        raise ValueError(f"--fit is {given!r}; it takes on or off")
+    return given == "on"
+
+
+def plot_path(given: Path | None, what: str, option: str = "--plot") -> str | None:
     """Where to draw, if that will be possible: looked at before anything is computed."""
     if given is None:
         return None
-    path = checks.path("--plot", given)
-    check_plot("--plot", path, what)
+    path = checks.path(option, given)
+    check_plot(option, path, what)
     return path
 
 
@@ -119,4 +181,5 @@ def _renamed(message: str) -> str:
     begun = _BEGINS.match(message)
     if begun is not None and begun[1] in _OPTIONS:
         message = f"{_OPTIONS[begun[1]]}{message[begun.end() :]}"
+    message = _SWITCHED.sub(lambda found: f"give {_OPTIONS.get(found[1], found[1])}", message)
     return _NAMED.sub(lambda found: _OPTIONS.get(found[0], found[0]), message)

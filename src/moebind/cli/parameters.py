@@ -26,8 +26,10 @@ __all__ = [
     "CONTEXT",
     "MODEL",
     "PARAMS",
+    "USUAL",
     "Option",
     "flags_of",
+    "only",
     "option_names",
     "shares",
     "unwritten",
@@ -202,13 +204,17 @@ PARAMS: Option[Any] = Option(
     "params",
     ("--params",),
     str,
-    "Parameters from a file that moebind fit --save wrote; other options win over it.",
+    "A file that moebind fit --save wrote; other options win over it.",
     "",
     (),
     lambda params, value: params,
     metavar="FILE",
 )
 
+#: Names of the options that the help of every command shows; ``--help-all`` shows the others.
+USUAL = frozenset(
+    {"params", "n_gpu_layers", "override_tensor", "n_cpu_moe", "cpu_moe", "n_ctx", "type_k", "type_v", "threads"}
+)
 #: Fields that options add to.
 ADDED = frozenset({"tensor_overrides"})
 
@@ -217,7 +223,7 @@ MODEL: tuple[Option[ModelParams], ...] = (
         "n_gpu_layers",
         ("--n-gpu-layers", "--gpu-layers", "-ngl"),
         str,
-        "Layers on devices, counted from the last; or all.",
+        "Layers on devices, counted from the last.",
         "all",
         ("n_gpu_layers",),
         _read_layers,
@@ -261,8 +267,7 @@ MODEL: tuple[Option[ModelParams], ...] = (
         "override_tensor",
         ("--override-tensor", "-ot"),
         list[str],
-        "Send tensors whose names match to a device or buffer type, several with commas between them; experts:0-11=CPU "
-        "and layers:12-=CUDA1 go by layers. The first that matches wins.",
+        "Where tensors go whose names match, such as experts:0-11=CPU; the first rule that matches wins.",
         "",
         ("tensor_overrides", "pattern"),
         _read_rules,
@@ -274,7 +279,7 @@ MODEL: tuple[Option[ModelParams], ...] = (
         ("--n-cpu-moe", "-ncmoe"),
         int,
         "Keep experts of the first N layers in host memory.",
-        "0",
+        "",
         ("n_layers", "tensor_overrides"),
         lambda params, count: params.with_n_cpu_moe(count),
         metavar="N",
@@ -325,7 +330,7 @@ CONTEXT: tuple[Option[ContextParams], ...] = (
         "n_ctx",
         ("--ctx-size", "--n-ctx", "-c"),
         str,
-        "Tokens of context, such as 32768 or 32k; 0: as it was trained.",
+        "Tokens of context, such as 32k; 0: as it was trained.",
         str(ContextParams().n_ctx),
         ("n_ctx",),
         lambda params, given: params.with_n_ctx(token_count("--ctx-size", given)),
@@ -459,6 +464,11 @@ _ALL: tuple[Option[Any], ...] = (*MODEL, *CONTEXT)
 def without(options: Sequence[Option[ParamsT]], *names: str) -> tuple[Option[ParamsT], ...]:
     """The options but those of these names."""
     return tuple(option for option in options if option.name not in names)
+
+
+def only(options: Sequence[Option[ParamsT]], *names: str) -> tuple[Option[ParamsT], ...]:
+    """The options of these names."""
+    return tuple(option for option in options if option.name in names)
 
 
 def unwritten(params: ModelParams | ContextParams) -> list[str]:

@@ -22,7 +22,7 @@ from moebind.context.generate_many import BatchedGeneration
 from moebind.context.moe_cache import read_moe_cache
 from moebind.enums import ContextType, GgmlType
 from moebind.errors import ContextCreationError, EmbeddingsError, NativeError
-from moebind.files.architecture_facts import ENCODER_DECODER
+from moebind.files.architecture_facts import DRAFT_FROM_STATES, ENCODER_DECODER
 from moebind.params.observers import TensorObserver, eval_hook
 from moebind.params.params import ContextParams
 from moebind.sampling.sampler import Sampler
@@ -114,6 +114,7 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
         self._encodes = not lib.llama_get_memory(pointer)
         self._predicts_ahead = params.ctx_type == ContextType.MTP and model.n_layer_nextn > 0
         self._has_cross_attention = model._architecture in ENCODER_DECODER
+        self._drafts_from = model._architecture if model._architecture in DRAFT_FROM_STATES else None
         self._n_pos = int(lib.moebind_model_n_pos(opened))
         self._embeddings = params.embeddings
         self._suppress = model._suppressed() if model._suppressed().size else None

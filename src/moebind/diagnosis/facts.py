@@ -14,7 +14,7 @@ from moebind._core.native import LIBRARIES, decoded, lib
 from moebind.backend.devices import Device, devices, llama_cpp_version, system_info
 from moebind.backend.host_memory import HostMemory, host_memory
 
-__all__ = ["Facts", "read_facts"]
+__all__ = ["Facts", "nvidia_cards", "read_facts"]
 
 #: CAP_IPC_LOCK: locks memory without a limit.
 IPC_LOCK = 14
@@ -81,7 +81,7 @@ def read_facts() -> Facts:
         cpu_features=features_of(system_info()),
         cpu_variants=bool(glob.glob(f"{glob.escape(str(LIBRARIES))}/libggml-cpu-*.so")),
         devices=found,
-        nvidia_cards=_nvidia_cards(),
+        nvidia_cards=nvidia_cards(),
         nvidia_driver=driver_of(_read("/proc/driver/nvidia/version")),
         libcuda=_loads("libcuda.so.1"),
         nvidia_nodes={
@@ -168,7 +168,7 @@ def _core_quota() -> float | None:
     return min(found) if min(found) < math.inf else None
 
 
-def _nvidia_cards() -> int:
+def nvidia_cards() -> int:
     """NVIDIA's display controllers and accelerators on the PCI bus."""
     vendors = glob.glob("/sys/bus/pci/devices/*/vendor")
     return sum(

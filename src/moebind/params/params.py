@@ -54,6 +54,8 @@ CACHE_TYPES = tuple(
     GgmlType[name]
     for name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4", "Q2_0")
 )
+#: Tokens of context where a program is not told: as in the published table of the benchmark.
+N_CTX = 4096
 #: More are refused: llama.cpp allocates what describes the cells of a cache before it finds that nothing fits.
 N_CTX_MAX = 2**27
 
@@ -303,7 +305,7 @@ class ModelParams(ModelParamsMethods, Params):
         return self.with_tensor_override(pattern, "CPU", strict=strict)
 
     def with_cpu_moe_all(self, *, strict: bool = True) -> ModelParams:
-        """Keep all experts' tensors in host memory, as ``--cpu-moe`` does.
+        """Keep all experts' tensors in host memory, as ``--cpu-moe`` does, and experts of attention, which it leaves.
 
         Parameters
         ----------
@@ -313,7 +315,7 @@ class ModelParams(ModelParamsMethods, Params):
         return self.with_cpu_override(tensor_patterns.experts_pattern(), strict=strict)
 
     def with_n_cpu_moe(self, n_layers: int, *, strict: bool = True) -> ModelParams:
-        """Keep the experts' tensors of the first layers in host memory, as ``--n-cpu-moe`` does.
+        """Keep the experts' tensors of the first layers in host memory: :meth:`with_cpu_moe_all` as ``--n-cpu-moe``.
 
         Parameters
         ----------

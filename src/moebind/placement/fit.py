@@ -266,7 +266,7 @@ def fit(
 
     chosen, full = windows.choose(place, first.n_swa if swa_full is None else 0, model, context)
     if chosen is None:
-        raise FitError(_nothing_fits(search, file, model))
+        raise FitError(_nothing_fits(search, file, model), _lacks(search))
     result = _on(devices, chosen.model_params)
     chosen = replace(chosen, _fitted=True)
     narrowed = context.swa_full and not chosen.context_params.swa_full
@@ -456,11 +456,17 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     return "\n".join(lines)
 
 
+def _lacks(search: Search) -> dict[str, int]:
+    """The bytes that the plan lacks that came closest."""
+    plan = search.closest
+    return {} if plan is None else {name: size for name, size in search.excess(plan).items() if size > 0}
+
+
 def _nothing_fits(search: Search, path: str, model: ModelParams) -> str:
     plan = search.closest
-    lacks = {} if plan is None else {name: size for name, size in search.excess(plan).items() if size > 0}
     parts = [
-        f"{name} may take {show_size(search.budgets[name])} and lacks {show_size(size)}" for name, size in lacks.items()
+        f"{name} may take {show_size(search.budgets[name])} and lacks {show_size(size)}"
+        for name, size in _lacks(search).items()
     ]
     limited = plan is not None and plan.host.name in search.budgets and len(plan.devices) > 1
     how = "however it is spread over devices and host" if limited else "whatever stays in host memory"

@@ -23,6 +23,7 @@ from moebind.placement import advice
 from moebind.placement.header import Header, read_header
 from moebind.placement.simulation import MAPPED, simulate
 from moebind.placement.speed import Bandwidth, reads_text, tokens_per_second
+from moebind.placement.summary import does_not_fit, summary
 
 __all__ = ["Plan", "plan"]
 
@@ -125,6 +126,12 @@ class Plan(MemoryBreakdown):
     def fits(self) -> bool:
         """Whether each device and the host have enough free memory."""
         return not self.missing
+
+    @property
+    def summary(self) -> str:
+        """The placement in a few words: ``"experts of 12 layers in host memory"``, or what it lacks."""
+        experts = {name for tensors in self._experts.values() for name in tensors}
+        return summary(self.places, experts) if self.fits else does_not_fit(self.missing)
 
     @property
     def bytes_per_token(self) -> dict[str, int]:

@@ -41,6 +41,7 @@ _OURS: Mapping[str, str] = {
     "n-cpu-ffn": "set tensor_overrides",
     "rpc": "use moebind.add_rpc_server",
     "offline": "it is set",
+    "ui": "use ui, or --no-ui before --",
     "rerank": "set embeddings, and pooling_type to RANK",
 }
 _PARAMETERS = {row.option: name for name, row in ROWS.items() if row.option and row.planned}
