@@ -43,6 +43,12 @@ from moebind.server import Server
         (lambda **given: moebind.loopback_device(**given), {"n_thread": 5}, "did you mean 'n_threads'?"),
         (lambda **given: moebind.host_bandwidth(**given), {"threads": 5}, "did you mean 'n_threads'?"),
         (lambda **given: moebind.json_schema_to_grammar({}, **given), {"Strict": False}, "did you mean 'strict'?"),
+        (
+            lambda **given: moebind.doctor("x", **given),
+            {"n_threads": 2},
+            "doctor(path, context_params=ContextParams(n_",
+        ),
+        (lambda **given: moebind.add_rpc_server("x:1", **given), {"time_out": 2}, "did you mean 'timeout'?"),
     ],
 )
 def test_what_to_write_instead(call: Any, given: dict[str, object], said: str) -> None:

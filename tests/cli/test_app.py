@@ -9,7 +9,7 @@ import moebind
 from moebind.cli.app import COMMANDS
 
 
-@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"serve", "bench"}))
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"bench"}))
 def test_help_fits_on_a_screen_and_has_an_example(
     command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -23,11 +23,14 @@ def test_help_fits_on_a_screen_and_has_an_example(
 def test_rare_options_are_shown_on_request(capsys: Capture) -> None:
     assert run("plan", "--help") == 0
     assert "--split-mode" not in capsys.readouterr().out
-    for arguments in (["plan"], ["chat"], ["cache"]):
+    for arguments in (["plan"], ["chat"], ["cache"], ["serve"]):
         assert run(*arguments, "--help-all") == 0
         said = capsys.readouterr().out
         assert "--split-mode" in said
         assert "Usage: moebind " in said
+    assert "--one-at-a-time" in said  # one of its own
+    assert run("serve", "--help") == 0
+    assert "--one-at-a-time" not in capsys.readouterr().out
 
 
 def test_version_and_help(capsys: Capture) -> None:

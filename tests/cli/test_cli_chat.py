@@ -19,7 +19,7 @@ from moebind import ContextParams
 
 MOEBIND = Path(sys.executable).with_name("moebind")
 FAST = ["-ngl", "0", "-t", "1", "-c", "512"]
-TEMPLATE = Path(__file__).resolve().parents[1] / "chat_template.jinja"
+TEMPLATE = Path(moebind.__file__).parent / "chat/chatml_tools.jinja"
 PATIENCE = 60
 
 

@@ -26,7 +26,7 @@ def test_a_file(tiny_path: MakeTiny) -> None:
     with model:
         assert model.path == str(path)
         assert (context.n_ctx, context.n_threads) == (4096, 1)
-    model, context = load(str(path), given(n_ctx=256), ["none"], fitted=True)
+    model, context = load(str(path), given(n_ctx="256"), ["none"], fitted=True)
     with model:
         assert context.n_ctx == 256
 
@@ -41,7 +41,7 @@ def test_an_address(hub: Hub) -> None:
 
 def test_what_is_left_open_is_fitted_to_a_device(tiny_path: MakeTiny, device: Device) -> None:
     path = tiny_path(n_expert=4, n_layer=3)
-    model, _ = load(str(path), Given({"threads": 1, "n_ctx": 256}), [device.name], fitted=True)
+    model, _ = load(str(path), Given({"threads": 1, "n_ctx": "256"}), [device.name], fitted=True)
     with model:
         assert model.params.n_gpu_layers != 0
         assert model.params.devices is not None

@@ -20,7 +20,7 @@ def path(tiny_path: MakeTiny) -> str:
 
 @pytest.fixture
 def given() -> Given:
-    return Given({"n_gpu_layers": "0", "threads": 1, "n_ctx": 64})
+    return Given({"n_gpu_layers": "0", "threads": 1, "n_ctx": "64"})
 
 
 def test_a_prompt(path: str, given: Given) -> None:

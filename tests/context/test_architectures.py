@@ -7,12 +7,13 @@ from pathlib import Path
 
 import bounds
 import computed
+import gguf_architectures
 import numpy as np
 import pytest
 from computed import TOKENS
 
 from conftest import CPU, EXACT
-from moebind import Batch, BatchError, BatchExt, EmbeddingsError, Model, ProcessType, Sampler
+from moebind import Batch, BatchError, BatchExt, EmbeddingsError, Gguf, Model, ModelLoadError, ProcessType, Sampler
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +267,19 @@ def test_eagle3_decodes_tokens_with_what_its_encoder_made(architecture_path: Cal
         batch.add(0, 0, token=5, embedding=np.zeros(model.n_embd), output=True)
         context.process(batch)
         assert context.get_logits().shape == (1, model.n_vocab)
+
+
+def test_eagle3_has_a_row_for_each_token(architecture_path: Callable[[str], Path], tmp_path: Path) -> None:
+    # llama.cpp takes as many as there are; looking up one beyond the last would end the process.
+    vocabulary = gguf_architectures.vocabulary_in(tmp_path)
+    candidate = gguf_architectures.Candidate.of("eagle3", vocabulary)
+    whole = Gguf.from_file(architecture_path("eagle3"))
+    candidate.tensors = {name: list(tensor.shape) for name, tensor in whole.tensors.items()}
+    rows = candidate.tensors["token_embd.weight"][1]
+    candidate.tensors["token_embd.weight"][1] = rows - 1
+    path = candidate.write(tmp_path / "short.gguf", seed=1)
+    with pytest.raises(ModelLoadError, match=f"token_embd.weight has {rows - 1} rows for a vocabulary of {rows}"):
+        Model.load_from_file(path, CPU)
 
 
 def test_dflash_decodes_tokens_or_what_its_encoder_reads(architecture_path: Callable[[str], Path]) -> None:

@@ -13,6 +13,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 #: How much a field's name must be like a name that is given to a function, which has arguments of its own.
 FIELD_ALIKE = 0.85
+#: Fields as llama.cpp's programs, and other libraries, spell them.
+_SPELLED = {
+    "ctx_size": "n_ctx",
+    "context_length": "n_ctx",
+    "max_seq_len": "n_ctx",
+    "gpu_layers": "n_gpu_layers",
+    "ngl": "n_gpu_layers",
+    "threads": "n_threads",
+    "batch_size": "n_batch",
+    "ubatch_size": "n_ubatch",
+    "cache_type_k": "type_k",
+    "cache_type_v": "type_v",
+    "parallel": "n_seq_max",
+}
 
 
 def explained(
@@ -91,6 +105,8 @@ def written_field(kind: type, name: str, value: object, closeness: float) -> str
     import inspect
 
     fields = [field.name for field in dataclasses.fields(kind)]
+    if _SPELLED.get(name) in fields:
+        name = _SPELLED[name]
     method = getattr(kind, f"with_{name}", None)
     if name not in fields and method is not None:
         takes = any(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from moebind._core import checks
+from moebind._core.arguments import explained
 from moebind._core.caller import warn
 from moebind._core.native import CData, decoded, ffi, lib
 from moebind.backend.devices import Device, describe, devices, init, lock, native_devices, users
@@ -163,6 +164,7 @@ def _normalised(endpoint: str) -> str:
     return f"{match[1]}:{int(match[2])}"
 
 
+@explained()
 def add_rpc_server(endpoint: str, timeout: float | None = SILENCE_TIMEOUT) -> list[Device]:
     """Make the devices of an RPC server usable.
 

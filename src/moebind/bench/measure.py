@@ -77,10 +77,18 @@ class TimedRun:
 
 @dataclass(frozen=True)
 class BatchRun(TimedRun):
-    """One run of several sequences side by side: counts are of one sequence, speeds of all together.
+    """One run of several sequences side by side: speeds are of all together.
 
     Attributes
     ----------
+    n_prompt, n_generate : int
+        Tokens of each sequence's prompt, and tokens computed one at a time after it.
+    prompt : float
+        Seconds from the prompts' tokens to their logits, one prompt after the other.
+    first_token : float
+        Seconds from the prompts' text to the first token of each.
+    stamps : tuple[float, ...]
+        Seconds from the prompts' text to each step, which computes a token of each sequence.
     n_sequences : int
         How many sequences. Each has a prompt of its own.
     """

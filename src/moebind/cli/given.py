@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 import typer
 
@@ -102,7 +103,7 @@ class Given:
 
 
 def takes(
-    *options: Option[Any], hidden: Collection[str] | None = None, **shown: str
+    *options: Option[Any], hidden: Collection[str] | None = None, own_hidden: Collection[str] = (), **shown: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a command have options; it gets them as one argument, ``given``.
 
@@ -112,6 +113,8 @@ def takes(
         In the order of the help.
     hidden
         Names of those that the help leaves out, unless it is asked for with ``--help-all``; None: the unusual ones.
+    own_hidden
+        Names of those of the command's own arguments that it leaves out, too.
     shown
         What the help says of the default of an option, by its name, where the command has another.
     """
@@ -129,14 +132,23 @@ def takes(
             if each.name == "given":
                 parameters += [option.parameter(shown.get(option.name), option.name in rare) for option in options]
             else:
-                parameters.append(each.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-        if rare:
+                annotation = _hidden(each.annotation) if each.name in own_hidden else each.annotation
+                parameters.append(each.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation))
+        if rare or own_hidden:
             parameters.append(_HELP_ALL)
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         return run
 
     return decorate
+
+
+def _hidden(annotation: Any) -> Any:
+    """The annotation of an option, as one that the help leaves out."""
+    kind, option = get_args(annotation)
+    option = copy.copy(option)  # other commands may have the same
+    option.hidden = True
+    return Annotated[kind, option]
 
 
 def _help_all(ctx: typer.Context, wanted: bool) -> None:

@@ -330,7 +330,7 @@ CONTEXT: tuple[Option[ContextParams], ...] = (
         "n_ctx",
         ("--ctx-size", "--n-ctx", "-c"),
         str,
-        "Tokens of context, such as 32k; 0: as it was trained.",
+        "Tokens of context, such as 32k; 0: all.",
         str(ContextParams().n_ctx),
         ("n_ctx",),
         lambda params, given: params.with_n_ctx(token_count("--ctx-size", given)),

@@ -92,6 +92,11 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what llama-
 
 
 _CONTEXT = without(CONTEXT, "n_seq_max")  # that is --parallel, which has another default here
+#: What few need, or have another option for: with it, the help would not fit on a screen.
+_RARE = {
+    *("allow_network", "bind", "fit", "margin", "model", "model_dirs", "no_ui", "one_at_a_time", "pooling"),
+    "timeout_load",
+}
 
 
 @takes(
@@ -99,6 +104,7 @@ _CONTEXT = without(CONTEXT, "n_seq_max")  # that is --parallel, which has anothe
     RPC,
     *MODEL,
     *_CONTEXT,
+    own_hidden=_RARE,
     n_ctx=f"as fits; of several, {N_CTX_OF_SEVERAL}",
     swa_full="no-swa-full",
     kv_unified="kv-unified",
@@ -134,7 +140,7 @@ def command(
 
     Example: moebind serve moe.gguf --cpu-moe --ctx-size 8192 -- --temp 0
 
-    It takes all parameters that moebind plan takes. Arguments behind -- go to llama-server as they are.
+    Arguments behind -- go to llama-server as they are.
     """
     folders = [*(models_dir or ()), *(each for each in (model_dirs or "").split(";") if each)]
     names = [*(models or ()), *([] if model is None else [model]), *([] if hf_repo is None else [on_hub(hf_repo)])]

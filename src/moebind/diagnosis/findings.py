@@ -13,6 +13,7 @@ from moebind._core.version import __version__
 from moebind.diagnosis.facts import Facts, read_facts
 from moebind.enums import DeviceType
 from moebind.files.gguf import Gguf
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 
 __all__ = ["Diagnosis", "Finding", "Severity", "doctor"]
@@ -107,6 +108,7 @@ class Diagnosis(Sequence[Finding]):
         return "\n".join([*_summary(self.facts), "", *map(str, self)])
 
 
+@explained_with_fields(model="doctor(path, {})", context="doctor(path, context_params={})")
 def doctor(
     path: str | os.PathLike[str] | None = None,
     model_params: ModelParams | None = None,

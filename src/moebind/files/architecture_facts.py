@@ -29,6 +29,8 @@ LAYERS_MAX, EXPERTS_MAX = 512, 1024
 ENCODER_DECODER = ("t5",)
 #: Draft models whose encoder takes hidden states of the model that they draft for.
 DRAFT_FROM_STATES = ("eagle3", "dflash")
+#: Whose embeddings may have any number of rows, of which llama.cpp looks none up beforehand.
+ANY_EMBEDDINGS = ("eagle3",)
 #: Draft models that use a context of the model that they draft for.
 USE_OTHER_CONTEXT = ("gemma4-assistant", "eagle3", "dflash")
 #: Whose layers that predict further ahead are in files, and never loaded.
