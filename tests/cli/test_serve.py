@@ -225,7 +225,7 @@ MISUSED: list[list[object]] = [
     ["serve", "MODEL", "--bind", "127.0.0.1:0", "--port", "0"],
     ["serve", "MODEL", "--port", "70000"],
     ["serve", "MODEL", "--host", "no such host"],
-    ["serve", "MODEL", "--host", "0.0.0.0"],
+    ["serve", "MODEL", "--host", "0.0.0.0", "--port", "0"],
     ["serve", "MODEL", "--fit", "perhaps"],
     ["serve", "MODEL", "--margin", "much"],
     ["serve", "MODEL", "--parallel", "0"],
@@ -271,8 +271,8 @@ def test_failures_are_one_line_and_end_with_1(path: Path, tmp_path: Path, capsys
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         for arguments, reason in (
-            ([tmp_path / "none.gguf"], "none.gguf does not exist"),
-            ([tmp_path / "bad.gguf"], "is not a GGUF file"),
+            ([tmp_path / "none.gguf", "--port", 0], "none.gguf does not exist"),
+            ([tmp_path / "bad.gguf", "--port", 0], "is not a GGUF file"),
             (["--models-dir", tmp_path / "none"], "does not exist"),
             ([path, "--port", taken], f"127.0.0.1:{taken} is in use"),
             ([path, "--port", 0, "--", "--nonsense"], "invalid argument: --nonsense"),
