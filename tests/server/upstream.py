@@ -70,7 +70,7 @@ OURS = {
     "-ctv",
     "-fa",
 }
-SWITCHES = {"--embedding", "--kv-unified", "--swa-full"}
+SWITCHES = {"--embedding", "--kv-unified", "--no-ui", "--swa-full"}
 
 
 PROGRAMS = ("llama-server", "moebind serve")
