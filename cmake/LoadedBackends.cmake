@@ -21,14 +21,14 @@ foreach(property IN ITEMS LINK_LIBRARIES INTERFACE_LINK_LIBRARIES)
 endforeach()
 add_dependencies(ggml ${loaded})
 target_sources(ggml PRIVATE native/replaced/backend_loader.cpp)
-foreach(target IN LISTS loaded)
-  string(REPLACE "ggml-" "GGML_USE_" definition "${target}")
-  string(TOUPPER "${definition}" definition)
-  target_compile_definitions(ggml PRIVATE ${definition})
-endforeach()
-# The registry calls ours by a name of its own: one that a backend's library exports, too, could take its place.
-target_compile_definitions(ggml PRIVATE
-  ggml_backend_cuda_reg=moebind_cuda_backend ggml_backend_vk_reg=moebind_vulkan_backend)
+# The registry calls ours by a name of its own: one that a backend's library exports, too, could take its place. The others
+# are called as they are: GGML_HIP's function is called as CUDA's.
+if(GGML_CUDA)
+  target_compile_definitions(ggml PRIVATE GGML_USE_CUDA ggml_backend_cuda_reg=moebind_cuda_backend)
+endif()
+if(GGML_VULKAN)
+  target_compile_definitions(ggml PRIVATE GGML_USE_VULKAN ggml_backend_vk_reg=moebind_vulkan_backend)
+endif()
 target_link_libraries(ggml PRIVATE ${CMAKE_DL_LIBS})
 target_include_directories(ggml PRIVATE vendor/llama.cpp/ggml/src)
 endif()
