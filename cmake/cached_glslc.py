@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
-import tempfile
 
 #: How sources include others, for Ninja: all of the folder's, which is more than they do.
 INCLUDED = (".glsl", ".comp")
@@ -40,13 +38,21 @@ def copy(source: str, target: str) -> bool:
         with open(source, "rb") as file:
             content = file.read()
         os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=os.path.dirname(target) or ".")
-        with os.fdopen(descriptor, "wb") as file:
+        with open(f"{target}.{os.getpid()}", "wb") as file:
             file.write(content)
-        os.replace(name, target)
+        os.replace(file.name, target)
     except OSError:
         return False
     return True
+
+
+def compiled(glslc: str, arguments: list[str]) -> tuple[int, bytes]:
+    """Run glslc: its exit status, and what it complained about."""
+    import subprocess  # takes as long as all the rest, where nothing is compiled
+
+    done = subprocess.run([glslc, *arguments], check=False, stderr=subprocess.PIPE)
+    sys.stderr.buffer.write(done.stderr)
+    return done.returncode, done.stderr
 
 
 def main(glslc: str, shaders: str, arguments: list[str]) -> int:
@@ -54,14 +60,13 @@ def main(glslc: str, shaders: str, arguments: list[str]) -> int:
     out, depends = following(arguments, "-o"), following(arguments, "-MF")
     source = next((each for each in arguments if each.endswith(".comp")), None)
     if source is None or out in (None, "-"):  # to see what glslc supports
-        return subprocess.run([glslc, *arguments], check=False).returncode
+        return compiled(glslc, arguments)[0]
     kept = kept_at(shaders, source, arguments, str(out), depends)
     if not copy(kept, str(out)):
-        done = subprocess.run([glslc, *arguments], check=False, stderr=subprocess.PIPE)
-        sys.stderr.buffer.write(done.stderr)
-        if done.returncode == 0 and not done.stderr:
+        status, complaints = compiled(glslc, arguments)
+        if status == 0 and not complaints:
             copy(str(out), kept)
-        return done.returncode
+        return status
     if depends is not None:
         folder = os.path.dirname(source)
         files = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(INCLUDED)]

@@ -327,8 +327,8 @@ def plan(
         one that need not exist here, in bytes or as text. ``["24GiB", "24GiB"]`` are two GPUs with the names ``GPU0``
         and ``GPU1``. In a plan they are what CUDA's devices are: they support every operation, have pinned memory on
         the host, and with ``op_offload`` room for copies of experts from there. ``"vulkan:16GiB"`` is a device of
-        Vulkan's: the same, but memory is allocated in parts of at most 1 GiB, and what uses a tensor of 4 GiB or more,
-        or a cache of a type that Vulkan does not write, is computed on the CPU. A driver's own memory is not counted.
+        Vulkan's: the same, but memory is allocated in parts of at most 1 GiB, a tensor of 4 GiB or more stays on the
+        host, and a cache of a type that Vulkan does not write cannot be made. A driver's own memory is not counted.
         If ``model_params`` has devices, too, they say which of these are used.
         ``[]`` is a machine with a CPU alone.
     host
