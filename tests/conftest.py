@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,9 @@ SOFTWARE = sorted(Path("/usr/share/vulkan/icd.d").glob("lvp_icd*.json"))
 if os.environ.get(GPU_TESTS) == "vulkan" and SOFTWARE:
     # Before the devices are listed: no other driver, and this one's device, which is a processor, as a GPU.
     os.environ |= {"VK_ICD_FILENAMES": str(SOFTWARE[0]), "GGML_VK_VISIBLE_DEVICES": "0"}
+    # It keeps the shaders that it has compiled; Mesa 22.3's processes that share these at the same time can crash.
+    shaders = tempfile.TemporaryDirectory(prefix="moebind-mesa-")
+    os.environ.setdefault("MESA_SHADER_CACHE_DIR", shaders.name)
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -82,6 +86,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if stand_in != "vulkan":
             missing = {**missing, "software": f"it needs Mesa's software driver: {GPU_TESTS}=vulkan"}
     for item in inside:
+        if stand_in == "vulkan":
+            item.add_marker(pytest.mark.timeout(600))  # the first to use a shader has it compiled
         for marker, reason in missing.items():
             if not marker or item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
