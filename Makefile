@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo test test-all test-vulkan check docs bench bump environment generated clean
+.PHONY: help demo serve test test-all test-vulkan check docs bench bump environment generated clean
 help:            ## show this
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -11,6 +11,9 @@ environment:     ## .venv with moebind, built in place, and all tools
 
 demo: environment ## a real mixture-of-experts model, its experts in host memory, and what that saves
 	@$(RUN) examples/demo.py
+
+serve: environment ## the demo's model in a browser, and over HTTP
+	@$(RUN) -m moebind serve "$$($(RUN) examples/demo_model.py)"
 
 # A file's tests stay together: they share models and workers.
 TESTS := $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile -q

@@ -12,19 +12,27 @@ choose without an importance matrix (asked through llama-ext.h); vocabularies ha
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
+from typing import Any
+
+from shape_tensors import tensors_of  # beside this file
 
 from moebind import Ftype, GgmlType, ffi, lib
 from moebind._core.tables import Column, text_table
 
-Value = int | float | str | bool | list[bool]
+Value = int | float | str | bool | list[bool] | list[int]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's configuration, as its GGUF file has it."""
+    """A model's configuration, as its GGUF file has it.
+
+    ``extra`` has further keys; lists have an item for each layer, of whose kinds there are several then. ``tied``: the
+    output is the token embeddings. Layers that predict further ahead are left out.
+    """
 
     arch: str
     ftype: Ftype
@@ -44,7 +52,14 @@ class Shape:
     pre: str = "default"
     n_merges: int = 0
     source: GgmlType = GgmlType.BF16
+    tied: bool = False
+    qk_norm: bool = False
     extra: dict[str, Value] = field(default_factory=dict)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all layers, but for dense ones at the beginning, are of one kind."""
+        return not any(isinstance(value, list) for value in self.extra.values())
 
 
 def _phi(ftype: Ftype) -> Shape:
@@ -60,6 +75,45 @@ def _qwen3(n_layer: int, n_embd: int, n_ff: int, n_head: int, n_ff_exp: int) -> 
     )  # fmt: skip
 
 
+def _glm(n_layer: int, n_embd: int, n_ff: int, n_expert: int, n_ff_exp: int, dense: int, **fields: Any) -> Shape:
+    extra: dict[str, Value] = {"expert_shared_count": 1, "expert_gating_func": 2, "expert_weights_norm": True}
+    extra["rope.dimension_count"] = 64
+    return Shape(
+        "glm4moe", Ftype.Q4_K_M, n_layer, n_embd, n_ff, 96, 8, 151552, n_expert=n_expert, n_expert_used=8,
+        n_ff_exp=n_ff_exp, n_dense_layers=dense, pre="glm4", extra=extra, **fields,
+    )  # fmt: skip
+
+
+def _gpt_oss(n_layer: int, n_expert: int) -> Shape:
+    extra: dict[str, Value] = {
+        "rope.freq_base": 150000.0, "rope.scaling.type": "yarn", "rope.scaling.factor": 32.0,
+        "rope.scaling.original_context_length": 4096, "attention.sliding_window": 128,
+    }  # fmt: skip
+    return Shape(
+        "gpt-oss", Ftype.MXFP4_MOE, n_layer, 2880, 2880, 64, 8, 201088, 131072, n_expert, 4,
+        head=64, n_ff_exp=2880, pre="gpt-4o", n_merges=446189, extra=extra,
+    )  # fmt: skip
+
+
+def _deepseek(
+    n_head: int, n_vocab: int, n_ctx_train: int, n_expert: int, dense: int, extra: dict[str, Value], **fields: Any
+) -> Shape:
+    """Multi-head latent attention, dense layers first, one shared expert, a sigmoid router."""
+    values: dict[str, Value] = {
+        "attention.q_lora_rank": 1536, "attention.kv_lora_rank": 512, "attention.key_length_mla": 192,
+        "attention.value_length_mla": 128, "attention.value_length": 512, "expert_shared_count": 1,
+        "expert_weights_norm": True, "expert_gating_func": 2, "rope.scaling.type": "yarn",
+        "rope.scaling.original_context_length": 4096, "rope.scaling.yarn_log_multiplier": 0.1, **extra,
+    }  # fmt: skip
+    return Shape(
+        "deepseek2", Ftype.Q4_K_M, 61, 7168, 18432, n_head, 1, n_vocab, n_ctx_train, n_expert, 8,
+        head=576, n_ff_exp=2048, n_dense_layers=dense, extra=values, **fields,
+    )  # fmt: skip
+
+
+#: Nemotron 3 Nano's layers: Mamba, experts, attention.
+_NEMOTRON = "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME"
+
 SHAPES = {
     "phi-3.5-moe-q4_k_m": _phi(Ftype.Q4_K_M),
     "phi-3.5-moe-q2_k": _phi(Ftype.Q2_K),
@@ -71,25 +125,69 @@ SHAPES = {
     "qwen3-30b-a3b-q4_k_m": _qwen3(48, 2048, 6144, 32, 768),
     "qwen3-235b-a22b-q4_k_m": _qwen3(94, 4096, 12288, 64, 1536),
     # Published with its experts in MXFP4, and with the rest in Q8_0 in ggml-org's files.
-    "gpt-oss-120b-mxfp4": Shape(
-        "gpt-oss", Ftype.MXFP4_MOE, 36, 2880, 2880, 64, 8, 201088, 131072, 128, 4,
-        head=64, n_ff_exp=2880, pre="gpt-4o", n_merges=446189,
+    "gpt-oss-120b-mxfp4": _gpt_oss(36, 128),
+    "deepseek-v3-q4_k_m": _deepseek(
+        128, 129280, 163840, 256, 3, pre="deepseek-v3", n_merges=127741,
         extra={
-            "rope.freq_base": 150000.0, "rope.scaling.type": "yarn", "rope.scaling.factor": 32.0,
-            "rope.scaling.original_context_length": 4096, "attention.sliding_window": 128,
+            "expert_weights_scale": 2.5, "expert_group_count": 8, "expert_group_used_count": 4,
+            "rope.scaling.factor": 40.0,
         },
     ),
-    # Multi-head latent attention, three dense layers, one shared expert, a grouped sigmoid router.
-    "deepseek-v3-q4_k_m": Shape(
-        "deepseek2", Ftype.Q4_K_M, 61, 7168, 18432, 128, 1, 129280, 163840, 256, 8,
-        head=576, n_ff_exp=2048, n_dense_layers=3, pre="deepseek-v3", n_merges=127741,
+    "gpt-oss-20b-mxfp4": _gpt_oss(24, 32),
+    # Qwen3.6-35B-A3B has the same. Three of four layers have a gated delta net in place of attention.
+    "qwen3.5-35b-a3b-q4_k_m": Shape(
+        "qwen35moe", Ftype.Q4_K_M, 40, 2048, 512, 16, 2, 248320, 262144, 256, 8,
+        head=256, n_ff_exp=512, pre="qwen35", qk_norm=True,
         extra={
-            "attention.q_lora_rank": 1536, "attention.kv_lora_rank": 512, "attention.key_length_mla": 192,
-            "attention.value_length_mla": 128, "attention.value_length": 512, "expert_shared_count": 1,
-            "expert_weights_scale": 2.5, "expert_weights_norm": True, "expert_gating_func": 2,
-            "expert_group_count": 8, "expert_group_used_count": 4, "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 40.0, "rope.scaling.original_context_length": 4096,
-            "rope.scaling.yarn_log_multiplier": 0.1,
+            "ssm.conv_kernel": 4, "ssm.inner_size": 4096, "ssm.state_size": 128, "ssm.time_step_rank": 32,
+            "ssm.group_count": 16, "full_attention_interval": 4, "rope.dimension_count": 64, "rope.freq_base": 1e7,
+            "rope.dimension_sections": [11, 11, 10, 0], "expert_shared_feed_forward_length": 512,
+        },
+    ),
+    "glm-4.5-air-q4_k_m": _glm(46, 4096, 10944, 128, 1408, 1, n_ctx_train=131072),
+    "glm-4.6-q4_k_m": _glm(92, 5120, 12288, 160, 1536, 3, n_ctx_train=202752, qk_norm=True),
+    "kimi-k2-q4_k_m": _deepseek(
+        64, 163840, 131072, 384, 1, pre="kimi-k2", extra={"expert_weights_scale": 2.827, "rope.scaling.factor": 32.0}
+    ),
+    "minimax-m2-q4_k_m": Shape(
+        "minimax-m2", Ftype.Q4_K_M, 62, 3072, 1536, 48, 8, 200064, 196608, 256, 8,
+        n_ff_exp=1536, pre="minimax-m2",
+        extra={"expert_gating_func": 2, "rope.dimension_count": 64, "rope.freq_base": 5e6},
+    ),
+    # The text model; images have a file of their own. Windows of 8192 tokens in three of four layers.
+    "llama-4-scout-q4_k_m": Shape(
+        "llama4", Ftype.Q4_K_M, 48, 5120, 16384, 40, 8, 202048, 10485760, 16, 1,
+        n_ff_exp=8192, pre="llama4", extra={"interleave_moe_layer_step": 1, "rope.freq_base": 5e5},
+    ),
+    # Windows of 1024 tokens in five of six layers; in the sixth keys are values, too.
+    "gemma-4-26b-a4b-q4_k_m": Shape(
+        "gemma4", Ftype.Q4_K_M, 30, 2816, 2112, 16, 8, 262144, 262144, 128, 8,
+        head=512, n_ff_exp=704, tokenizer="llama", tied=True,
+        extra={
+            "attention.key_length_swa": 256, "attention.value_length_swa": 256, "attention.sliding_window": 1024,
+            "attention.sliding_window_pattern": [layer % 6 != 5 for layer in range(30)],
+            "attention.head_count_kv": [2 if layer % 6 == 5 else 8 for layer in range(30)],
+            "embedding_length_per_layer_input": 0, "rope.dimension_count_swa": 256, "final_logit_softcapping": 30.0,
+            "rope.freq_base": 1e6,
+        },
+    ),
+    # Mamba 2 in nine of ten layers.
+    "granite-4-h-small-q4_k_m": Shape(
+        "granitehybrid", Ftype.Q4_K_M, 40, 4096, 768, 32, 8, 100352, 131072, 72, 10, tied=True,
+        extra={
+            "ssm.conv_kernel": 4, "ssm.inner_size": 8192, "ssm.state_size": 128, "ssm.time_step_rank": 128,
+            "ssm.group_count": 1, "expert_shared_feed_forward_length": 1536, "rope.scaling.finetuned": False,
+            "attention.head_count_kv": [8 if layer % 10 == 5 else 0 for layer in range(40)],
+        },
+    ),
+    "nemotron-3-nano-q4_k_m": Shape(
+        "nemotron_h_moe", Ftype.Q4_K_M, 52, 2688, 1856, 32, 2, 131072, 1048576, 128, 6, n_ff_exp=1856,
+        extra={
+            "ssm.conv_kernel": 4, "ssm.inner_size": 4096, "ssm.state_size": 128, "ssm.time_step_rank": 64,
+            "ssm.group_count": 8, "expert_shared_feed_forward_length": 3712, "expert_shared_count": 1,
+            "expert_weights_norm": True, "expert_weights_scale": 2.5, "attention.layer_norm_epsilon": 1e-5,
+            "attention.head_count_kv": [2 * (kind == "*") for kind in _NEMOTRON],
+            "feed_forward_length": [1856 * (kind == "E") for kind in _NEMOTRON],
         },
     ),
 }  # fmt: skip
@@ -98,8 +196,11 @@ SHAPES = {
 def small(shape: Shape, n_layer: int = 4, n_embd: int = 512, n_ff: int = 768) -> Shape:
     """A small copy of a model, which computes in seconds: the same kinds of tensors, a vocabulary of the same kind.
 
-    Multi-head latent attention keeps its size, which is the same in all such models.
+    There is none of a model whose layers are of several kinds. Multi-head latent attention keeps its size, which is the
+    same in all such models.
     """
+    if not shape.is_uniform:
+        raise ValueError(f"a model of architecture {shape.arch} has layers of several kinds: there is no small one")
     head = shape.head if shape.arch == "deepseek2" else 64
     return replace(
         shape, n_layer=n_layer, n_embd=n_embd, n_ff=n_ff, n_head=n_embd // 64, n_head_kv=min(2, shape.n_head_kv),
@@ -107,76 +208,15 @@ def small(shape: Shape, n_layer: int = 4, n_embd: int = 512, n_ff: int = 768) ->
     )  # fmt: skip
 
 
-def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and dimensions, the length of a row first; vectors stay F32."""
-    d, vocab, bias = shape.n_embd, shape.n_vocab, shape.arch in {"phimoe", "gpt-oss"}
-    yield "token_embd.weight", (d, vocab)
-    if shape.arch == "phimoe":
-        yield from [("rope_factors_long.weight", (shape.head // 2,)), ("rope_factors_short.weight", (shape.head // 2,))]
-    for layer in range(shape.n_layer):
-        b = f"blk.{layer}."
-        yield b + "attn_norm.weight", (d,)
-        if shape.arch == "phimoe":
-            yield from [(b + "attn_norm.bias", (d,)), (b + "ffn_norm.bias", (d,))]
-        yield from _attention(shape, b, bias)
-        yield b + ("post_attention_norm.weight" if shape.arch == "gpt-oss" else "ffn_norm.weight"), (d,)
-        yield from _feed_forward(shape, b, layer)
-    yield "output_norm.weight", (d,)
-    yield "output.weight", (d, vocab)
-    if shape.arch == "phimoe":
-        yield from [("output_norm.bias", (d,)), ("output.bias", (vocab,))]
-
-
-def _attention(shape: Shape, b: str, bias: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    d, q, kv = shape.n_embd, shape.n_head * shape.head, shape.n_head_kv * shape.head
-    if shape.arch == "deepseek2":
-        rank, key, value, lora = 512, 192, 128, 1536
-        yield from [(b + "attn_q_a.weight", (d, lora)), (b + "attn_q_a_norm.weight", (lora,))]
-        yield from [(b + "attn_q_b.weight", (lora, shape.n_head * key)), (b + "attn_kv_a_norm.weight", (rank,))]
-        yield b + "attn_kv_a_mqa.weight", (d, rank + 64)
-        yield b + "attn_k_b.weight", (key - 64, rank, shape.n_head)
-        yield b + "attn_v_b.weight", (rank, value, shape.n_head)
-        yield b + "attn_output.weight", (shape.n_head * value, d)
-        return
-    for name, rows in [("q", q), ("k", kv), ("v", kv)]:
-        yield b + f"attn_{name}.weight", (d, rows)
-        if bias:
-            yield b + f"attn_{name}.bias", (rows,)
-    yield b + "attn_output.weight", (q, d)
-    if bias:
-        yield b + "attn_output.bias", (d,)
-    if shape.arch == "qwen3moe":
-        yield from [(b + "attn_q_norm.weight", (shape.head,)), (b + "attn_k_norm.weight", (shape.head,))]
-    if shape.arch == "gpt-oss":
-        yield b + "attn_sinks.weight", (shape.n_head,)
-
-
-def _feed_forward(shape: Shape, b: str, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    d, n, f = shape.n_embd, shape.n_expert, shape.n_ff_exp or shape.n_ff
-    if layer < shape.n_dense_layers:
-        yield from [(b + "ffn_gate.weight", (d, shape.n_ff)), (b + "ffn_up.weight", (d, shape.n_ff))]
-        yield b + "ffn_down.weight", (shape.n_ff, d)
-        return
-    yield b + "ffn_gate_inp.weight", (d, n)
-    yield from [(b + "ffn_gate_exps.weight", (d, f, n)), (b + "ffn_up_exps.weight", (d, f, n))]
-    yield b + "ffn_down_exps.weight", (f, d, n)
-    if shape.arch == "gpt-oss":
-        yield from [(b + "ffn_gate_inp.bias", (n,)), (b + "ffn_down_exps.bias", (d, n))]
-        yield from [(b + "ffn_gate_exps.bias", (f, n)), (b + "ffn_up_exps.bias", (f, n))]
-    if shape.arch == "deepseek2":
-        yield b + "exp_probs_b.bias", (n,)
-        yield from [(b + "ffn_gate_shexp.weight", (d, f)), (b + "ffn_up_shexp.weight", (d, f))]
-        yield b + "ffn_down_shexp.weight", (f, d)
-
-
 def types(shape: Shape) -> dict[str, tuple[tuple[int, ...], GgmlType]]:
     """Dimensions and types of all tensors, as llama.cpp's quantiser would choose them."""
-    listed = list(_tensors(shape))
+    listed = list(tensors_of(shape))
     names = [ffi.new("char[]", name.encode()) for name, _ in listed]
     tensors = ffi.new("struct moebind_quant_tensor[]", len(listed))
     for each, text, (name, ne) in zip(tensors, names, listed, strict=True):
         each.name, each.ne = text, [*ne, 1, 1, 1][:4]
-        vector = len(ne) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name
+        small_one = len(ne) == 1 or ne[0] == 1 or name.endswith(".bias")
+        vector = small_one or any(part in name for part in ("ffn_gate_inp", "ssm_conv1d", "_norm"))
         each.type = GgmlType.F32 if vector else shape.source
     arch = ffi.new("char[]", shape.arch.encode())
     sizes = (shape.n_embd, shape.n_ff, shape.n_layer, shape.n_head, shape.n_head_kv, shape.n_expert)
@@ -249,7 +289,8 @@ def _set(file: object, key: str, value: Value) -> None:
     elif isinstance(value, str):
         lib.gguf_set_val_str(file, name, value.encode())
     else:
-        lib.gguf_set_arr_data(file, name, lib.GGUF_TYPE_BOOL, ffi.new("bool[]", value), len(value))
+        kind, item = ("bool[]", "BOOL") if isinstance(value[0], bool) else ("int32_t[]", "INT32")
+        lib.gguf_set_arr_data(file, name, getattr(lib, f"GGUF_TYPE_{item}"), ffi.new(kind, value), len(value))
 
 
 def _set_texts(file: object, key: str, texts: Sequence[str]) -> None:
@@ -297,22 +338,29 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no shape {' or '.join(unknown)}; there are {', '.join(SHAPES)}")
     if arguments.folder is None:
-        sizes = {
-            name: sum(lib.ggml_row_size(kind, ne[0]) * _rows(ne) for ne, kind in types(shape).values())
-            for name, shape in SHAPES.items()
-        }
-        columns = [Column("shape", left=True), Column("tensors, GiB", ".2f")]
-        print("\n".join(text_table(columns, [(name, size / 2**30) for name, size in sizes.items()])))
+        columns = [Column("shape", left=True), Column("parameters", ".1f"), Column("active", ".1f")]
+        columns.append(Column("tensors, GiB", ".2f"))
+        print("\n".join(text_table(columns, map(_row, SHAPES))))
         return
     for name in arguments.shapes or SHAPES:
         print(write(arguments.folder / f"{name}.gguf", SHAPES[name]))
 
 
-def _rows(ne: tuple[int, ...]) -> int:
-    rows = 1
-    for size in ne[1:]:
-        rows *= size
-    return rows
+def _row(name: str) -> tuple[str, float, float, float]:
+    """Of a shape: the parameters, those that work on a token with the embeddings, both in 10^9, and its size."""
+    kinds = types(SHAPES[name])
+    size = sum(lib.ggml_row_size(kind, ne[0]) * prod(ne[1:]) for ne, kind in kinds.values())
+    total, active = parameters(SHAPES[name])
+    return name, total / 1e9, active / 1e9, size / 2**30
+
+
+def parameters(shape: Shape) -> tuple[int, int]:
+    """How many there are, and how many of them work on a token, all embeddings among them."""
+    total = active = 0
+    for name, ne in tensors_of(shape):
+        total += prod(ne)
+        active += prod(ne) * shape.n_expert_used // shape.n_expert if "_exps." in name else prod(ne)
+    return total, active
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from typing import Any
 import tiny_vocab
 
 from moebind import Model, ModelParams
+from moebind.chat.named_templates import chatml_tools
 
 VOCAB_ONLY = ModelParams(n_gpu_layers=0, vocab_only=True)
 #: A template in the manner of many models: reasoning in <think>, calls in <tool_call>.
-TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+TEMPLATE = chatml_tools()
 WEATHER = {
     "type": "function",
     "function": {

@@ -43,17 +43,19 @@ PACKAGE = {
 }
 
 
-def load_fetch() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fetch", VENDOR / "fetch.py")
+def load(name: str) -> ModuleType:
+    """A module of ``vendor/``, as the others there import it."""
+    spec = importlib.util.spec_from_file_location(name, VENDOR / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["fetch"] = module  # dataclasses look their module up there
+    sys.modules[name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
 
 
-fetch = load_fetch()
+fetch = load("fetch")
+page = load("page")
 
 
 def offline() -> dict[str, str]:

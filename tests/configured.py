@@ -26,6 +26,7 @@ def configure(folder: Path, *options: str, source: Path = ROOT, **environment: s
         "-DSKBUILD_PROJECT_VERSION=1.2.3",
         "-DCMAKE_BUILD_TYPE=Release",
         "-DMOEBIND_VULKAN=OFF",
+        "-DMOEBIND_UI=OFF",
     ]
     command += [f"-DCMAKE_{kind}_COMPILER={shutil.which(name)}" for kind, name in (("C", "cc"), ("CXX", "c++"))]
     hidden = {"CUDA_HOME": "", "CUDA_PATH": "", "CUDACXX": "", "VULKAN_SDK": ""}

@@ -27,6 +27,9 @@ import tiny
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import shapes  # headers of large models
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "fuzz"))
+import gguf_architectures  # models of every architecture
+
 if TYPE_CHECKING:
     import lora
 
@@ -154,6 +157,25 @@ def shape_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[name, n_layer]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def architecture_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """Makes a tiny model of any architecture, each once, from what libllama says that it lacks."""
+    folder = tmp_path_factory.mktemp("architectures")
+    vocabulary = gguf_architectures.vocabulary_in(folder)
+    loader = gguf_architectures.Loader(folder)
+    made: dict[str, Path] = {}
+
+    def make(architecture: str) -> Path:
+        if architecture not in made:
+            candidate = gguf_architectures.Candidate.of(architecture, vocabulary)
+            assert gguf_architectures.complete(candidate, loader.outcome) == "works"
+            made[architecture] = candidate.write(folder / f"{architecture}.gguf")
+        return made[architecture]
+
+    yield make
+    loader.close()
 
 
 @pytest.fixture(scope="session")

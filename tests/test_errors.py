@@ -48,6 +48,7 @@ MORE: dict[type[Exception], tuple[str, object]] = {
     errors.NoKvSlotError: ("code", 1),
     errors.AbortedError: ("code", 2),
     errors.EncodeError: ("code", -1),
+    errors.FitError: ("missing", {"CUDA0": 2**30}),
 }
 
 

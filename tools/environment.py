@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -23,7 +24,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin/python"
 EXTRAS = ("test", "docs", "dev")
 #: Environment variables that choose what is built.
-ASKED = ("MOEBIND_CUDA", "MOEBIND_CUDA_ARCHITECTURES", "MOEBIND_VULKAN")
+ASKED = ("MOEBIND_CUDA", "MOEBIND_CUDA_ARCHITECTURES", "MOEBIND_VULKAN", "MOEBIND_UI")
 #: Changes to these need a new build; other files are used where they are.
 BUILT_FROM = (
     "CMakeLists.txt",
@@ -31,6 +32,7 @@ BUILT_FROM = (
     "native",
     "vendor/fetch.py",
     "vendor/llama.cpp.lock",
+    "vendor/page.py",
     "vendor/patches",
     "pyproject.toml",
 )
@@ -116,6 +118,7 @@ def main() -> None:
         done("requirements", "\n".join(wanted))
     state = fingerprint(BUILT_FROM) + "".join(f" {name}={os.environ[name]}" for name in ASKED if name in os.environ)
     state += f" version={version()}"  # pip keeps the one that it installed
+    state += f" npm={shutil.which('npm') is not None}"  # which makes llama-server's web page
     if once("build", state):
         print("environment: building moebind (6 CPU minutes; seconds when only little has changed)", flush=True)
         build = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps")

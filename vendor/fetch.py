@@ -46,10 +46,17 @@ WANTED = (
     "tools/llama-bench/",
     "tools/mtmd/",
     "tools/server/",
+    "tools/ui/",
     "vendor/",
 )
 #: Parts of the wanted folders that nothing here builds.
-UNWANTED = ("tools/server/tests/", "tools/server/bench/", "tools/mtmd/tests/")
+UNWANTED = (
+    "tools/mtmd/tests/",
+    "tools/server/bench/",
+    "tools/server/tests/",
+    "tools/ui/.storybook/",
+    "tools/ui/tests/",
+)
 
 #: Build backends that archives with llama.cpp name; in their place comes one that builds nothing.
 BACKENDS = ("setuptools/build_meta.py", "scikit_build_core/build.py")

@@ -233,6 +233,7 @@ int32_t            moebind_model_n_expert_used(const struct llama_model * model)
 int32_t moebind_model_head_width(const struct llama_model * model); // of keys or values, in the layer with the widest
 // The width of a head's keys in the first layer in which it is no multiple of this; 0 if it is one in all layers.
 int32_t            moebind_model_odd_key(const struct llama_model * model, int32_t block);
+int32_t moebind_model_n_embd_inp_enc(const struct llama_model * model); // of embeddings that its encoder takes
 int32_t            moebind_model_n_devices(const struct llama_model * model);
 ggml_backend_dev_t moebind_model_device(const struct llama_model * model, int32_t i);
 

@@ -31,6 +31,10 @@ int32_t moebind_model_odd_key(const llama_model * model, int32_t block) {
     return 0;
 }
 
+int32_t moebind_model_n_embd_inp_enc(const llama_model * model) {
+    return static_cast<int32_t>(model->hparams.n_embd_inp_enc());
+}
+
 int32_t moebind_model_n_devices(const llama_model * model) { return llama_model_n_devices(model); }
 
 ggml_backend_dev_t moebind_model_device(const llama_model * model, int32_t i) {

@@ -20,6 +20,8 @@ from moebind._core.version import __version__ as __version__
 from moebind.backend.breakdown import BufferMemory, DeviceMemory, MemoryBreakdown
 from moebind.backend.devices import (
     Device,
+    backends,
+    default_devices,
     devices,
     init,
     load_backends,
@@ -83,11 +85,14 @@ if TYPE_CHECKING:
     from moebind.backend.bandwidth import host_bandwidth
     from moebind.backend.loopback import loopback_device
     from moebind.diagnosis.findings import Diagnosis, Finding, Severity, doctor
+    from moebind.files.download import download
+    from moebind.files.model_card import ModelCard, TypeSummary, inspect
     from moebind.files.quantize import quantize
     from moebind.files.quantize_plan import QuantizedTensor, QuantizeResult
     from moebind.placement.cache_curve import CacheCurve, CachePoint
     from moebind.placement.experts import ExpertSummary, LayerExperts, experts
     from moebind.placement.fit import Fit, fit
+    from moebind.placement.listing import ListedModel, list_models
     from moebind.placement.plan import Plan, plan
     from moebind.placement.routing import RoutingRecorder
     from moebind.sampling.json_schema import json_schema_to_grammar
@@ -136,12 +141,14 @@ __all__ = [
     "GgufType",
     "LayerExperts",
     "LazyMode",
+    "ListedModel",
     "LoadMode",
     "LoraAdapter",
     "MemoryBreakdown",
     "Model",
-    "MoeCacheStats",
+    "ModelCard",
     "ModelParams",
+    "MoeCacheStats",
     "NumaStrategy",
     "Piece",
     "PlacedOverride",
@@ -169,19 +176,25 @@ __all__ = [
     "TokenDataArray",
     "ToolCall",
     "ToolFunction",
+    "TypeSummary",
     "VocabType",
     "add_rpc_server",
+    "backends",
     "bench",
     "chat_builtin_templates",
+    "default_devices",
     "devices",
     "doctor",
+    "download",
     "experts",
     "ffi",
     "fit",
     "host_bandwidth",
     "init",
+    "inspect",
     "json_schema_to_grammar",
     "lib",
+    "list_models",
     "llama_cpp_version",
     "load_backends",
     "loopback_device",
@@ -208,16 +221,22 @@ _LAZY = {
     "Finding": "moebind.diagnosis.findings",
     "Fit": "moebind.placement.fit",
     "LayerExperts": "moebind.placement.experts",
+    "ListedModel": "moebind.placement.listing",
+    "ModelCard": "moebind.files.model_card",
     "Plan": "moebind.placement.plan",
     "QuantizeResult": "moebind.files.quantize_plan",
     "QuantizedTensor": "moebind.files.quantize_plan",
     "RoutingRecorder": "moebind.placement.routing",
     "Severity": "moebind.diagnosis.findings",
+    "TypeSummary": "moebind.files.model_card",
     "doctor": "moebind.diagnosis.findings",
+    "download": "moebind.files.download",
     "experts": "moebind.placement.experts",
     "json_schema_to_grammar": "moebind.sampling.json_schema",
     "fit": "moebind.placement.fit",
     "host_bandwidth": "moebind.backend.bandwidth",
+    "inspect": "moebind.files.model_card",
+    "list_models": "moebind.placement.listing",
     "loopback_device": "moebind.backend.loopback",
     "plan": "moebind.placement.plan",
     "quantize": "moebind.files.quantize",
@@ -227,7 +246,9 @@ _LAZY_MODULES = frozenset({"bench", "server"})
 
 def __getattr__(name: str) -> object:
     if name not in _LAZY and name not in _LAZY_MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from moebind._core.other_names import refuse_module_name
+
+        refuse_module_name(name, __all__)
     import importlib
 
     if name in _LAZY_MODULES:

@@ -6,6 +6,8 @@ range ``ValueError`` or ``IndexError``, as everywhere in Python.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 __all__ = [
     "AbortedError",
     "BatchError",
@@ -166,7 +168,20 @@ class LoraNotFoundError(LoraError, FileNotFoundError):
 
 
 class FitError(MoebindError):
-    """No placement fits into the given memory."""
+    """No placement fits into the given memory.
+
+    Attributes
+    ----------
+    missing : Mapping[str, int]
+        The bytes that each device lacks, and ``"Host"``, with the placement that comes closest, as far as is known.
+    """
+
+    def __init__(self, message: str, missing: Mapping[str, int] | None = None) -> None:
+        super().__init__(message, dict(missing or {}))
+        self.missing: Mapping[str, int] = dict(missing or {})
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ServerError(MoebindError):

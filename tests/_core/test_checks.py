@@ -6,13 +6,14 @@ import json
 import re
 from enum import IntEnum
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebind import GgmlType, PoolingType
+from moebind import FlashAttnType, Ftype, GgmlType, PoolingType, SplitMode
 from moebind._core import checks
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -82,15 +83,36 @@ def test_members_and_their_numbers() -> None:
 
 @pytest.mark.parametrize("value", [True, 1.0, None, PoolingType.MEAN, [1]])
 def test_what_is_no_member(value: object) -> None:
-    with pytest.raises(TypeError, match="it takes a member of Colour$"):
+    with pytest.raises(TypeError, match="it takes a member of Colour: RED, BLUE$"):
         checks.member("c", value, Colour)  # type: ignore[type-var]
 
 
 def test_a_members_name_as_text_is_a_hint() -> None:
     with pytest.raises(TypeError, match=r"^c is 'RED'; it takes a member of Colour: Colour\.RED$"):
         checks.member("c", "RED", Colour)  # type: ignore[type-var]
-    with pytest.raises(TypeError, match=r"it takes a member of Colour$"):
+    with pytest.raises(TypeError, match=r"it takes a member of Colour: RED, BLUE$"):
         checks.member("c", "GREEN", Colour)  # type: ignore[type-var]
+    with pytest.raises(TypeError, match=r"it takes a member of GgmlType$"):
+        checks.member("c", "GREEN", GgmlType)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "allowed", "meant"),
+    [
+        ("q8_0", GgmlType, None, "GgmlType.Q8_0"),
+        ("layer", SplitMode, None, "SplitMode.LAYER"),
+        (Ftype.Q8_0, GgmlType, None, "GgmlType.Q8_0"),
+        (Ftype.Q4_K_M, GgmlType, None, "GgmlType.Q4_K"),
+        (GgmlType.Q8_0, Ftype, None, "Ftype.Q8_0"),
+        (GgmlType.Q4_K, Ftype, None, "Ftype.Q4_K_S or Ftype.Q4_K_M"),
+        ("q4-k-m", Ftype, None, "Ftype.Q4_K_M"),
+        ("on", FlashAttnType, None, "AUTO, DISABLED, ENABLED"),
+        (Ftype.Q4_K_M, GgmlType, [GgmlType.F16, GgmlType.Q8_0], "F16, Q8_0"),
+    ],
+)
+def test_members_of_another_enumeration(value: Any, kind: Any, allowed: Any, meant: str) -> None:
+    with pytest.raises(TypeError, match=f"it takes a member of {kind.__name__}: {re.escape(meant)}$"):
+        checks.member("c", value, kind, allowed)
 
 
 @given(st.text(st.characters()))

@@ -30,6 +30,16 @@ def test_a_bar_can_keep_to_terminals(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == ""
 
 
+def test_a_bar_can_go_when_it_is_full(capsys: pytest.CaptureFixture[str]) -> None:
+    ends = []
+    for leave in (True, False):
+        progress, close = progress_bar("load", leave=leave)
+        progress(1.0)
+        close()
+        ends.append(capsys.readouterr().err.endswith("\n"))
+    assert ends == [True, False]
+
+
 def test_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     with pytest.raises(ImportError, match=r"pip install 'moebind\[cli\]'"):

@@ -184,3 +184,27 @@ def test_errors_are_kept_back_until_it_is_known_whether_it_failed(
     assert {record.levelno for record in caplog.records if "/nowhere/a" in record.getMessage()} == {level}
     moebind.lib.gguf_init_from_file(b"/nowhere/b", {"no_alloc": True, "ctx": moebind.ffi.NULL})
     assert {record.levelno for record in caplog.records if "/nowhere/b" in record.getMessage()} == {logging.ERROR}
+
+
+@pytest.mark.parametrize(("asked", "n_seq_max", "given"), [(512, 3, 768), (1000, 1, 1024), (300, 2, 512)])
+def test_a_context_that_is_rounded_up_does_not_say_down(
+    caplog: pytest.LogCaptureFixture, dense: Model, asked: int, n_seq_max: int, given: int
+) -> None:
+    moebind.set_log("info")
+    with dense.new_context(SMALL.with_n_ctx(asked).with_n_seq_max(n_seq_max)) as context:
+        assert context.n_ctx == given
+        assert repr(context).endswith(f"n_ctx={given} (rounded up from {asked})>")
+        told = [record.getMessage() for record in caplog.records]
+        assert not [line for line in told if "rounding down" in line]
+        if n_seq_max == 3:  # only then llama.cpp says something
+            assert any(f"each sequence has a multiple of 256 tokens, to {given}" in line for line in told)
+
+
+def test_an_error_that_quotes_it_does_not_say_down(dense: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = "llama_context: n_ctx is not divisible by n_seq_max - rounding down to 768"
+
+    def copy(buffer: object, size: int) -> None:
+        moebind.ffi.memmove(buffer, wrong.encode(), len(wrong))
+
+    monkeypatch.setattr(log, "lib", type("Lib", (), {"moebind_log_recent": staticmethod(copy)}))
+    assert log.recent_lines().endswith("each sequence has a multiple of 256 tokens, to 768")

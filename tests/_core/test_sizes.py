@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebind._core.sizes import parse_size, show_size
+from moebind._core.sizes import parse_memory, parse_size, show_size
 
 
 @given(st.integers(0, 2**50), st.sampled_from(["B", "kB", "MB", "GB", "KiB", "MiB", "GiB", "k", "M", "G", ""]))
@@ -16,7 +16,10 @@ def test_sizes_as_text(number: int, unit: str) -> None:
     units |= {"k": 2**10, "M": 2**20, "G": 2**30}  # as llama.cpp and docker read them
     wanted = number * units[unit]
     if not unit and 0 < number < 2**20:
-        with pytest.raises(ValueError, match=f"^size is '.*{number}.*which is so many bytes: .*'{number}GiB'$"):
+        with pytest.raises(
+            ValueError,
+            match=f"^size is '.*{number}.*which is so many bytes: .*'{number}{'GiB' if number < 1024 else 'MiB'}'$",
+        ):
             parse_size("size", f" {number} ")
         assert parse_size("size", number) == number
     elif wanted <= 2**62:
@@ -55,3 +58,18 @@ def test_sizes_out_of_range() -> None:
     for kind in (None, 1.5, b"1GiB", True):
         with pytest.raises(TypeError, match="size is"):
             parse_size("size", kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"), [(12, "12GiB"), (1, "1GiB"), (24576, "24576MiB"), ("64", "64GiB"), ("2048", "2048MiB")]
+)
+def test_memory_without_a_unit(value: int | str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"memory is {value!r}, which is so many bytes: give a unit, as in '{meant}'"):
+        parse_memory("memory", value)
+
+
+def test_memory_in_bytes() -> None:
+    given = {0: 0, 2**16: 2**16, 2**40: 2**40, "1KiB": 1024, "100B": 100}
+    assert {value: parse_memory("memory", value) for value in given} == given
+    with pytest.raises(TypeError, match="memory is 1.5"):
+        parse_memory("memory", 1.5)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import pytest
 
 import moebind
 from moebind import Device
+from moebind.backend.devices import local_gpus
 from moebind.bench import environment
 
 
@@ -40,7 +41,7 @@ def test_the_machine(device: Device) -> None:
     assert device.name in {each["name"] for each in record["devices"]}
     # Workers come and go: they are not the machine's.
     assert not any(each.startswith(f"{device.name}:") for each in environment.installed())
-    assert len(environment.installed()) == len(environment.local_gpus())
+    assert len(environment.installed()) == len(local_gpus())
 
 
 def test_a_machine_that_does_not_tell_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bounds import ORDER
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import SMALL
+from conftest import EXACT, SMALL
 from moebind import Batch, Model, MoebindError
-from moebind.bench.measure import TimedRun, capture, check_room, prompt_text, spread, timed_run
+from moebind.bench.measure import TimedRun, capture, check_room, prompt_text, spread, timed_batch, timed_run
 
 
 @given(st.integers(1, 10_000), st.integers(0, 500))
@@ -88,3 +89,23 @@ def test_a_prompt_that_is_nothing(demo: Model) -> None:
     assert not demo.add_bos
     with demo.new_context(SMALL) as context, pytest.raises(MoebindError, match=r"makes nothing of the prompt ''"):
         capture(demo, context, ["a", ""], 2, lambda: None)
+
+
+def test_sequences_of_a_batch_are_computed_as_alone(moe: Model) -> None:
+    text = prompt_text(moe, "the cat is in it. a dog was on the mat ", 30)
+    tokens = moe.str_to_token(text)
+    with moe.new_context(EXACT.with_n_seq_max(3).with_n_ctx(768)) as context:
+        run = timed_batch(moe, context, text, 10, 4, 3)
+        assert (run.n_sequences, run.n_prompt, run.n_generate, len(run.stamps)) == (3, 10, 4, 5)
+        assert all(interval > 0 for interval in run.intervals)
+        for sequence in range(3):
+            assert context.kv_cache_seq_pos_max(sequence) == 10 + 4 - 1
+        together = context.get_logits().copy()
+    for sequence in range(3):
+        with moe.new_context(EXACT) as context:
+            written = tokens[10 * sequence : 10 * sequence + 10].tolist()
+            context.decode(Batch.get_one(written))
+            for _ in range(4):
+                written.append(int(context.get_logits_ith(-1).argmax()))
+                context.decode(Batch.get_one(written[-1:]))
+            np.testing.assert_allclose(together[sequence], context.get_logits_ith(-1), atol=ORDER)

@@ -11,8 +11,9 @@ import pytest
 
 from conftest import SMALL
 from moebind import ContextParams, Device, DeviceType, Gguf, ModelParams
-from moebind.bench.settings import N_CTX, Settings, checked_context, checked_devices, checked_prompts
+from moebind.bench.settings import Settings, checked_context, checked_devices, checked_prompts
 from moebind.bench.texts import AGREEMENT
+from moebind.params.params import N_CTX
 
 MakeTiny = Callable[..., Path]
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import every_template
 import pytest
 import tiny_vocab
 
 from moebind import ChatTemplateError, Model, ModelParams
+from moebind.chat.named_templates import chatml_tools
 
 HELLO = [{"role": "user", "content": "Look"}]
-TEMPLATE = (Path(__file__).parents[1] / "chat_template.jinja").read_text(encoding="utf-8")
+TEMPLATE = chatml_tools()
 #: Needs the arguments one by one.
 ITEMS = (
     "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}<function={{ c.function.name }}>"

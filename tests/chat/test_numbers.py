@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +13,11 @@ from hypothesis import strategies as st
 
 from moebind import ChatTemplateError, Model, ModelParams
 from moebind.chat.grammar import schema_warnings
+from moebind.chat.named_templates import chatml_tools
 
 HELLO = [{"role": "user", "content": "Hello"}]
 #: Writes arguments and tools, as most templates do.
-TEMPLATE = (Path(__file__).parents[1] / "chat_template.jinja").read_text(encoding="utf-8")
+TEMPLATE = chatml_tools()
 #: Knows arguments as text only: the engine does not parse them.
 AS_TEXT = (
     "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"

@@ -102,7 +102,7 @@ def test_templates_have_names(model: Model, bare: Model) -> None:
     with pytest.raises(ChatTemplateError, match=r"no chat template named 'long': it has default"):
         model.apply_chat_template(HELLO, template="long")
     assert bare.chat_template_names == ()
-    with pytest.raises(ChatTemplateError, match="give one, as Jinja source or 'chatml'"):
+    with pytest.raises(ChatTemplateError, match="give one, as Jinja source, 'chatml' or 'chatml-tools'"):
         bare.apply_chat_template(HELLO)
     chatml = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     assert bare.apply_chat_template(HELLO, template="chatml") == chatml

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+import pytest
 from commands import Capture, run
 
 import moebind
+from moebind.cli.app import COMMANDS
+
+
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"bench"}))
+def test_help_fits_on_a_screen_and_has_an_example(
+    command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run(command, "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert f"  Example: moebind {command} " in "\n".join(lines)
+
+
+def test_rare_options_are_shown_on_request(capsys: Capture) -> None:
+    assert run("plan", "--help") == 0
+    assert "--split-mode" not in capsys.readouterr().out
+    for arguments in (["plan"], ["chat"], ["cache"], ["serve"]):
+        assert run(*arguments, "--help-all") == 0
+        said = capsys.readouterr().out
+        assert "--split-mode" in said
+        assert "Usage: moebind " in said
+    assert "--one-at-a-time" in said  # one of its own
+    assert run("serve", "--help") == 0
+    assert "--one-at-a-time" not in capsys.readouterr().out
 
 
 def test_version_and_help(capsys: Capture) -> None:
@@ -12,7 +38,7 @@ def test_version_and_help(capsys: Capture) -> None:
     assert capsys.readouterr().out == f"moebind {moebind.__version__}, llama.cpp {moebind.llama_cpp_version}\n"
     assert run("--help") == 0
     said = capsys.readouterr().out
-    for command in ("plan", "fit", "experts", "doctor", "rpc-worker", "bench"):
+    for command in COMMANDS:
         assert f"\n  {command} " in said
         assert run(command, "--help") == 0
         assert f"Usage: moebind {command}" in capsys.readouterr().out

@@ -32,6 +32,18 @@ def test_fit(path: Path, capsys: Capture) -> None:
     assert "ModelParams(" in said
 
 
+def test_the_line_of_options_says_whose(path: Path, capsys: Capture) -> None:
+    for given, begins in (
+        (["--device", "1GiB"], "plan and bench, and without --device of serve: "),
+        (["--device", "none"], "plan, bench and serve: "),
+        (["--device", "none", "--host", "2GiB"], "plan (with --host 2GiB besides), bench and serve: "),
+    ):
+        assert run("fit", path, "-c", "1k", "--ctx-size-min", "1k", *given) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line.startswith(f"Options of moebind {begins}")
+        assert "-c 1024" in line
+
+
 def test_fit_says_what_is_missing(path: Path, capsys: Capture) -> None:
     assert run("fit", path, "--memory", "1KiB", "--device", "1GiB", "-ngl", "3") == 1
     said = capsys.readouterr()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import Capture, run
 
-from moebind.cli.options import in_options
+from moebind.cli.options import calls_as_options, in_options
 
 MakeTiny = Callable[..., Path]
 
@@ -51,6 +51,15 @@ SAID: list[tuple[list[object], str]] = [
     ),
     (["plan", "MODEL", "--device", "1GiB", "-ncmoe", "-3"], "--n-cpu-moe is -3; it takes 0 to 4096"),
     (["plan", "MODEL", "--device", "1GiB", "-ub", "0"], "--ubatch-size is 0"),
+    (
+        ["plan", "MODEL", "--device", "1GiB", "-c", "32kB"],
+        "--ctx-size is '32kB'; it takes tokens, such as 3",
+    ),
+    (
+        ["fit", "MODEL", "--device", "1GiB", "-c", "x"],
+        "--ctx-size is 'x'; it takes tokens, such as 32768",
+    ),
+    (["fit", "MODEL", "--device", "1GiB", "--ctx-size-min", "x"], "--ctx-size-min is 'x'; it takes tokens"),
     (["plan", "MODEL", "--device", "1GiB", "-ts", "1,2,3"], "3 shares, and there is 1 device;"),
     (["plan", "MODEL", "--device", "1GiB", "-ts", "0"], "at least one share is above 0"),
     (["plan", "MODEL", "--device", "1GiB", "--plot", "x.gguf"], "--plot is 'x.gguf'; it takes a file that ends in one"),
@@ -96,3 +105,43 @@ def test_messages_name_options(path: Path, capsys: Capture, arguments: list[obje
 )
 def test_only_names_of_arguments_become_options(message: str, told: str) -> None:
     assert in_options(message) == told
+
+
+WRITTEN = [
+    ("with_n_cpu_moe(12) keeps the experts of the first 12", "--n-cpu-moe 12 keeps the experts of the first 12"),
+    ("with_cpu_moe_all() keeps 3 GiB", "--cpu-moe keeps 3 GiB"),
+    ("with ModelParams.with_cpu_moe_all() or with_n_cpu_moe()", "with --cpu-moe or --n-cpu-moe"),
+    ("it is no mixture; load it without, or pass strict=False", "it is no mixture; load it without"),
+    ("load the model with use_extra_bufts=False", "load the model with --no-repack"),
+    (
+        "with swa_full=False, a longer one; swa_full=True keeps it",
+        "with --no-swa-full, a longer one; --swa-full keeps it",
+    ),
+    ("set n_gpu_layers=0 if you want the CPU", "give --n-gpu-layers 0 if you want the CPU"),
+    ("ContextParams(n_threads=2) if nothing", "--threads 2 if nothing"),
+    ("moebind.doctor() says; moebind.fit finds", "moebind doctor says; moebind fit finds"),
+    ("is moebind's to set: use host", "is moebind's to set: use --host"),
+    ("n_ctx 4096, n_ubatch 512, cache F16", "n_ctx 4096, n_ubatch 512, cache F16"),
+    ("n_ctx=4, with_n_ctx, {'swa_full': True}", "n_ctx=4, with_n_ctx, {'swa_full': True}"),
+    ("m/swa_full=True.gguf", "m/swa_full=True.gguf"),
+]
+
+
+@pytest.mark.parametrize(("text", "told"), WRITTEN)
+def test_what_is_to_be_written_is_written_as_options(text: str, told: str) -> None:
+    assert calls_as_options(text) == told
+
+
+def test_advice_of_plans_is_in_options(path: Path, capsys: Capture) -> None:
+    assert run("plan", path, "--device", "1MiB", "-c", 256) == 0
+    said = capsys.readouterr().out
+    assert "moebind fit finds parameters that fit" in said
+    assert "--cpu-moe keeps" in said
+    assert "with_" not in said
+
+
+def test_dense_models_are_told_without_python(tiny_path: MakeTiny, capsys: Capture) -> None:
+    assert run("plan", tiny_path(), "--cpu-moe", "--device", "1GiB") == 1
+    said = capsys.readouterr().err
+    assert "has no experts" in said
+    assert said.rstrip().endswith("load it without")

@@ -84,6 +84,7 @@ READINGS: list[tuple[list[object], ModelParams | ContextParams]] = [
     (["-nr"], ModelParams(use_extra_bufts=False)),
     (["--no-repack", "--repack"], ModelParams()),
     (["-c", 0], ContextParams(n_ctx=0)),
+    (["-c", "32k"], ContextParams(n_ctx=32768)),
     (["--n-ctx", 99, "-b", 64, "-ub", 32], ContextParams(n_ctx=99, n_batch=64, n_ubatch=32)),
     (["-fa", "on"], ContextParams(flash_attn_type=FlashAttnType.ENABLED)),
     (["-fa", "OFF"], ContextParams(flash_attn_type=FlashAttnType.DISABLED)),

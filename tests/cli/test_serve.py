@@ -20,6 +20,7 @@ from serving import PATIENCE, ask, complete, is_there, until
 import moebind
 from conftest import CPU
 from moebind import ContextParams
+from moebind.server.process import has_page
 from moebind.server.supervisor import logger
 
 MakeTiny = Callable[..., Path]
@@ -223,6 +224,7 @@ MISUSED: list[list[object]] = [
     ["serve", "MODEL", "MODEL2", "--params", "fit.json"],
     ["serve", "MODEL", "--timeout-load", "-1", "--port", "0"],
     ["serve", "MODEL", "--api-key-file", "EMPTY"],
+    ["serve", "MODEL", "--api-key-file", "MODEL"],
     ["serve", "MODEL", "MODEL2", "--mmproj", "MODEL"],
     ["serve", "MODEL", "--", "--port", "1"],
     ["serve", "MODEL", "--", "-ngl", "1"],
@@ -244,6 +246,15 @@ def test_misuse_is_one_line_and_ends_with_2(
     assert said.err.count("\n") == 1
 
 
+def test_options_of_llama_server_go_behind_the_dashes(path: Path, capsys: Capture) -> None:
+    assert run("serve", path, "--temp", "0") == 2
+    assert "--temp is an option of llama-server's: give it behind --, as in -- --temp ..." in capsys.readouterr().err
+    assert run("serve", path, "--tempp", "0") == 2
+    assert "No such option" in capsys.readouterr().err
+    assert run("serve", path, "--", "--host", "::") == 2
+    assert "is moebind's to set: use --host" in capsys.readouterr().err
+
+
 def test_failures_are_one_line_and_end_with_1(path: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF, or so it says")
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -255,7 +266,7 @@ def test_failures_are_one_line_and_end_with_1(path: Path, tmp_path: Path, capsys
             ([path, "--port", taken], f"127.0.0.1:{taken} is in use"),
             ([path, "--port", 0, "--", "--nonsense"], "invalid argument: --nonsense"),
             ([path, "--port", 0, "--timeout-load", "0"], "llama-server is not ready after 0 s"),
-            ([path, "--port", 0, "--api-key-file", tmp_path / "none"], "No such file"),
+            ([path, "--port", 0, "--api-key-file", tmp_path / "none"], "none', which cannot be read: No such file"),
         ):
             assert run("serve", *arguments) == 1
             said = capsys.readouterr()
@@ -291,3 +302,13 @@ def test_no_descriptors_are_left(path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     assert run("serve", path, "--port", 0, "--timeout-load", 0) == 1
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_where_the_page_is_is_told_last(path: Path) -> None:
+    for arguments, there in (([], has_page()), (["--no-ui"], False)):
+        with serving(path, *SMALL, *arguments, "--json") as (process, lines):
+            told = json.loads("\n".join(lines))
+            assert told["page"] == (f"{told['url']}/" if there else None)
+            assert ask(told["url"], "/", Accept_Encoding="identity").status == (415 if there else 404)
+            process.terminate()
+            process.wait(PATIENCE)

@@ -36,7 +36,7 @@ def test_fit_prints_options_that_plan_takes(tiny_path: MakeTiny, capsys: Capture
         told = json.loads(capsys.readouterr().out)
         assert run("fit", path, *given) == 0
         line = capsys.readouterr().out.splitlines()[-1]
-        assert line.startswith("Options of moebind plan and bench: ")
+        assert line.startswith("Options of moebind plan and bench, and without --device of serve: ")
         words = shlex.split(line.partition(": ")[2])  # as a shell reads them
         assert words == told["options"]
         assert run("plan", path, *words, "--json") == 0

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import bounds
 import computed
+import gguf_architectures
 import numpy as np
 import pytest
 from computed import TOKENS
 
 from conftest import CPU, EXACT
-from moebind import Batch, BatchError, EmbeddingsError, Model, Sampler
+from moebind import Batch, BatchError, BatchExt, EmbeddingsError, Gguf, Model, ModelLoadError, ProcessType, Sampler
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +233,57 @@ def test_embeddings_of_a_generating_model(dense: Model) -> None:
         context.kv_cache_clear()
         context.decode(Batch.get_one(TOKENS[::-1] * 4))
         np.testing.assert_array_equal(embeddings, kept)
+
+
+# --- draft models ---
+
+
+@pytest.mark.parametrize("architecture", ["eagle3", "dflash"])
+def test_an_encoder_of_states_takes_no_tokens(architecture_path: Callable[[str], Path], architecture: str) -> None:
+    # Their graphs have no place for tokens, to which libllama would write all the same.
+    with Model.load_from_file(architecture_path(architecture), CPU) as model, model.new_context(EXACT) as context:
+        width = {"eagle3": 3, "dflash": 2}[architecture] * model.n_embd
+        with pytest.raises(BatchError, match=rf"hidden states of another.*as embeddings of {width} numbers"):
+            context.encode(Batch.get_one(TOKENS))
+        extended = BatchExt(context)
+        extended.add(0, 0, token=5)
+        with pytest.raises(BatchError, match="hidden states of another"):
+            context.process(extended, ProcessType.ENCODE)
+        narrow = np.zeros((2, model.n_embd), np.float32)
+        with pytest.raises(BatchError, match="hidden states of another"):
+            context.encode(Batch.from_embeddings(narrow))
+        with pytest.raises(BatchError, match="hidden states of another, and its decoder takes"):
+            context.decode(Batch.from_embeddings(narrow))
+        context.encode(Batch.from_embeddings(np.zeros((2, width), np.float32)))
+
+
+def test_eagle3_decodes_tokens_with_what_its_encoder_made(architecture_path: Callable[[str], Path]) -> None:
+    with Model.load_from_file(architecture_path("eagle3"), CPU) as model, model.new_context(EXACT) as context:
+        with pytest.raises(BatchError, match=f"BatchExt whose entries.* embedding of {model.n_embd}"):
+            context.decode(Batch.get_one(TOKENS))
+        with pytest.raises(BatchError, match="BatchExt"):
+            next(iter(context.generate(TOKENS, max_tokens=2)))
+        batch = BatchExt(context)
+        batch.add(0, 0, token=5, embedding=np.zeros(model.n_embd), output=True)
+        context.process(batch)
+        assert context.get_logits().shape == (1, model.n_vocab)
+
+
+def test_eagle3_has_a_row_for_each_token(architecture_path: Callable[[str], Path], tmp_path: Path) -> None:
+    # llama.cpp takes as many as there are; looking up one beyond the last would end the process.
+    vocabulary = gguf_architectures.vocabulary_in(tmp_path)
+    candidate = gguf_architectures.Candidate.of("eagle3", vocabulary)
+    whole = Gguf.from_file(architecture_path("eagle3"))
+    candidate.tensors = {name: list(tensor.shape) for name, tensor in whole.tensors.items()}
+    rows = candidate.tensors["token_embd.weight"][1]
+    candidate.tensors["token_embd.weight"][1] = rows - 1
+    path = candidate.write(tmp_path / "short.gguf", seed=1)
+    with pytest.raises(ModelLoadError, match=f"token_embd.weight has {rows - 1} rows for a vocabulary of {rows}"):
+        Model.load_from_file(path, CPU)
+
+
+def test_dflash_decodes_tokens_or_what_its_encoder_reads(architecture_path: Callable[[str], Path]) -> None:
+    with Model.load_from_file(architecture_path("dflash"), CPU) as model, model.new_context(EXACT) as context:
+        context.decode(Batch.get_one(TOKENS))
+        context.kv_cache_clear()
+        context.decode(Batch.from_embeddings(np.zeros((2, 2 * model.n_embd), np.float32)))

@@ -12,7 +12,7 @@ from chats import HELLO
 from generations import Gate, gone, threads
 
 from conftest import SMALL
-from moebind import AsyncChatReply, AsyncPieces, Context, Model, Sampler, SamplerError
+from moebind import AsyncChatReply, AsyncPieces, Context, ContextPool, Model, Sampler, SamplerError
 
 PROMPT = [1, 7, 8]
 
@@ -105,6 +105,37 @@ def test_errors_reach_who_awaits(two: Context) -> None:
 
     asyncio.run(main())
     gone()
+
+
+BAD: list[tuple[str, object, dict[str, object], type[Exception], str]] = [
+    ("agenerate", None, {}, TypeError, "prompt is None; it takes text, token ids, or a list"),
+    ("agenerate", [], {}, ValueError, "no tokens"),
+    ("agenerate", [10**6], {}, ValueError, "prompt"),
+    ("agenerate", "\ud800", {}, ValueError, "surrogate"),
+    ("agenerate", [1] * 5000, {}, ValueError, "prompt has 5000 tokens.*larger n_ctx"),
+    ("agenerate", [{"role": "user"}], {}, ValueError, "neither 'content'"),
+    ("agenerate", PROMPT, {"seq_id": 2}, ValueError, "seq_id"),
+    ("agenerate", PROMPT, {"max_tokens": 1.5}, TypeError, "max_tokens"),
+    ("agenerate", PROMPT, {"temperature": -1}, ValueError, "temperature"),
+    ("agenerate", PROMPT, {"sampler": Sampler.greedy(), "seed": 1}, TypeError, "sampler"),
+    ("agenerate", PROMPT, {"logprobs": -1}, ValueError, "logprobs"),
+    ("agenerate", PROMPT, {"reuse_prefix": 2}, TypeError, "reuse_prefix"),
+    ("achat", None, {}, TypeError, "messages"),
+    ("achat", [], {}, ValueError, "messages is empty"),
+    ("achat", HELLO, {"tools": [{}]}, TypeError, "tools"),
+    ("achat", HELLO, {"tool_choice": "maybe"}, ValueError, "tool_choice"),
+    ("achat", HELLO, {"max_tokens": -2}, ValueError, "max_tokens"),
+]
+
+
+@pytest.mark.parametrize(("call", "prompt", "options", "error", "message"), BAD)
+def test_what_can_be_seen_is_told_at_the_call(
+    two: Context, call: str, prompt: object, options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        getattr(two, call)(prompt, **options)
+    with pytest.raises(error, match=message):
+        getattr(ContextPool([two]), call)(prompt, **options)
 
 
 def test_contextvars_are_those_of_the_task(two: Context) -> None:

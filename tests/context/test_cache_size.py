@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fuzz"))
-import gguf_architectures
 
 import moebind
 from conftest import CPU, SMALL
@@ -36,14 +32,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.fixture(scope="module")
-def compressed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def compressed(architecture_path: Callable[[str], Path]) -> Path:
     """A model with compressed attention, of which a token has one key for all heads, and no values."""
-    folder = tmp_path_factory.mktemp("compressed")
-    loader = gguf_architectures.Loader(folder)
-    candidate = gguf_architectures.Candidate.of("deepseek2", gguf_architectures.vocabulary_in(folder))
-    assert gguf_architectures.complete(candidate, loader.outcome) == "works"
-    yield candidate.write(folder / "deepseek2.gguf")
-    loader.close()
+    return architecture_path("deepseek2")
 
 
 def assert_limit(path: Path, context: ContextParams, machine: Callable[[int], None], params: ModelParams = CPU) -> int:

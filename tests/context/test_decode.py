@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import bounds
 import numpy as np
 import pytest
@@ -88,13 +90,17 @@ def test_no_room_leaves_the_context_as_it_was(moe: Model) -> None:
         context.decode(Batch.get_one([1]))
 
 
-def test_positions_that_do_not_continue(context: Context) -> None:
+def test_positions_that_do_not_continue(context: Context, caplog: pytest.LogCaptureFixture) -> None:
     context.decode(Batch.get_one([1, 2, 3]))
     gap = Batch(1)
     gap.add(1, 9, 0, True)
+    caplog.clear()
     with pytest.raises(DecodeError, match=REFUSED) as caught:
         context.decode(gap)
     assert caught.value.code == -1
+    # What the error quotes is not logged as one besides.
+    assert "\n  llama.cpp: " in str(caught.value)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
     context.decode(Batch.get_one([4]))
 
 

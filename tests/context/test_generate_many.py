@@ -267,6 +267,29 @@ def test_a_bad_prompt_of_an_iterator(dense: Model) -> None:
         assert len(list(context.generate_many([[1, 7]], max_tokens=2))) == 2
 
 
+def test_all_prompts_are_checked_before_all_texts_are_computed(dense: Model) -> None:
+    with dense.new_context(EXACT) as context:
+        before = context.timings().n_eval + context.timings().n_p_eval
+        texts = context.generate_many(iter([[1, 7], [1, 8], [1, 9], []]), max_tokens=2)
+        with pytest.raises(ValueError, match=r"prompts\[3\]"):
+            texts.complete()
+        assert texts.completed == {}
+        assert context.timings().n_eval + context.timings().n_p_eval == before
+        with pytest.raises(RuntimeError, match="taken already"):
+            texts.complete()
+
+
+def test_what_is_complete_is_kept(dense: Model) -> None:
+    fails = Sampler.chain([Sampler.from_callable(lambda _: 1 / 0), Sampler.greedy()])  # type: ignore[arg-type,return-value]
+    prompts = [{"prompt": [1, 7], "max_tokens": 1}, {"prompt": [1, 8], "max_tokens": 9, "sampler": Sampler.dist(1)}]
+    with dense.new_context(EXACT.with_n_seq_max(1)) as context:
+        expected = context.generate_many(prompts).complete()
+        texts = context.generate_many([*prompts, {"prompt": [1, 9], "sampler": fails}])
+        with pytest.raises(ZeroDivisionError):
+            texts.complete()
+        assert texts.completed == dict(enumerate(expected))
+
+
 # --- arguments of single prompts ---
 
 

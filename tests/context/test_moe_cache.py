@@ -71,8 +71,9 @@ def test_what_is_too_small(cached: Model) -> None:
     ):
         cached.new_context(SMALL.with_moe_cache_size(of_slots(2) - 1))
     for slots in (2, 5):
-        with pytest.warns(UserWarning, match="one token in all layers .* hardly hit"):
+        with pytest.warns(UserWarning, match="one token in all layers .* hardly hit") as caught:
             cached.new_context(SMALL.with_moe_cache_size(of_slots(slots))).close()
+        assert caught[0].filename == __file__
 
 
 def test_llama_cpp_takes_no_less(cached: Model, monkeypatch: pytest.MonkeyPatch) -> None:

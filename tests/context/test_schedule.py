@@ -168,3 +168,26 @@ def test_any_prompts(
         with model.new_context(params) as context:
             got = together(context, tokens, 4)
         assert [each.tokens for each in got] == alone(model, tokens, 4)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_a_prefix_behind_a_window_is_shared(tiny_path: Callable[..., Path], unified: bool) -> None:
+    """What a window has dropped is seen by nobody who goes on behind it; who goes back further computes it again."""
+    text = [3 + (7 * at) % 200 for at in range(500)]
+    prompts = [
+        {"prompt": [*text, 9], "max_tokens": 12},
+        {"prompt": [5], "max_tokens": 2},  # gives its place to the next, which goes on from the first
+        {"prompt": [*text, 9, 11], "max_tokens": 4},
+        {"prompt": [*text[:300], 12], "max_tokens": 4},
+    ]
+    params = EXACT.with_n_ctx(2048).with_n_ubatch(32).with_swa_full(False).with_kv_unified(unified)
+    with Model.load_from_file(tiny_path(arch="granite_swa", n_expert=4), CPU) as model:
+        with model.new_context(params.with_n_seq_max(1)) as context:
+            expected = [
+                context.generate(each["prompt"], max_tokens=each["max_tokens"], reuse_prefix=False).complete().tokens  # type: ignore[arg-type]
+                for each in prompts
+            ]
+        with model.new_context(params.with_n_seq_max(2)) as context:
+            found = together(context, prompts)
+    assert [each.tokens for each in found] == expected
+    assert [each.usage.cached_tokens for each in found] == [0, 0, 501, 0]

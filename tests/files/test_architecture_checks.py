@@ -27,6 +27,8 @@ from moebind import Model, ModelLoadError
         ("deepseek4", "attention.output_group_count", 0),
         ("grovemoe", "experts_per_group", 0),
         ("rwkv7", "wkv.head_size", 0),
+        ("rwkv7", "wkv.head_size", 16),
+        ("arwkv7", "wkv.head_size", 96),
         ("qwen2vl", "rope.dimension_sections", [0, 0, 0, 0]),
         ("paddleocr", "rope.dimension_sections", None),
         ("qwen3vlmoe", "rope.dimension_sections", [2**31, 0, 0, 0]),

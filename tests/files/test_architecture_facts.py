@@ -41,7 +41,7 @@ def cases(function: str) -> Iterator[tuple[str, str]]:
 
 def test_all_names_are_llama_cpps() -> None:
     named = {*facts.WITHOUT_ROPE, *facts.SEVERAL_AXES, *facts.ENCODER_DECODER, *facts.USE_OTHER_CONTEXT}
-    named |= {*facts.ONE_EXPERT_IS_NONE}
+    named |= {*facts.ONE_EXPERT_IS_NONE, *facts.DRAFT_FROM_STATES, *facts.NEVER_AHEAD}
     named |= {name for several in (*facts.NONZERO_KEYS.values(), *facts.REQUIRED_KEYS.values()) for name in several}
     named |= {name for several, _, _ in facts.REQUIRED_TENSORS for name in several}
     assert named - set(names_of().values()) == set()
@@ -61,7 +61,10 @@ def test_which_read_what_an_encoder_made() -> None:
     conditions = set(re.findall(r"model\.arch == (LLM_ARCH_T5\w*)", source("src/llama-context.cpp")))
     assert {names_of()[arch] for arch in conditions} == {*facts.ENCODER_DECODER}
     encoders = {name for name, _ in cases("llama_model_has_encoder")}
-    assert encoders == {*facts.ENCODER_DECODER, "t5encoder", "eagle3", "dflash"}
+    assert encoders == {*facts.ENCODER_DECODER, "t5encoder", *facts.DRAFT_FROM_STATES}
+    models = VENDORED / "src/models"
+    wide = {path.stem for path in models.glob("*.cpp") if "n_embd_inp_enc_impl =" in path.read_text("utf-8")}
+    assert wide == {*facts.DRAFT_FROM_STATES}
 
 
 def test_which_use_another_context() -> None:
@@ -78,6 +81,24 @@ def test_which_multiply_by_their_embeddings() -> None:
     models = VENDORED / "src/models"
     found = [path.stem for path in models.glob("*.cpp") if "build_lora_mm(model.tok_embd" in path.read_text("utf-8")]
     assert found == ["bitnet"]
+
+
+def test_which_never_load_the_layers_that_predict_ahead() -> None:
+    # Others skip them where load_mtp is false: llama_model_base::nextn_flags.
+    models = VENDORED / "src/models"
+    always = re.compile(r"flags \|= TENSOR_SKIP;|= is_mtp \? TENSOR_SKIP \|")
+    found = {path.stem for path in models.glob("*.cpp") if always.search(path.read_text("utf-8"))}
+    assert found == {*facts.NEVER_AHEAD}
+    skipping = {path.stem for path in models.glob("*.cpp") if re.search(r"TENSOR_SKIP\b", path.read_text("utf-8"))}
+    assert skipping == found
+
+
+def test_in_which_steps_a_kernel_goes() -> None:
+    kernel = source("ggml/src/ggml-cpu/ops.cpp").partition("static void ggml_compute_forward_rwkv_wkv7_f32(")[2]
+    steps = re.findall(r"j < head_size; j \+= (\w+)\)", kernel.partition("\n}\n")[0])
+    assert steps == ["GGML_F32_STEP"] * 2
+    widest = max(map(int, re.findall(r"#define GGML_F32_STEP (\d+)", source("ggml/src/ggml-cpu/simd-mappings.h"))))
+    assert {"wkv.head_size": (widest, ("rwkv7", "arwkv7"))} == facts.MULTIPLES
 
 
 @pytest.mark.parametrize(

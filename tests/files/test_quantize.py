@@ -125,8 +125,10 @@ def test_places_that_cannot_be_written(wide: Path, tmp_path: Path) -> None:
         quantize(wide, tmp_path / "none" / "small.gguf")
     with pytest.raises(IsADirectoryError):
         quantize(wide, tmp_path)
-    with pytest.raises(ValueError, match="dst is empty"):
+    with pytest.raises(TypeError, match="dst is None; it takes the path of the new file, or dry_run=True"):
         quantize(wide, None)
+    with pytest.raises(ValueError, match="dst is empty"):
+        quantize(wide, "")
     assert os.listdir(tmp_path) == []
 
 

@@ -6,13 +6,22 @@ import itertools
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moebind import ModelParams
-from moebind.files.tensor_patterns import check_pattern, matching, numbers, similar_names
+from moebind._core.native import decoded, lib
+from moebind.files.tensor_patterns import (
+    VALUE_EXPERTS,
+    check_pattern,
+    experts_pattern,
+    matching,
+    numbers,
+    similar_names,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +53,24 @@ def test_patterns_that_are_refused(pattern: str) -> None:
         "a??",
         "(?:a*)b(?:a*)c(?:a*)d(?:a*)e",
         r"ffn_(up|down)?_exps",
-        r"blk\.(\d|1\d|20)\.ffn_(up|down|gate|gate_up)_(ch|)exps",
+        rf"blk\.(\d|1\d|20){experts_pattern()}",
         rf"blk\.({'|'.join(map(str, range(60)))})\..*_(ch|)exps",
         "é",
     ],
 )
 def test_patterns_that_are_taken(pattern: str) -> None:
     assert ModelParams().with_cpu_override(pattern).tensor_overrides[0].pattern == pattern
+
+
+def test_experts_are_what_llama_cpp_chooses_among_by_number() -> None:
+    source = (Path(__file__).resolve().parents[2] / "vendor/llama.cpp/src/llama-arch.cpp").read_text(encoding="utf-8")
+    names = dict(re.findall(r'\{ (LLM_TENSOR_\w+), +"([^"]+)" \}', source))
+    operations = dict(re.findall(r"\{(LLM_TENSOR_\w+), +\{LLM_TENSOR_LAYER_\w+, +(GGML_OP_\w+)\}\}", source))
+    assert len(names) > 250
+    whole = [name.replace("%d", "7") + ".weight" for name in names.values()]
+    chosen = {names[key].replace("%d", "7") + ".weight" for key, op in operations.items() if op == "GGML_OP_MUL_MAT_ID"}
+    assert {*matching(experts_pattern(), whole)} == chosen
+    assert {*matching(decoded(lib.moebind_ffn_exps_regex()), whole)} == chosen - {f"blk.7.{VALUE_EXPERTS}.weight"}
 
 
 @given(st.text(alphabet="ab.*+?(){}[]|\\^$0123,-", max_size=30))

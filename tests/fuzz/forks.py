@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import moebind
 from moebind import Batch, ClosedError, ContextParams, Model, ModelParams, Sampler
+from moebind.chat.named_templates import chatml_tools
 
 HANG_SECONDS = 30
 #: What the calls below import when they are first made.
@@ -45,7 +46,7 @@ MODULES = [
     "moebind.placement.plan",
 ]
 CPU = ModelParams(n_gpu_layers=0, devices=())
-TEMPLATE = (Path(__file__).resolve().parent.parent / "chat_template.jinja").read_text()
+TEMPLATE = chatml_tools()
 MESSAGES = [{"role": "user", "content": "Who are you?"}]
 TOKENS = list(range(3, 60))
 

@@ -26,9 +26,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import gguf_files
+import numpy as np
 import tiny
 from gguf_files import ARRAY, STRING, File, Tensor, Value
-from gguf_recipes import RECIPES, SEEDS, WHOLE
+from gguf_recipes import RECIPES, SEEDS, WHOLE, WITHOUT_FLASH_ATTENTION
+
+import moebind
+from moebind import lib
+from moebind.files.architecture_facts import DRAFT_FROM_STATES
 
 SOURCE = Path(__file__).resolve().parents[2] / "vendor" / "llama.cpp" / "src" / "llama-arch.cpp"
 HANG_SECONDS = 20
@@ -103,13 +108,19 @@ class Candidate:
             file.tensors.append(Tensor(name.encode(), list(shape), integers if "tid2eid" in name else 0, 0))
         return file
 
-    def write(self, path: Path) -> Path:
-        """Write the model; its weights, all 0, take no room."""
+    def write(self, path: Path, seed: int | None = None) -> Path:
+        """Write the model. Without a seed its weights are all 0, and take no room."""
         file = self.file()
         header = file.header()
         with path.open("wb") as target:
             target.write(header)
             target.truncate(len(header) + file.data_size())
+            if seed is not None:
+                random = np.random.default_rng(seed)
+                for tensor in file.tensors:
+                    numbers = random.standard_normal(tensor.nbytes // 4, np.float32) / 8
+                    content = numbers.tobytes() if tensor.kind == 0 else b"\0" * tensor.nbytes
+                    target.write(content + b"\0" * (-len(content) % gguf_files.ALIGNMENT))
         return path
 
     def follow(self, complaint: str) -> bool:
@@ -137,21 +148,22 @@ class Candidate:
         """Every variant, with what it is called."""
         for name in self.tensors:
             if not name.startswith("blk.1."):
-                yield f"without {name}", self._with(tensors={k: v for k, v in self.tensors.items() if k != name})
+                yield f"without {name}", self.changed_in(tensors={k: v for k, v in self.tensors.items() if k != name})
         for key, value in self.numbers.items():
             others = [None, *({int: [0, 3], float: [0.0, float("nan")]}.get(type(value), []))]
             others += [[0] * len(value)] if isinstance(value, list) else []
             for other in others:
                 numbers = {k: v for k, v in self.numbers.items() if k != key}
-                yield f"{key}={other}", self._with(numbers=numbers if other is None else {**numbers, key: other})
+                yield f"{key}={other}", self.changed_in(numbers=numbers if other is None else {**numbers, key: other})
 
         # Of two layers one predicts further ahead, and what the file has is both, or only that.
         numbers = {**self.numbers, "nextn_predict_layers": 1}
-        yield "nextn_predict_layers=1", self._with(numbers=numbers)
+        yield "nextn_predict_layers=1", self.changed_in(numbers=numbers)
         ahead = {name: shape for name, shape in self.tensors.items() if not name.startswith("blk.0.")}
-        yield "nextn_predict_layers=1, without blk.0", self._with(numbers=numbers, tensors=ahead)
+        yield "nextn_predict_layers=1, without blk.0", self.changed_in(numbers=numbers, tensors=ahead)
 
-    def _with(self, **fields: object) -> Candidate:
+    def changed_in(self, **fields: object) -> Candidate:
+        """A copy of which these fields are others."""
         copy = deepcopy(self)
         for name, value in fields.items():
             setattr(copy, name, value)
@@ -165,34 +177,53 @@ def _encoded(key: str, value: object) -> Value:
     return Value(key.encode(), ARRAY if isinstance(value, list) else kind, kind, content)
 
 
-def _work(pipe: Connection) -> None:
-    import moebind
+def context_of(model: moebind.Model, params: moebind.ContextParams) -> moebind.ContextParams:
+    """Parameters with which this architecture's graph can be made."""
+    if model.meta["general.architecture"] in WITHOUT_FLASH_ATTENTION:
+        return params.with_flash_attn_type(moebind.FlashAttnType.DISABLED)
+    return params
 
+
+def compute(model: moebind.Model, context: moebind.Context) -> None:
+    """Have the model compute something, from what it takes."""
+    architecture = model.meta["general.architecture"]
+    if architecture in DRAFT_FROM_STATES:
+        width = lib.moebind_model_n_embd_inp_enc(model._open())
+        context.encode(moebind.Batch.from_embeddings(np.zeros((3, width), np.float32)))
+    elif model.has_encoder:
+        context.encode(moebind.Batch.get_one([1, 2, 40]))
+    if architecture == "eagle3":
+        batch = moebind.BatchExt(context)
+        for pos, token in enumerate([1, 2, 40]):
+            batch.add(0, pos, token=token, embedding=np.zeros(model.n_embd_inp, np.float32), output=pos == 2)
+        context.process(batch)
+    elif model.has_decoder:
+        context.decode(moebind.Batch.get_one([1, 2, 40]))
+
+
+def _work(pipe: Connection, load_mtp: bool) -> None:
     moebind.set_log(None)
     params = moebind.ContextParams(n_ctx=64, n_threads=1, n_threads_batch=1)
     while (path := pipe.recv()) is not None:
         try:
-            with moebind.Model.load_from_file(path, moebind.ModelParams(n_gpu_layers=0)) as model:
-                with model.new_context(params) as context:
-                    if model.has_encoder:
-                        context.encode(moebind.Batch.get_one([1, 2, 40]))
-                    if model.has_decoder:
-                        context.decode(moebind.Batch.get_one([1, 2, 40]))
+            with moebind.Model.load_from_file(path, moebind.ModelParams(n_gpu_layers=0, load_mtp=load_mtp)) as model:
+                with model.new_context(context_of(model, params)) as context:
+                    compute(model, context)
             pipe.send("works")
         except (moebind.MoebindError, ValueError) as error:
             pipe.send(str(error))
 
 
 class Loader:
-    """Loads files in a process that may die."""
+    """Loads files in a process that may die, with the layers that predict ahead if there are some."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self._path = Path(folder) / "candidate.gguf"
+    def __init__(self, folder: str | Path, *, load_mtp: bool = False) -> None:
+        self._path, self._load_mtp = Path(folder) / "candidate.gguf", load_mtp
         self._start()
 
     def _start(self) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
-        self._worker = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs,))
+        self._worker = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs, self._load_mtp))
         self._worker.start()
         theirs.close()
 

@@ -103,6 +103,12 @@ def _identify(path: str) -> None:
     assert Identity.of(read_header(path)).size >= 0
 
 
+def _inspect(path: str) -> None:
+    import moebind
+
+    str(moebind.inspect(path))
+
+
 ENTRIES: dict[str, Callable[[str], None]] = {
     "Gguf.from_file": _read,
     "the end of the header": _find_end,
@@ -111,6 +117,7 @@ ENTRIES: dict[str, Callable[[str], None]] = {
     "plan": _plan,
     "which model a fit is for": _identify,
     "quantize": _quantize,
+    "inspect": _inspect,
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import gguf_architectures
+from gguf_recipes import NOT_MADE
 
 
 @pytest.mark.timeout(600)
@@ -19,6 +20,17 @@ def test_no_change_of_an_architecture_ends_the_process() -> None:
     assert findings == []
     assert outcomes["works"] > 20
     assert outcomes["refused"] > 100
+
+
+def test_all_are_made_but_those_that_are_told(tmp_path: Path) -> None:
+    vocabulary = gguf_architectures.vocabulary_in(tmp_path)
+    loader = gguf_architectures.Loader(tmp_path)
+    outcomes = {
+        name: gguf_architectures.complete(gguf_architectures.Candidate.of(name, vocabulary), loader.outcome)
+        for name in gguf_architectures.names()
+    }
+    loader.close()
+    assert {name for name, outcome in outcomes.items() if outcome != "works"} == {*NOT_MADE}
 
 
 def test_the_architectures_are_read_from_the_source() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -107,26 +107,32 @@ def test_files_on_the_hub_are_not_loaded_by_path(hub: Hub, tmp_path: Path) -> No
 
 
 def test_ctrl_c_leaves_nothing_half_loaded(hub: Hub, tmp_path: Path) -> None:
-    stalled = []
+    stalled, over = tmp_path / "stalled", threading.Event()
 
     def stall(handler: Handler, name: str, data: bytes) -> bool:
-        if stalled or name != F32.format(2):
+        if stalled.exists() or name != F32.format(2):
             return False
-        stalled.append(True)
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
         handler.wfile.write(data[: len(data) // 2])
         handler.wfile.flush()
-        time.sleep(20)
+        stalled.touch()
+        over.wait(60)
         return True
 
     hub.misbehave = stall
     done = child(
         f"""
-        import os, signal, threading
+        import os, signal, threading, time
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+        def interrupt():
+            while not os.path.exists("{stalled}"):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
         try:
             Model.from_pretrained("{REPO}", "F32")
         except KeyboardInterrupt:
@@ -135,8 +141,8 @@ def test_ctrl_c_leaves_nothing_half_loaded(hub: Hub, tmp_path: Path) -> None:
         HF_HUB_CACHE=str(tmp_path / "cache"),
         HF_HUB_DISABLE_PROGRESS_BARS="1",
     )
+    over.set()
     assert done.stdout == "stopped\n", done.stderr
-    assert stalled
     assert cached(tmp_path) == ["tiny-F32-00001-of-00003.gguf"]
     hub.forget()
     with Model.from_pretrained(REPO, "F32", CPU) as model:

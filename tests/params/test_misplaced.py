@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from moebind import Model
-from moebind.params.misplaced import refuse_keywords
-from moebind.params.params import ModelParams
+from moebind.params.misplaced import explained_with_fields
 
 
 @pytest.mark.parametrize(
@@ -32,21 +31,21 @@ def test_every_call_that_takes_parameters(dense: Model) -> None:
     calls: dict[str, Any] = {
         "Model.load_from_splits(paths, ModelParams(n_gpu_layers=0))": lambda: Model.load_from_splits(
             ["no.gguf"],
-            n_gpu_layers=0,  # type: ignore[arg-type]
+            n_gpu_layers=0,  # type: ignore[call-arg]
         ),
         "Model.from_pretrained(repo_id, filename, ModelParams(n_gpu_layers=0))": lambda: Model.from_pretrained(
             "a/b",
-            n_gpu_layers=0,  # type: ignore[arg-type]
+            n_gpu_layers=0,  # type: ignore[call-arg]
         ),
-        "model.new_context(ContextParams(n_ctx=512))": lambda: dense.new_context(n_ctx=512),  # type: ignore[arg-type]
+        "model.new_context(ContextParams(n_ctx=512))": lambda: dense.new_context(n_ctx=512),  # type: ignore[call-arg]
         "model.embed(texts, context_params=ContextParams(n_threads=1))": lambda: dense.embed(
             "a",
-            n_threads=1,  # type: ignore[arg-type]
+            n_threads=1,  # type: ignore[call-arg]
         ),
         "model.rerank(query, texts, context_params=ContextParams(n_threads=1))": lambda: dense.rerank(
             "a",
             ["b"],
-            n_threads=1,  # type: ignore[arg-type]
+            n_threads=1,  # type: ignore[call-arg]
         ),
     }
     for written, call in calls.items():
@@ -54,7 +53,13 @@ def test_every_call_that_takes_parameters(dense: Model) -> None:
             call()
 
 
-def test_a_field_of_the_calls_own_parameters_comes_first() -> None:
-    with pytest.raises(TypeError, match=re.escape("f() has no argument 'nonsense'") + "$"):
-        refuse_keywords("f", ModelParams, "f({})", {"nonsense": 1})
-    refuse_keywords("f", ModelParams, "f({})", {})
+def test_a_call_that_takes_none() -> None:
+    @explained_with_fields()
+    def call(path: str) -> str:
+        return path
+
+    assert call("a") == call(path="a") == "a"
+    with pytest.raises(TypeError, match=re.escape("call() has no argument 'nonsense': it takes path") + "$"):
+        call("a", nonsense=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=re.escape("Write Model.load_from_file(path, ModelParams(n_gpu_layers=1))")):
+        call("a", n_gpu_layers=1)  # type: ignore[call-arg]

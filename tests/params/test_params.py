@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,3 +219,22 @@ def test_overrides_add_up_in_order() -> None:
         ("b", "RPC0", True),
         (experts_pattern(), "CPU", False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"devices": "CUDA0"}, "devices is 'CUDA0'; it takes a list: [each for each in moebind.devices() if each"),
+        ({"devices": ["CUDA0"]}, "devices holds 'CUDA0'; it takes devices: [each for each in moebind.devices() if"),
+        ({"devices": 3}, "devices is 3 (int); it takes a list of devices"),
+        ({"tensor_split": 0.5}, "tensor_split is 0.5 (float); it takes a list of shares, one per device, such as"),
+        ({"tensor_split": "3,1"}, "tensor_split is '3,1' (str); it takes a list of shares"),
+        ({"tensor_overrides": "a=CPU"}, "it takes a list of TensorOverride objects; or use with_tensor_override"),
+        ({"kv_overrides": 3}, "kv_overrides is 3 (int); it takes a mapping"),
+        ({"n_gpu_layers": "all"}, "n_gpu_layers is 'all'; it takes an integer, -1 for all"),
+        ({"split_mode": "row"}, "it takes a member of SplitMode: SplitMode.ROW"),
+    ],
+)
+def test_what_is_nearly_right_is_told_how(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(said)):
+        ModelParams(**given)

@@ -218,3 +218,20 @@ def test_layers_by_number() -> None:
 def test_what_is_no_rule(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         written_rules("rules", text)
+
+
+def test_layers_beyond_the_last_are_passed_over(tiny_path: MakeTiny) -> None:
+    # As llama.cpp's users write it for "all"; what matches nothing at all is no wish that could be meant.
+    path = tiny_path(n_expert=4, n_layer=3)
+    placed = []
+    for rules in (
+        CPU.with_cpu_moe_all(),
+        CPU.with_n_cpu_moe(999),
+        CPU.with_tensor_overrides(written_rules("rules", "experts:0-40=CPU")),
+    ):
+        with Model.load_from_file(path, rules) as model:
+            placed.append(model.placement[0].tensors)
+    assert len({name.name.split(".")[1] for name in placed[0]}) == 3
+    assert placed[0] == placed[1] == placed[2]
+    with pytest.raises(ModelLoadError, match="matches none of the"):
+        Model.load_from_file(path, CPU.with_tensor_overrides(written_rules("rules", "experts:3-40=CPU")))

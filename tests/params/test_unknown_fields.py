@@ -7,7 +7,6 @@ import copy
 import pytest
 
 from moebind import ContextParams, ModelParams
-from moebind.params.unknown_fields import written_field
 
 
 @pytest.mark.parametrize(
@@ -31,8 +30,3 @@ def test_what_to_write_instead(
 def test_what_there_is_can_still_be_made_and_copied() -> None:
     for params in (ModelParams(n_gpu_layers=3), ContextParams(n_ctx=512)):
         assert copy.copy(params) == copy.deepcopy(params) == params
-
-
-def test_what_resembles_nothing() -> None:
-    assert written_field(ModelParams, "zzz", 1, 0.5) == ""
-    assert written_field(ModelParams, "cpu_moe_all", True, 0.9) == "ModelParams().with_cpu_moe_all()"

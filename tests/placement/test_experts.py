@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+from edited import Edited
 
 import moebind
 from moebind import GgmlType, Model, ModelParams
@@ -57,6 +58,35 @@ def test_they_are_what_cpu_moe_all_moves(tiny_path: MakeTiny) -> None:
         summary = moebind.experts(path)
         assert sorted(tensor.name for tensor in moved) == sorted(name for layer in summary for name in layer.tensors)
         assert sum(tensor.nbytes for tensor in moved) == summary.nbytes
+
+
+def test_each_layer_uses_a_number_of_its_own(architecture_path: Callable[[str], Path], tmp_path: Path) -> None:
+    # As in models that were made smaller layer by layer. Here the last layer has experts: 4, of which 2 work.
+    path = architecture_path("nemotron_h_moe")
+    edited = Edited(path, tmp_path / "own.gguf").set("nemotron_h_moe.expert_used_count", [4, 4, 1]).write()
+    one, two = moebind.experts(edited), moebind.experts(path)
+    assert [layer.n_expert_used for layer in one] == [0, 0, 1]
+    assert (one.n_expert_used, two.n_expert_used) == (1, 2)
+    assert one.active_nbytes == one.nbytes // 4 == two.active_nbytes // 2
+    reads = [moebind.plan(each, devices=["1GiB"]).weights_per_token["GPU0"] for each in (edited, path)]
+    assert reads[1] - reads[0] == one.active_nbytes
+
+
+def test_experts_of_attention_have_numbers_of_their_own(architecture_path: Callable[[str], Path]) -> None:
+    path = architecture_path("k2-horizon")  # of 6 for the values it uses 3, of 4 for the rest 2
+    layer = moebind.experts(path)[0]
+    assert (layer.n_expert, layer.n_expert_used) == (4, 2)
+    assert "blk.0.attn_v_exps.weight" in layer.tensors
+    values, others = 64 * 64 * 6 * 4, 3 * 64 * 32 * 4 * 4
+    assert (layer.nbytes, layer.active_nbytes) == (values + others, values // 2 + others // 2)
+
+
+def test_layers_that_predict_ahead_count_where_they_are_loaded(tiny_path: MakeTiny, tmp_path: Path) -> None:
+    path = tiny_path(arch="glm4moe", n_expert=4, n_layer=3, n_mtp=1)
+    assert [len(moebind.experts(path, load_mtp=mtp)) for mtp in (False, True)] == [2, 3]
+    never = Edited(path, tmp_path / "never.gguf").set("general.architecture", "bailingmoe2")
+    never.set("bailingmoe2.block_count", 3).set("bailingmoe2.expert_used_count", 2)
+    assert [len(moebind.experts(never.write(), load_mtp=mtp)) for mtp in (False, True)] == [2, 2]
 
 
 def test_bytes_are_those_of_the_file(tiny_path: MakeTiny) -> None:

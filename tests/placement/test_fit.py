@@ -264,7 +264,7 @@ def test_without_a_device(tiny_path: MakeTiny) -> None:
     assert fit.context_params.n_ctx == 512
     assert "no other device" in fit.explanation
     with pytest.raises(FitError, match="Host"):
-        moebind.fit(tiny_path(n_expert=4), memory=1000, model_params=ModelParams(devices=(), n_gpu_layers=0))
+        moebind.fit(tiny_path(n_expert=4), memory="1000B", model_params=ModelParams(devices=(), n_gpu_layers=0))
 
 
 def test_the_margin_is_left(tiny_path: MakeTiny, device: Device) -> None:

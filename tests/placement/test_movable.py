@@ -35,7 +35,7 @@ SIZES = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=3), min_size=
 
 
 def matrices_of(sizes: list[list[int]]) -> list[ExpertMatrix]:
-    kinds = ("up", "down", "gate")
+    kinds = ("ffn_up", "ffn_down", "ffn_gate")
     return [
         ExpertMatrix(layer, kind, size, "GPU0")
         for layer, own in enumerate(sizes)
@@ -69,7 +69,7 @@ def test_rules_move_exactly_what_is_not_kept(sizes: list[list[int]], data: st.Da
     matrices = matrices_of(sizes)
     kept = data.draw(st.sampled_from(levels(matrices))).kept
     params = to_host(ModelParams(), matrices, kept)
-    names = {matrix: f"blk.{matrix.layer}.ffn_{matrix.kind}_exps.weight" for matrix in matrices}
+    names = {matrix: f"blk.{matrix.layer}.{matrix.kind}_exps.weight" for matrix in matrices}
     moved = {
         name for rule in params.tensor_overrides for name in tensor_patterns.matching(rule.pattern, [*names.values()])
     }
@@ -87,7 +87,7 @@ def test_all_and_nothing_have_the_rules_that_users_know() -> None:
 
 
 def test_a_pattern_names_one_matrix_and_its_biases() -> None:
-    pattern = ExpertMatrix(1, "gate", 1, "GPU0").pattern
+    pattern = ExpertMatrix(1, "ffn_gate", 1, "GPU0").pattern
     names = [f"blk.{layer}.ffn_{kind}_exps.weight" for layer in (1, 11) for kind in ("gate", "gate_up", "up")]
     names += ["blk.1.ffn_gate_exps.bias", "blk.1.ffn_gate_chexps.weight", "blk.1.ffn_gate.weight"]
     assert tensor_patterns.matching(pattern, names) == [names[0], *names[6:8]]
@@ -100,7 +100,7 @@ def test_what_the_user_placed_is_not_moved(tiny_path: Callable[..., Path]) -> No
     )
     plan = moebind.plan(path, params, SMALL, devices=["1GiB"])
     found = {(each.layer, each.kind): each for each in movable_matrices(plan, params)}
-    assert set(found) == {(0, "down"), (0, "gate"), (1, "up"), (1, "gate")}
+    assert set(found) == {(0, "ffn_down"), (0, "ffn_gate"), (1, "ffn_up"), (1, "ffn_gate")}
     experts = moebind.experts(path)
     assert sum(each.nbytes for each in found.values()) == experts.nbytes * 4 // 6
     assert {each.device for each in found.values()} == {"GPU0"}

@@ -301,3 +301,22 @@ def test_parameters_and_advice_are_among_the_values(tiny_path: MakeTiny) -> None
 def test_windows_of_a_model(tiny_path: MakeTiny) -> None:
     assert moebind.plan(tiny_path(arch="granite_swa", n_expert=4), None, SMALL, devices=["1GiB"]).n_swa == 64
     assert moebind.plan(tiny_path(), None, SMALL, devices=["1GiB"]).n_swa == 0
+
+
+@pytest.mark.parametrize(("asked", "n_seq_max", "given"), [(1000, 1, 1024), (300, 3, 768), (768, 3, 768), (0, 1, 512)])
+def test_a_length_that_is_rounded_up_is_told(tiny_path: MakeTiny, asked: int, n_seq_max: int, given: int) -> None:
+    plan = moebind.plan(tiny_path(), None, ContextParams(n_ctx=asked, n_seq_max=n_seq_max))
+    assert plan.n_ctx == given
+    sentence = f"n_ctx {asked} is rounded up to {given}: each sequence has a multiple of 256 tokens."
+    assert (sentence in str(plan).splitlines()) == (0 < asked < given)
+
+
+@pytest.mark.parametrize("given", [{"devices": [12]}, {"host": 64}, {"devices": ["24GiB", 24576]}])
+def test_numbers_that_lack_a_unit(tiny_path: MakeTiny, given: dict[str, Any]) -> None:
+    for call in (moebind.plan, moebind.fit):
+        with pytest.raises(ValueError, match="which is so many bytes: give a unit, as in '(12GiB|64GiB|24576MiB)'"):
+            call(tiny_path(), **given)
+    with pytest.raises(ValueError, match="memory is 12, which is so many bytes: give a unit, as in '12GiB'"):
+        moebind.fit(tiny_path(), memory=12, devices=["1GiB"])
+    with pytest.raises(ValueError, match=r"memory\['GPU0'\] is 12, which is so many bytes"):
+        moebind.fit(tiny_path(), memory={"GPU0": 12}, devices=["1GiB"])

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from weights_read import computed
 
 import moebind
 from conftest import CPU, SMALL
-from moebind import Batch, ContextParams, Device, DeviceType, EvalTensor, Gguf, LazyMode, Model, ModelParams, ffi, lib
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fuzz"))
-import gguf_architectures
+from moebind import Device, LazyMode, ModelParams
 
 MakeTiny = Callable[..., Path]
 
@@ -37,56 +34,6 @@ PLACEMENTS: dict[str, Callable[[ModelParams], ModelParams]] = {
     "two layers": lambda params: params.with_n_gpu_layers(2),
     "nothing": lambda params: params.with_n_gpu_layers(0),
 }
-
-
-class Counter:
-    """An eval callback that adds up the bytes of weights that the nodes of a graph read, by device."""
-
-    def __init__(self, path: Path) -> None:
-        self.weights = set(Gguf.from_file(path).tensors)
-        self.reads: dict[str, int] = {}
-
-    def __call__(self, node: EvalTensor, ask: bool) -> bool:
-        # Branches for batches of another kind are in the graph, too.
-        done = node.native.flags & lib.GGML_TENSOR_FLAG_COMPUTE
-        if ask and done and node.op not in {"VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE", "NONE"}:
-            for at, source in enumerate(node.native.src):
-                if source != ffi.NULL:
-                    self._add(node, at, source)
-        return False
-
-    def _add(self, node: EvalTensor, at: int, source: object) -> None:
-        base = source
-        while base.view_src != ffi.NULL:  # type: ignore[attr-defined]
-            base = base.view_src  # type: ignore[attr-defined]
-        if ffi.string(base.name).decode() not in self.weights:  # type: ignore[attr-defined]
-            return
-        nbytes = int(lib.ggml_nbytes(source))
-        others = node.native.src
-        if node.op == "MUL_MAT_ID" and at == 0:
-            nbytes = nbytes * int(others[2].ne[0]) // int(source.ne[2])  # type: ignore[attr-defined]
-        elif node.op == "ADD_ID" and at == 1:
-            nbytes = nbytes * int(others[2].ne[0]) // int(source.ne[1])  # type: ignore[attr-defined]
-        elif node.op == "GET_ROWS" and at == 0:
-            rows = int(lib.ggml_nrows(source))
-            nbytes = nbytes * int(lib.ggml_nelements(others[1])) // rows
-        device = lib.ggml_backend_buft_get_device(lib.ggml_backend_buffer_get_type(base.buffer))  # type: ignore[attr-defined]
-        on_host = device == ffi.NULL or lib.ggml_backend_dev_type(device) == DeviceType.CPU
-        name = "Host" if on_host else ffi.string(lib.ggml_backend_dev_name(device)).decode()
-        self.reads[name] = self.reads.get(name, 0) + nbytes
-
-
-def computed(path: Path, params: ModelParams, context: ContextParams) -> dict[str, int]:
-    counter = Counter(path)
-    with (
-        Model.load_from_file(path, params) as model,
-        model.new_context(context.with_eval_callback(counter)) as live,
-    ):
-        live.decode(Batch.get_one([1, 5, 6, 7]))
-        counter.reads.clear()
-        live.decode(Batch.get_one([8]))
-        live.synchronize()
-    return counter.reads
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -131,22 +78,6 @@ def test_rows_are_looked_up_wherever_they_are(tiny_path: MakeTiny, lazy: LazyMod
     path = tiny_path(arch="gemma4")
     params = CPU.with_lazy_mode(lazy)
     assert dict(moebind.plan(path, params, SMALL).weights_per_token) == computed(path, params, SMALL)
-
-
-@pytest.fixture(scope="module")
-def architecture_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
-    """Makes models of any architecture, from what libllama says that it lacks."""
-    folder = tmp_path_factory.mktemp("architectures")
-    vocabulary = gguf_architectures.vocabulary_in(folder)
-    loader = gguf_architectures.Loader(folder)
-
-    def make(architecture: str) -> Path:
-        candidate = gguf_architectures.Candidate.of(architecture, vocabulary)
-        assert gguf_architectures.complete(candidate, loader.outcome) == "works"
-        return candidate.write(folder / f"{architecture}.gguf")
-
-    yield make
-    loader.close()
 
 
 @pytest.mark.parametrize(

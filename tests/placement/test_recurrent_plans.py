@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fuzz"))
-import gguf_architectures
 
 import moebind
 from conftest import SMALL
@@ -38,25 +35,6 @@ CONTEXTS = {
     .with_type_k(GgmlType.F32)
     .with_type_v(GgmlType.F32),
 }
-
-
-@pytest.fixture(scope="module")
-def architecture_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
-    """Makes models of any architecture, from what libllama says that it lacks."""
-    folder = tmp_path_factory.mktemp("architectures")
-    vocabulary = gguf_architectures.vocabulary_in(folder)
-    loader = gguf_architectures.Loader(folder)
-    made: dict[str, Path] = {}
-
-    def make(architecture: str) -> Path:
-        if architecture not in made:
-            candidate = gguf_architectures.Candidate.of(architecture, vocabulary)
-            assert gguf_architectures.complete(candidate, loader.outcome) == "works"
-            made[architecture] = candidate.write(folder / f"{architecture}.gguf")
-        return made[architecture]
-
-    yield make
-    loader.close()
 
 
 def sizes(devices: tuple[DeviceMemory, ...]) -> list[tuple[str, int, int, int]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from checkout import fetch, page
 from configured import NOTHING_ELSE, configure, line, refusal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +32,7 @@ def test_summary(plain: subprocess.CompletedProcess[str]) -> None:
     assert line(plain.stdout, "backends") == "cpu, rpc"
     assert line(plain.stdout, "CUDA") == "out: MOEBIND_CUDA=OFF"
     assert line(plain.stdout, "Vulkan") == "out: MOEBIND_VULKAN=OFF"
+    assert line(plain.stdout, "web page") == "out: MOEBIND_UI=OFF"
 
 
 def test_our_own_files_give_no_warnings(plain: subprocess.CompletedProcess[str]) -> None:
@@ -314,6 +316,50 @@ def test_a_source_that_cannot_be_fetched(tmp_path: Path) -> None:
     assert f"pip could not download {package}" in said
     assert f"check the network, or put {package}-" in said
     assert not (source / "vendor/llama.cpp").exists()
+
+
+# --- the web page ---
+
+
+def without_npm(folder: Path) -> str:
+    """A search path with all that there is, but npm."""
+    folder.mkdir()
+    for place in os.environ["PATH"].split(":"):
+        for program in Path(place).iterdir() if Path(place).is_dir() else []:
+            if program.name != "npm" and not (folder / program.name).is_symlink():
+                (folder / program.name).symlink_to(program)
+    return str(folder)
+
+
+def test_without_npm_there_is_no_page(tmp_path: Path) -> None:
+    options = ("-DMOEBIND_CUDA=OFF", "-DMOEBIND_UI=AUTO")
+    environment = {"PATH": without_npm(tmp_path / "bin"), "MOEBIND_CACHE": str(tmp_path / "cache")}
+    done = configure(tmp_path / "build", *options, **environment)
+    assert done.returncode == 0, done.stderr
+    assert line(done.stdout, "web page") == "out: npm is not installed"
+    failed = configure(tmp_path / "build", "-DMOEBIND_UI=ON", **environment)
+    assert failed.returncode != 0
+    said = " ".join(failed.stderr.split())
+    assert "MOEBIND_UI=ON, but npm is not installed. Install Node.js with npm" in said
+
+
+def test_other_words_for_the_page(tmp_path: Path) -> None:
+    failed = configure(tmp_path, "-DMOEBIND_CUDA=OFF", "-DMOEBIND_UI=perhaps")
+    assert failed.returncode != 0
+    assert "MOEBIND_UI is 'PERHAPS'; it takes AUTO, ON or OFF." in " ".join(failed.stderr.split())
+
+
+def test_a_page_that_is_in_the_cache_is_installed(tmp_path: Path) -> None:
+    folder = tmp_path / f"page-{page.digest(page.SOURCE, fetch.read_lock().commit)[:16]}"
+    folder.mkdir()
+    for name in (page.LIST, page.LICENCES):
+        (folder / name).touch()
+    environment = {"PATH": without_npm(tmp_path / "bin"), "MOEBIND_CACHE": str(tmp_path)}
+    done = configure(tmp_path / "build", "-DMOEBIND_CUDA=OFF", "-DMOEBIND_UI=ON", **environment)
+    assert done.returncode == 0, done.stderr
+    assert line(done.stdout, "web page") == f"in: {folder}"
+    rules = (tmp_path / "build/cmake_install.cmake").read_text(encoding="utf-8")
+    assert f'moebind/ui" TYPE DIRECTORY FILES "{folder}/"' in rules
 
 
 RPC = "ggml/src/ggml-rpc/CMakeLists.txt"

@@ -83,7 +83,7 @@ def test_circles_are_found() -> None:
 def test_imports_for_types_and_in_functions_count() -> None:
     graph = house.imports()
     assert "moebind.context.context" in graph["moebind.model.model"]  # for types, and in new_context
-    assert "moebind.files.hub" in graph["moebind.model.from_hub"]  # in a function only
+    assert "moebind.files.hub" in graph["moebind.files.download"]  # in a function only
 
 
 def test_the_table_is_up_to_date() -> None:

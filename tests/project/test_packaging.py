@@ -69,8 +69,9 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that pip builds from the source distribution, which has to bring everything: the cache is empty."""
     folder, cache = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("cache")
     command = [sys.executable, "-m", "pip", "wheel", "--no-cache-dir", "--no-build-isolation", "--no-deps"]
-    # What a machine has of CUDA changes what is in the wheel.
-    command += ["-C", "cmake.define.MOEBIND_CUDA=OFF", "-w", str(folder), str(sdist)]
+    # What a machine has of CUDA and npm changes what is in the wheel.
+    command += ["-C", "cmake.define.MOEBIND_CUDA=OFF", "-C", "cmake.define.MOEBIND_UI=OFF"]
+    command += ["-w", str(folder), str(sdist)]
     run(command, MOEBIND_CACHE=str(cache))
     assert not list(cache.iterdir())
     (built,) = folder.iterdir()
@@ -113,7 +114,7 @@ def test_sdist_holds_what_the_build_reads(sdist: Path) -> None:
     names = {member.name.partition("/")[2] for member in members}
     assert {name.partition("/")[0] for name in names} == TOP_LEVEL
     wanted = own_files("cmake", "src", "native", "vendor/llama.cpp", "vendor/patches")
-    wanted |= {"vendor/fetch.py", "vendor/llama.cpp.lock"}
+    wanted |= {"vendor/fetch.py", "vendor/llama.cpp.lock", "vendor/page.py"}
     assert {name for name in names if name.startswith(("cmake/", "src/", "native/", "vendor/"))} == wanted
     assert {"vendor/llama.cpp/.pin", "vendor/llama.cpp/tools/server/server.cpp", "src/moebind/py.typed"} <= names
 

@@ -50,6 +50,9 @@ BAD = {
     "Model.load_from_file(3)": "arg-type",
     "Model.from_pretrained('owner/name', 3)": "arg-type",
     "Sampler.top_p('0.9')": "arg-type",
+    "Model.load_from_file('x').create_completion('a')": "attr-defined",
+    "Model.load_from_file('x', n_gpu_layers=1)": "call-arg",
+    "fit('x', n_ctxx=1)": "call-arg",
     "Sampler.logit_bias([(1, 2.0)])": "arg-type",
     "Sampler.from_callable(lambda candidates: 3)": "arg-type|return-value|misc",
 }

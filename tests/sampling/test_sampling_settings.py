@@ -147,7 +147,7 @@ def test_chats(talking: Context) -> None:
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"temperature": -0.1}, ValueError, "temperature is -0.1; it takes 0 to"),
+    ({"temperature": -0.1}, ValueError, "temperature is -0.1; it takes 0 or more"),
     ({"temperature": "warm"}, TypeError, "temperature is 'warm'; it takes a number"),
     ({"temperature": float("nan")}, ValueError, "temperature"),
     ({"temperature": True}, TypeError, "temperature"),

@@ -26,6 +26,7 @@ from moebind import (
     SplitMode,
 )
 from moebind.backend.breakdown import DeviceMemory
+from moebind.files.tensor_patterns import experts_pattern
 from moebind.server import Server
 from moebind.server.folders import Found, of_file
 from moebind.server.placed import (
@@ -116,7 +117,7 @@ def test_experts_go_to_the_host_where_the_device_is_full(found: Found, device: D
     experts = place(found, replace(WISHES, model_params=ModelParams(devices=[device]).with_cpu_moe_all()), alone=True)
     assert experts.options["device"] == "RPC0"
     assert experts.options["rpc"] == device.description
-    assert experts.options["override-tensor"] == r"\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
+    assert experts.options["override-tensor"] == f"{experts_pattern()}=CPU"
     assert experts.used == [device]
 
 

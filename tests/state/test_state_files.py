@@ -226,14 +226,14 @@ def test_files_of_another_model(tiny_path: MakeTiny, context: Context, tmp_path:
 def test_files_of_the_other_kind(context: Context, tmp_path: Path) -> None:
     context.state_save_file(tmp_path / "whole", [])
     context.state_seq_save_file(tmp_path / "sequence", 0, [])
-    with pytest.raises(StateError, match="use state_seq_load_file"):
+    with pytest.raises(StateError, match=r"is a file with one sequence's state\. Use state_seq_load_file\(path\)$"):
         context.state_load_file(tmp_path / "sequence")
-    with pytest.raises(StateError, match="use state_load_file"):
+    with pytest.raises(StateError, match=r"is a file with a whole context's state\. Use state_load_file\(path\)$"):
         context.state_seq_load_file(tmp_path / "whole", 0)
-    with pytest.raises(StateError, match="use state_load_file"):
+    with pytest.raises(StateError, match=r"is a file with a whole context's state\. Use state_load_file\(path\)$"):
         context.state_set((tmp_path / "whole").read_bytes())
     (tmp_path / "bytes").write_bytes(context.state_get())
-    with pytest.raises(StateError, match="use state_set"):
+    with pytest.raises(StateError, match=r"as state_get gives it\. Use state_set$"):
         context.state_load_file(tmp_path / "bytes")
 
 
@@ -401,3 +401,13 @@ def test_a_full_disk_leaves_the_old_file(context: Context, tmp_path: Path, monke
     finally:
         if mounted:
             subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_the_first_sequence_is_the_default(context: Context, second: Context, tmp_path: Path) -> None:
+    fill(context)
+    assert context.state_seq_size() == context.state_seq_size(0)
+    context.state_seq_save_file(tmp_path / "first")
+    assert second.state_seq_load_file(tmp_path / "first").size == 0  # nobody said what it holds
+    second.kv_cache_clear()
+    second.state_seq_set(context.state_seq_get())
+    assert second.kv_cache_seq_pos_max(0) == context.kv_cache_seq_pos_max(0) == len(TOKENS) - 1

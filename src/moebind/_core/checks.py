@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 INT32_MAX = 2**31 - 1
 #: libllama takes thread counts as they come and ends the process when the system cannot start as many.
 THREADS_MAX = 512
+#: So many members of an enumeration are listed.
+_FEW = 12
 #: The beginning of addresses of files on the Hugging Face Hub, as for fsspec.
 HUB = "hf://"
 
@@ -56,7 +58,8 @@ def number(name: str, value: float, low: float = -math.inf, high: float = math.i
     if not math.isfinite(result):
         raise ValueError(f"{name} is {result}; it takes a finite number")
     if not low <= result <= high:
-        allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+        # A limit that only keeps numbers finite is nothing to tell who is below the other one.
+        allowed = f"{low:g} or more" if high >= INT32_MAX and result < low else f"{low:g} to {high:g}"
         raise ValueError(f"{name} is {result:g}; it takes {allowed}")
     return result
 
@@ -71,17 +74,32 @@ def boolean(name: str, value: bool) -> bool:
 def member(name: str, value: EnumT | int, kind: type[EnumT], allowed: Sequence[EnumT] | None = None) -> EnumT:
     """A member of ``kind``, or its number; ``allowed`` narrows it."""
     if isinstance(value, (bool, float, str)) or (isinstance(value, IntEnum) and not isinstance(value, kind)):
-        hint = f": {kind.__name__}.{value}" if isinstance(value, str) and value in kind.__members__ else ""
-        raise TypeError(f"{name} is {value!r}; it takes a member of {kind.__name__}{hint}")
+        raise TypeError(f"{name} is {value!r}; it takes a member of {kind.__name__}{_meant(value, kind, allowed)}")
     members = list(kind.__members__.values()) if allowed is None else list(allowed)
     try:
         chosen = kind(operator.index(value))
     except TypeError:
-        raise TypeError(f"{name} is {value!r}; it takes a member of {kind.__name__}") from None
+        meant = _meant(value, kind, allowed)
+        raise TypeError(f"{name} is {value!r}; it takes a member of {kind.__name__}{meant}") from None
     if chosen not in members:
         names = ", ".join(each.name for each in members)
         raise ValueError(f"{name} is {value!r}; it takes one of {kind.__name__}: {names}")
     return chosen
+
+
+def _meant(value: object, kind: type[EnumT], allowed: Sequence[EnumT] | None) -> str:
+    """The members that a name, or the member of another enumeration, may stand for."""
+    names = [each.name for each in (kind if allowed is None else allowed)]
+    name = value.name if isinstance(value, IntEnum) else value
+    wanted = name.upper().replace("-", "_") if isinstance(name, str) else ""
+    same = [each for each in names if each.upper() == wanted]
+    # A file's type, such as Q4_K_M, is a mixture of tensors of a type, such as Q4_K, and others.
+    near = same or [
+        each for each in names if wanted and (each.startswith(f"{wanted}_") or wanted.startswith(f"{each}_"))
+    ]
+    if near:
+        return f": {' or '.join(f'{kind.__name__}.{each}' for each in near)}"
+    return f": {', '.join(names)}" if len(names) <= _FEW else ""
 
 
 def text(name: str, value: str) -> bytes:

@@ -31,6 +31,14 @@ _DEMOTED = (
     "failed to find a memory slot",  # NoKvSlotError, which generate_many() answers by itself
 )
 
+#: Lines of llama.cpp's that say what is not so, and what they mean. It says "down", but what it rounds goes up.
+_CORRECTED = (
+    (
+        "n_ctx is not divisible by n_seq_max - rounding down to",
+        "n_ctx is rounded up, so that each sequence has a multiple of 256 tokens, to",
+    ),
+)
+
 #: Held while a line goes to its handlers. Standard error has a lock inside, as every buffered file of Python's has,
 #: which stays locked in a child if a thread was writing at the time of the fork. A handler may wait for the thread that
 #: forks, so the fork does not wait for ever.
@@ -43,10 +51,16 @@ def emit(level: int, line: str) -> None:
     if number == logging.WARNING and any(text in line for text in _DEMOTED):
         number = logging.INFO
     with _emit_lock:
-        logger.log(number, "%s", line)
+        logger.log(number, "%s", _corrected(line))
 
 
 read_log(emit)
+
+
+def _corrected(text: str) -> str:
+    for wrong, right in _CORRECTED:
+        text = text.replace(wrong, right)
+    return text
 
 
 @contextmanager
@@ -120,7 +134,7 @@ def recent() -> list[str]:
     """The last lines that llama.cpp logged in this thread since ``moebind_log_forget``."""
     buffer = ffi.new("char[]", 16384)
     lib.moebind_log_recent(buffer, len(buffer))
-    return bytes(ffi.string(buffer)).decode("utf-8", "replace").splitlines()
+    return _corrected(bytes(ffi.string(buffer)).decode("utf-8", "replace")).splitlines()
 
 
 def recent_lines(n: int = 6) -> str:

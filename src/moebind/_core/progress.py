@@ -8,7 +8,7 @@ __all__ = ["progress_bar"]
 
 
 def progress_bar(
-    name: str | Callable[[], str], *, only_on_terminals: bool = False
+    name: str | Callable[[], str], *, only_on_terminals: bool = False, leave: bool = True
 ) -> tuple[Callable[[float], bool], Callable[[], None]]:
     """A bar from 0 to 100 %: what to call with a fraction, and what to call at the end.
 
@@ -18,6 +18,8 @@ def progress_bar(
         What stands before it; what returns it, if it changes.
     only_on_terminals
         Draw nothing into a file or a pipe.
+    leave
+        Whether the bar stays when it is full.
 
     Raises
     ------
@@ -31,7 +33,9 @@ def progress_bar(
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
     description = name if callable(name) else lambda: name
     shown = description()
-    bar = tqdm(total=100, desc=shown, unit="%", bar_format=form, disable=None if only_on_terminals else False)
+    bar = tqdm(
+        total=100, desc=shown, unit="%", bar_format=form, leave=leave, disable=None if only_on_terminals else False
+    )
 
     def progress(fraction: float) -> bool:
         nonlocal shown

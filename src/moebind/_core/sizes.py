@@ -8,8 +8,10 @@ from typing import SupportsIndex
 
 from moebind._core import checks
 
-__all__ = ["parse_size", "show_size"]
+__all__ = ["parse_memory", "parse_size", "show_size"]
 
+#: No memory has fewer bytes: such a number is one of MiB, or GiB.
+MEMORY_MIN = 2**16
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 # One letter is a power of 1024, as for llama.cpp and docker.
 _UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -29,8 +31,26 @@ def parse_size(name: str, value: SupportsIndex | str, low: int = 0) -> int:
         )
     size = int(Decimal(match[1]) * unit)
     if not match[2] and 0 < size < 2**20:
-        raise ValueError(f"{name} is {value!r}, which is so many bytes: give a unit, as in '{match[1]}GiB'")
+        raise ValueError(_without_unit(name, value, match[1]))
     return checks.integer(name, size, low, 2**62)
+
+
+def parse_memory(name: str, value: SupportsIndex | str, low: int = 0) -> int:
+    """The same for memory of a device or a host, or a part of it: a number that can only mean another unit is refused.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    size = parse_size(name, value, low)
+    if not isinstance(value, str) and 0 < size < MEMORY_MIN:
+        raise ValueError(_without_unit(name, value, str(size)))
+    return size
+
+
+def _without_unit(name: str, value: object, number: str) -> str:
+    unit = "GiB" if Decimal(number) < 1024 else "MiB"
+    return f"{name} is {value!r}, which is so many bytes: give a unit, as in '{number}{unit}'"
 
 
 def show_size(size: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Column", "markdown_table", "text_table"]
+__all__ = ["Column", "markdown_table", "number_ranges", "text_table"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,17 @@ def markdown_table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) 
     yield _markdown_line(["---"] * len(columns))
     for row in rows:
         yield _markdown_line(_cells(columns, row))
+
+
+def number_ranges(numbers: Iterable[int]) -> str:
+    """Rising numbers in short, such as ``0-3, 6, 9-11``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _cells(columns: Sequence[Column], row: Sequence[object]) -> list[str]:

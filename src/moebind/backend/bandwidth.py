@@ -10,6 +10,7 @@ from typing import SupportsIndex
 import numpy as np
 
 from moebind._core import checks
+from moebind._core.arguments import explained
 from moebind._core.native import lib
 from moebind.backend.host_memory import host_memory
 
@@ -21,6 +22,7 @@ SIZE, FREE_SHARE = 2**29, 4
 PASSES = 8
 
 
+@explained()
 def host_bandwidth(n_threads: SupportsIndex | None = None) -> float:
     """Measure how many bytes can be read from this machine's memory in a second, for :meth:`Plan.speed`.
 

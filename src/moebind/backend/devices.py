@@ -18,6 +18,8 @@ from moebind.errors import MoebindError, NativeError
 
 __all__ = [
     "Device",
+    "backends",
+    "default_devices",
     "devices",
     "init",
     "llama_cpp_version",
@@ -182,6 +184,16 @@ def native_devices() -> list[CData]:
         return [lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count())]
 
 
+def local_gpus() -> list[CData]:
+    """GPUs of this machine; those of RPC servers, workers of ours among them, come and go."""
+    return [
+        native
+        for native in native_devices()
+        if lib.ggml_backend_dev_type(native) in {DeviceType.GPU, DeviceType.IGPU}
+        and decoded(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(native))) != "RPC"
+    ]
+
+
 def describe(index: int, native: CData) -> Device:
     """Read one device."""
     properties = ffi.new("struct ggml_backend_dev_props *")
@@ -223,6 +235,65 @@ def devices() -> list[Device]:
     ['CPU']
     """
     return [describe(index, native) for index, native in enumerate(native_devices())]
+
+
+def backends() -> list[str]:
+    """List the backends that were built and can be used here.
+
+    Returns
+    -------
+    list[str]
+        Their names, such as ``"CUDA"``, ``"RPC"`` and ``"CPU"``, in llama.cpp's order. A backend may have no device:
+        RPC has none before :func:`add_rpc_server`.
+
+    Notes
+    -----
+    Uses ``ggml_backend_reg_get`` and ``ggml_backend_reg_name``.
+
+    Examples
+    --------
+    >>> "CPU" in moebind.backends()
+    True
+    """
+    init()
+    with lock:
+        return [
+            decoded(lib.ggml_backend_reg_name(lib.ggml_backend_reg_get(at)))
+            for at in range(lib.ggml_backend_reg_count())
+        ]
+
+
+def default_devices() -> list[Device]:
+    """List the devices that take a model's layers where nothing else is said.
+
+    Returns
+    -------
+    list[Device]
+        The RPC servers', then this machine's GPUs; integrated ones only if there are no others. Empty if everything
+        stays on the CPU.
+
+    Notes
+    -----
+    llama.cpp chooses so where ``ModelParams.devices`` is None. Of a card that two backends know, it takes one.
+
+    Examples
+    --------
+    >>> [device.name for device in moebind.default_devices()]
+    []
+    """
+    remote: list[Device] = []
+    gpus: list[Device] = []
+    integrated: list[Device] = []
+    cards: set[str] = set()
+    for device in devices():
+        if device.type == DeviceType.IGPU and (not integrated or device.backend == integrated[-1].backend):
+            integrated.append(device)
+        elif device.type == DeviceType.GPU and device.backend == "RPC":
+            remote.append(device)
+        elif device.type == DeviceType.GPU and device.card not in cards:
+            gpus.append(device)
+            cards |= {device.card} - {""}
+    return [*remote, *(gpus or integrated)]
 
 
 def native_device(name: str) -> CData:

@@ -14,8 +14,10 @@ from typing import SupportsIndex
 from weakref import WeakSet
 
 from moebind._core import checks
+from moebind._core.arguments import explained
 from moebind._core.native import lib, own
 from moebind._core.owner import close_all
+from moebind._core.sizes import parse_memory
 from moebind.backend.devices import Device, capacities, describe, leases, native_devices, users
 from moebind.backend.rpc_servers import add_rpc_server, forget_server
 from moebind.errors import MoebindError
@@ -100,7 +102,8 @@ class _Lease:
 
 
 @contextmanager
-def loopback_device(memory: SupportsIndex | None = None, n_threads: SupportsIndex = 1) -> Iterator[Device]:
+@explained()
+def loopback_device(memory: SupportsIndex | str | None = None, n_threads: SupportsIndex = 1) -> Iterator[Device]:
     """Start a worker process on this machine, and use its memory as that of a GPU.
 
     What goes to the device goes to the worker's memory and is computed there, through llama.cpp's RPC backend on
@@ -110,7 +113,8 @@ def loopback_device(memory: SupportsIndex | None = None, n_threads: SupportsInde
     Parameters
     ----------
     memory
-        Bytes that plans assume (``Device.capacity``); None: what the worker reports, which is the machine's memory.
+        Bytes that plans assume (``Device.capacity``), or a text such as ``"12GiB"``; None: what the worker reports,
+        which is the machine's memory.
     n_threads
         How many threads it computes with.
 
@@ -129,7 +133,7 @@ def loopback_device(memory: SupportsIndex | None = None, n_threads: SupportsInde
     ...     params = ModelParams(devices=[device]).with_cpu_moe_all()
     ...     model = Model.load_from_file("moe.gguf", params)
     """
-    capacity = None if memory is None else checks.integer("memory", memory, 1, 2**63 - 1)
+    capacity = None if memory is None else parse_memory("memory", memory, low=1)
     process, found, endpoint = _start(checks.integer("n_threads", n_threads, 1, checks.THREADS_MAX))
     name = found[0].name
     lease = _Lease(process)

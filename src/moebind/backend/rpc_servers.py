@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from moebind._core import checks
+from moebind._core.arguments import explained
+from moebind._core.caller import warn
 from moebind._core.native import CData, decoded, ffi, lib
 from moebind.backend.devices import Device, describe, devices, init, lock, native_devices, users
 from moebind.errors import MoebindError, NativeError, RpcServerError
@@ -151,7 +152,7 @@ def before_load(chosen: Sequence[Device] | None, overrides: Iterable[str]) -> tu
         except RpcServerError as error:
             if endpoint in wanted:
                 raise
-            warnings.warn(f"{error}. Its devices are not used any more", stacklevel=4)
+            warn(f"{error}. Its devices are not used any more")
     return tuple(sorted(wanted | (_endpoints if chosen is None else set())))
 
 
@@ -163,6 +164,7 @@ def _normalised(endpoint: str) -> str:
     return f"{match[1]}:{int(match[2])}"
 
 
+@explained()
 def add_rpc_server(endpoint: str, timeout: float | None = SILENCE_TIMEOUT) -> list[Device]:
     """Make the devices of an RPC server usable.
 

@@ -11,11 +11,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 from moebind._core.atomic_files import signature, write_whole
-from moebind._core.native import CData, decoded, lib
+from moebind._core.native import decoded, lib
 from moebind._core.version import __version__
-from moebind.backend.devices import describe, llama_cpp_version, native_devices, system_info
+from moebind.backend.devices import describe, llama_cpp_version, local_gpus, native_devices, system_info
 from moebind.diagnosis import facts
-from moebind.enums import DeviceType
 
 __all__ = ["build", "checksums", "machine_record", "now", "processor"]
 
@@ -58,16 +57,6 @@ def installed() -> list[str]:
     return [
         f"{decoded(lib.ggml_backend_dev_name(native))}: {decoded(lib.ggml_backend_dev_description(native))}"
         for native in local_gpus()
-    ]
-
-
-def local_gpus() -> list[CData]:
-    """GPUs of this machine; those of RPC servers, workers of ours among them, come and go."""
-    return [
-        native
-        for native in native_devices()
-        if lib.ggml_backend_dev_type(native) in {DeviceType.GPU, DeviceType.IGPU}
-        and decoded(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(native))) != "RPC"
     ]
 
 

@@ -17,7 +17,17 @@ from moebind.model.model import Model
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["LOGITS_MAX", "Captured", "TimedRun", "capture", "check_room", "prompt_text", "timed_run"]
+__all__ = [
+    "LOGITS_MAX",
+    "BatchRun",
+    "Captured",
+    "TimedRun",
+    "capture",
+    "check_room",
+    "prompt_text",
+    "timed_batch",
+    "timed_run",
+]
 
 #: Bytes of logits that a placement keeps.
 LOGITS_MAX = 64 * 2**20
@@ -63,6 +73,37 @@ class TimedRun:
     def intervals(self) -> tuple[float, ...]:
         """Seconds from each token to the next."""
         return tuple(after - before for before, after in zip(self.stamps, self.stamps[1:], strict=False))
+
+
+@dataclass(frozen=True)
+class BatchRun(TimedRun):
+    """One run of several sequences side by side: speeds are of all together.
+
+    Attributes
+    ----------
+    n_prompt, n_generate : int
+        Tokens of each sequence's prompt, and tokens computed one at a time after it.
+    prompt : float
+        Seconds from the prompts' tokens to their logits, one prompt after the other.
+    first_token : float
+        Seconds from the prompts' text to the first token of each.
+    stamps : tuple[float, ...]
+        Seconds from the prompts' text to each step, which computes a token of each sequence.
+    n_sequences : int
+        How many sequences. Each has a prompt of its own.
+    """
+
+    n_sequences: int = 1
+
+    @property
+    def prompt_speed(self) -> float:
+        """Tokens per second of the prompts."""
+        return self.n_sequences * super().prompt_speed
+
+    @property
+    def decode_speed(self) -> float:
+        """Tokens per second after the first token of each, one of each sequence at a time."""
+        return self.n_sequences * super().decode_speed
 
 
 @dataclass(frozen=True)
@@ -134,6 +175,35 @@ def timed_run(model: Model, context: Context, text: str, n_prompt: int, n_genera
     return TimedRun(int(tokens.size), len(stamps) - 1, computed - begun, since[0], since)
 
 
+def timed_batch(
+    model: Model, context: Context, text: str, n_prompt: int, n_generate: int, n_sequences: int
+) -> BatchRun:
+    """So many prompts, parts of the text that follow each other, and greedy tokens after each, in one batch a step."""
+    context.kv_cache_clear(data=False)
+    start = time.perf_counter()
+    tokens = model.str_to_token(text)[: n_prompt * n_sequences]
+    prompts = tokens.reshape(n_sequences, n_prompt)
+    likeliest = np.zeros(n_sequences, np.int32)
+    begun = time.perf_counter()
+    for sequence, part in enumerate(prompts):
+        for batch in _batches(part, context.n_batch, sequence):
+            context.decode(batch)
+        likeliest[sequence] = _likeliest(context)
+    context.synchronize()
+    computed = time.perf_counter()
+    stamps = [computed]
+    step = Batch(n_sequences)
+    for sequence in range(n_sequences):
+        step.extend([0], 0, sequence, True)
+    for position in range(n_prompt, n_prompt + n_generate):
+        step.token[:], step.pos[:] = likeliest, position
+        context.decode(step)
+        likeliest = context.get_logits().argmax(axis=1)
+        stamps.append(time.perf_counter())
+    since = tuple(stamp - start for stamp in stamps)
+    return BatchRun(n_prompt, len(stamps) - 1, computed - begun, since[0], since, prompts.shape[0])
+
+
 def capture(
     model: Model, context: Context, prompts: Sequence[str], n_generate: int, step: Callable[[], None]
 ) -> Captured:
@@ -193,12 +263,12 @@ def _likeliest(context: Context) -> int:
     return int(context.get_logits_ith(-1).argmax())
 
 
-def _batches(tokens: NDArray[np.int32], n_batch: int) -> list[Batch]:
+def _batches(tokens: NDArray[np.int32], n_batch: int, sequence: int = 0) -> list[Batch]:
     batches = []
     for start in range(0, tokens.size, n_batch):
         part = tokens[start : start + n_batch]
         batch = Batch(part.size)
-        batch.extend(part, start, 0, False)
+        batch.extend(part, start, sequence, False)
         batch.logits[-1] = start + part.size == tokens.size
         batches.append(batch)
     return batches

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import SupportsIndex
 
 from moebind._core import checks
-from moebind._core.sizes import parse_size, show_size
+from moebind._core.sizes import parse_memory, parse_size, show_size
 from moebind.files.gguf import Gguf
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ModelParams
 from moebind.params.tensor_overrides import written_rules
 
@@ -55,7 +56,7 @@ class Placement:
         if self.model_params.vocab_only or self.model_params.no_alloc:
             raise ValueError("model_params has vocab_only or no_alloc: such a model cannot compute")
         if self.memory is not None:
-            object.__setattr__(self, "memory", parse_size("memory", self.memory, low=1))
+            object.__setattr__(self, "memory", parse_memory("memory", self.memory, low=1))
         if self.moe_cache is not None:
             object.__setattr__(self, "moe_cache", parse_size("moe_cache", self.moe_cache))
 
@@ -117,6 +118,7 @@ class Placement:
         raise ValueError(f"placement is {text!r}; it takes one of {_FORMS}")
 
 
+@explained_with_fields()
 def default_placements(
     path: str | os.PathLike[str], model_params: ModelParams | None = None, *, n_cpu_moe: SupportsIndex | None = None
 ) -> tuple[Placement, ...]:

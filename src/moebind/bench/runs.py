@@ -25,6 +25,7 @@ from moebind.bench.rows import OffloadRow, read_row
 from moebind.bench.settings import Settings, checked_context, checked_devices, checked_prompts
 from moebind.bench.texts import AGREEMENT
 from moebind.files.gguf import Gguf
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams
 
 __all__ = ["offload"]
@@ -33,8 +34,11 @@ __all__ = ["offload"]
 _PLACEMENT = "placement"
 #: Parts of a report's conditions that the measuring process tells.
 _OF_THE_PROCESS = ("machine", "model")
+#: llama-bench's names for arguments.
+_ELSEWHERE = {"repetitions": "repeats", "n_gen": "n_generate", "reps": "repeats"}
 
 
+@explained_with_fields(context="offload(model_path, context_params={})", other_names=_ELSEWHERE)
 def offload(
     model_path: str | os.PathLike[str],
     placements: Sequence[Placement | str] | None = None,

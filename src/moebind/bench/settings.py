@@ -9,18 +9,14 @@ from typing import Any
 from moebind._core import checks
 from moebind._core.native import decoded, lib
 from moebind._core.sizes import parse_size
-from moebind.backend.devices import Device, capacities
+from moebind.backend.devices import Device, capacities, local_gpus
 from moebind.backend.loopback import worker_pids
-from moebind.bench import environment
 from moebind.bench.texts import AGREEMENT
 from moebind.enums import DeviceType
 from moebind.files.gguf import Gguf
-from moebind.params.params import ContextParams
+from moebind.params.params import N_CTX, ContextParams
 
-__all__ = ["N_CTX", "Settings", "checked_context", "checked_devices", "checked_prompts"]
-
-#: Tokens of context, if nothing is said: as in the published table.
-N_CTX = 4096
+__all__ = ["Settings", "checked_context", "checked_devices", "checked_prompts"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def checked_prompts(prompts: Sequence[str] | None) -> tuple[str, ...]:
 
 def checked_devices(devices: Sequence[Device | str] | None, n_threads: int) -> tuple[dict[str, Any], ...]:
     """Devices for a child to open; nothing is asked of a device here, since that would take memory on it."""
-    gpus = [decoded(lib.ggml_backend_dev_name(native)) for native in environment.local_gpus()]
+    gpus = [decoded(lib.ggml_backend_dev_name(native)) for native in local_gpus()]
     if devices is None:
         if not gpus:
             raise ValueError(

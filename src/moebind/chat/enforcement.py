@@ -13,6 +13,7 @@ from typing import TypeAlias, cast
 
 from moebind._core.native import ffi, lib
 from moebind.chat.demanded_calls import with_the_call_first
+from moebind.chat.named_templates import CHATML_TOOLS
 from moebind.chat.prompt import ChatPrompt
 from moebind.errors import ChatTemplateError, GrammarError, NativeError
 from moebind.sampling.json_rules import Names, with_corrected_rules, with_property_order
@@ -93,7 +94,7 @@ def _check_schema(grammar: str, lazy: bool, tools: Sequence[Mapping[str, object]
         )
     raise GrammarError(
         "the JSON schema would not be enforced: llama.cpp's parser of this template's replies leaves it out. Use "
-        "generate() with Sampler.json_schema, another template, or use_grammar=False"
+        f"generate() with json_schema, another template, such as template={CHATML_TOOLS!r}, or use_grammar=False"
     )
 
 
@@ -104,7 +105,8 @@ def _check_call(grammar: str, lazy: bool, tools: Sequence[Mapping[str, object]])
     if lazy or not _passes(grammar, [(_CALL, name) for name in names_of(tools)]):
         raise GrammarError(
             "a call would not be enforced: llama.cpp finds no form of a call in this template, or its grammar does not "
-            "demand one. Use tool_choice='auto', another template, or use_grammar=False"
+            f"demand one. Use a template that knows calls, such as template={CHATML_TOOLS!r}, tool_choice='auto', or "
+            "use_grammar=False"
         )
 
 

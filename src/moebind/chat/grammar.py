@@ -12,6 +12,7 @@ from moebind._core.native import ffi, lib
 from moebind.chat.demanded_calls import allows_text_before
 from moebind.chat.enforcement import allows_call, unheld_arguments
 from moebind.chat.messages import checked_tools
+from moebind.chat.named_templates import CHATML_TOOLS
 from moebind.errors import GrammarError, NativeError
 from moebind.sampling.sampler import Sampler
 
@@ -29,7 +30,10 @@ def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | 
     """
     functions = [cast("Mapping[str, object]", tool["function"]) for tool in checked_tools(tools) or ()]
     if functions and not prompt.writes_tools:
-        yield "the chat template does not write the tools into the prompt, so the model does not know them"
+        yield (
+            "the chat template does not write the tools into the prompt, so the model does not know them; "
+            f"template={CHATML_TOOLS!r} does"
+        )
         return
     if functions and not prompt.reads_calls:
         yield (

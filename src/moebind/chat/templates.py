@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, cast
 
 from moebind._core import checks
+from moebind._core.caller import warn
 from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, decoded, ffi, lib, own
 from moebind.chat.continuation import continued
@@ -27,6 +27,7 @@ from moebind.chat.messages import (
     with_integers,
     with_marked_integers,
 )
+from moebind.chat.named_templates import CHATML_TOOLS, named_template
 from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, clean_message, exchange
 from moebind.chat.round_trip import misreads_calls
 from moebind.chat.template_arguments import merged_arguments, unread_arguments
@@ -98,8 +99,11 @@ class ChatTemplates(ModelBase):
     def _other_templates(self) -> str:
         names = self.chat_template_names
         if names:
-            return f": it has {', '.join(names)}; 'chatml' and those of chat_builtin_templates() work with any model"
-        return ": give one, as Jinja source or 'chatml'"
+            return (
+                f": it has {', '.join(names)}; 'chatml', 'chatml-tools' and those of chat_builtin_templates() work "
+                "with any model"
+            )
+        return ": give one, as Jinja source, 'chatml' or 'chatml-tools'"
 
     def apply_chat_template(
         self,
@@ -174,8 +178,9 @@ class ChatTemplates(ModelBase):
             ``{"type": "text", "text": ...}``; the type ``"media_marker"`` is for what mtmd will replace.
         template
             None: the file's own; it may have a separate one for tools. Text with ``{{``, ``{%`` or ``{#`` in it is
-            Jinja source. Anything else is a name: one of :attr:`chat_template_names`, ``"chatml"``, or one of
-            :func:`moebind.chat_builtin_templates`, which support neither tools nor arguments.
+            Jinja source. Anything else is a name: one of :attr:`chat_template_names`, ``"chatml"``, ``"chatml-tools"``
+            (the same with tools, as Hermes and Qwen write them), or one of :func:`moebind.chat_builtin_templates`,
+            which support neither tools nor arguments.
         add_generation_prompt
             End with the beginning of the reply.
         tools
@@ -264,7 +269,7 @@ class ChatTemplates(ModelBase):
         strict = checks.boolean("strict", strict)
         read = None if json_schema is None else read_schema(json_schema, strict=strict, named=True)
         for each in () if read is None else read.lost:
-            warnings.warn(f"the grammar does not hold a reply to all of the JSON schema: {each}", stacklevel=3)
+            warn(f"the grammar does not hold a reply to all of the JSON schema: {each}")
         builtin = self._is_builtin(template)
         arguments = merged_arguments(kwargs, RENDERING)
         request = {
@@ -285,7 +290,7 @@ class ChatTemplates(ModelBase):
             _check_builtin(template, request)
         native = self._template(template)
         for name in unread_arguments(arguments, self._sources(template), RENDERING):
-            warnings.warn(f"the chat template does not mention the argument {name!r}, and ignores it", stacklevel=3)
+            warn(f"the chat template does not mention the argument {name!r}, and ignores it")
         orders: Orders = {} if read is None else read.orders
         held_to = bool(wanted) and bool(request["json_schema"] or chosen.kind != "none")
         if wanted and held_to:
@@ -371,7 +376,7 @@ class ChatTemplates(ModelBase):
         return ready
 
     def _source(self, template: str | None) -> str:
-        """Jinja source, "chatml", or "" for what the file says."""
+        """Jinja source, a name that llama.cpp knows, or "" for what the file says."""
         if template is None:
             names = self.chat_template_names
             if not {"default", "tool_use"}.intersection(names):
@@ -382,8 +387,11 @@ class ChatTemplates(ModelBase):
         checks.text("template", template)
         if not template:
             raise ValueError("template is empty; it takes a name, Jinja source, or None for the file's own")
-        if any(mark in template for mark in ("{{", "{%", "{#")) or template == "chatml":
+        if any(mark in template for mark in ("{{", "{%", "{#")):
             return template
+        named = named_template(template)
+        if named is not None:
+            return named
         return template if self._is_builtin(template) else self.chat_template(template)
 
     def _misreads_calls(self, template: str | None, request: Mapping[str, object]) -> bool:
@@ -403,7 +411,7 @@ class ChatTemplates(ModelBase):
 
     def _is_builtin(self, template: str | None) -> bool:
         """Whether it names a template of llama.cpp's own code, which the file has no other one for."""
-        if template is None or template == "chatml" or template in self.chat_template_names:
+        if template is None or named_template(template) is not None or template in self.chat_template_names:
             return False
         return template in chat_builtin_templates()
 
@@ -466,7 +474,10 @@ def _check_builtin(name: str | None, request: Mapping[str, object]) -> None:
     """Refuse what llama.cpp's own templates would leave out without a word, or cut off."""
     for key in ("tools", "json_schema", "continue_final_message"):
         if request[key]:
-            raise ChatTemplateError(f"the template {name!r} is llama.cpp's own code, which does not know {key}")
+            raise ChatTemplateError(
+                f"the template {name!r} is llama.cpp's own code, which does not know {key}: "
+                f"template={CHATML_TOOLS!r} does"
+            )
     if "\\u0000" in json.dumps(request["messages"]).replace("\\\\", ""):
         raise ValueError(f"messages contain a NUL character, which the template {name!r} cannot hold")
 

@@ -39,6 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(_run(sys.argv[1:] if arguments is None else list(arguments)))
 
 
+def _without_number(error: Exception) -> str:
+    """What went wrong; of the system's own errors, without their number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
+
+
 def _run(arguments: list[str]) -> int:
     from moebind.cli.app import app
     from moebind.cli.options import in_options
@@ -55,12 +62,12 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:  # whoever reads has seen enough; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
-    except (MoebindError, OSError, ImportError) as error:
-        say(in_options(str(error)))
-        return FAILED
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError) as error:  # some of moebind's own are, too
         say(in_options(str(error)))
         return MISUSED
+    except (MoebindError, OSError, ImportError) as error:
+        say(in_options(_without_number(error)))
+        return FAILED
     except Exception as error:
         # Usage errors are typer's, or click's, whose classes moved between their versions.
         if type(error).__name__ == "Abort":

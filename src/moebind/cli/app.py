@@ -1,4 +1,4 @@
-"""All commands, under their names."""
+"""The command line: the names of all commands, and where they are."""
 
 from __future__ import annotations
 
@@ -6,15 +6,42 @@ from typing import Annotated
 
 import typer
 
-from moebind.cli import bench, cache, doctor, experts, fit, plan, rpc_worker, serve
+from moebind.cli.lazy import PLUGINS, lazy_group
 from moebind.cli.output import version
 
+__all__ = ["COMMANDS", "app"]
+
+#: The module of each command, which is imported when it is asked for.
+COMMANDS = {
+    "generate": "moebind.cli.generate",
+    "chat": "moebind.cli.chat",
+    "probe": "moebind.cli.probe",
+    "embed": "moebind.cli.embed",
+    "rerank": "moebind.cli.rerank",
+    "tokenize": "moebind.cli.tokenize",
+    "plan": "moebind.cli.plan",
+    "fit": "moebind.cli.fit",
+    "experts": "moebind.cli.experts",
+    "inspect": "moebind.cli.inspect",
+    "list": "moebind.cli.list_models",
+    "get": "moebind.cli.get",
+    "devices": "moebind.cli.show_devices",
+    "quantize": "moebind.cli.quantize",
+    "routing": "moebind.cli.routing",
+    "cache": "moebind.cli.cache",
+    "doctor": "moebind.cli.doctor",
+    "rpc-worker": "moebind.cli.rpc_worker",
+    "serve": "moebind.cli.serve",
+    "bench": "moebind.cli.bench",
+}
+
 app = typer.Typer(
+    cls=lazy_group(COMMANDS, PLUGINS),
     help="llama.cpp for Python, with a mixture-of-experts model's experts in host memory.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
 )
 
 
@@ -25,13 +52,3 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-app.command("plan")(plan.command)
-app.command("fit")(fit.command)
-app.command("experts")(experts.command)
-app.command("cache")(cache.command)
-app.command("doctor")(doctor.command)
-app.command("rpc-worker")(rpc_worker.command)
-app.command("serve", cls=serve.WithRest)(serve.command)
-app.add_typer(bench.app, name="bench")

@@ -11,16 +11,21 @@ import typer
 
 from moebind.bench.placements import Placement, default_placements
 from moebind.bench.runs import offload
-from moebind.bench.settings import N_CTX
+from moebind.cli import bench_speed
 from moebind.cli import options as o
 from moebind.cli.devices import checked_size, separate
 from moebind.cli.given import Given, takes
+from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
+from moebind.params.params import N_CTX
 from moebind.placement.described_devices import is_description
 
 app = typer.Typer(
-    help="Measure what placements of a model take, and how fast they are.", no_args_is_help=True, rich_markup_mode=None
+    help="Measure what placements of a model take, and how fast models are.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 
 Placements = Annotated[
@@ -45,12 +50,13 @@ Devices = Annotated[
 ]
 
 
-@app.callback()
-def _measure() -> None:
-    pass
+app.command("decode")(bench_speed.decode_command)
+app.command("prompt")(bench_speed.prompt_command)
+app.command("batch")(bench_speed.batch_command)
 
 
 @app.command("offload")
+@takes_model
 @takes(PARAMS, *without(MODEL, "cpu_moe", "n_cpu_moe"), *CONTEXT, n_ctx=str(N_CTX))
 def command(
     model: o.ModelPath,

@@ -12,7 +12,7 @@ from moebind.backend.devices import Device, devices
 from moebind.enums import DeviceType
 from moebind.placement.described_devices import is_description, read_description, written
 
-__all__ = ["Devices", "Host", "checked_size", "device_list", "exact_size", "separate"]
+__all__ = ["Devices", "DevicesHere", "Host", "checked_size", "device_list", "exact_size", "separate"]
 
 #: No device has less memory; who says less left the unit out.
 LEAST = 2**20
@@ -23,9 +23,20 @@ Devices: TypeAlias = Annotated[
         "--device",
         "-dev",
         metavar="DEVICE",
-        help="A device of this machine, or the size of one that is not here, such as 24GiB, or vulkan:16GiB for a card "
-        "that Vulkan drives; several with commas, or by giving it several times; none for a machine without.",
+        help="A device of this machine, or the size of one that is not here, such as 24GiB or vulkan:16GiB; several "
+        "with commas, or none.",
         show_default="this machine's GPUs",
+    ),
+]
+#: For commands that compute.
+DevicesHere: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        "-dev",
+        metavar="DEVICE",
+        help="A device of this machine; several with commas, or none.",
+        show_default="all GPUs",
     ),
 ]
 Host: TypeAlias = Annotated[

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from moebind.cli import options as o
+from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.placement.experts import experts
 
 
+@takes_model
 def command(model: o.ModelPath, as_json: o.AsJson = False) -> None:
-    """Tell what a model's experts are and weigh, layer by layer."""
+    """Tell what a model's experts are and weigh, layer by layer.
+
+    Example: moebind experts moe.gguf
+    """
     found = experts(model)
     if not as_json:
         show(found)

@@ -10,12 +10,16 @@ import typer
 
 from moebind._core.sizes import parse_size
 from moebind.cli import options as o
+from moebind.cli.budgets import Margin, Memory, budgets
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
-from moebind.cli.given import Given, takes
+from moebind.cli.given import Chosen, Given, takes
+from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, unwritten, without
+from moebind.cli.token_counts import token_count
 from moebind.cli.written_options import as_options
 from moebind.placement.cache_share import BUS
+from moebind.placement.described_devices import is_description
 from moebind.placement.fit import fit
 from moebind.placement.routing import RoutingRecorder
 
@@ -28,26 +32,20 @@ class Goal(str, Enum):
     balanced = "balanced"
 
 
-Memory = Annotated[
-    list[str] | None,
+Context = Annotated[
+    str | None,
     typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="What each device may take, such as 8GiB; or DEVICE=SIZE, several times for several, Host for host "
-        "memory.",
-        show_default="what is free, less the margin",
+        "--ctx-size",
+        "--n-ctx",
+        "-c",
+        metavar="N",
+        help="Tokens of context, such as 32k.",
+        show_default="as many as fit",
     ),
 ]
-Margin = Annotated[
-    str | None,
-    typer.Option("--margin", metavar="SIZE", help="What stays free.", show_default="1GiB, at most a tenth"),
-]
-Context = Annotated[
-    int | None,
-    typer.Option("--ctx-size", "--n-ctx", "-c", metavar="N", help="Tokens of context.", show_default="as many as fit"),
-]
 ContextMin = Annotated[
-    int, typer.Option("--ctx-size-min", "--n-ctx-min", metavar="N", help="The shortest context that will do.")
+    str,
+    typer.Option("--ctx-size-min", "--n-ctx-min", metavar="N", help="The shortest context that will do.", hidden=True),
 ]
 For = Annotated[Goal, typer.Option("--goal", help="What is to be fast.")]
 Cache = Annotated[
@@ -55,8 +53,7 @@ Cache = Annotated[
     typer.Option(
         "--moe-cache",
         metavar="SIZE",
-        help="Device memory for a cache of experts that are in host memory, such as 4GiB; auto: what costs a token "
-        "least, by --routing.",
+        help="Device memory for a cache of experts; auto: what costs a token least, by --routing.",
         show_default="0",
     ),
 ]
@@ -67,6 +64,7 @@ Routing = Annotated[
         metavar="FILE",
         help="What routers chose, from moebind cache --save FILE; for --moe-cache auto.",
         show_default=False,
+        hidden=True,
     ),
 ]
 Bus = Annotated[
@@ -75,16 +73,16 @@ Bus = Annotated[
         "--bus",
         metavar="X",
         help="How fast the bus to the devices is, in multiples of host memory; for --moe-cache auto.",
+        hidden=True,
     ),
 ]
 Save = Annotated[
     str | None,
-    typer.Option(
-        "--save", metavar="FILE", help="Keep it in a file, which plan and bench take with --params.", show_default=False
-    ),
+    typer.Option("--save", metavar="FILE", help="Keep it in a file, for --params.", show_default=False),
 ]
 
 
+@takes_model
 @takes(PARAMS, *MODEL, *without(CONTEXT, "n_ctx", "moe_cache"), swa_full="swa-full where it costs little")
 def command(
     model: o.ModelPath,
@@ -95,21 +93,24 @@ def command(
     host: Host = None,
     goal: For = Goal.decode,
     ctx_size: Context = None,
-    ctx_size_min: ContextMin = 4096,
+    ctx_size_min: ContextMin = "4096",
     moe_cache: Cache = None,
     routing: Routing = None,
     bus: Bus = BUS,
     save: Save = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Find parameters with which a model fits into memory, and uses it well. Ends with 1 if there are none."""
+    """Find parameters with which a model fits into memory. Ends with 1 if there are none.
+
+    Example: moebind fit moe.gguf --memory 8GiB --save fit.json
+    """
     chosen = given.read(model, separate(device), host)
     found = fit(
         model,
-        memory=_budgets(memory),
+        memory=budgets(memory),
         margin=margin,
-        n_ctx=ctx_size,
-        n_ctx_min=ctx_size_min,
+        n_ctx=None if ctx_size is None else token_count("--ctx-size", ctx_size),
+        n_ctx_min=token_count("--ctx-size-min", ctx_size_min),
         model_params=chosen.model_params,
         context_params=chosen.context_params,
         devices=device_list(chosen.device),
@@ -126,22 +127,18 @@ def command(
     if as_json:
         show_json({**found.to_dict(), "options": options})
     else:
-        show(found)
+        show(o.calls_as_options(str(found)))
         show(f"In Python: {found.model_params}, {found.context_params}")
         lacking = [*unwritten(found.model_params), *unwritten(found.context_params)]
         but = f" (none sets {' and '.join(lacking)}; --save and --params keep it)" if lacking else ""
-        show(f"Options of moebind plan and bench{but}: {shlex.join(options)}")
+        show(f"Options of moebind {_commands(chosen)}{but}: {shlex.join(options)}")
     if not found.plan.fits:  # such as where the host, which has no budget of its own, has too little free
         raise typer.Exit(1)
 
 
-def _budgets(given: list[str] | None) -> str | dict[str, str] | None:
-    if not given:
-        return None
-    if len(given) == 1 and "=" not in given[0]:
-        return given[0]
-    pairs = [each.partition("=") for each in given]
-    for each, (name, equals, size) in zip(given, pairs, strict=True):
-        if not (name and equals and size):
-            raise ValueError(f"--memory is {each!r} beside others; it takes DEVICE=SIZE then, such as CUDA0=8GiB")
-    return {name: size for name, _, size in pairs}
+def _commands(chosen: Chosen) -> str:
+    """The commands that take the options, and what of them does not go for all."""
+    # A server takes only devices that are here, and its --host is another one.
+    plan = "plan" if chosen.host is None else f"plan (with --host {chosen.host} besides)"
+    described = any(is_description(each) for each in chosen.device or ())
+    return f"{plan} and bench, and without --device of serve" if described else f"{plan}, bench and serve"

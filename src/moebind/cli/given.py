@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
-from moebind.bench.environment import local_gpus
+import typer
+
+from moebind.backend.devices import local_gpus
 from moebind.cli.devices import exact_size
-from moebind.cli.parameters import ADDED, CONTEXT, MODEL, Option, ParamsT, shares
+from moebind.cli.output import show
+from moebind.cli.parameters import ADDED, CONTEXT, MODEL, USUAL, Option, ParamsT, shares
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.saved import Saved, read_for
 
@@ -81,7 +85,7 @@ class Given:
 
 
 def takes(
-    *options: Option[Any], hidden: Collection[str] = (), **shown: str
+    *options: Option[Any], hidden: Collection[str] | None = None, own_hidden: Collection[str] = (), **shown: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a command have options; it gets them as one argument, ``given``.
 
@@ -90,28 +94,61 @@ def takes(
     options
         In the order of the help.
     hidden
-        Names of those that the help leaves out.
+        Names of those that the help leaves out, unless it is asked for with ``--help-all``; None: the unusual ones.
+    own_hidden
+        Names of those of the command's own arguments that it leaves out, too.
     shown
         What the help says of the default of an option, by its name, where the command has another.
     """
+    rare = {option.name for option in options} - USUAL if hidden is None else set(hidden)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def run(**values: Any) -> None:
+            values.pop("help_all", None)
             command(given=Given({option.name: values.pop(option.name) for option in options}), **values)
 
         own = inspect.signature(command, eval_str=True).parameters.values()
         parameters: list[inspect.Parameter] = []
         for each in own:
             if each.name == "given":
-                parameters += [option.parameter(shown.get(option.name), option.name in hidden) for option in options]
+                parameters += [option.parameter(shown.get(option.name), option.name in rare) for option in options]
             else:
-                parameters.append(each.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+                annotation = _hidden(each.annotation) if each.name in own_hidden else each.annotation
+                parameters.append(each.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation))
+        if rare or own_hidden:
+            parameters.append(_HELP_ALL)
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         return run
 
     return decorate
+
+
+def _hidden(annotation: Any) -> Any:
+    """The annotation of an option, as one that the help leaves out."""
+    kind, option = get_args(annotation)
+    option = copy.copy(option)  # other commands may have the same
+    option.hidden = True
+    return Annotated[kind, option]
+
+
+def _help_all(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        for each in ctx.command.params:
+            each.hidden = False  # type: ignore[attr-defined]
+        show(ctx.get_help())
+        raise typer.Exit
+
+
+_HELP_ALL = inspect.Parameter(
+    "help_all",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[
+        bool, typer.Option("--help-all", is_eager=True, callback=_help_all, help="Show all options, and exit.")
+    ],
+)
 
 
 def _check_shares(given: str, params: ModelParams, device: Sequence[str] | None) -> None:

@@ -9,24 +9,57 @@ from typing import Annotated, TypeAlias
 import typer
 
 from moebind._core import checks
-from moebind.cli.parameters import option_names
+from moebind.cli.parameters import flags_of, option_names
+from moebind.cli.text_options import SAMPLING
+from moebind.enums import PoolingType
 from moebind.placement.plot import check_plot
 
-__all__ = ["AsJson", "ModelPath", "in_options", "plot_path"]
+__all__ = [
+    "AsJson",
+    "Fit",
+    "ModelPath",
+    "Pooling",
+    "calls_as_options",
+    "in_options",
+    "plot_path",
+    "pooling_type",
+    "wants_fit",
+]
 
 ModelPath: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A GGUF file, or the first one of a split model, or hf://OWNER/REPO/FILE.gguf on the Hugging Face Hub.",
+        help="A GGUF file (of a split model the first), or hf://OWNER/REPO/FILE.gguf.",
         show_default=False,
     ),
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
+Fit: TypeAlias = Annotated[
+    str, typer.Option("--fit", "-fit", metavar="on|off", help="Choose what is left open so that it fits.")
+]
+Pooling: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--pooling",
+        metavar="TYPE",
+        help="none, mean, cls, last or rank.",
+        show_default="as the model says",
+    ),
+]
 #: The options of arguments, as errors name them.
 _OPTIONS = {
     **option_names(),
+    **{option.name: option.flag for option in SAMPLING},
+    "stop": "--stop",
+    "prompt": "--prompt",
+    "json_schema": "--json-schema",
+    "tools": "--tools",
+    "tool_choice": "--tool-choice",
+    "template": "--chat-template",
+    "template_kwargs": "--chat-template-kwargs",
+    "reasoning_format": "--reasoning-format",
     "n_ctx_min": "--ctx-size-min",
     "memory": "--memory",
     "margin": "--margin",
@@ -38,6 +71,7 @@ _OPTIONS = {
     "warmup": "--warmup",
     "n_prompt": "--n-prompt",
     "n_generate": "--n-gen",
+    "n_sequences": "--sequences",
     "prompts": "--prompt",
     "worker_threads": "--worker-threads",
     "timeout": "--timeout",
@@ -56,25 +90,89 @@ _OPTIONS = {
     "max_tokens": "--predict",
     "mmproj": "--mmproj",
     "models_dir": "--models-dir",
+    "src": "SRC",
+    "dst": "DST",
+    "imatrix": "--imatrix",
+    "tensor_types": "--tensor-type",
+    "output_tensor_type": "--output-tensor-type",
+    "token_embedding_type": "--token-embedding-type",
+    "allow_requantize": "--allow-requantize",
+    "keep_split": "--keep-split",
+    "prune_layers": "--prune-layers",
+    "kv_overrides": "--override-kv",
     "path": "MODEL",
     "model_path": "MODEL",
 }
 _BEGINS = re.compile(r"([a-z_]+)(?:\[[^]]*\])?(?= (?:is|has|holds|names)\b)")
+#: What a sentence tells Python's users to write, and what is written on a command line.
+_CALLS = [
+    (re.compile(r"(?:ModelParams(?:\(\))?\.)?\bwith_cpu_moe_all(?:\(\))?"), "--cpu-moe"),
+    (re.compile(r"(?:ModelParams(?:\(\))?\.)?with_n_cpu_moe\((\d+)\)"), r"--n-cpu-moe \1"),
+    (re.compile(r"(?:ModelParams(?:\(\))?\.)?\bwith_n_cpu_moe(?:\(\))?"), "--n-cpu-moe"),
+    (re.compile(r"\bmoebind\.(doctor|fit|plan|experts)\b(?:\(\))?"), r"moebind \1"),
+    (re.compile(r"\bset n_gpu_layers=(\d+)"), r"give --n-gpu-layers \1"),
+    # A command's overrides are always strict.
+    (re.compile(r",? or pass strict=False"), ""),
+]
+#: An argument that is to be used instead, at the end of a sentence's first half.
+_USE = re.compile(r"(?<=: )(use|set) ([a-z_]+)\b(?! [a-z])")
+#: A field with its value, alone or in the parameters that it belongs to.
+_FIELD = re.compile(r"\b(?:(?:Model|Context)Params\()?(?<![\w./-])([a-z]\w*)=(True|False|\d+)\b(\))?")
+_SWITCHED = re.compile(r"\bpass ([a-z_]+)=True\b")
 _NAMED = re.compile(r"(?<![\w./'\"=-])[a-z]+_[a-z_]+(?![\w./'\"=(-])")
 
 
-def plot_path(given: Path | None, what: str) -> str | None:
+def pooling_type(given: str | None) -> PoolingType:
+    """The value of ``--pooling``."""
+    if given is None:
+        return PoolingType.UNSPECIFIED
+    known = {each.name.lower(): each for each in PoolingType if each != PoolingType.UNSPECIFIED}
+    if given not in known:
+        raise ValueError(f"--pooling is {given!r}; it takes one of {', '.join(known)}")
+    return known[given]
+
+
+def wants_fit(given: str) -> bool:
+    """The value of ``--fit``."""
+    if given not in {"on", "off"}:
+        raise ValueError(f"--fit is {given!r}; it takes on or off")
+    return given == "on"
+
+
+def plot_path(given: Path | None, what: str, option: str = "--plot") -> str | None:
     """Where to draw, if that will be possible: looked at before anything is computed."""
     if given is None:
         return None
-    path = checks.path("--plot", given)
-    check_plot("--plot", path, what)
+    path = checks.path(option, given)
+    check_plot(option, path, what)
     return path
 
 
 def in_options(message: str) -> str:
     """A message of the library's, with the options' names for its arguments'; lines of llama.cpp's stay as they are."""
-    return "\n".join(line if line.lstrip().startswith("llama.cpp:") else _renamed(line) for line in message.split("\n"))
+    return "\n".join(
+        line if line.lstrip().startswith("llama.cpp:") else _renamed(calls_as_options(line))
+        for line in message.split("\n")
+    )
+
+
+def calls_as_options(text: str) -> str:
+    """A text of the library's for people, with options for the calls and fields that it tells them to write."""
+    for written, option in _CALLS:
+        text = written.sub(option, text)
+    text = _USE.sub(lambda found: f"{found[1]} {_OPTIONS.get(found[2], found[2])}", text)
+    return _FIELD.sub(_field_as_option, text)
+
+
+def _field_as_option(found: re.Match[str]) -> str:
+    name, value = found[1], found[2]
+    whole = found[0].startswith(("ModelParams(", "ContextParams(")) and found[3] is not None
+    ending = "" if whole or found[3] is None else found[3]
+    if name in flags_of() and value in {"True", "False"}:
+        return flags_of()[name][value == "False"] + ending
+    if whole and name in _OPTIONS:
+        return f"{_OPTIONS[name]} {value}"
+    return found[0]
 
 
 def _renamed(message: str) -> str:
@@ -83,4 +181,5 @@ def _renamed(message: str) -> str:
     begun = _BEGINS.match(message)
     if begun is not None and begun[1] in _OPTIONS:
         message = f"{_OPTIONS[begun[1]]}{message[begun.end() :]}"
+    message = _SWITCHED.sub(lambda found: f"give {_OPTIONS.get(found[1], found[1])}", message)
     return _NAMED.sub(lambda found: _OPTIONS.get(found[0], found[0]), message)

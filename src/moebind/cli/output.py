@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["say", "show", "show_json", "version"]
+__all__ = ["note", "passing", "say", "show", "show_json", "show_line", "stream", "version"]
 
 
 def say(message: str) -> None:
@@ -22,15 +24,62 @@ def say(message: str) -> None:
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
 
 
+def note(text: str) -> None:
+    """Write what goes beside the results to standard error."""
+    encoding = sys.stderr.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), file=sys.stderr, flush=True)
+
+
 def show(text: object) -> None:
     """Write text to standard output; characters that its encoding lacks are replaced."""
     encoding = sys.stdout.encoding or "utf-8"
     print(str(text).encode(encoding, "replace").decode(encoding))
 
 
-def show_json(found: Mapping[str, object]) -> None:
-    """Write a mapping to standard output, as JSON."""
-    print(json.dumps(found, indent=2))
+def show_json(found: Mapping[str, object], *, indent: int | None = 2) -> None:
+    """Write a mapping to standard output, as JSON; in one line where ``indent`` is None."""
+    print(json.dumps(found, indent=indent))
+
+
+def show_line(found: Mapping[str, object]) -> None:
+    """Write a mapping to standard output, as JSON in one line, at once."""
+    print(json.dumps(found), flush=True)
+
+
+#: Control characters but for tabs and ends of lines, and what stands for them.
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
+
+
+def stream(text: str, *, to_error: bool = False) -> None:
+    """Write a part of a text to standard output, or to standard error, at once.
+
+    Characters that its encoding lacks are replaced; on a terminal, so is what would move the cursor, or worse: a model
+    may write anything.
+    """
+    file = sys.stderr if to_error else sys.stdout
+    encoding = file.encoding or "utf-8"
+    if file.isatty():
+        text = text.translate(_CONTROLS)
+    print(text.encode(encoding, "replace").decode(encoding), end="", file=file, flush=True)
+
+
+@contextmanager
+def passing() -> Iterator[Callable[[str], None]]:
+    """What is done at the moment, in one line on standard error that the next replaces; only on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    width = shutil.get_terminal_size().columns - 1
+    encoding = sys.stderr.encoding or "utf-8"
+
+    def tell(text: str) -> None:
+        line = " ".join(text.split())[:width].encode(encoding, "replace").decode(encoding)
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield tell
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def version(wanted: bool) -> None:
@@ -38,7 +87,7 @@ def version(wanted: bool) -> None:
     if wanted:
         import typer
 
-        from moebind import __version__, llama_cpp_version
+        from moebind_launcher import versions
 
-        show(f"moebind {__version__}, llama.cpp {llama_cpp_version}")
+        show(versions())
         raise typer.Exit

@@ -10,16 +10,31 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from functools import cache
 from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 
 from moebind._core.sizes import parse_size
+from moebind.cli.token_counts import token_count
 from moebind.enums import FlashAttnType, LoadMode, SplitMode
 from moebind.params.params import CACHE_TYPES, ContextParams, ModelParams
 from moebind.params.tensor_overrides import written_rules
 
-__all__ = ["ADDED", "CONTEXT", "MODEL", "PARAMS", "Option", "only", "option_names", "shares", "unwritten", "without"]
+__all__ = [
+    "ADDED",
+    "CONTEXT",
+    "MODEL",
+    "PARAMS",
+    "USUAL",
+    "Option",
+    "flags_of",
+    "only",
+    "option_names",
+    "shares",
+    "unwritten",
+    "without",
+]
 
 ParamsT = TypeVar("ParamsT", ModelParams, ContextParams)
 EnumT = TypeVar("EnumT", bound=IntEnum)
@@ -189,13 +204,17 @@ PARAMS: Option[Any] = Option(
     "params",
     ("--params",),
     str,
-    "Parameters from a file that moebind fit --save wrote; other options win over it.",
+    "A file that moebind fit --save wrote; other options win over it.",
     "",
     (),
     lambda params, value: params,
     metavar="FILE",
 )
 
+#: Names of the options that the help of every command shows; ``--help-all`` shows the others.
+USUAL = frozenset(
+    {"params", "n_gpu_layers", "override_tensor", "n_cpu_moe", "cpu_moe", "n_ctx", "type_k", "type_v", "threads"}
+)
 #: Fields that options add to.
 ADDED = frozenset({"tensor_overrides"})
 
@@ -204,7 +223,7 @@ MODEL: tuple[Option[ModelParams], ...] = (
         "n_gpu_layers",
         ("--n-gpu-layers", "--gpu-layers", "-ngl"),
         str,
-        "Layers on devices, counted from the last; or all.",
+        "Layers on devices, counted from the last.",
         "all",
         ("n_gpu_layers",),
         _read_layers,
@@ -248,8 +267,7 @@ MODEL: tuple[Option[ModelParams], ...] = (
         "override_tensor",
         ("--override-tensor", "-ot"),
         list[str],
-        "Send tensors whose names match to a device or buffer type, several with commas between them; experts:0-11=CPU "
-        "and layers:12-=CUDA1 go by layers. The first that matches wins.",
+        "Where tensors go whose names match, such as experts:0-11=CPU; the first rule that matches wins.",
         "",
         ("tensor_overrides", "pattern"),
         _read_rules,
@@ -261,7 +279,7 @@ MODEL: tuple[Option[ModelParams], ...] = (
         ("--n-cpu-moe", "-ncmoe"),
         int,
         "Keep experts of the first N layers in host memory.",
-        "0",
+        "",
         ("n_layers", "tensor_overrides"),
         lambda params, count: params.with_n_cpu_moe(count),
         metavar="N",
@@ -311,11 +329,11 @@ CONTEXT: tuple[Option[ContextParams], ...] = (
     Option(
         "n_ctx",
         ("--ctx-size", "--n-ctx", "-c"),
-        int,
-        "Tokens of context; 0: as it was trained.",
+        str,
+        "Tokens of context, such as 32k; 0: all.",
         str(ContextParams().n_ctx),
         ("n_ctx",),
-        _plain("n_ctx"),
+        lambda params, given: params.with_n_ctx(token_count("--ctx-size", given)),
         lambda params: ["-c", str(params.n_ctx)],
         metavar="N",
     ),
@@ -463,3 +481,13 @@ def unwritten(params: ModelParams | ContextParams) -> list[str]:
 def option_names() -> dict[str, str]:
     """The options' names by the parameters that they set."""
     return {name: option.flag for option in reversed(_ALL) for name in option.fields}
+
+
+@cache
+def flags_of() -> dict[str, tuple[str, str]]:
+    """The options that turn a parameter on and off, by its name."""
+    return {
+        option.fields[0]: (option.flag, option.flags[0].partition("/")[2])
+        for option in _ALL
+        if option.kind is bool and "/" in option.flags[0]
+    }

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from moebind.bench.settings import N_CTX
 from moebind.cli import options as o
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
 from moebind.cli.given import Given, takes
+from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
-from moebind.params.params import ContextParams
+from moebind.params.params import N_CTX, ContextParams
 from moebind.placement.plan import plan
 
 Plot = Annotated[
@@ -21,6 +21,7 @@ Plot = Annotated[
 ]
 
 
+@takes_model
 @takes(PARAMS, *MODEL, *CONTEXT, n_ctx=f"{N_CTX}; in Python, {ContextParams().n_ctx}")
 def command(
     model: o.ModelPath,
@@ -31,7 +32,10 @@ def command(
     plot: Plot = None,
     check: Annotated[bool, typer.Option("--check", help="End with 1 if it does not fit.")] = False,
 ) -> None:
-    """Tell what a model and a context would take, device by device. Loads nothing."""
+    """Tell what a model and a context would take, device by device. Loads nothing.
+
+    Example: moebind plan moe.gguf --device 24GiB --cpu-moe --ctx-size 8192
+    """
     picture = o.plot_path(plot, "plans")
     chosen = given.read(model, separate(device), host, n_ctx=N_CTX)
     found = plan(
@@ -44,7 +48,7 @@ def command(
     if as_json:
         show_json(found.to_dict())
     else:
-        show(found)
+        show(o.calls_as_options(str(found)))
     if picture is not None:
         found.plot(picture)
     if check and not found.fits:

@@ -43,6 +43,9 @@ def command(
         bool, typer.Option("--allow-network", help="Listen where other machines can reach it, without authentication.")
     ] = False,
 ) -> None:
-    """Serve this machine's GPUs, or else its processor and memory, to llama.cpp on other machines."""
+    """Serve this machine's GPUs, or else its processor and memory, to llama.cpp on other machines.
+
+    Example: moebind rpc-worker --host 192.168.1.20 --allow-network
+    """
     set_log()  # what a worker says of its clients is in no exception
     rpc_worker.run(host, port, threads, device, cache, allow_network=allow_network)

@@ -18,19 +18,21 @@ from typer.core import TyperCommand
 
 from moebind.backend.devices import Device
 from moebind.cli import options as o
-from moebind.cli.devices import device_list, separate
+from moebind.cli.budgets import Margin
+from moebind.cli.devices import DevicesHere, device_list, separate
 from moebind.cli.given import Chosen, Given, takes
+from moebind.cli.model_argument import Hub, ModelOption, on_hub
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
-from moebind.enums import PoolingType
 from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server import Server
 from moebind.server.address import PORT, parse
+from moebind.server.extra import option_names
 from moebind.server.placed import N_CTX_OF_SEVERAL
 from moebind.server.supervisor import logger
 
-__all__ = ["WithRest", "command"]
+__all__ = ["CLASS", "command"]
 
 _REST = "moebind.serve.rest"
 
@@ -44,8 +46,17 @@ class WithRest(TyperCommand):
             at = args.index("--")
             ctx.meta[_REST] = args[at + 1 :]
             args = args[:at]
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # Of an unknown option, whose class moved between versions of typer.
+            name = getattr(error, "option_name", None)
+            if name is not None and hasattr(error, "message") and name in option_names():
+                error.message = f"{name} is an option of llama-server's: give it behind --, as in -- {name} ..."
+            raise
 
+
+CLASS = WithRest
 
 Models = Annotated[
     list[str] | None,
@@ -56,47 +67,20 @@ Folders = Annotated[
     typer.Option("--models-dir", metavar="FOLDER", help="A folder of models; several times for several."),
 ]
 FolderList = Annotated[str | None, typer.Option("--model-dirs", metavar="A;B", help="Several folders as one text.")]
-Hub = Annotated[
-    str | None,
-    typer.Option("--hf-repo", "-hf", metavar="OWNER/REPO[:QUANT]", help="A model of the Hugging Face Hub."),
-]
 Host = Annotated[str | None, typer.Option("--host", metavar="HOST", help="Where to listen.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option("--port", metavar="N", help="0: one that is free.", show_default=str(PORT))]
 Bind = Annotated[str | None, typer.Option("--bind", metavar="HOST:PORT", help="Both in one.")]
+NoUi = Annotated[bool, typer.Option("--no-ui", help="Without the page for browsers.")]
 KeyFile = Annotated[
     Path | None, typer.Option("--api-key-file", metavar="FILE", help="Keys that clients must give, a line each.")
 ]
 AllowNetwork = Annotated[bool, typer.Option("--allow-network", help="Let other machines in without a key.")]
-Fit = Annotated[str, typer.Option("--fit", "-fit", metavar="on|off", help="Choose what is left open so that it fits.")]
-Margin = Annotated[
-    str | None,
-    typer.Option("--margin", metavar="SIZE", help="What stays free.", show_default="1GiB, at most a tenth"),
-]
 OneAtATime = Annotated[bool, typer.Option("--one-at-a-time", help="One model in memory, with all of it.")]
-Devices = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--device",
-        "-dev",
-        metavar="DEVICE",
-        help="A device of this machine; several with commas, or none.",
-        show_default="all GPUs",
-    ),
-]
 Slots = Annotated[
     int | None,
     typer.Option("--parallel", "-np", metavar="N", help="Requests side by side.", show_default="4, in one cache"),
 ]
 Embeddings = Annotated[bool, typer.Option("--embeddings", "--embedding", help="Serve embeddings instead of text.")]
-Pooling = Annotated[
-    str | None,
-    typer.Option(
-        "--pooling",
-        metavar="TYPE",
-        help="none, mean, cls, last or rank.",
-        show_default="as the model says",
-    ),
-]
 Projector = Annotated[
     str | None, typer.Option("--mmproj", "-mm", metavar="FILE", help="The projector of a single model.")
 ]
@@ -107,17 +91,19 @@ Timeout = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what llama-server writes.")]
 
 
-#: Parameters that the help shows; ``moebind plan --help`` has the others.
-_SHOWN = {"n_gpu_layers", "override_tensor", "n_cpu_moe", "cpu_moe", "n_ctx", "type_k", "type_v", "threads"}
 _CONTEXT = without(CONTEXT, "n_seq_max")  # that is --parallel, which has another default here
-_HIDDEN = ({option.name for option in MODEL} | {option.name for option in _CONTEXT}) - _SHOWN
+#: What few need, or have another option for: with it, the help would not fit on a screen.
+_RARE = {
+    *("allow_network", "bind", "fit", "margin", "model", "model_dirs", "no_ui", "one_at_a_time", "pooling"),
+    "timeout_load",
+}
 
 
 @takes(
     PARAMS,
     *MODEL,
     *_CONTEXT,
-    hidden=_HIDDEN,
+    own_hidden=_RARE,
     n_ctx=f"as fits; of several, {N_CTX_OF_SEVERAL}",
     swa_full="no-swa-full",
     kv_unified="kv-unified",
@@ -127,21 +113,23 @@ def command(
     models: Models = None,
     models_dir: Folders = None,
     model_dirs: FolderList = None,
+    model: ModelOption = None,
     hf_repo: Hub = None,
     host: Host = None,
     port: Port = None,
     bind: Bind = None,
+    no_ui: NoUi = False,
     api_key_file: KeyFile = None,
     allow_network: AllowNetwork = False,
-    fit: Fit = "on",
+    fit: o.Fit = "on",
     margin: Margin = None,
     one_at_a_time: OneAtATime = False,
-    device: Devices = None,
+    device: DevicesHere = None,
     *,
     given: Given,
     parallel: Slots = None,
     embeddings: Embeddings = False,
-    pooling: Pooling = None,
+    pooling: o.Pooling = None,
     mmproj: Projector = None,
     timeout_load: Timeout = None,
     verbose: Verbose = False,
@@ -151,17 +139,17 @@ def command(
 
     Example: moebind serve moe.gguf --cpu-moe --ctx-size 8192 -- --temp 0
 
-    It takes all parameters that moebind plan takes. Arguments behind -- go to llama-server as they are.
+    Arguments behind -- go to llama-server as they are.
     """
     folders = [*(models_dir or ()), *(each for each in (model_dirs or "").split(";") if each)]
-    names = [*(models or ()), *([] if hf_repo is None else [_on_hub(hf_repo)])]
+    names = [*(models or ()), *([] if model is None else [model]), *([] if hf_repo is None else [on_hub(hf_repo)])]
     if not names and not folders:
         raise ValueError("there is no model: give files (MODEL), folders (--models-dir), or -hf")
     single = not folders and len(names) == 1
     if given.values["params"] is not None and not single:
         raise ValueError(f"--params is {given.values['params']!r}, which is for one model; there are several")
     chosen = given.read(names[0] if names else "", separate(device))
-    context = chosen.context_params.with_embeddings(embeddings).with_pooling_type(_pooling(pooling))
+    context = chosen.context_params.with_embeddings(embeddings).with_pooling_type(o.pooling_type(pooling))
     address = _address(host, port, bind)
     with _told_what_happens(verbose), _ended_by(signal.SIGTERM, signal.SIGHUP):
         server = Server(
@@ -175,10 +163,11 @@ def command(
             parallel=parallel,
             extra=ctx.meta.get(_REST, ()),
             mmproj=mmproj,
-            fit=_on(fit),
+            fit=o.wants_fit(fit),
             margin=margin,
             one_at_a_time=one_at_a_time,
             allow_network=allow_network,
+            ui=not no_ui,
         )
         try:
             server.wait_ready(timeout_load)
@@ -190,15 +179,6 @@ def command(
             server.wait_ended()
         finally:
             server.close()
-
-
-def _pooling(given: str | None) -> PoolingType:
-    if given is None:
-        return PoolingType.UNSPECIFIED
-    known = {each.name.lower(): each for each in PoolingType if each != PoolingType.UNSPECIFIED}
-    if given not in known:
-        raise ValueError(f"--pooling is {given!r}; it takes one of {', '.join(known)}")
-    return known[given]
 
 
 def _model_params(chosen: Chosen, single: bool, *, by_user: bool) -> ModelParams:
@@ -239,24 +219,18 @@ def _address(host: str | None, port: int | None, bind: str | None) -> tuple[str,
     return parse(bind)
 
 
-def _on_hub(repo: str) -> str:
-    name, _, quantisation = repo.partition(":")
-    return f"hf://{name}/{quantisation}" if quantisation else f"hf://{name}"
-
-
 def _keys(file: Path) -> list[str]:
-    with open(os.fspath(file), encoding="utf-8") as lines:
-        keys = [line.strip() for line in lines]
+    try:
+        with open(os.fspath(file), encoding="utf-8") as lines:
+            keys = [line.strip() for line in lines]
+    except OSError as error:
+        raise OSError(f"--api-key-file is {str(file)!r}, which cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"--api-key-file is {str(file)!r}, which is no text in UTF-8") from None
     found = [key for key in keys if key and not key.startswith("#")]
     if not found:
         raise ValueError(f"--api-key-file is {str(file)!r}, which holds no key: it has one a line")
     return found
-
-
-def _on(given: str) -> bool:
-    if given not in {"on", "off"}:
-        raise ValueError(f"--fit is {given!r}; it takes on or off")
-    return given == "on"
 
 
 class _Events(logging.Handler):

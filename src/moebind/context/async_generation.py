@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import numpy as np
+
+from moebind.chat.messages import checked_messages, checked_tool_choice, checked_tools
 from moebind.chat.prompt import ChatMessage, ChatPrompt
 from moebind.context.asynchronous import AsyncStream, Enter, Leave, in_thread
 from moebind.context.conversation import Conversation
@@ -204,7 +207,8 @@ class AsyncGeneration(Conversation):
         Raises
         ------
         Exception
-            With the first piece, what :meth:`generate` raises for its arguments.
+            What :meth:`generate` raises for its arguments: at once for what can be seen without computing, and
+            with the first piece for what takes the model, such as how many tokens a text has.
 
         Notes
         -----
@@ -217,7 +221,7 @@ class AsyncGeneration(Conversation):
         ...     async for piece in pieces:
         ...         print(piece.text, end="", flush=True)
         """
-        refuse("agenerate", Generation.generate, unknown_of(Generation.generate, options))
+        self._check_agenerate(prompt, options)
         return AsyncPieces(partial(self._enter, options), lambda context: context.generate(prompt, **options))
 
     @with_arguments_of(Conversation.chat)
@@ -236,8 +240,23 @@ class AsyncGeneration(Conversation):
         >>> reply = context.achat([{"role": "user", "content": "Hello"}], max_tokens=32)
         >>> print((await reply.complete())["content"])
         """
-        refuse("achat", Conversation.chat, unknown_of(Conversation.chat, options))
+        self._check_achat(messages, options)
         return AsyncChatReply(partial(self._enter, options), lambda context: context.chat(messages, **options))
+
+    def _check_agenerate(self, prompt: Any, options: dict[str, Any]) -> None:
+        """Raise for what is wrong with arguments of :meth:`agenerate`, as far as that can be seen at once."""
+        refuse("agenerate", Generation.generate, unknown_of(Generation.generate, options))
+        self._check_options(options)
+        checked = self._model._checked_prompt(prompt)
+        if isinstance(checked, np.ndarray):
+            self._check_length(checked)
+
+    def _check_achat(self, messages: Any, options: dict[str, Any]) -> None:
+        """The same for :meth:`achat`."""
+        refuse("achat", Conversation.chat, unknown_of(Conversation.chat, options))
+        self._check_options(options)
+        checked_messages(messages)
+        checked_tool_choice(options.get("tool_choice", "auto"), checked_tools(options.get("tools")) or [])
 
     async def _enter(self, options: dict[str, Any]) -> tuple[AsyncGeneration, Leave]:
         """Wait until no other asynchronous generation works in the sequence."""

@@ -331,6 +331,10 @@ class Batch(OfThisProcess):
         elif int(self.token.max()) >= n_vocab or int(self.token.min()) < 0:
             raise BatchError(f"the batch has a token outside the vocabulary of {n_vocab}")
 
+    def _form(self) -> tuple[bool, int]:
+        """Whether entries have tokens, and how wide their embeddings are (0: none)."""
+        return (True, 0) if self._embd is None else (False, int(self._embd.shape[1]))
+
     def n_outputs(self) -> int:
         """How many of the tokens have outputs."""
         return int(np.count_nonzero(self.logits))

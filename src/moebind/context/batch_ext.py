@@ -220,6 +220,9 @@ class BatchExt(Owner):
     def _has_states(self) -> bool:
         return self._contents is not None and self._contents[2] > 0
 
+    def _form(self) -> tuple[bool, int]:
+        return (False, 0) if self._contents is None else self._contents[:2]
+
     def _check_contents(self, n_vocab: int, width: int) -> None:
         """Nothing is left to check: the model is that of the context, and llama.cpp looks at widths."""
 

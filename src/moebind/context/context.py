@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks, log
 from moebind._core.native import Hooks, ffi, lib, own
+from moebind._core.other_names import missing
 from moebind._core.owner import CallLock
 from moebind.backend import rpc_servers
 from moebind.backend.breakdown import MemoryBreakdown, read_breakdown
@@ -21,7 +22,7 @@ from moebind.context.generate_many import BatchedGeneration
 from moebind.context.moe_cache import read_moe_cache
 from moebind.enums import ContextType, GgmlType
 from moebind.errors import ContextCreationError, EmbeddingsError, NativeError
-from moebind.files.architecture_facts import ENCODER_DECODER
+from moebind.files.architecture_facts import DRAFT_FROM_STATES, ENCODER_DECODER
 from moebind.params.observers import TensorObserver, eval_hook
 from moebind.params.params import ContextParams
 from moebind.sampling.sampler import Sampler
@@ -113,6 +114,7 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
         self._encodes = not lib.llama_get_memory(pointer)
         self._predicts_ahead = params.ctx_type == ContextType.MTP and model.n_layer_nextn > 0
         self._has_cross_attention = model._architecture in ENCODER_DECODER
+        self._drafts_from = model._architecture if model._architecture in DRAFT_FROM_STATES else None
         self._n_pos = int(lib.moebind_model_n_pos(opened))
         self._embeddings = params.embeddings
         self._suppress = model._suppressed() if model._suppressed().size else None
@@ -163,10 +165,17 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
             self._loras = ()
             self._attached_pointers = {}
 
+    if not TYPE_CHECKING:  # type checkers would take it for any attribute
+
+        def __getattr__(self, name: str) -> object:
+            raise missing(self, name)
+
     def __repr__(self) -> str:
         if self.closed:
             return "<Context, closed>"
-        return f"<Context of {self._model!r}, n_ctx={self.n_ctx}>"
+        n_ctx, asked = self.n_ctx, self._params.n_ctx
+        rounded = f" (rounded up from {asked})" if 0 < asked < n_ctx else ""
+        return f"<Context of {self._model!r}, n_ctx={n_ctx}{rounded}>"
 
     # --- what it is ---
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks
+from moebind._core.caller import warn
 from moebind.chat.grammar import grammar_sampler, schema_warnings
 from moebind.context.generate import Generation
 from moebind.context.replies import ChatReply
@@ -118,7 +118,7 @@ class Conversation(Generation):
         preserved = frozenset(int(tokens[0]) for tokens in special if tokens.size == 1)
         grammar = grammar_sampler(model, prompt, preserved) if enforced else None
         for warning in schema_warnings(prompt, None if tool_choice == "none" else tools, use_grammar):
-            warnings.warn(warning, stacklevel=2)
+            warn(warning)
         request = self._request(
             prompt.prompt,
             settings,

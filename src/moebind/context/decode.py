@@ -24,6 +24,9 @@ __all__ = ["Decoding"]
 
 #: Codes with which ``llama_decode`` leaves everything as it was: no room in the cache, and a batch that is not valid.
 _REFUSED = {1, -1}
+#: Codes of success, a full cache and an abort, which no error quotes the log for.
+_OWN_WORDS = {0, 1, 2}
+_ERROR, _INFO = lib.GGML_LOG_LEVEL_ERROR, lib.GGML_LOG_LEVEL_INFO
 
 
 class Decoding(Outputs, KvCache):
@@ -34,6 +37,8 @@ class Decoding(Outputs, KvCache):
     #: Whether decoding looks at what was encoded (cross attention), and the sequences that were.
     _has_cross_attention = False
     _encoded: frozenset[int] = frozenset()
+    #: The architecture of a draft model that takes hidden states of the one that it drafts for; None for other models.
+    _drafts_from: str | None = None
     #: Whether it computes the layers for multi-token prediction, which take hidden states along with tokens.
     _predicts_ahead = False
     #: How many positions the model has embeddings for; 0: any.
@@ -173,13 +178,19 @@ class Decoding(Outputs, KvCache):
     def _run(self, function: Any, native: CData, *arguments: Any) -> int:
         """Call a native function that computes, with everything that it uses."""
         lib.moebind_log_forget()  # an error quotes what was said of this batch
-        if self._extra_locks:
-            with ExitStack() as held:
-                for lock in self._extra_locks:
-                    held.enter_context(lock.held())
+        code = 0
+        try:
+            lib.moebind_log_hold()  # inside: Ctrl-C can come right after it
+            if self._extra_locks:
+                with ExitStack() as held:
+                    for lock in self._extra_locks:
+                        held.enter_context(lock.held())
+                    code = int(function(native, *arguments))
+            else:
                 code = int(function(native, *arguments))
-        else:
-            code = int(function(native, *arguments))
+        finally:
+            # As in log.quoted(): what an error will quote need not be logged as one, too.
+            lib.moebind_log_release(_ERROR if code in _OWN_WORDS else _INFO)
         # An eval callback that said stop at the last node did so after everything was computed.
         if code == 0 and self._hooks.eval is not None and lib.moebind_hooks_aborted(self._hooks.pointer):
             return 2
@@ -273,7 +284,7 @@ class Decoding(Outputs, KvCache):
         n = batch.n_tokens
         encoding = encoding or self._encodes
         self._check_size(native, n, encoding)
-        batch._check_contents(self._model.n_vocab, lib.llama_model_n_embd_inp(self._model._open()))
+        batch._check_contents(self._model.n_vocab, self._input_width(batch, encoding))
         self._check_sequences(native, batch, encoding)
         self._check_positions(native, batch, encoding)
         n_outputs = n if self._embeddings or encoding else batch.n_outputs()
@@ -281,6 +292,26 @@ class Decoding(Outputs, KvCache):
         if n_outputs > most:
             raise BatchError(f"the batch asks for {n_outputs} outputs; this context takes {most} (n_outputs_max)")
         return n_outputs
+
+    def _input_width(self, batch: Batch | BatchExt, encoding: bool) -> int:
+        """How wide embeddings in the batch have to be. Raises if a draft model's graph would read what is not there."""
+        model = self._model._open()
+        width = int(lib.llama_model_n_embd_inp(model))
+        if self._drafts_from is None:  # only encoders of hidden states take another width than decoders
+            return width
+        encoders = int(lib.moebind_model_n_embd_inp_enc(model))
+        if encoding:
+            taken, what = [(False, encoders)], f"its encoder takes those, as embeddings of {encoders} numbers"
+        elif self._drafts_from == "eagle3":
+            taken = [(True, width)]
+            what = f"its decoder takes a BatchExt whose entries have a token and an embedding of {width} numbers"
+        else:
+            taken = [(True, 0), (False, encoders)]
+            what = f"its decoder takes tokens, or those as embeddings of {encoders} numbers"
+        form = batch._form()
+        if form not in taken:
+            raise BatchError(f"this model drafts from hidden states of another, and {what}")
+        return form[1]
 
     def _check_size(self, native: CData, n: int, encoding: bool) -> None:
         if not 1 <= n <= self._n_batch:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -57,6 +57,15 @@ def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
     return int(differ[0]) if differ.size else n
 
 
+def sees_all(memory: CData, seq_id: int, pos: int, window: int) -> bool:
+    """Whether the cache holds all of a sequence that a token at this position sees.
+
+    Without ``swa_full``, positions before a sliding window are dropped, and none between the first and the last.
+    """
+    first = int(lib.llama_memory_seq_pos_min(memory, seq_id))
+    return first == 0 or (0 < first <= pos - window and window > 0)
+
+
 def prepare(
     context: Decoding,
     tokens: NDArray[np.int32],
@@ -74,15 +83,11 @@ def prepare(
         generation = context._take_over([seq_id])
         memory = lib.llama_get_memory(native)
         keep = 0
-        first = lib.llama_memory_seq_pos_min(memory, seq_id)
-        if reuse_prefix and history is not None and first >= 0:
+        if reuse_prefix and history is not None and lib.llama_memory_seq_pos_min(memory, seq_id) >= 0:
             cached = lib.llama_memory_seq_pos_max(memory, seq_id) + 1
             # The last token is decoded in any case, for its logits.
             keep = min(common_prefix(np.array(history, np.int32), tokens), cached, tokens.size - 1)
-            # Without swa_full, positions before a sliding window are dropped, and none between the first and the last:
-            # what comes next must see a whole window.
-            window = lib.llama_model_n_swa(context._model._open())
-            if first > 0 and (not window or first > keep - window):
+            if not sees_all(memory, seq_id, keep, lib.llama_model_n_swa(context._model._open())):
                 keep = 0
         if not lib.llama_memory_seq_rm(memory, seq_id, keep, -1):
             keep = 0  # this memory can only forget a whole sequence
@@ -324,18 +329,33 @@ class Generation(Decoding):
 
     def _prompt_tokens(self, prompt: str | ArrayLike | Sequence[Mapping[str, object]]) -> NDArray[np.int32]:
         tokens = self._model._prompt_tokens(prompt)
+        self._check_generates()
+        self._check_length(tokens)
+        return tokens
+
+    def _check_generates(self) -> None:
         if self._encodes:
             raise BatchError("this model has no cache, so it cannot generate text: encode() gives embeddings")
         if self._predicts_ahead:
             raise BatchError(
                 "this context predicts further ahead (ContextType.MTP), and cannot generate text by itself"
             )
+
+    def _check_length(self, tokens: NDArray[np.int32]) -> None:
         if tokens.size > self._length_max:
             raise ValueError(
                 f"prompt has {tokens.size} tokens; a sequence of this context takes {self._length_max}: make it with a "
                 "larger n_ctx"
             )
-        return tokens
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        """Check those arguments of :meth:`generate` that can be checked without computing anything."""
+        self._check_generates()
+        sampler, max_tokens, logprobs = (options.get(name) for name in ("sampler", "max_tokens", "logprobs"))
+        Settings(**{each.name: options.get(each.name) for each in fields(Settings)}).alone(sampler)
+        self._checked_choice(sampler, max_tokens, logprobs)
+        self._seq("seq_id", options.get("seq_id", 0))
+        checks.boolean("reuse_prefix", options.get("reuse_prefix", True))
 
     @property
     def _length_max(self) -> int:

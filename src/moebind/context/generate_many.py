@@ -33,6 +33,19 @@ _SHORT_FORMS = tuple(Settings.__dataclass_fields__)
 _OWN = ("sampler", "max_tokens", "stop", *_SHORT_FORMS, "json_schema", "logprobs")
 
 
+class _Requests(Iterator[Request]):
+    """What is asked for: checked one by one, when there is room for it, or all at once before anything is computed."""
+
+    def __init__(self, requests: Iterator[Request]) -> None:
+        self._requests = requests
+
+    def __next__(self) -> Request:
+        return next(self._requests)
+
+    def check_all(self) -> None:
+        self._requests = iter(list(self._requests))
+
+
 class NumberedPieces(Iterator[tuple[int, Piece]]):
     """The texts of many prompts while they are generated: an iterator of indices and pieces.
 
@@ -45,15 +58,17 @@ class NumberedPieces(Iterator[tuple[int, Piece]]):
     """
 
     _runs: Iterator[tuple[Run, Piece | None]]
+    _requests: _Requests
+    _records: dict[int, Record]
     _began: bool
 
     def __init__(self, *_arguments: object, **_keywords: object) -> None:
         raise TypeError("pieces of many prompts are made by Context.generate_many(prompts)")
 
     @classmethod
-    def _of(cls, runs: Iterator[tuple[Run, Piece | None]]) -> Self:
+    def _of(cls, runs: Iterator[tuple[Run, Piece | None]], requests: _Requests) -> Self:
         made = cls.__new__(cls)
-        made._runs, made._began = runs, False
+        made._runs, made._requests, made._records, made._began = runs, requests, {}, False
         return made
 
     def __next__(self) -> tuple[int, Piece]:
@@ -66,20 +81,34 @@ class NumberedPieces(Iterator[tuple[int, Piece]]):
     def complete(self) -> list[Completion]:
         """Generate everything, and return a :class:`Completion` for each prompt, in their order.
 
+        All prompts are taken and checked before anything is computed. If something else ends it, such as Ctrl-C or
+        :meth:`Context.abort`, :attr:`completed` has the texts that were complete by then.
+
         Raises
         ------
         RuntimeError
             If a piece was taken already: pieces are not kept.
+        ValueError, TypeError, SamplerError
+            As :meth:`Context.generate_many`, which has checked the prompts of a list already.
         """
         if self._began:
             raise RuntimeError("pieces of these prompts were taken already, and are not kept: ask for all or nothing")
         self._began = True
-        records: dict[int, Record] = {}
+        self._requests.check_all()
         for run, piece in self._runs:
-            records[run.index] = run.record
+            self._records[run.index] = run.record
             if piece is not None:
                 run.record.pieces.append(piece)
-        return [records[index].completion() for index in sorted(records)]
+        return list(self.completed.values())
+
+    @property
+    def completed(self) -> dict[int, Completion]:
+        """The texts that are complete, by the indices of their prompts. They are kept in :meth:`complete` only."""
+        return {
+            index: record.completion()
+            for index, record in sorted(self._records.items())
+            if record.stop_reason is not None
+        }
 
     def close(self) -> None:
         """End it: nothing more is generated, and the sequences are emptied. Closing twice does nothing."""
@@ -126,8 +155,9 @@ class BatchedGeneration(Generation):
         ----------
         prompts
             Any number of them, each as for :meth:`generate`; or a dict with ``"prompt"`` and any of the arguments
-            below, which then hold for this prompt instead of those for all. A list is checked as a whole first; from
-            any other iterable, a prompt is taken when there is room for it.
+            below, which then hold for this prompt instead of those for all. A list is checked as a whole first, so that
+            a bad prompt costs no text; from any other iterable, a prompt is taken when there is room for it, unless
+            ``complete()`` asks for all.
         sampler
             Chooses the tokens; None: what the short forms say, or always the likeliest. Each prompt gets a clone of it
             in its present state, so that its text does not depend on the others; copies of a prompt get the same text.
@@ -207,18 +237,19 @@ class BatchedGeneration(Generation):
                 "this model decodes what was encoded for each sequence: encode() one, and generate() from it"
             )
         self._open()
-        requested = (self._numbered_request(at, prompt, common) for at, prompt in zip(count(), prompts))
-        known = list(requested) if isinstance(prompts, (Sequence, np.ndarray)) else None
+        requests = _Requests(self._numbered_request(at, prompt, common) for at, prompt in zip(count(), prompts))
+        if isinstance(prompts, (Sequence, np.ndarray)):
+            requests.check_all()
 
         def runs() -> Iterator[Run]:
-            for at, request in enumerate(requested if known is None else known):
+            for at, request in enumerate(requests):
                 chooses = request.sampler()
                 if chooses is not None and chooses._is_greedy:
                     chooses = None
                 record = Record(request.tokens.size, "length" if request.limit == 0 else None)
                 yield Run(at, request, request.writer(self), chooses, record, request.tokens.tolist())
 
-        return NumberedPieces._of(self._generate_many(runs()))
+        return NumberedPieces._of(self._generate_many(runs()), requests)
 
     def _numbered_request(self, at: int, prompt: Any, common: dict[str, Any]) -> Request:
         """The arguments of one prompt, its own before those for all."""
@@ -264,7 +295,8 @@ class BatchedGeneration(Generation):
         with self._exclusive() as native:
             # Without causal attention, what comes later changes what came before.
             shares = bool(lib.llama_get_causal_attn(native))
-            schedule = Schedule(runs, self._n_seq_max, self._unified, self.n_ctx_seq, shares)
+            window = int(lib.llama_model_n_swa(self._model._open()))
+            schedule = Schedule(runs, self._n_seq_max, self._unified, self.n_ctx_seq, shares, window)
             generation = self._take_over(everything)
             self._empty(native, everything)
         try:

@@ -5,8 +5,7 @@ What would stop llama.cpp is refused beforehand, and what would only make it slo
 
 from __future__ import annotations
 
-import warnings
-
+from moebind._core.caller import warn
 from moebind._core.native import CData, ffi, lib
 from moebind._core.sizes import show_size
 from moebind.backend.timings import MoeCacheStats
@@ -27,7 +26,7 @@ def read_moe_cache(context: CData) -> MoeCacheStats | None:
     return MoeCacheStats(counters.n_slots, counters.hits, counters.misses, counters.bytes, counters.copied)
 
 
-def check_moe_cache(model: CData, path: str, size: int, *, warn: bool = True) -> None:
+def check_moe_cache(model: CData, path: str, size: int, *, quiet: bool = False) -> None:
     """Refuse a cache of this many bytes where llama.cpp would fail, or silently make none; warn where none of it hits.
 
     Parameters
@@ -36,8 +35,8 @@ def check_moe_cache(model: CData, path: str, size: int, *, warn: bool = True) ->
         The ``llama_model``. It may be without its weights.
     path
         Its file, for messages.
-    warn
-        Whether to warn.
+    quiet
+        Whether to leave out the warning.
 
     Raises
     ------
@@ -68,11 +67,10 @@ def check_moe_cache(model: CData, path: str, size: int, *, warn: bool = True) ->
             f"moe_cache_size is {show_size(size)}, which holds less than the experts of one token in one layer: it "
             f"takes at least {show_size(least)}, and {show_size(useful)} to be of use"
         )
-    if size < useful and warn:
-        warnings.warn(
+    if size < useful and not quiet:
+        warn(
             f"moe_cache_size is {show_size(size)}, which holds less than the experts of one token in all layers that "
-            f"share it: it will hardly hit, and slow the model down; ask for {show_size(useful)} or more, or for 0",
-            stacklevel=2,
+            f"share it: it will hardly hit, and slow the model down; ask for {show_size(useful)} or more, or for 0"
         )
 
 

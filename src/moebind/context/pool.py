@@ -12,7 +12,6 @@ from moebind.context.context import Context
 from moebind.context.conversation import Conversation
 from moebind.context.generate import Generation
 from moebind.context.turns import Turns
-from moebind.context.unknown_arguments import refuse, unknown_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -72,13 +71,13 @@ class ContextPool:
     @with_arguments_of(Generation.generate)
     def agenerate(self, prompt: Any, **options: Any) -> AsyncPieces:
         """Generate text in the first context that is free: ``Context.agenerate``."""
-        refuse("agenerate", Generation.generate, unknown_of(Generation.generate, options))
+        self._contexts[0]._check_agenerate(prompt, options)
         return AsyncPieces(partial(self._enter, options), lambda context: context.generate(prompt, **options))
 
     @with_arguments_of(Conversation.chat)
     def achat(self, messages: Any, **options: Any) -> AsyncChatReply:
         """Answer messages in the first context that is free: ``Context.achat``."""
-        refuse("achat", Conversation.chat, unknown_of(Conversation.chat, options))
+        self._contexts[0]._check_achat(messages, options)
         return AsyncChatReply(partial(self._enter, options), lambda context: context.chat(messages, **options))
 
     async def _enter(self, options: dict[str, Any]) -> tuple[AsyncGeneration, Leave]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moebind._core.native import CData, lib
-from moebind.context.generate import Request, common_prefix
+from moebind.context.generate import Request, common_prefix, sees_all
 from moebind.context.pieces import Record, Writer
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Schedule:
     """The prompts that have a sequence, those that wait for one, and those that were not looked at yet.
 
     ``unified`` is whether all sequences share one cache, ``n_ctx_seq`` how many tokens one can have, ``shares`` whether
-    a prefix is the same whatever follows it.
+    a prefix is the same whatever follows it, ``window`` the model's sliding window, 0 without one.
     """
 
     prompts: Iterator[Run]
@@ -63,6 +63,7 @@ class Schedule:
     unified: bool
     n_ctx_seq: int
     shares: bool = True
+    window: int = 0
     #: Sequences that no prompt has, and the tokens that are left in them.
     free: dict[int, NDArray[np.int32]] = field(default_factory=dict)
     #: In the order in which they began.
@@ -104,7 +105,7 @@ class Schedule:
         n, other = max(others, key=lambda pair: (pair[0], pair[1].n_past), default=(0, None))
         run.seq, run.n_past, run.source = seq, 0, None
         self.running.append(run)
-        if self.shares and own and own >= n and _keep(memory, seq, own):
+        if self.shares and own and own >= n and self._keep(memory, seq, own):
             run.n_past = own
         else:
             lib.llama_memory_seq_rm(memory, seq, -1, -1)
@@ -129,18 +130,25 @@ class Schedule:
         """Copy the first ``n`` tokens of a sequence into an empty one; returns how many it then has, 0 or all.
 
         A whole sequence can be copied in any memory. Of a part, the rest has to be forgotten again, which recurrent
-        memory cannot; and a sliding window may have lost the beginning.
+        memory cannot; and of a sliding window, what its end sees may be lost.
         """
-        if source.n_past > n and lib.llama_memory_seq_pos_min(memory, source.seq) != 0:
+        if source.n_past > n and not sees_all(memory, source.seq, n, self.window):
             return 0
         last = n if self.unified and source.n_past > n else -1
         lib.llama_memory_seq_cp(memory, source.seq, target.seq, -1, last)
-        if lib.llama_memory_seq_pos_max(memory, target.seq) >= n and not _keep(memory, target.seq, n):
+        if lib.llama_memory_seq_pos_max(memory, target.seq) >= n and not self._keep(memory, target.seq, n):
             return 0
         if lib.llama_memory_seq_pos_max(memory, target.seq) == n - 1:
             return n
         lib.llama_memory_seq_rm(memory, target.seq, -1, -1)
         return 0
+
+    def _keep(self, memory: CData, seq: int, n: int) -> bool:
+        """Forget all but the first ``n`` tokens of a sequence; where this cannot be, all of them, and return False."""
+        if sees_all(memory, seq, n, self.window) and lib.llama_memory_seq_rm(memory, seq, n, -1):
+            return True
+        lib.llama_memory_seq_rm(memory, seq, -1, -1)
+        return False
 
     def leave(self, run: Run) -> None:
         """Take the sequence back. What is in it may be the beginning of the next prompt."""
@@ -154,14 +162,6 @@ class Schedule:
         self.waiting.appendleft(last)
         self.full = True
         return last
-
-
-def _keep(memory: CData, seq: int, n: int) -> bool:
-    """Forget all but the first ``n`` tokens of a sequence; where this cannot be, all of them, and return False."""
-    if lib.llama_memory_seq_pos_min(memory, seq) == 0 and lib.llama_memory_seq_rm(memory, seq, n, -1):
-        return True
-    lib.llama_memory_seq_rm(memory, seq, -1, -1)
-    return False
 
 
 def pack(running: list[Run], batch: Batch) -> list[tuple[Run, int, int | None]]:

@@ -14,7 +14,7 @@ from moebind._core.native import LIBRARIES, decoded, lib
 from moebind.backend.devices import Device, devices, llama_cpp_version, system_info
 from moebind.backend.host_memory import HostMemory, host_memory
 
-__all__ = ["Facts", "read_facts"]
+__all__ = ["Facts", "nvidia_cards", "read_facts"]
 
 #: CAP_IPC_LOCK: locks memory without a limit.
 IPC_LOCK = 14
@@ -100,7 +100,7 @@ def read_facts() -> Facts:
         cpu_features=features_of(system_info()),
         cpu_variants=bool(glob.glob(f"{glob.escape(str(LIBRARIES))}/libggml-cpu-*.so")),
         devices=found,
-        nvidia_cards=_cards(NVIDIA),
+        nvidia_cards=nvidia_cards(),
         nvidia_driver=driver_of(_read("/proc/driver/nvidia/version")),
         libcuda=_loads("libcuda.so.1"),
         nvidia_nodes=_usable("/dev/nvidia[0-9]*", "/dev/nvidiactl", "/dev/nvidia-uvm"),
@@ -189,8 +189,13 @@ def _core_quota() -> float | None:
     return min(found) if min(found) < math.inf else None
 
 
+def nvidia_cards() -> int:
+    """NVIDIA's display controllers and accelerators on the PCI bus."""
+    return _cards(NVIDIA)
+
+
 def _cards(*vendors: str) -> int:
-    """Display controllers and accelerators of these vendors on the PCI bus."""
+    """Display controllers and accelerators of these vendors."""
     return sum(
         _read(path).strip() in vendors and _read(f"{os.path.dirname(path)}/class").startswith("0x03")
         for path in glob.glob("/sys/bus/pci/devices/*/vendor")

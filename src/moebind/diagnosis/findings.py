@@ -14,6 +14,7 @@ from moebind.backend.devices import of_one_card
 from moebind.diagnosis.facts import Facts, read_facts
 from moebind.enums import DeviceType
 from moebind.files.gguf import Gguf
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 
 __all__ = ["Diagnosis", "Finding", "Severity", "doctor"]
@@ -108,6 +109,7 @@ class Diagnosis(Sequence[Finding]):
         return "\n".join([*_summary(self.facts), "", *map(str, self)])
 
 
+@explained_with_fields(model="doctor(path, {})", context="doctor(path, context_params={})")
 def doctor(
     path: str | os.PathLike[str] | None = None,
     model_params: ModelParams | None = None,

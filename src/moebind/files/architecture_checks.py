@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from moebind.files.architecture_facts import NONZERO_KEYS, REQUIRED_KEYS, REQUIRED_TENSORS, SEVERAL_AXES
+from moebind.files.architecture_facts import MULTIPLES, NONZERO_KEYS, REQUIRED_KEYS, REQUIRED_TENSORS, SEVERAL_AXES
 
 __all__ = ["architecture_problems"]
 
@@ -40,6 +40,10 @@ def architecture_problems(
     for key, concerned in REQUIRED_KEYS.items():
         if architecture in concerned and not integers(key):
             yield key, "is missing; it takes 1 or more"
+    for key, (step, concerned) in MULTIPLES.items():
+        for value in integers(key):
+            if architecture in concerned and value and value % step:
+                yield key, f"is {value}; it takes a multiple of {step}"
     sections = integers("rope.dimension_sections")
     if architecture in SEVERAL_AXES and not (any(sections[:3]) and sum(sections) <= max(head, 1)):
         yield (

@@ -8,9 +8,12 @@ source.
 from __future__ import annotations
 
 __all__ = [
+    "DRAFT_FROM_STATES",
     "ENCODER_DECODER",
     "EXPERTS_MAX",
     "LAYERS_MAX",
+    "MULTIPLES",
+    "NEVER_AHEAD",
     "NONZERO_KEYS",
     "ONE_EXPERT_IS_NONE",
     "REQUIRED_KEYS",
@@ -24,8 +27,14 @@ __all__ = [
 LAYERS_MAX, EXPERTS_MAX = 512, 1024
 #: A decoder that reads what an encoder made of another text.
 ENCODER_DECODER = ("t5",)
+#: Draft models whose encoder takes hidden states of the model that they draft for.
+DRAFT_FROM_STATES = ("eagle3", "dflash")
+#: Whose embeddings may have any number of rows, of which llama.cpp looks none up beforehand.
+ANY_EMBEDDINGS = ("eagle3",)
 #: Draft models that use a context of the model that they draft for.
 USE_OTHER_CONTEXT = ("gemma4-assistant", "eagle3", "dflash")
+#: Whose layers that predict further ahead are in files, and never loaded.
+NEVER_AHEAD = ("bailingmoe2", "dots3note", "exaone-moe", "exaone4", "glm4")
 #: Converted with an expert_count of 1 where they have no experts.
 ONE_EXPERT_IS_NONE = ("hunyuan_vl", "hunyuan-dense")
 
@@ -55,6 +64,9 @@ NONZERO_KEYS = {
 }
 #: Keys that must be there and the architectures concerned: libllama takes 0 for a key that is missing.
 REQUIRED_KEYS = {"attention.head_count": ("phimoe", "olmo2"), "attention.sliding_window": ("afmoe",)}
+#: Keys of which the number has to be a multiple of another one, and the architectures concerned: the CPU's kernel goes
+#: in steps of so many, beyond the end if there is a remainder.
+MULTIPLES = {"wkv.head_size": (64, ("rwkv7", "arwkv7"))}
 #: Architectures whose positions have several axes: sections of a head, one an axis.
 SEVERAL_AXES = ("qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", *_QWEN35, "qwen4exp", "qwen3tts")
 #: In a layer that has the first tensor, one of these groups of tensors has to be whole.

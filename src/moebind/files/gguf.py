@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -20,6 +19,7 @@ from moebind._core.native import CData, decoded, ffi, lib, own
 from moebind._core.owner import OfThisProcess
 from moebind.enums import GgmlType, GgufType
 from moebind.errors import ModelLoadError, ModelNotFoundError, NativeError
+from moebind.files.model_files import Split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -422,13 +422,13 @@ def _files_of(path: str, header: CData) -> list[str]:
     count = _split_count(header, path)
     if count <= 1:
         return [path]
-    match = re.search(r"-(\d{5})-of-(\d{5})\.gguf$", path)
-    if match is None or not 1 <= int(match[1]) <= count == int(match[2]):
+    split = Split.of(path)
+    if split is None or not 1 <= split.number <= count == split.n_files:
         raise ModelLoadError(
             f"{path} is one of {count} files; give one that is named like NAME-00001-of-{count:05d}.gguf, with the "
             "others beside it, or all of them to Model.load_from_splits"
         )
-    paths = [f"{path[: match.start()]}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
+    paths = [split.path(number) for number in range(1, count + 1)]
     for each in paths:
         if not os.path.exists(each):
             raise ModelNotFoundError(f"{each} does not exist; {path} says that the model has {count} files")

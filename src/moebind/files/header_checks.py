@@ -21,7 +21,7 @@ from moebind._core.native import lib
 from moebind.enums import GgmlType, GgufType
 from moebind.errors import ModelLoadError
 from moebind.files.architecture_checks import architecture_problems
-from moebind.files.architecture_facts import EXPERTS_MAX, LAYERS_MAX, ONE_EXPERT_IS_NONE, WITHOUT_ROPE
+from moebind.files.architecture_facts import ANY_EMBEDDINGS, EXPERTS_MAX, LAYERS_MAX, ONE_EXPERT_IS_NONE, WITHOUT_ROPE
 from moebind.files.gguf import Gguf
 
 __all__ = ["check_experts_together", "check_model", "check_whole"]
@@ -140,6 +140,7 @@ def check_model(
     _check_splits(file)
     check_whole(file)
     _check_vocabulary(fields)
+    _check_embeddings(fields)
     if vocab_only or fields.architecture == "clip":
         return
     if mapped and file.alignment % MAPPED_ALIGNMENT:
@@ -216,6 +217,19 @@ def _check_vocabulary(fields: _Fields) -> None:
         fields.refuse(key, f"has {text!r} twice, the second time at {repeated}; they have to differ")
     if kind == "llama" and not re.search(rb"(^|\0)(<0x[0-9A-F]{2}>|[\x01-\x1f])\0", file._texts(key)):
         fields.refuse(key, "has no byte tokens (<0x00> to <0xFF>), which a SentencePiece vocabulary takes")
+
+
+def _check_embeddings(fields: _Fields) -> None:
+    """Each token needs a row: a lookup beyond the last ends the process."""
+    file, key = fields.file, "tokenizer.ggml.tokens"
+    embeddings = file.tensors.get("token_embd.weight")
+    if fields.architecture not in ANY_EMBEDDINGS or embeddings is None or key not in file:
+        return
+    rows, tokens = embeddings.shape[1] if len(embeddings.shape) > 1 else 1, file._texts(key).count(b"\0")
+    if rows < tokens:
+        raise ModelLoadError(
+            f"{file.path}: the tensor {embeddings.name} has {rows} rows for a vocabulary of {tokens} tokens"
+        )
 
 
 def _check_layers(fields: _Fields) -> None:

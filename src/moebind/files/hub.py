@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -19,11 +19,21 @@ from typing import TYPE_CHECKING, NamedTuple
 from moebind._core.native import lib
 from moebind.errors import ModelLoadError, ModelNotFoundError, NativeError
 from moebind.files.hub_address import Address, choose
+from moebind.files.model_files import ModelFiles, gathered
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
 
-__all__ = ["HEADERS_MAX", "Address", "FetchedHeader", "HubFiles", "fetched_headers", "download", "find"]
+__all__ = [
+    "HEADERS_MAX",
+    "Address",
+    "FetchedHeader",
+    "HubFiles",
+    "download",
+    "fetched_headers",
+    "find",
+    "in_cache",
+]
 
 #: Bytes that the headers of one model may take, all files together. Vocabularies make them 1 to 20 MiB.
 HEADERS_MAX = 2**26
@@ -219,6 +229,37 @@ def _read_header(files: HfFileSystem, found: HubFiles, number: int, descriptor: 
 
 
 # --- the cache ---
+
+
+def in_cache(cache_dir: str | None = None) -> list[ModelFiles]:
+    """The GGUF files in the cache, under their addresses; of each repository, those of the revisions that it has there.
+
+    Raises
+    ------
+    ImportError
+        Without huggingface_hub.
+    """
+    library = _library()
+    try:
+        scanned = library.scan_cache_dir(cache_dir or library.constants.HF_HUB_CACHE)
+    except library.errors.CacheNotFound:
+        return []
+    found: dict[str, str] = {}
+    for repo in sorted(scanned.repos, key=lambda each: str(each.repo_id)):
+        for revision in repo.revisions if repo.repo_type == "model" else ():
+            address = Address(repo.repo_id, revision=_name_of(revision.commit_hash, revision.refs))
+            for file in revision.files:
+                name = os.path.relpath(file.file_path, revision.snapshot_path)
+                if name.endswith(".gguf"):
+                    found[address.name_of(name)] = str(file.file_path)
+    return gathered(found)
+
+
+def _name_of(commit: str, refs: Collection[str]) -> str | None:
+    """How an address names a revision: as a branch or tag, if it is one; None: ``main``."""
+    if not refs:
+        return commit
+    return None if "main" in refs else min(refs).replace("/", "%2F")
 
 
 def _cached(repo: str, commit: str, files: tuple[tuple[str, int], ...], cache_dir: str | None) -> tuple[str, ...]:

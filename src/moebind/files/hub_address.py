@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from moebind._core.checks import HUB, on_hub
 from moebind.errors import ModelNotFoundError
+from moebind.files.model_files import Split, sidecar_kind
 
 __all__ = ["Address", "choose"]
 
@@ -18,12 +19,8 @@ _REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _OTHER_KINDS = {"buckets", "datasets", "kernels", "spaces"}
 #: Revisions with a slash in them; others write it as %2F.
 _REFS = re.compile(r"refs/(?:pr/\d+|convert/\w+)(?=/|$)")
-_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 #: A letter and a digit, which all names of quantisations have: Q4_K_M, BF16, UD-IQ2_XXS.
 _QUANTISED = re.compile(r"[A-Za-z]\d")
-#: GGUF files that are no model by themselves: what sees, what was measured, and what drafts for a model. The last in
-#: small letters, as llama.cpp has it: a model with layers that predict further ahead may have MTP in its name.
-_NOT_MODELS = re.compile(r"(?i:mmproj|imatrix)|(?:mtp|eagle3|dflash|dspark)-")
 #: More are not listed in a message.
 _LISTED_MAX = 20
 
@@ -114,7 +111,7 @@ def choose(sizes: Mapping[str, int], wanted: str | None, where: str) -> tuple[st
     else:
         found = [model for model, names in models.items() if _matches(model.name, names, wanted)]
         # A pattern may match what lies beside a model, and means it only where it matches nothing else.
-        found = [model for model in found if not _NOT_MODELS.search(model.name)] or found
+        found = [model for model in found if not sidecar_kind(model.name)] or found
     if len(found) == 1:
         return _complete(found[0], models[found[0]], where)
     asked = "" if wanted is None else f" {wanted!r}"
@@ -133,18 +130,18 @@ class _Model(NamedTuple):
 
 
 def _model_of(file: str) -> _Model:
-    match = _SPLIT.search(file)
-    return _Model(file, 0) if match is None else _Model(f"{file[: match.start()]}.gguf", int(match[2]))
+    split = Split.of(file)
+    return _Model(file, 0) if split is None else _Model(f"{split.stem}.gguf", split.n_files)
 
 
 def _matches(model: str, names: Iterable[str], wanted: str | None) -> bool:
     if wanted is None:
-        return not _NOT_MODELS.search(model)
+        return not sidecar_kind(model)
     if wanted == model:
         return True
     if any(character in wanted for character in "*?["):
         return any(fnmatch.fnmatchcase(name, wanted) for name in names)
-    if not _QUANTISED.search(wanted) or wanted.endswith(".gguf") or _NOT_MODELS.search(model):
+    if not _QUANTISED.search(wanted) or wanted.endswith(".gguf") or sidecar_kind(model):
         return False
     # Q4_K is not Q4_K_M, and Q4_XS not IQ4_XS.
     pattern = rf"(?<![A-Za-z0-9]){re.escape(wanted)}(?![A-Za-z0-9_])"
@@ -154,7 +151,7 @@ def _matches(model: str, names: Iterable[str], wanted: str | None) -> bool:
 def _complete(model: _Model, names: list[str], where: str) -> tuple[str, ...]:
     if model.n_files or names != [model.name]:
         # From as many names as there are: a name may claim a hundred thousand files.
-        numbers = {int(match[1]) for name in names if (match := _SPLIT.search(name))}
+        numbers = {split.number for name in names if (split := Split.of(name))}
         missing = next((number for number in range(1, model.n_files + 1) if number not in numbers), None)
         if missing is not None or len(names) != model.n_files:
             raise ModelNotFoundError(

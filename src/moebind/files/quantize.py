@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks
+from moebind._core.arguments import explained
 from moebind._core.atomic_files import same_file, staged
 from moebind._core.native import CData, Hooks, ffi, lib
 from moebind._core.progress import progress_bar
@@ -30,8 +31,18 @@ __all__ = ["quantize"]
 _FTYPES = tuple(kind for kind in Ftype.__members__.values() if kind not in {Ftype.GUESSED, Ftype.NVFP4})
 #: The alignment that llama.cpp writes, whatever the source had.
 _ALIGNMENT = 32
+#: The names of llama-quantize, and of llama.cpp's parameters, for arguments.
+_ELSEWHERE = {
+    "nthread": "n_threads",
+    "nthreads": "n_threads",
+    "tensor_type": "tensor_types",
+    "override_kv": "kv_overrides",
+    "type": "ftype",
+    "quant_type": "ftype",
+}
 
 
+@explained(other_names=_ELSEWHERE)
 def quantize(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str] | None,
@@ -132,7 +143,9 @@ def quantize(
         "only_copy": only_copy,
     }.items():
         checks.boolean(name, flag)
-    target = None if dry_run and dst is None else os.path.realpath(checks.path("dst", dst or ""))
+    if dst is None and not dry_run:
+        raise TypeError("dst is None; it takes the path of the new file, or dry_run=True to write none")
+    target = None if dst is None else os.path.realpath(checks.path("dst", dst))
     native = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
     native.ftype = chosen = checks.member("ftype", ftype, Ftype, _FTYPES)
     threads = lib.moebind_default_n_threads() if n_threads is None else n_threads

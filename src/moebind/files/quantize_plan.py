@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from moebind._core import log
@@ -105,6 +105,20 @@ class QuantizeResult:
     def bits_per_weight(self) -> float:
         """Bits per weight, on average."""
         return 8 * self.nbytes / max(sum(tensor.n_elements for tensor in self.tensors), 1)
+
+    def to_dict(self) -> dict[str, object]:
+        """The result as plain values, for JSON; sizes are bytes."""
+        return {
+            "paths": list(self.paths),
+            "ftype": self.ftype.name,
+            "source_nbytes": self.source_nbytes,
+            "nbytes": self.nbytes,
+            "bits_per_weight": self.bits_per_weight,
+            "needs_imatrix": list(self.needs_imatrix),
+            "tensors": [
+                {**asdict(each), "source_type": each.source_type.name, "type": each.type.name} for each in self.tensors
+            ],
+        }
 
     def __str__(self) -> str:
         kinds: dict[tuple[str, str], list[QuantizedTensor]] = {}

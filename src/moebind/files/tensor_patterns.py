@@ -13,9 +13,11 @@ from moebind._core import checks
 from moebind._core.native import decoded, ffi, lib
 from moebind.errors import NativeError
 
-__all__ = ["check_pattern", "experts_pattern", "matching", "numbers", "similar_names"]
+__all__ = ["VALUE_EXPERTS", "check_pattern", "experts_pattern", "matching", "numbers", "similar_names"]
 
 LENGTH_MAX = 1000
+#: Matrices of which a token uses a few for its attention's values (K2 Horizon).
+VALUE_EXPERTS = "attn_v_exps"
 #: So many `*`, `+` or `{n,}` in one pattern still take milliseconds over a model's names, in the worst case.
 REPEATS_MAX = 4
 #: In how many ways the pieces of a pattern may match, all together: a choice in as many as it has, an optional piece in
@@ -27,8 +29,12 @@ _PIECES = re.compile(r"\(\?[:=!]|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{\d+,?\d*\}|.",
 
 
 def experts_pattern() -> str:
-    """llama.cpp's pattern for all experts' tensors: up, down, gate, fused gate_up, and the shared ``chexps``."""
-    return decoded(lib.moebind_ffn_exps_regex())
+    """A pattern for all experts' tensors: those of llama.cpp's ``--cpu-moe``, and experts that are part of attention.
+
+    The former are up, down, gate, fused gate_up, and the ``chexps`` of groups; llama.cpp leaves the latter out, of
+    which a token uses only a few, too.
+    """
+    return rf"(?:{decoded(lib.moebind_ffn_exps_regex())}|\.{VALUE_EXPERTS})"
 
 
 def check_pattern(pattern: str) -> str:

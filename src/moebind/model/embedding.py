@@ -13,12 +13,11 @@ from moebind._core.native import decoded, lib
 from moebind.enums import PoolingType
 from moebind.errors import EmbeddingsError
 from moebind.model.hyperparameters import Hyperparameters
-from moebind.params.misplaced import refuse_keywords
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-    from typing_extensions import Never
 
 __all__ = ["Embedding"]
 
@@ -28,6 +27,14 @@ T = TypeVar("T")
 N_SEQ_MAX = 16
 #: How long a text may be, unless ``context_params`` says it: computing it at once takes memory.
 N_TOKENS_MAX = 2048
+#: Names of other libraries for arguments of these calls.
+_ELSEWHERE = {
+    "normalize_embeddings": "normalize",
+    "pooling": "pooling_type",
+    "input": "texts",
+    "sentences": "texts",
+    "documents": "texts",
+}
 
 
 class _Row(NamedTuple):
@@ -54,6 +61,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
     ) -> None:
         """Compute the pooled embedding of each row of tokens into ``result``, in a context that is made for it."""
 
+    @explained_with_fields(context="model.embed(texts, context_params={})", other_names=_ELSEWHERE)
     def embed(
         self,
         texts: str | Sequence[str | ArrayLike],
@@ -62,7 +70,6 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         pooling_type: PoolingType | int = PoolingType.UNSPECIFIED,
         truncate: bool = False,
         context_params: ContextParams | None = None,
-        **unknown: Never,
     ) -> NDArray[np.float32]:
         """Compute the embeddings of texts.
 
@@ -104,7 +111,6 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         >>> vectors = model.embed(["a cat", "a dog", "a theorem"], normalize=True)
         >>> vectors @ vectors.T
         """
-        refuse_keywords("embed", ContextParams, "model.embed(texts, context_params={})", unknown)
         pooling = checks.member("pooling_type", pooling_type, PoolingType)
         scaled = checks.boolean("normalize", normalize)
         cut = checks.boolean("truncate", truncate)
@@ -126,6 +132,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
             np.divide(result, lengths, out=result, where=lengths > 0)
         return result
 
+    @explained_with_fields(context="model.rerank(query, texts, context_params={})", other_names=_ELSEWHERE)
     def rerank(
         self,
         query: str,
@@ -133,7 +140,6 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         *,
         truncate: bool = False,
         context_params: ContextParams | None = None,
-        **unknown: Never,
     ) -> NDArray[np.float32]:
         """Score how well texts answer a query, with a model that has a classification head.
 
@@ -172,7 +178,6 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         >>> scores = model.rerank("How do I exit?", ["Press q.", "It rains."])
         >>> scores.argsort()[::-1]
         """
-        refuse_keywords("rerank", ContextParams, "model.rerank(query, texts, context_params={})", unknown)
         checks.utf8("query", query)
         cut = checks.boolean("truncate", truncate)
         n_scores = int(lib.moebind_model_n_scores(self._open()))

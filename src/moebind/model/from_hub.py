@@ -6,14 +6,15 @@ import os
 from abc import ABCMeta, abstractmethod
 from typing import TYPE_CHECKING
 
-from moebind._core import checks
 from moebind._core.model_base import ModelBase
+from moebind.files.download import download
 from moebind.files.gguf import Gguf
-from moebind.params.misplaced import refuse_keywords
+from moebind.files.hub_address import Address
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ModelParams
 
 if TYPE_CHECKING:
-    from typing_extensions import Never, Self
+    from typing_extensions import Self
 
 __all__ = ["Pretrained", "checked_params"]
 
@@ -40,6 +41,7 @@ class Pretrained(ModelBase, metaclass=ABCMeta):
         """Load the model of a file, or of files."""
 
     @classmethod
+    @explained_with_fields(model="Model.from_pretrained(repo_id, filename, {})")
     def from_pretrained(
         cls,
         repo_id: str,
@@ -51,7 +53,6 @@ class Pretrained(ModelBase, metaclass=ABCMeta):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         endpoint: str | None = None,
-        **unknown: Never,
     ) -> Self:
         """Download a model from the Hugging Face Hub, unless it is in the cache, and load it.
 
@@ -96,19 +97,18 @@ class Pretrained(ModelBase, metaclass=ABCMeta):
         Notes
         -----
         Uses ``huggingface_hub.hf_hub_download``, with its progress bars and retries. After Ctrl-C, complete files stay
-        in the cache. :func:`plan`, :func:`fit` and :func:`experts` work before a download.
+        in the cache. :func:`plan`, :func:`fit` and :func:`experts` work before a download;
+        :func:`download` downloads alone.
         """
-        from moebind.files import hub
-
-        refuse_keywords("from_pretrained", ModelParams, "Model.from_pretrained(repo_id, filename, {})", unknown)
         chosen = checked_params(params)
-        address = hub.Address(repo_id, filename, revision)
-        folder = None if cache_dir is None else checks.path("cache_dir", cache_dir)
-        for name, value, kinds in (("token", token, (str, bool)), ("endpoint", endpoint, (str,))):
-            if value is not None and not isinstance(value, kinds):
-                raise TypeError(f"{name} is a {type(value).__name__}; it takes a str, or None")
-            if isinstance(value, str) and not (value.isascii() and value.isprintable() and value):
-                raise ValueError(f"{name} has characters that none has")  # no quotation: a token is a secret
-        only = checks.boolean("local_files_only", local_files_only)
-        found = hub.find(address, token=token, cache_dir=folder, local_files_only=only, endpoint=endpoint)
-        return cls._load(Gguf._from_local(hub.download(found, folder)[0]), chosen, split=False)
+        Address(repo_id, filename, revision)  # refuses the address of a file, which download takes
+        paths = download(
+            repo_id,
+            filename,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            endpoint=endpoint,
+        )
+        return cls._load(Gguf._from_local(paths[0]), chosen, split=False)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from moebind._core import atomic_files, checks, log
+from moebind._core.caller import warn
 from moebind._core.native import CData, Hooks, decoded, ffi, lib, own, part_of
+from moebind._core.other_names import missing
 from moebind._core.owner import close_all
 from moebind._core.progress import progress_bar
 from moebind.backend import rpc_servers
@@ -36,7 +37,7 @@ from moebind.model.from_hub import Pretrained, checked_params
 from moebind.model.prompts import Prompts
 from moebind.model.saving import Saving
 from moebind.params import tensor_overrides
-from moebind.params.misplaced import refuse_keywords
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.native import native_model_params
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.tensor_overrides import PlacedOverride, PlacedTensor
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-    from typing_extensions import Never
 
     from moebind.context.context import Context
     from moebind.sampling.sampler import Sampler
@@ -75,7 +75,8 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         raise TypeError("models are made by Model.load_from_file(path, params)")
 
     @classmethod
-    def load_from_file(cls, path: str | os.PathLike[str], params: ModelParams | None = None, **unknown: Never) -> Model:
+    @explained_with_fields()
+    def load_from_file(cls, path: str | os.PathLike[str], params: ModelParams | None = None) -> Model:
         """Load a model from a GGUF file.
 
         Parameters
@@ -103,13 +104,11 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         -----
         Uses ``llama_model_load_from_file``. Ctrl-C stops a load.
         """
-        refuse_keywords("load_from_file", ModelParams, "Model.load_from_file(path, {})", unknown)
         return cls._load(Gguf._from_local(checks.path("path", path)), params, split=False)
 
     @classmethod
-    def load_from_splits(
-        cls, paths: Sequence[str | os.PathLike[str]], params: ModelParams | None = None, **unknown: Never
-    ) -> Model:
+    @explained_with_fields(model="Model.load_from_splits(paths, {})")
+    def load_from_splits(cls, paths: Sequence[str | os.PathLike[str]], params: ModelParams | None = None) -> Model:
         """Load a model from several files with any names.
 
         Parameters
@@ -123,7 +122,6 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         -----
         Uses ``llama_model_load_from_splits``.
         """
-        refuse_keywords("load_from_splits", ModelParams, "Model.load_from_splits(paths, {})", unknown)
         if isinstance(paths, (str, os.PathLike)):
             raise TypeError("paths is one path; it takes a sequence of them, or use load_from_file")
         names = [checks.path("paths", path) for path in paths]
@@ -205,16 +203,21 @@ class Model(Prompts, Embedding, Pretrained, Saving):
             self._ready = None
             super().close()
 
+    if not TYPE_CHECKING:  # type checkers would take it for any attribute
+
+        def __getattr__(self, name: str) -> object:
+            raise missing(self, name)
+
     def __repr__(self) -> str:
         return "<Model, closed>" if self.closed else f"<Model {self._title}>"
 
+    @explained_with_fields()
     def new_context(
         self,
         params: ContextParams | None = None,
         *,
         ctx_other: Context | None = None,
         samplers: Mapping[int, Sampler] | None = None,
-        **unknown: Never,
     ) -> Context:
         """Make a context to compute with.
 
@@ -241,7 +244,6 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         """
         from moebind.context.context import Context
 
-        refuse_keywords("new_context", ContextParams, "model.new_context({})", unknown)
         chosen = ContextParams() if params is None else params
         return Context._of(self, chosen, ctx_other, samplers)
 
@@ -356,9 +358,8 @@ def _warn_without_device(params: ModelParams) -> None:
         usable = not params.devices or any(device.type != DeviceType.CPU for device in params.devices)
     if not usable:
         _warned_no_device = True
-        warnings.warn(
+        warn(
             f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. CUDA "
             f"is {backend_state('CUDA')}, Vulkan is {backend_state('Vulkan')}{fork_hint()}. moebind.doctor() says what "
-            "to do; set n_gpu_layers=0 if you want the CPU",
-            stacklevel=5,
+            "to do; set n_gpu_layers=0 if you want the CPU"
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from moebind._core import checks
+from moebind.chat.messages import checked_messages
 from moebind.chat.templates import ChatTemplates
 from moebind.model.hyperparameters import Hyperparameters
 
@@ -26,14 +27,32 @@ class Prompts(ChatTemplates, Hyperparameters):
         ------
         TypeError, ValueError
         """
-        if isinstance(prompt, (list, tuple)) and any(isinstance(each, Mapping) for each in prompt):
-            prompt = self.apply_chat_template(prompt)
+        checked = self._checked_prompt(prompt)
+        if isinstance(checked, list):
+            checked = self.apply_chat_template(checked)
+        tokens = self.str_to_token(checked) if isinstance(checked, str) else checked
+        if tokens.size == 0:
+            raise ValueError("prompt has no tokens; it takes at least one")
+        return tokens
+
+    def _checked_prompt(
+        self, prompt: str | ArrayLike | Sequence[Mapping[str, object]]
+    ) -> str | NDArray[np.int32] | list[Mapping[str, object]]:
+        """What of a prompt can be known before it is rendered, and made into tokens: which kind it is, and its form.
+
+        Raises
+        ------
+        TypeError, ValueError
+        """
         if isinstance(prompt, str):
-            tokens = self.str_to_token(prompt)
-        elif prompt is None or isinstance(prompt, (int, float, bytes, Mapping)):
+            checks.utf8("prompt", prompt)
+            return prompt
+        if isinstance(prompt, (list, tuple)) and any(isinstance(each, Mapping) for each in prompt):
+            checked_messages(prompt)
+            return list(prompt)
+        if prompt is None or isinstance(prompt, (int, float, bytes, Mapping)):
             raise TypeError(f"prompt is {prompt!r}; it takes text, token ids, or a list of chat messages")
-        else:
-            tokens = checks.int32_array("prompt", prompt, 0, self.n_vocab - 1)
+        tokens = checks.int32_array("prompt", prompt, 0, self.n_vocab - 1)
         if tokens.size == 0:
             raise ValueError("prompt has no tokens; it takes at least one")
         return tokens

@@ -1,38 +1,33 @@
-"""Fields of parameters that were given to a call itself."""
+"""Calls that take parameters: a field that is given to the call itself is told where it belongs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import ParamSpec, TypeVar
 
+from moebind._core.arguments import explained
 from moebind.params.params import ContextParams, ModelParams
-from moebind.params.unknown_fields import written_field
 
-__all__ = ["refuse_keywords"]
+__all__ = ["explained_with_fields"]
 
-#: How each kind of parameters is given, where nothing else is said.
-_CALLS = {ModelParams: "Model.load_from_file(path, {})", ContextParams: "model.new_context({})"}
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def refuse_keywords(
-    call: str, own: type[ModelParams] | type[ContextParams], written: str, unknown: Mapping[str, object]
-) -> None:
-    """Raise TypeError for arguments that a call does not have, with what to write instead.
+def explained_with_fields(
+    *,
+    model: str = "Model.load_from_file(path, {})",
+    context: str = "model.new_context({})",
+    other_names: Mapping[str, str] = MappingProxyType({}),
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function say what to write in place of a keyword argument that it does not have: :func:`explained`.
 
     Parameters
     ----------
-    call
-        Its name.
-    own
-        The parameters that it takes.
-    written
-        The call, with ``{}`` in place of these.
-    unknown
-        The arguments.
+    model, context
+        Calls that take such parameters, with ``{}`` in their place: the function itself, if it does.
+    other_names
+        Names for its arguments that other libraries and programs have.
     """
-    for name, value in unknown.items():
-        for kind in sorted(_CALLS, key=lambda each: each is not own):
-            field = written_field(kind, name, value, 0.85)
-            if field:
-                way = (written if kind is own else _CALLS[kind]).format(field)
-                raise TypeError(f"{call}() has no argument {name!r}: {kind.__name__} has. Write {way}")
-        raise TypeError(f"{call}() has no argument {name!r}")
+    return explained({ModelParams: model, ContextParams: context}, other_names)

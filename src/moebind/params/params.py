@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -54,6 +54,8 @@ CACHE_TYPES = tuple(
     GgmlType[name]
     for name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4", "Q2_0")
 )
+#: Tokens of context where a program is not told: as in the published table of the benchmark.
+N_CTX = 4096
 #: More are refused: llama.cpp allocates what describes the cells of a cache before it finds that nothing fits.
 N_CTX_MAX = 2**27
 
@@ -70,6 +72,12 @@ def option(default: T, check: Callable[[str, Any], T], form: serialize.Form | No
 
 def _integer(low: int, high: int = checks.INT32_MAX) -> Callable[[str, Any], int]:
     return lambda name, value: checks.integer(name, value, low, high)
+
+
+def _layers(name: str, value: Any) -> int:
+    if value == "all":
+        raise TypeError(f"{name} is 'all'; it takes an integer, -1 for all")
+    return checks.integer(name, value, -1)
 
 
 def _number(low: float, high: float = float("inf")) -> Callable[[str, Any], float]:
@@ -95,14 +103,30 @@ def _progress(name: str, value: Any) -> Any:
 
 
 def _kv_overrides(name: str, value: Any) -> KvOverrides:
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a mapping from keys to values")
     return value if isinstance(value, KvOverrides) else KvOverrides(value)
+
+
+def _listed(name: str, value: Any, what: str) -> tuple[Any, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a list of {what}")
+    return tuple(value)
+
+
+def _named(device: str) -> str:
+    return f"[each for each in moebind.devices() if each.name == {device!r}]"
 
 
 def _devices(name: str, value: Any) -> tuple[Device, ...] | None:
     if value is None:
         return None
-    chosen = tuple(value)
+    if isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}; it takes a list: {_named(value)}")
+    chosen = _listed(name, value, "devices from moebind.devices()")
     for each in chosen:
+        if isinstance(each, str):
+            raise TypeError(f"{name} holds {each!r}; it takes devices: {_named(each)}")
         if not isinstance(each, Device):
             raise TypeError(f"{name} holds {each!r}; it takes devices from moebind.devices()")
         if each.type == DeviceType.CPU:
@@ -118,14 +142,15 @@ def _devices(name: str, value: Any) -> tuple[Device, ...] | None:
 def _tensor_split(name: str, value: Any) -> tuple[float, ...] | None:
     if value is None:
         return None
-    shares = tuple(checks.number(f"{name}[{at}]", share, 0.0) for at, share in enumerate(value))
+    listed = _listed(name, value, "shares, one per device, such as [3, 1]")
+    shares = tuple(checks.number(f"{name}[{at}]", share, 0.0) for at, share in enumerate(listed))
     if not 0 < len(shares) <= lib.llama_max_devices():
         raise ValueError(f"{name} has {len(shares)} shares; it takes 1 to {lib.llama_max_devices()}, one per device")
     return shares
 
 
 def _tensor_overrides(name: str, value: Any) -> tuple[TensorOverride, ...]:
-    overrides = tuple(value)
+    overrides: tuple[TensorOverride, ...] = _listed(name, value, "TensorOverride objects; or use with_tensor_override")
     for each in overrides:
         if not isinstance(each, TensorOverride):
             raise TypeError(f"{name} holds {each!r}; it takes TensorOverride objects, or use with_tensor_override")
@@ -220,7 +245,7 @@ class ModelParams(ModelParamsMethods, Params):
     tensor_overrides: tuple[TensorOverride, ...] = option((), _tensor_overrides, serialize.OVERRIDES)
     """Rules that send tensors elsewhere; the first that matches a tensor's name wins. There can be one fewer than
     ``llama_max_tensor_buft_overrides`` says."""
-    n_gpu_layers: int = option(_MODEL.n_gpu_layers, _integer(-1))
+    n_gpu_layers: int = option(_MODEL.n_gpu_layers, _layers)
     """How many layers go to devices other than the CPU, counted from the last; -1: all."""
     split_mode: SplitMode = option(SplitMode(_MODEL.split_mode), _member(SplitMode))
     """How the layers are spread over several devices."""
@@ -281,7 +306,7 @@ class ModelParams(ModelParamsMethods, Params):
         return self.with_tensor_override(pattern, "CPU", strict=strict)
 
     def with_cpu_moe_all(self, *, strict: bool = True) -> ModelParams:
-        """Keep all experts' tensors in host memory, as ``--cpu-moe`` does.
+        """Keep all experts' tensors in host memory, as ``--cpu-moe`` does, and experts of attention, which it leaves.
 
         Parameters
         ----------
@@ -291,7 +316,7 @@ class ModelParams(ModelParamsMethods, Params):
         return self.with_cpu_override(tensor_patterns.experts_pattern(), strict=strict)
 
     def with_n_cpu_moe(self, n_layers: int, *, strict: bool = True) -> ModelParams:
-        """Keep the experts' tensors of the first layers in host memory, as ``--n-cpu-moe`` does.
+        """Keep the experts' tensors of the first layers in host memory: :meth:`with_cpu_moe_all` as ``--n-cpu-moe``.
 
         Parameters
         ----------

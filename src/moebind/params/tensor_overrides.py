@@ -50,6 +50,7 @@ def written_rules(name: str, text: str) -> tuple[TensorOverride, ...]:
 
     A pattern may have commas, too: a rule ends where a name follows the ``=``. Instead of a pattern, ``experts:0-11``
     are the experts of layers 0 to 11, ``layers:12-`` all of the layers from 12 on, ``experts:3`` those of one layer.
+    Layers that a model does not have are passed over, as with llama.cpp's ``--n-cpu-moe``.
 
     Raises
     ------

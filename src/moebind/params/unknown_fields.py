@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import inspect
 from collections.abc import Mapping, Sequence
 
-__all__ = ["refuse_fields", "written_field"]
+from moebind._core.arguments import written_field
+
+__all__ = ["refuse_fields"]
 
 
 def refuse_fields(own: type, kinds: Sequence[type], unknown: Mapping[str, object]) -> None:
@@ -33,16 +32,3 @@ def refuse_fields(own: type, kinds: Sequence[type], unknown: Mapping[str, object
                 has = "" if kind is own else f": {kind.__name__} has"
                 raise TypeError(f"{own.__name__} has no parameter {name!r}{has}. Write {field}")
         raise TypeError(f"{own.__name__} has no parameter {name!r}")
-
-
-def written_field(kind: type, name: str, value: object, alike: float) -> str:
-    """Parameters with a field of this name, or of one that is that much alike; empty if there is none."""
-    fields = [field.name for field in dataclasses.fields(kind)]
-    method = getattr(kind, f"with_{name}", None)
-    if name not in fields and method is not None:
-        takes = any(
-            each.kind is not each.KEYWORD_ONLY for each in list(inspect.signature(method).parameters.values())[1:]
-        )
-        return f"{kind.__name__}().with_{name}({f'{value!r}' if takes else ''})"
-    found = difflib.get_close_matches(name, fields, 1, alike)
-    return f"{kind.__name__}({found[0]}={value!r})" if found else ""

@@ -6,7 +6,7 @@ import re
 from typing import SupportsIndex
 
 from moebind._core.native import CData, lib
-from moebind._core.sizes import parse_size
+from moebind._core.sizes import parse_memory
 
 __all__ = ["described_device", "is_description", "read_description", "written"]
 
@@ -18,12 +18,12 @@ _KIND = re.compile(rf"\s*(?:({'|'.join(KINDS)})\s*:)?\s*", re.IGNORECASE | re.AS
 def read_description(name: str, given: SupportsIndex | str) -> tuple[str, int]:
     """The backend and the bytes that ``24GiB`` or ``vulkan:16GiB`` describe; ``name`` is for messages."""
     if not isinstance(given, str):
-        return "cuda", parse_size(name, given, low=1)
+        return "cuda", parse_memory(name, given, low=1)
     match = _KIND.match(given)
     size = given[match.end() :] if match else given
     kind = match[1].lower() if match and match[1] else "cuda"
     try:
-        return kind, parse_size(name, size, low=1)
+        return kind, parse_memory(name, size, low=1)
     except ValueError as error:
         if not match or not match[1]:
             raise

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 from moebind._core import checks
 from moebind._core.sizes import show_size
-from moebind._core.tables import Column, text_table
+from moebind._core.tables import Column, number_ranges, text_table
 from moebind.enums import GgmlType
+from moebind.files.architecture_facts import NEVER_AHEAD
+from moebind.files.tensor_patterns import VALUE_EXPERTS
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ModelParams
-from moebind.placement.header import TensorInfo, read_header
+from moebind.placement.header import Header, TensorInfo, read_header
 
 __all__ = ["ExpertSummary", "LayerExperts", "experts"]
 
@@ -29,9 +32,12 @@ class LayerExperts:
     layer : int
         Which one.
     n_expert, n_expert_used : int
-        Experts, and how many of them work on each token; 0 in a dense layer.
+        Experts, and how many of them work on each token; 0 in a dense layer. Experts of attention's values (K2 Horizon)
+        have numbers of their own, which are not counted here.
     nbytes : int
-        Bytes of the experts' tensors: what ``with_cpu_moe_all`` keeps in host memory.
+        Bytes of the experts' tensors, those of attention included: what ``with_cpu_moe_all`` keeps in host memory.
+    active_nbytes : int
+        Bytes of experts that work on each token.
     types : tuple[GgmlType, ...]
         The types that they are stored in.
     tensors : tuple[str, ...]
@@ -48,6 +54,7 @@ class LayerExperts:
     n_expert: int
     n_expert_used: int
     nbytes: int
+    active_nbytes: int
     types: tuple[GgmlType, ...]
     tensors: tuple[str, ...]
     shared_nbytes: int = 0
@@ -85,7 +92,7 @@ class ExpertSummary:
 
     @property
     def n_expert_used(self) -> int:
-        """How many of them work on each token."""
+        """How many of them work on each token, in the layer in which the most do."""
         return max((layer.n_expert_used for layer in self.layers), default=0)
 
     @property
@@ -101,7 +108,7 @@ class ExpertSummary:
     @property
     def active_nbytes(self) -> int:
         """Bytes of experts that work on each token."""
-        return sum(layer.nbytes * layer.n_expert_used // layer.n_expert for layer in self.layers if layer.n_expert)
+        return sum(layer.active_nbytes for layer in self.layers)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -127,7 +134,7 @@ class ExpertSummary:
                 ", ".join(kind.name for kind in first.types) or "-",
                 first.shared_nbytes / 2**20,
                 first.dense_nbytes / 2**20,
-                _ranges(numbers),
+                number_ranges(numbers),
             )
             for first, numbers in self._kinds()
         ]
@@ -145,17 +152,7 @@ class ExpertSummary:
         return list(kinds.values())
 
 
-def _ranges(numbers: list[int]) -> str:
-    """Numbers in short, such as ``0-3, 6, 9-11``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return ", ".join("-".join(map(str, run)) for run in runs)
-
-
+@explained_with_fields()
 def experts(path: str | os.PathLike[str], *, load_mtp: bool = ModelParams().load_mtp) -> ExpertSummary:
     """Tell what a model's experts are and how large, from the header of its file.
 
@@ -166,7 +163,7 @@ def experts(path: str | os.PathLike[str], *, load_mtp: bool = ModelParams().load
         :meth:`Gguf.from_file`.
 
     load_mtp
-        As in :class:`ModelParams`: whether the layers that predict further ahead count, too.
+        As in :class:`ModelParams`: whether the layers that predict further ahead count, too, if llama.cpp loads them.
 
     Returns
     -------
@@ -185,7 +182,8 @@ def experts(path: str | os.PathLike[str], *, load_mtp: bool = ModelParams().load
     (8, 2, 'blk.0.ffn_gate_exps.weight')
     """
     header = read_header(checks.path("path", path))
-    ahead = set() if checks.boolean("load_mtp", load_mtp) else header.layers_ahead
+    loaded = checks.boolean("load_mtp", load_mtp) and header.architecture not in NEVER_AHEAD
+    ahead = set() if loaded else header.layers_ahead
     layers: dict[int, list[TensorInfo]] = {
         number: [] for number in range(header.integer("block_count")) if number not in ahead
     }
@@ -193,27 +191,40 @@ def experts(path: str | os.PathLike[str], *, load_mtp: bool = ModelParams().load
     for info in counted:
         if info.layer is not None:
             layers.setdefault(info.layer, []).append(info)
-    used = header.integer("expert_used_count")
     return ExpertSummary(
         header.paths[0],
-        tuple(_layer(number, layers[number], used) for number in sorted(layers)),
+        tuple(_layer(header, number, layers[number]) for number in sorted(layers)),
         sum(info.nbytes for info in counted),
     )
 
 
-def _layer(number: int, tensors: list[TensorInfo], used: int) -> LayerExperts:
+def _layer(header: Header, number: int, tensors: list[TensorInfo]) -> LayerExperts:
+    used = header.of_layer("expert_used_count", number)
+    used_values = header.of_layer("attention.value_expert_used_count", number)
     own = [info for info in tensors if info.is_expert]
+    values = [info for info in own if f".{VALUE_EXPERTS}." in info.name]
+    forward = [info for info in own if info not in values]
     shared = [info for info in tensors if _SHARED.search(info.name)]
-    # The experts are the last dimension; groups of experts (chexps) are fewer.
-    count = max((info.ne[2] for info in own if info.name.endswith(".weight")), default=0)
     return LayerExperts(
         number,
-        count,
-        used if own else 0,
+        _count(forward),
+        used if forward else 0,
         sum(info.nbytes for info in own),
+        _active(forward, used) + _active(values, used_values),
         tuple(dict.fromkeys(GgmlType(info.type) for info in own if info.name.endswith(".weight"))),
         tuple(info.name for info in own),
         sum(info.nbytes for info in shared),
         tuple(info.name for info in shared),
         sum(info.nbytes for info in tensors if _DENSE.search(info.name)),
     )
+
+
+def _count(tensors: list[TensorInfo]) -> int:
+    """How many experts there are: their last dimension; groups of experts (chexps) are fewer."""
+    return max((info.ne[2] for info in tensors if info.name.endswith(".weight")), default=0)
+
+
+def _active(tensors: list[TensorInfo], used: int) -> int:
+    """Bytes of so many of them."""
+    count = _count(tensors)
+    return sum(info.nbytes for info in tensors) * used // count if count else 0

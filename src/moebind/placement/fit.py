@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, SupportsIndex
 
 from moebind._core import checks
-from moebind._core.sizes import parse_size, show_size
+from moebind._core.sizes import parse_memory, parse_size, show_size
 from moebind.backend.devices import Device
 from moebind.errors import FitError
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import N_CTX_MAX, ContextParams, ModelParams
 from moebind.placement import windows
 from moebind.placement.cache_share import BUS, CacheShare, cached_params, choose_share
@@ -137,6 +138,7 @@ class Fit:
         return cls(_on(devices, model), context, replace(plan, _fitted=True), *made_for)
 
 
+@explained_with_fields(model="fit(path, model_params={})", context="fit(path, context_params={})")
 def fit(
     path: str | os.PathLike[str],
     *,
@@ -264,7 +266,7 @@ def fit(
 
     chosen, full = windows.choose(place, first.n_swa if swa_full is None else 0, model, context)
     if chosen is None:
-        raise FitError(_nothing_fits(search, file, model))
+        raise FitError(_nothing_fits(search, file, model), _lacks(search))
     result = _on(devices, chosen.model_params)
     chosen = replace(chosen, _fitted=True)
     narrowed = context.swa_full and not chosen.context_params.swa_full
@@ -303,13 +305,13 @@ def _budgets(
         return others
     most = {device.name: device.capacity for device in plan.devices}
     if not isinstance(memory, Mapping):
-        size = parse_size("memory", memory)
+        size = parse_memory("memory", memory)
         _must_have("memory", size, max(others, key=most.__getitem__), most)
         return {name: min(size, most[name]) for name in others}
     for name in memory:
         if name not in others and name != plan.host.name:
             raise ValueError(f"memory names {name!r}; there are {', '.join(each.name for each in plan.devices)}")
-    given = {name: parse_size(f"memory[{name!r}]", size) for name, size in memory.items()}
+    given = {name: parse_memory(f"memory[{name!r}]", size) for name, size in memory.items()}
     for name, size in given.items():
         _must_have(f"memory[{name!r}]", size, name, most)
     return {**others, **given}
@@ -454,11 +456,17 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     return "\n".join(lines)
 
 
+def _lacks(search: Search) -> dict[str, int]:
+    """The bytes that the plan lacks that came closest."""
+    plan = search.closest
+    return {} if plan is None else {name: size for name, size in search.excess(plan).items() if size > 0}
+
+
 def _nothing_fits(search: Search, path: str, model: ModelParams) -> str:
     plan = search.closest
-    lacks = {} if plan is None else {name: size for name, size in search.excess(plan).items() if size > 0}
     parts = [
-        f"{name} may take {show_size(search.budgets[name])} and lacks {show_size(size)}" for name, size in lacks.items()
+        f"{name} may take {show_size(search.budgets[name])} and lacks {show_size(size)}"
+        for name, size in _lacks(search).items()
     ]
     limited = plan is not None and plan.host.name in search.budgets and len(plan.devices) > 1
     how = "however it is spread over devices and host" if limited else "whatever stays in host memory"

@@ -21,6 +21,7 @@ from moebind._core.native import ffi, lib, own
 from moebind.errors import ModelLoadError
 from moebind.files.gguf import Gguf
 from moebind.files.header_checks import check_experts_together, check_model, check_whole
+from moebind.files.model_files import Split
 from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ModelParams
 
@@ -100,6 +101,13 @@ class Header:
             return int(value.max())
         return value if isinstance(value, int) else default
 
+    def of_layer(self, name: str, layer: int) -> int:
+        """A layer's number in the architecture's metadata, which has one for all, or for each; 0 without any."""
+        value = self.gguf.get(f"{self.architecture}.{name}")
+        if isinstance(value, np.ndarray) and layer < value.size:
+            return int(value[layer])
+        return self.integer(name)
+
     def check(self, params: ModelParams) -> None:
         """Refuse what a load with these parameters would refuse in the file; once for each kind of parameters."""
         key = (params.kv_overrides, params.use_mmap)
@@ -124,10 +132,10 @@ def read_header(path: str) -> Header:
 
 def _known_paths(path: str) -> list[str]:
     """The files to look at for a change; those of a split model beside the one that was given."""
-    match = re.search(r"-\d{5}-of-(\d{5})\.gguf$", path)
-    if match is None or int(match[1]) > 9999:
+    split = Split.of(path)
+    if split is None or split.n_files > 9999:
         return [path] if os.path.exists(path) else []
-    names = [f"{path[: match.start()]}-{number:05d}-of-{match[1]}.gguf" for number in range(1, int(match[1]) + 1)]
+    names = [split.path(number) for number in range(1, split.n_files + 1)]
     return [name for name in names if os.path.exists(name)]
 
 

@@ -13,13 +13,13 @@ from moebind.placement.plan import Plan
 
 __all__ = ["EXPERT_MATRIX", "Level", "ExpertMatrix", "levels", "movable_matrices", "pinned", "to_host"]
 
-#: Tensors of experts. The first group is the kind of matrix, which is in the name of its biases too.
-EXPERT_MATRIX = re.compile(r"blk\.\d+" + tensor_patterns.experts_pattern())
+#: Tensors of experts, with the kind of matrix, which is in the name of its biases too.
+EXPERT_MATRIX = re.compile(rf"(?=blk\.\d+{tensor_patterns.experts_pattern()})blk\.\d+\.(?P<kind>\w+?)_(ch)?exps")
 
 
 @dataclass(frozen=True)
 class ExpertMatrix:
-    """One matrix of one layer's experts (``kind``: up, down, gate or gate_up), with its biases."""
+    """One matrix of one layer's experts (``kind``: such as ffn_up or attn_v), with its biases."""
 
     layer: int
     kind: str
@@ -29,7 +29,7 @@ class ExpertMatrix:
     @property
     def pattern(self) -> str:
         """A tensor override's pattern for it."""
-        return rf"blk\.{self.layer}\.ffn_{self.kind}_(ch|)exps"
+        return rf"blk\.{self.layer}\.{self.kind}_(ch|)exps"
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def movable_matrices(plan: Plan, params: ModelParams) -> list[ExpertMatrix]:
         for name, size in tensors.items():
             device, match = plan.places.get(name), EXPERT_MATRIX.match(name)
             if device is not None and match is not None and name not in placed:
-                before = found.get((layer, match[1]), (0, device))
-                found[layer, match[1]] = (before[0] + size, device)
+                before = found.get((layer, match["kind"]), (0, device))
+                found[layer, match["kind"]] = (before[0] + size, device)
     return [ExpertMatrix(layer, kind, size, device) for (layer, kind), (size, device) in found.items()]
 
 
@@ -102,7 +102,7 @@ def to_host(params: ModelParams, matrices: Collection[ExpertMatrix], kept: Colle
     elif whole:
         params = params.with_cpu_override(rf"blk\.({_joined(whole)}){tensor_patterns.experts_pattern()}")
     for layer, kinds in sorted(parts.items()):
-        params = params.with_cpu_override(rf"blk\.{layer}\.ffn_({_joined(sorted(kinds))})_(ch|)exps")
+        params = params.with_cpu_override(rf"blk\.{layer}\.({_joined(sorted(kinds))})_(ch|)exps")
     return params
 
 

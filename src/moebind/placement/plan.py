@@ -10,12 +10,13 @@ from typing import SupportsIndex
 
 from moebind._core import checks
 from moebind._core.native import CData, decoded, lib
-from moebind._core.sizes import parse_size, show_size
+from moebind._core.sizes import parse_memory, show_size
 from moebind.backend.breakdown import HOST, PARTS, DeviceMemory, MemoryBreakdown
 from moebind.backend.devices import Device, check_cards, native_device
 from moebind.backend.host_memory import HostMemory
 from moebind.enums import DeviceType, SplitMode
 from moebind.errors import MoebindError
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.serialize import write
 from moebind.placement import advice
@@ -23,6 +24,7 @@ from moebind.placement.described_devices import described_device
 from moebind.placement.header import Header, read_header
 from moebind.placement.simulation import MAPPED, simulate
 from moebind.placement.speed import Bandwidth, reads_text, tokens_per_second
+from moebind.placement.summary import does_not_fit, summary
 
 __all__ = ["Plan", "plan"]
 
@@ -43,7 +45,7 @@ class Plan(MemoryBreakdown):
     context_params : ContextParams
         The context that would be made.
     n_ctx : int
-        Tokens that its cache would hold; llama.cpp rounds up.
+        Tokens that its cache would hold: llama.cpp rounds up, to a multiple of 256 for each sequence.
     n_layer : int
         Layers of the model.
     n_layer_nextn : int
@@ -125,6 +127,12 @@ class Plan(MemoryBreakdown):
     def fits(self) -> bool:
         """Whether each device and the host have enough free memory."""
         return not self.missing
+
+    @property
+    def summary(self) -> str:
+        """The placement in a few words: ``"experts of 12 layers in host memory"``, or what it lacks."""
+        experts = {name for tensors in self._experts.values() for name in tensors}
+        return summary(self.places, experts) if self.fits else does_not_fit(self.missing)
 
     @property
     def bytes_per_token(self) -> dict[str, int]:
@@ -262,6 +270,9 @@ class Plan(MemoryBreakdown):
             f"{os.path.basename(self.path)}: n_ctx {self.n_ctx}, n_ubatch {context.n_ubatch}, cache {'/'.join(kinds)}"
         )
         table = self._lines(with_free=True)
+        asked = context.n_ctx
+        if 0 < asked < self.n_ctx:
+            head += f"\nn_ctx {asked} is rounded up to {self.n_ctx}: each sequence has a multiple of 256 tokens."
         lines = [head, *table, *reads_text(self.bytes_per_token, max(map(len, table)))]
         if self.gaps:
             lines.append(
@@ -301,6 +312,7 @@ def _sizes(part: object) -> dict[str, int]:
     return {name: getattr(part, name) for name in (*PARTS, "total")}
 
 
+@explained_with_fields(model="plan(path, {})", context="plan(path, context_params={})")
 def plan(
     path: str | os.PathLike[str],
     model_params: ModelParams | None = None,
@@ -391,7 +403,7 @@ def described_host(host: SupportsIndex | str | None) -> HostMemory | None:
     """A host with so much memory, all of it free; None: this machine."""
     if host is None:
         return None
-    size = parse_size("host", host, low=1)
+    size = parse_memory("host", host, low=1)
     return HostMemory(size, size)
 
 

@@ -18,6 +18,7 @@ from moebind.params.observers import EvalTensor, TensorObserver
 from moebind.placement import recording
 from moebind.placement.cache_curve import CacheCurve
 from moebind.placement.chosen_experts import ALIGNMENT, ChosenExperts, Layout, alignment_of, layouts_of
+from moebind.placement.heat_map import WIDTH_MIN, heat_map
 from moebind.placement.recording import Recording
 
 if TYPE_CHECKING:
@@ -355,6 +356,38 @@ class RoutingRecorder(TensorObserver):
                     f"model that was recorded {show_size(known_bytes)}"
                 )
         return CacheCurve._of(*known, plan._cached, plan._cached, plan._cache_shares)
+
+    def heat_map(self, width: SupportsIndex = 100) -> str:
+        """Draw a heat map as text: a line for each layer that routed something, a character for each expert.
+
+        A character stands for the expert's share in multiples of an even one: a blank for none, ``.`` below a half,
+        and so on to ``@`` for four times and more.
+
+        Parameters
+        ----------
+        width
+            Columns that it may take, at least 40. Where there are more experts, a character is that of the busiest of
+            several that follow each other.
+
+        Raises
+        ------
+        ValueError
+            If nothing was counted yet.
+        """
+        return heat_map(*self._read(), checks.integer("width", width, WIDTH_MIN))
+
+    def to_dict(self) -> dict[str, object]:
+        """The counts as plain values, for JSON: ``counts`` and ``n_tokens`` by layer; what is NaN is None."""
+        counts, n_tokens = self._read()
+        shares = _fractions(counts)
+        return {
+            "n_layer": counts.shape[0],
+            "n_expert": counts.shape[1],
+            "counts": counts.tolist(),
+            "n_tokens": n_tokens.tolist(),
+            "entropy": [None if np.isnan(each) else float(each) for each in _entropy(shares)],
+            "imbalance": [None if np.isnan(each) else float(each) for each in _imbalance(shares)],
+        }
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Draw a heat map: layers down, experts across, colours for an expert's share in multiples of an even share.

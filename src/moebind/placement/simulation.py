@@ -45,7 +45,7 @@ class Simulation:
     """The memory that llama.cpp would use, and where.
 
     ``devices`` is as in a plan. ``places`` has, for each tensor, the name of its device, or None in host memory;
-    a tensor that stands in two places, as the token embeddings do when they are the output too, has the last.
+    one that stands on both, as the token embeddings do when they are the output too, has the device.
     ``gaps`` are bytes of mapped ranges that hold no tensor of the host's, and are not read; ``lazy`` are bytes of
     tables that are mapped by themselves and read row by row. ``n_swa`` is the width of sliding windows, 0 without any.
     ``reads`` are the bytes of weights that a token reads on each device; None is the host. ``cached`` are the layers of
@@ -135,7 +135,7 @@ def _simulate(
         del keep  # llama.cpp read it
         used = [lib.moebind_model_device(model, i) for i in range(lib.moebind_model_n_devices(model))]
         if context_params.moe_cache_size:
-            check_moe_cache(model, header.paths[0], context_params.moe_cache_size, warn=not quiet)
+            check_moe_cache(model, header.paths[0], context_params.moe_cache_size, quiet=quiet)
         try:
             wanted = _native_context_params(model, context_params)[0]
             context = own(lib.own_moebind_context_counted, model, wanted, holds=[model])
@@ -143,7 +143,7 @@ def _simulate(
             raise ContextCreationError(f"no such context can be made: {error.message}{log.recent_lines()}") from error
         if not context:
             raise ContextCreationError(f"no such context can be made{log.recent_lines()}")
-        tensors = _tensors(model)
+        tensors = tensors_of(model)
         mapped = _is_mapped(model_params, used)
         parts = read_parts(context)
         gaps = alone = 0
@@ -152,7 +152,7 @@ def _simulate(
             parts, gaps, alone = _as_mapped(header, parts, tensors, mapped, lazy)
         return Simulation(
             gather(parts, used, host),
-            {name: _device_of(buffer_type) for name, buffer_type in tensors},
+            places_of(tensors),
             int(lib.llama_n_ctx(context)),
             int(lib.llama_model_n_layer(model)),
             int(lib.llama_model_n_layer_nextn(model)),
@@ -171,7 +171,15 @@ def _native_context_params(model: CData, params: ContextParams) -> CData:
     return plain_context_params(params)
 
 
-def _tensors(model: CData) -> list[tuple[str, CData]]:
+def places_of(tensors: Sequence[tuple[str, CData]]) -> dict[str, str | None]:
+    """For each tensor the name of its device; None is host memory. Of two of one name, the order says nothing."""
+    places: dict[str, str | None] = {}
+    for name, buffer_type in tensors:
+        places[name] = _device_of(buffer_type) or places.get(name)
+    return places
+
+
+def tensors_of(model: CData) -> list[tuple[str, CData]]:
     count = lib.moebind_model_tensors(model, ffi.NULL, 0)
     tensors = ffi.new("struct moebind_tensor[]", count)
     lib.moebind_model_tensors(model, tensors, count)

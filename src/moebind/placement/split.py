@@ -41,7 +41,7 @@ def spread(
             if expert is None:
                 dense[layer] += info.nbytes
             else:
-                own[expert[1]] = own.get(expert[1], 0) + info.nbytes
+                own[expert["kind"]] = own.get(expert["kind"], 0) + info.nbytes
     if "output.weight" not in header.tensors and "token_embd.weight" in header.tensors:
         output += header.tensors["token_embd.weight"].nbytes
     first = max(n_layer + 1 - params.n_gpu_layers, 0) if params.n_gpu_layers >= 0 else 0

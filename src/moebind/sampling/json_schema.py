@@ -8,11 +8,12 @@ pairs, references get names of their own, strings hold no half surrogates and da
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from moebind._core import checks
+from moebind._core.arguments import explained
+from moebind._core.caller import warn
 from moebind._core.native import ffi, lib
 from moebind.errors import GrammarError, NativeError
 from moebind.sampling.json_reader import ANNOTATIONS, DEPTH_MAX, KEYWORDS, SchemaReader
@@ -21,10 +22,14 @@ from moebind.sampling.json_values import Schema, UnheldError, fail
 
 __all__ = ["ANNOTATIONS", "KEYWORDS", "ReadSchema", "json_schema_to_grammar", "read_schema"]
 
+#: Where OpenAI's interface, and llama-server's, have a schema in a dict.
+_ENVELOPES = ("response_format", "json_schema", "schema")
+_WRAPPED = frozenset({*_ENVELOPES, "type", "name", "description", "strict"})
 #: The most bytes of a schema as text.
 BYTES_MAX = 2**18
 
 
+@explained()
 def json_schema_to_grammar(schema: Mapping[str, object] | str, *, strict: bool = True) -> str:
     """Make a grammar for the JSON texts that a schema describes.
 
@@ -69,7 +74,7 @@ def json_schema_to_grammar(schema: Mapping[str, object] | str, *, strict: bool =
     """
     read = read_schema(schema, strict=checks.boolean("strict", strict))
     for each in read.lost:
-        warnings.warn(f"the grammar does not hold a text to all of the schema: {each}", stacklevel=2)
+        warn(f"the grammar does not hold a text to all of the schema: {each}")
     encoded = json.dumps(read.document, allow_nan=False).encode()
     try:
         size = lib.moebind_json_schema_to_grammar(encoded, ffi.NULL, 0)
@@ -102,7 +107,9 @@ def read_schema(
     With ``named``, its rule in the grammar has the name that is asked for, and is not one of llama-common's own.
     """
     try:
-        reader = SchemaReader(_parsed(schema), strict=strict, prefix=prefix)
+        parsed = _parsed(schema)
+        _refuse_response_format(parsed)
+        reader = SchemaReader(parsed, strict=strict, prefix=prefix)
         document = reader.document()
         if named and not document.keys() & {"enum", "anyOf"} and not document.get("properties"):
             document = {"anyOf": [document], "$defs": document.pop("$defs")}
@@ -114,10 +121,31 @@ def read_schema(
     return ReadSchema(document, reader.lost, reader.orders)
 
 
+def _refuse_response_format(document: object) -> None:
+    """Refuse the ``response_format`` of OpenAI's interface, or a part of it: a schema is in there, deeper.
+
+    Raises
+    ------
+    GrammarError
+    """
+    at, inner = "", document
+    while isinstance(inner, dict) and inner.keys() <= _WRAPPED:
+        key = next((each for each in _ENVELOPES if isinstance(inner.get(each), dict)), None)
+        if key is None:
+            break
+        at, inner = f"{at}[{key!r}]", inner[key]
+    if at:
+        alone = 'write {"type": "object"}' if inner == {"type": "json_object"} else f"give what is under {at} alone"
+        raise GrammarError(f"the schema is wrapped, as in OpenAI's response_format: {alone}")
+    if isinstance(document, dict) and document.get("type") == "json_object":
+        raise GrammarError('the schema is a response_format of OpenAI\'s: {"type": "object"} is any JSON object')
+
+
 def _parsed(schema: Mapping[str, object] | str) -> object:
     """The schema, parsed from its text as JSON, so that nothing else comes in."""
     if not isinstance(schema, (str, Mapping)):
-        raise TypeError(f"schema is {schema!r} ({type(schema).__name__}); it takes a dict or JSON text")
+        hint = f": {schema.__name__}.model_json_schema()" if hasattr(schema, "model_json_schema") else ""
+        raise TypeError(f"schema is {schema!r} ({type(schema).__name__}); it takes a dict or JSON text{hint}")
     try:
         text = schema if isinstance(schema, str) else json.dumps(dict(schema), allow_nan=False)
         checks.utf8("schema", text)

@@ -36,11 +36,12 @@ _OURS: Mapping[str, str] = {
     "models-preset": "moebind writes it",
     "models-max": "it follows from the models' sizes; use one_at_a_time",
     "fit": "moebind fits, unless fit is off",
-    "cpu-moe": "use ModelParams.with_cpu_moe_all, or it before --",
-    "n-cpu-moe": "use ModelParams.with_n_cpu_moe, or it before --",
+    "cpu-moe": "use ModelParams.with_cpu_moe_all; on a command line, give it before --",
+    "n-cpu-moe": "use ModelParams.with_n_cpu_moe; on a command line, give it before --",
     "n-cpu-ffn": "set tensor_overrides",
     "rpc": "use moebind.add_rpc_server",
     "offline": "it is set",
+    "ui": "use ui, or --no-ui before --",
     "rerank": "set embeddings, and pooling_type to RANK",
 }
 _PARAMETERS = {row.option: name for name, row in ROWS.items() if row.option and row.planned}

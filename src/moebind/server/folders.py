@@ -10,13 +10,10 @@ from dataclasses import dataclass, replace
 from moebind._core import checks
 from moebind.errors import ModelNotFoundError
 from moebind.files.hub_address import Address
+from moebind.files.model_files import Split, sidecar_kind
 
 __all__ = ["Found", "fetched", "find", "in_folder", "of_file"]
 
-_SPLIT = re.compile(r"-(\d{5})-of-\d{5}$")
-#: Files beside models: what sees, what was measured, what drafts. As llama.cpp's server and the Hub's chooser have it.
-_BESIDE = re.compile(r"(?i:mmproj|imatrix)|^(?:mtp|eagle3|dflash|dspark)-")
-_PROJECTOR = re.compile(r"mmproj", re.IGNORECASE)
 #: Letters that end a name somewhere: in the file of presets, or in a list of names.
 _NOT_IN_NAMES = re.compile(r"[][,:;#\s]+")
 #: Names that mean something else in the file of presets.
@@ -108,12 +105,12 @@ def find(
 
 def _models(folder: str, with_projector: bool = True) -> Iterator[Found]:
     names = sorted(name for name in os.listdir(folder) if name.endswith(".gguf"))
-    projectors = [name for name in names if _PROJECTOR.search(name)] if with_projector else []
+    projectors = [name for name in names if sidecar_kind(name) == "mmproj"] if with_projector else []
     mmproj = os.path.join(folder, projectors[0]) if projectors else None
     for name in names:
-        split = _SPLIT.search(name.removesuffix(".gguf"))
+        split = Split.of(name)
         path = os.path.join(folder, name)
-        if not _BESIDE.search(name) and (split is None or int(split[1]) == 1) and os.path.isfile(path):
+        if sidecar_kind(name) is None and (split is None or split.number == 1) and os.path.isfile(path):
             yield Found(_name(path), path, mmproj)
 
 
@@ -126,7 +123,9 @@ def _file_on_hub(address: str) -> str:
 
 
 def _name(path: str) -> str:
-    stem = _SPLIT.sub("", os.path.basename(path).removesuffix(".gguf"))
+    file = os.path.basename(path)
+    split = Split.of(file)
+    stem = file.removesuffix(".gguf") if split is None else split.stem
     name = _NOT_IN_NAMES.sub("-", stem).strip("-") or "model"
     return f"{name}-model" if name in _TAKEN else name
 

@@ -133,7 +133,7 @@ def place(found: Found, wishes: Wishes, *, alone: bool) -> ServedModel:
     """
     chosen = _fitted(found, wishes, alone) if wishes.fitted else _planned(found, wishes)
     if wishes.fitted and not chosen.fits:  # the host has no budget of its own where there are devices
-        raise FitError(f"{os.path.basename(found.path)} does not fit: {' '.join(chosen.advice)}")
+        raise FitError(f"{os.path.basename(found.path)} does not fit: {' '.join(chosen.advice)}", chosen.missing)
     path = fetched(found.path)  # what does not fit is not downloaded
     model = ServedModel(found.name, path, chosen, found.mmproj)
     there = Devices.of(model.used)

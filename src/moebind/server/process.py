@@ -13,7 +13,7 @@ from contextlib import suppress
 from moebind.errors import ServerError
 from moebind.server import keeper
 
-__all__ = ["Process", "program"]
+__all__ = ["Process", "has_page", "program"]
 
 #: Seconds that llama-server has to end by itself.
 GRACE = 5.0
@@ -33,6 +33,13 @@ def program() -> str:
     if not os.path.exists(path):
         raise ServerError(f"{path} is missing: install moebind again, with the server")
     return path
+
+
+def has_page() -> bool:
+    """Whether that llama-server has its web page: the build had npm, which makes it."""
+    import importlib.resources
+
+    return (importlib.resources.files("moebind") / "ui" / "files.tsv").is_file()
 
 
 class Process:

@@ -14,6 +14,7 @@ from moebind.backend.devices import devices, each_card_once
 from moebind.backend.loopback import worker_pids
 from moebind.enums import DeviceType
 from moebind.errors import ServerError
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server.address import Address
 from moebind.server.arguments import Settings, check, command_line
@@ -32,7 +33,7 @@ from moebind.server.placed import (
     tried,
 )
 from moebind.server.presets import presets
-from moebind.server.process import program
+from moebind.server.process import has_page, program
 from moebind.server.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class Server:
         Have one model in memory at a time, with all of it to itself, rather than as many as fit with shorter contexts.
     allow_network
         Listen where other machines reach it, also without a key.
+    ui
+        Whether there is a page for browsers at its address, if this moebind was built with it.
 
     Raises
     ------
@@ -98,6 +101,7 @@ class Server:
     ...     print(server.url, [model.name for model in server.models])
     """
 
+    @explained_with_fields(model="Server(model, model_params={})", context="Server(model, context_params={})")
     def __init__(
         self,
         model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
@@ -115,12 +119,14 @@ class Server:
         margin: SupportsIndex | str | None = None,
         one_at_a_time: bool = False,
         allow_network: bool = False,
+        ui: bool = True,
     ) -> None:
         wishes = _wishes(model_params, context_params, parallel, fit, margin)
         keys = _keys(api_key)
         arguments = check_extra(extra)
         alone = checks.boolean("one_at_a_time", one_at_a_time)
         open_ = checks.boolean("allow_network", allow_network)
+        with_page = checks.boolean("ui", ui)
         found = find(_paths(model), _paths(models_dir), mmproj)
         address = Address.free(host, port)
         if not (address.local or keys or open_):
@@ -135,9 +141,10 @@ class Server:
             self._models = (place(found[0], wishes, alone=True),)
         self._at_once = 1
         self._address = address
+        self._page = f"{address.url}/" if with_page and has_page() else None
         self._folder = Folder(keys)
         try:
-            options: Settings = {"host": address.host, "port": str(address.port), "offline": True}
+            options: Settings = {"host": address.host, "port": str(address.port), "offline": True, "ui": with_page}
             if not given("cors-origins", arguments):
                 options |= {"cors-origins": address.url, "cors-credentials": False}
             options |= self._several(wishes, alone, arguments) if several else self._single(wishes, arguments)
@@ -175,6 +182,11 @@ class Server:
     def url(self) -> str:
         """Where it is, such as ``"http://127.0.0.1:43210"``; OpenAI's clients take it with ``/v1`` behind it."""
         return self._address.url
+
+    @property
+    def page(self) -> str | None:
+        """Where a browser finds the page to chat with; None if there is none: ``ui`` is off, or it was not built."""
+        return self._page
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
@@ -237,7 +249,12 @@ class Server:
 
     def to_dict(self) -> dict[str, object]:
         """Where it is and what it serves as plain values, for JSON: keys stay the same, sizes are bytes."""
-        return {"url": self.url, "at_once": self._at_once, "models": [model.to_dict() for model in self._models]}
+        return {
+            "url": self.url,
+            "page": self._page,
+            "at_once": self._at_once,
+            "models": [model.to_dict() for model in self._models],
+        }
 
     def restart(self) -> None:
         """End the process and start it again, with the same placement and at the same address.
@@ -293,7 +310,8 @@ class Server:
     def __str__(self) -> str:
         offered = sum(model.offered for model in self._models)
         many = [f"In memory at once: {self._at_once} of {offered}."] if offered > 1 else []
-        return "\n".join([self.url, *table(self._models), *many])
+        page = [f"Chat in a browser: {self._page}"] if self._page else []
+        return "\n".join([self.url, *table(self._models), *many, *page])
 
 
 def _abandon(supervisor: Supervisor, folder: Folder) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from moebind._core.model_base import ModelBase
 
-__all__ = ["SEAL_SIZE", "CacheKind", "StateKind", "Seal"]
+__all__ = ["MAGIC", "SEAL_SIZE", "CacheKind", "Seal", "StateKind"]
 
 MAGIC = b"moebind\x01"
 _CHECKSUM = 4
@@ -54,11 +54,12 @@ class StateKind(IntEnum):
         return int(lib.LLAMA_SESSION_VERSION if whole else lib.LLAMA_STATE_SEQ_VERSION)
 
 
+#: What each kind is, and what takes it.
 _CONTENT = {
-    StateKind.CONTEXT: "a whole context's state: use state_set",
-    StateKind.SEQUENCE: "one sequence's state: use state_seq_set",
-    StateKind.CONTEXT_FILE: "a file with a whole context's state: use state_load_file",
-    StateKind.SEQUENCE_FILE: "a file with one sequence's state: use state_seq_load_file",
+    StateKind.CONTEXT: "a whole context's state, as state_get gives it. Use state_set",
+    StateKind.SEQUENCE: "one sequence's state, as bytes of a SeqState. Use state_seq_set(SeqState.from_bytes(data))",
+    StateKind.CONTEXT_FILE: "a file with a whole context's state. Use state_load_file(path)",
+    StateKind.SEQUENCE_FILE: "a file with one sequence's state. Use state_seq_load_file(path)",
 }
 
 

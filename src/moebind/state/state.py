@@ -16,7 +16,7 @@ from moebind._core.native import CData, decoded, ffi, lib
 from moebind.enums import StateSeqFlags
 from moebind.errors import StateError, StateNotFoundError
 from moebind.state import transfer
-from moebind.state.seal import SEAL_SIZE, CacheKind, Seal, StateKind
+from moebind.state.seal import MAGIC, SEAL_SIZE, CacheKind, Seal, StateKind
 from moebind.state.seq_state import SeqState
 
 if TYPE_CHECKING:
@@ -156,13 +156,13 @@ class State(ContextBase):
 
     # --- one sequence ---
 
-    def state_seq_size(self, seq_id: SupportsIndex, flags: StateSeqFlags | int = StateSeqFlags.NONE) -> int:
+    def state_seq_size(self, seq_id: SupportsIndex = 0, flags: StateSeqFlags | int = StateSeqFlags.NONE) -> int:
         """How many bytes of host memory :meth:`state_seq_get` would take now (``llama_state_seq_get_size_ext``)."""
         seq, chosen = self._seq("seq_id", seq_id), _flags(flags)
         with self._exclusive() as native:
             return int(lib.llama_state_seq_get_size_ext(native, seq, chosen)) + SEAL_SIZE
 
-    def state_seq_get(self, seq_id: SupportsIndex, flags: StateSeqFlags | int = StateSeqFlags.NONE) -> SeqState:
+    def state_seq_get(self, seq_id: SupportsIndex = 0, flags: StateSeqFlags | int = StateSeqFlags.NONE) -> SeqState:
         """Save the state of one sequence.
 
         Parameters
@@ -200,7 +200,7 @@ class State(ContextBase):
             state._tokens = None if held is None else np.array(held, np.int32)
         return state
 
-    def state_seq_set(self, state: SeqState, seq_id: SupportsIndex) -> None:
+    def state_seq_set(self, state: SeqState, seq_id: SupportsIndex = 0) -> None:
         """Restore one sequence, in place of what it holds.
 
         Parameters
@@ -238,7 +238,7 @@ class State(ContextBase):
                 self._history[seq] = state._tokens.tolist()
 
     def state_seq_save_file(
-        self, path: str | os.PathLike[str], seq_id: SupportsIndex, tokens: ArrayLike | None = None
+        self, path: str | os.PathLike[str], seq_id: SupportsIndex = 0, tokens: ArrayLike | None = None
     ) -> None:
         """Save one sequence and its tokens to a file, as :meth:`state_save_file` does.
 
@@ -265,7 +265,7 @@ class State(ContextBase):
         """
         self._save(path, tokens, self._seq("seq_id", seq_id), StateKind.SEQUENCE_FILE)
 
-    def state_seq_load_file(self, path: str | os.PathLike[str], seq_id: SupportsIndex) -> NDArray[np.int32]:
+    def state_seq_load_file(self, path: str | os.PathLike[str], seq_id: SupportsIndex = 0) -> NDArray[np.int32]:
         """Restore one sequence from a file of :meth:`state_seq_save_file`, in place of what it holds.
 
         Parameters
@@ -439,12 +439,16 @@ class State(ContextBase):
         try:
             seal = Seal.read(name, data, [kind])
         except StateError as error:
-            if int.from_bytes(data[:4], "little") in {StateKind.CONTEXT_FILE.magic, StateKind.SEQUENCE_FILE.magic}:
-                raise StateError(
-                    f"{error}. It begins as a file of llama.cpp's own, which says nothing of its model; "
-                    "moebind.lib.llama_state_load_file loads those"
-                ) from None
-            raise
+            loads = {
+                StateKind.CONTEXT_FILE.magic: "llama_state_load_file",
+                StateKind.SEQUENCE_FILE.magic: "llama_state_seq_load_file",
+            }.get(int.from_bytes(data[:4], "little"))
+            if loads is None or data[-len(MAGIC) :] == MAGIC:  # ours begin like llama.cpp's own
+                raise
+            raise StateError(
+                f"{error}. It begins as a file of llama.cpp's own, which says nothing of its model; "
+                f"moebind.lib.{loads} loads those"
+            ) from None
         n_tokens = int.from_bytes(data[_HEAD_SIZE - 4 : _HEAD_SIZE], "little")
         start = _HEAD_SIZE + 4 * n_tokens
         if start > seal.size:

@@ -1,0 +1,117 @@
+"""Keyword arguments that a function does not have: what to write instead."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast
+
+__all__ = ["alike", "explained", "written_field"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+#: How much a field's name must be like a name that is given to a function, which has arguments of its own.
+FIELD_ALIKE = 0.85
+#: Fields as llama.cpp's programs, and other libraries, spell them.
+_SPELLED = {
+    "ctx_size": "n_ctx",
+    "context_length": "n_ctx",
+    "max_seq_len": "n_ctx",
+    "gpu_layers": "n_gpu_layers",
+    "ngl": "n_gpu_layers",
+    "threads": "n_threads",
+    "batch_size": "n_batch",
+    "ubatch_size": "n_ubatch",
+    "cache_type_k": "type_k",
+    "cache_type_v": "type_v",
+    "parallel": "n_seq_max",
+}
+
+
+def explained(
+    fields: Mapping[type, str] = MappingProxyType({}), other_names: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function say what to write in place of a keyword argument that it does not have.
+
+    Its signature stays as it is, so type checkers refuse such arguments, too.
+
+    Parameters
+    ----------
+    fields
+        Classes of parameters whose fields may be meant, and a call that takes such parameters, with ``{}`` in place of
+        them.
+    other_names
+        Names for its arguments that other libraries and programs have.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        code = cast("Any", function).__code__
+        taken = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        own = [name for name in taken if name not in {"self", "cls"}]
+        names = frozenset(own)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not names.issuperset(kwargs):
+                name = next(each for each in kwargs if each not in names)
+                _refuse(_called(function), name, kwargs[name], own, fields, other_names)
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def _called(function: Callable[..., object]) -> str:
+    """Its name; of a constructor, the class's."""
+    owner, _, name = function.__qualname__.rpartition(".")
+    return owner if name == "__init__" else name
+
+
+def _refuse(
+    call: str,
+    name: str,
+    value: object,
+    own: list[str],
+    fields: Mapping[type, str],
+    other_names: Mapping[str, str],
+) -> NoReturn:
+    begin = f"{call}() has no argument {name!r}"
+    if name in other_names:
+        raise TypeError(f"{begin}; it is {other_names[name]!r} here")
+    meant = alike(name, own)
+    for closeness in (1.0, FIELD_ALIKE):
+        for kind, written in fields.items():
+            field = written_field(kind, name, value, closeness)
+            if field and not (meant and closeness < 1):
+                raise TypeError(f"{begin}: {kind.__name__} has. Write {written.format(field)}")
+    if meant:
+        raise TypeError(f"{begin}; did you mean {meant!r}?")
+    raise TypeError(f"{begin}: it takes {', '.join(own)}")
+
+
+def alike(name: str, known: list[str], closeness: float = 0.75) -> str | None:
+    """The known name that is most like this one, if it is that much like it."""
+    import difflib  # rarely needed
+
+    found = difflib.get_close_matches(name.lower(), known, 1, closeness)
+    return found[0] if found else None
+
+
+def written_field(kind: type, name: str, value: object, closeness: float) -> str:
+    """Parameters with a field of this name, or of one that is that much alike; empty if there is none."""
+    import dataclasses
+    import inspect
+
+    fields = [field.name for field in dataclasses.fields(kind)]
+    if _SPELLED.get(name) in fields:
+        name = _SPELLED[name]
+    method = getattr(kind, f"with_{name}", None)
+    if name not in fields and method is not None:
+        takes = any(
+            each.kind is not each.KEYWORD_ONLY for each in list(inspect.signature(method).parameters.values())[1:]
+        )
+        return f"{kind.__name__}().with_{name}({f'{value!r}' if takes else ''})"
+    found = alike(name, fields, closeness)
+    return f"{kind.__name__}({found}={value!r})" if found else ""

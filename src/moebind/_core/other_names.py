@@ -1,0 +1,92 @@
+"""Names that llama-cpp-python, llama-cpp-2 and the C API have for things that go by another name here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+
+from moebind._core.native import lib
+
+__all__ = ["missing", "refuse_module_name"]
+
+#: Of the module.
+_MODULE = {
+    "Llama": "Model.load_from_file(path, params), and a context of it: model.new_context(params)",
+    "LlamaGrammar": "Sampler.grammar(model, text), or Sampler.json_schema(model, schema)",
+    "LlamaState": "context.state_get() and state_set(data)",
+    "LlamaTokenizer": "model.str_to_token(text) and tokens_to_str(tokens)",
+    "LlamaCache": "what a context does by itself; it keeps more with state_seq_get()",
+    "LlamaRAMCache": "what a context does by itself; it keeps more with state_seq_get()",
+    "LlamaDiskCache": "context.state_save_file(path), and state_load_file(path)",
+    "LogitsProcessorList": "Sampler.from_callable(function)",
+    "StoppingCriteriaList": "a loop over the pieces of generate() that is left",
+    "LlamaBackend": "moebind.init(), which is called where it is needed",
+}
+#: Of models and contexts, which are one object there.
+_OBJECTS = {
+    "create_completion": "context.generate(prompt).complete()",
+    "create_chat_completion": "context.chat(messages).complete()",
+    "create_chat_completion_openai_v1": "context.chat(messages).complete()",
+    "create_embedding": "model.embed(texts)",
+    "embed": "model.embed(texts)",
+    "rerank": "model.rerank(query, texts)",
+    "generate": "context.generate(prompt), with context = model.new_context(params)",
+    "chat": "context.chat(messages), with context = model.new_context(params)",
+    "tokenize": "model.str_to_token(text)",
+    "detokenize": "model.tokens_to_str(tokens)",
+    "token_to_piece": "model.token_to_piece(token, decoder)",
+    "eval": "context.decode(batch)",
+    "sample": "sampler.sample(context)",
+    "reset": "context.kv_cache_clear()",
+    "save_state": "context.state_get()",
+    "load_state": "context.state_set(data)",
+    "set_cache": "what a context does by itself; it keeps more with state_seq_get()",
+    "set_seed": "the seed of generate() and chat()",
+    "metadata": "model.meta",
+    "chat_format": "the template of context.chat() and model.chat_format()",
+    "chat_handler": "the template of context.chat()",
+    "n_ctx": "context.n_ctx; of a model, n_ctx_train",
+    "n_vocab": "model.n_vocab",
+    "token_bos": "model.token_bos",
+    "token_eos": "model.token_eos",
+}
+
+
+def missing(owner: object, name: str) -> AttributeError:
+    """The error for an attribute that an object does not have, with what to write instead if that is known."""
+    hint = _hint(name, _OBJECTS)
+    return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=owner)
+
+
+def refuse_module_name(name: str, known: Collection[str]) -> None:
+    """Raise for a name that the module does not have.
+
+    Raises
+    ------
+    AttributeError
+        As Python would; or ImportError, with what to write instead, where such a name is imported.
+    """
+    here: Mapping[str, str] = _MODULE
+    bare = name.removeprefix("Llama")
+    if name not in here and name != bare and bare in known:
+        here = MappingProxyType({name: f"moebind.{bare}"})
+    elif name.startswith(("llama_", "ggml_", "gguf_")) and hasattr(lib, name):
+        here = MappingProxyType({name: f"moebind.lib.{name}"})
+    hint = _hint(name, here)
+    if hint and _imports(2):
+        # Python would replace an AttributeError by one of its own, without the hint.
+        raise ImportError(f"cannot import name {name!r} from 'moebind'{hint}")
+    raise AttributeError(f"module 'moebind' has no attribute {name!r}{hint}")
+
+
+def _hint(name: str, known: Mapping[str, str]) -> str:
+    return f". Here it is {known[name]}; docs/migrating.md has more" if name in known else ""
+
+
+def _imports(depth: int) -> bool:
+    """Whether a caller, so many calls up, is in the middle of ``from moebind import ...``."""
+    from opcode import opmap  # rarely needed
+
+    caller = sys._getframe(depth + 1)
+    return caller.f_code.co_code[caller.f_lasti] == opmap["IMPORT_FROM"]

@@ -1,0 +1,107 @@
+"""``moebind get``: a model from the Hugging Face Hub, after a look at whether it fits."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from moebind._core import checks
+from moebind._core.sizes import show_size
+from moebind.cli import options as o
+from moebind.cli.budgets import Margin, Memory, budgets
+from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
+from moebind.cli.model_argument import Hub, on_hub
+from moebind.cli.output import note, show, show_json
+from moebind.errors import FitError
+from moebind.files.download import download
+from moebind.files.model_card import ModelCard, inspect, show_count
+from moebind.placement.fit import fit
+from moebind.placement.summary import does_not_fit
+
+Wanted = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="OWNER/REPO[:QUANT]",
+        help="What to download: a quantisation of a repository, or hf://OWNER/REPO/FILE.gguf.",
+        show_default=False,
+    ),
+]
+
+
+def command(
+    wanted: Wanted = None,
+    hf_repo: Hub = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Download nothing.")] = False,
+    memory: Memory = None,
+    margin: Margin = None,
+    device: Devices = None,
+    host: Host = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Download a model from the Hugging Face Hub, after telling its size and whether it fits here.
+
+    Example: moebind get OWNER/REPO:Q4_K_M
+
+    The path of its first file is the last line of the output. Ends with 1 if the answer is no.
+    """
+    if (wanted is None) == (hf_repo is None):
+        raise ValueError("there is no model, or two: give OWNER/REPO[:QUANT] or -hf")
+    given = wanted or hf_repo or ""
+    address = given if checks.on_hub(given) else on_hub(given)
+    card = inspect(address)
+    try:
+        found = fit(
+            address,
+            memory=budgets(memory),
+            margin=margin,
+            devices=device_list(separate(device)),
+            host=None if host is None else checked_size(host, "--host"),
+        )
+        fits, how = found.plan.fits, f"{found.plan.summary}, context {found.plan.n_ctx}"
+    except FitError as error:
+        fits, how = False, does_not_fit(error.missing)
+    here = card.bytes_read is None  # its files are read where they are
+    if not as_json:
+        for line in (_described(card), f"Here: {how}."):
+            show(line) if dry_run else note(line)
+    if not (here or dry_run or yes):
+        _ask(f"Download {show_size(card.nbytes)}{'' if fits else ', which does not fit here'}?")
+    paths = () if dry_run and not here else card.paths if here else download(address)
+    if as_json:
+        show_json(
+            {"address": address, "nbytes": card.nbytes, "fits": fits, "fit": how, "here": here, "paths": list(paths)}
+        )
+    elif paths:
+        show(paths[0])
+
+
+def _described(card: ModelCard) -> str:
+    experts = f", {card.n_expert} experts" if card.n_expert else ""
+    n_files = len(card.paths)
+    name = os.path.basename(card.path)
+    return (
+        f"{name}: {show_size(card.nbytes)}{f' in {n_files} files' if n_files > 1 else ''}, {card.architecture}, "
+        f"{show_count(card.n_params)} parameters{experts}"
+    )
+
+
+def _ask(question: str) -> None:
+    """Go on after a yes.
+
+    Raises
+    ------
+    ValueError
+        If there is no terminal to ask on.
+    typer.Exit
+        After a no.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ValueError("there is no terminal to ask on: give --yes to download, or --dry-run to only look")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        note("Nothing was downloaded.")
+        raise typer.Exit(1)

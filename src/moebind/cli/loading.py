@@ -1,0 +1,103 @@
+"""Models that commands load: from a file or the Hugging Face Hub, where options, a file or a fit have them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+from moebind._core import checks
+from moebind._core.progress import progress_bar
+from moebind.backend.devices import Device, local_gpus
+from moebind.cli.devices import device_list, separate
+from moebind.cli.given import Chosen, Given
+from moebind.diagnosis.facts import nvidia_cards
+from moebind.files.hub_address import Address
+from moebind.params.params import N_CTX, ContextParams, ModelParams
+
+if TYPE_CHECKING:
+    from moebind.model.model import Model
+
+__all__ = ["Loaded", "computing", "load", "open_model", "with_devices"]
+
+
+class Loaded(NamedTuple):
+    """A loaded model, which is to be closed, and the context to make of it."""
+
+    model: Model
+    context_params: ContextParams
+
+
+def load(
+    model: str, given: Given, device: Sequence[str] | None, *, fitted: bool = False, n_ctx: int | None = N_CTX
+) -> Loaded:
+    """Load the model of a command.
+
+    Parameters
+    ----------
+    model
+        A file, or an address; what is not in the Hub's cache is downloaded.
+    given, device
+        The options.
+    fitted
+        Whether what they leave open is fitted to the free memory, where there are devices besides the processor and no
+        file of parameters.
+    n_ctx
+        The length of context if neither says one; None: that of ``ContextParams``.
+    """
+    params, context = computing(model, given, device, n_ctx)
+    if fitted and given.values.get("params") is None and (local_gpus() if params.devices is None else params.devices):
+        from moebind.placement.fit import fit
+
+        found = fit(model, n_ctx=context.n_ctx or None, model_params=params, context_params=context)
+        params, context = found.model_params, found.context_params
+    return Loaded(open_model(model, params), context)
+
+
+def computing(
+    model: str, given: Given, device: Sequence[str] | None, n_ctx: int | None
+) -> tuple[ModelParams, ContextParams]:
+    """The parameters of a command that computes: as options and a file have them, for devices that are here."""
+    chosen = given.read(model, separate(device), n_ctx=n_ctx)
+    params = with_devices(chosen)
+    quiet = given.values.get("n_gpu_layers") is None and given.values.get("params") is None
+    if quiet and params.devices is None and not local_gpus() and not nvidia_cards():
+        params = params.with_n_gpu_layers(0)  # nobody needs a warning that there is no device
+    return params, chosen.context_params
+
+
+def open_model(model: str, params: ModelParams) -> Model:
+    """Load a file, or what an address names, which is downloaded if it is not in the Hub's cache.
+
+    On a terminal, a bar shows how far the load is.
+    """
+    from moebind.model.model import Model
+
+    with ExitStack() as stack:
+        if sys.stderr.isatty():
+            progress, finish = progress_bar(os.path.basename(model), leave=False)
+            stack.callback(finish)
+            params = params.with_progress_callback(progress)
+        if not checks.on_hub(model):
+            return Model.load_from_file(model, params)
+        address = Address.parse(model)
+        return Model.from_pretrained(address.repo, address.wanted, params, revision=address.revision)
+
+
+def with_devices(chosen: Chosen) -> ModelParams:
+    """The parameters with the devices that were named, which have to be here.
+
+    Raises
+    ------
+    ValueError
+        If one was only described by its size.
+    """
+    listed = device_list(chosen.device)
+    if listed is None:
+        return chosen.model_params
+    here = [each for each in listed if isinstance(each, Device)]
+    if len(here) < len(listed):
+        raise ValueError("--device describes a device, and this computes: name one of those that are here, or none")
+    return chosen.model_params.with_devices(here)

@@ -1,0 +1,73 @@
+"""A text that commands compute to see which experts its tokens are sent to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from moebind.cli.given import Given
+from moebind.cli.loading import load
+from moebind.placement.routing import RoutingRecorder
+
+__all__ = ["File", "Predict", "Prompt", "Save", "record"]
+
+PROMPT = "Write a short story about a lighthouse keeper who finds a message in a bottle."
+
+Prompt: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--prompt", "-p", metavar="TEXT", help="What the model goes on from.", show_default="a short story"),
+]
+File: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        "-f",
+        metavar="FILE",
+        help="A text that is computed token by token, as if the model had written it, in place of a prompt.",
+        show_default=False,
+    ),
+]
+Predict: TypeAlias = Annotated[
+    int, typer.Option("--predict", "-n", metavar="N", min=1, help="Tokens that it writes, or computes.")
+]
+
+Save: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--save",
+        metavar="FILE",
+        help="Keep what the routers chose, for moebind fit --moe-cache auto --routing FILE.",
+        show_default=False,
+    ),
+]
+
+
+def record(
+    model: str, given: Given, device: list[str] | None, prompt: str | None, file: Path | None, predict: int
+) -> RoutingRecorder:
+    """Load a model, have it go on from a prompt or compute a text, and keep which experts it chose, in order.
+
+    Raises
+    ------
+    ValueError
+        If both a prompt and a file are given, or the model has no experts.
+    """
+    if prompt is not None and file is not None:
+        raise ValueError("--prompt and --file are both given: leave one of them out")
+    text = None if file is None else file.read_text(encoding="utf-8")
+    recorder = RoutingRecorder(order=True)
+    loaded, context_params = load(model, given, device)
+    with loaded, loaded.new_context(context_params.with_eval_callback(recorder)) as context:
+        if not loaded.n_expert:
+            raise ValueError(f"{model} has no experts: nothing is chosen")
+        if text is None:
+            for _ in context.generate(PROMPT if prompt is None else prompt, max_tokens=predict):
+                pass
+        else:
+            from moebind.context.batch import Batch
+
+            for token in loaded.str_to_token(text)[: min(predict, context.n_ctx_seq)].tolist():
+                context.decode(Batch.get_one([token]))
+    return recorder

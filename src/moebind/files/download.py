@@ -1,0 +1,69 @@
+"""Files of models from the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+
+from moebind._core import checks
+
+__all__ = ["download"]
+
+
+def download(
+    repo_id: str,
+    filename: str | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    endpoint: str | None = None,
+) -> tuple[str, ...]:
+    """Download a model's files from the Hugging Face Hub, unless they are in the cache.
+
+    Parameters
+    ----------
+    repo_id
+        The repository, ``"OWNER/NAME"``; or the address of a file, ``"hf://OWNER/NAME/FILE.gguf"``, without
+        ``filename`` and ``revision`` then.
+    filename, revision, token, cache_dir, local_files_only, endpoint
+        As for :meth:`Model.from_pretrained`.
+
+    Returns
+    -------
+    tuple[str, ...]
+        The files in the cache, all of a split model; functions that take a model take the first.
+
+    Raises
+    ------
+    ModelNotFoundError, ModelLoadError, ImportError
+        As for :meth:`Model.from_pretrained`.
+
+    Notes
+    -----
+    Uses ``huggingface_hub.hf_hub_download``, with its progress bars and retries. After Ctrl-C, complete files stay in
+    the cache.
+
+    Examples
+    --------
+    >>> path, *more = moebind.download("someone/demo-moe-GGUF", "Q4_1")
+    """
+    from moebind.files import hub
+
+    if isinstance(repo_id, str) and checks.on_hub(repo_id):
+        if filename is not None or revision is not None:
+            raise ValueError(
+                f"repo_id is the address {repo_id!r}, which says which file: leave filename and revision out"
+            )
+        address = hub.Address.parse(repo_id)
+    else:
+        address = hub.Address(repo_id, filename, revision)
+    folder = None if cache_dir is None else checks.path("cache_dir", cache_dir)
+    for name, value, kinds in (("token", token, (str, bool)), ("endpoint", endpoint, (str,))):
+        if value is not None and not isinstance(value, kinds):
+            raise TypeError(f"{name} is a {type(value).__name__}; it takes a str, or None")
+        if isinstance(value, str) and not (value.isascii() and value.isprintable() and value):
+            raise ValueError(f"{name} has characters that none has")  # no quotation: a token is a secret
+    only = checks.boolean("local_files_only", local_files_only)
+    found = hub.find(address, token=token, cache_dir=folder, local_files_only=only, endpoint=endpoint)
+    return hub.download(found, folder)

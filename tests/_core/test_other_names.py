@@ -1,0 +1,65 @@
+"""Names of other libraries: the error says what there is instead."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import moebind
+from conftest import SMALL
+from moebind import Model
+from moebind._core.other_names import _MODULE, _OBJECTS
+
+
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("Llama", "Model.load_from_file(path, params), and a context of it"),
+        ("LlamaGrammar", "Sampler.grammar(model, text)"),
+        ("LlamaModel", "moebind.Model;"),
+        ("LlamaBatch", "moebind.Batch;"),
+        ("LlamaModelParams", "moebind.ModelParams;"),
+        ("llama_decode", "moebind.lib.llama_decode;"),
+    ],
+)
+def test_names_of_the_module(name: str, here: str) -> None:
+    said = re.escape(f"'{name}'") + ".*Here it is " + re.escape(here)
+    with pytest.raises(AttributeError, match=f"^module 'moebind' has no attribute {said}"):
+        getattr(moebind, name)
+    with pytest.raises(ImportError, match=f"^cannot import name {said}.*migrating"):
+        exec(f"from moebind import {name}")  # noqa: S102
+    assert not hasattr(moebind, name)
+
+
+def test_other_names_are_as_in_any_module() -> None:
+    for name in ("nothing", "LlamaNothing", "llama_nothing"):
+        with pytest.raises(AttributeError, match=f"^module 'moebind' has no attribute '{name}'$"):
+            getattr(moebind, name)
+        with pytest.raises(ImportError, match=f"cannot import name '{name}' from 'moebind' "):
+            exec(f"from moebind import {name}")  # noqa: S102
+
+
+def test_names_of_objects(dense: Model) -> None:
+    with dense.new_context(SMALL) as context:
+        for owner, name, here in (
+            (dense, "create_chat_completion", r"context\.chat\(messages\)\.complete\(\); docs/migrating"),
+            (dense, "generate", r"context\.generate\(prompt\), with context = model\.new_context\(params\)"),
+            (context, "tokenize", r"model\.str_to_token\(text\)"),
+        ):
+            kind = type(owner).__name__
+            with pytest.raises(AttributeError, match=f"^'{kind}' object has no attribute '{name}'. Here it is {here}"):
+                getattr(owner, name)
+        for each in (context, dense):
+            with pytest.raises(AttributeError, match="object has no attribute 'nothing'$") as raised:
+                getattr(each, "nothing")  # noqa: B009  # type checkers know it
+            assert (raised.value.name, raised.value.obj) == ("nothing", each)
+            assert not hasattr(each, "__array__")
+
+
+def test_the_answers_are_there() -> None:
+    for answers in (_MODULE, _OBJECTS):
+        for answer in answers.values():
+            for owner, name in re.findall(r"\b(model|context|Model|Sampler|moebind)\.([a-z]\w*)", answer):
+                kind = {"model": moebind.Model, "context": moebind.Context, "moebind": moebind}.get(owner)
+                assert hasattr(kind or getattr(moebind, owner), name), answer

@@ -1,0 +1,119 @@
+"""moebind get."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import Capture, run
+from hub_server import REPO, Hub, cached
+
+FITS = ["--device", "1GiB", "--host", "8GiB"]
+
+
+def test_a_plan_and_a_download(hub: Hub, tmp_path: Path, capsys: Capture) -> None:
+    assert run("get", f"{REPO}:Q4_K", "--dry-run", *FITS) == 0
+    planned = capsys.readouterr()
+    assert planned.out.splitlines()[0].startswith("tiny-Q4_K.gguf: ")
+    assert "4 experts" in planned.out
+    assert "Here: all on GPU0, context " in planned.out
+    assert hub.sent < hub.size(REPO, "tiny-Q4_K.gguf")
+    assert cached(tmp_path) == []
+    assert run("get", f"{REPO}:Q4_K", "--yes", *FITS) == 0
+    said = capsys.readouterr()
+    assert Path(said.out.strip()).name == "tiny-Q4_K.gguf"
+    assert Path(said.out.strip()).is_file()
+    assert "Here: all on GPU0" in said.err
+    hub.forget()
+    assert run("get", "-hf", f"{REPO}:Q4_K", *FITS) == 0  # it is here: there is nothing to ask
+    assert capsys.readouterr().out == said.out
+    assert hub.sent == 0
+
+
+def test_all_files_of_a_split_model_and_json(hub: Hub, tmp_path: Path, capsys: Capture) -> None:
+    assert run("get", f"hf://{REPO}/F32", "--dry-run", "--json", *FITS) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["fits"], told["here"], told["paths"]) == (True, False, [])
+    assert run("get", f"hf://{REPO}/F32", "-y", "--json", *FITS) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["paths"]) == 3
+    assert sum(Path(path).stat().st_size for path in told["paths"]) == told["nbytes"]
+
+
+def test_without_a_terminal_it_says_what_to_give(hub: Hub, tmp_path: Path, capsys: Capture) -> None:
+    assert run("get", f"{REPO}:Q4_K", *FITS) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[-1] == (
+        "moebind: there is no terminal to ask on: give --yes to download, or --dry-run to only look"
+    )
+    assert cached(tmp_path) == []
+
+
+def asked(hub: Hub, tmp_path: Path, answer: bytes, *arguments: str) -> tuple[int, str, str]:
+    """Run it on a terminal: its status, what it wrote to a pipe, and what the terminal shows."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moebind", "get", f"{REPO}:Q4_K", *arguments],
+        stdin=theirs,
+        stderr=theirs,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            read = os.read(ours, 2**16)
+        except OSError:  # Linux's way of saying that the other side is closed
+            break
+        if not read:
+            break
+        shown += read
+        if shown.endswith(b"[y/N] "):
+            os.write(ours, answer)
+    out, _ = process.communicate()
+    os.close(ours)
+    return process.returncode, out, shown.decode()
+
+
+def test_a_yes_on_a_terminal(hub: Hub, tmp_path: Path) -> None:
+    status, out, shown = asked(hub, tmp_path, b"y\n", *FITS)
+    assert status == 0
+    assert Path(out.strip()).is_file()
+    assert "Download " in shown
+
+
+def test_a_no_on_a_terminal(hub: Hub, tmp_path: Path) -> None:
+    status, out, shown = asked(hub, tmp_path, b"n\n", "--device", "none", "--host", "8GiB", "--memory", "Host=1MiB")
+    assert (status, out) == (1, "")
+    assert "does not fit: Host lacks " in shown
+    assert "which does not fit here? [y/N]" in shown
+    assert "Nothing was downloaded." in shown
+    assert cached(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "there is no model"),
+        ([f"{REPO}:F32", "-hf", REPO], 2, "there is no model, or two"),
+        (["nothing"], 2, "addresses look like"),
+        ([f"{REPO}:Q9", "--yes"], 1, "matches 'Q9'"),
+        (["someone/nothing", "--yes"], 1, "no repository of models someone/nothing"),
+        ([f"{REPO}:Q4_K", "--memory", "much"], 2, "--memory is 'much'"),
+    ],
+)
+def test_misuse(hub: Hub, arguments: list[str], status: int, message: str, capsys: Capture) -> None:
+    assert run("get", *arguments) == status
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert said.err.count("\n") == 1

@@ -1,0 +1,67 @@
+"""Models that commands load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hub_server import Hub
+
+import moebind
+from moebind import Device
+from moebind.cli.given import Given
+from moebind.cli.loading import load, with_devices
+
+MakeTiny = Callable[..., Path]
+
+
+def given(**values: object) -> Given:
+    return Given({"n_gpu_layers": "0", "threads": 1, **values})
+
+
+def test_a_file(tiny_path: MakeTiny) -> None:
+    path = tiny_path(n_expert=4)
+    model, context = load(str(path), given(), ["none"])
+    with model:
+        assert model.path == str(path)
+        assert (context.n_ctx, context.n_threads) == (4096, 1)
+    model, context = load(str(path), given(n_ctx="256"), ["none"], fitted=True)
+    with model:
+        assert context.n_ctx == 256
+
+
+def test_an_address(hub: Hub) -> None:
+    model, _ = load("hf://someone/tiny/Q4_K", given(), ["none"])
+    with model:
+        assert model.path.endswith("tiny-Q4_K.gguf")
+    with pytest.raises(moebind.ModelNotFoundError, match="no GGUF file that matches 'Q9_K'"):
+        load("hf://someone/tiny/Q9_K", given(), ["none"])
+
+
+def test_what_is_left_open_is_fitted_to_a_device(tiny_path: MakeTiny, device: Device) -> None:
+    path = tiny_path(n_expert=4, n_layer=3)
+    model, _ = load(str(path), Given({"threads": 1, "n_ctx": "256"}), [device.name], fitted=True)
+    with model:
+        assert model.params.n_gpu_layers != 0
+        assert model.params.devices is not None
+        assert [each.name for each in model.params.devices] == [device.name]
+
+
+def test_a_file_of_parameters_is_not_fitted(tiny_path: MakeTiny, device: Device, tmp_path: Path) -> None:
+    path = tiny_path(n_expert=4, n_layer=3)
+    saved = tmp_path / "mine.json"
+    saved.write_text('{"model_params": {"n_gpu_layers": 1}, "context_params": {"n_ctx": 64}}', encoding="utf-8")
+    model, context = load(str(path), Given({"params": str(saved)}), [device.name], fitted=True)
+    with model:
+        assert (model.params.n_gpu_layers, context.n_ctx) == (1, 64)
+
+
+def test_devices_that_are_only_described(tiny_path: MakeTiny) -> None:
+    path = tiny_path(n_expert=4)
+    for described in ("24GiB", "12GiB,24GiB"):
+        with pytest.raises(ValueError, match="--device describes a device, and this computes"):
+            load(str(path), given(), [described])
+    with pytest.raises(ValueError, match="--device is 'CUDA9'"):
+        load(str(path), given(), ["CUDA9"])
+    assert with_devices(given().read(str(path))) == moebind.ModelParams(n_gpu_layers=0)

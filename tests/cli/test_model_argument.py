@@ -1,0 +1,95 @@
+"""The model of a command: by its place, or by an option."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pytest
+import typer
+from commands import Capture, run
+from hub_server import Hub
+
+from moebind.cli import options as o
+from moebind.cli.model_argument import on_hub, takes_model
+
+READ: list[Any] = []
+
+
+@takes_model
+def several(
+    model: o.ModelPath,
+    query: Annotated[str | None, typer.Argument()] = None,
+    texts: Annotated[list[str] | None, typer.Argument()] = None,
+    count: int = 1,
+) -> None:
+    READ.append((model, query, texts or [], count))
+
+
+@takes_model
+def one(model: o.ModelPath) -> None:
+    READ.append(model)
+
+
+@takes_model
+def perhaps(model: Annotated[str | None, typer.Argument()] = None) -> None:
+    READ.append(model)
+
+
+def read(command: Any, *arguments: str) -> Any:
+    app = typer.Typer(add_completion=False)
+    app.command()(command)
+    READ.clear()
+    app(list(arguments), standalone_mode=False)
+    return READ.pop()
+
+
+@pytest.mark.parametrize(
+    "model", [["m.gguf"], ["-m", "m.gguf"], ["--model", "m.gguf"], ["-hf", "m/n:Q8_0"], ["--hf-repo", "m/n:Q8_0"]]
+)
+@pytest.mark.parametrize("words", [[], ["q"], ["q", "a"], ["q", "a", "b"]])
+def test_a_model_and_what_is_behind_it(model: list[str], words: list[str]) -> None:
+    name = "m.gguf" if "m.gguf" in model else "hf://m/n/Q8_0"
+    expected = (name, words[0] if words else None, words[1:], 2)
+    assert read(several, *model, *words, "--count", "2") == expected
+    if len(model) == 2:
+        assert read(several, "--count", "2", *words, *model) == expected
+
+
+def test_models_of_commands_that_take_nothing_else() -> None:
+    assert read(one, "m.gguf") == read(one, "-m", "m.gguf") == "m.gguf"
+    assert read(perhaps) is None
+    assert read(perhaps, "-hf", "m/n") == "hf://m/n"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (one, [], "there is no model: give a file"),
+        (several, [], "there is no model: give a file"),
+        (one, ["-m", "a", "b"], "MODEL is 'b', and --model is given too"),
+        (perhaps, ["-hf", "a/b", "b"], "MODEL is 'b', and --hf-repo is given too"),
+        (several, ["-m", "a", "-hf", "b/c"], "--model and --hf-repo are both given"),
+    ],
+)
+def test_too_many_and_too_few(command: Any, arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(command, *arguments)
+
+
+def test_addresses() -> None:
+    assert on_hub("owner/repo") == "hf://owner/repo"
+    assert on_hub("owner/repo:Q4_K_M") == "hf://owner/repo/Q4_K_M"
+
+
+def test_every_command_that_takes_a_model_takes_it_so(hub: Hub, capsys: Capture) -> None:
+    assert run("experts", "-hf", "someone/tiny:F32") == 0
+    told = capsys.readouterr().out
+    assert run("experts", "hf://someone/tiny/F32") == 0
+    assert capsys.readouterr().out == told
+    assert run("plan", "-hf", "someone/nothing:F32") == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    for command in (["plan"], ["fit"], ["experts"], ["cache"], ["bench", "offload"]):
+        assert run(*command, "-m", "none.gguf") == 1
+        assert "none.gguf" in capsys.readouterr().err
+        assert run(*command) == 2
+        assert capsys.readouterr().err.startswith("moebind: there is no model: ")
