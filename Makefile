@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: help demo serve test test-all check docs bench bump environment generated clean
+.PHONY: help demo serve test test-all test-vulkan check docs bench bump environment generated clean
 help:            ## show this
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -23,6 +23,9 @@ test: environment ## the tests: what is quick, and all that guards experts in ho
 
 test-all: test   ## all tests: after those above, those that take long
 	$(TESTS) -m thorough
+
+test-vulkan: environment ## tests/gpu on Mesa's software driver for Vulkan; skipped where that is not there
+	MOEBIND_GPU_TESTS=vulkan $(RUN) -m pytest -q tests/gpu
 
 check: environment ## lint, format, types, import contract, generated files
 	.venv/bin/ruff check .

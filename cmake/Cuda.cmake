@@ -2,7 +2,7 @@
 # A toolkit has five parts: nvcc, the runtime (cudart), its headers, those of CCCL, and cuBLAS with headers. Each is
 # looked for where nvcc is first, then in CUDA_HOME, CUDA_PATH and CUDAToolkit_ROOT, in pip's nvidia-* packages
 # (site-packages/nvidia/cu13) and in /usr/local/cuda; so a system's nvcc can be completed with pip's cuBLAS.
-# CudaBackend.cmake tells how it is built.
+# LoadedBackends.cmake and CudaBackend.cmake tell how it is built.
 set(MOEBIND_CUDA_OLDEST 12.0)
 set(GGML_CUDA OFF)
 set(MOEBIND_CUDA_RPATH "")

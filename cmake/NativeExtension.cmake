@@ -5,15 +5,20 @@ set(vendored "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp")
 
 set(linked ggml-base ggml llama llama-common)
 set(loaded ${MOEBIND_BACKENDS})
-list(REMOVE_ITEM loaded ggml-cuda) # nothing of ours calls it
+list(FILTER loaded INCLUDE REGEX "^ggml-(cpu|rpc)") # nothing of ours calls others
 if(NOT MOEBIND_PORTABLE)
   list(APPEND linked ${loaded})
   set(loaded "")
 endif()
 
-string(REPLACE "\"" "'" verdict "${MOEBIND_CUDA_VERDICT}")
-file(CONFIGURE OUTPUT "${generated}/build_info.h" CONTENT
-  "#define MOEBIND_CUDA_VERDICT \"@verdict@\"\n#cmakedefine01 GGML_CUDA\n" @ONLY)
+string(REPLACE "\"" "'" cuda "${MOEBIND_CUDA_VERDICT}")
+string(REPLACE "\"" "'" vulkan "${MOEBIND_VULKAN_VERDICT}")
+file(CONFIGURE OUTPUT "${generated}/build_info.h" @ONLY CONTENT
+"#define MOEBIND_CUDA_VERDICT \"@cuda@\"
+#define MOEBIND_VULKAN_VERDICT \"@vulkan@\"
+#cmakedefine01 GGML_CUDA
+#cmakedefine01 GGML_VULKAN
+")
 
 set(arguments --cc "${CMAKE_C_COMPILER}" --nm "${CMAKE_NM}" --out "${generated}")
 foreach(folder IN ITEMS include ggml/include)

@@ -19,6 +19,7 @@ message(STATUS "  llama.cpp  ${MOEBIND_LLAMA_VERSION}, commit ${MOEBIND_LLAMA_CO
 message(STATUS "  CPU flags  ${cpu_flags}")
 message(STATUS "  backends   ${backends}")
 message(STATUS "  CUDA       ${MOEBIND_CUDA_VERDICT}")
+message(STATUS "  Vulkan     ${MOEBIND_VULKAN_VERDICT}")
 message(STATUS "  web page   ${MOEBIND_UI_VERDICT}")
 if(MOEBIND_CCACHE)
   message(STATUS "  ccache     ${MOEBIND_CCACHE}")

@@ -2,8 +2,9 @@
 
     make demo            # or: python examples/demo.py, once moebind is installed with its extra `test`
 
-The device is the first GPU. Without one it is a worker process on this machine, seen through llama.cpp's RPC backend:
-what goes to the device really goes to another process's memory, which the table shows as the system sees it.
+The device is the first GPU; `GGML_VK_VISIBLE_DEVICES=0 make demo` takes Mesa's software driver for one.
+Without one it is a worker process on this machine, seen through llama.cpp's RPC backend: what goes to the device really
+goes to another process's memory, which the table shows as the system sees it.
 """
 
 from __future__ import annotations

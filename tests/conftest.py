@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 import moebind
 from moebind import Context, ContextParams, Device, FlashAttnType, GgmlType, LoraAdapter, Model, ModelParams
+from moebind.backend.devices import backend_state
 
 sys.path.insert(0, str(Path(__file__).parent))
 import edited  # beside this file
@@ -35,9 +37,17 @@ if TYPE_CHECKING:
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
 
-#: What tests/gpu runs on: an NVIDIA GPU; with the value "loopback" a worker process that plays one, with "pretend" a
-#: backend that pretends to be CUDA (tests/gpu/pretend.cpp).
+#: What tests/gpu runs on: a GPU; with the value "loopback" a worker process that plays one, with "pretend" a backend
+#: that pretends to be CUDA (tests/gpu/pretend.cpp), with "vulkan" Mesa's software driver.
 GPU_TESTS = "MOEBIND_GPU_TESTS"
+#: Where the software driver says that it is there.
+SOFTWARE = sorted(Path("/usr/share/vulkan/icd.d").glob("lvp_icd*.json"))
+if os.environ.get(GPU_TESTS) == "vulkan" and SOFTWARE:
+    # Before the devices are listed: no other driver, and this one's device, which is a processor, as a GPU.
+    os.environ |= {"VK_ICD_FILENAMES": str(SOFTWARE[0]), "GGML_VK_VISIBLE_DEVICES": "0"}
+    # It keeps the shaders that it has compiled; Mesa 22.3's processes that share these at the same time can crash.
+    shaders = tempfile.TemporaryDirectory(prefix="moebind-mesa-")
+    os.environ.setdefault("MESA_SHADER_CACHE_DIR", shaders.name)
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -49,9 +59,9 @@ SMALL = ContextParams(n_ctx=256, n_threads=1, n_threads_batch=1)
 EXACT = SMALL.with_type_k(GgmlType.F32).with_type_v(GgmlType.F32).with_flash_attn_type(FlashAttnType.DISABLED)
 
 
-def cuda_device() -> Device | None:
-    """The first NVIDIA GPU that llama.cpp can use."""
-    return next((each for each in moebind.devices() if each.backend == "CUDA"), None)
+def card() -> Device | None:
+    """The first GPU of this machine that llama.cpp can use."""
+    return next((each for each in moebind.devices() if each.backend in {"CUDA", "Vulkan"}), None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -65,16 +75,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         import pretended  # beside those tests
 
         pretended.load()
-    if stand_in is None and cuda_device() is None:
-        verdict = moebind.ffi.string(moebind.lib.moebind_cuda_verdict()).decode()
-        reason = f"there is no CUDA device; CUDA is {verdict}. {GPU_TESTS}=pretend or loopback has something play one"
+    found = card() if stand_in in {None, "vulkan"} else None
+    if stand_in in {None, "vulkan"} and found is None:
+        state = ", ".join(f"{name} is {backend_state(name)}" for name in ("CUDA", "Vulkan"))
+        drivers = "" if SOFTWARE or stand_in is None else "; Mesa's software driver (mesa-vulkan-drivers) is not there"
+        reason = f"there is no GPU: {state}{drivers}. {GPU_TESTS}=pretend or loopback has something play one"
         missing = {"": reason}
     else:
-        missing = {
-            "loopback": {"cuda": "a worker process cannot play this part of a GPU", "driver": "there is no driver"},
-            "pretend": {"driver": "there is no driver"},
-        }.get(stand_in or "", {})
+        alone = {"card": "a worker process cannot play this part of a GPU", "driver": "there is no driver"}
+        missing = {"loopback": alone, "pretend": {"driver": "there is no driver"}}.get(stand_in or "", {})
+        if stand_in == "loopback" or (found is not None and found.backend != "CUDA"):
+            missing = {**missing, "cuda": "only CUDA has it", "driver": "it needs NVIDIA's driver"}
+        if stand_in != "vulkan":
+            missing = {**missing, "software": f"it needs Mesa's software driver: {GPU_TESTS}=vulkan"}
     for item in inside:
+        if stand_in == "vulkan":
+            item.add_marker(pytest.mark.timeout(600))  # the first to use a shader has it compiled
         for marker, reason in missing.items():
             if not marker or item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
@@ -87,14 +103,16 @@ def gpu() -> Iterator[Device]:
         with moebind.loopback_device() as device:
             yield device
     else:
-        device = cuda_device()
+        device = card()
         assert device is not None
         yield device
 
 
 @pytest.fixture(scope="session")
-def demo_path() -> Path:
-    """The demo model, made by the example that makes it."""
+def demo_path(tiny_path: Callable[..., Path]) -> Path:
+    """The demo model, made by the example that makes it; for the software driver, which is slow, a small one."""
+    if os.environ.get(GPU_TESTS) == "vulkan":
+        return tiny_path(n_expert=8, n_embd=256, n_head=4, n_head_kv=2, n_ff=384, n_layer=6, n_ctx_train=8192)
     spec = importlib.util.spec_from_file_location("demo_model", EXAMPLES / "demo_model.py")
     assert spec is not None
     assert spec.loader is not None

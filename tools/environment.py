@@ -24,7 +24,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin/python"
 EXTRAS = ("test", "docs", "dev")
 #: Environment variables that choose what is built.
-ASKED = ("MOEBIND_CUDA", "MOEBIND_CUDA_ARCHITECTURES", "MOEBIND_UI")
+ASKED = ("MOEBIND_CUDA", "MOEBIND_CUDA_ARCHITECTURES", "MOEBIND_VULKAN", "MOEBIND_UI")
 #: Changes to these need a new build; other files are used where they are.
 BUILT_FROM = (
     "CMakeLists.txt",

@@ -163,13 +163,13 @@ struct moebind_replayed {
 void moebind_replay_expert_cache(const struct moebind_routed * routed, const int32_t * group_of, const int32_t * n_slots,
                                  int32_t n_groups, struct moebind_replayed * replayed);
 
-// --- CUDA in this build (core/cuda_verdict.cpp) ---
+// --- backends of graphics cards: "CUDA" or "Vulkan" (core/backend_verdicts.cpp) ---
 
-// How this was built: one line on CUDA.
-const char * moebind_cuda_verdict(void);
+// Whether it is in this build, with what or why not: one line that begins with "in" or "out".
+const char * moebind_built(const char * backend);
 
-// Why a CUDA backend that was built is not used, once the backends are listed; "" where there is nothing to tell.
-const char * moebind_cuda_failure(void);
+// Why one that was built is not used, once the backends are listed; "" where there is nothing to tell.
+const char * moebind_unused(const char * backend);
 
 // --- RPC servers (core/rpc.cpp) ---
 
@@ -223,7 +223,8 @@ int moebind_leave_devices(const char * backend);
 
 // A GPU-type device that is only described. It has the name GPU<number>, is in no registry, and allocates nothing: for
 // models with no_alloc. Asking again returns the same one, which stays for ever.
-ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory);
+enum moebind_described { MOEBIND_DESCRIBED_CUDA = 0, MOEBIND_DESCRIBED_VULKAN = 1 };
+ggml_backend_dev_t moebind_described_device(enum moebind_described kind, int32_t number, size_t memory);
 
 // --- models (peek/model.cpp) ---
 

@@ -1,21 +1,23 @@
 // Devices that are only described: what a plan needs of a GPU that is not in this machine. In llama.cpp's simulated
-// allocation they are what CUDA's devices are (ggml-cuda.cu): they take every operation, they offer pinned host memory, and
-// for batches they take over what has its weights on the host, for which they need room for copies. They allocate nothing
-// (what llama.cpp allocates all the same is counted: counted_memory.h): a model that is really loaded onto one fails,
-// with llama.cpp's own message.
+// allocation they are what CUDA's devices are (ggml-cuda.cu), or Vulkan's (ggml-vulkan.cpp): they offer pinned host memory, and
+// for batches they take over what has its weights on the host, for which they need room for copies. CUDA's take every
+// operation; Vulkan's have limits, `of_vulkan` below. They allocate nothing (what llama.cpp allocates all the same is counted:
+// counted_memory.h): a model that is really loaded onto one fails, with llama.cpp's own message.
 #include "internal.h"
 
 #include "ggml-backend-impl.h"
+#include "ggml-impl.h"
 
 #include <cstdlib>
 #include <map>
 #include <memory>
 #include <string>
-#include <utility>
+#include <tuple>
 
 namespace {
 
 struct described_device {
+    moebind_described        kind;
     std::string              name;
     std::string              description;
     size_t                   memory;
@@ -30,7 +32,10 @@ void         backend_free(ggml_backend_t backend) { delete backend; }
 ggml_status  backend_compute(ggml_backend_t, ggml_cgraph *) { return GGML_STATUS_FAILED; }
 
 const char * buft_name(ggml_backend_buffer_type_t buft) { return of(buft->device).name.c_str(); }
-size_t       buft_alignment(ggml_backend_buffer_type_t) { return 128; }  // what CUDA's is
+// What CUDA's is; no driver's minStorageBufferOffsetAlignment is more than Vulkan's here.
+size_t buft_alignment(ggml_backend_buffer_type_t buft) { return of(buft->device).kind == MOEBIND_DESCRIBED_CUDA ? 128 : 64; }
+// Larger memory is allocated in several parts (suballocation_block_size).
+size_t buft_max_size(ggml_backend_buffer_type_t) { return 1ull << 30; }
 // llama.cpp reports that it is unable to allocate.
 ggml_backend_buffer_t buft_alloc(ggml_backend_buffer_type_t, size_t) { return nullptr; }
 
@@ -73,9 +78,60 @@ ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
 }
 
 ggml_backend_buffer_type_t device_buft(ggml_backend_dev_t device) { return &of(device).buft; }
-bool                       device_supports_op(ggml_backend_dev_t, const ggml_tensor *) { return true; }
 
-// As get_op_batch_size in ggml-cuda.cu.
+// What ggml_backend_vk_device_supports_op says of what models use, by a driver without extensions that lift its limits.
+namespace of_vulkan {
+
+constexpr size_t largest = UINT32_MAX;  // maxStorageBufferRange
+
+bool takes_rows(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_F32:
+        case GGML_TYPE_F16:
+        case GGML_TYPE_BF16:
+        case GGML_TYPE_Q1_0:
+        case GGML_TYPE_Q2_0:
+        case GGML_TYPE_Q4_0:
+        case GGML_TYPE_Q4_1:
+        case GGML_TYPE_Q5_0:
+        case GGML_TYPE_Q5_1:
+        case GGML_TYPE_Q8_0:
+        case GGML_TYPE_IQ4_NL:
+            return true;
+        default:
+            return false;
+    }
+}
+
+bool supports(const ggml_tensor * op) {
+    for (const ggml_tensor * source : op->src) {
+        if (source != nullptr && ggml_nbytes(source) > largest) {
+            return false;
+        }
+    }
+    if (ggml_nbytes(op) > largest) {
+        return false;
+    }
+    switch (op->op) {
+        case GGML_OP_MUL_MAT_ID:
+            return ggml_get_op_params_i32(op, 3) != GGML_PREC_F32;
+        case GGML_OP_SET_ROWS:
+            return takes_rows(op->type);
+        case GGML_OP_FLASH_ATTN_EXT:
+            return op->src[1]->ne[0] % 8 == 0 && op->src[2]->ne[0] % 8 == 0 &&
+                   (op->src[1]->type == GGML_TYPE_BF16) == (op->src[2]->type == GGML_TYPE_BF16);
+        default:
+            return true;
+    }
+}
+
+}  // namespace of_vulkan
+
+bool device_supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
+    return of(device).kind == MOEBIND_DESCRIBED_CUDA || of_vulkan::supports(op);
+}
+
+// As get_op_batch_size in ggml-cuda.cu, and Vulkan's.
 int64_t batch_size(const ggml_tensor * op) {
     switch (op->op) {
         case GGML_OP_GET_ROWS:
@@ -118,11 +174,11 @@ ggml_backend_reg & registry() {
 
 }  // namespace
 
-ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory) {
+ggml_backend_dev_t moebind_described_device(moebind_described kind, int32_t number, size_t memory) {
     // Few and small, and models may hold them: they stay.
-    static std::map<std::pair<int32_t, size_t>, std::unique_ptr<described_device>> made;
+    static std::map<std::tuple<moebind_described, int32_t, size_t>, std::unique_ptr<described_device>> made;
     const auto lock = moebind::fork_lock();
-    std::unique_ptr<described_device> & found = made[{ number, memory }];
+    std::unique_ptr<described_device> & found = made[{ kind, number, memory }];
     if (found == nullptr) {
         ggml_backend_device_i device = {};
         device.get_name              = device_name;
@@ -140,7 +196,8 @@ ggml_backend_dev_t moebind_described_device(int32_t number, size_t memory) {
         buft.get_name                   = buft_name;
         buft.alloc_buffer               = buft_alloc;
         buft.get_alignment              = buft_alignment;
-        found.reset(new described_device{ "GPU" + std::to_string(number), "described", memory, {}, {} });
+        buft.get_max_size               = kind == MOEBIND_DESCRIBED_CUDA ? nullptr : buft_max_size;
+        found.reset(new described_device{ kind, "GPU" + std::to_string(number), "described", memory, {}, {} });
         found->device.iface   = device;
         found->device.reg     = &registry();
         found->device.context = found.get();

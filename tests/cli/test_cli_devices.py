@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moebind._core.sizes import parse_size
-from moebind.cli.devices import exact_size, looks_like_a_size, separate
+from moebind.cli.devices import exact_size, separate
+from moebind.placement.described_devices import is_description
 
 MakeTiny = Callable[..., Path]
 
@@ -20,7 +21,7 @@ MakeTiny = Callable[..., Path]
 @given(st.integers(1, 2**59) | st.sampled_from([2**20, 2**30, 3 * 2**29, 10**9, 1536]))
 def test_an_exact_size_is_read_as_it_was(size: int) -> None:
     assert parse_size("size", exact_size(size)) == size
-    assert looks_like_a_size(exact_size(size))
+    assert is_description(exact_size(size))
 
 
 def test_exact_sizes_are_short() -> None:
@@ -44,6 +45,7 @@ def test_another_machine(tiny_path: MakeTiny, capsys: Capture) -> None:
         return [device["capacity"] for device in json.loads(capsys.readouterr().out)["devices"]]
 
     assert capacities("--device", "24GiB,12GiB", "--host", "64GiB") == [24 * 2**30, 12 * 2**30, 2**36]
+    assert capacities("--device", "vulkan:16GiB,8GiB", "--host", "2GiB") == [2**34, 2**33, 2**31]
     assert capacities("--device", "none", "--host", "2GiB") == [2**31]
     assert run("fit", path, "--device", "none", "--host", "2GiB", "-c", 256, "--json") == 0
     told = json.loads(capsys.readouterr().out)
@@ -58,6 +60,8 @@ def test_another_machine(tiny_path: MakeTiny, capsys: Capture) -> None:
         (["--host", "much"], "--host is 'much'; it takes a number of bytes"),
         (["--device", "24GiB,", "--host", "1GiB"], "--device is ''; it takes the size of a device"),
         (["--device", "none,24GiB"], "--device is none beside 24GiB"),
+        (["--device", "vulkan:16"], "after 'vulkan:' comes a size"),
+        (["--device", "vulkan"], "--device is 'vulkan'; it takes the size of a device that need not be here, such as"),
     ],
 )
 def test_what_is_no_machine(tiny_path: MakeTiny, capsys: Capture, options: list[str], message: str) -> None:

@@ -112,6 +112,75 @@ def test_whether_a_load_will_warn(params: ModelParams, devices: tuple[Device, ..
     assert found == ({"everything will run on the CPU, and the first load warns about it"} if warns else set())
 
 
+BUILT_VULKAN = replace(
+    BUILT,
+    devices=(CPU, CUDA),
+    vulkan_verdict="in: headers 1.3.239, glslc 2023.2",
+    libvulkan=True,
+    vulkan_drivers=("radeon_icd.x86_64.json",),
+    other_cards=1,
+)
+RENDER = {"/dev/dri/renderD128": True}
+
+
+def test_no_vulkan_in_spite_of_a_card() -> None:
+    out = replace(BUILT_VULKAN, vulkan_verdict="out: not found: glslc")
+    finding = only(out)
+    assert finding.what == "there is a card of AMD's or Intel's, but this build of moebind has no Vulkan"
+    assert "out: not found: glslc" in finding.why
+    assert "MOEBIND_VULKAN=ON" in finding.do
+    assert finding.severity is Severity.WARNING
+    assert not said(replace(out, other_cards=0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why", "do"),
+    [
+        ({"vulkan_variables": {"GGML_DISABLE_VULKAN": "1"}}, "GGML_DISABLE_VULKAN is '1'", "unset it"),
+        ({"libvulkan": False}, "libvulkan.so.1 cannot be loaded", "libvulkan1"),
+        (
+            {"libvulkan": False, "vulkan_failure": "libvulkan.so.1: none"},
+            "no loader of Vulkan: libvulkan.so.1: none",
+            "",
+        ),
+        ({"vulkan_drivers": ()}, "there is no driver", "mesa-vulkan-drivers"),
+        ({"vulkan_drivers": (), "vulkan_failure": "ErrorIncompatibleDriver"}, "driver: ErrorIncompatibleDriver", ""),
+        (
+            {"vulkan_failure": "no device 7", "vulkan_variables": {"GGML_VK_VISIBLE_DEVICES": "7"}},
+            "no device 7; the environment has GGML_VK_VISIBLE_DEVICES=7",
+            "unset it",
+        ),
+        ({"vulkan_failure": "Vulkan 1.2 required"}, "Vulkan 1.2 required", "vulkaninfo"),
+        ({"render_nodes": {"/dev/dri/renderD128": False}}, "may not read and write /dev/dri/renderD128", "render"),
+        ({}, "no device files", "--device /dev/dri"),
+        ({"render_nodes": RENDER}, "(radeon_icd.x86_64.json) show no card", "vulkaninfo"),
+        (
+            {"vulkan_drivers": ("lvp_icd.x86_64.json",)},
+            "no device files",
+            "GGML_VK_VISIBLE_DEVICES=0 uses the software",
+        ),
+    ],
+)
+def test_vulkan_without_a_device(changes: dict[str, object], why: str, do: str) -> None:
+    facts = replace(BUILT_VULKAN, **changes)  # type: ignore[arg-type]
+    finding = only(facts)
+    assert finding.what == "Vulkan is built in, but there is no Vulkan device"
+    assert why in finding.why
+    assert do in finding.do
+    assert finding.severity is Severity.WARNING
+    assert only(replace(facts, other_cards=0)).severity is Severity.INFO
+
+
+def test_a_card_that_two_backends_list() -> None:
+    at = "0000:01:00.0"
+    vulkan = Device(2, "Vulkan0", "a card", "Vulkan", DeviceType.GPU, 8 * GIB, 8 * GIB, 8 * GIB, at)
+    finding = only(replace(BUILT_VULKAN, devices=(CPU, replace(CUDA, card=at), vulkan)))
+    assert finding.what == "CUDA0 and Vulkan0 are one card"
+    assert at in finding.why
+    assert finding.severity is Severity.INFO
+    assert not said(replace(BUILT_VULKAN, devices=(CPU, replace(CUDA, card="0000:02:00.0"), vulkan)))
+
+
 # --- the processor ---
 
 AVX512 = frozenset({"avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw", "avx512vbmi"})

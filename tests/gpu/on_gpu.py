@@ -75,7 +75,7 @@ if "MOEBIND_PRETEND_LIBRARY" in os.environ:
     assert lib.ggml_backend_load(os.environ["MOEBIND_PRETEND_LIBRARY"].encode())
 loopback = os.environ.get("MOEBIND_GPU_TESTS") == "loopback"
 holder = moebind.loopback_device() if loopback else nullcontext(
-    next((each for each in moebind.devices() if each.backend == "CUDA"), None))
+    next((each for each in moebind.devices() if each.backend in {"CUDA", "Vulkan"}), None))
 cpu = ModelParams(n_gpu_layers=0, devices=())
 small = ContextParams(n_ctx=512, n_threads=1, n_threads_batch=1)
 

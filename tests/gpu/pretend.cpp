@@ -1,4 +1,4 @@
-// A backend that llama.cpp takes for CUDA, without a GPU: memory of its own, of which there is only so much, shared by all
+// A backend that llama.cpp takes for CUDA (or for another: PRETEND), without a GPU: memory of its own, of which there is only so much, shared by all
 // processes; pinned memory on the host; errors as ggml-cuda.cu has them, the last of which is kept until somebody asks; and
 // no word to the child of a fork. The CPU computes.
 #include "ggml-backend-impl.h"
@@ -14,6 +14,10 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+
+#ifndef PRETEND
+#define PRETEND "CUDA"
+#endif
 
 namespace {
 
@@ -82,8 +86,8 @@ extern ggml_backend_device device;
 
 // --- memory of the device ---------------------------------------------------------------------------
 
-const char * device_name(ggml_backend_dev_t) { return "CUDA0"; }
-const char * buffer_type_name(ggml_backend_buffer_type_t) { return "CUDA0"; }
+const char * device_name(ggml_backend_dev_t) { return PRETEND "0"; }
+const char * buffer_type_name(ggml_backend_buffer_type_t) { return PRETEND "0"; }
 size_t       alignment(ggml_backend_buffer_type_t) { return 128; }
 
 void free_buffer(ggml_backend_buffer_t buffer) { device_free(buffer->context, buffer->size); }
@@ -135,7 +139,7 @@ ggml_backend_buffer_type buffer_type = made_type(buffer_type_name, alloc_buffer,
 
 // --- pinned memory ----------------------------------------------------------------------------------
 
-const char * host_name(ggml_backend_buffer_type_t) { return "CUDA_Host"; }
+const char * host_name(ggml_backend_buffer_type_t) { return PRETEND "_Host"; }
 bool         host_is_host(ggml_backend_buffer_type_t) { return true; }
 void         host_free(ggml_backend_buffer_t buffer) { std::free(buffer->context); }
 
@@ -160,7 +164,7 @@ struct stream {
     size_t         pool_size = 0;
 };
 
-const char * backend_name(ggml_backend_t) { return "CUDA0"; }
+const char * backend_name(ggml_backend_t) { return PRETEND "0"; }
 
 void free_backend(ggml_backend_t backend) {
     auto * mine = static_cast<stream *>(backend->context);
@@ -219,6 +223,7 @@ void properties(ggml_backend_dev_t dev, ggml_backend_dev_props * found) {
     found->name        = device_name(dev);
     found->description = description(dev);
     found->type        = kind(dev);
+    found->device_id   = getenv("MOEBIND_PRETEND_CARD_" PRETEND);  // null: it does not tell
     memory(dev, &found->memory_free, &found->memory_total);
     found->caps.host_buffer  = true;
     found->caps.mmap_support = true;
@@ -248,7 +253,7 @@ bool offload(ggml_backend_dev_t, const ggml_tensor * op) {
     return many;
 }
 
-const char * registry_name(ggml_backend_reg_t) { return "CUDA"; }
+const char * registry_name(ggml_backend_reg_t) { return PRETEND; }
 size_t device_count(ggml_backend_reg_t) { return 1; }
 ggml_backend_dev_t device_at(ggml_backend_reg_t, size_t) { return &device; }
 void * address(ggml_backend_reg_t, const char * what) {

@@ -21,6 +21,23 @@ BYTES = 2 * 2**30
 LIBRARY = "MOEBIND_PRETEND_LIBRARY"
 
 
+def build(library: Path, backend: str = "CUDA") -> None:
+    """Compile it, to pretend to be that backend."""
+    command = [
+        "g++",
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-std=c++17",
+        f'-DPRETEND="{backend}"',
+        "-o",
+        str(library),
+        str(SOURCE),
+    ]
+    command += [f"-I{VENDORED}/src", f"-I{VENDORED}/include", f"-L{LIBRARIES}", "-lggml", "-lggml-base"]
+    subprocess.run([*command, f"-Wl,-rpath,{LIBRARIES}"], check=True)
+
+
 def load() -> None:
     """Compile it, if it is not there, and load it; programs that this process starts find it by their environment."""
     if LIBRARY not in os.environ:
@@ -30,9 +47,7 @@ def load() -> None:
         os.environ[LIBRARY] = str(folder / f"libggml-pretend-{digest}.so")
         os.environ["MOEBIND_PRETEND_FILE"] = str(folder / "used")
         os.environ["MOEBIND_PRETEND_BYTES"] = str(BYTES)
-        command = ["g++", "-shared", "-fPIC", "-O1", "-std=c++17", "-o", os.environ[LIBRARY], str(SOURCE)]
-        command += [f"-I{VENDORED}/src", f"-I{VENDORED}/include", f"-L{LIBRARIES}", "-lggml", "-lggml-base"]
-        subprocess.run([*command, f"-Wl,-rpath,{LIBRARIES}"], check=True)
+        build(Path(os.environ[LIBRARY]))
     moebind.init()
     if not moebind.lib.ggml_backend_load(os.environ[LIBRARY].encode()):
         sys.exit(f"{os.environ[LIBRARY]} could not be loaded")

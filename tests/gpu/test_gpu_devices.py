@@ -16,11 +16,20 @@ def test_the_device_is_listed_with_its_memory(gpu: Device) -> None:
     assert listed.description
 
 
-@pytest.mark.cuda
-def test_it_has_cudas_name(gpu: Device) -> None:
-    assert gpu.name == "CUDA0"
+@pytest.mark.card
+def test_it_has_its_backends_name(gpu: Device) -> None:
+    assert gpu.name == f"{gpu.backend}0"
     assert gpu.memory_total > 2**30
     assert moebind.supports_gpu_offload()
+
+
+@pytest.mark.software
+def test_doctor_lists_a_software_driver(gpu: Device) -> None:
+    text = str(moebind.doctor())
+    assert "Vulkan is in: headers " in text
+    assert "lvp_icd" in text
+    assert f"device {gpu.name}: llvmpipe" in text
+    assert "no Vulkan device" not in text
 
 
 @pytest.mark.driver

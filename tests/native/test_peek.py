@@ -15,7 +15,6 @@ import tiny
 import moebind
 from conftest import CPU, SMALL
 from moebind import Batch, Model, StateError, lib
-from moebind._core.native import LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[2]
 GGML = ROOT / "vendor/llama.cpp/ggml"
@@ -145,63 +144,40 @@ def test_a_state_does_not_go_where_positions_are_rotated_otherwise(tmp_path: Pat
                 long.state_set(state)
 
 
-@pytest.fixture(scope="module")
-def loader(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with libggml's part that loads the CUDA backend, as a library of its own."""
-    folder = tmp_path_factory.mktemp("loader")
-    command = ["g++", "-shared", "-fPIC", "-std=c++17", "-Dggml_backend_cuda_reg=moebind_cuda_backend"]
-    command += [f"-I{GGML}/include", f"-I{GGML}/src", "-o", str(folder / "libloader.so")]
-    command += [str(ROOT / "native/replaced/cuda_loader.cpp"), f"-L{LIBRARIES}", "-lggml-base", "-ldl"]
-    subprocess.run([*command, f"-Wl,-rpath,{LIBRARIES}"], check=True)
-    return folder
-
-
-ASKS = """
-import ctypes, sys
-driver, loader = sys.argv[1:]
-if driver:
-    ctypes.CDLL(driver)
-loader = ctypes.CDLL(loader)
-loader.moebind_cuda_backend.restype = ctypes.c_void_p
-loader.moebind_cuda_unloaded.restype = ctypes.c_char_p
-print(loader.moebind_cuda_backend())
-print(loader.moebind_cuda_unloaded().decode())
-"""
-
-
-def library(path: Path, source: str = "") -> Path:
-    command = ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{path.name}", "-o", str(path), "-x", "c", "-"]
-    subprocess.run(command, input=source, text=True, check=True)
-    return path
-
-
-def test_the_cuda_backend_is_the_one_beside_the_loader(loader: Path) -> None:
-    driver = library(loader / "libcuda.so.1")
-    backend = loader / "libggml-cuda.so"
-    answer, reason = run(ASKS, driver, loader / "libloader.so").splitlines()
-    assert answer == "None"
-    assert str(backend) in reason
-    library(backend, "void * ggml_backend_cuda_reg(void) { return (void *) 4096; }")
-    assert run(ASKS, driver, loader / "libloader.so") == "4096\n\n"
-
-
-@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a driver")
-def test_without_a_driver_the_loader_says_so(loader: Path) -> None:
-    answer, reason = run(ASKS, "", loader / "libloader.so").splitlines()
-    assert answer == "None"
-    assert "libcuda.so.1" in reason
-
-
-#: The function of ggml-cuda.cu that native/peek/described_devices.cpp repeats, since CUDA's backend is in few builds.
+#: A function of ggml-cuda.cu and of ggml-vulkan-debug.cpp that native/peek/described_devices.cpp repeats.
 BATCH_SIZE = re.compile(r"int64_t \w*batch_size\(const ggml_tensor \* op\) \{(.*?)\n\}\n", re.DOTALL)
 
 
-def test_described_devices_take_over_from_the_batch_on_that_cuda_does() -> None:
+@pytest.mark.parametrize(
+    ("size", "rule"),
+    [
+        ("src/ggml-cuda/ggml-cuda.cu", "src/ggml-cuda/ggml-cuda.cu"),
+        ("src/ggml-vulkan/ggml-vulkan-debug.cpp", "src/ggml-vulkan/ggml-vulkan.cpp"),
+    ],
+)
+def test_described_devices_take_over_from_the_batch_on_that_real_ones_do(size: str, rule: str) -> None:
     ours = (ROOT / "native/peek/described_devices.cpp").read_text(encoding="utf-8")
-    theirs = (GGML / "src/ggml-cuda/ggml-cuda.cu").read_text(encoding="utf-8")
-    (rule,) = BATCH_SIZE.findall(ours)
-    assert [rule.split()] == [each.split() for each in BATCH_SIZE.findall(theirs)]
+    (repeated,) = BATCH_SIZE.findall(ours)
+    assert [repeated.split()] == [
+        each.split() for each in BATCH_SIZE.findall((GGML / size).read_text(encoding="utf-8"))
+    ]
+    theirs = (GGML / rule).read_text(encoding="utf-8")
     default = re.findall(r'getenv\("GGML_OP_OFFLOAD_MIN_BATCH"\)\) : (\d+);', theirs)
     assert default == re.findall(r"std::atoi\(least\) : (\d+)\)", ours)
     assert len(default) == 1
-    assert "return get_op_batch_size(op) >= dev_ctx->op_offload_min_batch_size;" in theirs
+    assert re.search(r"return \w*get_op_batch_size\(op\) >= dev_ctx->op_offload_min_batch_size;", theirs)
+
+
+def test_described_devices_of_vulkan_write_the_types_that_real_ones_do() -> None:
+    ours = (ROOT / "native/peek/described_devices.cpp").read_text(encoding="utf-8")
+    theirs = (GGML / "src/ggml-vulkan/ggml-vulkan.cpp").read_text(encoding="utf-8")
+    supports = theirs[theirs.index("static bool ggml_backend_vk_device_supports_op(") :]
+    rows = supports[supports.index("case GGML_OP_SET_ROWS:") :]
+    rows = rows[rows.index("switch (op->type)") : rows.index("default:")]
+    repeated = ours[ours.index("bool takes_rows(") :]
+    repeated = repeated[: repeated.index("default:")]
+    assert re.findall(r"case (\w+):", repeated) == re.findall(r"case (\w+):", rows)
+    assert "ggml_get_op_params_i32(op, 3) == GGML_PREC_F32" in supports
+    assert "(op->src[1]->type == GGML_TYPE_BF16) != (op->src[2]->type == GGML_TYPE_BF16)" in supports
+    assert "device->suballocation_block_size = 1024*1024*1024;" in theirs
+    assert "tensor_size > device->properties.limits.maxStorageBufferRange" in supports

@@ -13,36 +13,10 @@ from pathlib import Path
 
 import pytest
 from checkout import fetch, page
+from configured import NOTHING_ELSE, configure, line, refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = (ROOT / "vendor/llama.cpp.lock").read_text(encoding="utf-8")
-#: Only what is hinted at is found: a machine's own CUDA toolkit must not decide what a test sees.
-NOTHING_ELSE = ("-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF", "-DCMAKE_FIND_USE_SYSTEM_ENVIRONMENT_PATH=OFF")
-
-
-def configure(folder: Path, *options: str, source: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    assert cmake
-    assert ninja
-    command = [cmake, "-S", str(source), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    command += [
-        f"-DPython_EXECUTABLE={sys.executable}",
-        "-DSKBUILD_PROJECT_VERSION=1.2.3",
-        "-DCMAKE_BUILD_TYPE=Release",
-        "-DMOEBIND_UI=OFF",
-    ]
-    command += [f"-DCMAKE_{kind}_COMPILER={shutil.which(name)}" for kind, name in (("C", "cc"), ("CXX", "c++"))]
-    hidden = {"CUDA_HOME": "", "CUDA_PATH": "", "CUDACXX": ""}
-    return subprocess.run(
-        [*command, *options], capture_output=True, text=True, check=False, env={**os.environ, **hidden, **environment}
-    )
-
-
-def line(output: str, name: str) -> str:
-    found = re.search(rf"^--   {name} +(.*)$", output, re.MULTILINE)
-    assert found is not None, output
-    return found[1]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +31,7 @@ def test_summary(plain: subprocess.CompletedProcess[str]) -> None:
     assert line(plain.stdout, "CPU flags").startswith("-m")
     assert line(plain.stdout, "backends") == "cpu, rpc"
     assert line(plain.stdout, "CUDA") == "out: MOEBIND_CUDA=OFF"
+    assert line(plain.stdout, "Vulkan") == "out: MOEBIND_VULKAN=OFF"
     assert line(plain.stdout, "web page") == "out: MOEBIND_UI=OFF"
 
 
@@ -144,19 +119,15 @@ def toolkit(folder: Path, *without: str, nvcc: str = "", **contents: str) -> Pat
     return folder
 
 
-def refusal(failed: subprocess.CompletedProcess[str]) -> str:
-    """What CMake stopped with, in one line."""
-    assert failed.returncode != 0
-    said = " ".join(failed.stderr.split())
-    assert ", or set MOEBIND_CUDA=OFF." in said, said
-    return said[said.index("MOEBIND_CUDA=") : said.index(", or set MOEBIND_CUDA=OFF.")]
+def cuda_refusal(failed: subprocess.CompletedProcess[str]) -> str:
+    return refusal(failed, "MOEBIND_CUDA")
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_cuda_on_names_each_missing_part(python: Path, tmp_path: Path, part: str) -> None:
     found = toolkit(tmp_path / "toolkit", part)
     options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", *NOTHING_ELSE)
-    said = refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found)))
+    said = cuda_refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found)))
     assert said.startswith(f"MOEBIND_CUDA=ON, but not found: {PARTS[part]}. Install it")
 
 
@@ -173,12 +144,12 @@ def test_cuda_is_found_in_many_ways(python: Path, tmp_path: Path, where: str) ->
         environment[where] = f"{found / 'bin'}:{os.environ['PATH']}"
     else:
         options += ["-DCMAKE_FIND_USE_SYSTEM_ENVIRONMENT_PATH=OFF"]
-    said = refusal(configure(tmp_path / "build", *options, **environment))
+    said = cuda_refusal(configure(tmp_path / "build", *options, **environment))
     assert said.startswith(f"MOEBIND_CUDA=ON, but not found: {PARTS['include/cublas_v2.h']}. Install it")
 
 
 def test_cuda_on_without_anything(python: Path, tmp_path: Path) -> None:
-    said = refusal(configure(tmp_path, f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", *NOTHING_ELSE))
+    said = cuda_refusal(configure(tmp_path, f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", *NOTHING_ELSE))
     assert "; ".join(PARTS.values()) in said
 
 
@@ -193,14 +164,14 @@ def test_cuda_of_pip_is_found_wherever_python_looks(python: Path, tmp_path: Path
     place = {"PYTHONPATH": str(tmp_path)}
     toolkit(tmp_path / "nvidia/cu13", "include/cublas_v2.h")
     options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=PIP")
-    said = refusal(configure(tmp_path / "build", *options, **place))
+    said = cuda_refusal(configure(tmp_path / "build", *options, **place))
     assert said.startswith(f"MOEBIND_CUDA=PIP, but not found: {PARTS['include/cublas_v2.h']}. pip brings it where")
 
 
 def test_cuda_of_pip_takes_nothing_else(python: Path, tmp_path: Path) -> None:
     found = toolkit(tmp_path / "toolkit")
     options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=PIP")
-    said = refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found), CUDACXX=str(found / "bin/nvcc")))
+    said = cuda_refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found), CUDACXX=str(found / "bin/nvcc")))
     assert "; ".join(PARTS.values()) in said
 
 
@@ -226,13 +197,13 @@ def test_cuda_of_different_versions(python: Path, tmp_path: Path, changed: dict[
     else:
         assert verdict.startswith("out: ")
         assert says in verdict
-        assert says in refusal(configure(tmp_path / "on", "-DMOEBIND_CUDA=ON", *options, CUDA_HOME=str(found)))
+        assert says in cuda_refusal(configure(tmp_path / "on", "-DMOEBIND_CUDA=ON", *options, CUDA_HOME=str(found)))
 
 
 def test_cuda_that_does_not_compile(python: Path, tmp_path: Path) -> None:
     found = toolkit(tmp_path / "toolkit", nvcc=NVCC)
     options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", "-DMOEBIND_CUDA_ARCHITECTURES=90", *NOTHING_ELSE)
-    said = refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found)))
+    said = cuda_refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found)))
     assert "cannot build with these parts" in said
     assert "unsupported GNU version! gcc versions later than 15" in said
     assert "CUDAHOSTCXX=g++-14" in said
@@ -242,7 +213,7 @@ def test_cuda_that_does_not_compile(python: Path, tmp_path: Path) -> None:
 def test_cuda_for_cards_that_nvcc_does_not_know(python: Path, tmp_path: Path, option: str) -> None:
     found = toolkit(tmp_path / "toolkit", nvcc=NVCC)
     options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", option, *NOTHING_ELSE)
-    said = refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found)))
+    said = cuda_refusal(configure(tmp_path / "build", *options, CUDA_HOME=str(found)))
     assert "nvcc 13.0 has no architecture 61" in said
 
 
@@ -282,9 +253,9 @@ def test_which_cards_there_are(
 def test_cuda_for_this_machines_cards(python: Path, driver: Callable[..., dict[str, str]], tmp_path: Path) -> None:
     found = toolkit(tmp_path / "toolkit", nvcc=NVCC)
     options = (f"-DPython_EXECUTABLE={python}", "-DMOEBIND_CUDA=ON", *NOTHING_ELSE)
-    said = refusal(configure(tmp_path / "old", *options, CUDA_HOME=str(found), **driver((6, 1))))
+    said = cuda_refusal(configure(tmp_path / "old", *options, CUDA_HOME=str(found), **driver((6, 1))))
     assert "nvcc 13.0 has no architecture 61" in said
-    said = refusal(configure(tmp_path / "known", *options, CUDA_HOME=str(found), **driver((9, 0), (7, 5))))
+    said = cuda_refusal(configure(tmp_path / "known", *options, CUDA_HOME=str(found), **driver((9, 0), (7, 5))))
     assert "cannot build with these parts" in said  # so it has them
     native = configure(
         tmp_path / "none", *options, "-DMOEBIND_CUDA_ARCHITECTURES=native", CUDA_HOME=str(found), **driver()

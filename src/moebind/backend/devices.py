@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from weakref import WeakSet
@@ -35,6 +36,8 @@ __all__ = [
 #: Held while the list of devices is read or changed.
 lock = held_during_fork(threading.RLock())
 _initialised = False
+#: Backends whose drivers have threads and handles that a fork does not copy.
+GPU_BACKENDS = (b"CUDA", b"ROCm", b"MUSA", b"Vulkan", b"SYCL", b"OpenCL", b"CANN")
 #: In the child of a fork: how many devices only its parent can use.
 _left_to_parent = 0
 #: Bytes that devices are taken to have, by name, where somebody said so (``loopback_device(memory=...)``).
@@ -65,6 +68,9 @@ class Device:
         Bytes. An RPC server reports those of its machine; 0 if it does not answer.
     capacity : int
         Bytes that plans assume: the ``memory`` that the device was made with, otherwise ``memory_total``.
+    card : str
+        The card that it is, by its place on the PCI bus, such as ``"0000:01:00.0"``; empty if the backend does not say.
+        Two backends may list one card, such as ``CUDA0`` and ``Vulkan0``: llama.cpp uses the one that comes first.
     """
 
     index: int
@@ -75,6 +81,7 @@ class Device:
     memory_total: int = field(compare=False)
     memory_free: int = field(compare=False)
     capacity: int = field(compare=False)
+    card: str = field(default="", compare=False)
 
 
 def init(numa: NumaStrategy = NumaStrategy.DISABLED) -> None:
@@ -112,7 +119,7 @@ def init(numa: NumaStrategy = NumaStrategy.DISABLED) -> None:
                     "before anything else"
                 )
             return
-        # Linked backends are registered already, as is CUDA; others that were built as modules are not.
+        # Linked backends are registered already, as are CUDA and Vulkan; others that were built as modules are not.
         if not lib.ggml_backend_dev_by_type(lib.GGML_BACKEND_DEVICE_TYPE_CPU):
             load_backends()
         lib.llama_backend_init()
@@ -151,10 +158,10 @@ def load_backends(path: str | os.PathLike[str] | None = None) -> None:
 
 
 def _leave_devices() -> None:
-    """Take GPUs out of the list in the child of a fork, whose every call they answer with an error."""
+    """Take GPUs out of the list in the child of a fork: they answer its calls with errors, or never."""
     global _left_to_parent
     if _initialised:
-        _left_to_parent += sum(int(lib.moebind_leave_devices(name)) for name in (b"CUDA", b"ROCm", b"MUSA"))
+        _left_to_parent += sum(int(lib.moebind_leave_devices(name)) for name in GPU_BACKENDS)
 
 
 os.register_at_fork(after_in_child=_leave_devices)
@@ -206,6 +213,7 @@ def describe(index: int, native: CData) -> Device:
         memory_total=properties.memory_total,
         memory_free=properties.memory_free,
         capacity=capacities.get(name) or properties.memory_total,
+        card="" if properties.device_id == ffi.NULL else decoded(properties.device_id),
     )
 
 
@@ -277,22 +285,15 @@ def default_devices() -> list[Device]:
     gpus: list[Device] = []
     integrated: list[Device] = []
     cards: set[str] = set()
-    for device, native in zip(devices(), native_devices(), strict=False):
+    for device in devices():
         if device.type == DeviceType.IGPU and (not integrated or device.backend == integrated[-1].backend):
             integrated.append(device)
         elif device.type == DeviceType.GPU and device.backend == "RPC":
             remote.append(device)
-        elif device.type == DeviceType.GPU and (card := _card(native)) not in cards:
+        elif device.type == DeviceType.GPU and device.card not in cards:
             gpus.append(device)
-            cards |= {card} - {""}
+            cards |= {device.card} - {""}
     return [*remote, *(gpus or integrated)]
-
-
-def _card(native: CData) -> str:
-    """The identity of a device that several backends may know; empty if it has none."""
-    properties = ffi.new("struct ggml_backend_dev_props *")
-    lib.ggml_backend_dev_get_props(native, properties)
-    return decoded(properties.device_id) if properties.device_id else ""
 
 
 def native_device(name: str) -> CData:
@@ -339,11 +340,47 @@ def time_us() -> int:
     return int(lib.llama_time_us())
 
 
-def cuda_state() -> str:
-    """Whether CUDA was built, with what or why not, and why it is not used here if it was."""
+def backend_state(backend: str) -> str:
+    """Whether ``"CUDA"`` or ``"Vulkan"`` was built, with what or why not, and why it is not used here if it was."""
     init()
-    failure = decoded(lib.moebind_cuda_failure())
-    return decoded(lib.moebind_cuda_verdict()) + (f"; but it is not used: {failure}" if failure else "")
+    unused = decoded(lib.moebind_unused(backend.encode()))
+    return decoded(lib.moebind_built(backend.encode())) + (f"; but it is not used: {unused}" if unused else "")
+
+
+def of_one_card(chosen: Iterable[Device]) -> tuple[Device, Device] | None:
+    """Two of these that are one card, which backends list each for itself; None if each is another."""
+    found: dict[str, Device] = {}
+    for device in chosen:
+        if device.card and found.setdefault(device.card, device).backend != device.backend:
+            return found[device.card], device
+    return None
+
+
+def check_cards(name: str, chosen: Iterable[Device]) -> None:
+    """Refuse two devices that are one card: their memory would be counted twice."""
+    doubled = of_one_card(chosen)
+    if doubled is not None:
+        first, second = doubled
+        raise ValueError(
+            f"{name} has {first.name} and {second.name}, which are one card ({first.card}) by way of two backends; "
+            "give one of them"
+        )
+
+
+def each_card_once(chosen: Iterable[Device]) -> list[Device]:
+    """These without those whose card another backend lists before them, as llama.cpp uses them."""
+    kept: list[Device] = []
+    for device in chosen:
+        if of_one_card([*kept, device]) is None:
+            kept.append(device)
+    return kept
+
+
+def for_tensor_split() -> list[CData]:
+    """The devices that llama.cpp would cut tensors up for; it would take a card once for each backend that lists it."""
+    host = lib.ggml_backend_cpu_buffer_type()
+    chosen = [native_device(device.name) for device in each_card_once(devices())]
+    return [native for native in chosen if lib.ggml_backend_dev_buffer_type(native) != host]
 
 
 def system_info() -> str:

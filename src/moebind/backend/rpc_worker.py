@@ -18,7 +18,7 @@ from typing import SupportsIndex
 
 from moebind._core import checks
 from moebind._core.native import CData, decoded, ffi, lib
-from moebind.backend.devices import native_devices
+from moebind.backend.devices import describe, each_card_once, native_device, native_devices
 from moebind.enums import DeviceType
 
 #: Where a worker listens.
@@ -72,7 +72,9 @@ def _end_with_input() -> None:
 
 
 def _of_type(*types: DeviceType) -> list[CData]:
-    return [device for device in native_devices() if lib.ggml_backend_dev_type(device) in types]
+    found = [device for device in enumerate(native_devices()) if lib.ggml_backend_dev_type(device[1]) in types]
+    # Only those of these types are asked: CUDA takes memory for itself when it is.
+    return [native_device(device.name) for device in each_card_once(describe(*device) for device in found)]
 
 
 def _chosen(names: Sequence[str] | None) -> list[CData]:

@@ -32,7 +32,8 @@ def build() -> dict[str, str]:
         "moebind": __version__,
         "llama_cpp": llama_cpp_version(),
         "commit": decoded(lib.ggml_commit()),
-        "cuda": decoded(lib.moebind_cuda_verdict()),
+        "cuda": decoded(lib.moebind_built(b"CUDA")),
+        "vulkan": decoded(lib.moebind_built(b"Vulkan")),
         "system_info": system_info(),
     }
 

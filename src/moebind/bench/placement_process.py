@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from moebind.backend.devices import Device
+from moebind.backend.devices import Device, each_card_once
 from moebind.backend.loopback import loopback_device, worker_pids
 from moebind.backend.rpc_servers import add_rpc_server
 from moebind.bench import nvml
@@ -62,7 +62,7 @@ def _measure(parent: Parent, request: Mapping[str, Any], devices: Sequence[Devic
     context_params = ContextParams.from_dict(request["context_params"])
     params = ModelParams.from_dict(request["model_params"])
     if params.devices is None:
-        params = params.with_devices(devices)
+        params = params.with_devices(each_card_once(devices))
     if request["memory"] is not None:
         found = fit(
             path,

@@ -106,7 +106,8 @@ def _conditions(report: OffloadRows) -> list[tuple[str, str]]:
         ),
         (
             "build",
-            f"moebind {build['moebind']}, llama.cpp {build['llama_cpp']} ({build['commit']}); CUDA {build['cuda']}",
+            f"moebind {build['moebind']}, llama.cpp {build['llama_cpp']} ({build['commit']}); CUDA {build['cuda']}"
+            + (f"; Vulkan {build['vulkan']}" if "vulkan" in build else ""),
         ),
         ("build flags", build["system_info"].strip()),
     ]

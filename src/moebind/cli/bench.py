@@ -13,12 +13,13 @@ from moebind.bench.placements import Placement, default_placements
 from moebind.bench.runs import offload
 from moebind.cli import bench_speed
 from moebind.cli import options as o
-from moebind.cli.devices import checked_size, looks_like_a_size, separate
+from moebind.cli.devices import checked_size, separate
 from moebind.cli.given import Given, takes
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
 from moebind.params.params import N_CTX
+from moebind.placement.described_devices import is_description
 
 app = typer.Typer(
     help="Measure what placements of a model take, and how fast models are.",
@@ -109,7 +110,7 @@ def command(
     picture = o.plot_path(plot, "reports")
     read = given.read(model, separate(device), n_ctx=N_CTX)
     for each in read.device or ():
-        if looks_like_a_size(each):
+        if is_description(each):
             checked_size(each)
     if placement:
         chosen = [Placement.parse(each, read.model_params) for each in placement]

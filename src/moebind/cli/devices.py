@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, TypeAlias
 
@@ -11,17 +10,9 @@ import typer
 from moebind._core.sizes import parse_size
 from moebind.backend.devices import Device, devices
 from moebind.enums import DeviceType
+from moebind.placement.described_devices import is_description, read_description, written
 
-__all__ = [
-    "Devices",
-    "DevicesHere",
-    "Host",
-    "checked_size",
-    "device_list",
-    "exact_size",
-    "looks_like_a_size",
-    "separate",
-]
+__all__ = ["Devices", "DevicesHere", "Host", "checked_size", "device_list", "exact_size", "separate"]
 
 #: No device has less memory; who says less left the unit out.
 LEAST = 2**20
@@ -32,7 +23,8 @@ Devices: TypeAlias = Annotated[
         "--device",
         "-dev",
         metavar="DEVICE",
-        help="A device of this machine, or the size of one that is not here; several with commas, or none.",
+        help="A device of this machine, or the size of one that is not here, such as 24GiB or vulkan:16GiB; several "
+        "with commas, or none.",
         show_default="this machine's GPUs",
     ),
 ]
@@ -80,15 +72,10 @@ def device_list(given: Sequence[str] | None) -> list[Device | str | int] | None:
 
 def checked_size(given: str, option: str = "--device") -> int:
     """The size of a device, or of a host, that is only described."""
-    size = parse_size(option, given)
+    size = read_description(option, given)[1] if option == "--device" else parse_size(option, given)
     if size < LEAST:
         raise ValueError(f"{option} is {given!r}, which is {size} bytes; it takes a size such as 24GiB")
     return size
-
-
-def looks_like_a_size(given: str) -> bool:
-    """Whether it begins as a size does; names of devices begin with a letter, and addresses have a colon."""
-    return ":" not in given and re.match(r"\s*[\d.]", given, re.ASCII) is not None
 
 
 def exact_size(size: int) -> str:
@@ -100,16 +87,17 @@ def exact_size(size: int) -> str:
     return f"{size}B"
 
 
-def _described(given: str, known: Mapping[str, Device]) -> int:
+def _described(given: str, known: Mapping[str, Device]) -> str | int:
     if given == "loopback":
         raise ValueError(
             "--device is 'loopback', which only bench takes: it starts a worker process. Describe a device by its size "
             "here, such as 24GiB"
         )
-    if looks_like_a_size(given):
-        return checked_size(given)
+    if is_description(given):
+        checked_size(given)
+        return written(0, given)
     names = ", ".join(name for name, device in known.items() if device.type != DeviceType.CPU)
     raise ValueError(
-        f"--device is {given!r}; it takes the size of a device that need not be here, such as 24GiB, or the name of "
-        f"one that is: {names or 'this machine has none'}"
+        f"--device is {given!r}; it takes the size of a device that need not be here, such as 24GiB or vulkan:16GiB, "
+        f"or the name of one that is: {names or 'this machine has none'}"
     )

@@ -11,7 +11,7 @@ import typer
 from moebind._core.sizes import parse_size
 from moebind.cli import options as o
 from moebind.cli.budgets import Margin, Memory, budgets
-from moebind.cli.devices import Devices, Host, checked_size, device_list, looks_like_a_size, separate
+from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
 from moebind.cli.given import RPC, Chosen, Given, takes
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
@@ -19,6 +19,7 @@ from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, unwritten, without
 from moebind.cli.token_counts import token_count
 from moebind.cli.written_options import as_options
 from moebind.placement.cache_share import BUS
+from moebind.placement.described_devices import is_description
 from moebind.placement.fit import fit
 from moebind.placement.routing import RoutingRecorder
 
@@ -139,5 +140,5 @@ def _commands(chosen: Chosen) -> str:
     """The commands that take the options, and what of them does not go for all."""
     # A server takes only devices that are here, and its --host is another one.
     plan = "plan" if chosen.host is None else f"plan (with --host {chosen.host} besides)"
-    described = any(looks_like_a_size(each) for each in chosen.device or ())
+    described = any(is_description(each) for each in chosen.device or ())
     return f"{plan} and bench, and without --device of serve" if described else f"{plan}, bench and serve"

@@ -10,7 +10,7 @@ import typer
 
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
-from moebind.backend.devices import Device, backends, cuda_state, default_devices, devices
+from moebind.backend.devices import Device, backend_state, backends, default_devices, devices
 from moebind.backend.host_memory import HostMemory, host_memory
 from moebind.backend.rpc_servers import add_rpc_server, remove_rpc_server
 from moebind.cli import options as o
@@ -36,7 +36,8 @@ def command(rpc: Servers = None, as_json: o.AsJson = False) -> None:
         if as_json:
             listed = [{**asdict(each), "type": each.type.name, "takes_layers": each.name in taking} for each in found]
             host = {"capacity": memory.capacity, "free": memory.free, "limit": memory.limit}
-            show_json({"backends": backends(), "devices": listed, "host": host, "cuda": cuda_state()})
+            states = {name.lower(): backend_state(name) for name in ("CUDA", "Vulkan")}
+            show_json({"backends": backends(), "devices": listed, "host": host, **states})
         else:
             show("\n".join(_lines(found, taking, memory)))
 
@@ -65,4 +66,5 @@ def _lines(found: list[Device], taking: set[str], memory: HostMemory) -> list[st
         lines.append("No device takes layers: models are computed on the CPU. moebind doctor says why.")
     if memory.limit is not None:
         lines.append(f"Host memory is limited by {memory.limit}.")
-    return [*lines, f"Backends: {', '.join(backends())}. CUDA is {cuda_state()}."]
+    states = ", ".join(f"{name} is {backend_state(name)}" for name in ("CUDA", "Vulkan"))
+    return [*lines, f"Backends: {', '.join(backends())}. {states}."]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from moebind.cli.devices import looks_like_a_size
 from moebind.cli.parameters import CONTEXT, MODEL
 from moebind.params.params import ContextParams, ModelParams
+from moebind.placement.described_devices import is_description
 
 __all__ = ["as_options"]
 
@@ -32,7 +32,7 @@ def _used(model: ModelParams, given: Sequence[str]) -> tuple[list[str], dict[str
     chosen = [device.name for device in model.devices]
     if not chosen:
         return ["none"], {}
-    called = [f"GPU{at}" if looks_like_a_size(each) else each for at, each in enumerate(given)] or chosen
+    called = [f"GPU{at}" if is_description(each) else each for at, each in enumerate(given)] or chosen
     kept = [(each, name) for each, name in zip(given or chosen, called, strict=True) if name in chosen]
-    names = {name: f"GPU{at}" for at, (each, name) in enumerate(kept) if looks_like_a_size(each)}
+    names = {name: f"GPU{at}" for at, (each, name) in enumerate(kept) if is_description(each)}
     return [each for each, _ in kept], names

@@ -18,6 +18,16 @@ __all__ = ["Facts", "nvidia_cards", "read_facts"]
 
 #: CAP_IPC_LOCK: locks memory without a limit.
 IPC_LOCK = 14
+#: Vendors of cards, as the PCI bus has them: NVIDIA; AMD and Intel.
+NVIDIA, OTHERS = "0x10de", ("0x1002", "0x8086")
+#: Environment variables that change what Vulkan shows.
+VULKAN = (
+    "GGML_DISABLE_VULKAN",
+    "GGML_VK_VISIBLE_DEVICES",
+    "VK_DRIVER_FILES",
+    "VK_ICD_FILENAMES",
+    "VK_LOADER_DRIVERS_SELECT",
+)
 #: Environment variables of OpenMP's that change how llama.cpp's threads run.
 OPENMP = (
     "OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY",
@@ -45,6 +55,15 @@ class Facts:
     libcuda: bool = False
     nvidia_nodes: dict[str, bool] = field(default_factory=dict)
     cuda_visible_devices: str | None = None
+
+    # what there is of Vulkan
+    vulkan_verdict: str = "out: MOEBIND_VULKAN=OFF"
+    vulkan_failure: str = ""
+    libvulkan: bool = False
+    vulkan_drivers: tuple[str, ...] = ()
+    other_cards: int = 0
+    render_nodes: dict[str, bool] = field(default_factory=dict)
+    vulkan_variables: dict[str, str] = field(default_factory=dict)
 
     # the processor
     architecture: str = "x86_64"
@@ -76,21 +95,23 @@ def read_facts() -> Facts:
                 for i in range(lib.ggml_backend_reg_count())
             )
         ),
-        cuda_verdict=decoded(lib.moebind_cuda_verdict()),
-        cuda_failure=decoded(lib.moebind_cuda_failure()),
+        cuda_verdict=decoded(lib.moebind_built(b"CUDA")),
+        cuda_failure=decoded(lib.moebind_unused(b"CUDA")),
         cpu_features=features_of(system_info()),
         cpu_variants=bool(glob.glob(f"{glob.escape(str(LIBRARIES))}/libggml-cpu-*.so")),
         devices=found,
         nvidia_cards=nvidia_cards(),
         nvidia_driver=driver_of(_read("/proc/driver/nvidia/version")),
         libcuda=_loads("libcuda.so.1"),
-        nvidia_nodes={
-            path: os.access(path, os.R_OK | os.W_OK)
-            for path in sorted(
-                glob.glob("/dev/nvidia[0-9]*") + glob.glob("/dev/nvidiactl") + glob.glob("/dev/nvidia-uvm")
-            )
-        },
+        nvidia_nodes=_usable("/dev/nvidia[0-9]*", "/dev/nvidiactl", "/dev/nvidia-uvm"),
         cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        vulkan_verdict=decoded(lib.moebind_built(b"Vulkan")),
+        vulkan_failure=decoded(lib.moebind_unused(b"Vulkan")),
+        libvulkan=_loads("libvulkan.so.1"),
+        vulkan_drivers=_vulkan_drivers(),
+        other_cards=_cards(*OTHERS),
+        render_nodes=_usable("/dev/dri/renderD*"),
+        vulkan_variables={name: os.environ[name] for name in VULKAN if name in os.environ},
         architecture=platform.machine(),
         cpu_flags=flags_of(_read("/proc/cpuinfo")),
         cores=os.cpu_count() or allowed,
@@ -170,11 +191,29 @@ def _core_quota() -> float | None:
 
 def nvidia_cards() -> int:
     """NVIDIA's display controllers and accelerators on the PCI bus."""
-    vendors = glob.glob("/sys/bus/pci/devices/*/vendor")
+    return _cards(NVIDIA)
+
+
+def _cards(*vendors: str) -> int:
+    """Display controllers and accelerators of these vendors."""
     return sum(
-        _read(path).strip() == "0x10de" and _read(f"{os.path.dirname(path)}/class").startswith("0x03")
-        for path in vendors
+        _read(path).strip() in vendors and _read(f"{os.path.dirname(path)}/class").startswith("0x03")
+        for path in glob.glob("/sys/bus/pci/devices/*/vendor")
     )
+
+
+def _usable(*patterns: str) -> dict[str, bool]:
+    """Device files, and whether this user may read and write them."""
+    paths = sorted(path for pattern in patterns for path in glob.glob(pattern))
+    return {path: os.access(path, os.R_OK | os.W_OK) for path in paths}
+
+
+def _vulkan_drivers() -> tuple[str, ...]:
+    """Names of the files that Vulkan's loader finds drivers by, wherever it looks when nothing else is said."""
+    homes = [os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share"), "/etc", "/usr/local/etc"]
+    homes += (os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share").split(":")
+    found = {os.path.basename(path) for home in homes for path in glob.glob(f"{glob.escape(home)}/vulkan/icd.d/*.json")}
+    return tuple(sorted(found))
 
 
 def _loads(library: str) -> bool:

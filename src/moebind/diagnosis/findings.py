@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import overload
 
 from moebind._core.version import __version__
+from moebind.backend.devices import of_one_card
 from moebind.diagnosis.facts import Facts, read_facts
 from moebind.enums import DeviceType
 from moebind.files.gguf import Gguf
@@ -170,6 +171,9 @@ def _summary(facts: Facts) -> Iterator[str]:
     yield f"CUDA is {facts.cuda_verdict}"
     driver = facts.nvidia_driver or ("unknown version" if facts.libcuda else "none")
     yield f"NVIDIA driver: {driver}; cards on the bus: {facts.nvidia_cards}"
+    yield f"Vulkan is {facts.vulkan_verdict}"
+    drivers = ", ".join(facts.vulkan_drivers) or "none"
+    yield f"Vulkan drivers: {drivers}; cards of AMD's and Intel's on the bus: {facts.other_cards}"
     for device in facts.devices:
         yield f"device {device.name}: {device.description}, {_size(device.memory_total)}, {device.type.name}"
     quota = "" if facts.core_quota is None else f", a quota of {facts.core_quota:g}"
@@ -243,6 +247,64 @@ def _no_cuda_device(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
         why = f"the driver {facts.nvidia_driver or ''} shows none: it may be older than the CUDA of this build"
         do = "see whether nvidia-smi works; a newer driver may be needed"
     yield Finding(what, why, do, Severity.WARNING)
+
+
+def _no_vulkan_in_the_build(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
+    if facts.vulkan_verdict.startswith("in") or not facts.other_cards:
+        return
+    yield Finding(
+        "there is a card of AMD's or Intel's, but this build of moebind has no Vulkan",
+        f"when moebind was built, Vulkan was {facts.vulkan_verdict}",
+        f"install what is missing, then {REBUILD} with -C cmake.define.MOEBIND_VULKAN=ON, which stops without it",
+        Severity.WARNING,
+    )
+
+
+def _no_vulkan_device(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
+    if not facts.vulkan_verdict.startswith("in") or any(device.backend == "Vulkan" for device in facts.devices):
+        return
+    variables = facts.vulkan_variables
+    chosen = [f"{name}={value}" for name, value in variables.items() if name != "GGML_DISABLE_VULKAN"]
+    closed = [path for path, usable in facts.render_nodes.items() if not usable]
+    if "GGML_DISABLE_VULKAN" in variables:
+        why, do = f"GGML_DISABLE_VULKAN is {variables['GGML_DISABLE_VULKAN']!r}", "unset it"
+    elif not facts.libvulkan:
+        why = f"there is no loader of Vulkan: {facts.vulkan_failure or 'libvulkan.so.1 cannot be loaded'}"
+        do = "install it, and the card's driver: packages libvulkan1 and, for AMD and Intel, mesa-vulkan-drivers"
+    elif facts.vulkan_failure and chosen:
+        why, do = f"{facts.vulkan_failure}; the environment has {', '.join(chosen)}", "unset it, or mend what it names"
+    elif not facts.vulkan_drivers:
+        why = f"there is no driver{f': {facts.vulkan_failure}' if facts.vulkan_failure else ''}"
+        do = "install the card's: package mesa-vulkan-drivers for AMD and Intel, NVIDIA's driver for theirs"
+    elif facts.vulkan_failure:
+        why, do = facts.vulkan_failure, "see whether vulkaninfo works; a newer driver may be needed"
+    elif closed:
+        why = f"this user may not read and write {', '.join(closed)}"
+        do = "change their permissions, or add the user to the group that has them (often render or video)"
+    elif not facts.render_nodes:
+        why = "there are no device files (/dev/dri/renderD*)"
+        do = "in a container, start it with them (docker run --device /dev/dri); elsewhere, load its kernel driver"
+    else:
+        why = f"the drivers ({', '.join(facts.vulkan_drivers)}) show no card that has what llama.cpp needs"
+        do = "see what vulkaninfo lists; a newer driver may be needed"
+    software = any(name.startswith("lvp_") for name in facts.vulkan_drivers)
+    yield Finding(
+        "Vulkan is built in, but there is no Vulkan device",
+        why,
+        do + (". GGML_VK_VISIBLE_DEVICES=0 uses the software driver, to try it out" if software and not chosen else ""),
+        Severity.WARNING if facts.other_cards else Severity.INFO,
+    )
+
+
+def _one_card_twice(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
+    doubled = of_one_card(facts.devices)
+    if doubled is not None:
+        first, second = doubled
+        yield Finding(
+            f"{first.name} and {second.name} are one card",
+            f"both are at {first.card} of the PCI bus",
+            f"nothing: {first.name} is used, which comes first; ModelParams(devices=...) with {second.name} uses that",
+        )
 
 
 def _load_will_warn(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
@@ -409,6 +471,9 @@ def _locked_memory(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Facts, PlannedLoad], Iterator[Finding]], ...] = (
     _no_cuda_in_the_build,
     _no_cuda_device,
+    _no_vulkan_in_the_build,
+    _no_vulkan_device,
+    _one_card_twice,
     _load_will_warn,
     _missing_instructions,
     _threads,

@@ -17,8 +17,9 @@ from moebind._core.progress import progress_bar
 from moebind.backend import rpc_servers
 from moebind.backend.devices import (
     Device,
-    cuda_state,
+    backend_state,
     describe,
+    for_tensor_split,
     fork_hint,
     init,
     leases,
@@ -325,10 +326,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
 def _devices_of(pointer: CData, params: ModelParams) -> list[CData]:
     """The devices that a ``llama_model`` has layers on; with ``SplitMode.TENSOR`` it has one that stands for all."""
     if params.split_mode == SplitMode.TENSOR:
-        if params.devices is not None:
-            return [native_device(device.name) for device in params.devices]
-        host = lib.ggml_backend_cpu_buffer_type()
-        return [each for each in native_devices() if lib.ggml_backend_dev_buffer_type(each) != host]
+        return for_tensor_split() if params.devices is None else [native_device(each.name) for each in params.devices]
     return [lib.moebind_model_device(pointer, i) for i in range(lib.moebind_model_n_devices(pointer))]
 
 
@@ -362,5 +360,6 @@ def _warn_without_device(params: ModelParams) -> None:
         _warned_no_device = True
         warn(
             f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. CUDA "
-            f"is {cuda_state()}{fork_hint()}. moebind.doctor() says what to do; set n_gpu_layers=0 if you want the CPU"
+            f"is {backend_state('CUDA')}, Vulkan is {backend_state('Vulkan')}{fork_hint()}. moebind.doctor() says what "
+            "to do; set n_gpu_layers=0 if you want the CPU"
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from moebind._core.native import CData, Hooks, ffi, lib
-from moebind.backend.devices import native_device
-from moebind.enums import ContextType, FlashAttnType, LoadMode
+from moebind.backend.devices import for_tensor_split, native_device
+from moebind.enums import ContextType, FlashAttnType, LoadMode, SplitMode
 from moebind.errors import ContextCreationError
 from moebind.files.metadata_overrides import native_kv_overrides
 from moebind.params import tensor_overrides
@@ -22,8 +22,10 @@ def native_model_params(
     keep: list[object] = [rules, hooks]
     if params.tensor_overrides:
         native.tensor_buft_overrides = rules.native
-    if params.devices is not None:
-        chosen = [native_device(device.name) for device in params.devices]
+    chosen = None if params.devices is None else [native_device(device.name) for device in params.devices]
+    if chosen is None and params.split_mode == SplitMode.TENSOR:
+        chosen = for_tensor_split() or None
+    if chosen is not None:
         native.devices = devices = ffi.new("ggml_backend_dev_t[]", [*chosen, ffi.NULL])
         keep.append(devices)
     if params.tensor_split is not None:

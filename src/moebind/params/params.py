@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from moebind._core import checks
 from moebind._core.native import lib
 from moebind._core.sizes import parse_size
-from moebind.backend.devices import Device
+from moebind.backend.devices import Device, check_cards
 from moebind.enums import (
     AttentionType,
     ContextType,
@@ -133,6 +133,7 @@ def _devices(name: str, value: Any) -> tuple[Device, ...] | None:
             raise ValueError(f"{name} holds the CPU, which takes what the others do not; [] keeps everything on it")
     if len({each.name for each in chosen}) != len(chosen):
         raise ValueError(f"{name} names a device twice: {', '.join(each.name for each in chosen)}")
+    check_cards(name, chosen)
     if len(chosen) >= lib.llama_max_devices():
         raise ValueError(f"{name} has {len(chosen)} devices; llama.cpp takes at most {lib.llama_max_devices() - 1}")
     return chosen

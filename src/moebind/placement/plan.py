@@ -12,7 +12,7 @@ from moebind._core import checks
 from moebind._core.native import CData, decoded, lib
 from moebind._core.sizes import parse_memory, show_size
 from moebind.backend.breakdown import HOST, PARTS, DeviceMemory, MemoryBreakdown
-from moebind.backend.devices import Device, native_device
+from moebind.backend.devices import Device, check_cards, native_device
 from moebind.backend.host_memory import HostMemory
 from moebind.enums import DeviceType, SplitMode
 from moebind.errors import MoebindError
@@ -20,6 +20,7 @@ from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.serialize import write
 from moebind.placement import advice
+from moebind.placement.described_devices import described_device
 from moebind.placement.header import Header, read_header
 from moebind.placement.simulation import MAPPED, simulate
 from moebind.placement.speed import Bandwidth, reads_text, tokens_per_second
@@ -337,7 +338,9 @@ def plan(
         Devices to plan for, instead of this machine's or those of ``model_params``: a :class:`Device`, or the size of
         one that need not exist here, in bytes or as text. ``["24GiB", "24GiB"]`` are two GPUs with the names ``GPU0``
         and ``GPU1``. In a plan they are what CUDA's devices are: they support every operation, have pinned memory on
-        the host, and with ``op_offload`` room for copies of experts from there. A driver's own memory is not counted.
+        the host, and with ``op_offload`` room for copies of experts from there. ``"vulkan:16GiB"`` is a device of
+        Vulkan's: the same, but memory is allocated in parts of at most 1 GiB, a tensor of 4 GiB or more stays on the
+        host, and a cache of a type that Vulkan does not write cannot be made. A driver's own memory is not counted.
         If ``model_params`` has devices, too, they say which of these are used.
         ``[]`` is a machine with a CPU alone.
     host
@@ -419,9 +422,10 @@ def device_list(devices: Sequence[Device | str | int] | None, params: ModelParam
                 raise ValueError("devices holds the CPU, which takes what the others do not")
             chosen.append(native_device(each.name))
         else:
-            chosen.append(lib.moebind_described_device(at, parse_memory(f"devices[{at}]", each, low=1)))
+            chosen.append(described_device(at, each))
     if len(set(chosen)) != len(chosen):
         raise ValueError("devices names a device twice")
+    check_cards("devices", [each for each in devices if isinstance(each, Device)])
     names = [decoded(lib.ggml_backend_dev_name(native)) for native in chosen]
     for device in params.devices or ():
         if device.name not in names:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from moebind._core import atomic_files, checks
-from moebind._core.native import lib
-from moebind._core.sizes import parse_memory, show_size
+from moebind._core.sizes import show_size
 from moebind._core.version import __version__
 from moebind.backend.devices import Device, describe, llama_cpp_version
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.serialize import device_of
+from moebind.placement.described_devices import described_device, is_description, written
 from moebind.placement.header import Header, read_header
 
 __all__ = ["Identity", "Saved"]
@@ -82,7 +82,7 @@ class Saved:
     identity : Identity or None
         The model.
     devices : tuple[str | int, ...] or None
-        Devices that were given: their names, or the sizes of those that were only described.
+        Devices that were given: their names, or the descriptions of those that need not be in this machine.
     host : int or None
         The memory of the host, if it was only described.
     budgets : Mapping[str, int]
@@ -198,11 +198,11 @@ class Saved:
                 f"{header.paths[0]} ({show_size(found.size)}) is another model: fit that one"
             )
 
-    def natives(self) -> list[Device | int] | None:
+    def natives(self) -> list[Device | str | int] | None:
         """The devices as :func:`moebind.plan` takes them."""
         if self.devices is None:
             return None
-        return [device_of(each) if isinstance(each, str) else each for each in self.devices]
+        return [each if _is_described(each) else device_of(str(each)) for each in self.devices]
 
 
 def read_for(source: str | os.PathLike[str], model: str | os.PathLike[str]) -> Saved:
@@ -241,13 +241,10 @@ def write(path: str | os.PathLike[str], content: Mapping[str, object]) -> None:
 
 
 def described(devices: Sequence[Device | str | int] | None) -> tuple[str | int, ...] | None:
-    """Devices as a file has them: their names, or the bytes of those that are only described."""
+    """Devices as a file has them: their names, or the descriptions of those that are only described."""
     if devices is None:
         return None
-    return tuple(
-        each.name if isinstance(each, Device) else parse_memory(f"devices[{at}]", each)
-        for at, each in enumerate(devices)
-    )
+    return tuple(each.name if isinstance(each, Device) else written(at, each) for at, each in enumerate(devices))
 
 
 def _with_devices(params: ModelParams, used: object, devices: Sequence[str | int] | None) -> ModelParams:
@@ -255,11 +252,15 @@ def _with_devices(params: ModelParams, used: object, devices: Sequence[str | int
     if devices is None or not isinstance(used, Sequence) or len(used) >= len(devices):
         return params
     there = [
-        device_of(each) if isinstance(each, str) else describe(at, lib.moebind_described_device(at, each))
+        describe(at, described_device(at, each)) if _is_described(each) else device_of(str(each))
         for at, each in enumerate(devices)
-        if (each if isinstance(each, str) else f"GPU{at}") in used
+        if (f"GPU{at}" if _is_described(each) else each) in used
     ]
     return params.with_devices(there)
+
+
+def _is_described(each: str | int) -> bool:
+    return isinstance(each, int) or is_description(each)
 
 
 def _device(at: int, value: object) -> str | int:

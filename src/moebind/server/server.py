@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks
 from moebind._core.sizes import parse_size
-from moebind.backend.devices import devices
+from moebind.backend.devices import devices, each_card_once
 from moebind.backend.loopback import worker_pids
 from moebind.enums import DeviceType
 from moebind.errors import ServerError
@@ -355,7 +355,7 @@ def _without_stand_ins(params: ModelParams) -> ModelParams:
     """With devices of their own, if this process has workers that stand in for some: these end with it."""
     if params.devices is not None or not worker_pids:
         return params
-    gpus = [each for each in devices() if each.type in {DeviceType.GPU, DeviceType.IGPU}]
+    gpus = [each for each in each_card_once(devices()) if each.type in {DeviceType.GPU, DeviceType.IGPU}]
     return params.with_devices([each for each in gpus if each.name not in worker_pids])
 
 

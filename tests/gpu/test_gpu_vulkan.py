@@ -1,0 +1,138 @@
+"""What only Vulkan has, on Mesa's software driver: limits that can be set, and drivers that are missing or broken.
+
+Limits come from the environment (``GGML_VK_FORCE_...``), so each test has a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from on_gpu import program
+
+from moebind import Device
+
+pytestmark = pytest.mark.software
+
+MIB = 2**20
+
+
+def test_memory_that_is_too_small_is_an_error_and_no_end(gpu: Device, demo_path: Path) -> None:
+    """No buffer may be larger than 32 MiB: there is room for the model without its experts, and not for all of it."""
+    [done] = program(
+        """
+device = holder.__enter__()
+def said_of(params, context_params):
+    try:
+        with Model.load_from_file(sys.argv[1], params) as model, model.new_context(context_params) as context:
+            return text(context)
+    except MoebindError as error:
+        return f"{type(error).__name__}: {error}"
+params = ModelParams(devices=(device,))
+print(json.dumps({
+    "cpu": said_of(cpu, small),
+    "all": said_of(params, small),
+    "cache": said_of(params.with_cpu_moe_all(), small.with_n_ctx(65536)),
+    "experts": said_of(params.with_cpu_moe_all(), small),
+}))
+""",
+        demo_path,
+        GGML_VK_FORCE_MAX_BUFFER_SIZE=str(32 * MIB),
+    )
+    assert done["all"].startswith("ModelLoadError")
+    assert f"unable to allocate {gpu.name} buffer" in done["all"]
+    assert "exceeds device buffer size limit" in done["all"]
+    assert done["cache"].startswith("ContextCreationError")
+    assert "exceeds device buffer size limit" in done["cache"]
+    assert done["experts"] == done["cpu"]
+
+
+def test_memory_in_parts(gpu: Device, demo_path: Path) -> None:
+    """A driver that gives at most 8 MiB at once: buffers have parts, and what is in them is the same."""
+    code = """
+device = holder.__enter__()
+params = ModelParams(devices=(device,))
+plan = moebind.plan(sys.argv[1], params, small)
+with Model.load_from_file(sys.argv[1], params) as model, model.new_context(small) as context:
+    held = context.memory_breakdown()
+    told = {"text": text(context)}
+parts = ("model", "context", "compute")
+told["planned"] = [getattr(plan.devices[0], part) for part in parts]
+told["held"] = [getattr(held.devices[0], part) for part in parts]
+print(json.dumps(told))
+"""
+    [whole] = program(code, demo_path)
+    [parts] = program(code, demo_path, GGML_VK_FORCE_MAX_ALLOCATION_SIZE=str(8 * MIB))
+    assert whole["text"] == parts["text"]
+    for told in (whole, parts):
+        for planned, held in zip(told["planned"], told["held"], strict=True):
+            assert abs(planned - held) <= max(0.01 * held, 4 * MIB), told
+
+
+def test_what_is_closed_is_given_back(gpu: Device, demo_path: Path) -> None:
+    """The driver's memory is the process's own."""
+    [done] = program(
+        """
+import psutil
+device = holder.__enter__()
+sizes = []
+for round in range(4):
+    with Model.load_from_file(sys.argv[1], ModelParams(devices=(device,))) as model:
+        with model.new_context(small) as context:
+            text(context, 2)
+            held = context.memory_breakdown().device_bytes
+    sizes.append(psutil.Process().memory_info().rss)
+print(json.dumps({"sizes": sizes, "held": held}))
+""",
+        demo_path,
+    )
+    # The first round loads the driver, and has it compile what it computes with.
+    assert done["sizes"][3] - done["sizes"][1] < done["held"]
+
+
+LISTS = """
+device = holder.__enter__()
+found = moebind.doctor()
+with Model.load_from_file(sys.argv[1], cpu) as model, model.new_context(small) as context:
+    written = len(text(context))
+print(json.dumps({
+    "devices": [each.name for each in moebind.devices()],
+    "doctor": str(found),
+    "written": written,
+}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "why"),
+    [
+        ({"GGML_DISABLE_VULKAN": "1"}, "GGML_DISABLE_VULKAN is '1'"),
+        ({"GGML_VK_VISIBLE_DEVICES": "7"}, "GGML_VK_VISIBLE_DEVICES has 7, and there are 1 devices, counted from 0"),
+        ({"GGML_VK_VISIBLE_DEVICES": ""}, "GGML_VK_VISIBLE_DEVICES="),
+        ({"VK_ICD_FILENAMES": "/nowhere/driver.json"}, "ErrorIncompatibleDriver"),
+    ],
+    ids=["turned off", "no such device", "none chosen", "no driver"],
+)
+def test_without_a_device_there_is_a_reason(
+    gpu: Device, demo_path: Path, environment: dict[str, str], why: str
+) -> None:
+    [done] = program(LISTS, demo_path, **environment)
+    assert gpu.name not in done["devices"]
+    assert why in done["doctor"]
+    assert done["written"] == 8
+
+
+@pytest.mark.parametrize("library", ["missing", "empty", "a text"])
+def test_a_broken_driver_is_no_driver(gpu: Device, demo_path: Path, tmp_path: Path, library: str) -> None:
+    broken = tmp_path / "libvulkan_broken.so"
+    if library != "missing":
+        broken.write_text("" if library == "empty" else "no library")
+    icd = tmp_path / "broken.json"
+    icd.write_text(
+        json.dumps({"file_format_version": "1.0.0", "ICD": {"library_path": str(broken), "api_version": "1.3.0"}})
+    )
+    [done] = program(LISTS, demo_path, VK_ICD_FILENAMES=str(icd))
+    assert gpu.name not in done["devices"]
+    assert "no Vulkan device" in done["doctor"]
+    assert done["written"] == 8
