@@ -95,12 +95,12 @@ def test_a_fit_takes_the_cache_from_the_budget(demo_path: Path, budget: str) -> 
     base = ModelParams(use_extra_bufts=False)
     fits = [
         moebind.fit(demo_path, memory=budget, n_ctx=512, devices=["1GiB"], model_params=base, moe_cache=size)
-        for size in (0, "100MiB")
+        for size in (0, "80MiB")
     ]
     assert [fit.plan.devices[0].total <= parse_size("budget", budget) for fit in fits] == [True, True]
     plain, cached = fits
     assert plain.context_params.moe_cache_size == plain.plan.devices[0].moe_cache == 0
-    assert 90 * 2**20 < cached.plan.devices[0].moe_cache <= 100 * 2**20
+    assert 70 * 2**20 < cached.plan.devices[0].moe_cache <= 80 * 2**20
     assert cached.plan.expert_bytes < plain.plan.expert_bytes
     assert "are a cache for experts that are in host memory" in cached.explanation
     again = moebind.plan(demo_path, cached.model_params, cached.context_params, devices=["1GiB"])
