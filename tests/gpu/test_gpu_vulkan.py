@@ -109,7 +109,7 @@ print(json.dumps({
     [
         ({"GGML_DISABLE_VULKAN": "1"}, "GGML_DISABLE_VULKAN is '1'"),
         ({"GGML_VK_VISIBLE_DEVICES": "7"}, "GGML_VK_VISIBLE_DEVICES has 7, and there are 1 devices, counted from 0"),
-        ({"GGML_VK_VISIBLE_DEVICES": ""}, "GGML_VK_VISIBLE_DEVICES="),
+        ({"GGML_VK_VISIBLE_DEVICES": ""}, "GGML_VK_VISIBLE_DEVICES is ''"),
         ({"VK_ICD_FILENAMES": "/nowhere/driver.json"}, "ErrorIncompatibleDriver"),
     ],
     ids=["turned off", "no such device", "none chosen", "no driver"],
