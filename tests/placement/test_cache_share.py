@@ -162,6 +162,11 @@ def test_misuse(demo_path: Path, recorder: RoutingRecorder, moe: Model) -> None:
             fit(moe_cache="auto", routing=recorder, bus=bus)
     with pytest.raises(ValueError, match="moe_cache"):
         fit(moe_cache="Auto")
+    prompt = RoutingRecorder(order=True)
+    with moe.new_context(SMALL.with_eval_callback(prompt)) as context:
+        context.decode(moebind.Batch.get_one([3] * 40))
+    with pytest.raises(ValueError, match="let the model write"):
+        fit(moe_cache="auto", routing=prompt)
     foreign = RoutingRecorder(order=True)
     with moe.new_context(SMALL.with_eval_callback(foreign)) as context:
         for _ in context.generate([1, 2, 3], max_tokens=2):

@@ -184,6 +184,8 @@ def _try(
         point = curve.at(size)
     except ValueError:
         return None
+    if not point.hits + point.misses:  # no batch was small enough for it
+        return None
     read = plan.bytes_per_token[plan.host.name]
     return _Candidate(
         plan, size, point.hit_rate, point.bytes_per_token, read - curve.active_bytes + point.bytes_per_token / bus

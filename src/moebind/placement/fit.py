@@ -390,7 +390,11 @@ def _check_routing(routing: RoutingRecorder | None, bus: float, *, auto: bool) -
         raise ValueError('routing is given, and moe_cache is not "auto": it is only asked how large a cache should be')
     if not bus:
         raise ValueError("bus is 0; it takes the bandwidth of the bus in multiples of host memory's, such as 0.5")
-    routing.cache_curve([2**62])  # whether it has recorded something, in order
+    if not routing.cache_curve([2**62])._in_all_layers:  # which also says whether something was recorded, in order
+        raise ValueError(
+            "routing has recorded no tokens but in batches that pass a cache by, such as a long prompt: let the model "
+            "write, too"
+        )
 
 
 def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: bool, cache: CacheShare) -> str:
@@ -413,6 +417,8 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     if len(plan.devices) == 1:
         why = f"{' and '.join(unused)} may take too little" if unused else "There is no other device"
         lines.append(f"{why}: everything is in host memory.")
+        if search.devices is None and not unused:
+            lines.append("Cards that are not here can be described, such as with devices=['12GiB'].")
     elif params.n_gpu_layers != model.n_gpu_layers:
         layers = plan.n_layer + plan.n_layer_nextn + 1
         lines.append(
