@@ -24,8 +24,6 @@ __all__ = ["Decoding"]
 
 #: Codes with which ``llama_decode`` leaves everything as it was: no room in the cache, and a batch that is not valid.
 _REFUSED = {1, -1}
-#: Codes of success, a full cache and an abort, which no error quotes the log for.
-_OWN_WORDS = {0, 1, 2}
 _ERROR, _INFO = lib.GGML_LOG_LEVEL_ERROR, lib.GGML_LOG_LEVEL_INFO
 
 
@@ -178,7 +176,7 @@ class Decoding(Outputs, KvCache):
     def _run(self, function: Any, native: CData, *arguments: Any) -> int:
         """Call a native function that computes, with everything that it uses."""
         lib.moebind_log_forget()  # an error quotes what was said of this batch
-        code = 0
+        level = _INFO  # an exception says it
         try:
             lib.moebind_log_hold()  # inside: Ctrl-C can come right after it
             if self._extra_locks:
@@ -188,9 +186,10 @@ class Decoding(Outputs, KvCache):
                     code = int(function(native, *arguments))
             else:
                 code = int(function(native, *arguments))
+            if code == 0:
+                level = _ERROR
         finally:
-            # As in log.quoted(): what an error will quote need not be logged as one, too.
-            lib.moebind_log_release(_ERROR if code in _OWN_WORDS else _INFO)
+            lib.moebind_log_release(level)
         # An eval callback that said stop at the last node did so after everything was computed.
         if code == 0 and self._hooks.eval is not None and lib.moebind_hooks_aborted(self._hooks.pointer):
             return 2
