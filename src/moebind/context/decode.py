@@ -10,6 +10,7 @@ import numpy as np
 
 from moebind._core import checks, log
 from moebind._core.native import CData, lib
+from moebind._core.shown import shown
 from moebind.context.batch import Batch
 from moebind.context.batch_ext import BatchExt
 from moebind.context.kv_cache import KvCache
@@ -108,7 +109,7 @@ class Decoding(Outputs, KvCache):
         """
         kind = checks.member("type", type, ProcessType)
         if not isinstance(batch, BatchExt):
-            raise TypeError(f"batch is {batch!r}; it takes a BatchExt; decode() takes a Batch")
+            raise TypeError(f"batch is {shown(batch)}; it takes a BatchExt; decode() takes a Batch")
         with self._exclusive() as native, batch._lock.held():
             if batch._context is not self:
                 raise BatchError("the batch was made for another context")
@@ -375,7 +376,7 @@ class Decoding(Outputs, KvCache):
 def _must_be_plain(batch: Batch) -> None:
     if not isinstance(batch, Batch):
         way = "process() takes it" if isinstance(batch, BatchExt) else "it takes a Batch, such as Batch.get_one(tokens)"
-        raise TypeError(f"batch is {batch!r}; {way}")
+        raise TypeError(f"batch is {shown(batch)}; {way}")
 
 
 def _refusal_message() -> str:
