@@ -25,12 +25,33 @@ llama_token moebind_likeliest(const float * logits, int32_t n) {
     return found == logits + n ? 0 : found - logits;  // NaN everywhere
 }
 
+namespace {
+
+// llama_decode, whose errors are logged as mere information if it fails: an exception says it then.
+int32_t quoted_decode(llama_context * ctx, const llama_batch & batch) {
+    struct held_log {
+        ggml_log_level level = GGML_LOG_LEVEL_INFO;
+        held_log() {
+            moebind_log_forget();
+            moebind_log_hold();
+        }
+        ~held_log() { moebind_log_release(level); }
+    } log;
+    const int32_t code = llama_decode(ctx, batch);
+    if (code == 0) {
+        log.level = GGML_LOG_LEVEL_ERROR;
+    }
+    return code;
+}
+
+}  // namespace
+
 int32_t moebind_step(llama_context * ctx, moebind_hooks * hooks, llama_batch batch, llama_token token, llama_pos pos,
                      llama_token * next) {
     batch.token[0] = token;
     batch.pos[0]   = pos;
     // Asked for before it began: not every device would look.
-    const int32_t code = moebind_hooks_aborted(hooks) ? 2 : llama_decode(ctx, batch);
+    const int32_t code = moebind_hooks_aborted(hooks) ? 2 : quoted_decode(ctx, batch);
     if (code == 0) {
         const float * logits = llama_get_logits_ith(ctx, -1);
         if (logits == nullptr) {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
+from collections.abc import AsyncIterator
 
 import bounds
 import numpy as np
@@ -10,7 +13,19 @@ import pytest
 from pooled import EMBEDDING, SEQUENCES, batch_of, pooled
 
 from conftest import EXACT, SMALL
-from moebind import Batch, BatchError, ClosedError, Context, DecodeError, Model, NoKvSlotError, PoolingType
+from moebind import (
+    AbortedError,
+    Batch,
+    BatchError,
+    BatchExt,
+    ClosedError,
+    Context,
+    DecodeError,
+    Model,
+    NoKvSlotError,
+    PoolingType,
+    lib,
+)
 
 REFUSED = (
     r"llama_decode returned -1: llama.cpp refused the batch: the tokens of sequence 0 in the input batch have "
@@ -102,6 +117,64 @@ def test_positions_that_do_not_continue(context: Context, caplog: pytest.LogCapt
     assert "\n  llama.cpp: " in str(caught.value)
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
     context.decode(Batch.get_one([4]))
+
+
+@pytest.mark.parametrize("way", ["decode", "process", "encode", "greedy", "sampled", "asynchronous", "interrupted"])
+def test_what_is_aborted_is_an_exception_only(
+    caplog: pytest.LogCaptureFixture, moe: Model, bert: Model, way: str
+) -> None:
+    calls = 0
+
+    def stop() -> bool:
+        nonlocal calls
+        calls += 1
+        if calls >= 0:
+            time.sleep(0.01)  # it is asked once in a while: at the next node, too
+        if way == "interrupted" and calls == 3:
+            raise KeyboardInterrupt
+        return calls >= 3  # the first is before it begins: in the middle
+
+    def begun() -> None:
+        nonlocal calls
+        calls = max(calls, 0)
+
+    async def read(pieces: AsyncIterator[object]) -> None:
+        async for _ in pieces:
+            begun()
+
+    model = bert if way == "encode" else moe
+    with model.new_context(SMALL.with_abort_callback(stop)) as context:
+        caplog.clear()
+        calls = -(10**9)
+        batch = Batch.get_one([5, 6, 7])
+        with pytest.raises(KeyboardInterrupt if way == "interrupted" else AbortedError):
+            if way in {"greedy", "sampled"}:
+                for _ in context.generate("the", temperature=0.0 if way == "greedy" else 2.0):
+                    begun()
+            elif way == "asynchronous":
+                asyncio.run(read(context.agenerate("the")))
+            elif way == "process":
+                extended = BatchExt(context)
+                extended.add(0, 0, token=5)
+                begun()
+                context.process(extended)
+            else:
+                begun()
+                (context.encode if way == "encode" else context.decode)(batch)
+        assert calls >= 3
+        calls = -(10**9)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_step_that_fails_quotes_what_was_said_of_it(caplog: pytest.LogCaptureFixture, moe: Model) -> None:
+    with moe.new_context(SMALL) as context:
+        pieces = context.generate("the")
+        next(pieces)
+        next(pieces)
+        lib.llama_memory_seq_rm(lib.llama_get_memory(context.native), 0, 2, -1)  # behind its back
+        with pytest.raises(DecodeError, match="llama.cpp: "):
+            next(pieces)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_encoding_takes_an_encoder(context: Context) -> None:

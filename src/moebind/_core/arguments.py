@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 
+from moebind._core.shown import shown
+
 __all__ = ["alike", "explained", "written_field"]
 
 P = ParamSpec("P")
@@ -77,9 +79,9 @@ def _refuse(
     fields: Mapping[type, str],
     other_names: Mapping[str, str],
 ) -> NoReturn:
-    begin = f"{call}() has no argument {name!r}"
+    begin = f"{call}() has no argument {shown(name)}"
     if name in other_names:
-        raise TypeError(f"{begin}; it is {other_names[name]!r} here")
+        raise TypeError(f"{begin}; it is {shown(other_names[name])} here")
     meant = alike(name, own)
     for closeness in (1.0, FIELD_ALIKE):
         for kind, written in fields.items():
@@ -112,6 +114,6 @@ def written_field(kind: type, name: str, value: object, closeness: float) -> str
         takes = any(
             each.kind is not each.KEYWORD_ONLY for each in list(inspect.signature(method).parameters.values())[1:]
         )
-        return f"{kind.__name__}().with_{name}({f'{value!r}' if takes else ''})"
+        return f"{kind.__name__}().with_{name}({f'{shown(value)}' if takes else ''})"
     found = alike(name, fields, closeness)
-    return f"{kind.__name__}({found}={value!r})" if found else ""
+    return f"{kind.__name__}({found}={shown(value)})" if found else ""

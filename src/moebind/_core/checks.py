@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
 import numpy as np
 
+from moebind._core.shown import shown
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 INT32_MAX = 2**31 - 1
 #: libllama takes thread counts as they come and ends the process when the system cannot start as many.
 THREADS_MAX = 512
+#: No system takes longer paths.
+PATH_MAX = 4096
 #: So many members of an enumeration are listed.
 _FEW = 12
 #: The beginning of addresses of files on the Hugging Face Hub, as for fsspec.
@@ -35,24 +39,24 @@ EnumT = TypeVar("EnumT", bound=IntEnum)
 def integer(name: str, value: SupportsIndex, low: int, high: int = INT32_MAX) -> int:
     """An integer (numpy's included, bool not) between ``low`` and ``high``, both allowed."""
     if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is {value!r}; it takes an integer")
+        raise TypeError(f"{name} is {shown(value)}; it takes an integer")
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes an integer") from None
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes an integer") from None
     if not low <= number <= high:
-        raise ValueError(f"{name} is {number}; it takes {low} to {high}")
+        raise ValueError(f"{name} is {shown(number)}; it takes {low} to {high}")
     return number
 
 
 def number(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite real number between ``low`` and ``high``, both allowed."""
     if isinstance(value, (bool, np.bool_, str, bytes)):
-        raise TypeError(f"{name} is {value!r}; it takes a number")
+        raise TypeError(f"{name} is {shown(value)}; it takes a number")
     try:
         result = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a number") from None
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes a number") from None
     except OverflowError:
         raise ValueError(f"{name} is too large for a float; it takes a finite number") from None
     if not math.isfinite(result):
@@ -67,23 +71,23 @@ def number(name: str, value: float, low: float = -math.inf, high: float = math.i
 def boolean(name: str, value: bool) -> bool:
     """True or False (numpy's included), nothing that is merely truthy."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes True or False")
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes True or False")
     return bool(value)
 
 
 def member(name: str, value: EnumT | int, kind: type[EnumT], allowed: Sequence[EnumT] | None = None) -> EnumT:
     """A member of ``kind``, or its number; ``allowed`` narrows it."""
     if isinstance(value, (bool, float, str)) or (isinstance(value, IntEnum) and not isinstance(value, kind)):
-        raise TypeError(f"{name} is {value!r}; it takes a member of {kind.__name__}{_meant(value, kind, allowed)}")
+        raise TypeError(f"{name} is {shown(value)}; it takes a member of {kind.__name__}{_meant(value, kind, allowed)}")
     members = list(kind.__members__.values()) if allowed is None else list(allowed)
     try:
         chosen = kind(operator.index(value))
     except TypeError:
         meant = _meant(value, kind, allowed)
-        raise TypeError(f"{name} is {value!r}; it takes a member of {kind.__name__}{meant}") from None
+        raise TypeError(f"{name} is {shown(value)}; it takes a member of {kind.__name__}{meant}") from None
     if chosen not in members:
         names = ", ".join(each.name for each in members)
-        raise ValueError(f"{name} is {value!r}; it takes one of {kind.__name__}: {names}")
+        raise ValueError(f"{name} is {shown(value)}; it takes one of {kind.__name__}: {names}")
     return chosen
 
 
@@ -105,7 +109,7 @@ def _meant(value: object, kind: type[EnumT], allowed: Sequence[EnumT] | None) ->
 def text(name: str, value: str) -> bytes:
     """A str as UTF-8, for a C string: no NUL, no lone surrogate."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a str")
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes a str")
     if "\0" in value:
         raise ValueError(f"{name} contains a NUL character at {value.index(chr(0))}, which a C string cannot hold")
     return utf8(name, value)
@@ -114,13 +118,13 @@ def text(name: str, value: str) -> bytes:
 def utf8(name: str, value: str) -> bytes:
     """A str as UTF-8, NUL allowed: for functions that take a length."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a str")
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes a str")
     try:
         return value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name} contains the lone surrogate {value[error.start]!r} at {error.start}, which UTF-8 cannot hold: "
-            "decode the text with the right encoding, or with errors='replace'"
+            f"{name} contains the lone surrogate {shown(value[error.start])} at {error.start}, which UTF-8 cannot "
+            "hold: decode the text with the right encoding, or with errors='replace'"
         ) from None
 
 
@@ -136,7 +140,7 @@ def nesting(text: str) -> int:
 def path(name: str, value: str | os.PathLike[str]) -> str:
     """A path as str, without NUL. A ``~`` at its beginning is the home folder, unless there is a file of that name."""
     if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a str or a path object")
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes a str or a path object")
     result = os.fspath(value)
     if isinstance(result, bytes):
         raise TypeError(f"{name} is a path of bytes; it takes one of str")
@@ -144,6 +148,8 @@ def path(name: str, value: str | os.PathLike[str]) -> str:
         raise ValueError(f"{name} contains a NUL character")
     if not result:
         raise ValueError(f"{name} is empty; it takes the path of a file")
+    if len(result) > PATH_MAX:
+        raise ValueError(f"{name} is {shown(result)}, {len(result)} characters; a path has at most {PATH_MAX}")
     if result.startswith("~") and not os.path.lexists(result.partition(os.sep)[0]):
         return os.path.expanduser(result)
     return result
@@ -161,9 +167,9 @@ def int32_array(name: str, value: object, low: int, high: int = INT32_MAX) -> ND
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{name} cannot be made into an array: {error}") from None
+        raise ValueError(f"{name} cannot be made into an array: {str(error)[:200]}") from None
     if array.ndim == 0:
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a sequence or array of integers")
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes a sequence or array of integers")
     if array.ndim != 1:
         raise ValueError(f"{name} has {array.ndim} dimensions; it takes one")
     if array.size == 0:
@@ -177,12 +183,21 @@ def int32_array(name: str, value: object, low: int, high: int = INT32_MAX) -> ND
     return np.ascontiguousarray(array, np.int32)
 
 
+def float32_array(name: str, value: object) -> NDArray[np.float32]:
+    """A contiguous float32 array of any shape, of whatever numpy makes one of."""
+    try:
+        return np.asarray(value, np.float32, order="C")
+    except (TypeError, ValueError, OverflowError) as error:
+        # numpy quotes the value, whole.
+        raise type(error)(f"{name} cannot be made into an array of numbers: {str(error)[:200]}") from None
+
+
 def octets(name: str, value: Buffer) -> memoryview:
     """A flat view of bytes, bytearray, memoryview or an array of bytes; of a copy if they are not contiguous."""
     try:
         view = memoryview(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes bytes") from None
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes bytes") from None
     if view.itemsize != 1 or view.format not in {"B", "b", "c"}:
-        raise TypeError(f"{name} has elements of format {view.format!r}; it takes bytes")
+        raise TypeError(f"{name} has elements of format {shown(view.format)}; it takes bytes")
     return view.cast("B") if view.c_contiguous and view.nbytes else memoryview(view.tobytes())

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from moebind._core.fork import held_during_fork
 from moebind._core.native import ffi, lib, read_log
+from moebind._core.shown import shown
 
 __all__ = ["logger", "quietly", "quoted", "recent", "recent_lines", "set_log"]
 
@@ -118,12 +119,14 @@ def set_log(level: str | int | None = "warning") -> None:
     if isinstance(level, str):
         names = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
         if level.lower() not in names:
-            raise ValueError(f"level is {level!r}; it takes one of {', '.join(names)}, a number of logging's, or None")
+            raise ValueError(
+                f"level is {shown(level)}; it takes one of {', '.join(names)}, a number of logging's, or None"
+            )
         level = names[level.lower()]
     elif isinstance(level, bool) or not isinstance(level, int):
-        raise TypeError(f"level is {level!r}; it takes a word, a number of logging's, or None")
-    shown = [native for native, number in _LEVELS.items() if number >= level]
-    lib.moebind_log_start(shown[0] if shown else lib.GGML_LOG_LEVEL_NONE)
+        raise TypeError(f"level is {shown(level)}; it takes a word, a number of logging's, or None")
+    passed = [native for native, number in _LEVELS.items() if number >= level]
+    lib.moebind_log_start(passed[0] if passed else lib.GGML_LOG_LEVEL_NONE)
     # Otherwise the root logger's level, WARNING, would hide what was just asked for.
     logger.setLevel(level)
     if level < logging.WARNING and not logger.hasHandlers():

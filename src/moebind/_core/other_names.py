@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 from moebind._core.native import lib
+from moebind._core.shown import shown
 
 __all__ = ["missing", "refuse_module_name"]
 
@@ -76,8 +77,8 @@ def refuse_module_name(name: str, known: Collection[str]) -> None:
     hint = _hint(name, here)
     if hint and _imports(2):
         # Python would replace an AttributeError by one of its own, without the hint.
-        raise ImportError(f"cannot import name {name!r} from 'moebind'{hint}")
-    raise AttributeError(f"module 'moebind' has no attribute {name!r}{hint}")
+        raise ImportError(f"cannot import name {shown(name)} from 'moebind'{hint}")
+    raise AttributeError(f"module 'moebind' has no attribute {shown(name)}{hint}")
 
 
 def _hint(name: str, known: Mapping[str, str]) -> str:

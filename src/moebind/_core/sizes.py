@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import SupportsIndex
 
 from moebind._core import checks
+from moebind._core.shown import shown
 
 __all__ = ["parse_memory", "parse_size", "show_size"]
 
@@ -27,7 +28,7 @@ def parse_size(name: str, value: SupportsIndex | str, low: int = 0) -> int:
     unit = _UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None:
         raise ValueError(
-            f"{name} is {value!r}; it takes a number of bytes, or a text such as '24GiB', '24G' or '512MB'"
+            f"{name} is {shown(value)}; it takes a number of bytes, or a text such as '24GiB', '24G' or '512MB'"
         )
     size = int(Decimal(match[1]) * unit)
     if not match[2] and 0 < size < 2**20:
@@ -50,7 +51,7 @@ def parse_memory(name: str, value: SupportsIndex | str, low: int = 0) -> int:
 
 def _without_unit(name: str, value: object, number: str) -> str:
     unit = "GiB" if Decimal(number) < 1024 else "MiB"
-    return f"{name} is {value!r}, which is so many bytes: give a unit, as in '{number}{unit}'"
+    return f"{name} is {shown(value)}, which is so many bytes: give a unit, as in '{number}{unit}'"
 
 
 def show_size(size: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from moebind._core.native import CData, decoded, ffi, lib
+from moebind._core.shown import shown
 from moebind._core.tables import Column, text_table
 from moebind.backend.devices import capacities
 from moebind.backend.host_memory import HostMemory, host_memory
@@ -106,7 +107,7 @@ class MemoryBreakdown:
     def reduction_vs(self, other: MemoryBreakdown) -> float:
         """How much less this holds on devices than ``other`` does, as a fraction of ``other``'s: 0.94 is 94 % saved."""
         if not isinstance(other, MemoryBreakdown):
-            raise TypeError(f"other is {other!r}; it takes a MemoryBreakdown")
+            raise TypeError(f"other is {shown(other)}; it takes a MemoryBreakdown")
         return 1.0 - self.device_bytes / other.device_bytes if other.device_bytes else 0.0
 
     def __str__(self) -> str:

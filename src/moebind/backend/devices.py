@@ -13,6 +13,7 @@ from moebind._core import checks
 from moebind._core.fork import held_during_fork
 from moebind._core.native import LIBRARIES, CData, decoded, ffi, lib
 from moebind._core.owner import Owner
+from moebind._core.shown import shown
 from moebind.enums import DeviceType, NumaStrategy
 from moebind.errors import MoebindError, NativeError
 
@@ -300,7 +301,7 @@ def native_device(name: str) -> CData:
     """The ``ggml_backend_dev_t`` of that name."""
     found = {decoded(lib.ggml_backend_dev_name(native)): native for native in native_devices()}
     if name not in found:
-        raise ValueError(f"there is no device {name!r}; there are {', '.join(found)}{fork_hint()}")
+        raise ValueError(f"there is no device {shown(name)}; there are {', '.join(found)}{fork_hint()}")
     return found[name]
 
 

@@ -16,6 +16,7 @@ from moebind._core import checks
 from moebind._core.arguments import explained
 from moebind._core.caller import warn
 from moebind._core.native import CData, decoded, ffi, lib
+from moebind._core.shown import shown
 from moebind.backend.devices import Device, describe, devices, init, lock, native_devices, users
 from moebind.errors import MoebindError, NativeError, RpcServerError
 
@@ -160,7 +161,9 @@ def _normalised(endpoint: str) -> str:
     checks.text("endpoint", endpoint)
     match = re.fullmatch(r"([^:\s]+):(\d{1,5})", endpoint)
     if match is None or not 0 < int(match[2]) < 65536:
-        raise ValueError(f"endpoint is {endpoint!r}; it takes 'host:port' with a port from 1 to 65535 (IPv4 or a name)")
+        raise ValueError(
+            f"endpoint is {shown(endpoint)}; it takes 'host:port' with a port from 1 to 65535 (IPv4 or a name)"
+        )
     return f"{match[1]}:{int(match[2])}"
 
 

@@ -18,6 +18,7 @@ from typing import SupportsIndex
 
 from moebind._core import checks
 from moebind._core.native import CData, decoded, ffi, lib
+from moebind._core.shown import shown
 from moebind.backend.devices import describe, each_card_once, native_device, native_devices
 from moebind.enums import DeviceType
 
@@ -84,7 +85,7 @@ def _chosen(names: Sequence[str] | None) -> list[CData]:
     known = {decoded(lib.ggml_backend_dev_name(device)): device for device in native_devices()}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"there is no device {unknown[0]!r}; there are {', '.join(known)}")
+        raise ValueError(f"there is no device {shown(unknown[0])}; there are {', '.join(known)}")
     return [known[name] for name in dict.fromkeys(names)]
 
 

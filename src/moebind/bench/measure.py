@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moebind._core.shown import shown
 from moebind.context.batch import Batch
 from moebind.context.context import Context
 from moebind.errors import MoebindError
@@ -216,7 +217,9 @@ def capture(
     room = context.n_ctx_seq - n_continued
     texts = [model.str_to_token(prompt)[:room] for prompt in prompts]
     if any(text.size == 0 for text in texts):
-        raise MoebindError(f"the tokenizer makes nothing of the prompt {prompts[[t.size for t in texts].index(0)]!r}")
+        raise MoebindError(
+            f"the tokenizer makes nothing of the prompt {shown(prompts[[t.size for t in texts].index(0)])}"
+        )
     chosen = spread(sum(text.size for text in texts), LOGITS_MAX // (2 * model.n_vocab))
     rows: list[NDArray[np.float16]] = []
     top: list[int] = []

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import SupportsIndex
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind._core.sizes import parse_memory, parse_size, show_size
 from moebind.files.gguf import Gguf
 from moebind.params.misplaced import explained_with_fields
@@ -50,9 +51,9 @@ class Placement:
 
     def __post_init__(self) -> None:
         if not checks.text("name", self.name).strip() or "\n" in self.name:
-            raise ValueError(f"name is {self.name!r}; it takes a line of text")
+            raise ValueError(f"name is {shown(self.name)}; it takes a line of text")
         if not isinstance(self.model_params, ModelParams):
-            raise TypeError(f"model_params is {self.model_params!r}; it takes ModelParams")
+            raise TypeError(f"model_params is {shown(self.model_params)}; it takes ModelParams")
         if self.model_params.vocab_only or self.model_params.no_alloc:
             raise ValueError("model_params has vocab_only or no_alloc: such a model cannot compute")
         if self.memory is not None:
@@ -90,7 +91,7 @@ class Placement:
         checks.text("placement", text)
         params = ModelParams() if model_params is None else model_params
         if not isinstance(params, ModelParams):
-            raise TypeError(f"model_params is {params!r}; it takes ModelParams")
+            raise TypeError(f"model_params is {shown(params)}; it takes ModelParams")
         kind, _, value = text.partition("=")
         if text == "all":
             return cls("all on the device", params)
@@ -100,7 +101,7 @@ class Placement:
             return cls("experts in host memory", params.with_cpu_moe_all())
         if kind in {"n-cpu-moe", "n-gpu-layers"}:
             if re.fullmatch(r"\d{1,9}", value, re.ASCII) is None:
-                raise ValueError(f"placement is {text!r}; {kind} takes a number of layers, such as {kind}=12")
+                raise ValueError(f"placement is {shown(text)}; {kind} takes a number of layers, such as {kind}=12")
             if kind == "n-gpu-layers":
                 return cls(f"n_gpu_layers({int(value)})", params.with_n_gpu_layers(int(value)))
             return cls(f"n_cpu_moe({int(value)})", params.with_n_cpu_moe(int(value)))
@@ -115,7 +116,7 @@ class Placement:
         if kind == "fit":
             size = parse_size("the size of fit", value, low=1)
             return cls(f"fit({show_size(size)})", params, size)
-        raise ValueError(f"placement is {text!r}; it takes one of {_FORMS}")
+        raise ValueError(f"placement is {shown(text)}; it takes one of {_FORMS}")
 
 
 @explained_with_fields()
@@ -154,11 +155,11 @@ def checked(placements: Sequence[Placement | str] | None, path: str) -> tuple[Pl
     if placements is None:
         return default_placements(path)
     if isinstance(placements, (str, Placement)) or not isinstance(placements, Sequence):
-        raise TypeError(f"placements is {placements!r}; it takes a list, such as ['all', 'cpu-moe']")
+        raise TypeError(f"placements is {shown(placements)}; it takes a list, such as ['all', 'cpu-moe']")
     found = []
     for each in placements:
         if not isinstance(each, (str, Placement)):
-            raise TypeError(f"placements holds {each!r}; it takes Placement objects, or texts for Placement.parse")
+            raise TypeError(f"placements holds {shown(each)}; it takes Placement objects, or texts for Placement.parse")
         found.append(Placement.parse(each) if isinstance(each, str) else each)
     if not found:
         raise ValueError("placements is empty; it takes at least one")

@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind.bench.plot import plot_rows
 from moebind.bench.rows import OffloadRow, OffloadRows, memory_record, read_row
 from moebind.bench.tables import markdown, plain
@@ -105,7 +106,7 @@ class OffloadReport(OffloadRows):
         try:
             data = json.loads(text)
             if data["form"] != FORM:
-                raise ValueError(f"its form is {data['form']!r}, and this moebind reads {FORM}")
+                raise ValueError(f"its form is {shown(data['form'])}, and this moebind reads {FORM}")
             rows = tuple(read_row(row) for row in data["rows"])
             return cls(rows, data["reference"], data["settings"], data["environment"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from moebind._core.shown import shown
 from moebind.backend.breakdown import PARTS, BufferMemory, DeviceMemory, MemoryBreakdown
 from moebind.backend.timings import MoeCacheStats
 from moebind.bench.agreement import Agreement
@@ -184,7 +185,7 @@ class OffloadRows:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise KeyError(f"there is no row {name!r}; there are {', '.join(row.name for row in self.rows)}")
+        raise KeyError(f"there is no row {shown(name)}; there are {', '.join(row.name for row in self.rows)}")
 
     @property
     def ok(self) -> bool:

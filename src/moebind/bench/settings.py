@@ -8,6 +8,7 @@ from typing import Any
 
 from moebind._core import checks
 from moebind._core.native import decoded, lib
+from moebind._core.shown import shown
 from moebind._core.sizes import parse_size
 from moebind.backend.devices import Device, capacities, local_gpus
 from moebind.backend.loopback import worker_pids
@@ -68,7 +69,7 @@ def checked_context(params: ContextParams | None, header: Gguf) -> ContextParams
     if params is None:
         return ContextParams(n_ctx=N_CTX)
     if not isinstance(params, ContextParams):
-        raise TypeError(f"context_params is {params!r}; it takes ContextParams")
+        raise TypeError(f"context_params is {shown(params)}; it takes ContextParams")
     if params.embeddings:
         raise ValueError("context_params has embeddings: such a context has no logits")
     if params.n_ctx:
@@ -82,7 +83,7 @@ def checked_prompts(prompts: Sequence[str] | None) -> tuple[str, ...]:
     if prompts is None:
         return AGREEMENT
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-        raise TypeError(f"prompts is {prompts!r}; it takes a list of texts")
+        raise TypeError(f"prompts is {shown(prompts)}; it takes a list of texts")
     for at, each in enumerate(prompts):
         if not checks.utf8(f"prompts[{at}]", each):
             raise ValueError(f"prompts[{at}] is empty")
@@ -102,7 +103,7 @@ def checked_devices(devices: Sequence[Device | str] | None, n_threads: int) -> t
             )
         return tuple({"kind": "local", "name": name} for name in gpus)
     if isinstance(devices, (str, Device)) or not isinstance(devices, Sequence):
-        raise TypeError(f"devices is {devices!r}; it takes a list, such as ['loopback']")
+        raise TypeError(f"devices is {shown(devices)}; it takes a list, such as ['loopback']")
     if not devices:
         raise ValueError("devices is empty; it takes at least one, or None for this machine's GPUs")
     return tuple(_device(at, each, n_threads, gpus) for at, each in enumerate(devices))
@@ -132,7 +133,7 @@ def _device(at: int, given: Device | str, n_threads: int, gpus: Sequence[str]) -
         size = parse_size(f"devices[{at}]", text, low=1)
     except ValueError:
         raise ValueError(
-            f"devices[{at}] is {text!r}; it takes 'loopback', a size such as '24GiB', 'HOST:PORT', or the name of a "
-            f"device: {', '.join(gpus) or 'this machine has none'}"
+            f"devices[{at}] is {shown(text)}; it takes 'loopback', a size such as '24GiB', 'HOST:PORT', or the name of "
+            f"a device: {', '.join(gpus) or 'this machine has none'}"
         ) from None
     return {"kind": "loopback", "memory": size, "n_threads": n_threads}

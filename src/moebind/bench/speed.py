@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import SupportsIndex
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
 from moebind.bench import environment
@@ -246,7 +247,7 @@ def batch(
     >>> print(moebind.bench.batch("moe.gguf", n_sequences=[1, 4]))
     """
     if isinstance(n_sequences, (str, bytes)) or not isinstance(n_sequences, Sequence):
-        raise TypeError(f"n_sequences is {n_sequences!r}; it takes a list of numbers, such as [1, 2, 4]")
+        raise TypeError(f"n_sequences is {shown(n_sequences)}; it takes a list of numbers, such as [1, 2, 4]")
     sizes = tuple(checks.integer(f"n_sequences[{at}]", each, 1, 256) for at, each in enumerate(n_sequences))
     if not sizes:
         raise ValueError("n_sequences is empty; it takes at least one number")
@@ -287,7 +288,7 @@ def _measure(
     wanted = ContextParams(n_ctx=_room(counts)) if context_params is None else context_params
     for name, value, needed in (("model_params", params, ModelParams), ("context_params", wanted, ContextParams)):
         if not isinstance(value, needed):
-            raise TypeError(f"{name} is {value!r}; it takes {needed.__name__}")
+            raise TypeError(f"{name} is {shown(value)}; it takes {needed.__name__}")
     if wanted.embeddings:
         raise ValueError("context_params has embeddings: such a context has no logits")
     parts = counts.warmup + counts.repeats

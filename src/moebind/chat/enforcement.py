@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TypeAlias, cast
 
 from moebind._core.native import ffi, lib
+from moebind._core.shown import shown
 from moebind.chat.demanded_calls import with_the_call_first
 from moebind.chat.named_templates import CHATML_TOOLS
 from moebind.chat.prompt import ChatPrompt
@@ -182,14 +183,14 @@ def unheld_arguments(grammar: str, name: str, parameters: Mapping[str, object]) 
         used = rules.get(_rule_of(key, rules, rf"{called}-arg-\d+"), "")
         references = re.findall(r"[a-zA-Z0-9-]+", _LITERAL.sub(" ", used))
         if any(each in _TYPED or each.endswith("-schema") for each in references):
-            yield from (f"{key!r}: {each}" for each in _lost(value))
+            yield from (f"{shown(key)}: {each}" for each in _lost(value))
         elif isinstance(value, Mapping) and (
             value.get("type", "string") != "string" or value.keys() - ANNOTATIONS - {"type"}
         ):
-            yield f"{key!r} may be any text or value: this template's calls hold it as it is"
+            yield f"{shown(key)} may be any text or value: this template's calls hold it as it is"
     for key in required:
         if key in properties and key and not _passes(grammar, [("", key)], root=root):
-            yield f"{key!r} may be left out"
+            yield f"{shown(key)} may be left out"
 
 
 def _lost(schema: object) -> list[str]:

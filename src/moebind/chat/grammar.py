@@ -9,6 +9,7 @@ import numpy as np
 
 from moebind._core import checks
 from moebind._core.native import ffi, lib
+from moebind._core.shown import shown
 from moebind.chat.demanded_calls import allows_text_before
 from moebind.chat.enforcement import allows_call, unheld_arguments
 from moebind.chat.messages import checked_tools
@@ -56,14 +57,14 @@ def schema_warnings(prompt: ChatPrompt, tools: Sequence[Mapping[str, object]] | 
         if not allows_call(prompt.grammar, name):
             if parameters:
                 yield (
-                    f"arguments of the tool {name!r} may not fit its schema, since nothing marks where this template's "
-                    "calls begin: check them, or demand a call with tool_choice='required'"
+                    f"arguments of the tool {shown(name)} may not fit its schema, since nothing marks where this "
+                    "template's calls begin: check them, or demand a call with tool_choice='required'"
                 )
             continue
         for clause in unheld_arguments(prompt.grammar, name, parameters):
             yield (
-                f"arguments of the tool {name!r} may not fit its schema, which a grammar cannot enforce: {clause}. "
-                "Check them, or change the schema"
+                f"arguments of the tool {shown(name)} may not fit its schema, which a grammar cannot enforce: "
+                f"{clause}. Check them, or change the schema"
             )
 
 
@@ -87,11 +88,11 @@ def grammar_sampler(model: ModelBase, prompt: ChatPrompt, preserved: frozenset[i
             lib.moebind_grammar_written(sampler._open(), checks.text("the prompt", prompt.generation_prompt))
         except NativeError as error:
             raise GrammarError(
-                f"the template begins the reply with {prompt.generation_prompt!r}, and llama.cpp's grammar for it says "
-                f"something else ({error.message}): pass use_grammar=False"
+                f"the template begins the reply with {shown(prompt.generation_prompt)}, and llama.cpp's grammar for it "
+                f"says something else ({error.message}): pass use_grammar=False"
             ) from None
-    shown = np.array(sorted(preserved), np.int32)
-    lib.moebind_grammar_show(sampler._open(), ffi.from_buffer("llama_token[]", shown), shown.size)
+    visible = np.array(sorted(preserved), np.int32)
+    lib.moebind_grammar_show(sampler._open(), ffi.from_buffer("llama_token[]", visible), visible.size)
     return sampler
 
 

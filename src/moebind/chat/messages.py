@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 from moebind._core import checks
+from moebind._core.shown import shown
 
 __all__ = [
     "INTEGER_MARK",
@@ -89,40 +90,35 @@ def checked_json(name: str, value: object, depth: int = 0, any_size: bool = Fals
         copy: dict[str, object] = {}
         for key, item in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"{name} has the key {key!r}; JSON's keys are str")
+                raise TypeError(f"{name} has the key {shown(key)}; JSON's keys are str")
             checks.utf8(f"a key of {name}", key)
-            copy[key] = checked_json(f"{name}[{key!r}]" if depth < 4 else name, item, depth + 1, any_size)
+            copy[key] = checked_json(f"{name}[{shown(key)}]" if depth < 4 else name, item, depth + 1, any_size)
         return copy
     if isinstance(value, (list, tuple)):
         return [
             checked_json(f"{name}[{index}]" if depth < 4 else name, item, depth + 1, any_size)
             for index, item in enumerate(value)
         ]
-    raise TypeError(f"{name} is {value!r} ({type(value).__name__}), which JSON cannot hold")
+    raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}), which JSON cannot hold")
 
 
 def _checked_list(name: str, value: object) -> Sequence[object]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} is {_shortened(value)}; it takes a list of dicts")
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes a list of dicts")
     return value
 
 
 def _checked_dict(name: str, value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name} is {_shortened(value)}; it takes a dict")
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes a dict")
     return value
 
 
 def _checked_text(name: str, value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{name} is {_shortened(value)}; it takes a str")
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes a str")
     checks.utf8(name, value)
     return str(value)
-
-
-def _shortened(value: object, typed: bool = True) -> str:
-    text = repr(value)
-    return f"{text[:60]}{'...' if len(text) > 60 else ''}{f' ({type(value).__name__})' if typed else ''}"
 
 
 def checked_messages(messages: object) -> list[dict[str, object]]:
@@ -159,7 +155,7 @@ def _checked_message(name: str, message: object) -> dict[str, object]:
     for key in ("reasoning_content", "name", "tool_call_id"):
         value = given.get(key)
         if value is not None:
-            checked[key] = _checked_text(f"{name}[{key!r}]", value)
+            checked[key] = _checked_text(f"{name}[{shown(key)}]", value)
     return checked
 
 
@@ -169,7 +165,7 @@ def _checked_part(name: str, part: object) -> dict[str, object]:
     # A media marker is text too, around which llama.cpp adds no line breaks.
     if not isinstance(kind, str) or kind not in {"text", "media_marker"}:
         raise ValueError(
-            f"{name} is of type {kind!r}; a chat template takes 'text' (images and sound are not supported yet)"
+            f"{name} is of type {shown(kind)}; a chat template takes 'text' (images and sound are not supported yet)"
         )
     return {"type": kind, "text": _checked_text(f"{name}['text']", given.get("text"))}
 
@@ -177,11 +173,11 @@ def _checked_part(name: str, part: object) -> dict[str, object]:
 def _checked_function(name: str, given: Mapping[str, object]) -> Mapping[str, object]:
     kind = given.get("type", "function")
     if kind != "function":
-        raise ValueError(f"{name} is of type {kind!r}; it takes 'function'")
+        raise ValueError(f"{name} is of type {shown(kind)}; it takes 'function'")
     if "function" not in given and "name" in given:
         raise ValueError(
             f"{name} has its 'name' outside 'function'; OpenAI's form is {{'type': 'function', 'function': "
-            f"{{'name': {_shortened(given['name'], False)}, ...}}}}"
+            f"{{'name': {shown(given['name'])}, ...}}}}"
         )
     return _checked_dict(f"{name}['function']", given.get("function"))
 
@@ -277,13 +273,13 @@ def checked_tool_choice(choice: object, tools: Sequence[Mapping[str, object]]) -
     form = "'auto', 'none', 'required' or {'type': 'function', 'function': {'name': ...}}"
     if isinstance(choice, str):
         if choice not in TOOL_CHOICES:
-            raise ValueError(f"tool_choice is {choice!r}; it takes {form}")
+            raise ValueError(f"tool_choice is {shown(choice)}; it takes {form}")
         return ToolChoice(choice)
     if not isinstance(choice, Mapping):
-        raise TypeError(f"tool_choice is {choice!r}; it takes {form}")
+        raise TypeError(f"tool_choice is {shown(choice)}; it takes {form}")
     name = _checked_text("tool_choice's name", _checked_function("tool_choice", choice).get("name"))
     known = [str(cast("Mapping[str, object]", tool["function"])["name"]) for tool in tools]
     if name not in known:
         listed = ", ".join(known) or "there are none"
-        raise ValueError(f"tool_choice names {name!r}, which is not among the tools: {listed}")
+        raise ValueError(f"tool_choice names {shown(name)}, which is not among the tools: {listed}")
     return ToolChoice("required", name)

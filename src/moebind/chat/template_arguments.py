@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind.chat.messages import checked_json
 
 __all__ = ["merged_arguments", "unread_arguments"]
@@ -27,14 +28,14 @@ def merged_arguments(kwargs: Mapping[str, object], reserved: Collection[str]) ->
     given = dict(kwargs)
     named = given.pop("template_kwargs", None)
     if named is not None and not isinstance(named, Mapping):
-        raise TypeError(f"template_kwargs is {named!r}; it takes a dict")
+        raise TypeError(f"template_kwargs is {shown(named)}; it takes a dict")
     for name, value in (named or {}).items():
         if not isinstance(name, str):
-            raise TypeError(f"template_kwargs has {name!r}; it takes names of the template's arguments")
+            raise TypeError(f"template_kwargs has {shown(name)}; it takes names of the template's arguments")
         if name in given:
-            raise TypeError(f"{name!r} is given as a keyword and in template_kwargs")
+            raise TypeError(f"{shown(name)} is given as a keyword and in template_kwargs")
         if name in reserved:
-            raise TypeError(f"template_kwargs has {name!r}, which the template gets from moebind")
+            raise TypeError(f"template_kwargs has {shown(name)}, which the template gets from moebind")
         given[name] = value
     for name in given:
         checks.text("the name of a template's argument", name)
@@ -42,7 +43,7 @@ def merged_arguments(kwargs: Mapping[str, object], reserved: Collection[str]) ->
         del given["enable_thinking"]  # as if it were not given
     thinking = given.get("enable_thinking", True)
     if not isinstance(thinking, bool):
-        raise TypeError(f"enable_thinking is {thinking!r}; it takes True or False")
+        raise TypeError(f"enable_thinking is {shown(thinking)}; it takes True or False")
     return {name: checked_json(name, value) for name, value in given.items()}
 
 
@@ -60,6 +61,6 @@ def unread_arguments(names: Iterable[str], sources: Iterable[str], own: Collecti
         alike = difflib.get_close_matches(name, own, 1, 0.85)
         if alike:
             raise TypeError(
-                f"there is no argument {name!r}, nor does the template mention one; did you mean {alike[0]!r}?"
+                f"there is no argument {shown(name)}, nor does the template mention one; did you mean {alike[0]!r}?"
             )
     return unread

@@ -16,6 +16,7 @@ from moebind._core import checks
 from moebind._core.caller import warn
 from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, decoded, ffi, lib, own
+from moebind._core.shown import shown
 from moebind.chat.continuation import continued
 from moebind.chat.enforcement import Orders, held, holdable, names_of
 from moebind.chat.messages import (
@@ -92,7 +93,8 @@ class ChatTemplates(ModelBase):
         found = lib.llama_model_chat_template(self._open(), encoded)
         if not found:
             raise ChatTemplateError(
-                f"{self.path} has no chat template{'' if name is None else f' named {name!r}'}{self._other_templates()}"
+                f"{self.path} has no chat "
+                f"template{'' if name is None else f' named {shown(name)}'}{self._other_templates()}"
             )
         return decoded(found)
 
@@ -290,7 +292,7 @@ class ChatTemplates(ModelBase):
             _check_builtin(template, request)
         native = self._template(template)
         for name in unread_arguments(arguments, self._sources(template), RENDERING):
-            warn(f"the chat template does not mention the argument {name!r}, and ignores it")
+            warn(f"the chat template does not mention the argument {shown(name)}, and ignores it")
         orders: Orders = {} if read is None else read.orders
         held_to = bool(wanted) and bool(request["json_schema"] or chosen.kind != "none")
         if wanted and held_to:
@@ -475,16 +477,16 @@ def _check_builtin(name: str | None, request: Mapping[str, object]) -> None:
     for key in ("tools", "json_schema", "continue_final_message"):
         if request[key]:
             raise ChatTemplateError(
-                f"the template {name!r} is llama.cpp's own code, which does not know {key}: "
+                f"the template {shown(name)} is llama.cpp's own code, which does not know {key}: "
                 f"template={CHATML_TOOLS!r} does"
             )
     if "\\u0000" in json.dumps(request["messages"]).replace("\\\\", ""):
-        raise ValueError(f"messages contain a NUL character, which the template {name!r} cannot hold")
+        raise ValueError(f"messages contain a NUL character, which the template {shown(name)} cannot hold")
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r}; it takes one of {', '.join(allowed)}")
+        raise TypeError(f"{name} is {shown(value)}; it takes one of {', '.join(allowed)}")
     if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it takes one of {', '.join(allowed)}")
+        raise ValueError(f"{name} is {shown(value)}; it takes one of {', '.join(allowed)}")
     return value

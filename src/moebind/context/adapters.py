@@ -10,6 +10,7 @@ import numpy as np
 from moebind._core import checks, log
 from moebind._core.context_base import ContextBase
 from moebind._core.native import CData, ffi, lib
+from moebind._core.shown import shown
 from moebind.errors import LoraError, MoebindError, NativeError
 from moebind.model.adapters import LoraAdapter
 from moebind.model.hyperparameters import Hyperparameters
@@ -53,11 +54,11 @@ class Adapters(ContextBase):
         Uses ``llama_set_adapters_lora``. Graphs and scratch memory are rebuilt here, not in the next ``decode``.
         """
         if not isinstance(adapters, Mapping):
-            raise TypeError(f"adapters is {adapters!r}; it takes a mapping of adapters to scales")
+            raise TypeError(f"adapters is {shown(adapters)}; it takes a mapping of adapters to scales")
         wanted: list[tuple[CData, float]] = []
         for adapter, scale in adapters.items():
             if not isinstance(adapter, LoraAdapter):
-                raise TypeError(f"adapters has the key {adapter!r}; it takes a LoraAdapter")
+                raise TypeError(f"adapters has the key {shown(adapter)}; it takes a LoraAdapter")
             factor = checks.number("scale", scale, -_FLOAT_MAX, _FLOAT_MAX)
             if adapter._model is not self._model:
                 raise LoraError(f"{adapter!r} is of another model; load it with this context's model")
@@ -143,7 +144,7 @@ def _vectors(data: ArrayLike, n_layer: int, n_embd: int) -> NDArray[np.float32]:
     try:
         given = np.asarray(data)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"data cannot be made into an array: {error}") from None
+        raise ValueError(f"data cannot be made into an array: {str(error)[:200]}") from None
     if given.dtype.kind not in "fiu":
         raise TypeError(f"data has dtype {given.dtype}; it takes numbers")
     if given.shape not in {(n_layer, n_embd), (n_layer - 1, n_embd)}:

@@ -12,6 +12,7 @@ import numpy as np
 
 from moebind._core import checks
 from moebind._core.native import CData, ffi, lib, own
+from moebind._core.shown import shown
 from moebind.context.outputs import Outputs
 from moebind.errors import SamplerError
 from moebind.sampling.sampler import Sampler
@@ -32,7 +33,7 @@ def checked_chains(
     if samplers is None:
         return {}
     if not isinstance(samplers, Mapping):
-        raise TypeError(f"samplers is {samplers!r}; it takes a mapping from sequence to chain")
+        raise TypeError(f"samplers is {shown(samplers)}; it takes a mapping from sequence to chain")
     n_batch = min(params.n_ctx or model.n_ctx_train, params.n_batch)
     chains = {}
     for seq_id, chain in samplers.items():
@@ -53,7 +54,7 @@ def outputs_per_sequence(params: ContextParams, n_batch: int) -> int:
 def check_chain(chain: Sampler, n_outputs: int, n_vocab: int) -> None:
     """Check that a chain can run in a graph; libllama only asserts it, some of it in the middle of a decode."""
     if not isinstance(chain, Sampler):
-        raise TypeError(f"sampler is {chain!r}; it takes a chain of samplers")
+        raise TypeError(f"sampler is {shown(chain)}; it takes a chain of samplers")
     if not lib.llama_sampler_chain_get(chain._open(), -1):
         raise SamplerError(f"{chain!r} is not a chain: put it into one, Sampler.chain([...])")
     if chain._is_part:

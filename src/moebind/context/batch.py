@@ -128,7 +128,7 @@ class Batch(OfThisProcess):
         BatchError
             If the array is empty or of another shape.
         """
-        rows = np.ascontiguousarray(embeddings, np.float32)
+        rows = checks.float32_array("embeddings", embeddings)
         if rows.ndim != 2 or 0 in rows.shape:
             raise BatchError(f"embeddings has the shape {rows.shape}; it takes (n, n_embd_inp), both at least 1")
         batch = cls(rows.shape[0])

@@ -11,6 +11,7 @@ from moebind._core import checks
 from moebind._core.context_base import ContextBase
 from moebind._core.native import ffi, lib, own
 from moebind._core.owner import CallLock, Owner
+from moebind._core.shown import shown
 from moebind.context.batch import POS_MAX
 from moebind.enums import RopeType
 from moebind.errors import BatchError
@@ -52,7 +53,7 @@ class BatchExt(Owner):
 
     def __init__(self, context: ContextBase) -> None:
         if not isinstance(context, ContextBase):
-            raise TypeError(f"context is {context!r}; it takes the Context that will process the batch")
+            raise TypeError(f"context is {shown(context)}; it takes the Context that will process the batch")
         with context._exclusive() as native:
             model = context._model
             self._context = context
@@ -231,7 +232,7 @@ def _vector(name: str, numbers: ArrayLike) -> NDArray[np.float32]:
     try:
         array = np.asarray(numbers)
     except ValueError as error:
-        raise BatchError(f"{name} cannot be made into an array: {error}") from None
+        raise BatchError(f"{name} cannot be made into an array: {str(error)[:200]}") from None
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name} has dtype {array.dtype}; it takes numbers")
     if array.ndim not in {1, 2} or not array.size:

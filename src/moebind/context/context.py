@@ -10,6 +10,7 @@ from moebind._core import checks, log
 from moebind._core.native import Hooks, ffi, lib, own
 from moebind._core.other_names import missing
 from moebind._core.owner import CallLock
+from moebind._core.shown import shown
 from moebind.backend import rpc_servers
 from moebind.backend.breakdown import MemoryBreakdown, read_breakdown
 from moebind.backend.threadpool import ThreadPool
@@ -62,9 +63,9 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
         self, model: Model, params: ContextParams, ctx_other: Context | None, samplers: Mapping[int, Sampler] | None
     ) -> None:
         if not isinstance(params, ContextParams):
-            raise TypeError(f"params is {params!r}; it takes ContextParams, such as ContextParams(n_ctx=4096)")
+            raise TypeError(f"params is {shown(params)}; it takes ContextParams, such as ContextParams(n_ctx=4096)")
         if ctx_other is not None and not isinstance(ctx_other, Context):
-            raise TypeError(f"ctx_other is {ctx_other!r}; it takes a Context")
+            raise TypeError(f"ctx_other is {shown(ctx_other)}; it takes a Context")
         opened = model._open()  # once: another thread may close it
         chains = checked_chains(samplers, params, model)
         native, keep = native_context_params(model, params, chains, ctx_other)
@@ -245,7 +246,7 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
         pools = [pool] if pool_batch is None else [pool, pool_batch]
         for each in pools:
             if not isinstance(each, ThreadPool):
-                raise TypeError(f"pool is {each!r}; it takes a ThreadPool")
+                raise TypeError(f"pool is {shown(each)}; it takes a ThreadPool")
         with self._exclusive() as native:
             pointers = [each._open() for each in pools]
             for each, pointer in zip(pools, pointers, strict=True):

@@ -96,7 +96,7 @@ class Conversation(Generation):
         >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
         >>> print(context.chat(messages, max_tokens=32).complete()["content"])
         """
-        refuse("chat", Conversation.chat, unknown, ". Arguments of the template go into template_kwargs={{{!r}: ...}}")
+        refuse("chat", Conversation.chat, unknown, ". Arguments of the template go into template_kwargs={{{}: ...}}")
         settings = Settings(temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed)
         model = self._model
         enforced = checks.boolean("use_grammar", use_grammar)
@@ -127,7 +127,7 @@ class Conversation(Generation):
             stop=stop,
             logprobs=logprobs,
             grammar=grammar,
-            shown=preserved,
+            preserved=preserved,
             more_stops=[text for text in prompt.additional_stops if text],
         )
         return ChatReply._of(prompt, *self._generate(request, seq_id, reuse_prefix))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from moebind._core import log
 from moebind._core.context_base import ContextBase
 from moebind._core.native import CData, ffi, lib, own
+from moebind._core.shown import shown
 from moebind._core.sizes import show_size
 from moebind.backend.breakdown import DeviceMemory, read_breakdown
 from moebind.context.moe_cache import check_moe_cache
@@ -39,7 +40,7 @@ def native_context_params(
 ) -> tuple[CData, list[object]]:
     """``llama_context_params`` from ours, after the checks that need the model, and what they point to."""
     if not isinstance(params, ContextParams):
-        raise TypeError(f"params is {params!r}; it takes ContextParams")
+        raise TypeError(f"params is {shown(params)}; it takes ContextParams")
     if model._without_weights == "vocab_only":
         raise ContextCreationError("the model was loaded with vocab_only: it has no weights for a context")
     n_ctx = params.n_ctx or model.n_ctx_train

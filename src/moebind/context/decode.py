@@ -10,6 +10,7 @@ import numpy as np
 
 from moebind._core import checks, log
 from moebind._core.native import CData, lib
+from moebind._core.shown import shown
 from moebind.context.batch import Batch
 from moebind.context.batch_ext import BatchExt
 from moebind.context.kv_cache import KvCache
@@ -24,8 +25,6 @@ __all__ = ["Decoding"]
 
 #: Codes with which ``llama_decode`` leaves everything as it was: no room in the cache, and a batch that is not valid.
 _REFUSED = {1, -1}
-#: Codes of success, a full cache and an abort, which no error quotes the log for.
-_OWN_WORDS = {0, 1, 2}
 _ERROR, _INFO = lib.GGML_LOG_LEVEL_ERROR, lib.GGML_LOG_LEVEL_INFO
 
 
@@ -110,7 +109,7 @@ class Decoding(Outputs, KvCache):
         """
         kind = checks.member("type", type, ProcessType)
         if not isinstance(batch, BatchExt):
-            raise TypeError(f"batch is {batch!r}; it takes a BatchExt; decode() takes a Batch")
+            raise TypeError(f"batch is {shown(batch)}; it takes a BatchExt; decode() takes a Batch")
         with self._exclusive() as native, batch._lock.held():
             if batch._context is not self:
                 raise BatchError("the batch was made for another context")
@@ -178,7 +177,7 @@ class Decoding(Outputs, KvCache):
     def _run(self, function: Any, native: CData, *arguments: Any) -> int:
         """Call a native function that computes, with everything that it uses."""
         lib.moebind_log_forget()  # an error quotes what was said of this batch
-        code = 0
+        level = _INFO  # an exception says it
         try:
             lib.moebind_log_hold()  # inside: Ctrl-C can come right after it
             if self._extra_locks:
@@ -188,9 +187,10 @@ class Decoding(Outputs, KvCache):
                     code = int(function(native, *arguments))
             else:
                 code = int(function(native, *arguments))
+            if code == 0:
+                level = _ERROR
         finally:
-            # As in log.quoted(): what an error will quote need not be logged as one, too.
-            lib.moebind_log_release(_ERROR if code in _OWN_WORDS else _INFO)
+            lib.moebind_log_release(level)
         # An eval callback that said stop at the last node did so after everything was computed.
         if code == 0 and self._hooks.eval is not None and lib.moebind_hooks_aborted(self._hooks.pointer):
             return 2
@@ -376,7 +376,7 @@ class Decoding(Outputs, KvCache):
 def _must_be_plain(batch: Batch) -> None:
     if not isinstance(batch, Batch):
         way = "process() takes it" if isinstance(batch, BatchExt) else "it takes a Batch, such as Batch.get_one(tokens)"
-        raise TypeError(f"batch is {batch!r}; {way}")
+        raise TypeError(f"batch is {shown(batch)}; {way}")
 
 
 def _refusal_message() -> str:

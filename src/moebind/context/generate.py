@@ -11,6 +11,7 @@ import numpy as np
 
 from moebind._core import checks
 from moebind._core.native import CData, lib
+from moebind._core.shown import shown
 from moebind.context.batch import Batch
 from moebind.context.decode import Decoding
 from moebind.context.pieces import Piece, Pieces, Record, Writer
@@ -33,9 +34,9 @@ __all__ = ["Generation", "Request"]
 class Request:
     """A text that is asked for: the arguments of :meth:`moebind.Context.generate`, checked.
 
-    ``sampler`` makes what chooses; None is the sequence's backend sampler, or always the likeliest token. ``shown`` are
-    special tokens whose text is given out. ``n_top`` is how many tokens a piece's ``top`` has; None: no probabilities
-    either.
+    ``sampler`` makes what chooses; None is the sequence's backend sampler, or always the likeliest token. ``preserved``
+    are special tokens whose text is given out. ``n_top`` is how many tokens a piece's ``top`` has; None: no
+    probabilities either.
     """
 
     tokens: NDArray[np.int32]
@@ -43,11 +44,11 @@ class Request:
     stops: Stops
     sampler: Callable[[], Sampler | None]
     n_top: int | None
-    shown: frozenset[int] = frozenset()
+    preserved: frozenset[int] = frozenset()
 
     def writer(self, context: Generation) -> Writer:
         """What turns its tokens into pieces."""
-        return Writer(context._model, self.tokens.size, context._length_max, self.limit, self.stops, self.shown)
+        return Writer(context._model, self.tokens.size, context._length_max, self.limit, self.stops, self.preserved)
 
 
 def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
@@ -277,7 +278,7 @@ class Generation(Decoding):
         json_schema: Mapping[str, object] | str | None = None,
         logprobs: bool | SupportsIndex | None = None,
         grammar: Sampler | None = None,
-        shown: frozenset[int] = frozenset(),
+        preserved: frozenset[int] = frozenset(),
         more_stops: Sequence[str] = (),
         seed_offset: int = 0,
         copies: bool = False,
@@ -288,7 +289,7 @@ class Generation(Decoding):
         """
         settings.alone(sampler)
         limit, n_top = self._checked_choice(sampler, max_tokens, logprobs)
-        stops = checked_stops(self._model, stop, shown, more_stops)
+        stops = checked_stops(self._model, stop, preserved, more_stops)
         tokens = self._prompt_tokens(prompt)
         if json_schema is not None:
             grammar = Sampler.json_schema(self._model, json_schema)
@@ -301,7 +302,7 @@ class Generation(Decoding):
                 return chosen
             return behind(grammar.clone() if copies else grammar, chosen, own=copies or chain is not None)
 
-        return Request(tokens, limit, stops, make, n_top, shown)
+        return Request(tokens, limit, stops, make, n_top, preserved)
 
     def _checked_choice(
         self, sampler: Sampler | None, max_tokens: SupportsIndex | None, logprobs: bool | SupportsIndex | None
@@ -309,7 +310,7 @@ class Generation(Decoding):
         """What of these does not depend on the prompt: ``max_tokens``, and how many tokens a piece's ``top`` has."""
         if sampler is not None:
             if not isinstance(sampler, Sampler):
-                raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
+                raise TypeError(f"sampler is {shown(sampler)}; it takes a Sampler")
             sampler._must_choose()
         return checked_limit(max_tokens), checked_logprobs(logprobs, self._model.n_vocab)
 

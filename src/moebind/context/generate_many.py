@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from moebind._core.native import CData, ffi, lib
+from moebind._core.shown import shown
 from moebind.context.batch import Batch
 from moebind.context.generate import Generation, Request
 from moebind.context.pieces import Completion, Piece, Record
@@ -204,7 +205,7 @@ class BatchedGeneration(Generation):
         """
         refuse("generate_many", BatchedGeneration.generate_many, unknown)
         if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
-            raise TypeError(f"prompts is {prompts!r}; it takes a list of prompts, or another iterable")
+            raise TypeError(f"prompts is {shown(prompts)}; it takes a list of prompts, or another iterable")
         common: dict[str, Any] = {
             "sampler": sampler,
             "max_tokens": max_tokens,
@@ -258,7 +259,7 @@ class BatchedGeneration(Generation):
             own = dict(prompt)
             unknown = [name for name in own if name != "prompt" and name not in _OWN]
             if unknown or "prompt" not in own:
-                wrong = f"has {unknown[0]!r}" if unknown else "has no 'prompt'"
+                wrong = f"has {shown(unknown[0])}" if unknown else "has no 'prompt'"
                 hint = "; a chat is a list of messages" if {"role", "content"} & own.keys() else ""
                 raise TypeError(f"prompts[{at}] {wrong}: a prompt's dict takes 'prompt' and {', '.join(_OWN)}{hint}")
             prompt = own.pop("prompt")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from moebind._core.shown import shown
 from moebind.context.async_generation import AsyncChatReply, AsyncGeneration, AsyncPieces, with_arguments_of
 from moebind.context.asynchronous import Leave
 from moebind.context.context import Context
@@ -41,11 +42,11 @@ class ContextPool:
 
     def __init__(self, contexts: Iterable[Context]) -> None:
         if isinstance(contexts, Context) or not isinstance(contexts, Iterable):
-            raise TypeError(f"contexts is {contexts!r}; it takes a list of contexts")
+            raise TypeError(f"contexts is {shown(contexts)}; it takes a list of contexts")
         self._contexts = tuple(contexts)
         for context in self._contexts:
             if not isinstance(context, Context):
-                raise TypeError(f"contexts holds {context!r}; it takes contexts, which Model.new_context makes")
+                raise TypeError(f"contexts holds {shown(context)}; it takes contexts, which Model.new_context makes")
             context._open()
         if not self._contexts:
             raise ValueError("contexts is empty; a pool takes at least one")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 import numpy as np
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind.context.pieces import TokenLogprob
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def checked_logprobs(logprobs: bool | SupportsIndex | None, n_vocab: int) -> int
     if logprobs is None or isinstance(logprobs, (bool, np.bool_)):
         return 0 if logprobs else None
     if not isinstance(logprobs, SupportsIndex):
-        raise TypeError(f"logprobs is {logprobs!r} ({type(logprobs).__name__}); it takes True, False, or a number")
+        raise TypeError(f"logprobs is {shown(logprobs)} ({type(logprobs).__name__}); it takes True, False, or a number")
     count = checks.integer("logprobs", logprobs, -checks.INT32_MAX)
     if not 1 <= count <= n_vocab:
         raise ValueError(

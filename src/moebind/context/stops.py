@@ -9,6 +9,7 @@ from typing import SupportsIndex, TypeAlias
 import numpy as np
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind.enums import TokenAttr
 from moebind.model.vocab import Vocabulary
 
@@ -40,9 +41,9 @@ class StopStrings:
             at, self.came = min(found, key=lambda one: one[0])
             return text[:at], True
         keep = max(self._overlap(text, each) for each in self._stop)
-        shown = len(text) - keep
-        self._held = text[shown:]
-        return text[:shown], False
+        ready = len(text) - keep
+        self._held = text[ready:]
+        return text[:ready], False
 
     def flush(self) -> str:
         """Give the text that was held back, when nothing follows."""
@@ -69,51 +70,52 @@ class Stops:
 def checked_stops(
     model: Vocabulary,
     stop: Stop | Sequence[Stop] | None,
-    shown: frozenset[int] = frozenset(),
+    preserved: frozenset[int] = frozenset(),
     more: Sequence[str] = (),
 ) -> Stops:
     """``stop`` of everything that generates, None for none, and ``more`` that a template adds.
 
-    A control token has no text that is given out, unless it is among ``shown``, so its text as a stop is that token.
+    A control token has no text that is given out, unless it is among ``preserved``, so its text as a stop is that
+    token.
     """
     if isinstance(stop, (str, int, np.integer)):
         stop = [stop]
     elif isinstance(stop, (bytes, Mapping)) or not isinstance(stop, (Iterable, type(None))):
-        raise TypeError(f"stop is {stop!r} ({type(stop).__name__}); it takes texts, and ids of tokens, or None")
+        raise TypeError(f"stop is {shown(stop)} ({type(stop).__name__}); it takes texts, and ids of tokens, or None")
     given = list(() if stop is None else stop)
     texts: list[str] = []
     tokens: dict[int, Stop] = {}
     for each in given:
         if isinstance(each, (bool, np.bool_)) or not isinstance(each, (str, int, np.integer)):
-            raise TypeError(f"stop holds {each!r} ({type(each).__name__}); it takes texts, and ids of tokens")
+            raise TypeError(f"stop holds {shown(each)} ({type(each).__name__}); it takes texts, and ids of tokens")
         if not isinstance(each, str):
             token = checks.integer("a token in stop", each, 0, model.n_vocab - 1)
             tokens[token] = token
             continue
         if not checks.utf8("stop", each):
             raise ValueError("stop holds an empty text, which would stop everything")
-        whole, hidden = _control_tokens(model, each, shown)
+        whole, hidden = _control_tokens(model, each, preserved)
         if whole is not None:
             tokens.setdefault(whole, each)
         elif hidden:
             raise ValueError(
-                f"stop holds {each!r}, which can never come: {hidden!r} in it is a control token, whose text is not "
-                "given out. Pass it by itself"
+                f"stop holds {shown(each)}, which can never come: {shown(hidden)} in it is a control token, whose text "
+                "is not given out. Pass it by itself"
             )
         texts.append(each)
     for each in more:
-        whole, _ = _control_tokens(model, each, shown)
+        whole, _ = _control_tokens(model, each, preserved)
         if whole is not None:
             tokens.setdefault(whole, each)
         texts.append(each)
     return Stops(texts, tokens)
 
 
-def _control_tokens(model: Vocabulary, text: str, shown: frozenset[int]) -> tuple[int | None, str]:
+def _control_tokens(model: Vocabulary, text: str, preserved: frozenset[int]) -> tuple[int | None, str]:
     """The control token whose text this is, or the text of the first one in it."""
     ids = model.str_to_token(text, add_special=False)
     for token in ids.tolist():
-        if token not in shown and model.token_attr(token) & _HIDDEN and not model.token_to_bytes(token):
+        if token not in preserved and model.token_attr(token) & _HIDDEN and not model.token_to_bytes(token):
             written = model.token_to_str(token, special=True)
             if written == text:
                 return token, ""

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from moebind._core.shown import shown
 from moebind.sampling.settings import SAMPLERS
 
 __all__ = ["refuse", "unknown_of"]
@@ -54,12 +55,12 @@ def refuse(call: str, function: Callable[..., Any], unknown: Mapping[str, object
         return
     name = min(unknown)
     if name in _ELSEWHERE:
-        raise TypeError(f"{call} has no argument {name!r}; it is {_ELSEWHERE[name]!r} here")
+        raise TypeError(f"{call} has no argument {shown(name)}; it is {shown(_ELSEWHERE[name])} here")
     if name in _INSTEAD:
-        raise TypeError(f"{call} has no argument {name!r}: {_INSTEAD[name]}")
+        raise TypeError(f"{call} has no argument {shown(name)}: {_INSTEAD[name]}")
     if name in SAMPLERS:
         raise TypeError(
-            f"{call} has no argument {name!r}: pass a chain of samplers, such as sampler=Sampler.chain([..., "
+            f"{call} has no argument {shown(name)}: pass a chain of samplers, such as sampler=Sampler.chain([..., "
             f"Sampler.{SAMPLERS[name]}, ...]), of which the last one chooses (Sampler.dist(seed))"
         )
     import difflib  # rarely needed
@@ -67,8 +68,8 @@ def refuse(call: str, function: Callable[..., Any], unknown: Mapping[str, object
     own = _own(function)
     alike = difflib.get_close_matches(name, own, 1, 0.75)
     if alike:
-        raise TypeError(f"{call} has no argument {name!r}; did you mean {alike[0]!r}?")
-    raise TypeError(f"{call} has no argument {name!r}: it takes {', '.join(own)}{more.format(name)}")
+        raise TypeError(f"{call} has no argument {shown(name)}; did you mean {alike[0]!r}?")
+    raise TypeError(f"{call} has no argument {shown(name)}: it takes {', '.join(own)}{more.format(shown(name))}")
 
 
 def unknown_of(function: Callable[..., Any], given: Mapping[str, object]) -> dict[str, object]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import overload
 
+from moebind._core.shown import shown
 from moebind._core.version import __version__
 from moebind.backend.devices import of_one_card
 from moebind.diagnosis.facts import Facts, read_facts
@@ -143,7 +144,7 @@ def doctor(
         ("model_params", model_params, ModelParams), ("context_params", context_params, ContextParams)
     ):  # fmt: skip
         if given is not None and not isinstance(given, kind):
-            raise TypeError(f"{name} is {given!r}; it takes {kind.__name__}")
+            raise TypeError(f"{name} is {shown(given)}; it takes {kind.__name__}")
     size = None
     if path is not None:
         size = sum(Gguf.from_file(path)._sizes())

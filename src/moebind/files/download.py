@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from moebind._core import checks
+from moebind._core.shown import shown
 
 __all__ = ["download"]
 
@@ -53,7 +54,7 @@ def download(
     if isinstance(repo_id, str) and checks.on_hub(repo_id):
         if filename is not None or revision is not None:
             raise ValueError(
-                f"repo_id is the address {repo_id!r}, which says which file: leave filename and revision out"
+                f"repo_id is the address {shown(repo_id)}, which says which file: leave filename and revision out"
             )
         address = hub.Address.parse(repo_id)
     else:

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from moebind._core.native import lib
+from moebind._core.shown import shown
 from moebind.errors import ModelLoadError, ModelNotFoundError, NativeError
 from moebind.files.hub_address import Address, choose
 from moebind.files.model_files import ModelFiles, gathered
@@ -327,7 +328,7 @@ def _errors_explained(
             f"the Hub has no repository of models {repo}, or a private one: for that, {_LOG_IN} ({_reason(error)})"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise ModelNotFoundError(f"{repo} has no revision {address.revision!r}") from error
+        raise ModelNotFoundError(f"{repo} has no revision {shown(address.revision)}") from error
     except errors.LocalTokenNotFoundError as error:
         raise ModelLoadError(f"token is True, but there is none: {_LOG_IN}") from error
     except errors.LocalEntryNotFoundError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from moebind._core.checks import HUB, on_hub
+from moebind._core.shown import shown
 from moebind.errors import ModelNotFoundError
 from moebind.files.model_files import Split, sidecar_kind
 
@@ -37,18 +38,18 @@ class Address:
         for name, value in (("filename", self.wanted), ("revision", self.revision)):
             if value is not None and (not isinstance(value, str) or not value):
                 kind = ValueError if value == "" else TypeError
-                raise kind(f"{name} is {value!r}; it takes a name, or None")
+                raise kind(f"{name} is {shown(value)}; it takes a name, or None")
             if value is not None and not value.isprintable():
-                raise ValueError(f"{name} is {value!r}, with characters that no name has")
+                raise ValueError(f"{name} is {shown(value)}, with characters that no name has")
         if not isinstance(self.repo, str):
-            raise TypeError(f"repo_id is {self.repo!r} ({type(self.repo).__name__}); it takes a str, 'OWNER/NAME'")
+            raise TypeError(f"repo_id is {shown(self.repo)} ({type(self.repo).__name__}); it takes a str, 'OWNER/NAME'")
         if not _REPO.fullmatch(self.repo):
             hint = ""
             if ":" in self.repo and not on_hub(self.repo):
                 hint = ": give what follows the colon as filename"
             elif "@" in self.repo:
                 hint = ": give what follows the @ as revision"
-            raise ValueError(f"repo_id is {self.repo!r}; it takes 'OWNER/NAME'{hint}")
+            raise ValueError(f"repo_id is {shown(self.repo)}; it takes 'OWNER/NAME'{hint}")
 
     @classmethod
     def parse(cls, text: str) -> Address:
@@ -71,7 +72,7 @@ class Address:
             revision = re.sub("%2f", "/", revision, flags=re.IGNORECASE)
         if owner in _OTHER_KINDS or not _REPO.fullmatch(f"{owner}/{name}") or revision == "":
             raise ValueError(
-                f"{text!r} is not the address of a file on the Hugging Face Hub: addresses look like "
+                f"{shown(text)} is not the address of a file on the Hugging Face Hub: addresses look like "
                 "hf://OWNER/REPO/FILE.gguf or hf://OWNER/REPO@REVISION/FILE.gguf, in repositories of models"
             )
         return cls(f"{owner}/{name}", wanted or None, revision)
@@ -114,7 +115,7 @@ def choose(sizes: Mapping[str, int], wanted: str | None, where: str) -> tuple[st
         found = [model for model in found if not sidecar_kind(model.name)] or found
     if len(found) == 1:
         return _complete(found[0], models[found[0]], where)
-    asked = "" if wanted is None else f" {wanted!r}"
+    asked = "" if wanted is None else f" {shown(wanted)}"
     if not found:
         what = "that is a model by itself" if wanted is None else f"that matches{asked}"
         raise ModelNotFoundError(f"{where} has no GGUF file {what}; there is\n{_listed(models, models, sizes)}")

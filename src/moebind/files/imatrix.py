@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind.errors import QuantizeError
 from moebind.files.gguf import Gguf
 
@@ -57,11 +58,11 @@ def _checked(name: str, values: ArrayLike) -> NDArray[np.float32]:
     try:
         array = np.ascontiguousarray(values, np.float32).ravel()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"imatrix[{name!r}] is not an array of numbers: {error}") from None
+        raise ValueError(f"imatrix[{shown(name)}] is not an array of numbers: {str(error)[:200]}") from None
     if array.size == 0:
-        raise ValueError(f"imatrix[{name!r}] is empty; it takes a number for each column")
+        raise ValueError(f"imatrix[{shown(name)}] is empty; it takes a number for each column")
     if not (array.min() >= 0 and array.max() <= _VALUE_MAX):
-        raise ValueError(f"imatrix[{name!r}] has numbers that are not within 0 to {_VALUE_MAX:g}")
+        raise ValueError(f"imatrix[{shown(name)}] has numbers that are not within 0 to {_VALUE_MAX:g}")
     return array
 
 

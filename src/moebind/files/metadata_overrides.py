@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from moebind._core import checks
 from moebind._core.native import CData, ffi, lib
+from moebind._core.shown import shown
 
 __all__ = ["KvOverrides", "KvValue", "native_kv_overrides"]
 
@@ -24,15 +25,15 @@ class KvOverrides(Mapping[str, KvValue]):
         for key, value in self._items.items():
             encoded = [checks.text("the key of a kv override", key)]
             if isinstance(value, str):
-                encoded.append(checks.text(f"the kv override {key!r}", value))
+                encoded.append(checks.text(f"the kv override {shown(key)}", value))
             elif isinstance(value, bool):
                 pass
             elif isinstance(value, int):
-                checks.integer(f"the kv override {key!r}", value, -(2**63), 2**63 - 1)
+                checks.integer(f"the kv override {shown(key)}", value, -(2**63), 2**63 - 1)
             else:
-                checks.number(f"the kv override {key!r}", value)
+                checks.number(f"the kv override {shown(key)}", value)
             if not key or max(map(len, encoded)) > KV_TEXT_MAX:
-                raise ValueError(f"the kv override {key!r} is empty or too long: {KV_TEXT_MAX} bytes are taken")
+                raise ValueError(f"the kv override {shown(key)} is empty or too long: {KV_TEXT_MAX} bytes are taken")
 
     def __getitem__(self, key: str) -> KvValue:
         return self._items[key]

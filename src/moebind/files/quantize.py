@@ -11,6 +11,7 @@ from moebind._core.arguments import explained
 from moebind._core.atomic_files import same_file, staged
 from moebind._core.native import CData, Hooks, ffi, lib
 from moebind._core.progress import progress_bar
+from moebind._core.shown import shown
 from moebind.backend.devices import init
 from moebind.enums import Ftype, GgmlType
 from moebind.errors import ModelLoadError, QuantizeError
@@ -227,7 +228,7 @@ def _set_tensor_types(
     if given is None:
         return
     if not isinstance(given, Mapping):
-        raise TypeError(f"tensor_types is {given!r}; it takes a mapping from patterns to types")
+        raise TypeError(f"tensor_types is {shown(given)}; it takes a mapping from patterns to types")
     if given and (only_copy or ftype in {Ftype.ALL_F32, Ftype.F16, Ftype.BF16}):
         raise ValueError("tensor_types has no effect with only_copy or a ftype that quantises nothing: leave it out")
     native.tt_overrides = entries = ffi.new("struct llama_model_tensor_override[]", len(given) + 1)
@@ -237,16 +238,16 @@ def _set_tensor_types(
         tensor_patterns.check_pattern(pattern)
         if not tensor_patterns.matching(pattern, names):
             similar = ", ".join(tensor_patterns.similar_names(pattern, names))
-            raise ValueError(f"tensor_types: {pattern!r} matches none of {len(names)} tensors, such as {similar}")
+            raise ValueError(f"tensor_types: {shown(pattern)} matches none of {len(names)} tensors, such as {similar}")
         entry.pattern = text = ffi.new("char[]", pattern.encode())
-        entry.type = checks.member(f"tensor_types[{pattern!r}]", kind, GgmlType, TARGETS)
+        entry.type = checks.member(f"tensor_types[{shown(pattern)}]", kind, GgmlType, TARGETS)
         keep.append(text)
 
 
 def _set_pruned(native: CData, keep: list[object], source: Gguf, layers: Iterable[SupportsIndex]) -> dict[str, str]:
     """The new names of tensors and their old ones."""
     if isinstance(layers, (str, bytes)) or not isinstance(layers, Iterable):
-        raise TypeError(f"prune_layers is {layers!r}; it takes numbers of layers")
+        raise TypeError(f"prune_layers is {shown(layers)}; it takes numbers of layers")
     architecture = source.get("general.architecture")
     count = source.get(f"{architecture}.block_count")
     n_layer = count if isinstance(count, int) else 0

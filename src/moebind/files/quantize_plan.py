@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from moebind._core import log
 from moebind._core.native import CData, Hooks, ffi, lib
+from moebind._core.shown import shown
 from moebind._core.tables import Column, text_table
 from moebind.enums import Ftype, GgmlType
 from moebind.errors import NativeError, QuantizeError
@@ -172,7 +173,7 @@ def plan(
     tensors, missing = [], []
     for name, kind in zip(listed[::2], listed[1::2], strict=True):
         if name not in renamed:
-            raise QuantizeError(f"{source.path}: the tensor {name!r} cannot be told from others: rename it")
+            raise QuantizeError(f"{source.path}: the tensor {shown(name)} cannot be told from others: rename it")
         old = source.tensors[renamed[name]]
         new = kinds[kind] if kind else old.type
         rows = old.n_elements // old.shape[0]
@@ -214,6 +215,6 @@ def check_plan(
         expected = tensor.shape[0] * (tensor.shape[2] if len(tensor.shape) > 2 else 1)
         if values.size != expected:
             raise QuantizeError(
-                f"imatrix[{renamed[tensor.name]!r}] has {values.size} numbers; the tensor takes {expected}: one per "
-                "column, for each expert"
+                f"imatrix[{shown(renamed[tensor.name])}] has {values.size} numbers; the tensor takes {expected}: one "
+                "per column, for each expert"
             )

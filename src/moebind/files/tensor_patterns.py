@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from moebind._core import checks
 from moebind._core.native import decoded, ffi, lib
+from moebind._core.shown import shown
 from moebind.errors import NativeError
 
 __all__ = ["VALUE_EXPERTS", "check_pattern", "experts_pattern", "matching", "numbers", "similar_names"]
@@ -52,15 +53,17 @@ def check_pattern(pattern: str) -> str:
         lib.moebind_regex_search(encoded, ffi.NULL, 0, ffi.NULL)
     except NativeError as error:
         raise ValueError(
-            f"pattern {pattern!r} is not a regular expression of std::regex, which llama.cpp uses: {error.message}"
+            f"pattern {shown(pattern)} is not a regular expression of std::regex, which llama.cpp uses: {error.message}"
         ) from None
     repeats, ways = _repeats_and_ways(pattern)
     if repeats > REPEATS_MAX:
-        raise ValueError(f"pattern {pattern!r} has {repeats} unbounded repetitions; at most {REPEATS_MAX} are taken")
+        raise ValueError(
+            f"pattern {shown(pattern)} has {repeats} unbounded repetitions; at most {REPEATS_MAX} are taken"
+        )
     if ways > WAYS_MAX:
         raise ValueError(
-            f"pattern {pattern!r} has so many optional pieces and choices that std::regex may never finish: write it "
-            "with fewer"
+            f"pattern {shown(pattern)} has so many optional pieces and choices that std::regex may never finish: write "
+            "it with fewer"
         )
     return pattern
 
@@ -93,8 +96,8 @@ def _repeats_and_ways(pattern: str) -> tuple[int, int]:
                 continue
             if quantified or (last_group_explodes and symbol != "?"):
                 raise ValueError(
-                    f"pattern {pattern!r} repeats what holds a choice or a repetition ({symbol!r} at {piece.start()}), "
-                    "which std::regex may never finish: write it without"
+                    f"pattern {shown(pattern)} repeats what holds a choice or a repetition ({shown(symbol)} at "
+                    f"{piece.start()}), which std::regex may never finish: write it without"
                 )
             low, high = bounds
             count += high is None

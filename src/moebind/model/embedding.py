@@ -10,6 +10,7 @@ import numpy as np
 
 from moebind._core import checks
 from moebind._core.native import decoded, lib
+from moebind._core.shown import shown
 from moebind.enums import PoolingType
 from moebind.errors import EmbeddingsError
 from moebind.model.hyperparameters import Hyperparameters
@@ -195,7 +196,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         if isinstance(text, str):
             tokens = self.str_to_token(text)
         elif not isinstance(text, (Sequence, np.ndarray)) or isinstance(text, bytes):
-            raise TypeError(f"texts[{at}] is {text!r} ({type(text).__name__}); it takes a str, or token ids")
+            raise TypeError(f"texts[{at}] is {shown(text)} ({type(text).__name__}); it takes a str, or token ids")
         else:
             tokens = checks.int32_array(f"texts[{at}]", text, 0, self.n_vocab - 1)
         if not tokens.size:
@@ -248,7 +249,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
     ) -> None:
         """Compute the pooled embedding of each row into ``result``."""
         if params is not None and not isinstance(params, ContextParams):
-            raise TypeError(f"context_params is {params!r}; it takes ContextParams")
+            raise TypeError(f"context_params is {shown(params)}; it takes ContextParams")
         if not rows:
             return
         longest = max(row.tokens.size for row in rows)
@@ -289,5 +290,5 @@ def _listed_texts(name: str, texts: str | Sequence[T]) -> Sequence[T | str]:
     if isinstance(texts, str):
         return [texts]
     if isinstance(texts, (bytes, dict)) or not isinstance(texts, (Sequence, np.ndarray)):
-        raise TypeError(f"{name} is {texts!r}; it takes a list of texts")
+        raise TypeError(f"{name} is {shown(texts)}; it takes a list of texts")
     return texts

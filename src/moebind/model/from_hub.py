@@ -7,6 +7,7 @@ from abc import ABCMeta, abstractmethod
 from typing import TYPE_CHECKING
 
 from moebind._core.model_base import ModelBase
+from moebind._core.shown import shown
 from moebind.files.download import download
 from moebind.files.gguf import Gguf
 from moebind.files.hub_address import Address
@@ -28,7 +29,7 @@ def checked_params(params: ModelParams | None) -> ModelParams:
     """
     chosen = ModelParams() if params is None else params
     if not isinstance(chosen, ModelParams):
-        raise TypeError(f"params is {chosen!r}; it takes ModelParams, such as ModelParams(n_gpu_layers=-1)")
+        raise TypeError(f"params is {shown(chosen)}; it takes ModelParams, such as ModelParams(n_gpu_layers=-1)")
     return chosen
 
 

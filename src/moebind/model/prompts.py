@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind.chat.messages import checked_messages
 from moebind.chat.templates import ChatTemplates
 from moebind.model.hyperparameters import Hyperparameters
@@ -51,7 +52,7 @@ class Prompts(ChatTemplates, Hyperparameters):
             checked_messages(prompt)
             return list(prompt)
         if prompt is None or isinstance(prompt, (int, float, bytes, Mapping)):
-            raise TypeError(f"prompt is {prompt!r}; it takes text, token ids, or a list of chat messages")
+            raise TypeError(f"prompt is {shown(prompt)}; it takes text, token ids, or a list of chat messages")
         tokens = checks.int32_array("prompt", prompt, 0, self.n_vocab - 1)
         if tokens.size == 0:
             raise ValueError("prompt has no tokens; it takes at least one")

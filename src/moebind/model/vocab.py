@@ -11,6 +11,7 @@ import numpy as np
 from moebind._core import checks
 from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, decoded, ffi, lib
+from moebind._core.shown import shown
 from moebind.enums import TokenAttr, VocabType
 from moebind.errors import NativeError, TokenizeError
 
@@ -328,7 +329,7 @@ class Vocabulary(ModelBase):
             Return the text of a special token too, instead of nothing.
         """
         if not isinstance(decoder, codecs.IncrementalDecoder):
-            raise TypeError(f"decoder is {decoder!r}; it takes codecs.getincrementaldecoder('utf-8')('replace')")
+            raise TypeError(f"decoder is {shown(decoder)}; it takes codecs.getincrementaldecoder('utf-8')('replace')")
         return decoder.decode(self.token_to_bytes(token, special=special))
 
     def tokens(self, *, special: bool = True) -> Iterator[tuple[int, bytes]]:

@@ -10,6 +10,7 @@ import numpy as np
 from moebind._core import checks
 from moebind._core.native import CData, decoded, ffi, lib
 from moebind._core.owner import OfThisProcess
+from moebind._core.shown import shown
 from moebind.enums import GgmlType
 from moebind.errors import ClosedError
 from moebind.files import tensor_patterns
@@ -190,7 +191,7 @@ class TensorObserver:
 
     def __init__(self, tensors: str | Iterable[str], fn: Callable[[EvalTensor], bool | None]) -> None:
         if not callable(fn):
-            raise TypeError(f"fn is {fn!r}; it takes a function")
+            raise TypeError(f"fn is {shown(fn)}; it takes a function")
         self._fn = fn
         self._pattern: str | None = None
         self._names: tuple[str, ...] = ()
@@ -198,7 +199,7 @@ class TensorObserver:
             self._pattern = tensor_patterns.check_pattern(tensors)
             return
         if isinstance(tensors, bytes) or not isinstance(tensors, Iterable):
-            raise TypeError(f"tensors is {tensors!r}; it takes a pattern, or names of tensors")
+            raise TypeError(f"tensors is {shown(tensors)}; it takes a pattern, or names of tensors")
         self._names = tuple(tensors)
         for name in self._names:
             checks.text("tensors", name)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from moebind._core import checks
 from moebind._core.native import lib
+from moebind._core.shown import shown
 from moebind._core.sizes import parse_size
 from moebind.backend.devices import Device, check_cards
 from moebind.enums import (
@@ -90,7 +91,7 @@ def _member(kind: Any, allowed: Sequence[Any] | None = None) -> Callable[[str, A
 
 def _callback(name: str, value: T) -> T:
     if value is not None and not callable(value):
-        raise TypeError(f"{name} is {value!r}; it takes a function or None")
+        raise TypeError(f"{name} is {shown(value)}; it takes a function or None")
     return value
 
 
@@ -104,31 +105,31 @@ def _progress(name: str, value: Any) -> Any:
 
 def _kv_overrides(name: str, value: Any) -> KvOverrides:
     if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a mapping from keys to values")
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes a mapping from keys to values")
     return value if isinstance(value, KvOverrides) else KvOverrides(value)
 
 
 def _listed(name: str, value: Any, what: str) -> tuple[Any, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it takes a list of {what}")
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes a list of {what}")
     return tuple(value)
 
 
 def _named(device: str) -> str:
-    return f"[each for each in moebind.devices() if each.name == {device!r}]"
+    return f"[each for each in moebind.devices() if each.name == {shown(device)}]"
 
 
 def _devices(name: str, value: Any) -> tuple[Device, ...] | None:
     if value is None:
         return None
     if isinstance(value, str):
-        raise TypeError(f"{name} is {value!r}; it takes a list: {_named(value)}")
+        raise TypeError(f"{name} is {shown(value)}; it takes a list: {_named(value)}")
     chosen = _listed(name, value, "devices from moebind.devices()")
     for each in chosen:
         if isinstance(each, str):
-            raise TypeError(f"{name} holds {each!r}; it takes devices: {_named(each)}")
+            raise TypeError(f"{name} holds {shown(each)}; it takes devices: {_named(each)}")
         if not isinstance(each, Device):
-            raise TypeError(f"{name} holds {each!r}; it takes devices from moebind.devices()")
+            raise TypeError(f"{name} holds {shown(each)}; it takes devices from moebind.devices()")
         if each.type == DeviceType.CPU:
             raise ValueError(f"{name} holds the CPU, which takes what the others do not; [] keeps everything on it")
     if len({each.name for each in chosen}) != len(chosen):
@@ -153,7 +154,7 @@ def _tensor_overrides(name: str, value: Any) -> tuple[TensorOverride, ...]:
     overrides: tuple[TensorOverride, ...] = _listed(name, value, "TensorOverride objects; or use with_tensor_override")
     for each in overrides:
         if not isinstance(each, TensorOverride):
-            raise TypeError(f"{name} holds {each!r}; it takes TensorOverride objects, or use with_tensor_override")
+            raise TypeError(f"{name} holds {shown(each)}; it takes TensorOverride objects, or use with_tensor_override")
         tensor_patterns.check_pattern(each.pattern)
         checks.text("target", each.target)
         checks.boolean("strict", each.strict)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
+from moebind._core.shown import shown
 from moebind._core.version import __version__
 from moebind.backend.devices import Device, describe, llama_cpp_version, native_device, native_devices
 from moebind.params.tensor_overrides import TensorOverride
@@ -71,7 +72,7 @@ def read(kind: type, fields: Any) -> dict[str, Any]:
         If a name or a value is unknown.
     """
     if not isinstance(fields, Mapping):
-        raise TypeError(f"{kind.__name__} is read from {fields!r}; it takes a mapping of names to values")
+        raise TypeError(f"{kind.__name__} is read from {shown(fields)}; it takes a mapping of names to values")
     forms = {field.name: field.metadata["form"] for field in dataclasses.fields(kind)}
     for name in fields:
         if name not in forms:
@@ -100,21 +101,21 @@ def device_of(name: str) -> Device:
 def _unknown(kind: type, name: object, known: Mapping[str, object]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1)
     if near:
-        return f"{kind.__name__} has no {name!r}; did you mean {near[0]!r}?"
+        return f"{kind.__name__} has no {shown(name)}; did you mean {near[0]!r}?"
     return (
-        f"{kind.__name__} has no {name!r} in moebind {__version__} with llama.cpp {llama_cpp_version()}: if a newer "
-        "version wrote it, read it with that one; otherwise leave it out"
+        f"{kind.__name__} has no {shown(name)} in moebind {__version__} with llama.cpp {llama_cpp_version()}: if a "
+        "newer version wrote it, read it with that one; otherwise leave it out"
     )
 
 
 def _enumerator(kind: type[IntEnum]) -> Form:
     def read_name(name: str, value: object) -> IntEnum:
         if not isinstance(value, str):
-            raise TypeError(f"{name} is {value!r}; it takes the name of a member of {kind.__name__}")
+            raise TypeError(f"{name} is {shown(value)}; it takes the name of a member of {kind.__name__}")
         if value not in kind.__members__:
             near = difflib.get_close_matches(value.upper(), kind.__members__, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes one of {', '.join(kind.__members__)}"
-            raise ValueError(f"{name} is {value!r}; {hint}")
+            raise ValueError(f"{name} is {shown(value)}; {hint}")
         return kind.__members__[value]
 
     return Form(lambda name, value: str(value.name), read_name)
@@ -129,26 +130,26 @@ def _refuse(name: str, value: object) -> NoReturn:
 
 def _items(name: str, value: object) -> Sequence[Any]:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} is {value!r}; it takes a list")
+        raise TypeError(f"{name} is {shown(value)}; it takes a list")
     return value
 
 
 def _mapping(name: str, value: object) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name} is {value!r}; it takes a mapping")
+        raise TypeError(f"{name} is {shown(value)}; it takes a mapping")
     return value
 
 
 def _override(name: str, value: object) -> TensorOverride:
     known = {field.name: field for field in dataclasses.fields(TensorOverride)}
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name} holds {value!r}; it takes mappings with pattern, target and strict")
+        raise TypeError(f"{name} holds {shown(value)}; it takes mappings with pattern, target and strict")
     for each in value:
         if each not in known:
             raise ValueError(_unknown(TensorOverride, each, known))
     lacking = [each for each, field in known.items() if field.default is dataclasses.MISSING and each not in value]
     if lacking:
-        raise ValueError(f"{name} holds {dict(value)!r}, which lacks {' and '.join(lacking)}")
+        raise ValueError(f"{name} holds {shown(dict(value))}, which lacks {' and '.join(lacking)}")
     return TensorOverride(**value)
 
 

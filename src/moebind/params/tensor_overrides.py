@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from moebind._core import checks
 from moebind._core.native import CData, decoded, ffi, lib
+from moebind._core.shown import shown
 from moebind.backend.devices import native_devices
 from moebind.errors import ModelLoadError
 from moebind.files import tensor_patterns
@@ -71,8 +72,8 @@ def written_rules(name: str, text: str) -> tuple[TensorOverride, ...]:
         rest = ""
     if rest or not rules:
         raise ValueError(
-            f"{name} is {text!r}; it takes PATTERN=TARGET, such as ffn_up_exps=CPU or experts:0-11=CPU, and several "
-            "with commas between them"
+            f"{name} is {shown(text)}; it takes PATTERN=TARGET, such as ffn_up_exps=CPU or experts:0-11=CPU, and "
+            "several with commas between them"
         )
     return tuple(rules)
 
@@ -82,12 +83,12 @@ def _pattern(name: str, written: str) -> str:
     layers = _RANGE.fullmatch(written)
     if layers is None:
         if re.match(r"(layers|experts):", written):
-            raise ValueError(f"{name} has {written!r}; layers have numbers: experts:0-11, layers:12- or layers:3")
+            raise ValueError(f"{name} has {shown(written)}; layers have numbers: experts:0-11, layers:12- or layers:3")
         return written
     first = int(layers[2])
     last = first if not layers[3] else int(layers[4]) if layers[4] else _LAST
     if last < first:
-        raise ValueError(f"{name} has {written!r}; the first layer comes first, as in {layers[1]}:{last}-{first}")
+        raise ValueError(f"{name} has {shown(written)}; the first layer comes first, as in {layers[1]}:{last}-{first}")
     numbers = tensor_patterns.numbers(first, last)
     ending = tensor_patterns.experts_pattern() if layers[1] == "experts" else r"\."
     return rf"blk\.({numbers}){ending}"
@@ -199,8 +200,8 @@ def resolve(
     for entry, override in zip(native, overrides, strict=False):
         if override.target not in known:
             raise ValueError(
-                f"the target {override.target!r} of {override.pattern!r} is neither a device nor a buffer type; "
-                f"there are {', '.join(known)}"
+                f"the target {shown(override.target)} of {shown(override.pattern)} is neither a device nor a buffer "
+                f"type; there are {', '.join(known)}"
             )
         found = tensor_patterns.matching(override.pattern, names)
         if not found and override.strict:
@@ -217,11 +218,11 @@ def _nothing_matched(override: TensorOverride, names: Sequence[str], model: str)
     experts = tensor_patterns.experts_pattern()
     if override.pattern.endswith(experts) and not tensor_patterns.matching(experts, names):
         return (
-            f"{model} has no experts: none of its {len(names)} tensors matches {override.pattern!r}. It is not a "
+            f"{model} has no experts: none of its {len(names)} tensors matches {shown(override.pattern)}. It is not a "
             "mixture-of-experts model; load it without, or pass strict=False"
         )
     similar = tensor_patterns.similar_names(override.pattern, names)
     return (
-        f"the tensor override {override.pattern!r} matches none of the {len(names)} tensors of {model}. Names that it "
-        f"could match: {', '.join(similar)}"
+        f"the tensor override {shown(override.pattern)} matches none of the {len(names)} tensors of {model}. Names "
+        f"that it could match: {', '.join(similar)}"
     )

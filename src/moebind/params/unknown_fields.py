@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from moebind._core.arguments import written_field
+from moebind._core.shown import shown
 
 __all__ = ["refuse_fields"]
 
@@ -30,5 +31,5 @@ def refuse_fields(own: type, kinds: Sequence[type], unknown: Mapping[str, object
             field = written_field(kind, name, value, 0.75)
             if field:
                 has = "" if kind is own else f": {kind.__name__} has"
-                raise TypeError(f"{own.__name__} has no parameter {name!r}{has}. Write {field}")
-        raise TypeError(f"{own.__name__} has no parameter {name!r}")
+                raise TypeError(f"{own.__name__} has no parameter {shown(name)}{has}. Write {field}")
+        raise TypeError(f"{own.__name__} has no parameter {shown(name)}")

@@ -6,6 +6,7 @@ import re
 from typing import SupportsIndex
 
 from moebind._core.native import CData, lib
+from moebind._core.shown import shown
 from moebind._core.sizes import parse_memory
 
 __all__ = ["described_device", "is_description", "read_description", "written"]
@@ -27,7 +28,7 @@ def read_description(name: str, given: SupportsIndex | str) -> tuple[str, int]:
     except ValueError as error:
         if not match or not match[1]:
             raise
-        raise ValueError(f"{name} is {given!r}; after '{match[1]}:' comes a size: {error}") from None
+        raise ValueError(f"{name} is {shown(given)}; after '{match[1]}:' comes a size: {error}") from None
 
 
 def is_description(given: str) -> bool:

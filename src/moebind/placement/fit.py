@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, SupportsIndex
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind._core.sizes import parse_memory, parse_size, show_size
 from moebind.backend.devices import Device
 from moebind.errors import FitError
@@ -234,7 +235,7 @@ def fit(
     """
     file, model, context = check_arguments(path, model_params, context_params)
     if goal not in ("decode", "prompt", "balanced"):
-        raise ValueError(f"goal is {goal!r}; it takes 'decode', 'prompt' or 'balanced'")
+        raise ValueError(f"goal is {shown(goal)}; it takes 'decode', 'prompt' or 'balanced'")
     spare = None if margin is None else parse_size("margin", margin)
     least = checks.integer("n_ctx_min", n_ctx_min, 1)
     if swa_full is not None:
@@ -313,10 +314,10 @@ def _budgets(
         return {name: min(size, most[name]) for name in others}
     for name in memory:
         if name not in others and name != plan.host.name:
-            raise ValueError(f"memory names {name!r}; there are {', '.join(each.name for each in plan.devices)}")
-    given = {name: parse_memory(f"memory[{name!r}]", size) for name, size in memory.items()}
+            raise ValueError(f"memory names {shown(name)}; there are {', '.join(each.name for each in plan.devices)}")
+    given = {name: parse_memory(f"memory[{shown(name)}]", size) for name, size in memory.items()}
     for name, size in given.items():
-        _must_have(f"memory[{name!r}]", size, name, most)
+        _must_have(f"memory[{shown(name)}]", size, name, most)
     return {**others, **given}
 
 
@@ -385,7 +386,7 @@ def _check_routing(routing: RoutingRecorder | None, bus: float, *, auto: bool) -
     if routing is None:
         return
     if not isinstance(routing, RoutingRecorder):
-        raise TypeError(f"routing is {routing!r}; it takes a RoutingRecorder(order=True)")
+        raise TypeError(f"routing is {shown(routing)}; it takes a RoutingRecorder(order=True)")
     if not auto:
         raise ValueError('routing is given, and moe_cache is not "auto": it is only asked how large a cache should be')
     if not bus:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import SupportsIndex
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
 from moebind.backend.devices import Device
@@ -126,7 +127,7 @@ def list_models(
     ...     print(row.name, row.fit or row.problem)
     """
     if isinstance(folders, (str, bytes, os.PathLike)) or not isinstance(folders, Sequence):
-        raise TypeError(f"folders is {folders!r}; it takes a list, such as ['models']")
+        raise TypeError(f"folders is {shown(folders)}; it takes a list, such as ['models']")
     look = partial(
         fit,
         memory=memory,

@@ -10,6 +10,7 @@ from typing import SupportsIndex
 
 from moebind._core import checks
 from moebind._core.native import CData, decoded, lib
+from moebind._core.shown import shown
 from moebind._core.sizes import parse_memory, show_size
 from moebind.backend.breakdown import HOST, PARTS, DeviceMemory, MemoryBreakdown
 from moebind.backend.devices import Device, check_cards, native_device
@@ -386,9 +387,9 @@ def check_arguments(
     chosen = ModelParams() if model_params is None else model_params
     context = ContextParams() if context_params is None else context_params
     if not isinstance(chosen, ModelParams):
-        raise TypeError(f"model_params is {chosen!r}; it takes ModelParams")
+        raise TypeError(f"model_params is {shown(chosen)}; it takes ModelParams")
     if not isinstance(context, ContextParams):
-        raise TypeError(f"context_params is {context!r}; it takes ContextParams")
+        raise TypeError(f"context_params is {shown(context)}; it takes ContextParams")
     if chosen.vocab_only:
         raise ValueError("model_params has vocab_only: such a model has no weights to plan for")
     if chosen.split_mode == SplitMode.TENSOR:
@@ -412,7 +413,7 @@ def device_list(devices: Sequence[Device | str | int] | None, params: ModelParam
     if devices is None:
         return None
     if isinstance(devices, (str, bytes)) or not isinstance(devices, Sequence):
-        raise TypeError(f"devices is {devices!r}; it takes a list, such as ['24GiB']")
+        raise TypeError(f"devices is {shown(devices)}; it takes a list, such as ['24GiB']")
     if len(devices) >= lib.llama_max_devices():
         raise ValueError(f"devices has {len(devices)}; llama.cpp takes at most {lib.llama_max_devices() - 1}")
     chosen: list[CData] = []
@@ -430,7 +431,7 @@ def device_list(devices: Sequence[Device | str | int] | None, params: ModelParam
     for device in params.devices or ():
         if device.name not in names:
             raise ValueError(
-                f"model_params has the device {device.name!r}, which is not among those that are planned for: "
+                f"model_params has the device {shown(device.name)}, which is not among those that are planned for: "
                 f"{', '.join(names) or 'none'}; leave devices out of one of them"
             )
     if params.split_mode == SplitMode.ROW and not all(isinstance(each, Device) for each in devices):

@@ -12,6 +12,7 @@ import numpy as np
 from moebind._core import checks
 from moebind._core.fork import new_in_child
 from moebind._core.native import lib
+from moebind._core.shown import shown
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
 from moebind.params.observers import EvalTensor, TensorObserver
@@ -214,7 +215,7 @@ class RoutingRecorder(TensorObserver):
             If it counted another number of layers or experts, or only one of the two keeps the order.
         """
         if not isinstance(other, RoutingRecorder):
-            raise TypeError(f"other is {other!r}; it takes a RoutingRecorder")
+            raise TypeError(f"other is {shown(other)}; it takes a RoutingRecorder")
         if (self._order is None) != (other._order is None):
             raise ValueError("one of the recorders keeps the order of experts (order=True), the other does not")
         with other._lock:  # one lock at a time: a and b may be merged into each other

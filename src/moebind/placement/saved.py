@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from moebind._core import atomic_files, checks
+from moebind._core.shown import shown
 from moebind._core.sizes import show_size
 from moebind._core.version import __version__
 from moebind.backend.devices import Device, describe, llama_cpp_version
@@ -127,8 +128,8 @@ class Saved:
         by = f", which moebind {found['moebind']} wrote" if "moebind" in found else ""
         if found.get("format", FORMAT) != FORMAT or found.get("version", VERSION) != VERSION:
             raise ValueError(
-                f"{name}{by}, has the format {found.get('format')!r}, version {found.get('version')!r}; this moebind "
-                f"({__version__}) reads {FORMAT!r}, version {VERSION}: read it with that one, or fit again"
+                f"{name}{by}, has the format {shown(found.get('format'))}, version {shown(found.get('version'))}; this "
+                f"moebind ({__version__}) reads {shown(FORMAT)}, version {VERSION}: read it with that one, or fit again"
             )
         try:
             return cls._from(found)
@@ -155,7 +156,7 @@ class Saved:
             None if devices is None else tuple(_device(at, each) for at, each in enumerate(devices)),
             None if host is None else checks.integer("host", host, 1, 2**62),
             {
-                str(name): checks.integer(f"budgets[{name!r}]", size, 0, 2**62)
+                str(name): checks.integer(f"budgets[{shown(name)}]", size, 0, 2**62)
                 for name, size in found.get("budgets", {}).items()
             },
             str(found.get("explanation", "")),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind._core.sizes import parse_size, show_size
 
 __all__ = ["Bandwidth", "reads_text", "tokens_per_second"]
@@ -35,18 +36,18 @@ def tokens_per_second(reads: Mapping[str, int], bandwidths: Mapping[str, Bandwid
         If ``bandwidths`` is no mapping of numbers and texts, lacks a memory that is read, or names an unknown one.
     """
     if not isinstance(bandwidths, Mapping):
-        raise TypeError(f"bandwidths is {bandwidths!r}; it takes a mapping such as {{'Host': '80GB/s'}}")
+        raise TypeError(f"bandwidths is {shown(bandwidths)}; it takes a mapping such as {{'Host': '80GB/s'}}")
     for name in bandwidths:
         if name not in reads:
-            raise ValueError(f"bandwidths names {name!r}; there are {', '.join(reads)}")
+            raise ValueError(f"bandwidths names {shown(name)}; there are {', '.join(reads)}")
     seconds = 0.0
     for name, nbytes in reads.items():
         if name in bandwidths:
-            seconds += nbytes / _bytes_per_second(f"bandwidths[{name!r}]", bandwidths[name])
+            seconds += nbytes / _bytes_per_second(f"bandwidths[{shown(name)}]", bandwidths[name])
         elif nbytes:
             raise ValueError(
-                f"bandwidths has no {name!r}, of which a token reads {show_size(nbytes)}; give its bytes in a second, "
-                "such as '80GB/s'"
+                f"bandwidths has no {shown(name)}, of which a token reads {show_size(nbytes)}; give its bytes in a "
+                "second, such as '80GB/s'"
             )
     return 1.0 / seconds if seconds else float("inf")
 
@@ -61,7 +62,7 @@ def _bytes_per_second(name: str, value: Bandwidth) -> float:
         except ValueError:
             found = 0
     if not found > 0:
-        raise ValueError(f"{name} is {value!r}; it takes bytes in a second above 0, or a text such as '1000GB/s'")
+        raise ValueError(f"{name} is {shown(value)}; it takes bytes in a second above 0, or a text such as '1000GB/s'")
     return float(found)
 
 

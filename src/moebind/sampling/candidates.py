@@ -11,6 +11,7 @@ from moebind._core import checks
 from moebind._core.fork import new_in_child
 from moebind._core.native import CData, ffi
 from moebind._core.owner import OfThisProcess
+from moebind._core.shown import shown
 from moebind.errors import SamplerError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class TokenDataArray(OfThisProcess):
     @classmethod
     def from_logits(cls, logits: ArrayLike) -> TokenDataArray:
         """Candidates for every token of a vocabulary: ids are indices into ``logits``, shape ``(n_vocab,)``."""
-        values = np.asarray(logits, np.float32)
+        values = checks.float32_array("logits", logits)
         if values.ndim != 1:
             raise ValueError(f"logits has the shape {values.shape}; it takes (n_vocab,)")
         data = np.empty(values.size, TOKEN_DATA)
@@ -168,7 +169,7 @@ class TokenDataArray(OfThisProcess):
         from moebind.sampling.sampler import Sampler
 
         if not isinstance(sampler, Sampler):
-            raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
+            raise TypeError(f"sampler is {shown(sampler)}; it takes a Sampler")
         sampler.apply(self)
 
     def with_sampler(self, sampler: Sampler) -> TokenDataArray:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from moebind._core import checks
 from moebind._core.native import CData, ffi, lib, own
+from moebind._core.shown import shown
 from moebind.errors import GrammarError, NativeError
 from moebind.files.tensor_patterns import check_pattern
 from moebind.sampling.kinds import SamplerKinds, vocabulary
@@ -124,7 +125,7 @@ class GrammarKinds(SamplerKinds):
         chosen; ``accept`` refuses it.
         """
         if isinstance(trigger_words, (str, bytes)):
-            raise TypeError(f"trigger_words is {trigger_words!r}; it takes a sequence of texts")
+            raise TypeError(f"trigger_words is {shown(trigger_words)}; it takes a sequence of texts")
         words = [checks.text("trigger_words", word) for word in trigger_words]
         if b"" in words:
             raise GrammarError("trigger_words holds an empty text, which is everywhere")
@@ -165,7 +166,7 @@ class GrammarKinds(SamplerKinds):
         back-reference, or ``$`` in a lookahead, the whole text so far is searched after each token.
         """
         if isinstance(trigger_patterns, (str, bytes)):
-            raise TypeError(f"trigger_patterns is {trigger_patterns!r}; it takes a sequence of patterns")
+            raise TypeError(f"trigger_patterns is {shown(trigger_patterns)}; it takes a sequence of patterns")
         patterns = list(trigger_patterns)
         for pattern in patterns:
             try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 
+from moebind._core.shown import shown
 from moebind.sampling.json_rules import Names
 from moebind.sampling.json_values import (
     BOUNDS,
@@ -20,6 +20,7 @@ from moebind.sampling.json_values import (
     fail,
     integer,
     kinds_of,
+    short_json,
     string,
     values,
 )
@@ -123,7 +124,7 @@ class SchemaReader:
         if schema is True:
             return {}
         if not isinstance(schema, dict):
-            fail(path, f"{json.dumps(schema)} is not a schema that a text could satisfy")
+            fail(path, f"{short_json(schema)} is not a schema that a text could satisfy")
         schema = _without_idle(schema)
         given = {key for key in schema if key not in ANNOTATIONS and not key.startswith("x-")}
         known = {"type", "enum", "const", "$ref", "anyOf", "oneOf", "allOf"}.union(*KEYWORDS.values())
@@ -135,13 +136,13 @@ class SchemaReader:
         kind = schema.get("type") if "type" in given else self._guessed_type(given, path)
         if isinstance(kind, list):
             if not kind or not all(isinstance(each, str) for each in kind):
-                fail(path, f"'type' is {json.dumps(kind)}; it takes a name, or a list of some", "type")
+                fail(path, f"'type' is {short_json(kind)}; it takes a name, or a list of some", "type")
             kinds = [self._node({**schema, "type": each}, path, name, depth + 1) for each in kind]
             return kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
         if kind is None:
             return {}
         if kind not in TYPES:
-            fail(path, f"'type' is {json.dumps(kind)}; it takes {', '.join(TYPES)}", "type")
+            fail(path, f"'type' is {short_json(kind)}; it takes {', '.join(TYPES)}", "type")
         if kind == "object":
             return self._object(schema, path, name, depth)
         if kind == "array":
@@ -195,7 +196,7 @@ class SchemaReader:
 
     def _reference(self, reference: object, path: str, depth: int) -> Schema:
         if not isinstance(reference, str) or not re.match(r"#(/|$)", reference):
-            given = json.dumps(reference)
+            given = short_json(reference)
             fail(path, f"'$ref' is {given}; only references into the same document (#/...) are taken", "$ref")
         if reference not in self._names:
             target = self._root
@@ -208,7 +209,7 @@ class SchemaReader:
                 elif isinstance(target, list) and re.fullmatch(r"\d{1,6}", key) and int(key) < len(target):
                     target = target[int(key)]
                 else:
-                    fail(path, f"there is nothing at {reference!r}", "$ref")
+                    fail(path, f"there is nothing at {shown(reference)}", "$ref")
             name = self._names[reference] = f"{self._prefix}{len(self._names)}"
             self._definitions[name] = self._node(target, reference, None, depth + 1)
         return {"$ref": f"#/$defs/{self._names[reference]}"}
@@ -292,7 +293,7 @@ class SchemaReader:
             fail(path, "'required' takes a list of names", "required")
         for each in required:
             if each not in properties:
-                what = f"the required property {each!r} is not among 'properties', whose values a grammar needs"
+                what = f"the required property {shown(each)} is not among 'properties', whose values a grammar needs"
                 self._lose(UnheldError(f"the schema at {path}: {what}", ()))
         required = [each for each in required if each in properties]
         if len(properties) - len(set(required)) > OPTIONAL_MAX:
@@ -312,7 +313,7 @@ class SchemaReader:
                 what = f"a property's name has {len(key)} characters; at most {NAME_MAX} are taken"
                 fail(path, what, *KEYWORDS["object"])
             if written.startswith("ref-") or (written in RESERVED and written != rule):
-                what = f"the property {key!r} would take the place of a rule of llama-common's: rename it"
+                what = f"the property {shown(key)} would take the place of a rule of llama-common's: rename it"
                 fail(path, what, *KEYWORDS["object"])
         parts: Schema = {
             key: self._node(value, f"{path}/properties/{key}", inner[key], depth + 1)

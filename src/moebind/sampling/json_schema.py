@@ -15,6 +15,7 @@ from moebind._core import checks
 from moebind._core.arguments import explained
 from moebind._core.caller import warn
 from moebind._core.native import ffi, lib
+from moebind._core.shown import shown
 from moebind.errors import GrammarError, NativeError
 from moebind.sampling.json_reader import ANNOTATIONS, DEPTH_MAX, KEYWORDS, SchemaReader
 from moebind.sampling.json_rules import Names, with_corrected_rules, with_property_order
@@ -133,7 +134,7 @@ def _refuse_response_format(document: object) -> None:
         key = next((each for each in _ENVELOPES if isinstance(inner.get(each), dict)), None)
         if key is None:
             break
-        at, inner = f"{at}[{key!r}]", inner[key]
+        at, inner = f"{at}[{shown(key)}]", inner[key]
     if at:
         alone = 'write {"type": "object"}' if inner == {"type": "json_object"} else f"give what is under {at} alone"
         raise GrammarError(f"the schema is wrapped, as in OpenAI's response_format: {alone}")
@@ -145,7 +146,7 @@ def _parsed(schema: Mapping[str, object] | str) -> object:
     """The schema, parsed from its text as JSON, so that nothing else comes in."""
     if not isinstance(schema, (str, Mapping)):
         hint = f": {schema.__name__}.model_json_schema()" if hasattr(schema, "model_json_schema") else ""
-        raise TypeError(f"schema is {schema!r} ({type(schema).__name__}); it takes a dict or JSON text{hint}")
+        raise TypeError(f"schema is {shown(schema)} ({type(schema).__name__}); it takes a dict or JSON text{hint}")
     try:
         text = schema if isinstance(schema, str) else json.dumps(dict(schema), allow_nan=False)
         checks.utf8("schema", text)

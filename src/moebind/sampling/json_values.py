@@ -8,10 +8,13 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NoReturn, TypeAlias, TypeGuard
 
+from moebind._core.shown import SHOWN_MAX
 from moebind.errors import GrammarError
 
 Schema: TypeAlias = dict[str, object]
 
+#: So many characters of a place in a schema are shown.
+PLACE_MAX = 300
 #: llama.cpp takes a larger repetition for one without an end.
 COUNT_MAX = 2000
 #: The grammar's integers have 16 digits.
@@ -37,9 +40,16 @@ class UnheldError(GrammarError):
         self.drop = frozenset(drop)
 
 
+def short_json(value: object) -> str:
+    """A value as it may stand in a message: JSON, of which a long one is cut."""
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 3] + "..."
+
+
 def fail(path: str, what: str, *drop: str) -> NoReturn:
     """Say what is wrong, and without which keywords it would not be."""
-    raise UnheldError(f"the schema at {path}: {what}", drop)
+    where = path if len(path) <= PLACE_MAX else f"{path[:PLACE_MAX]}..."
+    raise UnheldError(f"the schema at {where}: {what}", drop)
 
 
 def values(schema: Schema, keyword: str, path: str) -> Schema:
@@ -55,7 +65,7 @@ def values(schema: Schema, keyword: str, path: str) -> Schema:
     for value in listed:
         found = kind_of(value)
         if found not in allowed and not (found == "integer" and "number" in allowed):
-            fail(path, f"{keyword!r} has {json.dumps(value)}, which its 'type' forbids", keyword)
+            fail(path, f"{keyword!r} has {short_json(value)}, which its 'type' forbids", keyword)
         check_numbers(value, path)
     kept = [
         value
@@ -101,7 +111,7 @@ def string(schema: Schema, path: str) -> Schema:
         fail(path, f"{given[0]!r} beside {beside!r} cannot be expressed", *drop)
     if "format" in schema:
         if schema["format"] not in FORMATS:
-            fail(path, f"'format' is {json.dumps(schema['format'])}; it takes {', '.join(FORMATS)}", "format")
+            fail(path, f"'format' is {short_json(schema['format'])}; it takes {', '.join(FORMATS)}", "format")
         return {"type": "string", "format": schema["format"]}
     if "pattern" in schema:
         _check_pattern(schema["pattern"], path)
@@ -115,7 +125,7 @@ def string(schema: Schema, path: str) -> Schema:
 def _check_pattern(pattern: object, path: str) -> None:
     """Refuse what llama-common translates to something else."""
     if not isinstance(pattern, str) or len(pattern) > COUNT_MAX or not re.match(r"\^.+\$\Z", pattern):
-        fail(path, f"'pattern' is {json.dumps(pattern)}; only patterns of the form ^...$ are taken", "pattern")
+        fail(path, f"'pattern' is {short_json(pattern)}; only patterns of the form ^...$ are taken", "pattern")
     at, end, nested, after_opening = 1, len(pattern) - 1, 0, False
     while at < end:
         piece = _PIECE.match(pattern, at, end)
@@ -147,7 +157,7 @@ def counts(schema: Schema, low: str, high: str, path: str) -> tuple[int, int | N
     for keyword in (low, high):
         value = schema.get(keyword)
         if keyword in schema and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            fail(path, f"{keyword!r} is {json.dumps(value)}; it takes an integer, 0 or more", keyword)
+            fail(path, f"{keyword!r} is {short_json(value)}; it takes an integer, 0 or more", keyword)
         if isinstance(value, int) and value > COUNT_MAX:
             fail(path, f"{keyword!r} is {value}; at most {COUNT_MAX} can be expressed in a grammar", keyword)
         found.append(value if isinstance(value, int) else None)
@@ -167,7 +177,7 @@ def integer(schema: Schema, path: str) -> Schema:
             continue
         value = schema[keyword]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value in {math.inf, -math.inf}:
-            fail(path, f"{keyword!r} is {json.dumps(value)}; it takes a number", keyword)
+            fail(path, f"{keyword!r} is {short_json(value)}; it takes a number", keyword)
         exclusive = keyword.startswith("exclusive")
         if keyword.endswith("inimum"):
             lows.append(math.floor(value) + 1 if exclusive else math.ceil(value))

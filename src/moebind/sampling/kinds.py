@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from moebind._core import checks
 from moebind._core.native import CData, ffi, lib, own
 from moebind._core.owner import CallLock, Owner
+from moebind._core.shown import shown
 from moebind.errors import SamplerError
 
 if TYPE_CHECKING:
@@ -352,11 +353,11 @@ class SamplerKinds(Owner):
         Uses ``llama_sampler_init_dry``. Breakers make it slow to set up: each is looked for in every token.
         """
         if isinstance(seq_breakers, (str, bytes)):
-            raise TypeError(f"seq_breakers is {seq_breakers!r}; it takes a sequence of texts")
+            raise TypeError(f"seq_breakers is {shown(seq_breakers)}; it takes a sequence of texts")
         breakers = [checks.text("seq_breakers", breaker) for breaker in seq_breakers]
         for breaker in breakers:
             if not 1 <= len(breaker) <= BREAKER_BYTES_MAX:
-                raise ValueError(f"seq_breakers holds {breaker!r}; each has 1 to {BREAKER_BYTES_MAX} bytes")
+                raise ValueError(f"seq_breakers holds {shown(breaker)}; each has 1 to {BREAKER_BYTES_MAX} bytes")
         texts = [ffi.new("char[]", breaker) for breaker in breakers]
         native = own(
             lib.own_llama_sampler_init_dry,
@@ -383,7 +384,7 @@ class SamplerKinds(Owner):
             (``Context.set_sampler``).
         """
         if not isinstance(biases, Mapping):
-            raise TypeError(f"biases is {biases!r}; it takes a mapping of tokens to numbers")
+            raise TypeError(f"biases is {shown(biases)}; it takes a mapping of tokens to numbers")
         size = checks.INT32_MAX if n_vocab is None else checks.integer("n_vocab", n_vocab, 1)
         entries = [(checks.integer("token", token, 0, size - 1), _bias(token, bias)) for token, bias in biases.items()]
         if n_vocab is None:
@@ -425,7 +426,7 @@ def vocabulary(model: ModelBase) -> CData:
     """A model's ``llama_vocab``, which holds the model."""
     usable = getattr(model, "_usable_vocab", None)
     if usable is None:
-        raise TypeError(f"model is {model!r} ({type(model).__name__}); it takes a Model")
+        raise TypeError(f"model is {shown(model)} ({type(model).__name__}); it takes a Model")
     return usable()
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from moebind._core.native import CData, ffi, handle_of
+from moebind._core.shown import shown
 from moebind.sampling.candidates import TOKEN_DATA, TokenDataArray
 
 __all__ = ["PythonSampler", "applying"]
@@ -72,7 +73,9 @@ class PythonSampler:
     def _call(self, array: TokenDataArray) -> None:
         result: object = self._fn(array)
         if result is not None:
-            raise TypeError(f"{self._fn!r} returned {result!r}; a sampler edits the candidates in place, returns None")
+            raise TypeError(
+                f"{shown(self._fn)} returned {shown(result)}; a sampler edits the candidates in place, returns None"
+            )
         array._check_sorted()
 
     def accept(self, token: int) -> None:
@@ -90,7 +93,7 @@ class PythonSampler:
         if self._clone is not None:
             fn = self._clone()
             if not callable(fn):
-                raise TypeError(f"{self._fn!r}.clone() returned {fn!r}; it takes a callable")
+                raise TypeError(f"{shown(self._fn)}.clone() returned {shown(fn)}; it takes a callable")
             return PythonSampler(fn)
         stateful = self._accept is not None or self._reset is not None
         return PythonSampler(copy.deepcopy(self._fn) if stateful else self._fn)

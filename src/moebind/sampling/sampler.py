@@ -12,6 +12,7 @@ import numpy as np
 from moebind._core import checks
 from moebind._core.context_base import ContextBase
 from moebind._core.native import CData, clones, decoded, lib, own, part_of
+from moebind._core.shown import shown
 from moebind.backend.timings import SamplerTimings
 from moebind.errors import ClosedError, NativeError, SamplerError
 from moebind.sampling.candidates import TokenDataArray
@@ -98,7 +99,7 @@ class Sampler(GrammarKinds):
         >>> sampler = Sampler.chain([Sampler.from_callable(no_digits), Sampler.greedy()])
         """
         if not callable(fn):
-            raise TypeError(f"fn is {fn!r} ({type(fn).__name__}); it takes something that can be called")
+            raise TypeError(f"fn is {shown(fn)} ({type(fn).__name__}); it takes something that can be called")
         python = PythonSampler(fn)
         native = own(lib.own_moebind_sampler_python, checks.text("name", name), id(python.handle), python.handle)
         sampler = cls._make(native, keep=(python,), chooses=True)
@@ -128,7 +129,7 @@ class Sampler(GrammarKinds):
         parts = list(samplers)
         for part in parts:
             if not isinstance(part, Sampler):
-                raise TypeError(f"samplers holds {part!r}; it takes samplers")
+                raise TypeError(f"samplers holds {shown(part)}; it takes samplers")
             part._open()
             if part._is_part:
                 raise ClosedError(f"{part!r} belongs to a chain already: put its clone() into this one")
@@ -276,7 +277,7 @@ class Sampler(GrammarKinds):
         self._must_be_a_choice()
         at = checks.integer("idx", idx, -checks.INT32_MAX)
         if not isinstance(ctx, SampledContext):
-            raise TypeError(f"ctx is {ctx!r}; it takes a Context")
+            raise TypeError(f"ctx is {shown(ctx)}; it takes a Context")
         with ctx._exclusive() as native:
             return ctx._sample_with(self, native, at)
 
@@ -363,7 +364,7 @@ class Sampler(GrammarKinds):
             If a grammar forbids the chosen candidate, or all that are left.
         """
         if not isinstance(array, TokenDataArray):
-            raise TypeError(f"array is {array!r} ({type(array).__name__}); it takes a TokenDataArray")
+            raise TypeError(f"array is {shown(array)} ({type(array).__name__}); it takes a TokenDataArray")
         with self._lock.held():
             self._run(array)
             if not self._is_checked or not any(part._is_grammar for part in self._with_parts()):

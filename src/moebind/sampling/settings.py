@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind.sampling.kinds import SEED_MAX
 from moebind.sampling.sampler import Sampler
 
@@ -146,6 +147,6 @@ def behind(grammar: Sampler, sampler: Sampler | None, own: bool) -> Sampler:
     if sampler is None:
         return Sampler.chain([grammar, Sampler.greedy()])
     if not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler is {sampler!r}; it takes a Sampler")
+        raise TypeError(f"sampler is {shown(sampler)}; it takes a Sampler")
     sampler._must_choose()
     return Sampler.chain([grammar, sampler if own else Sampler.from_callable(_Borrowed(sampler))])

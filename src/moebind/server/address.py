@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import SupportsIndex
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind.errors import ServerError
 
 __all__ = ["PORT", "Address", "parse"]
@@ -56,7 +57,7 @@ class Address:
             found = socket.getaddrinfo(name, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (OSError, UnicodeError):
             raise ValueError(
-                f"host is {name!r}; it takes an address or a name of this machine, such as 127.0.0.1"
+                f"host is {shown(name)}; it takes an address or a name of this machine, such as 127.0.0.1"
             ) from None
         if not name:
             raise ValueError("host is empty; it takes an address or a name of this machine, such as 127.0.0.1")
@@ -100,7 +101,7 @@ def parse(text: str) -> tuple[str, int]:
     elif ":" in host:
         colon = ""
     if not (colon and host and port.isascii() and port.isdecimal()):
-        raise ValueError(f"--bind is {text!r}; it takes HOST:PORT, such as 127.0.0.1:{PORT} or [::1]:{PORT}")
+        raise ValueError(f"--bind is {shown(text)}; it takes HOST:PORT, such as 127.0.0.1:{PORT} or [::1]:{PORT}")
     return host, int(port)
 
 

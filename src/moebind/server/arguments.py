@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import Any, TypeAlias
 
 from moebind._core.native import decoded, lib
+from moebind._core.shown import shown
 from moebind.backend.devices import Device, devices, native_device
 from moebind.enums import FlashAttnType, LazyMode, LoadMode, PoolingType, RopeScalingType, SplitMode
 from moebind.files.metadata_overrides import KvOverrides, KvValue
@@ -76,7 +77,7 @@ class Devices:
         if target in self.buffers.values():
             return target
         raise ValueError(
-            f"tensor_overrides sends tensors to {target!r}, which llama-server cannot: it takes the buffer types "
+            f"tensor_overrides sends tensors to {shown(target)}, which llama-server cannot: it takes the buffer types "
             f"{', '.join(dict.fromkeys(self.buffers.values()))}"
         )
 
@@ -122,7 +123,9 @@ def _word(option: str, words: Mapping[IntEnum, str | None], name: str = "") -> R
 
     def write(value: IntEnum, there: Devices) -> str | None:
         if value not in words:
-            raise ValueError(f"{name} is {value!r}, which llama-server cannot; it takes {', '.join(map(str, words))}")
+            raise ValueError(
+                f"{name} is {shown(value)}, which llama-server cannot; it takes {', '.join(map(str, words))}"
+            )
         return words[value]
 
     return Row(option, write)
@@ -148,7 +151,7 @@ def _rules(value: Sequence[TensorOverride], there: Devices) -> str | None:
     for rule in value:
         if any(letter in rule.pattern for letter in _NOT_IN_RULES):
             raise ValueError(
-                f"tensor_overrides has the pattern {rule.pattern!r}: llama-server ends a pattern at a comma or an "
+                f"tensor_overrides has the pattern {shown(rule.pattern)}: llama-server ends a pattern at a comma or an "
                 "equals sign. Write it without, such as aa?a? for a{1,3}"
             )
     return ",".join(f"{rule.pattern}={there.buffer(rule.target)}" for rule in value) or None
@@ -277,7 +280,7 @@ def check(params: ModelParams | ContextParams) -> None:
         value = getattr(params, each.name)
         refused = ROWS[each.name].refused
         if refused and value != each.default:
-            raise ValueError(f"{each.name} is {value!r}: {refused}; leave it out")
+            raise ValueError(f"{each.name} is {shown(value)}: {refused}; leave it out")
 
 
 def settings(model: ModelParams, context: ContextParams, there: Devices) -> Settings:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind.server.arguments import ROWS, Settings
 from moebind.server.isolation import environment
 from moebind.server.process import program
@@ -80,7 +81,7 @@ def check_extra(extra: Iterable[str]) -> list[str]:
         If one is no text.
     """
     if isinstance(extra, str):
-        raise TypeError(f"extra is the text {extra!r}; it takes a list of arguments, such as ['--temp', '0']")
+        raise TypeError(f"extra is the text {shown(extra)}; it takes a list of arguments, such as ['--temp', '0']")
     arguments = [checks.text(f"extra[{at}]", each).decode() for at, each in enumerate(extra)]
     for each in arguments:
         names = _named(each)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from moebind._core.shown import shown
 from moebind.server.arguments import Settings
 
 __all__ = ["presets", "unwritable"]
@@ -27,11 +28,12 @@ def unwritable(options: Settings) -> str | None:
     for option, value in options.items():
         if isinstance(value, str) and not value.isprintable():
             return (
-                f"its {option} is {value!r}, with characters that llama-server's file of presets cannot have: rename it"
+                f"its {option} is {shown(value)}, with characters that llama-server's file of presets cannot have: "
+                "rename it"
             )
         if isinstance(value, str) and (any(letter in value for letter in _ENDS) or value != value.strip()):
             return (
-                f"its {option} is {value!r}, and llama-server's file of presets ends a value at ; and #: rename it, "
-                "or serve the model alone"
+                f"its {option} is {shown(value)}, and llama-server's file of presets ends a value at ; and #: rename "
+                "it, or serve the model alone"
             )
     return None

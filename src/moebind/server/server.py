@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind._core.sizes import parse_size
 from moebind.backend.devices import devices, each_card_once
 from moebind.backend.loopback import worker_pids
@@ -135,8 +136,8 @@ class Server:
         address = Address.free(host, port)
         if not (address.local or keys or open_):
             raise ValueError(
-                f"host is {host!r}, which other machines can reach, and there is no key: whoever reaches it could use "
-                "the models, and read what others ask them. Set api_key, or allow_network if you trust that network"
+                f"host is {shown(host)}, which other machines can reach, and there is no key: whoever reaches it could "
+                "use the models, and read what others ask them. Set api_key, or allow_network if you trust that network"
             )
         several = len(found) > 1 or models_dir is not None
         if several:
@@ -337,7 +338,7 @@ def _wishes(
     ):
         if value is not None:
             if not isinstance(value, kind):
-                raise TypeError(f"{name} is {value!r}; it takes {kind.__name__}")
+                raise TypeError(f"{name} is {shown(value)}; it takes {kind.__name__}")
             check(value)
     count = None if parallel is None else checks.integer("parallel", parallel, 1)
     length = None if n_ctx is None else checks.integer("n_ctx", n_ctx, 1)

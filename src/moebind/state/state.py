@@ -13,6 +13,7 @@ import numpy as np
 from moebind._core import atomic_files, checks
 from moebind._core.context_base import ContextBase
 from moebind._core.native import CData, decoded, ffi, lib
+from moebind._core.shown import shown
 from moebind.enums import StateSeqFlags
 from moebind.errors import StateError, StateNotFoundError
 from moebind.state import transfer
@@ -221,7 +222,7 @@ class State(ContextBase):
         Uses ``llama_state_seq_set_data_ext``. If the sequence holds something, a copy is kept during the call.
         """
         if not isinstance(state, SeqState):
-            raise TypeError(f"state is {state!r}; it takes a SeqState, from state_seq_get or SeqState.from_bytes")
+            raise TypeError(f"state is {shown(state)}; it takes a SeqState, from state_seq_get or SeqState.from_bytes")
         seq = self._seq("seq_id", seq_id)
         with self._exclusive() as native:
             if state._flags & StateSeqFlags.ON_DEVICE and not any(
@@ -462,6 +463,6 @@ class State(ContextBase):
 
 def _flags(flags: StateSeqFlags | int) -> StateSeqFlags:
     if isinstance(flags, (bool, float, str)):
-        raise TypeError(f"flags is {flags!r}; it takes StateSeqFlags")
+        raise TypeError(f"flags is {shown(flags)}; it takes StateSeqFlags")
     number = checks.integer("flags", flags, 0, int(StateSeqFlags.PARTIAL_ONLY | StateSeqFlags.ON_DEVICE))
     return StateSeqFlags(number)
