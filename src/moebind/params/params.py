@@ -177,6 +177,13 @@ class Params:
             value = declared.metadata["check"](declared.name, getattr(self, declared.name))
             object.__setattr__(self, declared.name, value)
 
+    if not TYPE_CHECKING:  # type checkers would take it for any attribute
+
+        def __getattr__(self, name: str) -> object:
+            from moebind.params.unknown_fields import missing_of  # rarely needed
+
+            raise missing_of(self, (ModelParams, ContextParams), name)
+
     def __repr__(self) -> str:
         changed = [
             f"{declared.name}={getattr(self, declared.name)!r}"
