@@ -14,7 +14,7 @@ from moebind.errors import FitError
 from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import N_CTX_MAX, ContextParams, ModelParams
 from moebind.placement import windows
-from moebind.placement.cache_share import BUS, CacheShare, cached_params, choose_share
+from moebind.placement.cache_share import BUS, CacheShare, cached_params, check_share, choose_share
 from moebind.placement.header import Header, read_header
 from moebind.placement.plan import Plan, check_arguments, described_host, device_list, make_plan
 from moebind.placement.routing import RoutingRecorder
@@ -221,7 +221,8 @@ def fit(
     Raises
     ------
     FitError
-        If nothing fits; the message says what is missing.
+        If nothing fits; the message says what is missing. If ``moe_cache`` would drive layers from the devices: it says
+        how large the cache may be.
     ModelNotFoundError, ModelLoadError, ContextCreationError, ValueError
         As for :func:`plan`.
 
@@ -267,6 +268,8 @@ def fit(
     chosen, full = windows.choose(place, first.n_swa if swa_full is None else 0, model, context)
     if chosen is None:
         raise FitError(_nothing_fits(search, file, model), _lacks(search))
+    if share.size and not auto:
+        check_share(search, given, shortest, share.size, chosen)
     result = _on(devices, chosen.model_params)
     chosen = replace(chosen, _fitted=True)
     narrowed = context.swa_full and not chosen.context_params.swa_full
