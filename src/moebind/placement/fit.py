@@ -20,6 +20,7 @@ from moebind.placement.plan import Plan, check_arguments, described_host, device
 from moebind.placement.routing import RoutingRecorder
 from moebind.placement.saved import Identity, Saved, described, write
 from moebind.placement.search import Search
+from moebind.placement.summary import experts_on_host
 
 __all__ = ["Fit", "fit"]
 
@@ -430,7 +431,7 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
         share = plan.expert_bytes / total if total else 0.0
         lines.append(
             f"{show_size(plan.expert_bytes)} of {show_size(total)} of experts ({share:.0%}) stay on the devices; the "
-            f"others, {' and '.join(rule.pattern for rule in added)}, are in host memory."
+            f"others, {experts_on_host(plan.places, plan._experts)}, are in host memory."
         )
     elif len(plan.devices) > 1 and params.n_gpu_layers == model.n_gpu_layers:
         lines.append("Everything fits as it is.")
