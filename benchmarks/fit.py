@@ -24,6 +24,7 @@ import moebind
 from moebind import ContextParams, Device, FitError, ModelParams, TensorOverride, ffi, lib
 from moebind._core.native import LIBRARIES
 from moebind._core.tables import Column, markdown_table
+from moebind.placement.described_devices import described_device
 from moebind.placement.fit import Fit
 from moebind.placement.header import read_header
 from moebind.placement.plan import Plan
@@ -74,7 +75,7 @@ def common_fit(
     native = ffi.new("struct llama_context_params *", lib.llama_context_default_params())
     native.n_ctx, native.n_batch, native.n_ubatch = context.n_ctx, context.n_batch, context.n_ubatch
     if there is None:
-        devices = [lib.moebind_described_device(at, size) for at, size in enumerate(sizes)]
+        devices = [described_device(at, size) for at, size in enumerate(sizes)]
     else:
         devices = [lib.ggml_backend_dev_get(device.index) for device in there]
     model.devices = listed = ffi.new("ggml_backend_dev_t[]", [*devices, ffi.NULL])

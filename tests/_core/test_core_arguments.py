@@ -28,20 +28,45 @@ from moebind.server import Server
         (lambda **given: moebind.fit("x", **given), {"n_cpu_moe": 9}, "model_params=ModelParams().with_n_cpu_moe(9))"),
         (lambda **given: moebind.fit("x", **given), {"type_k": 1}, "context_params=ContextParams(type_k=1))"),
         (lambda **given: moebind.fit("x", **given), {"wooden": 1}, "'wooden': it takes path, memory, margin, n_ctx, "),
+        (
+            lambda **given: moebind.fit("x", **given),
+            {"ctx_size": 3},
+            "fit() has no argument 'ctx_size'; it is 'n_ctx' here",
+        ),
+        (
+            lambda **given: moebind.plan("x", **given),
+            {"ctx_size": 3},
+            "Write plan(path, context_params=ContextParams(n_ctx=3)",
+        ),
+        (
+            lambda **given: moebind.fit("x", **given),
+            {"cpu_moe": True},
+            "model_params=ModelParams().with_cpu_moe_all())",
+        ),
+        (
+            lambda **given: moebind.plan("x", **given),
+            {"flash_attn": True},
+            "context_params=ContextParams(flash_attn_type=FlashAttnType.ENABLED))",
+        ),
+        (
+            lambda **given: moebind.plan("x", **given),
+            {"logits_all": True},
+            "'logits_all'. Here it is batch.add_sequence(",
+        ),
         (lambda **given: moebind.quantize("x", "y", 2, **given), {"imatrx": "z"}, "did you mean 'imatrix'?"),
         (lambda **given: moebind.quantize("x", "y", 2, **given), {"nthread": 2}, "it is 'n_threads' here"),
         (lambda **given: moebind.experts("x", **given), {"load_mpt": True}, "did you mean 'load_mtp'?"),
         (lambda **given: Server("x", **given), {"api_keys": "x"}, "argument 'api_keys'; did you mean 'api_key'?"),
         (
             lambda **given: Server("x", **given),
-            {"n_ctx": 9},
-            "Write Server(model, context_params=ContextParams(n_ctx=9)",
+            {"n_batch": 9},
+            "Write Server(model, context_params=ContextParams(n_batch=9)",
         ),
         (lambda **given: bench.offload("x", **given), {"repetitions": 5}, "it is 'repeats' here"),
         (lambda **given: bench.offload("x", **given), {"placement": ["all"]}, "did you mean 'placements'?"),
         (lambda **given: bench.default_placements("x", **given), {"n_cpu_mo": 5}, "did you mean 'n_cpu_moe'?"),
         (lambda **given: moebind.loopback_device(**given), {"n_thread": 5}, "did you mean 'n_threads'?"),
-        (lambda **given: moebind.host_bandwidth(**given), {"threads": 5}, "did you mean 'n_threads'?"),
+        (lambda **given: moebind.host_bandwidth(**given), {"threads": 5}, "it is 'n_threads' here"),
         (lambda **given: moebind.json_schema_to_grammar({}, **given), {"Strict": False}, "did you mean 'strict'?"),
         (
             lambda **given: moebind.doctor("x", **given),
@@ -89,7 +114,8 @@ def test_everything_else_stays() -> None:
 
 
 def test_fields_that_are_alike() -> None:
-    assert written_field(ModelParams, "zzz", 1, 0.5) == ""
-    assert written_field(ModelParams, "cpu_moe_all", True, 0.9) == "ModelParams().with_cpu_moe_all()"
-    assert written_field(ModelParams, "n_gpu_layer", 1, 1.0) == ""
-    assert written_field(ModelParams, "n_gpu_layer", 1, 0.9) == "ModelParams(n_gpu_layers=1)"
+    assert written_field(ModelParams, "zzz", 1, 0.5) is None
+    for name in ("cpu_moe_all", "cpu_moe"):
+        assert written_field(ModelParams, name, True, 0.9) == ("ModelParams().with_cpu_moe_all()", "")
+    assert written_field(ModelParams, "n_gpu_layer", 1, 1.0) is None
+    assert written_field(ModelParams, "n_gpu_layer", 1, 0.9) == ("ModelParams(n_gpu_layers=1)", "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 import moebind
 from conftest import SMALL
 from moebind import Model
-from moebind._core.other_names import _MODULE, _OBJECTS
+from moebind._core.other_names import _MODULE, _OBJECTS, SETTINGS
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,9 @@ def test_names_of_objects(dense: Model) -> None:
             (dense, "create_chat_completion", r"context\.chat\(messages\)\.complete\(\); docs/migrating"),
             (dense, "generate", r"context\.generate\(prompt\), with context = model\.new_context\(params\)"),
             (context, "tokenize", r"model\.str_to_token\(text\)"),
+            (context, "scores", r"context\.get_logits_ith\(i\)"),
+            (context, "input_ids", "what you decoded"),
+            (context, "n_tokens", r"context\.kv_cache_seq_pos_max\(seq_id\) \+ 1"),
         ):
             kind = type(owner).__name__
             with pytest.raises(AttributeError, match=f"^'{kind}' object has no attribute '{name}'. Here it is {here}"):
@@ -57,8 +62,22 @@ def test_names_of_objects(dense: Model) -> None:
             assert not hasattr(each, "__array__")
 
 
+def test_names_of_texts(dense: Model) -> None:
+    with dense.new_context(SMALL) as context:
+        completion = context.generate("a", max_tokens=1).complete()
+    for owner in (completion, *completion.pieces):
+        kind = type(owner).__name__
+        with pytest.raises(
+            AttributeError, match=f"^'{kind}' object has no attribute 'finish_reason'. Here it is stop_reason"
+        ):
+            owner.finish_reason  # type: ignore[attr-defined]  # noqa: B018
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'$"):
+            owner.nothing  # type: ignore[attr-defined]  # noqa: B018
+        assert copy.deepcopy(owner) == pickle.loads(pickle.dumps(owner)) == owner  # noqa: S301
+
+
 def test_the_answers_are_there() -> None:
-    for answers in (_MODULE, _OBJECTS):
+    for answers in (_MODULE, _OBJECTS, SETTINGS):
         for answer in answers.values():
             for owner, name in re.findall(r"\b(model|context|Model|Sampler|moebind)\.([a-z]\w*)", answer):
                 kind = {"model": moebind.Model, "context": moebind.Context, "moebind": moebind}.get(owner)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from conftest import SMALL
-from moebind import ContextParams, Model
+from moebind import ContextParams, GrammarError, Model
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TEMPLATE = "{{ 'thinks' if enable_thinking else 'answers' }} {{ tone }} {{ messages[0].content }}"
@@ -45,3 +45,31 @@ def test_arguments_of_the_template(moe: Model) -> None:
 def test_what_chat_does_not_know_is_refused(moe: Model, argument: dict[str, Any], told: str) -> None:
     with moe.new_context(ContextParams(n_ctx=64, n_threads=1)) as context, pytest.raises(TypeError, match=told):
         context.chat(HELLO, template="chatml", **argument)
+
+
+EMAIL = {"type": "string", "format": "email"}
+LOST = "the grammar does not hold a .* to all of the"
+
+
+def test_texts_need_not_be_held_to_all_of_a_schema(moe: Model) -> None:
+    with moe.new_context(SMALL) as context:
+        for call in (context.generate, lambda prompt, **given: context.generate_many([prompt], **given)):
+            with pytest.raises(GrammarError, match="pass strict=False"):
+                call("a", json_schema=EMAIL)
+            with pytest.warns(UserWarning, match=LOST) as caught:
+                text = call("a", json_schema=EMAIL, strict=False, max_tokens=2).complete()  # type: ignore[attr-defined]
+            assert [each.filename for each in caught] == [__file__]
+            assert str(text[0] if isinstance(text, list) else text).startswith('"')
+            with pytest.raises(TypeError, match="strict is 1"):
+                call("a", json_schema=EMAIL, strict=1)  # type: ignore[arg-type]
+
+
+def test_each_prompt_may_say_how_strict_it_is(moe: Model) -> None:
+    with moe.new_context(SMALL) as context:
+        mine = {"prompt": "a", "json_schema": EMAIL}
+        with pytest.warns(UserWarning, match=LOST):
+            context.generate_many([{**mine, "strict": False}], max_tokens=1).complete()
+        with pytest.warns(UserWarning, match=LOST):
+            context.generate_many([mine], strict=False, max_tokens=1).complete()
+        with pytest.raises(GrammarError, match=r"prompts\[0\]: .*email"):
+            context.generate_many([{**mine, "strict": True}], strict=False, max_tokens=1)

@@ -45,6 +45,11 @@ def test_a_size_is_a_number_or_a_text() -> None:
     assert ContextParams().moe_cache_size == 0
     assert ContextParams(moe_cache_size="4GiB").moe_cache_size == 4 << 30  # type: ignore[arg-type]
     assert ContextParams().with_moe_cache_size("1.5MB") == ContextParams(moe_cache_size=1_500_000)
+    with pytest.raises(ValueError, match="moe_cache_size is 4, which is so many bytes: give a unit, as in '4GiB'"):
+        ContextParams(moe_cache_size=4)
+    # Copies are checked again, by the number alone.
+    with pytest.raises(ValueError, match="moe_cache_size is '1KiB'; it takes 0, or 65536 bytes and more"):
+        ContextParams().with_moe_cache_size("1KiB")
     for bad in (-1, "much", 2**63, 1.5, None):
         with pytest.raises((ValueError, TypeError), match="moe_cache_size"):
             ContextParams().with_moe_cache_size(bad)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,6 +39,11 @@ def talking(demo: Model) -> Iterator[Context]:
         ({"n": 2}, "generate_many"),
         ({"echo": True}, "put it before"),
         ({"grammar": "x"}, "Sampler.grammar"),
+        ({"response_format": {}}, re.escape('json_schema=response_format["json_schema"]["schema"]')),
+        ({"mirostat_mode": 2}, "Sampler.mirostat_v2"),
+        ({"logits_processor": []}, "Sampler.from_callable"),
+        ({"stopping_criteria": []}, "leave the loop"),
+        ({"suffix": "}"}, "Sampler.infill"),
         ({"zzz": 1}, "it takes"),
     ],
 )

@@ -237,6 +237,10 @@ def test_names_of_features_are_llama_cpps() -> None:
             {"cores": 8, "cores_allowed": 8, "default_threads": 4},
             (2, 2), "n_threads is 2, while 8 threads could run", Severity.INFO,
         ),
+        (
+            {"cores": 8, "cores_allowed": 8, "load_average": 8.26},
+            (1, 1), "the load average is 8.3, and there are 8 cores", Severity.INFO,
+        ),
     ],
 )  # fmt: skip
 def test_threads(facts: dict[str, object], asked: tuple[int, int], what: str, severity: Severity) -> None:
@@ -247,7 +251,7 @@ def test_threads(facts: dict[str, object], asked: tuple[int, int], what: str, se
 
 
 def test_enough_threads() -> None:
-    facts = replace(PLAIN, cores=8, cores_allowed=8, core_quota=9.0, default_threads=4)
+    facts = replace(PLAIN, cores=8, cores_allowed=8, core_quota=9.0, default_threads=4, load_average=8.0)
     assert not said(facts, replace(QUIET, context=ContextParams(n_threads=8, n_threads_batch=8)))
 
 

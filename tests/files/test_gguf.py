@@ -205,6 +205,15 @@ def test_paths_of_the_wrong_type(path: object) -> None:
         Gguf.from_file(path)  # type: ignore[arg-type]
 
 
+def test_a_repository_is_no_file() -> None:
+    told = r"^TheBloke/x-GGUF does not exist; if .*from_pretrained\('TheBloke/x-GGUF', filename\).* hf://TheBloke/x-GGUF/FILE"
+    with pytest.raises(ModelNotFoundError, match=told):
+        Gguf.from_file("TheBloke/x-GGUF")
+    for path in ("models/x.gguf", "/TheBloke/x-GGUF", "a/b/c", "x-GGUF", "../x-GGUF"):
+        with pytest.raises(ModelNotFoundError, match="does not exist$"):
+            Gguf.from_file(path)
+
+
 def test_what_is_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):

@@ -128,7 +128,7 @@ def another(field: dataclasses.Field[object]) -> object:
         return not field.default
     if isinstance(field.default, IntEnum):
         return next(each for each in reversed(type(field.default)) if allowed(field, each) and each != field.default)
-    return next(each for each in (3, 0.25, 7) if allowed(field, each) and each != field.default)
+    return next(each for each in (3, 0.25, 7, 2**20) if allowed(field, each) and each != field.default)
 
 
 def allowed(field: dataclasses.Field[object], value: object) -> bool:

@@ -167,6 +167,8 @@ def test_misuse(demo_path: Path, recorder: RoutingRecorder, moe: Model) -> None:
         context.decode(moebind.Batch.get_one([3] * 40))
     with pytest.raises(ValueError, match="let the model write"):
         fit(moe_cache="auto", routing=prompt)
+    with pytest.raises(ValueError, match="^moe_cache is 4, which is .*, as in '4GiB', or 'auto'$"):
+        fit(moe_cache=4)
     foreign = RoutingRecorder(order=True)
     with moe.new_context(SMALL.with_eval_callback(foreign)) as context:
         for _ in context.generate([1, 2, 3], max_tokens=2):

@@ -73,7 +73,7 @@ def test_a_cache_beyond_the_device_does_not_fit(demo_path: Path) -> None:
 @pytest.mark.parametrize(
     ("params", "size", "message"),
     [
-        (placed(), 1000, "one token in one layer: it takes at least"),
+        (placed(), 2**16, "one token in one layer: it takes at least"),
         (ModelParams(n_gpu_layers=-1), "1GiB", "keep some in host memory"),
         (placed().with_n_gpu_layers(0), "1GiB", "no layer with experts is computed by a GPU"),
     ],
@@ -126,4 +126,4 @@ def test_a_cache_that_leaves_no_room(demo_path: Path) -> None:
             moe_cache="190MiB",
         )
     with pytest.raises(ContextCreationError, match="one token in one layer"):
-        moebind.fit(demo_path, memory="300MiB", n_ctx=512, devices=["1GiB"], moe_cache=1000)
+        moebind.fit(demo_path, memory="300MiB", n_ctx=512, devices=["1GiB"], moe_cache=2**16)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -14,7 +15,7 @@ import moebind
 from conftest import SMALL
 from moebind import ModelParams
 from moebind._core.sizes import show_size
-from moebind.placement.plot import check_plot
+from moebind.placement.plot import check_plot, plot_routing
 
 MakeTiny = Callable[..., Path]
 
@@ -87,6 +88,10 @@ def test_plots_refuse_the_same(tiny_path: MakeTiny, tmp_path: Path) -> None:
         plan.plot(tmp_path / "x.gguf")
     with pytest.raises(FileNotFoundError):
         plan.plot(tmp_path / "none" / "x.png")
+    with pytest.raises(ValueError, match="ends in one of"):
+        plot_routing(np.ones((2, 2)), str(tmp_path / "x.gguf"))
+    with pytest.raises(FileNotFoundError, match="path is .*x.png', and there is no folder"):
+        plot_routing(np.ones((2, 2)), str(tmp_path / "none" / "x.png"))
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,27 @@ def test_other_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "pickled.npz", format=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="no recording of routers"):
         RoutingRecorder.load(tmp_path / "pickled.npz")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "no.npz"
+    told = f"{re.escape(str(path))} does not exist: RoutingRecorder.save and moebind routing --save write such files"
+    with pytest.raises(FileNotFoundError, match=f"^{told}$"):
+        RoutingRecorder.load(path)
+    with pytest.raises(OSError, match="folder|directory|regular"):
+        RoutingRecorder.load(tmp_path)
+
+
+def test_nobody_is_told_to_unpickle(tmp_path: Path) -> None:
+    fit = tmp_path / "fit.json"
+    fit.write_text("{}")
+    with pytest.raises(ValueError, match="fit.json is no recording of routers: write one with RoutingRecorder.save"):
+        RoutingRecorder.load(fit)
+    objects = saved(tmp_path, {"format": np.array("moebind routing"), "version": np.array({}, object)})
+    for path in (fit, objects):
+        with pytest.raises(ValueError, match="is no recording") as raised:
+            RoutingRecorder.load(path)
+        assert "pickle" not in str(raised.value)
 
 
 def test_a_cut_file(recorder: RoutingRecorder, tmp_path: Path) -> None:

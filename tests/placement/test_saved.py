@@ -91,6 +91,15 @@ def test_another_model_is_refused(tiny_path: MakeTiny, fit: Fit, path: Path, tmp
         Fit.load(tmp_path / "fit.json")
 
 
+def test_a_device_that_is_gone(fit: Fit, path: Path, tmp_path: Path) -> None:
+    fit.save(tmp_path / "fit.json")
+    told = json.loads((tmp_path / "fit.json").read_text(encoding="utf-8"))
+    told["devices"] = ["RPC77"]
+    (tmp_path / "fit.json").write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no device 'RPC77'; there .*\. The fit is for it: add what"):
+        Fit.load(tmp_path / "fit.json")
+
+
 def test_a_model_is_never_written_over(fit: Fit, path: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(path.read_bytes())

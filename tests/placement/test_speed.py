@@ -20,7 +20,7 @@ READS = {"GPU0": 2 * 10**9, "GPU1": 0, "Host": 10**9}
 
 def test_one_memory_after_the_other() -> None:
     assert tokens_per_second(READS, {"GPU0": "1000GB/s", "Host": "100GB/s"}) == pytest.approx(1 / (0.002 + 0.01))
-    assert tokens_per_second(READS, {"GPU0": 1e12, "GPU1": 1, "Host": np.float32(2**40)}) == pytest.approx(
+    assert tokens_per_second(READS, {"GPU0": 1e12, "GPU1": 2**20, "Host": np.float32(2**40)}) == pytest.approx(
         1 / (0.002 + 10**9 / 2**40)
     )
     assert tokens_per_second(READS, {"GPU0": "1 GiB / s", "Host": "1gibps"}) == pytest.approx(2**30 / 3e9)
@@ -34,6 +34,10 @@ def test_one_memory_after_the_other() -> None:
         ({"GPU0": 1e12, "CUDA0": 1}, ValueError, "names 'CUDA0'; there are GPU0, GPU1, Host"),
         ({"GPU0": 0, "Host": 1}, ValueError, r"bandwidths\['GPU0'\] is 0"),
         ({"GPU0": -1.0, "Host": 1}, ValueError, "-1"),
+        ({"GPU0": 1000, "Host": 50}, ValueError, r"GPU0'\] is 1000, which is so many bytes in a .* as in '1000GB/s'"),
+        ({"GPU0": 1e12, "Host": 50.5}, ValueError, r"Host'\] is 50\.5, which is .*, as in '50\.5GB/s'"),
+        ({"GPU0": 1e12, "Host": 50_000}, ValueError, "as in '50000MB/s'"),
+        ({"GPU0": 1e12, "GPU1": 7, "Host": "50GB/s"}, ValueError, "as in '7GB/s'"),
         ({"GPU0": math.inf, "Host": 1}, ValueError, "inf"),
         ({"GPU0": math.nan, "Host": 1}, ValueError, "nan"),
         ({"GPU0": "1000GB", "Host": 1}, ValueError, "such as '1000GB/s'"),
@@ -50,6 +54,15 @@ def test_one_memory_after_the_other() -> None:
 def test_what_is_no_bandwidth(bandwidths: object, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         tokens_per_second(READS, bandwidths)  # type: ignore[arg-type]
+
+
+def test_what_is_next_to_nothing_needs_no_bandwidth() -> None:
+    row = 8192
+    assert tokens_per_second({"GPU0": 2 * 10**9, "Host": row}, {"GPU0": "1000GB/s"}) == 500
+    for much in ({"GPU0": 100 * row, "Host": row}, {"GPU0": 2**40, "Host": 2**20}):
+        with pytest.raises(ValueError, match="bandwidths has no 'Host'"):
+            tokens_per_second(much, {"GPU0": "1000GB/s"})
+    assert tokens_per_second({"Host": 1000}, {"Host": "1KB/s"}) == 1  # with a unit, it is meant
 
 
 def test_reads_in_words() -> None:

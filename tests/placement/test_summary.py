@@ -9,7 +9,7 @@ import pytest
 
 import moebind
 from moebind import ContextParams, FitError, ModelParams
-from moebind.placement.summary import does_not_fit
+from moebind.placement.summary import does_not_fit, experts_on_host
 
 CPU = ModelParams()
 SHORT = ContextParams(n_ctx=256)
@@ -53,3 +53,25 @@ def test_what_does_not_fit(tiny_path: Callable[..., Path]) -> None:
     assert does_not_fit(caught.value.missing) != "does not fit"
     assert does_not_fit({}) == "does not fit"
     assert FitError("x").missing == {}
+
+
+def test_experts_on_the_host_by_their_layers() -> None:
+    def told(on_host: set[str], layers: tuple[int, ...] = (0, 1, 2, 3, 5)) -> str:
+        experts = {at: [f"blk.{at}.ffn_{kind}_exps.weight" for kind in ("up", "down")] for at in layers}
+        names = [name for each in experts.values() for name in each]
+        places = {
+            name: None if name.removeprefix("blk.").partition("_exps")[0] in on_host else "GPU0" for name in names
+        }
+        return experts_on_host(places, experts)
+
+    def whole(*layers: int) -> set[str]:
+        return {f"{at}.ffn_{kind}" for at in layers for kind in ("up", "down")}
+
+    assert told(whole(0, 1, 2)) == "of layers 0 to 2"
+    assert told(whole(2)) == "of layer 2"
+    assert told(whole(0, 1, 2, 3, 5)) == "of layers 0 to 5"  # layer 4 has none
+    assert told(whole(0, 2)) == "of layers 0 and 2"
+    assert told(whole(0, 2, 3, 5)) == "of layers 0 and 2 to 5"
+    assert told(whole(0, 1) | {"2.ffn_down"}) == "of layers 0 to 1, and ffn_down_exps of layer 2"
+    assert told({"3.ffn_up"}) == "ffn_up_exps of layer 3"
+    assert told(set()) == ""

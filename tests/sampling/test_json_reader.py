@@ -102,7 +102,7 @@ def test_what_forbids_something_is_refused(schema: dict[str, Any], told: str) ->
         ({"type": "number", "minimum": 0, "maximum": 1}, ["#: 'maximum' of", "#: 'minimum' of"], "7.5", '"7"'),
         ({"type": "string", "format": "email"}, ["#: 'format' is"], '"x"', "x"),
         ({"type": "string", "pattern": "a"}, ["#: 'pattern' is"], '"b"', "b"),
-        ({"type": "string", "pattern": "^a+$", "maxLength": 3}, ["#: 'pattern' beside 'a length'"], '"aaaa"', '"b"'),
+        ({"type": "string", "pattern": "^a+$", "maxLength": 3}, ["#: 'pattern' beside 'maxLength'"], '"aaaa"', '"b"'),
         ({"type": "array", "uniqueItems": True, "items": {"type": "integer"}}, ["'uniqueItems'"], "[1,1]", '["a"]'),
         ({"type": "integer", "multipleOf": 5, "minimum": 0}, ["'multipleOf'"], "7", "-7"),
         ({"not": {}, "type": "null"}, ["'not'"], "null", "1"),
@@ -123,7 +123,7 @@ def test_what_forbids_something_is_refused(schema: dict[str, Any], told: str) ->
 def test_what_cannot_be_held_to_is_left_out_and_told(
     model: Model, schema: dict[str, Any], lost: list[str], good: str, bad: str
 ) -> None:
-    with pytest.raises(GrammarError):
+    with pytest.raises(GrammarError, match="; leave it out, or pass strict=False$"):
         json_schema_to_grammar(schema)
     with pytest.warns(UserWarning, match="the grammar does not hold a text to all of the schema") as caught:
         grammar = json_schema_to_grammar(schema, strict=False)
@@ -150,3 +150,24 @@ def test_deep_schemas_with_a_fault_at_each_level_take_no_time() -> None:
     with pytest.warns(UserWarning, match="does not hold") as caught:
         json_schema_to_grammar(schema, strict=False)
     assert len(caught) > 180
+
+
+@pytest.mark.parametrize("schema", ["{", [], {"$comment": "a" * 2**18}])
+def test_strict_is_named_only_where_it_helps(schema: Any) -> None:
+    for strict in (True, False):
+        with pytest.raises((GrammarError, TypeError)) as raised:
+            json_schema_to_grammar(schema, strict=strict)
+        assert "strict" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ({"pattern": "^a$", "minLength": 1, "maxLength": 3}, "'pattern' beside 'minLength' cannot be expressed in a "),
+        ({"format": "date", "maxLength": 3}, "'format' beside 'maxLength' cannot be expressed in a grammar"),
+        ({"pattern": "^a$", "format": "date"}, "'pattern' beside 'format' cannot be expressed in a grammar"),
+    ],
+)
+def test_what_is_beside_is_named_by_its_keyword(schema: dict[str, Any], told: str) -> None:
+    with pytest.raises(GrammarError, match=told):
+        json_schema_to_grammar({"type": "string", **schema})

@@ -60,5 +60,6 @@ def test_of_a_class_its_schema_is_meant() -> None:
         def model_json_schema(cls) -> dict[str, object]:
             return WHOLE
 
-    with pytest.raises(TypeError, match=re.escape("it takes a dict or JSON text: Form.model_json_schema()")):
-        json_schema_to_grammar(Form)  # type: ignore[arg-type]
+    for given in (Form, Form()):
+        with pytest.raises(TypeError, match=re.escape("it takes a dict or JSON text: Form.model_json_schema()")):
+            json_schema_to_grammar(given)  # type: ignore[arg-type]

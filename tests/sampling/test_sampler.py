@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,15 @@ from moebind import (
 def test_bad_arguments(make: Callable[[], Sampler], error: type[Exception]) -> None:
     with pytest.raises(error):
         make()
+
+
+def test_samplers_of_a_chain_are_a_list() -> None:
+    alone: tuple[Any, ...] = (Sampler.greedy(),)
+    for given in (alone, (Sampler.top_k(3), Sampler.greedy()), ([Sampler.top_k(3)], Sampler.greedy())):
+        with pytest.raises(TypeError, match=r"takes a list of samplers: Sampler\.chain\(\[Sampler\.top_k"):
+            Sampler.chain(*given)
+    with pytest.raises(TypeError, match="a list of samplers"):
+        Sampler.chain_simple(*alone)
 
 
 def test_chain() -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 
+from moebind._core.other_names import elsewhere
 from moebind._core.shown import shown
 
-__all__ = ["alike", "explained", "written_field"]
+__all__ = ["alike", "explained", "spelled", "written_field"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,6 +29,19 @@ _SPELLED = {
     "cache_type_k": "type_k",
     "cache_type_v": "type_v",
     "parallel": "n_seq_max",
+    "flash_attn": "flash_attn_type",
+    "moe_cache": "moe_cache_size",
+    "cpu_moe": "cpu_moe_all",
+    "mlock": "use_mlock",
+    "mmap": "use_mmap",
+}
+#: Values of such a field, as they spell them.
+_MEANT = {
+    "flash_attn_type": {
+        **dict.fromkeys((True, "on"), "FlashAttnType.ENABLED"),
+        **dict.fromkeys((False, "off"), "FlashAttnType.DISABLED"),
+        "auto": "FlashAttnType.AUTO",
+    }
 }
 
 
@@ -82,12 +96,17 @@ def _refuse(
     begin = f"{call}() has no argument {shown(name)}"
     if name in other_names:
         raise TypeError(f"{begin}; it is {shown(other_names[name])} here")
+    if _SPELLED.get(name) in own:
+        raise TypeError(f"{begin}; it is {shown(_SPELLED[name])} here")
+    if fields and elsewhere(name):
+        raise TypeError(f"{begin}{elsewhere(name)}")
     meant = alike(name, own)
     for closeness in (1.0, FIELD_ALIKE):
         for kind, written in fields.items():
             field = written_field(kind, name, value, closeness)
             if field and not (meant and closeness < 1):
-                raise TypeError(f"{begin}: {kind.__name__} has. Write {written.format(field)}")
+                params, wrong = field
+                raise TypeError(f"{begin}: {kind.__name__} has. Write {written.format(params)}{wrong}")
     if meant:
         raise TypeError(f"{begin}; did you mean {meant!r}?")
     raise TypeError(f"{begin}: it takes {', '.join(own)}")
@@ -101,19 +120,33 @@ def alike(name: str, known: list[str], closeness: float = 0.75) -> str | None:
     return found[0] if found else None
 
 
-def written_field(kind: type, name: str, value: object, closeness: float) -> str:
-    """Parameters with a field of this name, or of one that is that much alike; empty if there is none."""
+def written_field(kind: type, name: str, value: object, closeness: float) -> tuple[str, str] | None:
+    """Parameters with a field of this name, or of one that is that much alike, and what is wrong with the value."""
     import dataclasses
     import inspect
 
-    fields = [field.name for field in dataclasses.fields(kind)]
-    if _SPELLED.get(name) in fields:
-        name = _SPELLED[name]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    name = spelled(kind, name)
     method = getattr(kind, f"with_{name}", None)
     if name not in fields and method is not None:
         takes = any(
             each.kind is not each.KEYWORD_ONLY for each in list(inspect.signature(method).parameters.values())[1:]
         )
-        return f"{kind.__name__}().with_{name}({f'{shown(value)}' if takes else ''})"
-    found = alike(name, fields, closeness)
-    return f"{kind.__name__}({found}={shown(value)})" if found else ""
+        return f"{kind.__name__}().with_{name}({f'{shown(value)}' if takes else ''})", ""
+    found = alike(name, list(fields), closeness)
+    if found is None:
+        return None
+    known = _MEANT.get(found, {})
+    if isinstance(value, (bool, str)) and value in known:
+        return f"{kind.__name__}({found}={known[value]})", ""
+    try:
+        fields[found].metadata["check"](found, value)
+    except (TypeError, ValueError) as error:
+        return f"{kind.__name__}({found}=...)", f": {error}"
+    return f"{kind.__name__}({found}={shown(value)})", ""
+
+
+def spelled(kind: type, name: str) -> str:
+    """What these parameters call a field, or what is set by a method, that other programs call ``name``."""
+    here = _SPELLED.get(name, name)
+    return here if hasattr(kind, f"with_{here}") else name

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from moebind._core.native import lib
 from moebind._core.shown import shown
 
-__all__ = ["missing", "refuse_module_name"]
+__all__ = ["SETTINGS", "elsewhere", "missing", "refuse_module_name"]
 
 #: Of the module.
 _MODULE = {
@@ -47,16 +47,52 @@ _OBJECTS = {
     "metadata": "model.meta",
     "chat_format": "the template of context.chat() and model.chat_format()",
     "chat_handler": "the template of context.chat()",
+    "scores": "context.get_logits_ith(i), of the tokens of the last batch that have outputs",
+    "eval_logits": "context.get_logits_ith(i), of the tokens of the last batch that have outputs",
+    "input_ids": "what you decoded: a context tells how many tokens it has, not which",
+    "eval_tokens": "what you decoded: a context tells how many tokens it has, not which",
+    "n_tokens": "context.kv_cache_seq_pos_max(seq_id) + 1",
+    "tokenizer": "model.str_to_token(text) and tokens_to_str(tokens)",
+    "ctx": "context.native",
     "n_ctx": "context.n_ctx; of a model, n_ctx_train",
     "n_vocab": "model.n_vocab",
     "token_bos": "model.token_bos",
     "token_eos": "model.token_eos",
 }
 
+#: Of what is generated.
+_TEXTS = {
+    "finish_reason": "stop_reason, 'eog' or 'stop' where it would be 'stop', 'length' or 'context' where 'length'",
+    "choices": "the text of one completion; generate_many([prompt] * n, temperature=...) gives several",
+    "content": "text; of a chat, the 'content' of the message that complete() gives",
+    "message": "text; of a chat, the message that complete() gives",
+    "delta": "text; of a chat, what deltas() gives",
+}
+#: Of parameters: what is set elsewhere.
+SETTINGS = {
+    "logits_all": "batch.add_sequence(tokens, 0, logits_all=True), for the batch that needs it",
+    "seed": "the seed of generate() and chat(), or Sampler.dist(seed)",
+    "verbose": "moebind.set_log('info'), or None for silence",
+    "chat_format": "template='chatml', for example, of context.chat(); without, it is the file's own",
+    "chat_handler": "template=..., Jinja source, of context.chat(); without, it is the file's own",
+    "lora_path": "context.set_lora_adapters({model.lora_adapter_init(path): scale})",
+    "lora_scale": "context.set_lora_adapters({model.lora_adapter_init(path): scale})",
+    "lora_base": "nothing: an adapter is applied to the model that was loaded",
+    "last_n_tokens_size": "Sampler.penalties(n, ...), in a chain",
+    "numa": "moebind.init(NumaStrategy...), before the first load",
+    "tokenizer": "the model's own: model.str_to_token(text)",
+    "override_tensor": "ModelParams().with_tensor_override(pattern, target)",
+}
 
-def missing(owner: object, name: str) -> AttributeError:
+
+def elsewhere(name: str) -> str:
+    """Where something is set that is no parameter here, as the end of a sentence; empty if that is not known."""
+    return _hint(name, SETTINGS)
+
+
+def missing(owner: object, name: str, *, of_text: bool = False) -> AttributeError:
     """The error for an attribute that an object does not have, with what to write instead if that is known."""
-    hint = _hint(name, _OBJECTS)
+    hint = _hint(name, _TEXTS if of_text else _OBJECTS)
     return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=owner)
 
 

@@ -9,7 +9,7 @@ from typing import SupportsIndex
 from moebind._core import checks
 from moebind._core.shown import shown
 
-__all__ = ["parse_memory", "parse_size", "show_size"]
+__all__ = ["MEMORY_MIN", "parse_memory", "parse_size", "show_size"]
 
 #: No memory has fewer bytes: such a number is one of MiB, or GiB.
 MEMORY_MIN = 2**16

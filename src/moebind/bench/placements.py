@@ -59,7 +59,7 @@ class Placement:
         if self.memory is not None:
             object.__setattr__(self, "memory", parse_memory("memory", self.memory, low=1))
         if self.moe_cache is not None:
-            object.__setattr__(self, "moe_cache", parse_size("moe_cache", self.moe_cache))
+            object.__setattr__(self, "moe_cache", parse_memory("moe_cache", self.moe_cache))
 
     @classmethod
     def parse(cls, text: str, model_params: ModelParams | None = None) -> Placement:

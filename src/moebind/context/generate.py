@@ -191,6 +191,7 @@ class Generation(Decoding):
         frequency_penalty: float | None = None,
         seed: SupportsIndex | None = None,
         json_schema: Mapping[str, object] | str | None = None,
+        strict: bool = True,
         logprobs: bool | SupportsIndex | None = None,
         seq_id: SupportsIndex = 0,
         reuse_prefix: bool = True,
@@ -217,8 +218,9 @@ class Generation(Decoding):
             tokens, the prompt's too), and a random seed. They work in llama.cpp's order: penalties, top_k, top_p,
             min_p, temperature. A temperature of 0 is always the likeliest token; -1 is all candidates for ``top_k``,
             and a random ``seed``.
-        json_schema
-            The text is JSON that satisfies it, as with :meth:`Sampler.json_schema`.
+        json_schema, strict
+            The text is JSON that satisfies it, as with :meth:`Sampler.json_schema`; without ``strict``, except for what
+            a grammar cannot hold a text to, of which a warning tells.
         logprobs
             True: pieces have the ``logprob`` of their token. A number, from 1 on: and so many of the likeliest tokens
             in ``top``. They are of the model's own distribution, before anything else changes it.
@@ -263,6 +265,7 @@ class Generation(Decoding):
             max_tokens=max_tokens,
             stop=stop,
             json_schema=json_schema,
+            strict=strict,
             logprobs=logprobs,
         )
         return Pieces._of(*self._generate(request, seq_id, reuse_prefix))
@@ -276,6 +279,7 @@ class Generation(Decoding):
         max_tokens: SupportsIndex | None = None,
         stop: Stop | Sequence[Stop] | None = (),
         json_schema: Mapping[str, object] | str | None = None,
+        strict: bool = True,
         logprobs: bool | SupportsIndex | None = None,
         grammar: Sampler | None = None,
         preserved: frozenset[int] = frozenset(),
@@ -288,11 +292,12 @@ class Generation(Decoding):
         ``grammar`` is what it is held to. With ``copies``, it and the sampler are left as they are.
         """
         settings.alone(sampler)
+        checks.boolean("strict", strict)
         limit, n_top = self._checked_choice(sampler, max_tokens, logprobs)
         stops = checked_stops(self._model, stop, preserved, more_stops)
         tokens = self._prompt_tokens(prompt)
         if json_schema is not None:
-            grammar = Sampler.json_schema(self._model, json_schema)
+            grammar = Sampler.json_schema(self._model, json_schema, strict=strict)
 
         def make() -> Sampler | None:
             chain = settings.sampler(tokens, seed_offset)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
+from moebind._core import checks
 from moebind._core.native import CData, ffi, lib
 from moebind._core.shown import shown
 from moebind.context.batch import Batch
@@ -31,7 +32,7 @@ __all__ = ["BatchedGeneration", "NumberedPieces"]
 
 #: What a prompt's dict may have besides ``"prompt"``.
 _SHORT_FORMS = tuple(Settings.__dataclass_fields__)
-_OWN = ("sampler", "max_tokens", "stop", *_SHORT_FORMS, "json_schema", "logprobs")
+_OWN = ("sampler", "max_tokens", "stop", *_SHORT_FORMS, "json_schema", "strict", "logprobs")
 
 
 class _Requests(Iterator[Request]):
@@ -143,6 +144,7 @@ class BatchedGeneration(Generation):
         frequency_penalty: float | None = None,
         seed: SupportsIndex | None = None,
         json_schema: Mapping[str, object] | str | None = None,
+        strict: bool = True,
         logprobs: bool | SupportsIndex | None = None,
         **unknown: Never,
     ) -> NumberedPieces:
@@ -163,7 +165,7 @@ class BatchedGeneration(Generation):
             Chooses the tokens; None: what the short forms say, or always the likeliest. Each prompt gets a clone of it
             in its present state, so that its text does not depend on the others; copies of a prompt get the same text.
         max_tokens, stop, temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, \
-        json_schema, logprobs
+        json_schema, strict, logprobs
             For each prompt, as for :meth:`generate`.
         seed
             As for :meth:`generate`, for the first prompt; the one with index ``i`` has the seed ``seed + i``. So copies
@@ -219,6 +221,7 @@ class BatchedGeneration(Generation):
             "frequency_penalty": frequency_penalty,
             "seed": seed,
             "json_schema": json_schema,
+            "strict": checks.boolean("strict", strict),
             "logprobs": logprobs,
         }
         _settings(common).alone(sampler)
@@ -227,7 +230,7 @@ class BatchedGeneration(Generation):
         if sampler is not None:
             common["sampler"] = sampler.clone()  # as it is now, whatever is done with it later
         if json_schema is not None:
-            common["json_schema"] = Sampler.json_schema(self._model, json_schema)
+            common["json_schema"] = Sampler.json_schema(self._model, json_schema, strict=strict)
         if self._attached:
             raise SamplerError(
                 "generate_many chooses sequences by itself, but backend samplers belong to certain ones: take them "
@@ -281,6 +284,7 @@ class BatchedGeneration(Generation):
                 stop=taken["stop"],
                 logprobs=taken["logprobs"],
                 json_schema=None if isinstance(schema, Sampler) else schema,
+                strict=taken["strict"],
                 grammar=schema if isinstance(schema, Sampler) else None,
                 seed_offset=0 if own.get("seed") is not None else at,
                 copies=True,

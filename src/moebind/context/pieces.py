@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from moebind._core.native import ffi, lib
+from moebind._core.other_names import missing
 from moebind.context.stops import Stop, Stops, StopStrings
 from moebind.model.vocab import PIECE_BYTES, Vocabulary
 
@@ -74,6 +75,11 @@ class Piece:
     logprob: float | None = field(default=None, init=False)
     top: tuple[TokenLogprob, ...] = field(default=(), init=False)
 
+    if not TYPE_CHECKING:  # type checkers would take it for any attribute
+
+        def __getattr__(self, name: str) -> object:
+            raise missing(self, name, of_text=True)
+
     def _with_score(self, logprob: float, top: tuple[TokenLogprob, ...]) -> Piece:
         """The piece, which nobody has yet, with its token's probability."""
         object.__setattr__(self, "logprob", logprob)
@@ -128,6 +134,11 @@ class Completion:
     stop: Stop | None
     usage: Usage
     pieces: tuple[Piece, ...]
+
+    if not TYPE_CHECKING:  # type checkers would take it for any attribute
+
+        def __getattr__(self, name: str) -> object:
+            raise missing(self, name, of_text=True)
 
     @property
     def tokens(self) -> tuple[int, ...]:

@@ -19,12 +19,24 @@ _ELSEWHERE = {
     "max_completion_tokens": "max_tokens",
     "n_predict": "max_tokens",
     "top_logprobs": "logprobs",
-    "response_format": "json_schema",
     "stop_strings": "stop",
     "stop_sequences": "stop",
 }
 #: What other libraries have an argument for, and what there is instead.
 _INSTEAD = {
+    "response_format": 'write json_schema=response_format["json_schema"]["schema"], the schema alone; without one, '
+    'json_schema={"type": "object"}',
+    "logits_processor": "pass sampler=Sampler.chain([Sampler.from_callable(function), Sampler.dist(seed)]), where the "
+    "function edits the candidates",
+    "stopping_criteria": "leave the loop over the pieces",
+    "suffix": "put model.token_fim_pre, token_fim_suf and token_fim_mid around the texts, and choose with "
+    "sampler=Sampler.chain([Sampler.top_k(40), Sampler.infill(model), Sampler.dist(seed)])",
+    **dict.fromkeys(
+        ("mirostat", "mirostat_mode", "mirostat_tau", "mirostat_eta"),
+        "pass sampler=Sampler.chain([Sampler.mirostat_v2(seed, tau, eta)])",
+    ),
+    "tfs_z": "llama.cpp has no such sampler any more",
+    "penalize_nl": "llama.cpp has no such switch any more",
     "stream": "what it gives is an iterator, and complete() is the whole at once",
     "echo": "the prompt is no part of the text, put it before",
     "n": "generate_many([prompt] * n, temperature=...) gives several texts",

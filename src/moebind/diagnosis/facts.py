@@ -71,6 +71,7 @@ class Facts:
     cores: int = 1
     cores_allowed: int = 1
     core_quota: float | None = None
+    load_average: float = 0.0
     default_threads: int = 1
     openmp: dict[str, str] = field(default_factory=dict)
 
@@ -117,6 +118,7 @@ def read_facts() -> Facts:
         cores=os.cpu_count() or allowed,
         cores_allowed=allowed,
         core_quota=_core_quota(),
+        load_average=os.getloadavg()[0],
         default_threads=int(lib.moebind_default_n_threads()),
         openmp={name: os.environ[name] for name in OPENMP if name in os.environ},
         memory_total=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),

@@ -359,6 +359,13 @@ def _threads(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
             why,
             f"use at most {usable} threads, or give it more (taskset, docker --cpus, Slurm's --cpus-per-task)",
         )
+    if facts.load_average > facts.cores:
+        yield Finding(
+            f"the load average is {facts.load_average:.1f}, and there are {facts.cores} cores",
+            "more threads want to run than can: those of one computation wait for each other, which can make it many "
+            "times slower",
+            "compute when the machine is idle, or with fewer threads: ContextParams(n_threads=1, n_threads_batch=1)",
+        )
     wanted = load.context.n_threads
     if wanted < min(usable, facts.default_threads):
         yield Finding(

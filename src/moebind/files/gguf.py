@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -31,6 +32,7 @@ __all__ = ["Gguf", "GgufTensor", "GgufValue"]
 #: The Python types of metadata values.
 GgufValue: TypeAlias = "bool | int | float | str | list[str] | NDArray[np.generic]"
 
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _NUMBERS: dict[GgufType, tuple[np.dtype[Any], Any]] = {
     GgufType.UINT8: (np.dtype("u1"), lib.gguf_get_val_u8),
     GgufType.INT8: (np.dtype("i1"), lib.gguf_get_val_i8),
@@ -389,6 +391,11 @@ def open_header(path: str, name: str | None = None) -> CData:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         hint = "; Model.from_pretrained loads models of the Hugging Face Hub" if checks.on_hub(name) else ""
+        if _REPOSITORY.fullmatch(name) and not name.endswith(".gguf"):
+            hint = (
+                f"; if it is a repository of the Hugging Face Hub, Model.from_pretrained({name!r}, filename) loads "
+                f"from it, and plans read {checks.HUB}{name}/FILE.gguf"
+            )
         raise ModelNotFoundError(f"{name} does not exist{hint}") from None
     except OSError as error:
         raise ModelLoadError(f"{name} cannot be read: {error.strerror}") from error

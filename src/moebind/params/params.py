@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from moebind._core import checks
 from moebind._core.native import lib
 from moebind._core.shown import shown
-from moebind._core.sizes import parse_size
+from moebind._core.sizes import MEMORY_MIN, parse_memory
 from moebind.backend.devices import Device, check_cards
 from moebind.enums import (
     AttentionType,
@@ -99,6 +99,13 @@ def _eval_callback(name: str, value: Any) -> Any:
     return value if isinstance(value, TensorObserver) else _callback(name, value)
 
 
+def _cache_size(name: str, value: Any) -> int:
+    size = parse_memory(name, value)
+    if 0 < size < MEMORY_MIN:
+        raise ValueError(f"{name} is {value!r}; it takes 0, or {MEMORY_MIN} bytes and more")
+    return size
+
+
 def _progress(name: str, value: Any) -> Any:
     return value if value is True else _callback(name, None if value is False else value)
 
@@ -177,6 +184,13 @@ class Params:
         for declared in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value = declared.metadata["check"](declared.name, getattr(self, declared.name))
             object.__setattr__(self, declared.name, value)
+
+    if not TYPE_CHECKING:  # type checkers would take it for any attribute
+
+        def __getattr__(self, name: str) -> object:
+            from moebind.params.unknown_fields import missing_of  # rarely needed
+
+            raise missing_of(self, (ModelParams, ContextParams), name)
 
     def __repr__(self) -> str:
         changed = [
@@ -442,7 +456,7 @@ class ContextParams(ContextParamsMethods, Params):
     """Type of the cached keys."""
     type_v: GgmlType = option(GgmlType(_CONTEXT.type_v), _member(GgmlType, CACHE_TYPES))
     """Type of the cached values; a quantised one needs flash attention."""
-    moe_cache_size: Size = option(_CONTEXT.moe_cache_size, parse_size)
+    moe_cache_size: Size = option(_CONTEXT.moe_cache_size, _cache_size)
     """Device memory for a cache of the experts that are in host memory, in bytes or as text such as ``"4GiB"``; 0:
     none. With several devices it is divided among them as the layers are. Experimental in llama.cpp."""
     abort_callback: Callable[[], bool] | None = option(None, _callback, serialize.CALLBACK)

@@ -9,7 +9,7 @@ from typing import Literal, SupportsIndex
 
 from moebind._core import checks
 from moebind._core.shown import shown
-from moebind._core.sizes import parse_memory, parse_size, show_size
+from moebind._core.sizes import parse_memory, show_size
 from moebind.backend.devices import Device
 from moebind.errors import FitError
 from moebind.params.misplaced import explained_with_fields
@@ -21,6 +21,7 @@ from moebind.placement.plan import Plan, check_arguments, described_host, device
 from moebind.placement.routing import RoutingRecorder
 from moebind.placement.saved import Identity, Saved, described, write
 from moebind.placement.search import Search
+from moebind.placement.summary import experts_on_host
 
 __all__ = ["Fit", "fit"]
 
@@ -236,7 +237,7 @@ def fit(
     file, model, context = check_arguments(path, model_params, context_params)
     if goal not in ("decode", "prompt", "balanced"):
         raise ValueError(f"goal is {shown(goal)}; it takes 'decode', 'prompt' or 'balanced'")
-    spare = None if margin is None else parse_size("margin", margin)
+    spare = None if margin is None else parse_memory("margin", margin)
     least = checks.integer("n_ctx_min", n_ctx_min, 1)
     if swa_full is not None:
         context = context.with_swa_full(swa_full)
@@ -244,7 +245,7 @@ def fit(
     ratio = checks.number("bus", bus, 0.0)
     _check_routing(routing, ratio, auto=auto)
     if moe_cache is not None:
-        context = context.with_moe_cache_size(0 if auto else moe_cache)
+        context = context.with_moe_cache_size(0 if auto else _cache_size(moe_cache))
     if n_ctx is not None:
         context = context.with_n_ctx(checks.integer("n_ctx", n_ctx, 1))
     pinned = n_ctx is not None or context.n_ctx not in {0, _CONTEXT.n_ctx}
@@ -279,6 +280,13 @@ def fit(
     explanation = "\n".join(filter(None, [_explain(chosen, search, given, goal, pinned, share), about]))
     made_for = (Identity.of(header), described(devices), None if memory_of_host is None else memory_of_host.capacity)
     return Fit(result, chosen.context_params, chosen, budgets, explanation, *made_for)
+
+
+def _cache_size(moe_cache: int | str) -> int:
+    try:
+        return parse_memory("moe_cache", moe_cache)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error}, or 'auto'") from None
 
 
 def _on(devices: Sequence[Device | str | int] | None, params: ModelParams) -> ModelParams:
@@ -430,7 +438,7 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
         share = plan.expert_bytes / total if total else 0.0
         lines.append(
             f"{show_size(plan.expert_bytes)} of {show_size(total)} of experts ({share:.0%}) stay on the devices; the "
-            f"others, {' and '.join(rule.pattern for rule in added)}, are in host memory."
+            f"others, {experts_on_host(plan.places, plan._experts)}, are in host memory."
         )
     elif len(plan.devices) > 1 and params.n_gpu_layers == model.n_gpu_layers:
         lines.append("Everything fits as it is.")

@@ -164,7 +164,8 @@ class Plan(MemoryBreakdown):
         bandwidths
             For each device of the plan, and ``"Host"``, the bytes that can be read from its memory in a second: a
             number, or a text such as ``"1000GB/s"`` or ``"80GiB/s"``. A card's are in its data sheet, the host's are
-            measured by :func:`host_bandwidth`. Memories of which nothing is read may be left out.
+            measured by :func:`host_bandwidth`. Memories of which next to nothing is read may be
+            left out.
         filled
             How much of the cache is filled, from 0 to 1.
 

@@ -115,6 +115,8 @@ def _plot_devices(axes: Axes, devices: Sequence[DeviceMemory], gaps: int, labell
 
 def plot_routing(shares: NDArray[np.float64], path: str | None) -> Figure:
     """Draw a heat map of each expert's share of its layer, as multiples of an even one."""
+    if path is not None:
+        check_plot("path", path, "maps")
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moebind._core.atomic_files import write_whole
+from moebind._core.atomic_files import read_whole, write_whole
 from moebind.placement.chosen_experts import ChosenExperts, Layout
 
 if TYPE_CHECKING:
@@ -77,20 +77,31 @@ def read(path: str) -> Recording:
         If it cannot be read.
     """
     name = os.fspath(path)
+    other = f"{name} is no recording of routers"
     try:
-        with open(name, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        content = io.BytesIO(read_whole(name))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{name} does not exist: RoutingRecorder.save and moebind routing --save write such files"
+        ) from None
+    if not zipfile.is_zipfile(content):
+        raise ValueError(f"{other}: write one with RoutingRecorder.save")
+    try:
+        with np.load(content, allow_pickle=False) as arrays:
             if str(arrays["format"]) != FORMAT:
-                raise ValueError(f"{name} is no recording of routers: write one with RoutingRecorder.save")
+                raise ValueError(f"{other}: write one with RoutingRecorder.save")
             if int(arrays["version"]) > VERSION:
                 form = int(arrays["version"])
                 raise ValueError(f"{name} is of a newer moebind (form {form}; this one reads {VERSION})")
             return _checked({key: arrays[key] for key in arrays.files})
     except (KeyError, IndexError, EOFError, TypeError, zipfile.BadZipFile, AttributeError, OverflowError) as error:
-        raise ValueError(f"{name} is no recording of routers, or a damaged one ({error})") from error
+        raise ValueError(f"{other}, or a damaged one ({error})") from error
     except ValueError as error:
         if str(error).startswith(name):
             raise
-        raise ValueError(f"{name} is no recording of routers, or a damaged one ({error})") from error
+        # Of objects in an array, numpy says how to have their code run.
+        why = "it holds Python objects" if "pickle" in str(error) else error
+        raise ValueError(f"{other}, or a damaged one ({why})") from None
 
 
 def _checked(arrays: dict[str, NDArray[Any]]) -> Recording:

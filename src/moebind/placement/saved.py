@@ -203,7 +203,7 @@ class Saved:
         """The devices as :func:`moebind.plan` takes them."""
         if self.devices is None:
             return None
-        return [each if _is_described(each) else device_of(str(each)) for each in self.devices]
+        return [each if _is_described(each) else _there(str(each)) for each in self.devices]
 
 
 def read_for(source: str | os.PathLike[str], model: str | os.PathLike[str]) -> Saved:
@@ -253,11 +253,28 @@ def _with_devices(params: ModelParams, used: object, devices: Sequence[str | int
     if devices is None or not isinstance(used, Sequence) or len(used) >= len(devices):
         return params
     there = [
-        describe(at, described_device(at, each)) if _is_described(each) else device_of(str(each))
+        describe(at, described_device(at, each)) if _is_described(each) else _there(str(each))
         for at, each in enumerate(devices)
         if (f"GPU{at}" if _is_described(each) else each) in used
     ]
     return params.with_devices(there)
+
+
+def _there(name: str) -> Device:
+    """The device of that name.
+
+    Raises
+    ------
+    ValueError
+        If there is none, with what to do.
+    """
+    try:
+        return device_of(name)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. The fit is for it: add what was there then (add_rpc_server, loopback_device), before the fit is "
+            "read, or fit again"
+        ) from None
 
 
 def _is_described(each: str | int) -> bool:

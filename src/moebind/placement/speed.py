@@ -17,6 +17,10 @@ __all__ = ["Bandwidth", "reads_text", "tokens_per_second"]
 Bandwidth: TypeAlias = "float | str"
 #: What is shown as 0.1 MiB.
 _SHOWN_MIN = 2**20 // 20
+#: A memory of which this part of what a token reads comes, and less than is shown, takes no time.
+_LITTLE = 1000
+#: No memory is so slow: such a number is one of MB, or GB, in a second.
+_PER_SECOND_MIN = 2**20
 _PER_SECOND = re.compile(r"\s*(?:/\s*s|ps)\s*$", re.IGNORECASE)
 
 
@@ -44,7 +48,7 @@ def tokens_per_second(reads: Mapping[str, int], bandwidths: Mapping[str, Bandwid
     for name, nbytes in reads.items():
         if name in bandwidths:
             seconds += nbytes / _bytes_per_second(f"bandwidths[{shown(name)}]", bandwidths[name])
-        elif nbytes:
+        elif nbytes and not (nbytes < _SHOWN_MIN and nbytes * _LITTLE < sum(reads.values())):
             raise ValueError(
                 f"bandwidths has no {shown(name)}, of which a token reads {show_size(nbytes)}; give its bytes in a "
                 "second, such as '80GB/s'"
@@ -55,6 +59,9 @@ def tokens_per_second(reads: Mapping[str, int], bandwidths: Mapping[str, Bandwid
 def _bytes_per_second(name: str, value: Bandwidth) -> float:
     if not isinstance(value, str):
         found = checks.number(name, value, 0.0)
+        if 0 < found < _PER_SECOND_MIN:
+            number = f"{found:g}{'GB/s' if found < 10_000 else 'MB/s'}"
+            raise ValueError(f"{name} is {value!r}, which is so many bytes in a second: give a unit, as in '{number}'")
     else:
         size, unit = _PER_SECOND.subn("", value)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from moebind._core.sizes import show_size
 
@@ -58,3 +58,38 @@ def does_not_fit(missing: Mapping[str, int]) -> str:
 
 def _count(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def experts_on_host(places: Mapping[str, str | None], experts: Mapping[int, Collection[str]]) -> str:
+    """Which experts are in host memory: those of whole layers, then single matrices of others.
+
+    Parameters
+    ----------
+    places
+        The device of each tensor; None is host memory.
+    experts
+        The names of experts' tensors, by layer. Layers without any do not interrupt a range.
+    """
+    held = {
+        layer: [name for name in names if name in places and places[name] is None] for layer, names in experts.items()
+    }
+    runs: list[list[int]] = []
+    parts, before = [], False
+    for layer in sorted(experts):
+        whole = bool(held[layer]) and len(held[layer]) == sum(name in places for name in experts[layer])
+        if whole and before:
+            runs[-1].append(layer)
+        elif whole:
+            runs.append([layer])
+        elif held[layer]:
+            kinds = dict.fromkeys(name.split(".")[2] for name in held[layer])
+            parts.append(f"{' and '.join(kinds)} of layer {layer}")
+        before = whole
+    told = [f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
+    several = len(runs) > 1 or any(len(run) > 1 for run in runs)
+    whole_layers = f"of layer{'s' if several else ''} {_joined(told)}" if told else ""
+    return ", and ".join(filter(None, [whole_layers, _joined(parts)]))
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))

@@ -116,10 +116,20 @@ def read_schema(
             document = {"anyOf": [document], "$defs": document.pop("$defs")}
         json.dumps(document, allow_nan=False)
     except UnheldError as error:
-        raise GrammarError(str(error)) from None
+        hint = "; leave it out, or pass strict=False" if strict and _reads_loosely(schema) else ""
+        raise GrammarError(f"{error}{hint}") from None
     except RecursionError:
         raise GrammarError(f"the schema nests deeper than {DEPTH_MAX}") from None
     return ReadSchema(document, reader.lost, reader.orders)
+
+
+def _reads_loosely(schema: Mapping[str, object] | str) -> bool:
+    """Whether something of a schema is left when all that a grammar cannot hold a text to is left out."""
+    try:
+        read_schema(schema, strict=False)
+    except GrammarError:
+        return False
+    return True
 
 
 def _refuse_response_format(document: object) -> None:
@@ -145,7 +155,8 @@ def _refuse_response_format(document: object) -> None:
 def _parsed(schema: Mapping[str, object] | str) -> object:
     """The schema, parsed from its text as JSON, so that nothing else comes in."""
     if not isinstance(schema, (str, Mapping)):
-        hint = f": {schema.__name__}.model_json_schema()" if hasattr(schema, "model_json_schema") else ""
+        kind = schema if isinstance(schema, type) else type(schema)
+        hint = f": {kind.__name__}.model_json_schema()" if hasattr(kind, "model_json_schema") else ""
         raise TypeError(f"schema is {shown(schema)} ({type(schema).__name__}); it takes a dict or JSON text{hint}")
     try:
         text = schema if isinstance(schema, str) else json.dumps(dict(schema), allow_nan=False)

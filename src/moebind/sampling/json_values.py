@@ -104,11 +104,12 @@ def string(schema: Schema, path: str) -> Schema:
     lengths = bool(least) or most is not None
     if schema.get("format") in NO_FORMATS:
         schema = {key: value for key, value in schema.items() if key != "format"}
-    given = [keyword for keyword in ("pattern", "format") if keyword in schema]
+    given: list[str] = [keyword for keyword in ("pattern", "format") if keyword in schema]
     if len(given) + lengths > 1:
-        beside = given[1] if len(given) > 1 else "a length"
-        drop = (beside,) if len(given) > 1 else ("minLength", "maxLength")
-        fail(path, f"{given[0]!r} beside {beside!r} cannot be expressed", *drop)
+        others: list[str] = given[1:] or [
+            keyword for keyword in ("minLength", "maxLength") if schema.get(keyword) is not None
+        ]
+        fail(path, f"{given[0]!r} beside {others[0]!r} cannot be expressed in a grammar", *others)
     if "format" in schema:
         if schema["format"] not in FORMATS:
             fail(path, f"'format' is {short_json(schema['format'])}; it takes {', '.join(FORMATS)}", "format")

@@ -126,6 +126,8 @@ class Sampler(GrammarKinds):
         SamplerError
             If one was attached to a context, or chains nest deeper than 32.
         """
+        if isinstance(samplers, Sampler) or isinstance(no_perf, Sampler):
+            raise TypeError("chain takes a list of samplers: Sampler.chain([Sampler.top_k(40), Sampler.greedy()])")
         parts = list(samplers)
         for part in parts:
             if not isinstance(part, Sampler):
@@ -139,12 +141,11 @@ class Sampler(GrammarKinds):
             raise ClosedError("a sampler is in the list twice; use its clone()")
         if 1 + max((part._nesting for part in parts), default=0) > NESTING_MAX:
             raise SamplerError(f"chains nest deeper than {NESTING_MAX}")
-        chooses = bool(parts) and parts[-1]._chooses
         chain = cls._make(
             own(lib.own_llama_sampler_chain_init, {"no_perf": checks.boolean("no_perf", no_perf)}),
             holds=tuple(held for part in parts for held in part._holds),
             keep=tuple(kept for part in parts for kept in part._keep),
-            chooses=chooses,
+            chooses=bool(parts) and parts[-1]._chooses,
         )
         native = chain._open()
         for part in parts:
@@ -173,8 +174,7 @@ class Sampler(GrammarKinds):
     def _disown(self, why: str) -> None:
         """Close what this sampler shows of its chain."""
         for part in self._parts:
-            part._why_closed = why
-            part._pointer, part._keep = None, ()
+            part._why_closed, part._pointer, part._keep = why, None, ()
             part._disown(why)
 
     def _show(self, pointer: CData, part: Sampler, chain: CData) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks
 from moebind._core.shown import shown
-from moebind._core.sizes import parse_size
+from moebind._core.sizes import parse_memory
 from moebind.backend.devices import devices, each_card_once
 from moebind.backend.loopback import worker_pids
 from moebind.enums import DeviceType
@@ -347,7 +347,7 @@ def _wishes(
         _without_stand_ins(ModelParams() if model_params is None else model_params),
         context if length is None else context.with_n_ctx(length),
         checks.boolean("fit", fitted),
-        None if margin is None else parse_size("margin", margin),
+        None if margin is None else parse_memory("margin", margin),
         length,
     )
 
