@@ -34,8 +34,8 @@ from moebind.server import Server
         (lambda **given: Server("x", **given), {"api_keys": "x"}, "argument 'api_keys'; did you mean 'api_key'?"),
         (
             lambda **given: Server("x", **given),
-            {"n_ctx": 9},
-            "Write Server(model, context_params=ContextParams(n_ctx=9)",
+            {"n_batch": 9},
+            "Write Server(model, context_params=ContextParams(n_batch=9)",
         ),
         (lambda **given: bench.offload("x", **given), {"repetitions": 5}, "it is 'repeats' here"),
         (lambda **given: bench.offload("x", **given), {"placement": ["all"]}, "did you mean 'placements'?"),

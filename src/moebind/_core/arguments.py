@@ -114,6 +114,6 @@ def written_field(kind: type, name: str, value: object, closeness: float) -> str
         takes = any(
             each.kind is not each.KEYWORD_ONLY for each in list(inspect.signature(method).parameters.values())[1:]
         )
-        return f"{kind.__name__}().with_{name}({f'{shown(value)}' if takes else ''})"
+        return f"{kind.__name__}().with_{name}({shown(value) if takes else ''})"
     found = alike(name, fields, closeness)
     return f"{kind.__name__}({found}={shown(value)})" if found else ""

@@ -54,9 +54,16 @@ _OBJECTS = {
 }
 
 
-def missing(owner: object, name: str) -> AttributeError:
+#: Of pools, which generate for asyncio only.
+_POOLS = {
+    "generate": "await pool.agenerate(prompt).complete(), or async for piece in pool.agenerate(prompt)",
+    "chat": "await pool.achat(messages).complete(), or async for piece in pool.achat(messages)",
+}
+
+
+def missing(owner: object, name: str, pool: bool = False) -> AttributeError:
     """The error for an attribute that an object does not have, with what to write instead if that is known."""
-    hint = _hint(name, _OBJECTS)
+    hint = _hint(name, _POOLS if pool else _OBJECTS)
     return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=owner)
 
 
