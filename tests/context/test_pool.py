@@ -290,3 +290,15 @@ def test_what_is_asynchronous_says_how_it_is_read(pool: ContextPool) -> None:
             await pool.agenerate("a", max_tokens=1)  # type: ignore[misc]
 
     asyncio.run(main())
+
+
+def test_what_is_given_by_position_is_named(pool: ContextPool) -> None:
+    context = pool.contexts[0]
+    with pytest.raises(
+        TypeError, match=r"^generate\(\) takes prompt by position, .*: 3 takes its name before it, .*max_tokens"
+    ):
+        context.generate("a", 3)  # type: ignore[misc]
+    with pytest.raises(TypeError, match=r"^ContextPool\(\) takes contexts by position, and no more$"):
+        ContextPool([context], 2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^str_to_token\(\) has no argument 'add_bos'; it is 'add_special' here$"):
+        context.model.str_to_token("a", add_bos=True)  # type: ignore[call-arg]

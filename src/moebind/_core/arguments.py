@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 
@@ -52,10 +53,14 @@ def explained(
         taken = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         own = [name for name in taken if name not in {"self", "cls"}]
         names = frozenset(own)
+        most = code.co_argcount
+        has_more, has_others = bool(code.co_flags & inspect.CO_VARARGS), bool(code.co_flags & inspect.CO_VARKEYWORDS)
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not names.issuperset(kwargs):
+            if len(args) > most and not has_more:
+                _refuse_positional(_called(function), taken, most, args[most])
+            if not has_others and not names.issuperset(kwargs):
                 name = next(each for each in kwargs if each not in names)
                 _refuse(_called(function), name, kwargs[name], own, fields, other_names)
             return function(*args, **kwargs)
@@ -69,6 +74,13 @@ def _called(function: Callable[..., object]) -> str:
     """Its name; of a constructor, the class's."""
     owner, _, name = function.__qualname__.rpartition(".")
     return owner if name == "__init__" else name
+
+
+def _refuse_positional(call: str, taken: Sequence[str], most: int, value: object) -> NoReturn:
+    by_position = [name for name in taken[:most] if name not in {"self", "cls"}]
+    named = taken[most:]
+    hint = f": {shown(value)} takes its name before it, one of {', '.join(named)}" if named else ""
+    raise TypeError(f"{call}() takes {', '.join(by_position) or 'nothing'} by position, and no more{hint}")
 
 
 def _refuse(
@@ -104,7 +116,6 @@ def alike(name: str, known: list[str], closeness: float = 0.75) -> str | None:
 def written_field(kind: type, name: str, value: object, closeness: float) -> str:
     """Parameters with a field of this name, or of one that is that much alike; empty if there is none."""
     import dataclasses
-    import inspect
 
     fields = [field.name for field in dataclasses.fields(kind)]
     if _SPELLED.get(name) in fields:

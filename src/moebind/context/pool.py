@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from moebind._core.arguments import explained
 from moebind._core.other_names import missing
 from moebind._core.shown import shown
 from moebind.context.async_generation import AsyncChatReply, AsyncGeneration, AsyncPieces, with_arguments_of
@@ -41,6 +42,7 @@ class ContextPool:
     ...     print(piece.text, end="", flush=True)
     """
 
+    @explained()
     def __init__(self, contexts: Iterable[Context]) -> None:
         if isinstance(contexts, Context) or not isinstance(contexts, Iterable):
             raise TypeError(f"contexts is {shown(contexts)}; it takes a list of contexts")
