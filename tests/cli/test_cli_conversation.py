@@ -21,7 +21,8 @@ def test_chats_are_read_as_they_were_written(context: Context, tmp_path: Path) -
     path = tmp_path / "chat.json"
     for _ in range(2):  # over another chat, too
         chat.save(str(path))
-        assert read_messages(path) == chat.messages
+        # OpenAI's API takes no empty list of calls.
+        assert read_messages(path) == [*HELLO, {"role": "assistant", "content": "wörd 😀"}]
     assert "wörd 😀" in path.read_text(encoding="utf-8")
     assert list(tmp_path.iterdir()) == [path]
 
@@ -78,7 +79,7 @@ def test_nothing_to_save_and_nowhere(context: Context, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is nothing to save yet"):
         chat.save(str(tmp_path / "chat.json"))
     chat.messages = list(HELLO)
-    with pytest.raises(OSError, match="none"):
+    with pytest.raises(OSError, match=r"none/chat.json cannot be saved: there is no folder .*none$"):
         chat.save(str(tmp_path / "none" / "chat.json"))
     with pytest.raises(OSError, match="directory"):
         chat.save(str(tmp_path))

@@ -44,6 +44,13 @@ def test_the_line_of_options_says_whose(path: Path, capsys: Capture) -> None:
         assert "-c 1024" in line
 
 
+def test_a_machine_without_a_card(path: Path, capsys: Capture) -> None:
+    assert run("fit", path, "--memory", "1GiB", "--n-ctx", "256", "-ngl", "0") == 0
+    said = capsys.readouterr().out
+    if "There is no other device" in said:
+        assert "Cards that are not here can be described, such as with --device 12GiB." in said
+
+
 def test_fit_says_what_is_missing(path: Path, capsys: Capture) -> None:
     assert run("fit", path, "--memory", "1KiB", "--device", "1GiB", "-ngl", "3") == 1
     said = capsys.readouterr()

@@ -64,4 +64,15 @@ def test_devices_that_are_only_described(tiny_path: MakeTiny) -> None:
             load(str(path), given(), [described])
     with pytest.raises(ValueError, match="--device is 'CUDA9'"):
         load(str(path), given(), ["CUDA9"])
-    assert with_devices(given().read(str(path))) == moebind.ModelParams(n_gpu_layers=0)
+    assert with_devices(given().read(str(path)), by_user=False) == moebind.ModelParams(n_gpu_layers=0)
+
+
+def test_a_fit_for_another_machine(tiny_path: MakeTiny, tmp_path: Path) -> None:
+    """The devices that it was made for were only described: those that are here take their place."""
+    path = tiny_path(n_expert=4)
+    saved = tmp_path / "fit.json"
+    moebind.fit(path, n_ctx=256, devices=["12GiB"], host="64GiB").save(saved)
+    model, context = load(str(path), Given({"params": str(saved)}), None)
+    with model:
+        assert context.n_ctx == 256
+        assert all(device.name != "GPU0" for device in model.devices)

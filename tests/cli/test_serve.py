@@ -234,6 +234,7 @@ MISUSED: list[list[object]] = [
     ["serve", "MODEL", "--device", "CUDA9"],
     ["serve", "MODEL", "MODEL2", "--params", "fit.json"],
     ["serve", "MODEL", "--timeout-load", "-1", "--port", "0"],
+    ["serve", "MODEL", "--api-key", "sk-1"],
     ["serve", "MODEL", "--api-key-file", "EMPTY"],
     ["serve", "MODEL", "--api-key-file", "MODEL"],
     ["serve", "MODEL", "MODEL2", "--mmproj", "MODEL"],

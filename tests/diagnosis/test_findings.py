@@ -137,6 +137,7 @@ def test_no_vulkan_in_spite_of_a_card() -> None:
     ("changes", "why", "do"),
     [
         ({"vulkan_variables": {"GGML_DISABLE_VULKAN": "1"}}, "GGML_DISABLE_VULKAN is '1'", "unset it"),
+        ({"vulkan_variables": {"GGML_VK_VISIBLE_DEVICES": ""}}, "GGML_VK_VISIBLE_DEVICES is ''", "unset it"),
         ({"libvulkan": False}, "libvulkan.so.1 cannot be loaded", "libvulkan1"),
         (
             {"libvulkan": False, "vulkan_failure": "libvulkan.so.1: none"},

@@ -114,7 +114,7 @@ def test_a_cache_is_shifted_and_copied(on_gpu: Model) -> None:
             batch.add(60, len(tokens) - 4, [seq], True)
         context.decode(batch)
         first, second = context.get_logits()
-        np.testing.assert_allclose(first, second, atol=1e-3)
+        assert_agree(first[None], second[None], FLOATS)
 
 
 @pytest.mark.parametrize("there", ["GPU", "CPU"])

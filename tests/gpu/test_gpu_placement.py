@@ -187,7 +187,7 @@ def test_a_fit_keeps_to_its_budget_when_loaded(gpu: Device, demo_path: Path) -> 
         assert held.total > 0.8 * budget
 
 
-@pytest.mark.card
+@pytest.mark.cuda  # drivers of Vulkan's may not take such large tensors: Mesa's software driver takes 128 MiB
 @pytest.mark.parametrize(
     ("file", "everything", "moved", "without_copies"),
     [("q4_k_m", 24.14, 1.73, 1.43), ("q2_k", 14.78, 1.34, 1.20), ("q8_0", 41.92, 2.47, 2.07)],

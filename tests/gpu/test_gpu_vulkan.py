@@ -70,27 +70,6 @@ print(json.dumps(told))
             assert abs(planned - held) <= max(0.01 * held, 4 * MIB), told
 
 
-def test_what_is_closed_is_given_back(gpu: Device, demo_path: Path) -> None:
-    """The driver's memory is the process's own."""
-    [done] = program(
-        """
-import psutil
-device = holder.__enter__()
-sizes = []
-for round in range(4):
-    with Model.load_from_file(sys.argv[1], ModelParams(devices=(device,))) as model:
-        with model.new_context(small) as context:
-            text(context, 2)
-            held = context.memory_breakdown().device_bytes
-    sizes.append(psutil.Process().memory_info().rss)
-print(json.dumps({"sizes": sizes, "held": held}))
-""",
-        demo_path,
-    )
-    # The first round loads the driver, and has it compile what it computes with.
-    assert done["sizes"][3] - done["sizes"][1] < done["held"]
-
-
 LISTS = """
 device = holder.__enter__()
 found = moebind.doctor()
@@ -109,7 +88,7 @@ print(json.dumps({
     [
         ({"GGML_DISABLE_VULKAN": "1"}, "GGML_DISABLE_VULKAN is '1'"),
         ({"GGML_VK_VISIBLE_DEVICES": "7"}, "GGML_VK_VISIBLE_DEVICES has 7, and there are 1 devices, counted from 0"),
-        ({"GGML_VK_VISIBLE_DEVICES": ""}, "GGML_VK_VISIBLE_DEVICES="),
+        ({"GGML_VK_VISIBLE_DEVICES": ""}, "GGML_VK_VISIBLE_DEVICES is ''"),
         ({"VK_ICD_FILENAMES": "/nowhere/driver.json"}, "ErrorIncompatibleDriver"),
     ],
     ids=["turned off", "no such device", "none chosen", "no driver"],

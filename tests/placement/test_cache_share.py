@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,6 +132,19 @@ def test_repacked_experts_are_left_as_they_are(
     assert "No cache of experts is needed." in everything.explanation
 
 
+@pytest.mark.parametrize("size", ["150MiB", "250MiB", "4GiB"])
+def test_a_size_that_drives_layers_away_is_refused(demo_path: Path, size: str) -> None:
+    with pytest.raises(moebind.FitError, match=r"moe_cache is .* there are (\S+ MiB): give at most that") as caught:
+        moebind.fit(demo_path, memory="300MiB", n_ctx=512, devices=["1GiB"], moe_cache=size)
+    assert caught.value.missing["GPU0"] > 0
+    room = re.search(r"there are ([\d.]+) MiB", str(caught.value))
+    assert room is not None
+    most = f"{int(float(room[1]))}MiB"
+    fit = moebind.fit(demo_path, memory="300MiB", n_ctx=512, devices=["1GiB"], moe_cache=most)
+    assert fit.model_params.n_gpu_layers == ModelParams().n_gpu_layers
+    assert fit.plan.devices[0].moe_cache > 0
+
+
 def test_misuse(demo_path: Path, recorder: RoutingRecorder, moe: Model) -> None:
     def fit(**options: object) -> None:
         moebind.fit(demo_path, memory="300MiB", n_ctx=512, devices=["1GiB"], **options)  # type: ignore[arg-type]
@@ -148,6 +162,11 @@ def test_misuse(demo_path: Path, recorder: RoutingRecorder, moe: Model) -> None:
             fit(moe_cache="auto", routing=recorder, bus=bus)
     with pytest.raises(ValueError, match="moe_cache"):
         fit(moe_cache="Auto")
+    prompt = RoutingRecorder(order=True)
+    with moe.new_context(SMALL.with_eval_callback(prompt)) as context:
+        context.decode(moebind.Batch.get_one([3] * 40))
+    with pytest.raises(ValueError, match="let the model write"):
+        fit(moe_cache="auto", routing=prompt)
     foreign = RoutingRecorder(order=True)
     with moe.new_context(SMALL.with_eval_callback(foreign)) as context:
         for _ in context.generate([1, 2, 3], max_tokens=2):

@@ -90,7 +90,7 @@ def test_a_small_one_is_told(tiny_path: MakeTiny) -> None:
         moebind.plan(path, placed(), SMALL.with_moe_cache_size("300KB"), devices=["1GiB"])
 
 
-@pytest.mark.parametrize("budget", ["250MiB", "300MiB", "400MiB"])
+@pytest.mark.parametrize("budget", ["300MiB", "350MiB", "400MiB"])
 def test_a_fit_takes_the_cache_from_the_budget(demo_path: Path, budget: str) -> None:
     base = ModelParams(use_extra_bufts=False)
     fits = [

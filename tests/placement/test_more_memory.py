@@ -186,7 +186,7 @@ def test_layers_without_their_experts_come_first(shape_path: MakeShape, name: st
 def test_a_device_that_is_there_is_left_out(tiny_path: Callable[..., Path]) -> None:
     path = tiny_path(n_expert=8, n_layer=4)
     whole = moebind.plan(path, ModelParams(), CONTEXT, devices=["1GiB"]).devices[0].total
-    with moebind.loopback_device(memory=1000) as small, moebind.loopback_device(memory=2 * whole) as large:
+    with moebind.loopback_device(memory=2**16) as small, moebind.loopback_device(memory=2 * whole) as large:
         fit = moebind.fit(path, margin=0, context_params=CONTEXT, devices=[small, large])
         assert fit.model_params.devices == (large,)
         assert fit.plan.bytes_per_token["Host"] < MIB
@@ -200,7 +200,7 @@ def test_overrides_and_shares_keep_their_devices(tiny_path: Callable[..., Path])
     path = tiny_path(n_expert=8, n_layer=4)
     for pinned in (ModelParams().with_tensor_override("ffn_up_exps", "GPU0"), ModelParams(tensor_split=(1, 1))):
         with pytest.raises(FitError, match="GPU0 may take"):
-            moebind.fit(path, memory={"GPU0": 1000}, model_params=pinned, devices=["1GiB", "1GiB"])
+            moebind.fit(path, memory={"GPU0": 2**16}, model_params=pinned, devices=["1GiB", "1GiB"])
 
 
 def test_devices_in_both_places(tiny_path: Callable[..., Path]) -> None:

@@ -124,7 +124,12 @@ class Conversation:
             raise ValueError("there is nothing to save yet")
         if os.path.exists(path) and os.path.getsize(path):
             read_messages(path)
-        write_whole(path, [json.dumps(self.messages, indent=2, ensure_ascii=False).encode() + b"\n"])
+        folder = os.path.dirname(path)
+        if folder and not os.path.isdir(folder):
+            raise OSError(f"{path} cannot be saved: there is no folder {folder}")
+        # What is empty is left out: OpenAI's API takes no empty list of calls.
+        plain = [{key: value for key, value in each.items() if value or key == "content"} for each in self.messages]
+        write_whole(path, [json.dumps(plain, indent=2, ensure_ascii=False).encode() + b"\n"])
 
     def _until_last_question(self) -> list[Message]:
         asked = [at for at, each in enumerate(self.messages) if each["role"] == "user"]

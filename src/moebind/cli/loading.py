@@ -61,7 +61,7 @@ def computing(
 ) -> tuple[ModelParams, ContextParams]:
     """The parameters of a command that computes: as options and a file have them, for devices that are here."""
     chosen = given.read(model, separate(device), n_ctx=n_ctx)
-    params = with_devices(chosen)
+    params = with_devices(chosen, by_user=device is not None)
     quiet = given.values.get("n_gpu_layers") is None and given.values.get("params") is None
     if quiet and params.devices is None and not local_gpus() and not nvidia_cards():
         params = params.with_n_gpu_layers(0)  # nobody needs a warning that there is no device
@@ -86,8 +86,10 @@ def open_model(model: str, params: ModelParams) -> Model:
         return Model.from_pretrained(address.repo, address.wanted, params, revision=address.revision)
 
 
-def with_devices(chosen: Chosen) -> ModelParams:
+def with_devices(chosen: Chosen, *, by_user: bool) -> ModelParams:
     """The parameters with the devices that were named, which have to be here.
+
+    ``by_user`` is whether they are from an option, and not from a file: a fit may have been made for another machine.
 
     Raises
     ------
@@ -98,6 +100,8 @@ def with_devices(chosen: Chosen) -> ModelParams:
     if listed is None:
         return chosen.model_params
     here = [each for each in listed if isinstance(each, Device)]
-    if len(here) < len(listed):
+    if len(here) == len(listed):
+        return chosen.model_params.with_devices(here)
+    if by_user:
         raise ValueError("--device describes a device, and this computes: name one of those that are here, or none")
-    return chosen.model_params.with_devices(here)
+    return chosen.model_params  # a file's were only described: those of this machine take their place

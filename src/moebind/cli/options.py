@@ -111,6 +111,11 @@ _CALLS = [
     (re.compile(r"(?:ModelParams(?:\(\))?\.)?\bwith_n_cpu_moe(?:\(\))?"), "--n-cpu-moe"),
     (re.compile(r"\bmoebind\.(doctor|fit|plan|experts)\b(?:\(\))?"), r"moebind \1"),
     (re.compile(r"\bset n_gpu_layers=(\d+)"), r"give --n-gpu-layers \1"),
+    (re.compile(r" \(routing=RoutingRecorder\(order=True\)\)"), " (moebind cache --save FILE, then --routing FILE)"),
+    (re.compile(r"\bmoebind\.loopback_device\(\)"), "--device loopback"),
+    (re.compile(r"\bdevices=\['(\w+)'\]"), r"--device \1"),
+    (re.compile(r"moe_cache is not \"auto\""), "--moe-cache is not auto"),
+    (re.compile(r"\ban n_gpu_layers of (\d+)"), r"--n-gpu-layers \1"),
     # A command's overrides are always strict.
     (re.compile(r",? or pass strict=False"), ""),
 ]

@@ -62,12 +62,16 @@ def record(
     with loaded, loaded.new_context(context_params.with_eval_callback(recorder)) as context:
         if not loaded.n_expert:
             raise ValueError(f"{model} has no experts: nothing is chosen")
-        if text is None:
-            for _ in context.generate(PROMPT if prompt is None else prompt, max_tokens=predict):
-                pass
-        else:
-            from moebind.context.batch import Batch
+        from moebind.context.batch import Batch
 
+        if text is None:
+            tokens = loaded.str_to_token(PROMPT if prompt is None else prompt)
+            for start in range(0, tokens.size, context.n_batch):
+                context.decode(Batch.get_one(tokens[start : start + context.n_batch]))
+            # A token that would end the text does not, as in llama-bench: there is always something to count.
+            for _ in range(min(predict, context.n_ctx_seq - tokens.size)):
+                context.decode(Batch.get_one([int(context.get_logits_ith(-1).argmax())]))
+        else:
             for token in loaded.str_to_token(text)[: min(predict, context.n_ctx_seq)].tolist():
                 context.decode(Batch.get_one([token]))
     return recorder

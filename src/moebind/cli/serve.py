@@ -51,7 +51,9 @@ class WithRest(TyperCommand):
         except Exception as error:
             # Of an unknown option, whose class moved between versions of typer.
             name = getattr(error, "option_name", None)
-            if name is not None and hasattr(error, "message") and name in option_names():
+            if name == "--api-key" and hasattr(error, "message"):
+                error.message = "there is no --api-key: whoever lists processes could read it. Use --api-key-file"
+            elif name is not None and hasattr(error, "message") and name in option_names():
                 error.message = f"{name} is an option of llama-server's: give it behind --, as in -- {name} ..."
             raise
 

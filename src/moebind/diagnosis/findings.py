@@ -269,6 +269,8 @@ def _no_vulkan_device(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     closed = [path for path, usable in facts.render_nodes.items() if not usable]
     if "GGML_DISABLE_VULKAN" in variables:
         why, do = f"GGML_DISABLE_VULKAN is {variables['GGML_DISABLE_VULKAN']!r}", "unset it"
+    elif not variables.get("GGML_VK_VISIBLE_DEVICES", "0").strip():
+        why, do = f"GGML_VK_VISIBLE_DEVICES is {variables['GGML_VK_VISIBLE_DEVICES']!r}, which hides all", "unset it"
     elif not facts.libvulkan:
         why = f"there is no loader of Vulkan: {facts.vulkan_failure or 'libvulkan.so.1 cannot be loaded'}"
         do = "install it, and the card's driver: packages libvulkan1 and, for AMD and Intel, mesa-vulkan-drivers"

@@ -164,6 +164,11 @@ class CacheCurve:
         self.n_tokens = int(by_layer[list(self._groups.layouts)].max())
 
     @property
+    def _in_all_layers(self) -> bool:
+        """Whether something was looked up in all layers; of a long prompt, the last one alone computes few tokens."""
+        return bool(self._need[list(self._groups.layouts)].any(axis=1).all())
+
+    @property
     def active_bytes(self) -> int:
         """Bytes of the experts of one token in all layers: what it reads from host memory without a cache."""
         return sum(self._groups.layouts[layer].expert_bytes * count for layer, count in self._used.items())

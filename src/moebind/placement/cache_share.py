@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moebind._core.sizes import show_size
-from moebind.errors import ContextCreationError
+from moebind.errors import ContextCreationError, FitError
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.plan import Plan
 from moebind.placement.search import Search
@@ -16,7 +16,7 @@ from moebind.placement.search import Search
 if TYPE_CHECKING:
     from moebind.placement.routing import RoutingRecorder
 
-__all__ = ["BUS", "CacheShare", "cached_params", "choose_share"]
+__all__ = ["BUS", "CacheShare", "cached_params", "check_share", "choose_share"]
 
 #: How fast the bus to a device is, in multiples of host memory's bandwidth, if nothing is said: as sixteen lanes of
 #: PCIe 5.0 are beside two channels of DDR5, or of PCIe 4.0 beside DDR4.
@@ -59,6 +59,46 @@ def cached_params(search: Search, model: ModelParams, context: ContextParams) ->
     if not search.header.experts or model == plain or search.fits(search.plan(model, without)):
         return model
     return model if search.plan(model.with_cpu_moe_all(), without)._cached else plain
+
+
+def check_share(search: Search, given: ModelParams, context: ContextParams, size: int, chosen: Plan) -> None:
+    """Refuse a cache of a given size that drives layers from the devices: attention is worth more than any expert.
+
+    Parameters
+    ----------
+    search
+        With the budgets.
+    given, context
+        What the caller decided; the context is as long as it has to be.
+    size
+        Bytes of the cache.
+    chosen
+        What was found with it.
+
+    Raises
+    ------
+    FitError
+        How large it may be.
+    """
+    context = context.with_moe_cache_size(0)
+    without = search.place(given, context)
+    if without is None or _n_on_devices(chosen) >= _n_on_devices(without):
+        return
+    layers = given.with_n_gpu_layers(without.model_params.n_gpu_layers)
+    bare = search.plan(cached_params(search, layers, context).with_cpu_moe_all(), context)
+    room = {name: -over for name, over in search.excess(bare).items() if name != bare.host.name}
+    raise FitError(
+        f"moe_cache is {show_size(size)}, and beside the layers that fit on the devices there are "
+        f"{show_size(sum(max(each, 0) for each in room.values()))}: give at most that, or 'auto'",
+        {name: size - each for name, each in room.items() if each < size},
+    )
+
+
+def _n_on_devices(plan: Plan) -> int:
+    """How many layers are on devices, with the output."""
+    every = plan.n_layer + plan.n_layer_nextn + 1
+    asked = plan.model_params.n_gpu_layers
+    return every if asked < 0 else min(asked, every)
 
 
 def choose_share(
@@ -143,6 +183,8 @@ def _try(
     try:
         point = curve.at(size)
     except ValueError:
+        return None
+    if not point.hits + point.misses:  # no batch was small enough for it
         return None
     read = plan.bytes_per_token[plan.host.name]
     return _Candidate(

@@ -15,7 +15,7 @@ from moebind.errors import FitError
 from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import N_CTX_MAX, ContextParams, ModelParams
 from moebind.placement import windows
-from moebind.placement.cache_share import BUS, CacheShare, cached_params, choose_share
+from moebind.placement.cache_share import BUS, CacheShare, cached_params, check_share, choose_share
 from moebind.placement.header import Header, read_header
 from moebind.placement.plan import Plan, check_arguments, described_host, device_list, make_plan
 from moebind.placement.routing import RoutingRecorder
@@ -222,7 +222,8 @@ def fit(
     Raises
     ------
     FitError
-        If nothing fits; the message says what is missing.
+        If nothing fits; the message says what is missing. If ``moe_cache`` would drive layers from the devices: it says
+        how large the cache may be.
     ModelNotFoundError, ModelLoadError, ContextCreationError, ValueError
         As for :func:`plan`.
 
@@ -268,6 +269,8 @@ def fit(
     chosen, full = windows.choose(place, first.n_swa if swa_full is None else 0, model, context)
     if chosen is None:
         raise FitError(_nothing_fits(search, file, model), _lacks(search))
+    if share.size and not auto:
+        check_share(search, given, shortest, share.size, chosen)
     result = _on(devices, chosen.model_params)
     chosen = replace(chosen, _fitted=True)
     narrowed = context.swa_full and not chosen.context_params.swa_full
@@ -388,7 +391,11 @@ def _check_routing(routing: RoutingRecorder | None, bus: float, *, auto: bool) -
         raise ValueError('routing is given, and moe_cache is not "auto": it is only asked how large a cache should be')
     if not bus:
         raise ValueError("bus is 0; it takes the bandwidth of the bus in multiples of host memory's, such as 0.5")
-    routing.cache_curve([2**62])  # whether it has recorded something, in order
+    if not routing.cache_curve([2**62])._in_all_layers:  # which also says whether something was recorded, in order
+        raise ValueError(
+            "routing has recorded no tokens but in batches that pass a cache by, such as a long prompt: let the model "
+            "write, too"
+        )
 
 
 def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: bool, cache: CacheShare) -> str:
@@ -411,6 +418,8 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     if len(plan.devices) == 1:
         why = f"{' and '.join(unused)} may take too little" if unused else "There is no other device"
         lines.append(f"{why}: everything is in host memory.")
+        if search.devices is None and not unused:
+            lines.append("Cards that are not here can be described, such as with devices=['12GiB'].")
     elif params.n_gpu_layers != model.n_gpu_layers:
         layers = plan.n_layer + plan.n_layer_nextn + 1
         lines.append(
