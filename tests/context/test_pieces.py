@@ -115,3 +115,10 @@ def test_pieces_are_values() -> None:
 def test_who_makes_them(kind: type) -> None:
     with pytest.raises(TypeError, match=r"are made by Context\."):
         kind()
+
+
+def test_they_are_no_dicts(context: Context) -> None:
+    completion = context.generate("a", max_tokens=1).complete()
+    for each in (completion, *completion.pieces):
+        with pytest.raises(TypeError, match=r"is no dict, and has no \['choices'\]: it has attributes, such as \.text"):
+            each["choices"]  # type: ignore[index]

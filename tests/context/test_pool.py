@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -272,3 +273,32 @@ def test_bad_arguments(
 ) -> None:
     with pytest.raises(error, match=message):
         ContextPool(contexts(context))
+
+
+@pytest.mark.parametrize(("name", "instead"), [("generate", "pool.agenerate(prompt)"), ("chat", "pool.achat(")])
+def test_pools_are_for_asyncio(pool: ContextPool, name: str, instead: str) -> None:
+    with pytest.raises(AttributeError, match=re.escape(instead)):
+        getattr(pool, name)
+    assert not hasattr(pool, "nonesuch")
+
+
+def test_what_is_asynchronous_says_how_it_is_read(pool: ContextPool) -> None:
+    async def main() -> None:
+        with pytest.raises(TypeError, match=r"AsyncPieces is read with async for, or .*complete\(\)"):
+            list(pool.agenerate("a", max_tokens=1))  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match=r"AsyncPieces is awaited with complete\(\): .* or use async for"):
+            await pool.agenerate("a", max_tokens=1)  # type: ignore[misc]
+
+    asyncio.run(main())
+
+
+def test_what_is_given_by_position_is_named(pool: ContextPool) -> None:
+    context = pool.contexts[0]
+    with pytest.raises(
+        TypeError, match=r"^generate\(\) takes prompt by position, .*: 3 takes its name before it, .*max_tokens"
+    ):
+        context.generate("a", 3)  # type: ignore[misc]
+    with pytest.raises(TypeError, match=r"^ContextPool\(\) takes contexts by position, and no more$"):
+        ContextPool([context], 2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^str_to_token\(\) has no argument 'add_bos'; it is 'add_special' here$"):
+        context.model.str_to_token("a", add_bos=True)  # type: ignore[call-arg]

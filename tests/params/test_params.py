@@ -23,6 +23,7 @@ from moebind import (
     LoadMode,
     ModelParams,
     PoolingType,
+    RoutingRecorder,
     SplitMode,
     TensorOverride,
     devices,
@@ -226,6 +227,11 @@ def test_overrides_add_up_in_order() -> None:
     [
         ({"devices": "CUDA0"}, "devices is 'CUDA0'; it takes a list: [each for each in moebind.devices() if each"),
         ({"devices": ["CUDA0"]}, "devices holds 'CUDA0'; it takes devices: [each for each in moebind.devices() if"),
+        ({"devices": ["loopback"]}, "it takes devices: with moebind.loopback_device() as device: ModelParams(devices="),
+        ({"devices": "loopback"}, "it takes a list: with moebind.loopback_device() as device: ModelParams(devices="),
+        ({"devices": ["cpu"]}, "devices holds 'cpu'; it takes devices: [] keeps everything on the CPU"),
+        ({"devices": ["12GiB"]}, "a device that is only described can be planned for, fit(path, devices=[...])"),
+        ({"devices": ["vulkan:1.5 GB"]}, "a device that is only described can be planned for"),
         ({"devices": 3}, "devices is 3 (int); it takes a list of devices"),
         ({"tensor_split": 0.5}, "tensor_split is 0.5 (float); it takes a list of shares, one per device, such as"),
         ({"tensor_split": "3,1"}, "tensor_split is '3,1' (str); it takes a list of shares"),
@@ -238,3 +244,8 @@ def test_overrides_add_up_in_order() -> None:
 def test_what_is_nearly_right_is_told_how(given: dict[str, Any], said: str) -> None:
     with pytest.raises(TypeError, match=re.escape(said)):
         ModelParams(**given)
+
+
+def test_the_class_of_an_eval_callback_is_none() -> None:
+    with pytest.raises(TypeError, match=r"eval_callback is the class RoutingRecorder; .*: RoutingRecorder\(\.\.\.\)"):
+        ContextParams(eval_callback=RoutingRecorder)

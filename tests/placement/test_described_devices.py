@@ -108,3 +108,8 @@ def test_a_saved_fit_has_the_description(tiny_path: MakeTiny, tmp_path: Path) ->
     assert saved.devices == (f"vulkan:{2**33}", 2**32)
     again = moebind.plan(path, saved.model_params, saved.context_params, devices=saved.natives())
     assert [device.capacity for device in again.devices[:-1]] == [2**33, 2**32]
+
+
+def test_what_is_no_size_may_be_a_device() -> None:
+    with pytest.raises(ValueError, match=r"^devices\[0\] is 'RPC0'; it takes a size such as '24GiB', or a Device"):
+        read_description("devices[0]", "RPC0")

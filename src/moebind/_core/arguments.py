@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 
@@ -66,10 +67,14 @@ def explained(
         taken = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         own = [name for name in taken if name not in {"self", "cls"}]
         names = frozenset(own)
+        most = code.co_argcount
+        has_more, has_others = bool(code.co_flags & inspect.CO_VARARGS), bool(code.co_flags & inspect.CO_VARKEYWORDS)
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not names.issuperset(kwargs):
+            if len(args) > most and not has_more:
+                _refuse_positional(_called(function), taken, most, args[most])
+            if not has_others and not names.issuperset(kwargs):
                 name = next(each for each in kwargs if each not in names)
                 _refuse(_called(function), name, kwargs[name], own, fields, other_names)
             return function(*args, **kwargs)
@@ -83,6 +88,13 @@ def _called(function: Callable[..., object]) -> str:
     """Its name; of a constructor, the class's."""
     owner, _, name = function.__qualname__.rpartition(".")
     return owner if name == "__init__" else name
+
+
+def _refuse_positional(call: str, taken: Sequence[str], most: int, value: object) -> NoReturn:
+    by_position = [name for name in taken[:most] if name not in {"self", "cls"}]
+    named = taken[most:]
+    hint = f": {shown(value)} takes its name before it, one of {', '.join(named)}" if named else ""
+    raise TypeError(f"{call}() takes {', '.join(by_position) or 'nothing'} by position, and no more{hint}")
 
 
 def _refuse(
@@ -123,7 +135,6 @@ def alike(name: str, known: list[str], closeness: float = 0.75) -> str | None:
 def written_field(kind: type, name: str, value: object, closeness: float) -> tuple[str, str] | None:
     """Parameters with a field of this name, or of one that is that much alike, and what is wrong with the value."""
     import dataclasses
-    import inspect
 
     fields = {field.name: field for field in dataclasses.fields(kind)}
     name = spelled(kind, name)
@@ -132,7 +143,7 @@ def written_field(kind: type, name: str, value: object, closeness: float) -> tup
         takes = any(
             each.kind is not each.KEYWORD_ONLY for each in list(inspect.signature(method).parameters.values())[1:]
         )
-        return f"{kind.__name__}().with_{name}({f'{shown(value)}' if takes else ''})", ""
+        return f"{kind.__name__}().with_{name}({shown(value) if takes else ''})", ""
     found = alike(name, list(fields), closeness)
     if found is None:
         return None

@@ -84,15 +84,21 @@ SETTINGS = {
     "override_tensor": "ModelParams().with_tensor_override(pattern, target)",
 }
 
+#: Of pools, which generate for asyncio only.
+_POOLS = {
+    "generate": "await pool.agenerate(prompt).complete(), or async for piece in pool.agenerate(prompt)",
+    "chat": "await pool.achat(messages).complete(), or async for piece in pool.achat(messages)",
+}
+
 
 def elsewhere(name: str) -> str:
     """Where something is set that is no parameter here, as the end of a sentence; empty if that is not known."""
     return _hint(name, SETTINGS)
 
 
-def missing(owner: object, name: str, *, of_text: bool = False) -> AttributeError:
+def missing(owner: object, name: str, *, of_text: bool = False, of_pool: bool = False) -> AttributeError:
     """The error for an attribute that an object does not have, with what to write instead if that is known."""
-    hint = _hint(name, _TEXTS if of_text else _OBJECTS)
+    hint = _hint(name, _TEXTS if of_text else _POOLS if of_pool else _OBJECTS)
     return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=owner)
 
 

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from weakref import WeakSet
 
 from moebind._core.native import Hooks, ffi, lib
@@ -194,6 +194,14 @@ class AsyncStream(AsyncIterator[T]):
 
     def __init__(self, enter: Enter, make: Callable[[Any], Iterator[T]]) -> None:
         self._enter, self._make = enter, make
+
+    if not TYPE_CHECKING:  # type checkers say it themselves
+
+        def __iter__(self) -> NoReturn:
+            raise TypeError(f"{type(self).__name__} is read with async for, or as a whole with await ....complete()")
+
+        def __await__(self) -> NoReturn:
+            raise TypeError(f"{type(self).__name__} is awaited with complete(): await ....complete(); or use async for")
 
     async def __anext__(self) -> T:
         if self._entering:

@@ -96,7 +96,7 @@ class Conversation(Generation):
         >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
         >>> print(context.chat(messages, max_tokens=32).complete()["content"])
         """
-        refuse("chat", Conversation.chat, unknown, ". Arguments of the template go into template_kwargs={{{}: ...}}")
+        refuse("chat", Conversation.chat, unknown, ". Arguments of the template go into template_kwargs={{{!r}: ...}}")
         settings = Settings(temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed)
         model = self._model
         enforced = checks.boolean("use_grammar", use_grammar)

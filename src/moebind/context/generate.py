@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from moebind._core import checks
+from moebind._core.arguments import explained
 from moebind._core.native import CData, lib
 from moebind._core.shown import shown
 from moebind.context.batch import Batch
@@ -174,6 +175,7 @@ class Generation(Decoding):
 
     _model: Prompts
 
+    @explained()
     def generate(
         self,
         /,

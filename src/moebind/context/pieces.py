@@ -6,10 +6,11 @@ import codecs
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
 from moebind._core.native import ffi, lib
 from moebind._core.other_names import missing
+from moebind._core.shown import shown
 from moebind.context.stops import Stop, Stops, StopStrings
 from moebind.model.vocab import PIECE_BYTES, Vocabulary
 
@@ -41,8 +42,20 @@ class TokenLogprob(NamedTuple):
     logprob: float
 
 
+class _Attributes:
+    """Says that what it has are attributes, where another library has a dict."""
+
+    if not TYPE_CHECKING:  # type checkers say it themselves
+
+        def __getitem__(self, key: object) -> NoReturn:
+            raise TypeError(
+                f"{type(self).__name__} is no dict, and has no [{shown(key)}]: it has attributes, such as .text, "
+                ".stop_reason; docs/migrating.md has more"
+            )
+
+
 @dataclass(frozen=True)
-class Piece:
+class Piece(_Attributes):
     """A piece of generated text.
 
     Attributes
@@ -112,7 +125,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Completion:
+class Completion(_Attributes):
     """A generated text, whole. ``str(completion)`` is its text.
 
     Attributes

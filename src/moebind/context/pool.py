@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from moebind._core.arguments import explained
+from moebind._core.other_names import missing
 from moebind._core.shown import shown
 from moebind.context.async_generation import AsyncChatReply, AsyncGeneration, AsyncPieces, with_arguments_of
 from moebind.context.asynchronous import Leave
@@ -40,6 +42,7 @@ class ContextPool:
     ...     print(piece.text, end="", flush=True)
     """
 
+    @explained()
     def __init__(self, contexts: Iterable[Context]) -> None:
         if isinstance(contexts, Context) or not isinstance(contexts, Iterable):
             raise TypeError(f"contexts is {shown(contexts)}; it takes a list of contexts")
@@ -53,6 +56,11 @@ class ContextPool:
         if len({*map(id, self._contexts)}) != len(self._contexts):
             raise ValueError("contexts has one of them twice; each generation needs a context of its own")
         self._turns = Turns(self._contexts)
+
+    if not TYPE_CHECKING:  # type checkers would take it for any attribute
+
+        def __getattr__(self, name: str) -> object:
+            raise missing(self, name, of_pool=True)
 
     @property
     def contexts(self) -> tuple[Context, ...]:

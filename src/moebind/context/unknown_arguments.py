@@ -81,7 +81,7 @@ def refuse(call: str, function: Callable[..., Any], unknown: Mapping[str, object
     alike = difflib.get_close_matches(name, own, 1, 0.75)
     if alike:
         raise TypeError(f"{call} has no argument {shown(name)}; did you mean {alike[0]!r}?")
-    raise TypeError(f"{call} has no argument {shown(name)}: it takes {', '.join(own)}{more.format(shown(name))}")
+    raise TypeError(f"{call} has no argument {shown(name)}: it takes {', '.join(own)}{more.format(name)}")
 
 
 def unknown_of(function: Callable[..., Any], given: Mapping[str, object]) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from moebind._core import checks
+from moebind._core.arguments import explained
 from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, decoded, ffi, lib
 from moebind._core.shown import shown
@@ -167,6 +168,7 @@ class Vocabulary(ModelBase):
         """
         return decoded(lib.llama_vocab_get_text(self._usable_vocab(), self._token(token)))
 
+    @explained(other_names={"add_bos": "add_special", "special": "parse_special"})
     def str_to_token(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> NDArray[np.int32]:
         """Turn text into tokens.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -96,6 +97,8 @@ def _callback(name: str, value: T) -> T:
 
 
 def _eval_callback(name: str, value: Any) -> Any:
+    if isinstance(value, type):
+        raise TypeError(f"{name} is the class {value.__name__}; it takes an object: {value.__name__}(...)")
     return value if isinstance(value, TensorObserver) else _callback(name, value)
 
 
@@ -122,7 +125,18 @@ def _listed(name: str, value: Any, what: str) -> tuple[Any, ...]:
     return tuple(value)
 
 
+#: How the size of a device begins that need not be there: 24GiB, vulkan:16GiB.
+_DESCRIBED = re.compile(r"(\w+:)?[\d.]+ *[kmgt]?i?b?$", re.IGNORECASE)
+
+
 def _named(device: str) -> str:
+    """Where the devices are that a text may mean."""
+    if device == "loopback":
+        return "with moebind.loopback_device() as device: ModelParams(devices=[device])"
+    if device.upper() == "CPU":
+        return "[] keeps everything on the CPU"
+    if _DESCRIBED.match(device):
+        return "a device that is only described can be planned for, fit(path, devices=[...]), but not loaded on"
     return f"[each for each in moebind.devices() if each.name == {shown(device)}]"
 
 

@@ -26,6 +26,11 @@ def read_description(name: str, given: SupportsIndex | str) -> tuple[str, int]:
     try:
         return kind, parse_memory(name, size, low=1)
     except ValueError as error:
+        if not is_description(given):
+            raise ValueError(
+                f"{name} is {shown(given)}; it takes a size such as '24GiB', or a Device, as moebind.devices() and "
+                "moebind.add_rpc_server() give them"
+            ) from None
         if not match or not match[1]:
             raise
         raise ValueError(f"{name} is {shown(given)}; after '{match[1]}:' comes a size: {error}") from None

@@ -45,7 +45,6 @@ class Sampler(GrammarKinds):
     Most samplers filter or change the candidates. :meth:`greedy`, :meth:`dist`, :meth:`mirostat`, :meth:`mirostat_v2`
     and :meth:`adaptive_p` choose one, and so can :meth:`from_callable`; a chain that is to choose tokens ends with one
     of these. A sampler that was put into a chain belongs to it and can no longer be used by itself.
-
     Calls on one sampler from several threads wait for each other.
 
     Examples

@@ -365,7 +365,14 @@ def _paths(
 ) -> list[str | os.PathLike[str]]:
     if given is None:
         return []
-    return [given] if isinstance(given, (str, bytes, os.PathLike)) else list(given)
+    if isinstance(given, (str, bytes, os.PathLike)):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise TypeError(
+            f"model is {shown(given)} ({type(given).__name__}); it takes the path of a file, or a list of paths: "
+            "llama-server loads them itself"
+        )
+    return list(given)
 
 
 def _keys(given: str | Sequence[str] | None) -> list[str]:
