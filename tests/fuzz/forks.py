@@ -193,7 +193,7 @@ def run_round(path: str, seed: int, number: int, forks: int) -> None:
     logging.getLogger("moebind").addHandler(logging.StreamHandler(open(os.devnull, "w")))  # noqa: SIM115
     logging.getLogger("moebind").propagate = False
     stop = threading.Event()
-    for name in MODULES:
+    for name in [*MODULES, *moebind._LAZY.values()]:
         importlib.import_module(name)
     model = Model.load_from_file(path, CPU)
 
