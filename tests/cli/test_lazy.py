@@ -149,8 +149,6 @@ def test_what_was_meant_is_told() -> None:
 
 
 def test_completion(installed: Path) -> None:
-    done = moebind(installed, "--show-completion", "bash")
-    assert done.returncode == 0
     for words, cursor, expected in (("moebind rp", 1, ["rpc-worker"]), ("moebind hel", 1, ["hello"])):
         code = (
             f"import os, sys; sys.path.insert(0, {str(installed)!r})\n"

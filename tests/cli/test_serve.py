@@ -26,7 +26,7 @@ from moebind.server.supervisor import logger
 MakeTiny = Callable[..., Path]
 MOEBIND = Path(sys.executable).with_name("moebind")
 SMALL = ["-c", "256", "-t", "1", "-ub", "64", "--port", "0"]
-REST = ["--", "--no-warmup"]
+REST = ["--no-ui", "--", "--no-warmup"]
 
 
 @pytest.fixture(scope="module")

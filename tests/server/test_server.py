@@ -183,7 +183,7 @@ def test_where_none_can_be_served_it_says_why(tmp_path: Path) -> None:
         ({"model_params": ModelParams().with_cpu_override("a=b", strict=False)}, ValueError, "has the pattern 'a=b'"),
         ({"extra": "--temp 0"}, TypeError, "^extra is the text"),
         ({"extra": ["--port", "1"]}, ValueError, "^--port is among the arguments"),
-        ({"model": 3.5}, TypeError, "^model is 3.5; it takes the path of a file, or a list of paths"),
+        ({"model": 3.5}, TypeError, "^model is 3.5 .float.; it takes the path of a file, or a list of paths"),
         ({"api_key": ""}, ValueError, "^api_key is empty"),
         ({"api_key": []}, ValueError, "^api_key has no key"),
         ({"api_key": ["a", "b\n"]}, ValueError, "^api_key is empty, begins with #"),

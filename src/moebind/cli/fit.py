@@ -53,7 +53,7 @@ Cache = Annotated[
     typer.Option(
         "--moe-cache",
         metavar="SIZE",
-        help="Device memory for a cache of experts; auto: what costs a token least, by --routing.",
+        help="A cache of experts on the device; auto: by --routing.",
         show_default="0",
     ),
 ]

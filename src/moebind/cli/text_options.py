@@ -123,8 +123,7 @@ def one_prompt(text: str | None, option: str | None, file: Path | None) -> str:
     if file is None and not given and sys.stdin.isatty():
         raise ValueError("there is no text: give it as an argument, --prompt, --file, or on standard input")
     found = text if option is None else option
-    # What echo and editors put at the end belongs to no prompt.
-    return read_text(file or Path("-")).removesuffix("\n").removesuffix("\r") if found is None else found
+    return read_text(file or Path("-")) if found is None else found
 
 
 def read_json(text: str, what: str) -> Any:
