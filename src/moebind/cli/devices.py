@@ -23,8 +23,7 @@ Devices: TypeAlias = Annotated[
         "--device",
         "-dev",
         metavar="DEVICE",
-        help="A device of this machine, or the size of one that is not here, such as 24GiB or vulkan:16GiB; several "
-        "with commas, or none.",
+        help="A device, or the size of one that is not here (24GiB, vulkan:16GiB); several with commas, or none.",
         show_default="this machine's GPUs",
     ),
 ]
