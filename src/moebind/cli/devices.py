@@ -23,8 +23,8 @@ Devices: TypeAlias = Annotated[
         "--device",
         "-dev",
         metavar="DEVICE",
-        help="A device, or the size of one that is not here (24GiB, vulkan:16GiB); several with commas, or none.",
-        show_default="this machine's GPUs",
+        help="Devices, or sizes of some that are not here (24GiB,vulkan:16GiB); or none.",
+        show_default="all GPUs",
     ),
 ]
 #: For commands that compute.

@@ -53,7 +53,7 @@ Cache = Annotated[
     typer.Option(
         "--moe-cache",
         metavar="SIZE",
-        help="A cache of experts on the device; auto: by --routing.",
+        help="A cache of experts; auto: by --routing.",
         show_default="0",
     ),
 ]
