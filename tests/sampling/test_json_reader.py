@@ -149,7 +149,7 @@ def test_deep_schemas_with_a_fault_at_each_level_take_no_time() -> None:
         schema = {"type": "object", "properties": {"a": schema}, "not": {}, "if": {}, "required": ["zz"]}
     with pytest.warns(UserWarning, match="does not hold") as caught:
         json_schema_to_grammar(schema, strict=False)
-    assert len(caught) > 60  # those of deep places are shortened, and then alike
+    assert len(caught) > 180
 
 
 @pytest.mark.parametrize("schema", ["{", [], {"$comment": "a" * 2**18}])

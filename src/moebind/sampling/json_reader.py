@@ -68,14 +68,14 @@ class SchemaReader:
         self._names: dict[str, str] = {}
         self._definitions: dict[str, Schema] = {}
         self._comparisons = 0
-        self._lost: dict[str, None] = {}
+        self._lost: dict[tuple[str, str], str] = {}
         #: The orders of properties of which llama-common would write the required ones first.
         self.orders: dict[tuple[Names, Names], list[Names]] = defaultdict(list)
 
     @property
     def lost(self) -> list[str]:
         """What the grammar does not hold a text to."""
-        return list(self._lost)
+        return list(self._lost.values())
 
     def document(self) -> Schema:
         """The schema to write a grammar from."""
@@ -83,7 +83,7 @@ class SchemaReader:
         for reference, name in self._names.items():
             if self._is_only(name, name, set()):
                 what = "it refers to itself alone, which describes nothing"
-                self._lose(UnheldError(f"the schema at {reference}: {what}", ()))
+                self._lose(UnheldError(reference, what))
                 self._definitions[name] = {}
         return {**root, "$defs": self._definitions}
 
@@ -104,7 +104,7 @@ class SchemaReader:
     def _lose(self, error: UnheldError) -> None:
         if self._strict:
             raise error
-        self._lost[str(error)] = None
+        self._lost[error.fault] = str(error)
 
     def _node(self, schema: object, path: str, name: str | None, depth: int) -> Schema:
         """One schema. ``name`` is how llama-common's rule will begin; None where it cannot meet one of its own."""
@@ -183,9 +183,7 @@ class SchemaReader:
         kinds = schema.get("type", list(TYPES))
         allowed = {str(kind).replace("number", "integer") for kind in (kinds if isinstance(kinds, list) else [kinds])}
         if "type" in given and not self._all_kinds(node, 0) <= allowed:
-            self._lose(
-                UnheldError(f"the schema at {path}: 'type' beside {keyword!r} cannot be expressed in a grammar", ())
-            )
+            self._lose(UnheldError(path, f"'type' beside {keyword!r} cannot be expressed in a grammar"))
         return node
 
     def _all_kinds(self, node: Schema, depth: int) -> set[str]:
@@ -294,7 +292,7 @@ class SchemaReader:
         for each in required:
             if each not in properties:
                 what = f"the required property {shown(each)} is not among 'properties', whose values a grammar needs"
-                self._lose(UnheldError(f"the schema at {path}: {what}", ()))
+                self._lose(UnheldError(path, what))
         required = [each for each in required if each in properties]
         if len(properties) - len(set(required)) > OPTIONAL_MAX:
             fail(path, f"it has more than {OPTIONAL_MAX} properties that are not required", *KEYWORDS["object"])

@@ -33,10 +33,17 @@ _PIECE = re.compile(rf"{_CHARACTERS}{_REPEAT}|{_CLASS}{_REPEAT}|\((?:\?:)?|\){_R
 
 
 class UnheldError(GrammarError):
-    """Something in a schema that no grammar can hold a text to; without the keywords in ``drop``, one could."""
+    """Something in a schema that no grammar can hold a text to; without the keywords in ``drop``, one could.
 
-    def __init__(self, message: str, drop: Iterable[str]) -> None:
-        super().__init__(message)
+    Long places are cut in their middle for the message; ``fault`` tells them apart.
+    """
+
+    def __init__(self, path: str, what: str, drop: Iterable[str] = ()) -> None:
+        cut = len(path) - PLACE_MAX
+        half = PLACE_MAX // 2
+        where = path if cut <= 0 else f"{path[:half]}... ({cut} characters) ...{path[-half:]}"
+        super().__init__(f"the schema at {where}: {what}")
+        self.fault = (path, what)
         self.drop = frozenset(drop)
 
 
@@ -48,8 +55,7 @@ def short_json(value: object) -> str:
 
 def fail(path: str, what: str, *drop: str) -> NoReturn:
     """Say what is wrong, and without which keywords it would not be."""
-    where = path if len(path) <= PLACE_MAX else f"{path[:PLACE_MAX]}..."
-    raise UnheldError(f"the schema at {where}: {what}", drop)
+    raise UnheldError(path, what, drop)
 
 
 def values(schema: Schema, keyword: str, path: str) -> Schema:
