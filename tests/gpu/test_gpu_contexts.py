@@ -101,7 +101,7 @@ def test_many_prompts_in_one_context(on_gpu: Model) -> None:
     assert [len(tokens) for tokens in told.values()] == [6, 6, 6]
 
 
-def test_a_cache_is_shifted_and_copied(on_gpu: Model) -> None:
+def test_a_cache_is_shifted_and_copied(gpu: Device, on_gpu: Model) -> None:
     tokens = np.arange(3, 35, dtype=np.int32)
     with on_gpu.new_context(SMALL.with_n_seq_max(2).with_kv_unified(True)) as context:
         context.decode(Batch.get_one(tokens))
@@ -114,7 +114,10 @@ def test_a_cache_is_shifted_and_copied(on_gpu: Model) -> None:
             batch.add(60, len(tokens) - 4, [seq], True)
         context.decode(batch)
         first, second = context.get_logits()
-        assert_agree(first[None], second[None], FLOATS)
+        if gpu.backend == "Vulkan":  # on Mesa's driver they differ by more; why is not known
+            assert_agree(first[None], second[None], FLOATS)
+        else:
+            np.testing.assert_allclose(first, second, atol=1e-3)
 
 
 @pytest.mark.parametrize("there", ["GPU", "CPU"])
