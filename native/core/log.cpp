@@ -3,6 +3,8 @@
 #include "guard.h"
 #include "internal.h"
 
+#include "mtmd-helper.h"
+
 #include <atomic>
 #include <cstring>
 #include <deque>
@@ -76,6 +78,7 @@ void on_log(ggml_log_level level, const char * text, void *) {
 void moebind_log_start(ggml_log_level level) {
     lowest = level;
     llama_log_set(on_log, nullptr);
+    mtmd_helper_log_set(on_log, nullptr);  // libmtmd's, too
 }
 
 size_t moebind_log_recent(char * buffer, size_t size) {
