@@ -81,7 +81,7 @@ from moebind.sampling.sampler import Sampler
 from moebind.state.seq_state import SeqState
 
 if TYPE_CHECKING:
-    from moebind import bench, server
+    from moebind import bench, mtmd, server
     from moebind.backend.bandwidth import host_bandwidth
     from moebind.backend.loopback import loopback_device
     from moebind.diagnosis.findings import Diagnosis, Finding, Severity, doctor
@@ -199,6 +199,7 @@ __all__ = [
     "load_backends",
     "loopback_device",
     "max_devices",
+    "mtmd",
     "plan",
     "quantize",
     "remove_rpc_server",
@@ -241,7 +242,7 @@ _LAZY = {
     "plan": "moebind.placement.plan",
     "quantize": "moebind.files.quantize",
 }
-_LAZY_MODULES = frozenset({"bench", "server"})
+_LAZY_MODULES = frozenset({"bench", "mtmd", "server"})
 
 
 def __getattr__(name: str) -> object:

@@ -15,6 +15,7 @@ from moebind._core.native import CData, lib
 from moebind._core.shown import shown
 from moebind.context.batch import Batch
 from moebind.context.decode import Decoding
+from moebind.context.media import Media
 from moebind.context.pieces import Piece, Pieces, Record, Writer
 from moebind.context.scores import Score, checked_logprobs, score
 from moebind.context.stops import Stop, Stops, checked_limit, checked_stops
@@ -170,7 +171,7 @@ def _choose_and_score(
     return token
 
 
-class Generation(Decoding):
+class Generation(Media):
     """A context that writes text. :class:`moebind.Context` is one."""
 
     _model: Prompts
