@@ -1,5 +1,7 @@
-"""Tiny projectors with random weights, made from a seed, for tiny models: three that see, of which one cuts pictures up, and
-one that hears."""
+"""Tiny projectors with random weights, made from a seed, for tiny models.
+
+Three see, of which one cuts pictures up, and one hears.
+"""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ class Shape:
     Architectures: llama, dense or with experts; deepseek, whose first layers are dense and which has shared experts;
     dots1, which is like it and chooses by sigmoids and biases, in groups if there are some (n_head_kv = n_head);
     granite_swa, which takes fused gate and up matrices; grovemoe, which has experts for groups of experts (chexps);
-    mamba, which has recurrent state instead of a KV cache; lfm2, in which every other layer has; bert, an encoder, with
-    ``n_cls_out`` > 0 a classification head; nomic-bert, an encoder with gated SiLU and rotated positions; t5, which has
-    an encoder and a decoder; qwen2vl, whose positions have three dimensions; gemma4, which looks up embeddings for each layer; glm4moe, of which the last ``n_mtp``
-    layers predict the token after the next.
+    mamba, which has recurrent state instead of a KV cache; lfm2, in which every other layer has; bert, an encoder,
+    with ``n_cls_out`` > 0 a classification head; nomic-bert, an encoder with gated SiLU and rotated positions; t5,
+    which has an encoder and a decoder; qwen2vl, whose positions have three dimensions; gemma4, which looks up
+    embeddings for each layer; glm4moe, of which the last ``n_mtp`` layers predict the token after the next.
     """
 
     arch: str = "llama"

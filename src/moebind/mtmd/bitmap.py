@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,8 +30,10 @@ __all__ = ["Bitmap"]
 BYTES_MAX, PIXELS_MAX, SECONDS_MAX = 2**26, 2**26, 1800.0
 _FORMATS = "PNG, JPEG, GIF, BMP, WAV, MP3 or FLAC"
 #: Formats that are often met and cannot be decoded.
-_OTHERS = ((8, b"WEBP", "WebP"), (4, b"ftyp", "MP4, HEIC or AVIF"), (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"))
-_OTHERS += ((0, b"OggS", "Ogg"), (0, b"%PDF", "PDF"), (0, b"<svg", "SVG"), (0, b"\x1aE\xdf\xa3", "WebM"))
+_OTHERS = (
+    *((8, b"WEBP", "a WebP"), (4, b"ftyp", "an MP4, HEIC or AVIF"), (0, b"II*\0", "a TIFF"), (0, b"MM\0*", "a TIFF")),
+    *((0, b"OggS", "an Ogg"), (0, b"%PDF", "a PDF"), (0, b"<svg", "an SVG"), (0, b"\x1aE\xdf\xa3", "a WebM")),
+)
 
 
 class Bitmap(Owner):
@@ -86,7 +90,7 @@ class Bitmap(Owner):
         limit = checks.integer("max_bytes", max_bytes, 1, 2**40)
         with open(name, "rb") as file:
             data = file.read(limit + 1)
-        return cls._decode(name, memoryview(data), mtmd, limit, max_pixels, max_seconds)
+        return cls._decode(name, data, mtmd, limit, max_pixels, max_seconds)
 
     @classmethod
     def from_buffer(
@@ -126,14 +130,14 @@ class Bitmap(Owner):
         Uses ``mtmd_helper_bitmap_init_from_buf``, without its ways to start ffmpeg.
         """
         limit = checks.integer("max_bytes", max_bytes, 1, 2**40)
-        return cls._decode("data", checks.octets("data", data), mtmd, limit, max_pixels, max_seconds)
+        return cls._decode("data", checks.octets("data", data).tobytes(), mtmd, limit, max_pixels, max_seconds)
 
     @classmethod
     @log.quoted()
     def _decode(
         cls,
         name: str,
-        data: memoryview,
+        data: bytes,
         mtmd: MtmdContext | None,
         max_bytes: int,
         max_pixels: int,
@@ -216,7 +220,9 @@ class Bitmap(Owner):
             kind = f"an array of {data.dtype}" if isinstance(data, np.ndarray) else shown(data)
             raise TypeError(f"data is {kind}; it takes an array of float32, between -1 and 1")
         if data.ndim != 1:
-            raise ValueError(f"data has the shape {data.shape}; it takes (n_samples,): one channel, data.mean(axis=...)")
+            raise ValueError(
+                f"data has the shape {data.shape}; it takes (n_samples,): one channel, data.mean(axis=...)"
+            )
         if not 2 <= data.size < 2**31:
             raise ValueError(f"data has {data.size} samples; it takes 2 or more")
         samples = np.ascontiguousarray(data)
@@ -289,11 +295,23 @@ class Bitmap(Owner):
         with self._lock.held():
             return decoded(lib.mtmd_bitmap_get_id(self._open()))
 
-    @id.setter
+    @id.setter  # noqa: A003  # the property
     def id(self, value: str) -> None:
         text = checks.text("id", value)
         with self._lock.held():
             lib.mtmd_bitmap_set_id(self._open(), text)
+
+    @contextmanager
+    def _called(self, name: str) -> Iterator[None]:
+        """Give it another id meanwhile."""
+        with self._lock.held():
+            pointer = self._open()
+            before = bytes(ffi.string(lib.mtmd_bitmap_get_id(pointer)))
+            lib.mtmd_bitmap_set_id(pointer, name.encode())
+            try:
+                yield
+            finally:
+                lib.mtmd_bitmap_set_id(pointer, before)
 
     def _content(self) -> bytes:
         """What tells its content from any other."""
@@ -317,10 +335,10 @@ def _check_size(name: str, width: int, height: int, pixels: int) -> None:
         )
 
 
-def _what(data: memoryview) -> str:
+def _what(data: bytes) -> str:
     if not len(data):
         return "empty"
     for at, mark, kind in _OTHERS:
         if data[at : at + len(mark)] == mark:
-            return f"a {kind}" if kind[0] not in "MSO" else f"an {kind}"
-    return f"of another format (it begins with {bytes(data[:8])!r})"
+            return kind
+    return f"of another format (it begins with {data[:8]!r})"

@@ -191,4 +191,5 @@ class InputChunks(Owner, Sequence[InputChunk]):
         """
         if not hasattr(context, "_eval_chunks"):
             raise TypeError(f"context is {shown(context)}; it takes a Context")
-        return context._eval_chunks(mtmd, list(self), n_past, seq_id, n_batch, logits_last)
+        reached: int = context._eval_chunks(mtmd, list(self), n_past, seq_id, n_batch, logits_last)
+        return reached

@@ -1,7 +1,7 @@
 """What a picture's header says, read before anything is decoded: its size, and whether the file holds what it says.
 
-Decoders allocate what a header claims and expand what is compressed, and a few bytes can claim gigabytes. So the size is
-known before the decoder sees the file, and what it could expand to is bounded.
+Decoders allocate what a header claims and expand what is compressed, and a few bytes can claim gigabytes. So the size
+is known before the decoder sees the file, and what it could expand to is bounded.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 from moebind.errors import MtmdError
 
@@ -30,7 +31,11 @@ _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4),
 _FRAMES, _OTHER_FRAMES = {0xC0, 0xC1, 0xC2}, {0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)}
 
 
-def image_size(name: str, data: memoryview, check: Callable[[int, int], None]) -> str | None:
+#: What checks a file of one format.
+Reader: TypeAlias = Callable[[bytes, Callable[[int, int], None]], None]
+
+
+def image_size(name: str, data: bytes, check: Callable[[int, int], None]) -> str | None:
     """Check a picture, and give the name of its format; None if it is of none that is known.
 
     ``check`` gets its width and height, before anything that takes time.
@@ -40,14 +45,14 @@ def image_size(name: str, data: memoryview, check: Callable[[int, int], None]) -
     MtmdError
         If it is damaged, cut off, or of a kind that cannot be decoded.
     """
-    readers: tuple[tuple[str, tuple[bytes, ...], Callable[[memoryview, Callable[[int, int], None]], None]], ...] = (
+    readers: tuple[tuple[str, tuple[bytes, ...], Reader], ...] = (
         ("PNG", (_PNG,), _png),
         ("JPEG", (b"\xff\xd8\xff",), _jpeg),
         ("GIF", (b"GIF87a", b"GIF89a"), _gif),
         ("BMP", (b"BM",), _bmp),
     )
     for kind, beginnings, read in readers:
-        if any(bytes(data[: len(each)]) == each for each in beginnings):
+        if data.startswith(beginnings):
             try:
                 read(data, check)
             except (struct.error, IndexError):
@@ -65,7 +70,7 @@ class _DamagedError(Exception):
 _CUT_OFF = "that is cut off: get the whole file"
 
 
-def _png_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     at = len(_PNG)
     while True:
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -78,7 +83,7 @@ def _png_chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         at += 12 + length
 
 
-def _png(data: memoryview, check: Callable[[int, int], None]) -> None:
+def _png(data: bytes, check: Callable[[int, int], None]) -> None:
     chunks = _png_chunks(data)
     kind, header = next(chunks)
     if kind != b"IHDR":
@@ -97,7 +102,7 @@ def _png(data: memoryview, check: Callable[[int, int], None]) -> None:
     inflater, inflated = zlib.decompressobj(), 0
     try:
         for kind, body in chunks:
-            rest = bytes(body) if kind == b"IDAT" else b""
+            rest = body if kind == b"IDAT" else b""
             while rest and not inflater.eof:
                 inflated += len(inflater.decompress(rest, _AT_ONCE))
                 rest = inflater.unconsumed_tail
@@ -114,7 +119,7 @@ def _png(data: memoryview, check: Callable[[int, int], None]) -> None:
         raise _DamagedError(_CUT_OFF)
 
 
-def _jpeg(data: memoryview, check: Callable[[int, int], None]) -> None:
+def _jpeg(data: bytes, check: Callable[[int, int], None]) -> None:
     at, known = 2, False
     while True:
         if data[at] != 0xFF:
@@ -146,14 +151,14 @@ def _jpeg(data: memoryview, check: Callable[[int, int], None]) -> None:
         at += 2 + length
     if not known:
         raise _DamagedError("that is damaged: its size is missing")
-    rest = bytes(data[at:])
+    rest = data[at:]
     if rest.count(b"\xff\xda") > SCANS_MAX:
         raise _DamagedError(f"of more than {SCANS_MAX} scans, which no program writes: it is refused")
     if b"\xff\xd9" not in rest:
         raise _DamagedError(_CUT_OFF)
 
 
-def _gif(data: memoryview, check: Callable[[int, int], None]) -> None:
+def _gif(data: bytes, check: Callable[[int, int], None]) -> None:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     check(width, height)
     at = 13 + (3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0)
@@ -173,13 +178,13 @@ def _gif(data: memoryview, check: Callable[[int, int], None]) -> None:
         at = _after_blocks(data, at + 2)
 
 
-def _after_blocks(data: memoryview, at: int) -> int:
+def _after_blocks(data: bytes, at: int) -> int:
     while size := data[at]:
         at += 1 + size
     return at + 1
 
 
-def _bmp(data: memoryview, check: Callable[[int, int], None]) -> None:
+def _bmp(data: bytes, check: Callable[[int, int], None]) -> None:
     offset, header = struct.unpack_from("<II", data, 10)
     if header == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)

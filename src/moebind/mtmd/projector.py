@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from itertools import count
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, Hooks, decoded, ffi, lib, own
 from moebind._core.owner import CallLock, Owner
 from moebind._core.shown import shown
-from moebind.backend.devices import Device, init, native_device
+from moebind.backend.devices import Device, native_device
 from moebind.enums import FlashAttnType, InputChunkType
 from moebind.errors import AbortedError, MtmdError, MtmdNotFoundError, NativeError
 from moebind.mtmd.bitmap import Bitmap
@@ -25,7 +25,7 @@ from moebind.mtmd.chunks import InputChunk, InputChunks
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MtmdContext", "MtmdContextParams", "default_marker"]
+__all__ = ["MtmdContext", "MtmdContextParams", "checked_parts", "default_marker"]
 
 _DEFAULT = lib.mtmd_context_params_default()
 #: By which chunks know what made them.
@@ -313,7 +313,7 @@ class MtmdContext(Owner):
         else:
             if len(bitmaps):
                 raise MtmdError("bitmaps are given besides a list: put them into it, where they belong")
-            parts = _parts("text", text)
+            parts = checked_parts("text", text)
         return self._tokenize([part for part in parts if part != ""], special, parsed)
 
     def _tokenize(self, parts: Sequence[str | Bitmap], add_special: bool, parse_special: bool) -> InputChunks:
@@ -348,9 +348,19 @@ class MtmdContext(Owner):
             # libmtmd does not look whether it found the tokens that it puts around the parts of a picture.
             if tokens is not None and tokens.size and int(tokens.min()) < 0:
                 raise MtmdError(
-                    f"the model's vocabulary lacks tokens that {self!r} puts around pictures: it belongs to another model"
+                    f"the model's vocabulary lacks tokens that {self!r} puts around pictures: it is for another"
                 )
         return chunks
+
+    def _tokenize_known(self, parts: Sequence[str | Bitmap]) -> tuple[InputChunks, list[bytes]]:
+        """Chunks of a prompt, and for each what its bitmap shows; nothing for text."""
+        pictures = [part for part in parts if isinstance(part, Bitmap)]
+        # Chunks know their bitmap by its id, which is the user's: so it is another one meanwhile.
+        with ExitStack() as held:
+            for picture in sorted({id(each): each for each in pictures}.values(), key=id):
+                held.enter_context(picture._called(picture._content().hex()))
+            chunks = self._tokenize(parts, True, True)
+        return chunks, [bytes.fromhex(chunk.id or "") for chunk in chunks]
 
     def _must_take(self, bitmap: Bitmap) -> None:
         sound = bitmap.is_audio
@@ -447,8 +457,9 @@ class MtmdContext(Owner):
         if not embeddings:
             raise MtmdError(f"a chunk could not be encoded{log.recent_lines(3)}")
         size = n_tokens * self._n_embd
-        rows: NDArray[np.float32] = np.frombuffer(ffi.buffer(embeddings, 4 * size), np.float32)
-        return rows.reshape(n_tokens, self._n_embd).copy()
+        shown_there = np.frombuffer(ffi.buffer(embeddings, 4 * size), np.float32)
+        rows: NDArray[np.float32] = shown_there.reshape(n_tokens, self._n_embd).copy()
+        return rows
 
 
 def _opened_chunk(name: str, chunk: InputChunk) -> CData:
@@ -466,10 +477,16 @@ def _bitmaps(name: str, given: Sequence[Bitmap]) -> list[Bitmap]:
     return list(given)
 
 
-def _parts(name: str, given: Sequence[str | Bitmap]) -> list[str | Bitmap]:
+def checked_parts(name: str, given: Sequence[object]) -> list[str | Bitmap]:
+    """Texts and bitmaps, those that are not empty.
+
+    Raises
+    ------
+    TypeError
+    """
     if not isinstance(given, Sequence):
         raise TypeError(f"{name} is {shown(given)}; it takes text, or a list of texts and bitmaps")
     for at, each in enumerate(given):
         if not isinstance(each, (str, Bitmap)):
             raise TypeError(f"{name}[{at}] is {shown(each)}; it takes a text or a Bitmap")
-    return list(given)
+    return [each for each in given if isinstance(each, (str, Bitmap)) and each != ""]

@@ -25,7 +25,7 @@ _BITRATES = {
 }
 
 
-def sound_seconds(name: str, data: memoryview, max_seconds: float) -> float | None:
+def sound_seconds(name: str, data: bytes, max_seconds: float) -> float | None:
     """The length of a sound in WAV, FLAC or MP3; None if it is none of these.
 
     Raises
@@ -48,15 +48,15 @@ class _DamagedError(Exception):
     """What is wrong with a file; it follows "is a WAV"."""
 
 
-def _is_wav(data: memoryview) -> bool:
+def _is_wav(data: bytes) -> bool:
     return data[:4] == b"RIFF" and data[8:12] == b"WAVE"
 
 
-def _is_flac(data: memoryview) -> bool:
+def _is_flac(data: bytes) -> bool:
     return data[:4] == b"fLaC"
 
 
-def _is_mp3(data: memoryview) -> bool:
+def _is_mp3(data: bytes) -> bool:
     return data[:3] == b"ID3" or (len(data) > 3 and _frame(data, 0) is not None)
 
 
@@ -68,7 +68,7 @@ def _checked(rate: int, channels: int) -> None:
         raise _DamagedError(f"of {channels} channels; 1 to {CHANNELS_MAX} are taken")
 
 
-def _wav(data: memoryview, max_seconds: float) -> float:
+def _wav(data: bytes, max_seconds: float) -> float:
     at, rate, width = 12, 0, 0
     while True:
         kind, size = struct.unpack_from("<4sI", data, at)
@@ -85,11 +85,11 @@ def _wav(data: memoryview, max_seconds: float) -> float:
                 raise _DamagedError("that is damaged: its format is missing")
             if len(data) - at - 8 < size:
                 raise _DamagedError("that is cut off: get the whole file")
-            return size // width / rate
+            return float(size // width / rate)
         at += 8 + size + size % 2
 
 
-def _flac(data: memoryview, max_seconds: float) -> float:
+def _flac(data: bytes, max_seconds: float) -> float:
     if data[4] & 0x7F or int.from_bytes(data[5:8], "big") < 34:
         raise _DamagedError("that does not begin with its header")
     packed = int.from_bytes(data[18:26], "big")
@@ -102,7 +102,7 @@ def _flac(data: memoryview, max_seconds: float) -> float:
     return samples / rate
 
 
-def _frame(data: memoryview, at: int) -> tuple[int, int, int] | None:
+def _frame(data: bytes, at: int) -> tuple[int, int, int] | None:
     """The bytes, samples and rate of the MP3 frame at this place, if there is one."""
     if data[at] != 0xFF or at + 4 > len(data):
         return None
@@ -121,17 +121,16 @@ def _frame(data: memoryview, at: int) -> tuple[int, int, int] | None:
     return max(size, 4), samples, hertz
 
 
-def _mp3_frames(data: memoryview) -> Iterator[tuple[int, int]]:
+def _mp3_frames(data: bytes) -> Iterator[tuple[int, int]]:
     """The samples and rate of each frame; where there is none, the next is looked for, as decoders do."""
     at = 0
     if data[:3] == b"ID3":
         size = data[6] << 21 | data[7] << 14 | data[8] << 7 | data[9]
         at = 10 + size + (10 if data[5] & 0x10 else 0)
-    whole = bytes(data)
     while at + 4 <= len(data):
         frame = _frame(data, at)
         if frame is None:
-            at = whole.find(b"\xff", at + 1)
+            at = data.find(b"\xff", at + 1)
             if at < 0:
                 return
             continue
@@ -139,7 +138,7 @@ def _mp3_frames(data: memoryview) -> Iterator[tuple[int, int]]:
         at += frame[0]
 
 
-def _mp3(data: memoryview, max_seconds: float) -> float:
+def _mp3(data: bytes, max_seconds: float) -> float:
     seconds = 0.0
     for samples, rate in _mp3_frames(data):
         seconds += samples / rate
