@@ -22,6 +22,7 @@ from moebind.backend.devices import backend_state
 sys.path.insert(0, str(Path(__file__).parent))
 import edited  # beside this file
 import hub_server
+import projectors
 import tiny
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
@@ -144,6 +145,21 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], projectors.Seeing]]:
+    """Loads a tiny model with its tiny projector, each kind once."""
+    made: dict[str, projectors.Seeing] = {}
+
+    def load(kind: str) -> projectors.Seeing:
+        if kind not in made:
+            made[kind] = projectors.load(tmp_path_factory.mktemp(kind), kind)
+        return made[kind]
+
+    yield load
+    for each in made.values():
+        each.model.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,17 @@ Three see, of which one cuts pictures up, and one hears.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
 import tiny
+
+from moebind import Context, ContextParams, FlashAttnType, Model, ModelParams
+from moebind.mtmd import Bitmap, MtmdContext, MtmdContextParams
 
 #: Of the encoder, and of what it gives to the model (``tiny.Shape.n_embd``).
 N_EMBD, N_FF, N_HEAD, N_LAYER, N_OUT = 32, 48, 2, 2, 64
@@ -135,3 +140,51 @@ def text_model(path: Path, kind: str, **shape: object) -> Path:
         said["tokenizer.ggml.tokens"] = [*tiny.TOKENS[: -len(AROUND)], *AROUND]
     tiny._write_file(path, made.arch, said, tiny._tensors(made, np.random.default_rng(made.seed)))
     return path
+
+
+#: As exact as libmtmd computes, and without a picture of thousands of tokens at first.
+PARAMS = MtmdContextParams(warmup=False, n_threads=1, flash_attn_type=FlashAttnType.DISABLED)
+
+
+class Seeing(NamedTuple):
+    """A tiny model with its projector."""
+
+    model: Model
+    mtmd: MtmdContext
+
+    def context(self, n_ctx: int = 1024, **params: object) -> Context:
+        """A context that pictures and sound fit into."""
+        made = ContextParams(n_ctx=n_ctx, n_threads=1, n_threads_batch=1, **params)  # type: ignore[arg-type]
+        return self.model.new_context(made)
+
+    def bitmap(self, seed: int = 1) -> Bitmap:
+        """Something that the projector takes, another one for each seed."""
+        random = np.random.default_rng(seed)
+        if self.mtmd.support_audio:
+            return Bitmap.from_audio_data(random.uniform(-1, 1, 16_000).astype(np.float32))
+        return Bitmap.from_image_data(pixels(150, 100, seed))
+
+
+def load(folder: Path, kind: str) -> Seeing:
+    """Write and load a model and its projector."""
+    text = text_model(folder / "text.gguf", kind)
+    model = Model.load_from_file(text, ModelParams(n_gpu_layers=0, devices=()))
+    return Seeing(model, MtmdContext.init_from_file(write(folder / "mmproj.gguf", kind), model, PARAMS))
+
+
+def pixels(width: int, height: int, seed: int = 1) -> np.ndarray:
+    """Random pixels, uint8 ``(height, width, 3)``."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def wav(samples: np.ndarray, rate: int = 16_000, channels: int = 1) -> bytes:
+    """A WAV file of 16-bit samples."""
+    import wave
+
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(channels)
+        writer.setsampwidth(2)
+        writer.setframerate(rate)
+        writer.writeframes(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+    return file.getvalue()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
-    from moebind.mtmd.projector import MtmdContext
+    from moebind.mtmd.projector_base import ProjectorBase
 
 __all__ = ["Bitmap"]
 
@@ -65,7 +65,7 @@ class Bitmap(Owner):
     def from_file(
         cls,
         path: str | os.PathLike[str],
-        mtmd: MtmdContext | None = None,
+        mtmd: ProjectorBase | None = None,
         *,
         max_bytes: int = BYTES_MAX,
         max_pixels: int = PIXELS_MAX,
@@ -96,7 +96,7 @@ class Bitmap(Owner):
     def from_buffer(
         cls,
         data: Buffer,
-        mtmd: MtmdContext | None = None,
+        mtmd: ProjectorBase | None = None,
         *,
         max_bytes: int = BYTES_MAX,
         max_pixels: int = PIXELS_MAX,
@@ -138,7 +138,7 @@ class Bitmap(Owner):
         cls,
         name: str,
         data: bytes,
-        mtmd: MtmdContext | None,
+        mtmd: ProjectorBase | None,
         max_bytes: int,
         max_pixels: int,
         max_seconds: float,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moebind._core.context_base import ContextBase
-    from moebind.mtmd.projector import MtmdContext
+    from moebind.mtmd.projector_base import ProjectorBase
 
 __all__ = ["InputChunk", "InputChunks"]
 
@@ -148,7 +148,7 @@ class InputChunks(Owner, Sequence[InputChunk]):
 
     def eval_chunks(
         self,
-        mtmd: MtmdContext,
+        mtmd: ProjectorBase,
         context: ContextBase,
         n_past: SupportsIndex = 0,
         seq_id: SupportsIndex = 0,

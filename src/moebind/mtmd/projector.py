@@ -14,13 +14,14 @@ import numpy as np
 from moebind._core import checks, log
 from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, Hooks, decoded, ffi, lib, own
-from moebind._core.owner import CallLock, Owner
+from moebind._core.owner import CallLock
 from moebind._core.shown import shown
 from moebind.backend.devices import Device, native_device
 from moebind.enums import FlashAttnType, InputChunkType
 from moebind.errors import AbortedError, MtmdError, MtmdNotFoundError, NativeError
 from moebind.mtmd.bitmap import Bitmap
 from moebind.mtmd.chunks import InputChunk, InputChunks
+from moebind.mtmd.projector_base import ProjectorBase
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,7 +113,7 @@ class MtmdContextParams:
         return native, [marker]
 
 
-class MtmdContext(Owner):
+class MtmdContext(ProjectorBase):
     """A projector, loaded for a model: it turns pictures and sound into what the model reads.
 
     Made by :meth:`init_from_file`. It keeps its model in memory, and closing the model closes it. Calls from several
@@ -125,8 +126,6 @@ class MtmdContext(Owner):
     ...     print(context.generate([picture, "What is this?"], mtmd=mtmd).complete())
     """
 
-    _warn_unclosed = True
-    _elsewhere = "load it there again"
     _model: ModelBase
     _params: MtmdContextParams
     _path: str
@@ -221,32 +220,6 @@ class MtmdContext(Owner):
     def path(self) -> str:
         """The file that it was loaded from."""
         return self._path
-
-    @property
-    def marker(self) -> str:
-        """The text that stands for a picture or sound in :meth:`tokenize` (``mtmd_get_marker``)."""
-        return decoded(lib.mtmd_get_marker(self._open()))
-
-    @property
-    def support_vision(self) -> bool:
-        """Whether it takes pictures (``mtmd_support_vision``)."""
-        return bool(lib.mtmd_support_vision(self._open()))
-
-    @property
-    def support_audio(self) -> bool:
-        """Whether it takes sound (``mtmd_support_audio``)."""
-        return bool(lib.mtmd_support_audio(self._open()))
-
-    @property
-    def audio_sample_rate(self) -> int | None:
-        """Samples a second that sound has to have; None if it takes none (``mtmd_get_audio_sample_rate``)."""
-        rate = int(lib.mtmd_get_audio_sample_rate(self._open()))
-        return rate if rate > 0 else None
-
-    @property
-    def decode_use_mrope(self) -> bool:
-        """Whether the model's positions have several dimensions, M-RoPE (``mtmd_decode_use_mrope``)."""
-        return bool(lib.mtmd_decode_use_mrope(self._open()))
 
     def decode_use_non_causal(self, chunk: InputChunk | None = None) -> bool:
         """Whether the model looks at all of a chunk at once (``mtmd_decode_use_non_causal``).
