@@ -88,6 +88,8 @@ class Bitmap(Owner):
         """
         name = checks.path("path", path)
         limit = checks.integer("max_bytes", max_bytes, 1, 2**40)
+        if os.path.exists(name) and not os.path.isfile(name):
+            raise MtmdError(f"{name} is no file; it takes one of {_FORMATS}")
         with open(name, "rb") as file:
             data = file.read(limit + 1)
         return cls._decode(name, data, mtmd, limit, max_pixels, max_seconds)

@@ -18,7 +18,8 @@ from moebind._core.owner import CallLock
 from moebind._core.shown import shown
 from moebind.backend.devices import Device, native_device
 from moebind.enums import FlashAttnType, InputChunkType
-from moebind.errors import AbortedError, MtmdError, MtmdNotFoundError, NativeError
+from moebind.errors import AbortedError, MtmdError, NativeError
+from moebind.files import projector_checks
 from moebind.mtmd.bitmap import Bitmap
 from moebind.mtmd.chunks import InputChunk, InputChunks
 from moebind.mtmd.projector_base import ProjectorBase
@@ -173,13 +174,11 @@ class MtmdContext(ProjectorBase):
         opened = model._open()
         if model._without_weights:
             raise MtmdError("the model was loaded without weights (vocab_only, no_alloc): it cannot see or hear")
-        if not os.path.isfile(name):
-            raise MtmdNotFoundError(f"there is no file {shown(name)}: the projector's name often begins with mmproj")
+        projector_checks.check(name)
         hooks = Hooks()
         native, kept = params._native()
         lib.moebind_hooks_into_mtmd_params(hooks.pointer, native)
         try:
-            lib.moebind_gguf_scan(os.fsencode(name))
             pointer = own(
                 lib.own_mtmd_init_from_file, os.fsencode(name), opened, native[0], holds=[opened, hooks.pointer]
             )
