@@ -260,6 +260,18 @@ def test_parameters(seeing: SeeingMaker, tmp_path: Path) -> None:
         assert warm.params.warmup
 
 
+def test_on_the_device_of_its_model(seeing: SeeingMaker, tmp_path: Path) -> None:
+    see = seeing("gemma3")
+    text = projectors.text_model(tmp_path / "text.gguf", "gemma3")
+    path = projectors.write(tmp_path / "mmproj.gguf", "gemma3")
+    (chunk,) = media(see.mtmd.tokenize([see.bitmap(), "x"]))
+    expected = see.mtmd.encode_chunk(chunk)
+    with moebind.loopback_device() as device:
+        with Model.load_from_file(text, ModelParams(devices=[device])) as model, load(path, model) as mtmd:
+            (chunk,) = media(mtmd.tokenize([see.bitmap(), "x"]))
+            np.testing.assert_allclose(mtmd.encode_chunk(chunk), expected, atol=ROUNDED)
+
+
 def test_lifetimes(tmp_path: Path) -> None:
     gc.collect()
     alive = moebind.lib.moebind_owned_alive()

@@ -16,6 +16,7 @@ from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, Hooks, decoded, ffi, lib, own
 from moebind._core.owner import CallLock
 from moebind._core.shown import shown
+from moebind.backend import rpc_servers
 from moebind.backend.devices import Device, native_device
 from moebind.enums import FlashAttnType, InputChunkType
 from moebind.errors import AbortedError, MtmdError, NativeError
@@ -46,9 +47,9 @@ class MtmdContextParams:
     Attributes
     ----------
     use_gpu : bool
-        Compute on a GPU, if there is one.
+        Compute on a device, if the model does.
     device : Device or None
-        On which; None: the first GPU.
+        On which; None: the first of those that the model is on.
     print_timings : bool
         Log how long encoding takes.
     n_threads : int
@@ -99,12 +100,17 @@ class MtmdContextParams:
         changed = (each.name for each in fields(self) if getattr(self, each.name) != each.default)
         return f"MtmdContextParams({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
 
-    def _native(self) -> tuple[CData, list[object]]:
-        """``struct mtmd_context_params *``, and what it points to."""
+    def _native(self, model: CData) -> tuple[CData, list[object]]:
+        """``struct mtmd_context_params *`` for a model, and what it points to."""
         native = ffi.new("struct mtmd_context_params *", lib.mtmd_context_params_default())
         marker = ffi.new("char[]", self.media_marker.encode())
-        native.use_gpu, native.print_timings, native.warmup = self.use_gpu, self.print_timings, self.warmup
-        native.device = ffi.NULL if self.device is None else native_device(self.device.name)
+        device = ffi.NULL
+        if self.device is not None:
+            device = native_device(self.device.name)
+        elif self.use_gpu and lib.moebind_model_n_devices(model):
+            device = lib.moebind_model_device(model, 0)
+        native.device, native.use_gpu = device, self.use_gpu and bool(device)
+        native.print_timings, native.warmup = self.print_timings, self.warmup
         native.n_threads = self.n_threads
         native.media_marker = marker
         native.flash_attn_type = self.flash_attn_type
@@ -176,12 +182,13 @@ class MtmdContext(ProjectorBase):
             raise MtmdError("the model was loaded without weights (vocab_only, no_alloc): it cannot see or hear")
         projector_checks.check(name)
         hooks = Hooks()
-        native, kept = params._native()
+        native, kept = params._native(opened)
         lib.moebind_hooks_into_mtmd_params(hooks.pointer, native)
         try:
-            pointer = own(
-                lib.own_mtmd_init_from_file, os.fsencode(name), opened, native[0], holds=[opened, hooks.pointer]
-            )
+            with rpc_servers.watched(model._servers):
+                pointer = own(
+                    lib.own_mtmd_init_from_file, os.fsencode(name), opened, native[0], holds=[opened, hooks.pointer]
+                )
         except NativeError as error:
             raise MtmdError(f"{name} could not be loaded: {error.message}{log.recent_lines()}") from error
         del kept  # libmtmd copies it
@@ -414,7 +421,7 @@ class MtmdContext(ProjectorBase):
     @contextmanager
     def _encoding(self) -> Iterator[CData]:
         """Hold it while it computes, and the errors that an exception quotes."""
-        with self._lock.held(), log.quoted():
+        with self._lock.held(), rpc_servers.watched(self._model._servers), log.quoted():
             yield self._open()
 
     def _computed(self, code: int) -> None:
