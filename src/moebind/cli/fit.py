@@ -16,6 +16,7 @@ from moebind.cli.given import RPC, Chosen, Given, takes
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, unwritten, without
+from moebind.cli.pictures import Counted
 from moebind.cli.token_counts import token_count
 from moebind.cli.written_options import as_options
 from moebind.placement.cache_share import BUS
@@ -98,6 +99,7 @@ def command(
     routing: Routing = None,
     bus: Bus = BUS,
     save: Save = None,
+    mmproj: Counted = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Find parameters with which a model fits into memory. Ends with 1 if there are none.
@@ -116,6 +118,7 @@ def command(
         devices=device_list(chosen.device),
         goal=goal.value,
         host=None if chosen.host is None else checked_size(chosen.host, "--host"),
+        mmproj=mmproj,
         swa_full=given.values["swa_full"],
         moe_cache=moe_cache if moe_cache in {None, "auto"} else parse_size("--moe-cache", moe_cache),
         routing=None if routing is None else RoutingRecorder.load(routing),

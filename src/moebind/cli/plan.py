@@ -13,6 +13,7 @@ from moebind.cli.given import RPC, Given, takes
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
+from moebind.cli.pictures import Counted
 from moebind.params.params import N_CTX, ContextParams
 from moebind.placement.plan import plan
 
@@ -28,6 +29,7 @@ def command(
     given: Given,
     device: Devices = None,
     host: Host = None,
+    mmproj: Counted = None,
     as_json: o.AsJson = False,
     plot: Plot = None,
     check: Annotated[bool, typer.Option("--check", help="End with 1 if it does not fit.")] = False,
@@ -44,6 +46,7 @@ def command(
         chosen.context_params,
         devices=device_list(chosen.device),
         host=None if chosen.host is None else checked_size(chosen.host, "--host"),
+        mmproj=mmproj,
     )
     if as_json:
         show_json(found.to_dict())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from moebind.mtmd.bitmap import Bitmap
     from moebind.mtmd.projector import MtmdContext
 
-__all__ = ["Pictures", "is_chat", "with_markers", "without_media"]
+__all__ = ["Pictures", "is_chat", "part_of_file", "with_markers", "without_media"]
 
 _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 #: Types of parts, each with the key that has what it shows.
@@ -82,6 +82,23 @@ def with_markers(messages: Any, mtmd: MtmdContext) -> tuple[Any, Pictures]:
 def without_media(messages: Any) -> Any:
     """Messages with a text in the place of pictures and sound, to be checked as others are."""
     return _replaced(messages, lambda _name, _part: {"type": "text", "text": "-"})
+
+
+#: How files begin, and the types of what they hold, as OpenAI's form has them.
+_TYPES = ((b"\x89PNG", "image/png"), (b"\xff\xd8", "image/jpeg"), (b"GIF8", "image/gif"), (b"BM", "image/bmp"))
+_SOUNDS = ((b"RIFF", "wav"), (b"fLaC", "flac"), (b"ID3", "mp3"), (b"\xff", "mp3"))
+
+
+def part_of_file(path: str | os.PathLike[str]) -> dict[str, object]:
+    """A picture or sound of a file as a part of a message, in OpenAI's form: text, which JSON can hold."""
+    with open(path, "rb") as file:
+        data = file.read()
+    coded = base64.b64encode(data).decode()
+    for begin, kind in _TYPES:
+        if data.startswith(begin):
+            return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{coded}"}}
+    kind = next((kind for begin, kind in _SOUNDS if data.startswith(begin)), "wav")
+    return {"type": "input_audio", "input_audio": {"data": coded, "format": kind}}
 
 
 def _replaced(messages: Any, take: Any) -> Any:
