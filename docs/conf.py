@@ -23,6 +23,7 @@ autodoc_type_aliases = {
     "ModelBase": "moebind.Model",
     "ContextBase": "moebind.Context",
     "SampledContext": "moebind.Context",
+    "ProjectorBase": "moebind.mtmd.MtmdContext",
 }
 
 html_theme = "furo"

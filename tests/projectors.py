@@ -177,6 +177,15 @@ def pixels(width: int, height: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def photo(path: Path) -> Path:
+    """Write a JPEG of a few colours, 96 pixels wide and 64 high."""
+    from PIL import Image
+
+    small = Image.fromarray(pixels(6, 4))
+    small.resize((96, 64), Image.Resampling.BICUBIC).save(path, "JPEG")
+    return path
+
+
 def wav(samples: np.ndarray, rate: int = 16_000, channels: int = 1) -> bytes:
     """A WAV file of 16-bit samples."""
     import wave

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import projectors
 import pytest
 from packages import packages
 
@@ -63,6 +64,23 @@ def test_generate_says_what_is_wrong(tiny_path: MakeTiny, arguments: list[str], 
     done = run(EXAMPLES / "generate.py", *(each.format(model=tiny_path()) for each in arguments), check=False)
     assert done.returncode != 0
     assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_images(tmp_path: Path) -> None:
+    model = projectors.text_model(tmp_path / "model.gguf", "gemma3")
+    photo = projectors.photo(tmp_path / "photo.jpg")
+    arguments = [EXAMPLES / "images.py", model, photo, "-n", 4, "-ngl", 0, "-c", 512, "--chat-template", "chatml"]
+    done = run(*arguments, check=False)
+    assert done.returncode == 1
+    assert "no projector (mmproj*.gguf) lies beside" in done.stderr
+    projectors.write(tmp_path / "mmproj-model.gguf", "gemma3")
+    done = run(*arguments)
+    assert re.search(r"mmproj +\d", done.stderr)
+    assert re.search(r"prompt_tokens=\d\d", done.stderr)
+    (tmp_path / "photo.jpg").write_text("no picture")
+    done = run(*arguments, check=False)
+    assert "photo.jpg is of another format" in done.stderr
     assert "Traceback" not in done.stderr
 
 
