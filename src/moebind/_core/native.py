@@ -22,6 +22,9 @@ from operator import is_
 from types import MethodType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
+import moebind._core.interpreter  # noqa: F401  # before numpy: another interpreter is refused
+
+# isort: split
 import numpy as np
 
 from moebind._libllama import ffi, lib
