@@ -50,6 +50,7 @@ __all__ = [
     "ffi",
     "keeping",
     "lib",
+    "llama_cpp_version",
     "own",
     "read_log",
     "text_from",
@@ -100,6 +101,10 @@ def keeping(pointer: CData, *kept: object) -> CData:
 def decoded(text: CData) -> str:
     """A C string as str; bytes that are not UTF-8 are replaced, since they come from files."""
     return bytes(ffi.string(text)).decode("utf-8", "replace") if text else ""
+
+
+#: The version of the llama.cpp inside (``llama_version``).
+llama_cpp_version = decoded(lib.llama_version())
 
 
 def text_from(function: Callable[..., int], *arguments: object) -> str:
