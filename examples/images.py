@@ -17,6 +17,7 @@ from moebind.mtmd import Bitmap, MtmdContext
 
 
 def main() -> None:
+    """Read the arguments, and answer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a GGUF file")
     parser.add_argument("media", nargs="+", help="pictures (PNG, JPEG, GIF, BMP) and sound (WAV, MP3, FLAC)")

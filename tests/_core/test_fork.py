@@ -170,6 +170,47 @@ assert forks.works
     )
 
 
+def test_a_fork_while_another_thread_imports(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import __main__, time\n__main__.begun.set()\ntime.sleep(0.3)\nready = True\n")
+    run(
+        """
+sys.path.insert(0, path)
+begun = threading.Event()
+thread = threading.Thread(target=__import__, args=("slow",))
+thread.start()
+begun.wait()
+
+def child():
+    import slow
+    assert slow.ready
+
+in_child(child)
+thread.join()
+""",
+        tmp_path,
+    )
+
+
+def test_a_fork_does_not_wait_for_an_import_that_waits_for_it(tmp_path: Path) -> None:
+    (tmp_path / "forks.py").write_text("import __main__\n__main__.begin()\n__main__.in_child(lambda: None)\n")
+    (tmp_path / "waits.py").write_text("import __main__\n__main__.begun.set()\nimport forks\n")
+    run(
+        """
+sys.path.insert(0, path)
+begun = threading.Event()
+thread = threading.Thread(target=__import__, args=("waits",))
+
+def begin():
+    thread.start()
+    begun.wait()
+
+import forks
+thread.join()
+""",
+        tmp_path,
+    )
+
+
 def test_what_another_thread_uses_is_closed_in_a_child(tiny_path: MakeTiny) -> None:
     run(
         """

@@ -3,8 +3,8 @@
     python tests/fuzz/forks.py --forks 3000 --seed 7
 
 Each round is a process of its own, since what happens only once in a process is what a fork meets most rarely: tables
-that are made at their first use. All modules are imported before: those are Python's to lock. It forks a few times, the
-first time as soon as its threads run. A child that hangs says where, after a while, and ends; one that fails says why.
+that are made at their first use, modules that are imported then. It forks a few times, the first time as soon as its
+threads run. A child that hangs says where, after a while, and ends; one that fails says why.
 A round can be repeated alone (``--first N``), though its moments are its own.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import importlib
 import logging
 import os
 import random
@@ -34,17 +33,6 @@ from moebind import Batch, ClosedError, ContextParams, Model, ModelParams, Sampl
 from moebind.chat.named_templates import chatml_tools
 
 HANG_SECONDS = 30
-#: What the calls below import when they are first made.
-MODULES = [
-    "decimal",
-    "glob",
-    "hashlib",
-    "resource",
-    "moebind.diagnosis.findings",
-    "moebind.files.quantize_plan",
-    "moebind.placement.experts",
-    "moebind.placement.plan",
-]
 CPU = ModelParams(n_gpu_layers=0, devices=())
 TEMPLATE = chatml_tools()
 MESSAGES = [{"role": "user", "content": "Who are you?"}]
@@ -193,8 +181,6 @@ def run_round(path: str, seed: int, number: int, forks: int) -> None:
     logging.getLogger("moebind").addHandler(logging.StreamHandler(open(os.devnull, "w")))  # noqa: SIM115
     logging.getLogger("moebind").propagate = False
     stop = threading.Event()
-    for name in [*MODULES, *moebind._LAZY.values()]:
-        importlib.import_module(name)
     model = Model.load_from_file(path, CPU)
 
     def work(names: list[str], its: random.Random) -> None:

@@ -23,7 +23,7 @@ import moebind
 from conftest import CPU
 from moebind import FlashAttnType, Model, ModelParams
 from moebind.errors import ClosedError, MtmdError
-from moebind.mtmd import Bitmap, InputChunk, InputChunks, InputChunkType, MtmdContext, MtmdContextParams, default_marker
+from moebind.mtmd import Bitmap, InputChunk, InputChunks, InputChunkType, MtmdContext, MtmdContextParams
 
 SeeingMaker = Callable[[str], projectors.Seeing]
 KINDS = sorted(projectors.MODELS)
@@ -100,18 +100,6 @@ def test_several_at_once(seeing: SeeingMaker, kind: str) -> None:
     for chunk, rows in zip(chunks, together, strict=True):
         np.testing.assert_allclose(rows, see.mtmd.encode_chunk(chunk), atol=ROUNDED)
     assert see.mtmd.encode_chunks([]) == []
-
-
-def test_what_it_says_of_itself(seeing: SeeingMaker) -> None:
-    model, mtmd = seeing("gemma3")
-    assert (mtmd.support_vision, mtmd.support_audio, mtmd.audio_sample_rate) == (True, False, None)
-    assert (mtmd.decode_use_mrope, mtmd.decode_use_non_causal()) == (False, True)
-    assert mtmd.marker == default_marker() == "<__media__>"
-    assert mtmd.model is model
-    assert mtmd.params is projectors.PARAMS
-    assert repr(mtmd) == f"<MtmdContext {os.path.basename(mtmd.path)}>"
-    assert (seeing("ultravox").mtmd.support_vision, seeing("ultravox").mtmd.support_audio) == (False, True)
-    assert not seeing("ultravox").mtmd.decode_use_non_causal()
 
 
 def test_markers(seeing: SeeingMaker) -> None:

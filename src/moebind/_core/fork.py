@@ -8,13 +8,18 @@ another thread has locked at that moment stays locked in the child, unless someb
 - Those that guard something of the process's, which must be whole in the child, are taken for the fork: the list of
   devices, the log, a few of llama.cpp's and of ``native/`` (``native/core/fork.cpp``).
 
-What Python has locked stays so, such as a module that another thread is importing.
+- A module that another thread is importing is locked by Python, and half made in the child. moebind imports some when
+  they are first needed, in any thread; so a fork waits a while for all imports to end.
+
+What else Python or the program has locked stays so.
 """
 
 from __future__ import annotations
 
+import importlib._bootstrap as imports
 import os
 import threading
+import time
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -60,6 +65,27 @@ def _in_child() -> None:
     _renew_locks()
 
 
+def _wait_for_imports(at_most: float = 1.0) -> None:
+    """Wait until no other thread imports a module; not for long: it may wait for what the forking one imports."""
+    mine = threading.get_ident()
+    until = time.monotonic() + at_most
+    while (
+        any(_imported_by(lock) not in (None, mine) for lock in list(_import_locks.values()))
+        and time.monotonic() < until
+    ):
+        time.sleep(0.001)
+
+
+def _imported_by(reference: Any) -> int | None:
+    lock = reference()
+    return None if lock is None else getattr(lock, "owner", None)
+
+
+#: Python's own: a weak reference to a lock for each module that is being imported.
+_import_locks: dict[str, Any] = getattr(imports, "_module_locks", {})
+
+# The first that is registered is called last: while other functions wait, threads may begin another import.
+os.register_at_fork(before=_wait_for_imports)
 os.register_at_fork(
     before=lib.moebind_before_fork,
     after_in_parent=lambda: lib.moebind_after_fork(False),

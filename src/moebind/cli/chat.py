@@ -14,10 +14,10 @@ from moebind.cli.conversation import Conversation, read_messages
 from moebind.cli.devices import DevicesHere
 from moebind.cli.given import RPC, Given, takes
 from moebind.cli.loading import load
+from moebind.cli.media import Audio, Images, Projector, opened, projector_for
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show_line
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
-from moebind.cli.pictures import Audio, Images, Projector, opened, projector_for
 from moebind.cli.terminal import Terminal
 from moebind.params.params import N_CTX
 

@@ -13,10 +13,10 @@ from moebind.cli import options as o
 from moebind.cli.budgets import Margin, Memory, budgets
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
 from moebind.cli.given import RPC, Chosen, Given, takes
+from moebind.cli.media import Counted
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, unwritten, without
-from moebind.cli.pictures import Counted
 from moebind.cli.token_counts import token_count
 from moebind.cli.written_options import as_options
 from moebind.placement.cache_share import BUS

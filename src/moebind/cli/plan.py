@@ -10,10 +10,10 @@ import typer
 from moebind.cli import options as o
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
 from moebind.cli.given import RPC, Given, takes
+from moebind.cli.media import Counted
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
-from moebind.cli.pictures import Counted
 from moebind.params.params import N_CTX, ContextParams
 from moebind.placement.plan import plan
 
