@@ -21,7 +21,6 @@ __all__ = [
     "Ftype",
     "GgmlType",
     "GgufType",
-    "InputChunkType",
     "LazyMode",
     "LoadMode",
     "NumaStrategy",
@@ -377,14 +376,3 @@ class ProcessType(_Open):
     """The encoder."""
     DECODE = lib.LLAMA_PROCESS_TYPE_DECODE
     """The decoder."""
-
-
-class InputChunkType(_Open):
-    """What a piece of a prompt is."""
-
-    TEXT = lib.MTMD_INPUT_CHUNK_TYPE_TEXT
-    """Tokens of text."""
-    IMAGE = lib.MTMD_INPUT_CHUNK_TYPE_IMAGE
-    """A picture, or a part of one."""
-    AUDIO = lib.MTMD_INPUT_CHUNK_TYPE_AUDIO
-    """Sound, or a part of it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,12 @@ from moebind._core.owner import Owner
 from moebind._core.shown import shown
 from moebind.context.batch import POS_MAX, Batch
 from moebind.context.decode import Decoding
-from moebind.enums import InputChunkType
 from moebind.errors import BatchError, MtmdError
+from moebind.mtmd.chunks import InputChunk, InputChunkType
+from moebind.mtmd.projector import MtmdContext, checked_parts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from moebind.mtmd.chunks import InputChunk
-    from moebind.mtmd.projector import MtmdContext
 
 __all__ = ["Media", "MediaPart", "MediaPrompt", "has_media"]
 
@@ -132,8 +129,6 @@ class Media(Decoding):
         ------
         TypeError, ValueError, MtmdError
         """
-        from moebind.mtmd.projector import checked_parts
-
         parts = checked_parts("prompt", prompt)
         if mtmd is None:
             raise ValueError(
@@ -168,8 +163,6 @@ class Media(Decoding):
 
     def _must_fit(self, mtmd: MtmdContext) -> None:
         """Raise unless this context can take what a projector makes."""
-        from moebind.mtmd.projector import MtmdContext  # most programs need none
-
         if not isinstance(mtmd, MtmdContext):
             raise TypeError(f"mtmd is {shown(mtmd)}; it takes an MtmdContext: MtmdContext.init_from_file(path, model)")
         mtmd._open()
@@ -230,6 +223,8 @@ class Media(Decoding):
 
 def _stand_ins(key: bytes, n: int) -> NDArray[np.int32]:
     """Negative numbers that stand for the positions of a picture: others for any other key."""
+    import hashlib  # rarely needed, and slow to import
+
     numbers = np.frombuffer(hashlib.shake_256(key).digest(4 * n), "<u4") % (2**31 - 2)
     return (-2 - numbers.astype(np.int64)).astype(np.int32)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from moebind.enums import InputChunkType
 from moebind.errors import MtmdError
 from moebind.mtmd.bitmap import Bitmap
-from moebind.mtmd.chunks import InputChunk, InputChunks
+from moebind.mtmd.chunks import InputChunk, InputChunks, InputChunkType
 from moebind.mtmd.projector import MtmdContext, MtmdContextParams, default_marker
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -318,6 +317,8 @@ class Bitmap(Owner):
     def _content(self) -> bytes:
         """What tells its content from any other."""
         if self._digest is None:
+            import hashlib  # rarely needed, and slow to import
+
             data = self.data
             digest = hashlib.sha256(f"{data.shape}{data.dtype}".encode())
             if data.size:

@@ -11,7 +11,7 @@ from moebind._core import checks
 from moebind._core.native import CData, decoded, ffi, keeping, lib, own, part_of
 from moebind._core.owner import Owner
 from moebind._core.shown import shown
-from moebind.enums import InputChunkType
+from moebind.enums import _Open
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from moebind._core.context_base import ContextBase
     from moebind.mtmd.projector_base import ProjectorBase
 
-__all__ = ["InputChunk", "InputChunks"]
+__all__ = ["InputChunk", "InputChunkType", "InputChunks"]
+
+
+class InputChunkType(_Open):
+    """What a piece of a prompt is."""
+
+    TEXT = lib.MTMD_INPUT_CHUNK_TYPE_TEXT
+    """Tokens of text."""
+    IMAGE = lib.MTMD_INPUT_CHUNK_TYPE_IMAGE
+    """A picture, or a part of one."""
+    AUDIO = lib.MTMD_INPUT_CHUNK_TYPE_AUDIO
+    """Sound, or a part of it."""
 
 
 class InputChunk(Owner):

@@ -18,11 +18,11 @@ from moebind._core.owner import CallLock
 from moebind._core.shown import shown
 from moebind.backend import rpc_servers
 from moebind.backend.devices import Device, native_device
-from moebind.enums import FlashAttnType, InputChunkType
+from moebind.enums import FlashAttnType
 from moebind.errors import AbortedError, MtmdError, NativeError
 from moebind.files import projector_checks
 from moebind.mtmd.bitmap import Bitmap
-from moebind.mtmd.chunks import InputChunk, InputChunks
+from moebind.mtmd.chunks import InputChunk, InputChunks, InputChunkType
 from moebind.mtmd.projector_base import ProjectorBase
 
 if TYPE_CHECKING:
