@@ -16,11 +16,12 @@ from moebind._core.shown import shown
 from moebind.context.batch import POS_MAX, Batch
 from moebind.context.decode import Decoding
 from moebind.errors import BatchError, MtmdError
-from moebind.mtmd.chunks import InputChunk, InputChunkType
-from moebind.mtmd.projector import MtmdContext, checked_parts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from moebind.mtmd.chunks import InputChunk
+    from moebind.mtmd.projector import MtmdContext
 
 __all__ = ["Media", "MediaPart", "MediaPrompt", "has_media"]
 
@@ -100,10 +101,10 @@ class Media(Decoding):
         seq = self._seq("seq_id", seq_id)
         size = self.n_batch if n_batch is None else checks.integer("n_batch", n_batch, 1, self.n_batch)
         last = checks.boolean("logits_last", logits_last)
-        if last and chunks and chunks[-1].chunk_type != InputChunkType.TEXT:
+        if last and chunks and chunks[-1].text_tokens is None:
             raise MtmdError("the last chunk is no text, and only text has logits: add text, or give logits_last=False")
         for each in chunks:
-            mtmd._opened_media(each) if each.chunk_type != InputChunkType.TEXT else each._open()
+            mtmd._opened_media(each) if each.text_tokens is None else each._open()
         for at, chunk in enumerate(chunks):
             tokens = chunk.text_tokens
             if tokens is None:
@@ -129,6 +130,8 @@ class Media(Decoding):
         ------
         TypeError, ValueError, MtmdError
         """
+        from moebind.mtmd.projector import checked_parts
+
         parts = checked_parts("prompt", prompt)
         if mtmd is None:
             raise ValueError(
@@ -163,6 +166,8 @@ class Media(Decoding):
 
     def _must_fit(self, mtmd: MtmdContext) -> None:
         """Raise unless this context can take what a projector makes."""
+        from moebind.mtmd.projector import MtmdContext  # most programs need none
+
         if not isinstance(mtmd, MtmdContext):
             raise TypeError(f"mtmd is {shown(mtmd)}; it takes an MtmdContext: MtmdContext.init_from_file(path, model)")
         mtmd._open()

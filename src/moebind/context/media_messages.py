@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from moebind._core.owner import Owner
 from moebind._core.shown import shown
 from moebind.errors import ChatTemplateError, MtmdError
-from moebind.mtmd.bitmap import BYTES_MAX, Bitmap
 
 if TYPE_CHECKING:
+    from moebind.mtmd.bitmap import Bitmap
     from moebind.mtmd.projector import MtmdContext
 
 __all__ = ["Pictures", "is_chat", "part_of_file", "with_markers", "without_media"]
@@ -128,6 +128,8 @@ def _bitmap(name: str, part: Any, mtmd: MtmdContext) -> Bitmap:
     ------
     TypeError, ValueError, MtmdError
     """
+    from moebind.mtmd.bitmap import Bitmap  # most programs need none
+
     if isinstance(part, Bitmap):
         return part
     if isinstance(part, Owner):
@@ -149,6 +151,8 @@ def _bitmap(name: str, part: Any, mtmd: MtmdContext) -> Bitmap:
 
 
 def _bytes(name: str, text: str, plain: bool) -> bytes:
+    from moebind.mtmd.bitmap import BYTES_MAX
+
     begin = _DATA_URL.match(text[:256])
     if begin is None and not plain:
         if re.match(r"[\w+.-]+:", text[:32]) and not text.startswith("data:"):
