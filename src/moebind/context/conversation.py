@@ -67,7 +67,7 @@ class Conversation(Generation):
         continue_final_message
             The chat, and how to render it: as for ``Model.chat_format``.
         mtmd
-            The projector, where messages have pictures or sound: among the parts of a ``content``, a :class:`Bitmap`,
+            The projector, where messages have pictures or sound: among the parts of a ``content``, a ``Bitmap``,
             or in OpenAI's form ``{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}`` and
             ``{"type": "input_audio", "input_audio": {"data": ..., "format": "wav"}}``. No address is fetched.
         template_kwargs

@@ -210,7 +210,7 @@ class Bitmap(Owner):
         Parameters
         ----------
         data
-            float32, ``(n_samples,)``, between -1 and 1, at :attr:`MtmdContext.audio_sample_rate`. Copied.
+            float32, ``(n_samples,)``, between -1 and 1, at ``MtmdContext.audio_sample_rate``. Copied.
 
         Raises
         ------

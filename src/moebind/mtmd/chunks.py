@@ -109,7 +109,7 @@ class InputChunk(Owner):
 
 
 class InputChunks(Owner, Sequence[InputChunk]):
-    """The chunks of a prompt, made by :meth:`MtmdContext.tokenize`: a sequence. Empty if you make one yourself.
+    """The chunks of a prompt, made by ``MtmdContext.tokenize``: a sequence. Empty if you make one yourself.
 
     Freed by ``mtmd_input_chunks_free``.
     """
@@ -193,7 +193,7 @@ class InputChunks(Owner, Sequence[InputChunk]):
         MtmdError
             If they were tokenized by another projector, or cannot be computed by this context.
         NoKvSlotError, AbortedError, DecodeError
-            As :meth:`Context.decode` does.
+            As :meth:`moebind.Context.decode` does.
 
         Notes
         -----
