@@ -78,7 +78,7 @@ def test_where_the_text_comes_from(demo_path: Path, tmp_path: Path, capsys: Capt
         (["MODEL", "a", "--count", "--ids"], 2, "are forms of the output"),
         (["MODEL", "a", "-p", "b"], 2, "the text is given as an argument and as --prompt"),
         (["MODEL", "-f", "none.txt"], 1, "none.txt"),
-        (["MODEL", "a", "b"], 2, "unexpected extra argument"),
+        (["MODEL", "a", "b"], 2, "'b' is more than there is a place for: moebind tokenize takes MODEL TEXT"),
         (["none.gguf", "a"], 1, "none.gguf does not exist"),
         (["MODEL", "\ud800"], 2, "surrogate"),
     ],
