@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from moebind.cli.given import Given
-from moebind.cli.loading import load
+from moebind.cli.loading import load, new_context
 from moebind.placement.routing import RoutingRecorder
 
 __all__ = ["File", "Predict", "Prompt", "Save", "record"]
@@ -59,7 +59,7 @@ def record(
     text = None if file is None else file.read_text(encoding="utf-8")
     recorder = RoutingRecorder(order=True)
     loaded, context_params = load(model, given, device)
-    with loaded, loaded.new_context(context_params.with_eval_callback(recorder)) as context:
+    with loaded, new_context(loaded, context_params.with_eval_callback(recorder)) as context:
         if not loaded.n_expert:
             raise ValueError(f"{model} has no experts: nothing is chosen")
         from moebind.context.batch import Batch
