@@ -26,6 +26,20 @@ def test_a_file(wide: Path, tmp_path: Path, capsys: Capture) -> None:
     assert moebind.inspect(target).ftype == Ftype.Q8_0
 
 
+def test_a_file_that_is_there_is_kept(wide: Path, tmp_path: Path, capsys: Capture) -> None:
+    target = tmp_path / "small.gguf"
+    target.write_bytes(b"old")
+    assert run("quantize", wide, target, "Q8_0", "-t", 1) == 1
+    told = f"moebind: DST is there already, {target}: choose another, or give --overwrite\n"
+    assert capsys.readouterr() == ("", told)
+    assert target.read_bytes() == b"old"
+    assert run("quantize", wide, target, "Q8_0", "-t", 1, "--overwrite") == 0
+    assert target.stat().st_size > 1000
+    capsys.readouterr()
+    assert run("quantize", target, target, "F32", "--overwrite", "--allow-requantize") == 2
+    assert "the same file as the source" in capsys.readouterr().err
+
+
 def test_a_dry_run(wide: Path, tmp_path: Path, capsys: Capture) -> None:
     assert run("quantize", wide, "Q4_K_M", "--dry-run", "--json") == 0
     told = json.loads(capsys.readouterr().out)

@@ -87,7 +87,8 @@ def command(
     """
     if single_turn and prompt is None:
         raise ValueError("--single-turn is given without --prompt, which is the turn")
-    system = t.one_text(system_prompt, system_prompt_file, ("--system-prompt", "--system-prompt-file"))
+    names = "--system-prompt", "--system-prompt-file"
+    system = t.one_text(system_prompt, system_prompt_file, names, t.read_prompt)
     messages = [] if load_file is None else read_messages(load_file)
     arguments = {
         "tools": None if tools is None else t.read_json(t.read_text(tools), "--tools is not JSON"),

@@ -101,6 +101,7 @@ _OPTIONS = {
     "token_embedding_type": "--token-embedding-type",
     "allow_requantize": "--allow-requantize",
     "keep_split": "--keep-split",
+    "overwrite": "--overwrite",
     "prune_layers": "--prune-layers",
     "kv_overrides": "--override-kv",
     "path": "MODEL",
@@ -119,6 +120,7 @@ _CALLS = [
     (re.compile(r"\bdevices=\['(\w+)'\]"), r"--device \1"),
     (re.compile(r"moe_cache is not \"auto\""), "--moe-cache is not auto"),
     (re.compile(r"\ban n_gpu_layers of (\d+)"), r"--n-gpu-layers \1"),
+    (re.compile(r"\bpass overwrite=True"), "give --overwrite"),
     # A command's overrides are always strict.
     (re.compile(r",? or pass strict=False"), ""),
 ]

@@ -67,6 +67,7 @@ def command(
     threads: Annotated[
         int | None, typer.Option("--threads", "-t", metavar="N", help="How many compute.", show_default="one per core")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Write a copy of a model's file with smaller weights.
@@ -100,6 +101,7 @@ def command(
         prune_layers=() if prune_layers is None else _layers(prune_layers),
         kv_overrides=dict(_override(each) for each in override_kv or ()) or None,
         max_buf_size=max_buffer_size * 2**20,
+        overwrite=overwrite,
     )
     if as_json:
         show_json(done.to_dict())
