@@ -55,7 +55,7 @@ def test_control_tokens_and_what_is_added(demo_path: Path, tiny_path: MakeTiny, 
 
 def test_where_the_text_comes_from(demo_path: Path, tmp_path: Path, capsys: Capture, monkeypatch: Any) -> None:
     file = tmp_path / "text.txt"
-    file.write_text("Hello\n", encoding="utf-8")
+    file.write_text("Hello\n\n", encoding="utf-8")  # of which the last is the editor's
     assert run("tokenize", demo_path, "Hello\n", "--ids") == 0
     expected = capsys.readouterr().out
     for arguments in (
@@ -64,7 +64,7 @@ def test_where_the_text_comes_from(demo_path: Path, tmp_path: Path, capsys: Capt
         ["-m", demo_path],
         ["-m", demo_path, "Hello\n"],
     ):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hello\n")))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hello\n\n")))
         assert run("tokenize", *arguments, "--ids") == 0
         assert capsys.readouterr().out == expected
     assert run("tokenize", demo_path, "", "--count") == 0
