@@ -103,9 +103,7 @@ def _verdicts(record: GpuRecord) -> Iterator[str]:
         lines.append(("experts in host memory, allocated", most, value, _met(held <= SEEN_TARGET * GIB)))
         if outside is not None:
             value = f"{outside / GIB:.2f} GiB"
-            lines.append(
-                ("experts in host memory, seen from outside", most, value, _met(outside <= SEEN_TARGET * GIB))
-            )
+            lines.append(("experts in host memory, seen from outside", most, value, _met(outside <= SEEN_TARGET * GIB)))
         least = f"at least {100 * SAVED_TARGET:.1f} %"
         lines.append(("device memory saved", least, f"{saved:.1%}", _met(saved >= SAVED_TARGET)))
     ratios = {name.partition("/")[2]: unit["decode"]["ratio"] for name, unit in _results(record, "pair/")}
@@ -113,7 +111,12 @@ def _verdicts(record: GpuRecord) -> Iterator[str]:
         worst = min(ratios, key=lambda name: ratios[name])
         value = f"{ratios[worst]:.3f} ({worst})"
         lines.append(
-            ("decode against llama-bench, the worst", f"at least {PAIR_TARGET}", value, _met(ratios[worst] >= PAIR_TARGET))
+            (
+                "decode against llama-bench, the worst",
+                f"at least {PAIR_TARGET}",
+                value,
+                _met(ratios[worst] >= PAIR_TARGET),
+            )
         )
     compared = list(_compared(record))
     if compared:

@@ -45,9 +45,17 @@ Save: TypeAlias = Annotated[
 
 
 def record(
-    model: str, given: Given, device: list[str] | None, prompt: str | None, file: Path | None, predict: int
+    model: str,
+    given: Given,
+    device: list[str] | None,
+    prompt: str | None,
+    file: Path | None,
+    predict: int,
+    save: Path | None = None,
 ) -> RoutingRecorder:
     """Load a model, have it go on from a prompt or compute a text, and keep which experts it chose, in order.
+
+    ``save`` is a file that it is kept in, too.
 
     Raises
     ------
@@ -74,4 +82,6 @@ def record(
         else:
             for token in loaded.str_to_token(text)[: min(predict, context.n_ctx_seq)].tolist():
                 context.decode(Batch.get_one([token]))
+    if save is not None:
+        recorder.save(save)
     return recorder
