@@ -129,7 +129,9 @@ def test_values_of_metadata() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["SRC"], 2, "it takes SRC DST TYPE"),
+        (["SRC"], 2, "there is 1 argument; it takes SRC DST TYPE"),
+        (["q4_k_m", "SRC", "DST"], 2, "SRC is 'q4_k_m', which is a type: TYPE comes last, as in SRC DST TYPE"),
+        (["COPY", "SRC"], 2, "TYPE comes last"),
         (["SRC", "a", "Q8_0", "4"], 2, "there are 4 arguments"),
         (["SRC", "Q8_0"], 2, "there is no file to write to"),
         (["SRC", "DST", "Q9"], 2, "TYPE is 'Q9'; it takes one of F16, Q4_0"),
