@@ -206,7 +206,9 @@ def test_ctrl_c_keeps_what_came(path: Path) -> None:
         assert process.stderr is not None
         assert without_notes(process.stderr.read()) == ""
     *pieces, last = map(json.loads, out.splitlines())
-    assert last["text"] == "".join(each["text"] for each in [first, *pieces])
+    # Ctrl-C may come between a token and its line.
+    assert last["text"].startswith("".join(each["text"] for each in [first, *pieces]))
+    assert last["usage"]["generated_tokens"] - len([first, *pieces]) in {0, 1}
     assert last["stop_reason"] is None
 
 
