@@ -76,8 +76,8 @@ def command(
     Example: moebind quantize moe-f16.gguf moe-q4_k_m.gguf Q4_K_M --dry-run
     """
     if len(arguments) not in {2, 3}:
-        count = "is 1 argument" if len(arguments) == 1 else f"are {len(arguments)} arguments"
-        raise ValueError(f"there {count}; it takes SRC DST TYPE, or SRC TYPE with --dry-run")
+        given = "is 1 argument" if len(arguments) == 1 else f"are {len(arguments)} arguments"
+        raise ValueError(f"there {given}; it takes SRC DST TYPE, or SRC TYPE with --dry-run")
     if arguments[0].upper() in {*Ftype.__members__, *_ALSO, _COPY} and not os.path.exists(arguments[0]):
         raise ValueError(f"SRC is {arguments[0]!r}, which is a type: TYPE comes last, as in SRC DST TYPE")
     if len(arguments) == 2 and not dry_run:
