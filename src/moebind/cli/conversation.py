@@ -93,6 +93,16 @@ class Conversation:
         mtmd._must_take(Bitmap.from_file(path, mtmd))
         self._attached.append(part_of_file(path))
 
+    def check(self) -> None:
+        """Have the arguments checked as with a question, without asking one: tools, the template, the rest.
+
+        Raises
+        ------
+        MoebindError, TypeError, ValueError
+            If a question could not be asked with them.
+        """
+        self._context.chat([*self.messages, {"role": "user", "content": "?"}], **self._arguments).close()
+
     def retry(self) -> bool:
         """Have the last reply written again; whether Ctrl-C stopped it.
 

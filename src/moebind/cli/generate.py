@@ -11,7 +11,7 @@ from moebind.cli import options as o
 from moebind.cli import text_options as t
 from moebind.cli.devices import DevicesHere
 from moebind.cli.given import RPC, Given, takes
-from moebind.cli.loading import load
+from moebind.cli.loading import load, new_context
 from moebind.cli.media import Audio, Images, Projector, opened, projector_for
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show_line, stream
@@ -76,7 +76,7 @@ def command(
     with (
         loaded,
         opened(projector, loaded, context_params.n_threads_batch) as mtmd,
-        loaded.new_context(context_params) as context,
+        new_context(loaded, context_params) as context,
     ):
         choice = t.sampling(given)
         sampler = None
