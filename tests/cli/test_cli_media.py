@@ -93,7 +93,11 @@ def test_what_is_wrong(folder: Path, typed: Any, capsys: Capture, tmp_path: Path
         (["generate", model, "x", "--image", tmp_path / "nothing.png"], [], "nothing.png"),
         (["generate", model, "x", "--image", folder / "1.png", "--mmproj", model], [], "is no projector"),
         (["chat", model, "-p", "x", "--audio", tmp_path / "note.png"], [], "note.png is of another format"),
-        (["chat", alone], [f"/image {folder / '1.png'}"], "need the model's projector: --mmproj FILE"),
+        (
+            ["chat", alone, "--chat-template", TEMPLATE],
+            [f"/image {folder / '1.png'}"],
+            "need the model's projector: --mmproj FILE",
+        ),
     ]:
         typed(*lines)
         assert run(*arguments, *FAST) != 0
