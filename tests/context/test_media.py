@@ -136,6 +136,12 @@ def test_prompts_that_are_wrong(seeing: SeeingMaker) -> None:
         context.generate(["a", ears.bitmap()], mtmd=ears.mtmd)
 
 
+def test_many_texts_at_once_are_texts(seeing: SeeingMaker) -> None:
+    see = seeing("gemma3")
+    with see.context() as context, pytest.raises(ValueError, match=r"prompts\[1\] has pictures or sound, .* generate"):
+        context.generate_many(["a", ["b", see.bitmap(), "c"]])
+
+
 def test_a_batch_that_is_too_small(seeing: SeeingMaker) -> None:
     see = seeing("gemma3")
     with see.context(n_batch=3, n_ubatch=3) as context, pytest.raises(BatchError, match="looks at at once"):
