@@ -190,3 +190,26 @@ with Model.load_from_file(sys.argv[1], params) as model, model.new_context(small
 """
     [done] = program(code, demo_path, LD_PRELOAD=str(between), VULKAN_CHECK_BINDINGS="1")
     assert done["same"]
+
+
+def test_host_memory_is_not_written_to_before_the_device_has_read_it(
+    gpu: Device, demo_path: Path, between: Path
+) -> None:
+    """On a device that is late: results of the experts in host memory, which it copies, and the next micro-batch."""
+    code = """
+import numpy as np
+device = holder.__enter__()
+params = ModelParams(devices=(device,)).with_cpu_moe_all()
+several = small.with_n_batch(128).with_n_ubatch(32).with_op_offload(False)
+tokens = np.arange(3, 131, dtype=np.int32)
+def logits(params):
+    with Model.load_from_file(sys.argv[1], params) as model, model.new_context(several) as context:
+        batch = Batch(len(tokens))
+        batch.add_sequence(tokens, 0, logits_all=True)
+        context.decode(batch)
+        return context.get_logits().copy()
+expected, found = logits(cpu), logits(params)
+print(json.dumps({"off": float(np.abs(found - expected).max() / expected.std())}))
+"""
+    [done] = program(code, demo_path, LD_PRELOAD=str(between), VULKAN_LATE="20")
+    assert done["off"] < 0.05
