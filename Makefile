@@ -25,7 +25,7 @@ test-all: test   ## all tests: after those above, those that take long
 	$(TESTS) -m thorough
 
 test-vulkan: environment ## tests/gpu on Mesa's software driver for Vulkan; skipped where that is not there
-	MOEBIND_GPU_TESTS=vulkan $(RUN) -m pytest -q tests/gpu
+	MOEBIND_GPU_TESTS=vulkan $(TESTS) -rs tests/gpu
 
 check: environment ## lint, format, types, import contract, generated files
 	.venv/bin/ruff check .

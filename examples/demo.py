@@ -4,7 +4,7 @@
 
 The device is the first GPU, or the one that --device names. Without one it is a worker process on this machine, seen
 through llama.cpp's RPC backend: what goes to the device really goes to another process's memory, which the table shows
-as the system sees it. `GGML_VK_VISIBLE_DEVICES=0 make demo DEVICE=Vulkan0 TOKENS=16` takes Mesa's software driver for one.
+as the system sees it. `GGML_VK_VISIBLE_DEVICES=0 make demo DEVICE=Vulkan0 TOKENS=16` takes Mesa's software driver.
 """
 
 from __future__ import annotations

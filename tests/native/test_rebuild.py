@@ -36,10 +36,10 @@ def touched(name: str) -> Iterator[None]:
 
 @pytest.fixture
 def would_build(tmp_path: Path) -> Callable[[], list[str]]:
-    """What ninja would compile, link or read now; of ggml-vulkan it always takes all shaders for changed, until it has looked."""
+    """What ninja would compile, link or read now; but of ggml-vulkan, whose shaders are looked at in every build."""
     ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert ninja
-    # Vulkan's shaders have CMake look for new ones first, and ninja's dry run ends with what brings its own file up to date.
+    # Vulkan has CMake look for new shaders first, and a dry run ends with what brings ninja's own file up to date.
     copy = Path(shutil.copy(FOLDERS[0] / "build.ninja", tmp_path))
 
     def steps() -> list[str]:

@@ -1,6 +1,6 @@
 """Memory of AMD's and Intel's cards as the kernel counts it, in ``/proc/PID/fdinfo`` and in ``/sys``.
 
-What :mod:`moebind.bench.nvml` asks NVIDIA's driver, the kernel tells of drivers of its own (``amdgpu``, ``i915``, ``xe``):
+What :mod:`moebind.bench.nvml` asks NVIDIA's driver, the kernel tells of its own (``amdgpu``, ``i915``, ``xe``):
 what a process holds on a card, with what the driver keeps for it. No package and no rights are needed.
 """
 
@@ -36,9 +36,9 @@ def process_memory(pid: int) -> dict[str, int] | None:
     Returns
     -------
     dict[str, int] or None
-        By llama.cpp's names of the cards, such as ``"Vulkan0"``; by their places on the PCI bus, if it does not use them.
-        Only those that the process has open. Of an integrated card, which has no memory of its own, what it holds of the
-        machine's. None if the process is gone, or of somebody who does not show it.
+        By llama.cpp's names of the cards, such as ``"Vulkan0"``, or by their places on the PCI bus, if it does not use
+        them. Only those that the process has open. Of an integrated card, which has no memory of its own, what it holds
+        of the machine's. None if the process is gone, or of somebody who does not show it.
 
     Notes
     -----

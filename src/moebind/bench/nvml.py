@@ -176,7 +176,7 @@ def _bus(nvml: Any, handle: Any) -> str:
 
 
 def names_by_bus() -> dict[str, str]:
-    """llama.cpp's names of devices by their places on the bus; of a card that two backends list, the one that it uses."""
+    """llama.cpp's names of devices by their places on the bus; of two for one card, the one that it uses."""
     found: dict[str, str] = {}
     for native in local_gpus():
         properties = ffi.new("struct ggml_backend_dev_props *")
