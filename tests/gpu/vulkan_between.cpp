@@ -2,22 +2,16 @@
 //
 // VULKAN_LOST_AFTER=n loses the device: the n-th submission of work and all after it fail with VK_ERROR_DEVICE_LOST, and so does
 // whoever waits for work. VULKAN_CHECK_BINDINGS=1 ends the process when a descriptor set is bound that names a buffer which is
-// gone: Mesa's driver of 22.3 writes to it. VULKAN_LATE=n has all work begin n ms after it was submitted, as on a busy device.
+// gone: Mesa's driver of 22.3 writes to it.
 #include <dlfcn.h>
 #include <vulkan/vulkan.h>
 
 #include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <functional>
 #include <map>
 #include <mutex>
-#include <thread>
-#include <vector>
 
 namespace {
 
@@ -44,94 +38,9 @@ bool lost() {
 // What was submitted before is waited for in truth: memory that is freed must not be computed in any more.
 VkResult or_lost(VkResult result) { return lost() ? VK_ERROR_DEVICE_LOST : result; }
 
-// --- work that begins late, in a thread and in order --------------------------------------------
-struct late_work {
-    std::mutex                        mutex;
-    std::condition_variable           changed;
-    std::deque<std::function<void()>> waiting;
-
-    void add(std::function<void()> work) {
-        const std::lock_guard<std::mutex> lock(mutex);
-        waiting.push_back(std::move(work));
-        changed.notify_one();
-    }
-
-    [[noreturn]] void run(int milliseconds) {
-        for (;;) {
-            std::function<void()> work;
-            {
-                std::unique_lock<std::mutex> lock(mutex);
-                changed.wait(lock, [&] { return !waiting.empty(); });
-                work = std::move(waiting.front());
-                waiting.pop_front();
-            }
-            std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
-            work();
-        }
-    }
-};
-
-template <class T> std::vector<T> copied(const T * from, uint32_t n) { return from ? std::vector<T>(from, from + n) : std::vector<T>(); }
-
-// All that the caller may have on its stack.
-struct submission {
-    std::vector<VkSemaphore>          waits, signals;
-    std::vector<VkPipelineStageFlags> stages;
-    std::vector<VkCommandBuffer>      commands;
-    std::vector<uint64_t>             wait_values, signal_values;
-    VkTimelineSemaphoreSubmitInfo     timeline{};
-    VkSubmitInfo                      info{};
-
-    explicit submission(const VkSubmitInfo & from) :
-        waits(copied(from.pWaitSemaphores, from.waitSemaphoreCount)),
-        signals(copied(from.pSignalSemaphores, from.signalSemaphoreCount)),
-        stages(copied(from.pWaitDstStageMask, from.waitSemaphoreCount)),
-        commands(copied(from.pCommandBuffers, from.commandBufferCount)),
-        info(from) {
-        if (const auto * values = static_cast<const VkTimelineSemaphoreSubmitInfo *>(from.pNext)) {
-            if (values->sType != VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO || values->pNext != nullptr) {
-                std::abort();  // nothing here copies it
-            }
-            wait_values   = copied(values->pWaitSemaphoreValues, values->waitSemaphoreValueCount);
-            signal_values = copied(values->pSignalSemaphoreValues, values->signalSemaphoreValueCount);
-            timeline      = *values;
-        }
-    }
-
-    VkResult to(VkQueue queue, VkFence fence) {
-        timeline.pWaitSemaphoreValues   = wait_values.data();
-        timeline.pSignalSemaphoreValues = signal_values.data();
-        info.pNext                      = timeline.sType ? &timeline : nullptr;
-        info.pWaitSemaphores            = waits.data();
-        info.pSignalSemaphores          = signals.data();
-        info.pWaitDstStageMask          = stages.data();
-        info.pCommandBuffers            = commands.data();
-        return REAL(vkQueueSubmit)(queue, 1, &info, fence);
-    }
-};
-
 VkResult queue_submit(VkQueue queue, uint32_t n, const VkSubmitInfo * work, VkFence fence) {
     submissions++;
-    if (lost()) {
-        return VK_ERROR_DEVICE_LOST;
-    }
-    static const int late = number("VULKAN_LATE");
-    if (late == 0) {
-        return REAL(vkQueueSubmit)(queue, n, work, fence);
-    }
-    static late_work * const begun = [] {
-        auto * all = new late_work;
-        std::thread([all] { all->run(late); }).detach();
-        return all;
-    }();
-    if (n == 0) {  // only a fence, for what was submitted before
-        begun->add([queue, fence] { REAL(vkQueueSubmit)(queue, 0, nullptr, fence); });
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        const VkFence its = i + 1 == n ? fence : VK_NULL_HANDLE;
-        begun->add([queue, its, one = submission(work[i])]() mutable { one.to(queue, its); });
-    }
-    return VK_SUCCESS;
+    return lost() ? VK_ERROR_DEVICE_LOST : REAL(vkQueueSubmit)(queue, n, work, fence);
 }
 
 VkResult wait_for_fences(VkDevice device, uint32_t n, const VkFence * fences, VkBool32 all, uint64_t timeout) {
