@@ -9,7 +9,6 @@ What it writes is in docs/clients.md. Of a client that is not installed it says 
 
 from __future__ import annotations
 
-import importlib.resources
 import importlib.util
 import json
 import os
@@ -200,8 +199,7 @@ def main() -> None:
     from moebind.server import Server
 
     # The model's own template knows no tools; llama-server would leave them out.
-    template = importlib.resources.files("moebind") / "chat" / "chatml_tools.jinja"
-    with Server(demo_model(), n_ctx=2048, extra=["--chat-template-file", str(template)]) as server:
+    with Server(demo_model(), n_ctx=2048, extra=["--chat-template", "chatml-tools"]) as server:
         ask(server.url, server.models[0].name)
 
 

@@ -125,7 +125,8 @@ def main() -> None:
         done("requirements", "\n".join(wanted))
     state = fingerprint(BUILT_FROM) + "".join(f" {name}={os.environ[name]}" for name in ASKED if name in os.environ)
     state += f" version={version()}"  # pip keeps the one that it installed
-    state += f" npm={shutil.which('npm') is not None}"  # which makes llama-server's web page
+    # What backends and llama-server's web page are made with, where the build finds it.
+    state += "".join(f" {name}={shutil.which(name) is not None}" for name in ("npm", "nvcc", "glslc"))
     if once("build", state):
         say("building moebind (6 CPU minutes; seconds when only little has changed)")
         build = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps")

@@ -52,6 +52,22 @@ def test_commands(demo_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capt
     assert found[2]["content"]
 
 
+def test_what_fails_in_a_pipe_does_not_end_it(
+    demo_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
+) -> None:
+    """A typing error does not cost what comes after it; the status at the end tells of the first."""
+    kept = tmp_path / "chat.json"
+    for wrong, status in ((["/foo", "/load none.json"], 2), (["/load none.json", "/save"], 1), ([], 0)):
+        kept.unlink(missing_ok=True)
+        monkeypatch.chdir(tmp_path)
+        type_lines(monkeypatch, *wrong, "What is the capital of France?", f"/save {kept}")
+        assert run("chat", demo_path, "-n", 4, *FAST) == status
+        said = capsys.readouterr()
+        assert said.err.count("moebind: ") == said.err.count("\n") == len(wrong)
+        assert said.out.strip()
+        assert [each["role"] for each in json.loads(kept.read_text(encoding="utf-8"))] == ["user", "assistant"]
+
+
 def test_a_chat_goes_on(demo_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
     kept = tmp_path / "chat.json"
     type_lines(monkeypatch, "What is the capital of France?", f"/save {kept}")

@@ -67,7 +67,7 @@ def test_what_the_hub_has(hub: Hub, capsys: Capture) -> None:
         (["batch", "-npl", "1,x"], 2, "--sequences is '1,x'"),
         (["batch", "-npl", "0"], 2, "--sequences is 0"),
         (["decode", "-c", "8", "-n", "400"], 1, "--ctx-size"),
-        (["decode", "--device", "12GiB"], 2, "--device describes a device"),
+        (["decode", "--device", "12GiB"], 2, "--device is '12GiB', which describes a device, and this computes"),
     ],
 )
 def test_misuse(path: Path, arguments: list[str], status: int, message: str, capsys: Capture) -> None:

@@ -59,7 +59,7 @@ def test_a_picture(path: Path, tmp_path: Path) -> None:
         (["-p", "a", "-f", "b"], 2, "--prompt and --file are both given"),
         (["--size", "much"], 2, "--size is 'much'"),
         (["-n", "0"], 2, "--predict"),
-        (["--device", "12GiB"], 2, "--device describes a device"),
+        (["--device", "12GiB"], 2, "--device is '12GiB', which describes a device, and this computes"),
         (["-f", "nowhere.txt"], 1, "nowhere.txt"),
         (["--plot", "curve.xyz"], 2, "ends in one of"),
     ],

@@ -101,6 +101,25 @@ def test_reasoning_is_apart(demo_path: Path, typed: Any, capsys: Capture, tmp_pa
 
 
 @pytest.mark.filterwarnings("default")  # they are shown
+def test_warnings_name_options(demo_path: Path, typed: Any, capsys: Capture, tmp_path: Path) -> None:
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps([WEATHER]), encoding="utf-8")
+    typed("Hello")
+    assert run("chat", demo_path, "--tools", tools, "-n", 1, *FAST) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("moebind: warning: the chat template does not write the tools into the prompt")
+    assert "; --chat-template chatml-tools does\n" in said
+    typed("Hello")
+    assert run("chat", demo_path, "--tools", tools, "--tool-choice", "required", "-n", 1, *FAST) == 2
+    said = capsys.readouterr().err
+    assert "such as --chat-template chatml-tools, or --tool-choice auto" in said
+    assert "use_grammar" not in said
+    typed("Hello")
+    assert run("chat", demo_path, "--tools", tools, "--chat-template", "chatml-tools", "-n", 1, *FAST) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("default")  # they are shown
 def test_a_schema_and_arguments_of_the_template(demo_path: Path, typed: Any, capsys: Capture) -> None:
     schema = '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}'
     arguments = ["--chat-template-file", TEMPLATE, "--chat-template-kwargs", '{"enable_thinking": false}']

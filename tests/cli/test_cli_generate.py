@@ -145,7 +145,7 @@ def test_choices_are_the_librarys(path: Path, capsys: Capture) -> None:
         (["MODEL", "a", "--grammar", "x", "-j", "{}"], 2, "--grammar and --json-schema are both given"),
         (["MODEL", "a", "--json-schema", "{"], 2, "JSON"),
         (["MODEL", "a", "--json-schema", '{"type": "nothing"}'], 2, "nothing"),
-        (["MODEL", "a", "--device", "24GiB"], 2, "--device describes a device"),
+        (["MODEL", "a", "--device", "24GiB"], 2, "--device is '24GiB', which describes a device, and this computes"),
         (["MODEL", "a", "--fit", "perhaps"], 2, "--fit is 'perhaps'; it takes on or off"),
         (["MODEL", "word " * 400], 2, "--ctx-size"),
         (["MODEL", "-f", "none.txt"], 1, "none.txt"),

@@ -56,7 +56,7 @@ def test_pictures(path: Path, tmp_path: Path) -> None:
         (["-f", "nowhere.txt"], 1, "nowhere.txt"),
         (["--plot", "heat.xyz"], 2, "--plot is 'heat.xyz'"),
         (["--plot-cache", "curve.xyz"], 2, "--plot-cache is 'curve.xyz'"),
-        (["--device", "12GiB"], 2, "--device describes a device"),
+        (["--device", "12GiB"], 2, "--device is '12GiB', which describes a device, and this computes"),
     ],
 )
 def test_misuse(path: Path, arguments: list[str], status: int, message: str, capsys: Capture) -> None:

@@ -48,6 +48,31 @@ def test_what_is_left_open_is_fitted_to_a_device(tiny_path: MakeTiny, device: De
         assert [each.name for each in model.params.devices] == [device.name]
 
 
+def test_a_worker_is_where_layers_go(tiny_path: MakeTiny, device: Device) -> None:
+    """Not only if it is asked for layer by layer: the devices of RPC servers are a machine's like its GPUs."""
+    path = tiny_path(n_expert=4, n_layer=3)
+    for fitted in (False, True):
+        model, _ = load(
+            str(path), Given({"threads": 1, "n_ctx": "256", "rpc": [device.description]}), None, fitted=fitted
+        )
+        with model:
+            assert model.params.n_gpu_layers != 0
+            assert device.name in [each.name for each in model.devices]
+
+
+def test_a_worker_that_is_started_for_the_command(tiny_path: MakeTiny) -> None:
+    path, mine = tiny_path(n_expert=4, n_layer=3), Given({"threads": 1, "n_ctx": "256", "n_gpu_layers": "all"})
+    with mine.held:
+        model, _ = load(str(path), mine, ["loopback"])
+        with model:
+            [used] = model.devices
+            assert used.backend == "RPC"
+            assert used in moebind.devices()
+    assert used.name not in [each.name for each in moebind.devices()]
+    assert mine.computing(None) is None
+    assert mine.computing(["none"]) == []
+
+
 def test_a_file_of_parameters_is_not_fitted(tiny_path: MakeTiny, device: Device, tmp_path: Path) -> None:
     path = tiny_path(n_expert=4, n_layer=3)
     saved = tmp_path / "mine.json"
@@ -60,9 +85,9 @@ def test_a_file_of_parameters_is_not_fitted(tiny_path: MakeTiny, device: Device,
 def test_devices_that_are_only_described(tiny_path: MakeTiny) -> None:
     path = tiny_path(n_expert=4)
     for described in ("24GiB", "12GiB,24GiB"):
-        with pytest.raises(ValueError, match="--device describes a device, and this computes"):
+        with pytest.raises(ValueError, match="which describes a device, and this computes; it takes the name"):
             load(str(path), given(), [described])
-    with pytest.raises(ValueError, match="--device is 'CUDA9'"):
+    with pytest.raises(ValueError, match=r"--device is 'CUDA9'; it takes the name of a device that.*loopback"):
         load(str(path), given(), ["CUDA9"])
     assert with_devices(given().read(str(path)), by_user=False) == moebind.ModelParams(n_gpu_layers=0)
 

@@ -42,7 +42,10 @@ def test_options_are_parameters(path: Path, capsys: Capture) -> None:
 #: What is said: the option, what it takes, and what may have been meant.
 SAID: list[tuple[list[object], str]] = [
     (["plan", "MODEL", "--device", "CUDA9"], "--device is 'CUDA9'; it takes the size of a device"),
-    (["plan", "MODEL", "--device", "loopback"], "only bench takes"),
+    (
+        ["plan", "MODEL", "--device", "loopback"],
+        "'loopback', a worker process for commands that compute",
+    ),
     (["plan", "MODEL", "--device", "24"], "give a unit, as in '24GiB'"),
     (["fit", "MODEL", "--device", "500KiB"], "which is 512000 bytes; it takes a size such as 24GiB"),
     (
@@ -122,6 +125,13 @@ WRITTEN = [
     ("moebind.doctor() says; moebind.fit finds", "moebind doctor says; moebind fit finds"),
     ("is moebind's to set: use host", "is moebind's to set: use --host"),
     ("n_ctx 4096, n_ubatch 512, cache F16", "n_ctx 4096, n_ubatch 512, cache F16"),
+    ("such as template='chatml-tools', or use_grammar=False", "such as --chat-template chatml-tools"),
+    (
+        "template='chatml-tools', tool_choice='auto', or use_grammar=False",
+        "--chat-template chatml-tools, or --tool-choice auto",
+    ),
+    ("leave one out, or pass tool_choice='none'", "leave one out, or give --tool-choice none"),
+    ("'chatml' and those of chat_builtin_templates() work", "'chatml' and llama.cpp's own work"),
     ("n_ctx=4, with_n_ctx, {'swa_full': True}", "n_ctx=4, with_n_ctx, {'swa_full': True}"),
     ("m/swa_full=True.gguf", "m/swa_full=True.gguf"),
 ]

@@ -36,6 +36,17 @@ def test_what_is_there_is_what_was_planned(path: Path, device: Device, capsys: C
     assert found["plan"]["context_params"]["n_ctx"] == 256
 
 
+@pytest.mark.parametrize("options", [["--rpc", "WORKER"], ["--device", "loopback"]])
+def test_layers_are_on_a_worker_that_was_named(path: Path, device: Device, capsys: Capture, options: list[str]) -> None:
+    worker = [device.description if each == "WORKER" else each for each in options]
+    assert run("probe", path, *worker, *FAST, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    *workers, host = found["devices"]
+    assert [each["name"][:3] for each in workers] == ["RPC"] * len(workers)
+    assert sum(each["model"] for each in workers) > host["model"]
+    assert sum(each["context"] for each in workers) > host["context"] == 0
+
+
 def test_as_text(path: Path, capsys: Capture) -> None:
     assert run("probe", "-m", path, "-ngl", 0, "--cpu-moe", *FAST, "-p", "it is") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -51,7 +62,7 @@ def test_as_text(path: Path, capsys: Capture) -> None:
     ("arguments", "status", "message"),
     [
         (["none.gguf"], 1, "none.gguf does not exist"),
-        (["MODEL", "--device", "1GiB"], 2, "--device describes a device"),
+        (["MODEL", "--device", "1GiB"], 2, "--device is '1GiB', which describes a device, and this computes"),
         (["MODEL", "-ot", "nothing=CPU"], 1, "matches none"),
         (["MODEL", "MODEL"], 2, "is more than there is a place for: moebind probe takes MODEL"),
     ],

@@ -73,9 +73,13 @@ def test_one_prompt(tmp_path: Path, monkeypatch: Any) -> None:
     for given in (None, Path("-")):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"four\n")))
         assert t.one_prompt(None, None, given) == "four"
-    for written, prompt in (("", ""), ("\n", ""), ("a\n\n", "a\n"), ("\na ", "\na ")):
+    for written, prompt in (("a\n\n", "a\n"), ("\na ", "\na ")):
         file.write_text(written, encoding="utf-8")
         assert t.one_prompt(None, None, file) == prompt
+    for written in ("", "\n"):
+        file.write_text(written, encoding="utf-8")
+        with pytest.raises(ValueError, match="text has no text$"):
+            t.one_prompt(None, None, file)
     assert t.one_prompt("a\n", None, None) == t.one_prompt(None, "a\n", None) == "a\n"  # what is written is meant
     with pytest.raises(ValueError, match="the text is given as an argument and as --prompt and as --file"):
         t.one_prompt("", "", file)

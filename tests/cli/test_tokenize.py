@@ -71,6 +71,25 @@ def test_where_the_text_comes_from(demo_path: Path, tmp_path: Path, capsys: Capt
     assert capsys.readouterr().out == "0\n"
 
 
+def test_what_has_no_text_is_an_error_of_every_command(
+    tiny_path: MakeTiny, tmp_path: Path, capsys: Capture, monkeypatch: Any
+) -> None:
+    """A count of nothing is an answer only to who asked for it, as an argument."""
+    file = tmp_path / "empty.txt"
+    file.write_text("\n", encoding="utf-8")
+    for command in ("tokenize", "generate", "embed"):
+        for arguments, told in (
+            ([], "standard input has no text"),
+            (["-f", "-"], "standard input has no text"),
+            (["-f", file], "empty.txt has no text"),
+        ):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+            assert run(command, tiny_path(), *arguments) == 2
+            said = capsys.readouterr()
+            assert said.out == ""
+            assert told in said.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

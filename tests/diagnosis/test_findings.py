@@ -65,6 +65,8 @@ def test_no_cuda_in_spite_of_a_card(there: dict[str, object]) -> None:
     assert "there is an NVIDIA card" in finding.what
     assert finding.severity is Severity.WARNING
     assert "MOEBIND_CUDA=ON" in finding.do
+    off = only(replace(Facts(cuda_verdict="out: MOEBIND_CUDA=OFF"), **there))  # type: ignore[arg-type]
+    assert off.do.startswith("unset MOEBIND_CUDA, then ")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,9 @@ def test_no_vulkan_in_spite_of_a_card() -> None:
     assert finding.what == "there is a card of AMD's or Intel's, but this build of moebind has no Vulkan"
     assert "out: not found: glslc" in finding.why
     assert "MOEBIND_VULKAN=ON" in finding.do
+    assert finding.do.startswith("install what is missing, then ")
+    off = only(replace(out, vulkan_verdict="out: MOEBIND_VULKAN=OFF"))
+    assert off.do.startswith("unset MOEBIND_VULKAN, then ")  # nothing is missing
     assert finding.severity is Severity.WARNING
     assert not said(replace(out, other_cards=0))
 

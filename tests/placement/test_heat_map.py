@@ -19,7 +19,8 @@ def test_characters_are_multiples_of_an_even_share() -> None:
     head, line, legend = heat_map(np.array([shares, [0] * 8]), np.array([40, 0]), 100).splitlines()
     assert line == "    0      40  | .:-=+*.|"
     assert "one expert; 8 in all" in head
-    assert legend.startswith("times an even share")
+    assert legend.startswith("times an even share, from: '.' 0, ':' 0.5, '-' 1, ")
+    assert all(f"'{each}' " in legend for each in SHADES)
 
 
 def test_the_most_is_the_last() -> None:

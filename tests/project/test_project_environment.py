@@ -33,6 +33,7 @@ def test_every_step_is_told_before_it_begins(
         failing = "--no-index" in words and not any(name == "download" for name, _ in steps)
         return step("--no-index" if failing else "download" if "download" in words else "install")
 
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
     monkeypatch.setattr(environment, "VENV", tmp_path / ".venv")
     monkeypatch.setattr(environment, "PYTHON", tmp_path / ".venv/bin/python")
     monkeypatch.setattr(environment, "cache_folder", lambda: tmp_path)
@@ -52,3 +53,11 @@ def test_every_step_is_told_before_it_begins(
     environment.main()
     assert steps == []  # nothing is left to do, and nothing is said
     assert capsys.readouterr().out == ""
+    # What a build is made with has come: the next one has it.
+    monkeypatch.setattr(environment.shutil, "which", lambda name: "/usr/bin/glslc" if name == "glslc" else None)
+    environment.main()
+    assert [name for name, _ in steps] == ["build"]
+    steps.clear()
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    environment.main()
+    assert [name for name, _ in steps] == ["build"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-__all__ = ["CHATML", "CHATML_TOOLS", "chatml_tools", "named_template"]
+__all__ = ["CHATML", "CHATML_TOOLS", "CHATML_TOOLS_FILE", "chatml_tools", "named_template"]
 
 #: llama.cpp's own, in Jinja: messages only.
 CHATML = "chatml"
 #: ChatML with tools and calls in the form of Hermes, which many models were trained on, Qwen's among them.
 CHATML_TOOLS = "chatml-tools"
+CHATML_TOOLS_FILE = Path(__file__).parent / "chatml_tools.jinja"
 
 
 def named_template(name: str) -> str | None:
@@ -21,4 +22,4 @@ def named_template(name: str) -> str | None:
 @cache
 def chatml_tools() -> str:
     """The template :data:`CHATML_TOOLS`."""
-    return (Path(__file__).parent / "chatml_tools.jinja").read_text(encoding="utf-8")
+    return CHATML_TOOLS_FILE.read_text(encoding="utf-8")

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 
 from moebind._core.log import set_log
 from moebind.cli.output import say
+from moebind.cli.statuses import FAILED, INTERRUPTED, MISUSED, status_of
 from moebind.errors import MoebindError
 
 __all__ = ["main"]
-
-#: Exit statuses of a command: something failed; the command line or a value in it is wrong; Ctrl-C.
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,13 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     from moebind.cli.app import app
-    from moebind.cli.options import error_in_options
+    from moebind.cli.options import error_in_options, in_options
     from moebind.cli.usage import usage_sentence
 
     set_log(None)  # what matters of llama.cpp's log is in the error's message; the line would be there twice
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+            warnings.showwarning = lambda message, *_, **__: say(f"warning: {in_options(str(message))}")
             status = app(arguments, prog_name="moebind", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
@@ -56,12 +54,9 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:  # whoever reads has seen enough; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
-    except (ValueError, TypeError, IndexError) as error:  # some of moebind's own are, too
+    except (ValueError, TypeError, IndexError, MoebindError, OSError, ImportError) as error:
         say(error_in_options(error))
-        return MISUSED
-    except (MoebindError, OSError, ImportError) as error:
-        say(error_in_options(error))
-        return FAILED
+        return status_of(error)
     except Exception as error:
         # Usage errors are typer's, or click's, whose classes moved between their versions.
         if type(error).__name__ == "Abort":

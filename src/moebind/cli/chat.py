@@ -124,4 +124,6 @@ def command(
             chat.system = system
         chat.check()
         terminal.note(f"{title(loaded)}; /help shows what there is, Ctrl-C stops a reply")
-        talk(chat, terminal, prompt, single=single_turn)
+        status = talk(chat, terminal, prompt, single=single_turn)
+    if status:
+        raise typer.Exit(status)

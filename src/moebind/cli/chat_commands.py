@@ -8,6 +8,7 @@ from typing import NamedTuple
 from moebind.cli.conversation import Conversation, read_messages
 from moebind.cli.options import error_in_options
 from moebind.cli.output import say, show
+from moebind.cli.statuses import status_of
 from moebind.cli.terminal import Terminal
 from moebind.errors import MoebindError
 
@@ -55,11 +56,11 @@ COMMANDS = {
 }
 
 
-def talk(chat: Conversation, terminal: Terminal, first: str | None = None, *, single: bool = False) -> None:
+def talk(chat: Conversation, terminal: Terminal, first: str | None = None, *, single: bool = False) -> int:
     """Read, and answer, until the input ends.
 
-    What fails is told, and the chat goes on where somebody types; elsewhere it ends with the error. Ctrl-C stops a
-    reply; while nothing is written, the second in a row ends the chat.
+    What fails is told, and the chat goes on. Where nobody types, such as with lines from a pipe, its status tells at
+    the end that something did. Ctrl-C stops a reply; while nothing is written, the second in a row ends the chat.
 
     Parameters
     ----------
@@ -70,17 +71,24 @@ def talk(chat: Conversation, terminal: Terminal, first: str | None = None, *, si
     single
         Whether it is the only one.
 
+    Returns
+    -------
+    int
+        0; or, where nobody types, the status of the first error.
+
     Raises
     ------
+    BrokenPipeError
+        If nobody reads any more.
     KeyboardInterrupt
         At the second Ctrl-C, or the first where nobody types.
     """
-    line, stopped = first, False
+    line, stopped, status = first, False, 0
     while not (single and line is None):
         try:
             line = terminal.read() if line is None else line
             if line is None or line.strip() == "/quit":
-                return
+                break
             stopped = False
             stopped = _answer(chat, line)
         except KeyboardInterrupt:
@@ -88,11 +96,13 @@ def talk(chat: Conversation, terminal: Terminal, first: str | None = None, *, si
                 raise
             stopped = True
             terminal.note("\n(Ctrl-C again, or /quit, ends the chat)")
+        except BrokenPipeError:
+            raise
         except (MoebindError, ValueError, OSError) as error:
-            if not terminal.interactive:
-                raise
             say(error_in_options(error))
+            status = status or status_of(error)
         line = None
+    return 0 if terminal.interactive else status
 
 
 def _answer(chat: Conversation, line: str) -> bool:

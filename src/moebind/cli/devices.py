@@ -12,8 +12,10 @@ from moebind.backend.devices import Device, devices
 from moebind.enums import DeviceType
 from moebind.placement.described_devices import is_description, read_description, written
 
-__all__ = ["Devices", "DevicesHere", "Host", "checked_size", "device_list", "exact_size", "separate"]
+__all__ = ["LOOPBACK", "Devices", "DevicesHere", "Host", "checked_size", "device_list", "exact_size", "separate"]
 
+#: Names a worker process that is started for the command.
+LOOPBACK = "loopback"
 #: No device has less memory; who says less left the unit out.
 LEAST = 2**20
 
@@ -34,7 +36,7 @@ DevicesHere: TypeAlias = Annotated[
         "--device",
         "-dev",
         metavar="DEVICE",
-        help="A device of this machine; several with commas, or none.",
+        help="A device of this machine, or loopback, a worker process; several with commas, or none.",
         show_default="all GPUs",
     ),
 ]
@@ -61,12 +63,12 @@ def separate(given: Sequence[str] | None) -> list[str] | None:
     return []
 
 
-def device_list(given: Sequence[str] | None) -> list[Device | str | int] | None:
-    """Names of devices as devices, sizes as bytes."""
+def device_list(given: Sequence[str] | None, *, here: bool = False) -> list[Device | str | int] | None:
+    """Names of devices as devices, sizes as bytes; ``here``: no sizes, since something is to be computed."""
     if given is None:
         return None
     known = {device.name: device for device in devices()}
-    return [known[each] if each in known else _described(each, known) for each in given]
+    return [known[each] if each in known else _described(each, known, here) for each in given]
 
 
 def checked_size(given: str, option: str = "--device") -> int:
@@ -86,16 +88,22 @@ def exact_size(size: int) -> str:
     return f"{size}B"
 
 
-def _described(given: str, known: Mapping[str, Device]) -> str | int:
-    if given == "loopback":
+def _described(given: str, known: Mapping[str, Device], here: bool) -> str | int:
+    names = ", ".join(name for name, device in known.items() if device.type != DeviceType.CPU)
+    if here:
+        why = ", which describes a device, and this computes" if is_description(given) else ""
         raise ValueError(
-            "--device is 'loopback', which only bench takes: it starts a worker process. Describe a device by its size "
-            "here, such as 24GiB"
+            f"--device is {given!r}{why}; it takes the name of a device that is here ({names or 'there is none'}), "
+            f"{LOOPBACK} for a worker process of this machine, or none"
+        )
+    if given == LOOPBACK:
+        raise ValueError(
+            f"--device is {given!r}, a worker process for commands that compute; this one does not. Describe a device "
+            "by its size here, such as 24GiB"
         )
     if is_description(given):
         checked_size(given)
         return written(0, given)
-    names = ", ".join(name for name, device in known.items() if device.type != DeviceType.CPU)
     raise ValueError(
         f"--device is {given!r}; it takes the size of a device that need not be here, such as 24GiB or vulkan:16GiB, "
         f"or the name of one that is: {names or 'this machine has none'}"

@@ -6,12 +6,14 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Annotated, Any, NamedTuple, get_args
 
-from moebind.backend.devices import local_gpus
+from moebind.backend.devices import default_devices
+from moebind.backend.loopback import loopback_device
 from moebind.backend.rpc_servers import add_rpc_server
-from moebind.cli.devices import exact_size
+from moebind.cli.devices import LOOPBACK, exact_size, separate
 from moebind.cli.parameters import ADDED, CONTEXT, MODEL, USUAL, Option, ParamsT, shares
 from moebind.cli.signatures import HELP_ALL, give_signature
 from moebind.params.params import ContextParams, ModelParams
@@ -47,6 +49,15 @@ class Given:
     def __init__(self, values: Mapping[str, Any]) -> None:
         #: The values of options by name; None for those that were not given.
         self.values = dict(values)
+        #: What is given up when the command has ended.
+        self.held = ExitStack()
+
+    def computing(self, device: Sequence[str] | None) -> list[str] | None:
+        """The devices of a command that computes, one by one: with the workers that it asks for, which are started."""
+        named = separate(device)
+        if named is None:
+            return None
+        return [self.held.enter_context(loopback_device()).name if each == LOOPBACK else each for each in named]
 
     def read(
         self, model: str, device: Sequence[str] | None = None, host: str | None = None, *, n_ctx: int | None = None
@@ -122,7 +133,9 @@ def takes(
         @functools.wraps(command)
         def run(**values: Any) -> None:
             values.pop("help_all", None)
-            command(given=Given({option.name: values.pop(option.name) for option in options}), **values)
+            given = Given({option.name: values.pop(option.name) for option in options})
+            with given.held:
+                command(given=given, **values)
 
         own = inspect.signature(command, eval_str=True).parameters.values()
         parameters: list[inspect.Parameter] = []
@@ -152,7 +165,7 @@ def _check_shares(given: str, params: ModelParams, device: Sequence[str] | None)
     """There are at most as many shares as devices."""
     n_shares = len(shares(given))
     listed = device if device is not None else params.devices
-    count = len(local_gpus()) if listed is None else len(listed)
+    count = len(default_devices()) if listed is None else len(listed)
     several = any(":" in each for each in device or ())  # a server has as many as it has
     if n_shares > count and not several:
         there = f"there {'is' if count == 1 else 'are'} {count or 'no'} device{'s' * (count != 1)}"

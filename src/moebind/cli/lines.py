@@ -36,5 +36,6 @@ def texts_of(texts: Sequence[str] | None, file: Path | None) -> list[str]:
         raise ValueError("there is no text: give some (TEXT), a --file with one in each line, or standard input")
     found = [line for line in read_text(file or Path("-")).splitlines() if line.strip()]
     if not found:
-        raise ValueError(f"{'standard input' if file is None else file} has no text; it takes one in each line")
+        where = "standard input" if file is None or str(file) == "-" else file
+        raise ValueError(f"{where} has no text; it takes one in each line")
     return found

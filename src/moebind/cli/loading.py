@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from moebind._core import checks
 from moebind._core.progress import progress_bar
-from moebind.backend.devices import Device, local_gpus
-from moebind.cli.devices import device_list, separate
+from moebind.backend.devices import Device, default_devices
+from moebind.cli.devices import device_list
 from moebind.cli.given import Chosen, Given
 from moebind.cli.options import in_options
 from moebind.cli.output import say
@@ -63,7 +63,11 @@ def load(
         A projector that is loaded besides, for which there has to be room.
     """
     params, context = computing(model, given, device, n_ctx)
-    if fitted and given.values.get("params") is None and (local_gpus() if params.devices is None else params.devices):
+    if (
+        fitted
+        and given.values.get("params") is None
+        and (default_devices() if params.devices is None else params.devices)
+    ):
         from moebind.placement.fit import fit
 
         found = fit(model, n_ctx=context.n_ctx or None, model_params=params, context_params=context, mmproj=mmproj)
@@ -75,10 +79,10 @@ def computing(
     model: str, given: Given, device: Sequence[str] | None, n_ctx: int | None
 ) -> tuple[ModelParams, ContextParams]:
     """The parameters of a command that computes: as options and a file have them, for devices that are here."""
-    chosen = given.read(model, separate(device), n_ctx=n_ctx)
+    chosen = given.read(model, given.computing(device), n_ctx=n_ctx)
     params = with_devices(chosen, by_user=device is not None)
     quiet = given.values.get("n_gpu_layers") is None and given.values.get("params") is None
-    if quiet and params.devices is None and not local_gpus() and not nvidia_cards():
+    if quiet and params.devices is None and not default_devices() and not nvidia_cards():
         params = params.with_n_gpu_layers(0)  # nobody needs a warning that there is no device
     return params, chosen.context_params
 
@@ -123,14 +127,12 @@ def with_devices(chosen: Chosen, *, by_user: bool) -> ModelParams:
     Raises
     ------
     ValueError
-        If one was only described by its size.
+        If one is not here.
     """
-    listed = device_list(chosen.device)
+    listed = device_list(chosen.device, here=by_user)
     if listed is None:
         return chosen.model_params
     here = [each for each in listed if isinstance(each, Device)]
     if len(here) == len(listed):
         return chosen.model_params.with_devices(here)
-    if by_user:
-        raise ValueError("--device describes a device, and this computes: name one of those that are here, or none")
     return chosen.model_params  # a file's were only described: those of this machine take their place

@@ -121,7 +121,16 @@ _CALLS = [
     (re.compile(r"moe_cache is not \"auto\""), "--moe-cache is not auto"),
     (re.compile(r"\ban n_gpu_layers of (\d+)"), r"--n-gpu-layers \1"),
     (re.compile(r"\bpass overwrite=True"), "give --overwrite"),
-    # A command's overrides are always strict.
+    (re.compile(r"\btemplate='([\w-]+)'"), r"--chat-template \1"),
+    (re.compile(r", tool_choice='auto', or use_grammar=False"), ", or --tool-choice auto"),
+    (re.compile(r"\bpass tool_choice='(\w+)'"), r"give --tool-choice \1"),
+    (
+        re.compile(r"\bUse generate\(\) with json_schema, another"),
+        "Use moebind generate with --json-schema, or another",
+    ),
+    (re.compile(r"\bthose of chat_builtin_templates\(\)"), "llama.cpp's own"),
+    # A chat's grammar is always used, and a command's overrides are always strict.
+    (re.compile(r", or use_grammar=False"), ""),
     (re.compile(r",? or pass strict=False"), ""),
 ]
 #: An argument that is to be used instead, at the end of a sentence's first half.

@@ -16,11 +16,11 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
-from moebind.backend.devices import Device
 from moebind.cli import options as o
 from moebind.cli.budgets import Margin
-from moebind.cli.devices import DevicesHere, device_list, separate
+from moebind.cli.devices import DevicesHere
 from moebind.cli.given import RPC, Chosen, Given, takes
+from moebind.cli.loading import with_devices
 from moebind.cli.model_argument import Hub, ModelOption, on_hub
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
@@ -84,7 +84,16 @@ Slots = Annotated[
     int | None,
     typer.Option("--parallel", "-np", metavar="N", help="Requests side by side.", show_default="4, in one cache"),
 ]
-Embeddings = Annotated[bool, typer.Option("--embeddings", "--embedding", help="Serve embeddings instead of text.")]
+Embeddings = Annotated[bool, typer.Option("--embeddings", "--embedding", help="Serve embeddings, too.")]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        metavar="NAME",
+        help="A chat template: chatml-tools, one of llama.cpp's, or a file.",
+        show_default="the model's",
+    ),
+]
 Projector = Annotated[
     str | None, typer.Option("--mmproj", "-mm", metavar="FILE", help="The projector of a single model.")
 ]
@@ -98,8 +107,8 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what llama-
 _CONTEXT = without(CONTEXT, "n_seq_max")  # that is --parallel, which has another default here
 #: What few need, or have another option for: with it, the help would not fit on a screen.
 _RARE = {
-    *("allow_network", "bind", "fit", "margin", "model", "model_dirs", "no_ui", "one_at_a_time", "pooling"),
-    "timeout_load",
+    *("allow_network", "bind", "chat_template", "fit", "margin", "model", "model_dirs", "no_ui", "one_at_a_time"),
+    *("pooling", "timeout_load"),
 }
 
 
@@ -135,6 +144,7 @@ def command(
     parallel: Slots = None,
     embeddings: Embeddings = False,
     pooling: o.Pooling = None,
+    chat_template: ChatTemplate = None,
     mmproj: Projector = None,
     timeout_load: Timeout = None,
     verbose: Verbose = False,
@@ -153,10 +163,10 @@ def command(
     single = not folders and len(names) == 1
     if given.values["params"] is not None and not single:
         raise ValueError(f"--params is {given.values['params']!r}, which is for one model; there are several")
-    chosen = given.read(names[0] if names else "", separate(device))
+    chosen = given.read(names[0] if names else "", given.computing(device))
     context = chosen.context_params.with_embeddings(embeddings).with_pooling_type(o.pooling_type(pooling))
     address = _address(host, port, bind)
-    with _told_what_happens(verbose), _ended_by(signal.SIGTERM, signal.SIGHUP) as look:
+    with _told_what_happens(verbose), _ended_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as look:
         server = Server(
             names,
             models_dir=folders or None,
@@ -167,7 +177,7 @@ def command(
             n_ctx=_length(context, given),
             api_key=None if api_key_file is None else _keys(api_key_file),
             parallel=parallel,
-            extra=ctx.meta.get(_REST, ()),
+            extra=[*([] if chat_template is None else ["--chat-template", chat_template]), *ctx.meta.get(_REST, ())],
             mmproj=mmproj,
             fit=o.wants_fit(fit),
             margin=margin,
@@ -191,15 +201,7 @@ def command(
 
 def _model_params(chosen: Chosen, single: bool, *, by_user: bool) -> ModelParams:
     """``by_user`` is whether the devices are from an option, and not from a file."""
-    params = chosen.model_params
-    found = device_list(chosen.device)
-    if found is not None:
-        here = [each for each in found if isinstance(each, Device)]
-        if len(here) == len(found):
-            params = params.with_devices(here)
-        elif by_user:
-            raise ValueError(f"--device is {', '.join(map(str, chosen.device or ()))}; a server takes devices by name")
-        # Else a fit was made for devices that were only described: those of this machine take their place.
+    params = with_devices(chosen, by_user=by_user)
     if single:
         return params
     # Among several models, some may have no experts.

@@ -117,7 +117,7 @@ def one_prompt(text: str | None, option: str | None, file: Path | None) -> str:
     Raises
     ------
     ValueError
-        If there are several, or there is none and somebody would have to type it.
+        If there are several, or there is none: where somebody would have to type it, or nothing comes.
     """
     named = {"an argument": text, "--prompt": option, "--file": file}
     given = [name for name, value in named.items() if value is not None]
@@ -126,7 +126,12 @@ def one_prompt(text: str | None, option: str | None, file: Path | None) -> str:
     if file is None and not given and sys.stdin.isatty():
         raise ValueError("there is no text: give it as an argument, --prompt, --file, or on standard input")
     found = text if option is None else option
-    return read_prompt(file or Path("-")) if found is None else found
+    if found is not None:
+        return found
+    read = read_prompt(file or Path("-"))
+    if not read:
+        raise ValueError(f"{'standard input' if file is None or str(file) == '-' else file} has no text")
+    return read
 
 
 def read_json(text: str, what: str) -> Any:

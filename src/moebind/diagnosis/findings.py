@@ -203,7 +203,7 @@ def _no_cuda_in_the_build(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
         yield Finding(
             "there is an NVIDIA card, but this build of moebind has no CUDA",
             f"when moebind was built, CUDA was {facts.cuda_verdict}",
-            f"install what is missing, then {REBUILD} with -C cmake.define.MOEBIND_CUDA=ON, which stops without it",
+            _built_again("MOEBIND_CUDA", facts.cuda_verdict),
             Severity.WARNING,
         )
     else:
@@ -256,9 +256,15 @@ def _no_vulkan_in_the_build(facts: Facts, load: PlannedLoad) -> Iterator[Finding
     yield Finding(
         "there is a card of AMD's or Intel's, but this build of moebind has no Vulkan",
         f"when moebind was built, Vulkan was {facts.vulkan_verdict}",
-        f"install what is missing, then {REBUILD} with -C cmake.define.MOEBIND_VULKAN=ON, which stops without it",
+        _built_again("MOEBIND_VULKAN", facts.vulkan_verdict),
         Severity.WARNING,
     )
+
+
+def _built_again(option: str, verdict: str) -> str:
+    """What to do where a variable left a backend out of the build, or something was missing."""
+    first = f"unset {option}" if verdict.endswith("=OFF") else "install what is missing"
+    return f"{first}, then {REBUILD} with -C cmake.define.{option}=ON, which stops without it"
 
 
 def _no_vulkan_device(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:

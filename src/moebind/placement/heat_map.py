@@ -43,7 +43,8 @@ def heat_map(counts: NDArray[np.int64], n_tokens: NDArray[np.int64], width: int)
                 f"{layer:5}  {n_tokens[layer]:{tokens}}  |{''.join(SHADES[level] for level in row)}|"
                 for layer, row in zip(layers.tolist(), levels.tolist(), strict=True)
             ),
-            f"times an even share: '{SHADES[1]}' below 0.5, '{SHADES[3]}' from 1, '{SHADES[5]}' from 2, "
-            f"'{SHADES[7]}' from 3, '{SHADES[9]}' from 4; ' ' never",
+            "times an even share, from: "
+            + ", ".join(f"'{shade}' {at / 2:g}" for at, shade in enumerate(SHADES[1:]))
+            + f"; '{SHADES[0]}' never",
         ]
     )

@@ -135,6 +135,7 @@ def place(found: Found, wishes: Wishes, *, alone: bool) -> ServedModel:
     ModelLoadError, ContextCreationError, ValueError
         As for :func:`fit`, and if llama-server cannot take a parameter.
     """
+    wishes = replace(wishes, context_params=_pooled(found, wishes.context_params))
     chosen = _fitted(found, wishes, alone) if wishes.fitted else _planned(found, wishes)
     if wishes.fitted and not chosen.fits:  # the host has no budget of its own where there are devices
         raise FitError(f"{os.path.basename(found.path)} does not fit: {' '.join(chosen.advice)}", chosen.missing)
@@ -159,6 +160,15 @@ def tried(found: Found, wishes: Wishes, *, alone: bool) -> ServedModel:
     except (MoebindError, ValueError, OSError) as error:
         return ServedModel(found.name, found.path, mmproj=found.mmproj, reason=str(error))
     return replace(model, reason=unwritable(model.options))
+
+
+def _pooled(found: Found, context: ContextParams) -> ContextParams:
+    """With the pooling that ``Model.embed`` has where neither the parameters nor the file say one: clients need one."""
+    if not context.embeddings or context.pooling_type != PoolingType.UNSPECIFIED:
+        return context
+    none = int(PoolingType.NONE)
+    own = read_header(found.path).integer("pooling_type", none)
+    return context.with_pooling_type(PoolingType.MEAN) if own in {none, int(PoolingType.UNSPECIFIED)} else context
 
 
 def _planned(found: Found, wishes: Wishes) -> Plan:

@@ -19,6 +19,7 @@ from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server.address import Address
 from moebind.server.arguments import Settings, check, command_line
+from moebind.server.chat_template import with_template
 from moebind.server.extra import check_extra, given, left_open
 from moebind.server.folders import find
 from moebind.server.isolation import Folder
@@ -78,6 +79,8 @@ class Server:
         the default of 1; otherwise four, which share one cache.
     extra
         Arguments for llama-server itself, such as ``["--temp", "0"]``; those that moebind sets are refused.
+        ``"--chat-template"`` takes the names of templates that :meth:`moebind.Model.chat_format` takes with any model,
+        such as ``"chatml-tools"``, Jinja source, or a file with that.
     mmproj
         The file with which a single model sees or hears. In folders, such a file is used for what is beside it.
     fit
@@ -128,7 +131,7 @@ class Server:
     ) -> None:
         wishes = _wishes(model_params, context_params, n_ctx, parallel, fit, margin)
         keys = _keys(api_key)
-        arguments = check_extra(extra)
+        arguments = with_template(check_extra(extra))
         alone = checks.boolean("one_at_a_time", one_at_a_time)
         open_ = checks.boolean("allow_network", allow_network)
         with_page = checks.boolean("ui", ui)

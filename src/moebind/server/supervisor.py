@@ -27,6 +27,8 @@ STEADY = 60.0
 KEPT, SHOWN = 1000, 4
 #: An error in llama-server's log, without the time and where it comes from; or of its command line.
 _ERROR = re.compile(r"(?:\[ *\d+\] )?[\d.]+ E (?:\w+ +)?(.*)|(error\b.*)")
+#: What C++ says of an option's value that is no number.
+_NO_NUMBER = re.compile(r'(error while handling argument "[^"]*": )sto\w+$')
 #: Its trace shows how the only key ends.
 _END_OF_KEY = re.compile(r"(api_keys: \*{4}).*")
 #: Seconds between questions whether it is ready, at first and at most.
@@ -241,6 +243,7 @@ class Supervisor:
         for secret in self._secrets:
             line = line.replace(secret, "***")
         line = _END_OF_KEY.sub(r"\1", line)
+        line = _NO_NUMBER.sub(r"\1its value is no number, or too large a one", line)
         self._lines.append(line)
         logger.debug("%s", line)
 
