@@ -280,6 +280,8 @@ MISUSED: list[list[object]] = [
     ["serve", "MODEL", "--api-key-file", "EMPTY"],
     ["serve", "MODEL", "--api-key-file", "MODEL"],
     ["serve", "MODEL", "MODEL2", "--mmproj", "MODEL"],
+    ["serve", "MODEL", "--chat-template", "none such"],
+    ["serve", "MODEL", "--", "--chat-template", "none such"],
     ["serve", "MODEL", "--", "--port", "1"],
     ["serve", "MODEL", "--", "-ngl", "1"],
     ["serve", "-hf", "no repository"],
@@ -319,6 +321,7 @@ def test_failures_are_one_line_and_end_with_1(path: Path, tmp_path: Path, capsys
             (["--models-dir", tmp_path / "none"], "does not exist"),
             ([path, "--port", taken], f"127.0.0.1:{taken} is in use"),
             ([path, "--port", 0, "--", "--nonsense"], "invalid argument: --nonsense"),
+            ([path, "--port", 0, "--", "--temp", "x"], 'argument "--temp": its value is no number, or too large a one'),
             ([path, "--port", 0, "--timeout-load", "0"], "llama-server is not ready after 0 s"),
             ([path, "--port", 0, "--api-key-file", tmp_path / "none"], "none', which cannot be read: No such file"),
         ):
