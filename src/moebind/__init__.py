@@ -96,6 +96,8 @@ if TYPE_CHECKING:
     from moebind.placement.plan import Plan, plan
     from moebind.placement.routing import RoutingRecorder
     from moebind.sampling.json_schema import json_schema_to_grammar
+    from moebind.tuning.result import Tuning
+    from moebind.tuning.tune import tune
 
 #: The version of the llama.cpp inside.
 llama_cpp_version = _llama_cpp_version()
@@ -176,6 +178,7 @@ __all__ = [
     "TokenDataArray",
     "ToolCall",
     "ToolFunction",
+    "Tuning",
     "TypeSummary",
     "VocabType",
     "add_rpc_server",
@@ -210,6 +213,7 @@ __all__ = [
     "supports_rpc",
     "system_info",
     "time_us",
+    "tune",
 ]
 
 #: Names that are imported when they are asked for: they need modules that most programs do not (subprocess, sockets).
@@ -228,6 +232,7 @@ _LAZY = {
     "QuantizedTensor": "moebind.files.quantize_plan",
     "RoutingRecorder": "moebind.placement.routing",
     "Severity": "moebind.diagnosis.findings",
+    "Tuning": "moebind.tuning.result",
     "TypeSummary": "moebind.files.model_card",
     "doctor": "moebind.diagnosis.findings",
     "download": "moebind.files.download",
@@ -240,6 +245,7 @@ _LAZY = {
     "loopback_device": "moebind.backend.loopback",
     "plan": "moebind.placement.plan",
     "quantize": "moebind.files.quantize",
+    "tune": "moebind.tuning.tune",
 }
 _LAZY_MODULES = frozenset({"bench", "server"})
 

@@ -14,7 +14,7 @@ from moebind._core.native import LIBRARIES, decoded, lib
 from moebind.backend.devices import Device, devices, llama_cpp_version, system_info
 from moebind.backend.host_memory import HostMemory, host_memory
 
-__all__ = ["Facts", "nvidia_cards", "read_facts"]
+__all__ = ["Facts", "core_quota", "nvidia_cards", "read_facts"]
 
 #: CAP_IPC_LOCK: locks memory without a limit.
 IPC_LOCK = 14
@@ -117,7 +117,7 @@ def read_facts() -> Facts:
         cpu_flags=flags_of(_read("/proc/cpuinfo")),
         cores=os.cpu_count() or allowed,
         cores_allowed=allowed,
-        core_quota=_core_quota(),
+        core_quota=core_quota(),
         load_average=os.getloadavg()[0],
         default_threads=int(lib.moebind_default_n_threads()),
         openmp={name: os.environ[name] for name in OPENMP if name in os.environ},
@@ -171,7 +171,7 @@ def quota_of(text: str, period: str = "") -> float | None:
     return microseconds / length if microseconds > 0 and length > 0 else None
 
 
-def _core_quota() -> float | None:
+def core_quota() -> float | None:
     """The tightest quota from this process's control group to the root."""
     found = [math.inf]
     for line in _read("/proc/self/cgroup").splitlines():
