@@ -39,7 +39,7 @@ def test_the_best_is_known_by_brute_force() -> None:
 def test_on_most_machines_it_finds_the_best() -> None:
     gaps = [machine.cost(found.best) - machine.best() for machine, found in results()]
     assert min(gaps) > -1e-9
-    assert sum(gap < 0.03 for gap in gaps) >= 0.75 * COUNT
+    assert sum(gap < 0.03 for gap in gaps) >= 0.8 * COUNT
     # What is there to be found: so much on average.
     assert np.mean([-machine.best() for machine, _ in results()]) > 0.5
 

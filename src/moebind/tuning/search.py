@@ -6,7 +6,7 @@ be tried on a machine that is only described.
 For each dimension, all its choices are measured side by side with what is the best so far, in rounds; on the way
 the slower half is left out (screening). The one that is left is then measured in new rounds, against the best so far
 alone, and is kept if the test of :mod:`moebind.tuning.decision` says so (confirmation): what made it look good while it
-was chosen does not count. All decisions of a search share one chance to err. In the end what was kept is measured
+was chosen does not count. All decisions of a search share one chance to err, half of which the last one has. In the end what was kept is measured
 against what the search began with, and if it is no better beyond the noise, nothing is kept.
 """
 
@@ -29,9 +29,11 @@ SCREENING = 3
 #: What takes twice as long is left out after any round.
 FAR = log(2)
 #: Rounds after which a choice that is no better is given up.
-HOPELESS = 3
+HOPELESS = 5
 #: How often all dimensions are gone through: what is kept of one may change what is best of another.
 PASSES = 2
+#: When a comparison is looked at, in multiples of the rounds that it takes at least.
+LOOKS = (1, 3)
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,8 @@ def search(start: S, dimensions: Sequence[str], measures: Measures[S], *, passes
         How often all dimensions are gone through; once more only if something was kept.
     """
     decisions = max(passes * len(dimensions), 1)
-    level = ERROR / (decisions + 1)  # the last comparison is one, too
-    reserve = 2 * rounds_needed(level / 2)
+    level, last_level = ERROR / 2 / decisions, ERROR / 2
+    reserve = 2 * rounds_needed(last_level / len(LOOKS))
     best, kept_any = start, False
     latest: dict[str, Step] = {}
     history: list[Step] = []
@@ -180,7 +182,7 @@ def search(start: S, dimensions: Sequence[str], measures: Measures[S], *, passes
             break
     if not kept_any:
         return Found(start, tuple(history), None, complete)
-    total = _compare(Step("all of it", "what was kept"), start, best, clock, level, patient=True)
+    total = _compare(Step("all of it", "what was kept"), start, best, clock, last_level, patient=True)
     measures.told(total)
     return Found(best if total.kept else start, tuple(history), total, complete)
 
@@ -243,15 +245,16 @@ def _compare(
     last: int = 0,
     patient: bool = False,
 ) -> Step:
-    """Measure both in rounds, in turn first and second, and decide; ``patient``: whatever time there is.
+    """Measure both in rounds, in turn first and second, and decide.
 
-    What is not decided after the rounds that it needs at least, and is not hopeless, gets as many again; each of the
-    two looks has half of the chance to err.
+    It is looked at after the rounds that it takes at least, and after three times as many if it is not hopeless; each
+    look has its share of the chance to err. ``patient``: whatever time there is.
     """
-    rounds = rounds_needed(level / 2)
+    share = level / len(LOOKS)
+    ends = [rounds_needed(share) * times for times in LOOKS]
     differences: list[float] = []
     kept, why = False, "no faster beyond the noise"
-    for number in range(2 * rounds):
+    for number in range(ends[-1]):
         if not patient and not clock.has_time(2, last):
             why = "there was no time to decide it"
             break
@@ -263,11 +266,11 @@ def _compare(
             why = f"a measurement failed: {before.failure or after.failure}"
             break
         differences.append(before.cost - after.cost)
-        if len(differences) in {rounds, 2 * rounds} and is_better(differences, level / 2):
+        if len(differences) in ends and is_better(differences, share):
             kept, why = True, ""
             break
         hopeless = len(differences) >= HOPELESS and _promise(differences) < GAIN_MIN / 2
-        if hopeless or not can_still_win(differences, 2 * rounds, level / 2):
+        if hopeless or not can_still_win(differences, ends[-1], share):
             break
     if not differences:
         return replace(plain, why=why)
