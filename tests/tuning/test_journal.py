@@ -115,7 +115,9 @@ def test_it_can_be_cut_anywhere(tmp_path_factory: pytest.TempPathFactory, data: 
     assert path.read_bytes().count(b"\n") == 5
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]\n", b'{"form": 99, "about": {}}\n', b"GGUF\x03\n", b'{"form": 1}\n'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]\n", b'{"form": 99, "about": {}}\n', b"GGUF\x03\n", b'{"form": 1}\n']
+)
 def test_what_is_no_journal_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "journal"
     path.write_bytes(content)

@@ -12,7 +12,7 @@ from moebind.cli import text_options as t
 from moebind.cli.chat_commands import talk
 from moebind.cli.conversation import Conversation, read_messages
 from moebind.cli.devices import DevicesHere
-from moebind.cli.given import RPC, Given, takes
+from moebind.cli.given import RPC, TUNED, Given, takes
 from moebind.cli.loading import load
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show_line
@@ -57,7 +57,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write a line of JSON for e
 
 
 @takes_model
-@takes(PARAMS, RPC, *MODEL, *CONTEXT, *t.SAMPLING, hidden=t.RARE, n_ctx=str(N_CTX))
+@takes(PARAMS, TUNED, RPC, *MODEL, *CONTEXT, *t.SAMPLING, hidden=t.RARE, n_ctx=str(N_CTX))
 def command(
     model: o.ModelPath,
     prompt: Prompt = None,
@@ -81,7 +81,7 @@ def command(
     given: Given,
     as_json: AsJson = False,
 ) -> None:
-    """Chat with a model: each line is a question, /help shows what else there is. Ctrl-C stops a reply.
+    """Chat with a model: each line is a question, /help shows more. Ctrl-C stops a reply.
 
     Example: moebind chat moe.gguf -sys "Answer briefly." --temp 0.8
     """

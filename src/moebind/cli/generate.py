@@ -10,7 +10,7 @@ import typer
 from moebind.cli import options as o
 from moebind.cli import text_options as t
 from moebind.cli.devices import DevicesHere
-from moebind.cli.given import RPC, Given, takes
+from moebind.cli.given import RPC, TUNED, Given, takes
 from moebind.cli.loading import load
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show_line, stream
@@ -36,7 +36,7 @@ Timings = Annotated[bool, typer.Option("--timings", help="Tell at the end how lo
 
 
 @takes_model
-@takes(PARAMS, RPC, *MODEL, *CONTEXT, *t.SAMPLING, hidden=t.RARE, n_ctx=str(N_CTX))
+@takes(PARAMS, TUNED, RPC, *MODEL, *CONTEXT, *t.SAMPLING, hidden=t.RARE, n_ctx=str(N_CTX))
 def command(
     model: o.ModelPath,
     text: Prompt = None,

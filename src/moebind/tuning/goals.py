@@ -101,5 +101,7 @@ def _of_weights(given: Mapping[str, float]) -> Goal:
     total = sum(weights.values())
     if not total:
         raise ValueError("goal has no weight above 0")
+    if weights.get("decode") and weights.get("batch"):
+        raise ValueError("goal weighs decode and batch: single tokens are of one sequence, or of several; choose one")
     shares = {name: value / total for name, value in weights.items() if value}
     return Goal("weights", shares, 512, 64, 8 if "batch" in shares else 1)

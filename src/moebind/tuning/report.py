@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from moebind._core.tables import Column, text_table
+from moebind.bench.agreement import Agreement
+from moebind.tuning.configuration import Configuration, Process
 from moebind.tuning.decision import ERROR
+from moebind.tuning.goals import Goal
+from moebind.tuning.search import Step
+from moebind.tuning.trials import Trial
 
-if TYPE_CHECKING:
-    from moebind.tuning.result import Tuning
-    from moebind.tuning.search import Step
-
-__all__ = ["explained", "line", "table"]
+__all__ = ["Findings", "explained", "line", "table"]
 
 
-def table(found: Tuning) -> list[str]:
+@dataclass(frozen=True)
+class Findings:
+    """What was measured, and what came of it: :class:`moebind.Tuning`, which is one, describes the attributes."""
+
+    goal: Goal
+    process: Process
+    start: Configuration
+    steps: tuple[Step, ...]
+    total: Step | None
+    trials: tuple[Trial, ...] = field(repr=False)
+    agreements: Mapping[str, Agreement]
+    complete: bool
+
+    @property
+    def kept(self) -> tuple[Step, ...]:
+        """The steps that were kept; none if what they gave together was no more than noise."""
+        return tuple(step for step in self.steps if step.kept) if self.total is not None and self.total.kept else ()
+
+
+def table(found: Findings) -> list[str]:
     """A line for each step."""
     columns = [Column("what", left=True), Column("best choice", left=True), Column("times as fast"), Column("95 %")]
     columns += [Column("rounds"), Column("kept", left=True)]
@@ -40,7 +61,7 @@ def line(step: Step) -> str:
     return f"{what}: {speed}, {'kept' if step.kept else f'not kept: {step.why}'}"
 
 
-def explained(found: Tuning) -> str:
+def explained(found: Findings) -> str:
     """Sentences."""
     parts = ", ".join(f"{name} {weight:.0%}" for name, weight in found.goal.weights.items())
     work = f"{found.goal.n_prompt} tokens of prompt and {found.goal.n_generate} after it"
@@ -79,7 +100,7 @@ def explained(found: Tuning) -> str:
     return "\n".join(lines)
 
 
-def _speeds(found: Tuning) -> list[str]:
+def _speeds(found: Findings) -> list[str]:
     """Tokens a second of the last comparison: of the defaults, and of what was found."""
     last = [each for each in found.trials if each.purpose.startswith("all of it") and each.failure is None]
     lines = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pprint
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from moebind._core import checks
+from moebind._core.atomic_files import read_whole
 from moebind.bench.agreement import Agreement
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.plot import check_plot
@@ -16,18 +18,18 @@ from moebind.placement.saved import Identity, Saved, write
 from moebind.tuning.configuration import Configuration, Process
 from moebind.tuning.goals import Goal
 from moebind.tuning.plot import plot_steps
-from moebind.tuning.report import explained, table
+from moebind.tuning.report import Findings, explained, table
 from moebind.tuning.search import Step
 from moebind.tuning.trials import Trial
 
-__all__ = ["KEY", "Tuning"]
+__all__ = ["KEY", "Tuning", "read_fields"]
 
 #: Under which a file has what a saved fit has not.
 KEY = "tuning"
 
 
 @dataclass(frozen=True)
-class Tuning:
+class Tuning(Findings):
     """What :func:`moebind.tune` found. Printing it gives the table of its steps and the parameters.
 
     Attributes
@@ -60,23 +62,10 @@ class Tuning:
     """
 
     path: str
-    goal: Goal
     model_params: ModelParams
     context_params: ContextParams
-    process: Process
-    start: Configuration
-    steps: tuple[Step, ...]
-    total: Step | None
-    trials: tuple[Trial, ...] = field(repr=False)
-    agreements: Mapping[str, Agreement]
     conditions: Mapping[str, Any]
-    complete: bool
     _identity: Identity | None = field(default=None, repr=False)
-
-    @property
-    def kept(self) -> tuple[Step, ...]:
-        """The steps that were kept; none if what they gave together was no more than noise."""
-        return tuple(step for step in self.steps if step.kept) if self.total is not None and self.total.kept else ()
 
     @property
     def explanation(self) -> str:
@@ -211,30 +200,43 @@ class Tuning:
         OSError
             If it cannot be read.
         """
-        from moebind.tuning.saved import read_fields
-
         name = checks.path("path", path)
         saved, fields = Saved.read(name), read_fields(name)
         if fields is None:
             raise ValueError(f"{name} holds parameters, but no result of moebind.tune; Fit.load reads a fit")
         try:
             return cls(
-                saved.path,
                 Goal(**fields["goal"]),
-                saved.model_params,
-                saved.context_params,
                 Process.from_dict(fields["process"]),
                 Configuration.from_dict(fields["start"]),
                 tuple(map(_step, fields["steps"])),
                 None if fields["total"] is None else _step(fields["total"]),
                 tuple(map(_trial, fields["trials"])),
                 {name: Agreement(**each) for name, each in fields["agreements"].items()},
-                fields["conditions"],
                 bool(fields["complete"]),
+                saved.path,
+                saved.model_params,
+                saved.context_params,
+                fields["conditions"],
                 saved.identity,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{name} is damaged: {error}") from error
+
+
+def read_fields(path: str) -> dict[str, Any] | None:
+    """What a file has of a search; None if it has nothing of it.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    ValueError
+        If it is not JSON.
+    """
+    found = json.loads(read_whole(path))
+    fields = found.get(KEY) if isinstance(found, dict) else None
+    return fields if isinstance(fields, dict) else None
 
 
 def _step(fields: Mapping[str, Any]) -> Step:

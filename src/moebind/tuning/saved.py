@@ -10,16 +10,15 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from moebind._core.atomic_files import read_whole
 from moebind._core.native import decoded, lib
 from moebind.backend.devices import local_gpus
 from moebind.placement.header import read_header
 from moebind.placement.saved import Identity
 from moebind.tuning.configuration import Process
 from moebind.tuning.machine import conditions, differences
-from moebind.tuning.result import KEY
+from moebind.tuning.result import read_fields
 
-__all__ = ["Kept", "find", "folder", "here", "place", "process_of", "read_fields"]
+__all__ = ["Kept", "find", "folder", "here", "place", "process_of"]
 
 
 class Kept(NamedTuple):
@@ -77,21 +76,6 @@ def find(model: str | os.PathLike[str], about: Mapping[str, Any] | None = None) 
     return Kept(
         None, f"{identity.name} was tuned with another {' and '.join(differ)}, and the defaults are used: {again}"
     )
-
-
-def read_fields(path: str) -> dict[str, Any] | None:
-    """What a file has of a search; None if it has nothing of it.
-
-    Raises
-    ------
-    OSError
-        If it cannot be read.
-    ValueError
-        If it is not JSON.
-    """
-    found = json.loads(read_whole(path))
-    fields = found.get(KEY) if isinstance(found, dict) else None
-    return fields if isinstance(fields, dict) else None
 
 
 def process_of(path: str) -> Process:

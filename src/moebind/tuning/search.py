@@ -3,11 +3,11 @@
 It knows nothing of models: what is searched are objects that somebody else measures (:class:`Measures`), so that it can
 be tried on a machine that is only described.
 
-For each dimension, all its choices are measured side by side with what is the best so far, in rounds; on the way
-the slower half is left out (screening). The one that is left is then measured in new rounds, against the best so far
-alone, and is kept if the test of :mod:`moebind.tuning.decision` says so (confirmation): what made it look good while it
-was chosen does not count. All decisions of a search share one chance to err, half of which the last one has. In the end what was kept is measured
-against what the search began with, and if it is no better beyond the noise, nothing is kept.
+For each dimension, all its choices are measured side by side with what is the best so far, in rounds; on the way the
+slower half is left out (screening). The one that is left is then measured in new rounds, against the best so far
+alone, and is kept if the test of :mod:`moebind.tuning.decision` says so (confirmation): what made it look good while
+it was chosen does not count. In the end what was kept is measured against what the search began with, and if it is no
+better beyond the noise, nothing is kept. All decisions share one chance to err, half of which the last one has.
 """
 
 from __future__ import annotations

@@ -319,17 +319,17 @@ def _result(
         "command": command,
     }
     return Tuning(
-        asked.path,
         asked.goal,
-        best.model_params,
-        best.context_params,
         best.process,
         trials.start,
         found.steps,
         found.total,
         tuple(trials.trials),
         dict(trials.agreements),
-        about,
         found.complete,
+        asked.path,
+        best.model_params,
+        best.context_params,
+        about,
         identity,
     )

@@ -60,7 +60,9 @@ def test_it_is_never_slower_than_the_defaults() -> None:
 
 def test_what_it_says_of_the_gain_is_so() -> None:
     inside = [
-        math.log(found.total.low) <= machine.cost(machine.start) - machine.cost(found.best) <= math.log(found.total.high)
+        math.log(found.total.low)
+        <= machine.cost(machine.start) - machine.cost(found.best)
+        <= math.log(found.total.high)
         for machine, found in results()
         if found.total is not None and found.total.kept and found.total.low and found.total.high
     ]
