@@ -12,10 +12,10 @@ from typing import Any
 from moebind._core.sizes import show_size
 from moebind.backend.devices import Device
 from moebind.enums import FlashAttnType, GgmlType, LoadMode, NumaStrategy
-from moebind.errors import ContextCreationError, FitError
+from moebind.errors import ContextCreationError, FitError, MoebindError
 from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ContextParams, ModelParams
-from moebind.placement.fit import fit
+from moebind.placement.cache_share import cached_params, check_share
 from moebind.placement.movable import EXPERT_MATRIX
 from moebind.placement.plan import Plan
 from moebind.placement.search import Search
@@ -83,7 +83,7 @@ class Planner:
         if key not in self._refusals:
             try:
                 plan = self.search.plan(model, context)
-            except (ContextCreationError, ValueError) as error:
+            except (MoebindError, ValueError) as error:
                 self._refusals[key] = str(error).splitlines()[0]
             else:
                 over = {name: size for name, size in self.search.excess(plan).items() if size > 0}
@@ -198,7 +198,8 @@ def expert_cache(planner: Planner, current: Configuration) -> Choices:
         return reason
     context = current.context_params
     found = []
-    budgets = {name: size for name, size in planner.search.budgets.items() if name in {d.name for d in planner.devices}}
+    own = {device.name for device in planner.devices}
+    budgets = {name: size for name, size in planner.search.budgets.items() if name in own}
     sizes = [int(share * min(budgets.values())) // 2**20 * 2**20 for share in CACHE_SHARES] if budgets else []
     if context.moe_cache_size:
         without = planner.search.place(planner.unplaced(current), context.with_moe_cache_size(0))
@@ -208,20 +209,18 @@ def expert_cache(planner: Planner, current: Configuration) -> Choices:
         name = f"a cache of {show_size(size)} of experts"
         if size == context.moe_cache_size or not size:
             continue
+        cached = context.with_moe_cache_size(size)
+        base = planner.unplaced(current)
         try:
-            plan = fit(
-                planner.search.header.paths[0],
-                memory=planner.search.budgets,
-                n_ctx=context.n_ctx,
-                swa_full=context.swa_full,
-                model_params=planner.unplaced(current),
-                context_params=context,
-                moe_cache=size,
-            )
-        except (FitError, ContextCreationError, ValueError) as error:
+            plan = planner.search.place(cached_params(planner.search, base, cached), cached)
+            if plan is not None:
+                check_share(planner.search, base, cached, size, plan)
+        except (FitError, ContextCreationError) as error:
             found.append(Choice(name, current, str(error).splitlines()[0]))
             continue
-        if plan.context_params.moe_cache_size:
+        if plan is None:
+            found.append(Choice(name, current, "nothing fits beside it"))
+        elif plan.context_params.moe_cache_size:
             found.append(planner.choice(name, current, plan.model_params, moe_cache_size=size))
     return found or "all experts fit on the devices"
 

@@ -15,7 +15,7 @@ from moebind.tuning.goals import Goal
 from moebind.tuning.search import Step
 from moebind.tuning.trials import Trial
 
-__all__ = ["Findings", "explained", "line", "table"]
+__all__ = ["Findings", "explained", "line", "medians", "table"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,10 @@ def explained(found: Findings) -> str:
         lines.append(
             f"{' + '.join(step.name for step in found.kept)}: {speed}, in {len(found.total.differences)} rounds."
         )
-        lines += _speeds(found)
+        lines += [
+            f"{part}: {_number(before)} -> {_number(after)} tokens/s (medians)."
+            for part, (before, after) in medians(found).items()
+        ]
     for name, each in found.agreements.items():
         lines.append(
             f"{name}: a divergence of {each.mean_kl:.1e} nats from the defaults, the same likeliest token at "
@@ -100,17 +103,16 @@ def explained(found: Findings) -> str:
     return "\n".join(lines)
 
 
-def _speeds(found: Findings) -> list[str]:
-    """Tokens a second of the last comparison: of the defaults, and of what was found."""
+def medians(found: Findings) -> dict[str, tuple[float, float]]:
+    """Tokens a second of each part in the last comparison, medians: of the defaults, and of what was found."""
     last = [each for each in found.trials if each.purpose.startswith("all of it") and each.failure is None]
-    lines = []
+    speeds = {}
     for part in found.goal.weights:
         before = [each.speeds[part] for each in last if each.configuration == found.start]
         after = [each.speeds[part] for each in last if each.configuration != found.start]
         if before and after:
-            first, second = statistics.median(before), statistics.median(after)
-            lines.append(f"{part}: {_number(first)} -> {_number(second)} tokens/s (medians of {len(after)} runs each).")
-    return lines
+            speeds[part] = statistics.median(before), statistics.median(after)
+    return speeds
 
 
 def _number(value: float) -> str:
