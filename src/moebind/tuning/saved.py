@@ -44,8 +44,19 @@ def here() -> dict[str, Any]:
 def place(identity: Identity, about: Mapping[str, object]) -> str:
     """The file for a model under such conditions."""
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", identity.name.removesuffix(".gguf")).strip("-")[:60]
-    known_by = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    return os.path.join(folder(), f"{readable}-{identity.header[:16]}-{known_by[:12]}.json")
+    return os.path.join(folder(), f"{readable}-{identity.header[:16]}-{_known_by(about)}.json")
+
+
+def _known_by(about: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _kept(identity: Identity, known_by: str = "*") -> list[tuple[str, dict[str, Any]]]:
+    """Files for a model, whatever it was called, with what is in them; the latest last."""
+    pattern = f"*-{identity.header[:16]}-{known_by}.json"
+    paths = glob.glob(os.path.join(glob.escape(folder()), pattern))
+    found = [(path, fields) for path in sorted(paths) if (fields := _valid(path)) is not None]
+    return sorted(found, key=lambda each: str(each[1]["conditions"].get("date", "")))
 
 
 def find(model: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> Kept:
@@ -58,17 +69,14 @@ def find(model: str | os.PathLike[str], about: Mapping[str, Any] | None = None) 
     """
     identity = Identity.of(read_header(os.fspath(model)))
     now = here() if about is None else about
-    path = place(identity, now)
-    fields = _valid(path)
-    if fields is not None:
-        date = fields["conditions"].get("date", "")
-        return Kept(path, f"tuned for {fields['goal']['name']} on {date[:10]}: {path}")
-    others = glob.glob(os.path.join(glob.escape(folder()), f"*-{identity.header[:16]}-*.json"))
-    found = [fields for each in sorted(others) if (fields := _valid(each)) is not None]
+    for path, fields in reversed(_kept(identity, _known_by(now))):
+        date = str(fields["conditions"].get("date", ""))
+        return Kept(path, f"tuned for {fields['goal'].get('name')} on {date[:10]}: {path}")
+    found = _kept(identity)
     again = f"moebind tune {os.fspath(model)} finds what is fastest here"
     if not found:
         return Kept(None, f"{identity.name} was not tuned, and the defaults are used: {again}")
-    before = found[-1]["conditions"]
+    before = found[-1][1]["conditions"]
     differ = differences(before, now)
     if not differ:
         devices = " and ".join(before.get("devices", ())) or "the processor alone"
