@@ -129,7 +129,7 @@ def test_what_is_no_journal_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_another_search_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     Journal(path, ABOUT).close()
-    with pytest.raises(ValueError, match=r"of another search: its machine differs \(machine was \{'cpu': 2\}"):
+    with pytest.raises(ValueError, match=r"of another search: machine differs \(machine was \{'cpu': 2\}"):
         Journal(path, {**ABOUT, "machine": {"cpu": 3}}, resume=True)
 
 

@@ -371,10 +371,10 @@ def cache_types(planner: Planner, current: Configuration) -> Choices:
 #: All dimensions in the order in which they are searched: what decides most first, and what follows from it after it.
 DIMENSIONS: Mapping[str, Callable[[Planner, Configuration], Choices]] = {
     "placement": placement,
-    "micro-batch": micro_batch,
-    "expert cache": expert_cache,
     "threads": threads,
     "batch threads": batch_threads,
+    "micro-batch": micro_batch,
+    "expert cache": expert_cache,
     "load mode": load_mode,
     "repacking": repacking,
     "pinned memory": pinned_memory,

@@ -115,7 +115,7 @@ class Journal:
         if other:
             name = other[0]
             raise ValueError(
-                f"{self.path} is of another search: its {' and '.join(other)} {'differ' if other[1:] else 'differs'} "
+                f"{self.path} is of another search: {' and '.join(other)} {'differ' if other[1:] else 'differs'} "
                 f"({name} was {shown(before.get(name))}, and is {shown(self._about.get(name))}); leave resume out to "
                 "begin"
             )

@@ -152,7 +152,8 @@ def tune(
             file = f"{target[:-5]}.journal"
         else:
             file = os.path.join(scratch, "journal")
-        os.makedirs(os.path.dirname(os.path.abspath(file)), exist_ok=True)
+        for each in (file, target) if kept else (file,):
+            os.makedirs(os.path.dirname(os.path.abspath(each)), exist_ok=True)
         about = {"model": identity.header, "machine": machine, **asked.record()}
         written = Journal(file, about, resume=again)
         try:
