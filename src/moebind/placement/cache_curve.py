@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from moebind._core import checks
+from moebind._core.pictures import html_of
 from moebind._core.sizes import parse_size, show_size
 from moebind._core.tables import Column, text_table
 from moebind.placement.chosen_experts import N_TOKENS_MAX, ChosenExperts, Groups, Layout, replay
@@ -307,6 +308,10 @@ class CacheCurve:
         """Some of the points, evenly, with the first, the last and the one that holds a token's experts."""
         picked = set(np.linspace(0, len(self.points) - 1, N_ROWS - 1).round().astype(int).tolist())
         return [point for at, point in enumerate(self.points) if at in picked or point.size == self.token_bytes]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the curve, and the table."""
+        return html_of(str(self), draw=self.plot)
 
     def __repr__(self) -> str:
         return f"<CacheCurve, {len(self.points)} sizes, {self.n_tokens} tokens>"

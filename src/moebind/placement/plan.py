@@ -189,12 +189,7 @@ class Plan(MemoryBreakdown):
     def to_dict(self) -> dict[str, object]:
         """The plan as plain values, for JSON: keys stay the same from version to version, sizes are bytes."""
         return {
-            "path": self.path,
-            "n_ctx": self.n_ctx,
-            "mapped": self.mapped,
-            "gaps": self.gaps,
-            "lazy": self.lazy,
-            "n_swa": self.n_swa,
+            **{name: getattr(self, name) for name in ("path", "n_ctx", "mapped", "gaps", "lazy", "n_swa")},
             "model_params": write(self.model_params, callbacks=False),
             "context_params": write(self.context_params, callbacks=False),
             "fits": self.fits,
@@ -290,6 +285,10 @@ class Plan(MemoryBreakdown):
                 f"{show_size(self.bytes_read)} of it were read from the Hugging Face Hub; nothing was downloaded."
             )
         return [*lines, *(["It fits."] if self.fits else ["It does not fit.", *self.advice])]
+
+    @staticmethod
+    def _whole(device: DeviceMemory) -> int:
+        return device.free
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the plan as stacked bars, one per device, into a file.

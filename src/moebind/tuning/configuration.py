@@ -28,7 +28,7 @@ class Process:
     cpus : tuple[int, ...] or None
         The processors that it may run on; None: all that it has.
     numa : str
-        The name of a :class:`NumaStrategy`.
+        The name of a :class:`moebind.NumaStrategy`.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -328,7 +328,7 @@ def _result(
         tuple(trials.trials),
         dict(trials.agreements),
         found.complete,
-        asked.path,
+        asked.request["path"],
         best.model_params,
         best.context_params,
         about,
