@@ -282,7 +282,7 @@ from .sampling.candidates import TokenDataArray as TokenDataArray
 from .sampling.json_schema import json_schema_to_grammar as json_schema_to_grammar
 from .sampling.sampler import Sampler as Sampler
 from .state.seq_state import SeqState as SeqState
-
-__version__: str
 from .tuning.result import Tuning as Tuning
 from .tuning.tune import tune as tune
+
+__version__: str
