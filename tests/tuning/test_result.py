@@ -104,6 +104,13 @@ def test_a_picture(path: Path, tmp_path: Path) -> None:
         made_up(path, steps=STEPS[:1], total=None).plot(tmp_path / "none.svg")
 
 
+def test_notebooks_show_it(path: Path) -> None:
+    shown = made_up(path)._repr_html_()
+    assert "data:image/svg+xml" in shown
+    assert "n_ubatch 128" in shown
+    assert "<img" not in made_up(path, steps=STEPS[:1], total=None)._repr_html_()
+
+
 def test_what_was_kept(path: Path) -> None:
     assert [step.name for step in made_up(path).kept] == ["n_ubatch 128", "read into memory"]
     lost = replace(TOTAL, kept=False, why="no faster beyond the noise")

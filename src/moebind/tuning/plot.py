@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moebind.placement.plot import TEXT
+from moebind._core.pictures import TEXT
 from moebind.tuning.search import Step
 
 __all__ = ["plot_steps"]

@@ -11,6 +11,7 @@ from typing import Any
 
 from moebind._core import checks
 from moebind._core.atomic_files import read_whole
+from moebind._core.pictures import html_of
 from moebind.bench.agreement import Agreement
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.plot import check_plot
@@ -149,6 +150,9 @@ class Tuning(Findings):
 
     def __str__(self) -> str:
         return "\n".join([*table(self), self.explanation])
+
+    def _repr_html_(self) -> str:
+        return html_of(str(self), draw=self.plot)
 
     def to_dict(self) -> dict[str, object]:
         """All of it as plain values, for JSON: what :meth:`save` writes.
