@@ -320,7 +320,7 @@ def tuned(run: Run) -> None:
             found = tune(
                 phi_path(run),
                 goal=goal,
-                minutes=0.2 if run.small else run.patience / 60 - 1,
+                minutes=1.0 if run.small else run.patience / 60 - 1,
                 memory=budget,
                 context_params=run.context,
                 devices=[run.device],

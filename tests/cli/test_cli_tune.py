@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Capture, run
 
-from moebind import Tuning
+from moebind import ModelParams, Tuning
 from moebind.cli import tune as command
+from moebind.cli.given import Given
 from moebind.tuning import saved
+from moebind.tuning.configuration import MIN_BATCH, Process
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tuning"))
+from results import CONTEXT, MODEL, made_up
 
 MakeTiny = Callable[..., Path]
 QUICK = ["--device", "none", "-c", 256, "-t", 1, "-p", 16, "-n", 4, "--only", "flash attention"]
@@ -124,3 +132,45 @@ def test_after_ctrl_c_it_says_where_the_journal_is(
     monkeypatch.setattr(command, "tune", tune)
     assert run("tune", path) == 130
     assert "interrupted: what was measured is in a file" in capsys.readouterr().err
+
+
+def kept(path: Path, **changes: Any) -> Path:
+    """A result in the folder where commands look."""
+    found = made_up(path, **changes)
+    assert found._identity is not None
+    target = Path(saved.place(found._identity, saved.here()))
+    target.parent.mkdir(parents=True)
+    found.save(target)
+    return target
+
+
+def test_what_was_found_is_read_as_parameters(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MIN_BATCH, raising=False)
+    before = os.sched_getaffinity(0)
+    target = kept(path, process=Process({MIN_BATCH: "77"}, (min(before),)))
+    given = Given({"tuned": True, "params": None, "n_ubatch": 64})
+    try:
+        chosen = given.read(str(path), n_ctx=4096)
+        assert os.environ.pop(MIN_BATCH) == "77"
+        assert os.sched_getaffinity(0) == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
+    assert chosen.model_params == MODEL
+    assert chosen.context_params == CONTEXT.with_n_ubatch(64)  # other options win over it
+    # A server takes them as those of a file: not with llama-server's own defaults.
+    assert given.values["params"] == str(target)
+
+
+def test_another_build_is_refused_with_a_sentence(path: Path, capsys: Capture) -> None:
+    about = {**saved.here(), "build": {"commit": "another"}}
+    kept(path, conditions=about).rename(saved.place(made_up(path)._identity, about))  # type: ignore[arg-type]
+    given = Given({"tuned": True, "params": None})
+    assert given.read(str(path)).model_params == ModelParams()
+    assert "was tuned with another build, and the defaults are used" in capsys.readouterr().err
+    assert given.values["params"] is None
+
+
+def test_a_file_of_another_model_is_refused(path: Path, tiny_path: MakeTiny, capsys: Capture) -> None:
+    target = kept(path)
+    assert run("generate", tiny_path(n_layer=2), "a", "--params", target) == 2
+    assert "is another model" in capsys.readouterr().err

@@ -237,7 +237,7 @@ def test_no_trial_takes_more_memory_than_it_may(tiny_path: MakeTiny, machine: Ma
     whole = moebind.plan(path, ModelParams(), SMALL, devices=["1GiB"]).devices[0]
     budget = whole.total // 2
     arguments = {**QUICK, "devices": ["1GiB"], "memory": budget}
-    found = moebind.tune(path, **arguments, dimensions=["placement", "micro-batch", "expert cache"])
+    found = moebind.tune(path, **arguments, dimensions=["placement", "expert cache"])
     # A described device is one with pinned memory and room for copies of experts; what plays one here is a worker,
     # which takes a little less.
     assert max(on_device) <= budget + whole.compute

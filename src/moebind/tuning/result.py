@@ -152,6 +152,7 @@ class Tuning(Findings):
         return "\n".join([*table(self), self.explanation])
 
     def _repr_html_(self) -> str:
+        """What a notebook shows: the picture, and the table."""
         return html_of(str(self), draw=self.plot)
 
     def to_dict(self) -> dict[str, object]:
