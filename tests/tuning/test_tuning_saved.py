@@ -115,6 +115,13 @@ def test_what_is_set_for_a_process(path: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain.json"
     plain.write_text('{"model_params": {}}', encoding="utf-8")
     assert saved.process_of(str(plain)) == Process()
+    for content in ("", "{", "[" * 100_000, "[]"):  # what reads parameters says what is wrong
+        plain.write_text(content, encoding="utf-8")
+        assert saved.process_of(str(plain)) == Process()
+    assert saved.process_of(str(tmp_path / "none")) == Process()
+    with open(plain, "wb") as file:
+        file.truncate(2**36)  # a model, such as people give by mistake; its bytes are not read
+    assert saved.process_of(str(plain)) == Process()
     plain.write_text(json.dumps({KEY: {"process": {"cpus": [0]}}}), encoding="utf-8")
     with pytest.raises(ValueError, match="is damaged"):
         saved.process_of(str(plain))

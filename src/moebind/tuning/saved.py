@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from moebind._core.native import decoded, lib
 from moebind.backend.devices import local_gpus
 from moebind.placement.header import read_header
-from moebind.placement.saved import Identity
+from moebind.placement.saved import LONGEST, Identity
 from moebind.tuning.configuration import Process
 from moebind.tuning.machine import conditions, differences
 from moebind.tuning.result import read_fields
@@ -87,14 +87,18 @@ def find(model: str | os.PathLike[str], about: Mapping[str, Any] | None = None) 
 
 
 def process_of(path: str) -> Process:
-    """What a file of parameters says is to be set for the process; nothing if it is not of a search.
+    """What a file of parameters says is to be set for the process; nothing if it is not of a search, or no such file.
 
     Raises
     ------
     ValueError
         If it is damaged.
     """
-    fields = read_fields(path)
+    try:
+        # What is longer is no file of parameters, and whoever reads it as one says so.
+        fields = read_fields(path) if os.path.getsize(path) <= LONGEST else None
+    except (OSError, ValueError, RecursionError):
+        return Process()
     try:
         return Process() if fields is None else Process.from_dict(fields["process"])
     except (KeyError, TypeError, AttributeError) as error:
