@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks, log
 from moebind._core.native import Hooks, ffi, lib, own
-from moebind._core.other_names import missing
+from moebind._core.other_names import missing, uncallable
 from moebind._core.owner import CallLock
 from moebind._core.shown import shown
 from moebind.backend import rpc_servers
@@ -170,6 +170,10 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
 
         def __getattr__(self, name: str) -> object:
             raise missing(self, name)
+
+        def __call__(self, *args: object, **kwargs: object) -> object:
+            """Refuse, and say what to write: the object of llama-cpp-python is called."""
+            raise uncallable(self)
 
     def __repr__(self) -> str:
         if self.closed:
