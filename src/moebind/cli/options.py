@@ -62,7 +62,6 @@ _OPTIONS = {
     "template": "--chat-template",
     "template_kwargs": "--chat-template-kwargs",
     "reasoning_format": "--reasoning-format",
-    "goal": "--goal",
     "n_ctx_min": "--ctx-size-min",
     "memory": "--memory",
     "margin": "--margin",
