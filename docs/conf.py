@@ -15,7 +15,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(np|os|codecs|contextlib|collections\.abc)\..*"),
     (r"py:class", r"ArrayLike|NDArray|CData|Buffer|Figure"),
-    (r"py:class", r"ModelBase|Stop"),  # in a union, whose parts have no aliases
+    (r"py:class", r"ModelBase|ProjectorBase|Stop|TypeAliasForwardRef"),  # in a union, whose parts have no aliases
 ]
 
 #: The base classes by which lower rooms know models and contexts; a reader has the real ones.
@@ -23,6 +23,7 @@ autodoc_type_aliases = {
     "ModelBase": "moebind.Model",
     "ContextBase": "moebind.Context",
     "SampledContext": "moebind.Context",
+    "ProjectorBase": "moebind.mtmd.MtmdContext",
 }
 
 html_theme = "furo"
