@@ -46,8 +46,6 @@ SOFTWARE = sorted(Path("/usr/share/vulkan/icd.d").glob("lvp_icd*.json"))
 if os.environ.get(GPU_TESTS) == "vulkan" and SOFTWARE:
     # Before the devices are listed: no other driver, and this one's device, which is a processor, as a GPU.
     os.environ |= {"VK_ICD_FILENAMES": str(SOFTWARE[0]), "GGML_VK_VISIBLE_DEVICES": "0"}
-    # Mesa 22.3 reads a null pointer in a thread of its own more often when operations are fused.
-    os.environ["GGML_VK_DISABLE_FUSION"] = "1"
     # It keeps the shaders that it has compiled: one folder for all processes of a run.
     shaders = tempfile.TemporaryDirectory(prefix="moebind-mesa-")
     os.environ.setdefault("MESA_SHADER_CACHE_DIR", shaders.name)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from headers import Function
 from pycparser import c_ast, c_generator
 
-#: What must not be called once a device is lost: it would end the process (``settle_cuda_error`` in guard.cpp).
+#: What must not be called once a device is lost: it would end the process (``device_lost`` in guard.h).
 FREE_ON_DEVICES = {"llama_free", "llama_model_free", "ggml_backend_buffer_free", "mtmd_free"}
 
 #: Functions that make something, and what frees it. For each f there is an own_f besides, which has the result owned

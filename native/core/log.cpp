@@ -46,6 +46,10 @@ void finish_line(thread_log & log) {
     if (log.line.empty()) {
         return;
     }
+    // Said before it is thrown, also where llama.cpp catches it. To free what is there would throw again, in a destructor.
+    if (log.level == GGML_LOG_LEVEL_ERROR && log.line.rfind("ggml_vulkan: device lost on ", 0) == 0) {
+        moebind::note_device_lost();
+    }
     if (log.level != GGML_LOG_LEVEL_DEBUG) {
         log.recent.push_back(log.line);
         if (log.recent.size() > n_recent) {

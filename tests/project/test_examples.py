@@ -94,6 +94,12 @@ def test_demo() -> None:
     assert len(re.findall(r"^(?:all on the device|with_\S+) +[\d.]+", said, re.MULTILINE)) == 3
 
 
+def test_the_demo_on_a_device_that_is_not_there() -> None:
+    done = run(EXAMPLES / "demo.py", "--device", "CUDA9", check=False)
+    assert done.returncode == 1
+    assert re.match(r"there is no GPU 'CUDA9' \(there are: .+\); `moebind doctor` says what is missing\n$", done.stderr)
+
+
 def test_demo_model_is_made_once(demo_path: Path) -> None:
     before = demo_path.stat().st_mtime_ns
     assert run(EXAMPLES / "demo_model.py").stdout.strip() == str(demo_path)
