@@ -10,7 +10,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import llm
@@ -104,6 +104,12 @@ class Chat(llm.Model):
         seed: int | None = Field(None, description="Of the random choice: the same seed gives the same text.")
         stop: str | list[str] | None = Field(None, description="Text that ends the reply, and is left out.")
         thinking: bool | None = Field(None, description="Whether a model that can reason first does it.")
+        tool_choice: Literal["auto", "required"] | None = Field(
+            None, description="required: a question is answered with one call first, if there are tools."
+        )
+        template: str | None = Field(
+            None, description="The chat template, in place of the model's: chatml, chatml-tools, or one in Jinja."
+        )
         n_ctx: int | None = Field(None, description="Tokens of context; 4096 if nothing says it.")
         n_threads: int | None = Field(None, description="Threads that compute.")
         n_gpu_layers: int | None = Field(None, description="Layers on the GPUs; -1: all.")

@@ -21,12 +21,13 @@ from moebind.params.params import ContextParams
 from moebind.placement.listing import list_models, listing_text
 
 if TYPE_CHECKING:
+    from moebind.chat.prompt import ToolCall
     from moebind.context.context import Context
     from moebind.params.params import ModelParams
 
 __all__ = ["Engine", "listing", "messages_of"]
 
-#: Options that say how to choose tokens, and when to stop; moebind knows them by the same names.
+#: Options that ``Context.chat`` takes as they are.
 _GENERATING = (
     "max_tokens",
     "temperature",
@@ -37,6 +38,7 @@ _GENERATING = (
     "presence_penalty",
     "frequency_penalty",
     "seed",
+    "template",
 )
 
 
@@ -127,12 +129,15 @@ class Engine:
         if "thinking" in options:
             arguments["template_kwargs"] = {"enable_thinking": options["thinking"]}
         messages = messages_of(prompt.messages)
+        tools = _tools(prompt.tools)
+        if options.get("tool_choice") == "required" and tools and messages and messages[-1]["role"] == "user":
+            arguments |= {"tool_choice": "required", "parallel_tool_calls": False}
         settings = {name: options[name] for name in LOADING if name in options}
         with self._placed(settings) as (loaded, params), loaded.context(params, conversation) as context:
             reply = context.chat(
                 messages,
                 stop=options.get("stop", ()),
-                tools=_tools(prompt.tools),
+                tools=tools,
                 json_schema=cast("dict[str, object] | None", prompt.schema),
                 **arguments,
             )
@@ -143,10 +148,7 @@ class Engine:
                     if delta.get("content"):
                         yield StreamEvent("text", delta["content"])
             for call in reply.message["tool_calls"]:
-                function = call["function"]
-                response.add_tool_call(
-                    llm.ToolCall(function["name"], json.loads(function["arguments"] or "{}"), call["id"])
-                )
+                response.add_tool_call(_tool_call(call, reply.stop_reason))
             usage = reply.usage
             cached = {"cached_tokens": usage.cached_tokens} if usage.cached_tokens else None
             response.set_usage(input=usage.prompt_tokens, output=usage.generated_tokens, details=cached)
@@ -231,6 +233,19 @@ def messages_of(messages: Sequence[llm.Message]) -> list[dict[str, object]]:
             made["tool_calls"] = calls
         result.append(made)
     return result
+
+
+def _tool_call(call: ToolCall, stop_reason: str | None) -> llm.ToolCall:
+    """A call as llm takes it."""
+    function = call["function"]
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        raise ValueError(
+            f"the reply ended ({stop_reason}) in the middle of a call of {function['name']!r}: raise max_tokens or "
+            "n_ctx"
+        ) from None
+    return llm.ToolCall(function["name"], arguments, call["id"])
 
 
 def _tools(tools: Sequence[Any]) -> list[dict[str, object]] | None:
