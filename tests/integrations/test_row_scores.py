@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from conftest import CPU, EXACT
 from moebind import Batch, Context, Model
 from moebind.integrations.row_scores import Row, RowScore, score_rows
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "numerics"))
+from references import COMPARISONS
 
 #: Logits differ by the order of sums, and a row's score is a sum of up to 40 of their logarithms.
 NEAR = 1e-3
@@ -79,6 +83,24 @@ def test_scores_are_those_of_one_row_at_a_time(
         assert found[at].is_greedy == score.is_greedy
     assert found[len(rows) - 1].is_greedy
     assert not all(each.is_greedy for each in found.values())
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
+def test_scores_are_those_of_transformers(name: str) -> None:
+    # Whose logits tests/numerics keeps; a token's logarithm is twice as far off as a logit, at most.
+    each = next(each for each in COMPARISONS if each.name == name)
+    tokens, logits = each.tokens().tolist(), each.logits().astype(np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    places = [(1, 64), (20, 30), (20, 25), (40, 64)]
+    rows = [Row(tuple(tokens[:start]), tuple(tokens[start:end])) for start, end in places]
+    with each.context() as context:
+        model = context.model
+        with model.new_context(EXACT.with_n_seq_max(4).with_kv_unified(True)) as several:
+            found = dict(score_rows(several, rows))
+    for at, (start, end) in enumerate(places):
+        expected = sum(logprobs[pos - 1, tokens[pos]] for pos in range(start, end))
+        assert found[at].logprob == pytest.approx(expected, abs=2 * each.bound * (end - start))
+        assert 2 * each.bound * (end - start) < 0.05
 
 
 def test_what_rows_have_in_common_is_computed_once(moe: Model) -> None:
