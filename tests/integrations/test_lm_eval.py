@@ -181,3 +181,36 @@ def test_the_command_on_task_files(path: Path, tmp_path: Path) -> None:
     assert results["texts"]["word_perplexity,none"] > 1
     for name in TASKS:
         assert f"|{name}" in done.stdout.replace(" ", "")
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_scores_are_those_of_the_harness_own_model(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="needs torch and transformers")
+    transformers = pytest.importorskip("transformers", reason="needs torch and transformers")
+    if name != "llama" and not transformers.__version__.startswith("4."):
+        pytest.skip("tests/numerics/make_references.py knows the experts of transformers 4 only")
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "numerics"))
+    import make_references
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers import Tokenizer, models
+
+    words = {f"t{token}": token for token in range(make_references.architectures.N_VOCAB)}
+    special = {"bos_token": "t1", "eos_token": "t2", "pad_token": "t2", "unk_token": "t0"}
+    vocabulary = Tokenizer(models.WordLevel(words, special["unk_token"]))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=vocabulary, **special)
+    made = make_references.finished(name)
+    theirs = HFLM(pretrained=made, tokenizer=tokenizer, batch_size=8, max_length=512, device="cpu", backend="causal")
+    exact = {"context_params": {"n_ctx": 512, "type_k": "F32", "type_v": "F32", "flash_attn_type": "DISABLED"}}
+    (tmp_path / "exact.json").write_text(json.dumps(exact), encoding="utf-8")
+    params = {"n_gpu_layers": 0, "n_threads": 1, "params": tmp_path / "exact.json"}
+    ours = MoebindLM(make_references.DATA / f"{name}.gguf", **params)
+    random = np.random.default_rng(1)
+    rows = []
+    for _ in range(40):
+        question = random.integers(3, len(words), 60).tolist()
+        rows += [(("", ""), question, random.integers(3, len(words), n).tolist()) for n in (1, 4, 8, 8)]
+    expected = theirs._loglikelihood_tokens(rows, disable_tqdm=True)
+    found = ours._loglikelihood_tokens(rows, disable_tqdm=True)
+    ours.model.close()
+    assert np.abs(np.array(expected)[:, 0] - np.array(found)[:, 0]).max() < NEAR
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
