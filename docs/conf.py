@@ -13,9 +13,9 @@ exclude_patterns = ["_build", "results"]  # reports of benchmarks, for those who
 nitpicky = True
 #: Types of Python, numpy, matplotlib and cffi: references are elsewhere, and this site is built without a network.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(np|os|codecs|collections\.abc)\..*"),
+    (r"py:.*", r"(np|os|codecs|contextlib|collections\.abc)\..*"),
     (r"py:class", r"ArrayLike|NDArray|CData|Buffer|Figure"),
-    (r"py:class", r"ModelBase|Stop"),  # in a union, whose parts have no aliases
+    (r"py:class", r"ModelBase|ProjectorBase|Stop|TypeAliasForwardRef"),  # in a union, whose parts have no aliases
 ]
 
 #: The base classes by which lower rooms know models and contexts; a reader has the real ones.
@@ -23,6 +23,7 @@ autodoc_type_aliases = {
     "ModelBase": "moebind.Model",
     "ContextBase": "moebind.Context",
     "SampledContext": "moebind.Context",
+    "ProjectorBase": "moebind.mtmd.MtmdContext",
 }
 
 html_theme = "furo"

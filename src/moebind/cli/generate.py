@@ -12,6 +12,7 @@ from moebind.cli import text_options as t
 from moebind.cli.devices import DevicesHere
 from moebind.cli.given import RPC, Given, takes
 from moebind.cli.loading import load, new_context
+from moebind.cli.media import Audio, Images, Projector, opened, projector_for
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show_line, stream
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
@@ -49,6 +50,9 @@ def command(
     json_schema: t.Schema = None,
     json_schema_file: t.SchemaFile = None,
     device: DevicesHere = None,
+    image: Images = None,
+    audio: Audio = None,
+    mmproj: Projector = None,
     fit: o.Fit = "on",
     *,
     given: Given,
@@ -59,19 +63,35 @@ def command(
 
     Example: moebind generate moe.gguf "The capital of France is" -n 16
     """
+    from moebind.mtmd.bitmap import Bitmap
+
     asked = t.one_prompt(text, prompt, file)
     rules = t.one_text(grammar, grammar_file, ("--grammar", "--grammar-file"))
     schema = t.one_text(json_schema, json_schema_file, ("--json-schema", "--json-schema-file"))
     if rules is not None and schema is not None:
         raise ValueError("--grammar and --json-schema are both given; leave one of them out")
-    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit))
-    with loaded, new_context(loaded, context_params) as context:
+    media = [*(image or ()), *(audio or ())]
+    projector = projector_for(model, mmproj, media)
+    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit), mmproj=projector)
+    with (
+        loaded,
+        opened(projector, loaded, context_params.n_threads_batch) as mtmd,
+        new_context(loaded, context_params) as context,
+    ):
         choice = t.sampling(given)
         sampler = None
         if rules is not None:
             sampler, choice = _held_to(rules, loaded, asked, choice), {}
+        looked_at: list[str | Bitmap] = [Bitmap.from_file(path, mtmd) for path in media]
+        whole: str | list[str | Bitmap] = [*looked_at, asked] if looked_at else asked
         pieces = context.generate(
-            asked, sampler=sampler, max_tokens=predict, stop=stop or (), json_schema=schema, **choice
+            whole,
+            mtmd=mtmd,
+            sampler=sampler,
+            max_tokens=predict,
+            stop=stop or (),
+            json_schema=schema,
+            **choice,
         )
         try:
             for piece in pieces:

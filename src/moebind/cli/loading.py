@@ -38,7 +38,13 @@ class Loaded(NamedTuple):
 
 
 def load(
-    model: str, given: Given, device: Sequence[str] | None, *, fitted: bool = False, n_ctx: int | None = N_CTX
+    model: str,
+    given: Given,
+    device: Sequence[str] | None,
+    *,
+    fitted: bool = False,
+    n_ctx: int | None = N_CTX,
+    mmproj: str | None = None,
 ) -> Loaded:
     """Load the model of a command.
 
@@ -53,12 +59,14 @@ def load(
         file of parameters.
     n_ctx
         The length of context if neither says one; None: that of ``ContextParams``.
+    mmproj
+        A projector that is loaded besides, for which there has to be room.
     """
     params, context = computing(model, given, device, n_ctx)
     if fitted and given.values.get("params") is None and (local_gpus() if params.devices is None else params.devices):
         from moebind.placement.fit import fit
 
-        found = fit(model, n_ctx=context.n_ctx or None, model_params=params, context_params=context)
+        found = fit(model, n_ctx=context.n_ctx or None, model_params=params, context_params=context, mmproj=mmproj)
         params, context = found.model_params, found.context_params
     return Loaded(open_model(model, params), context)
 

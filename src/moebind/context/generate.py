@@ -14,7 +14,8 @@ from moebind._core.arguments import explained
 from moebind._core.native import CData, lib
 from moebind._core.shown import shown
 from moebind.context.batch import Batch
-from moebind.context.decode import Decoding
+from moebind.context.media import Media, MediaPart, MediaPrompt, has_media
+from moebind.context.media_messages import is_chat, with_markers
 from moebind.context.pieces import Piece, Pieces, Record, Writer
 from moebind.context.scores import Score, checked_logprobs, score
 from moebind.context.stops import Stop, Stops, checked_limit, checked_stops
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Never
 
+    from moebind.mtmd.bitmap import Bitmap
+    from moebind.mtmd.projector import MtmdContext
+
 __all__ = ["Generation", "Request"]
 
 
@@ -37,7 +41,7 @@ class Request:
 
     ``sampler`` makes what chooses; None is the sequence's backend sampler, or always the likeliest token. ``preserved``
     are special tokens whose text is given out. ``n_top`` is how many tokens a piece's ``top`` has; None: no
-    probabilities either.
+    probabilities either. With ``media``, ``tokens`` are the positions of the prompt (:class:`MediaPrompt`).
     """
 
     tokens: NDArray[np.int32]
@@ -46,10 +50,23 @@ class Request:
     sampler: Callable[[], Sampler | None]
     n_top: int | None
     preserved: frozenset[int] = frozenset()
+    media: MediaPrompt | None = None
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the cache that the prompt takes: its tokens, those of pictures and sound among them."""
+        return int(self.tokens.size) if self.media is None else self.media.n_cells
+
+    def steps(self, keep: int, n_batch: int) -> Iterator[tuple[int, int, MediaPart | None]]:
+        """What of the prompt is computed, after so many tokens that the cache holds already."""
+        if self.media is not None:
+            return self.media.steps(keep, n_batch)
+        size = self.tokens.size
+        return ((start, min(start + n_batch, size), None) for start in range(keep, size, n_batch))
 
     def writer(self, context: Generation) -> Writer:
         """What turns its tokens into pieces."""
-        return Writer(context._model, self.tokens.size, context._length_max, self.limit, self.stops, self.preserved)
+        return Writer(context._model, self.n_cells, context._length_max, self.limit, self.stops, self.preserved)
 
 
 def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
@@ -69,8 +86,8 @@ def sees_all(memory: CData, seq_id: int, pos: int, window: int) -> bool:
 
 
 def prepare(
-    context: Decoding,
-    tokens: NDArray[np.int32],
+    context: Generation,
+    request: Request,
     seq_id: int,
     reuse_prefix: bool,
     choose: Callable[[CData], int],
@@ -80,6 +97,7 @@ def prepare(
 
     Returns the number of this generation, what the cache holds, and the token that is chosen to follow.
     """
+    tokens, media = request.tokens, request.media
     with context._exclusive() as native:
         history = context._history.pop(seq_id, None)
         generation = context._take_over([seq_id])
@@ -89,22 +107,28 @@ def prepare(
             cached = lib.llama_memory_seq_pos_max(memory, seq_id) + 1
             # The last token is decoded in any case, for its logits.
             keep = min(common_prefix(np.array(history, np.int32), tokens), cached, tokens.size - 1)
+            keep = keep if media is None else media.whole(keep)
             if not sees_all(memory, seq_id, keep, lib.llama_model_n_swa(context._model._open())):
                 keep = 0
         if not lib.llama_memory_seq_rm(memory, seq_id, keep, -1):
             keep = 0  # this memory can only forget a whole sequence
             lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
-        record.n_cached = keep
+        record.n_cached = keep if media is None else media.cells(keep)
     n_batch = context.n_batch
-    for start in range(keep, tokens.size, n_batch):
-        part = tokens[start : start + n_batch]
-        batch = Batch(part.size)
-        batch.extend(part, start, seq_id, False)
-        batch.logits[-1] = start + part.size == tokens.size
+    for start, stop, part in request.steps(keep, n_batch):
+        if media is not None and part is not None:
+            rows = media.mtmd.encode_chunk(part.chunk)
+            with context._exclusive() as native:
+                context._must_own(seq_id, generation)
+                context._decode_media(native, media.mtmd, part.chunk, rows, start, seq_id, n_batch)
+            continue
+        batch = Batch(stop - start)
+        batch.extend(tokens[start:stop], start, seq_id, False)
+        batch.logits[-1] = stop == tokens.size
         with context._exclusive() as native:
             context._must_own(seq_id, generation)
             context._decode(native, batch)
-            if start + n_batch < tokens.size:
+            if stop < tokens.size:
                 continue
             context._history[seq_id] = held = tokens.tolist()
             # Before anybody else computes something here: the logits are those of the last batch.
@@ -137,7 +161,7 @@ def generate(
     if request.n_top is not None:
         choose = partial(_choose_and_score, context, choose, request.n_top, scores)
     simple = asked is None and request.n_top is None
-    generation, cached, token = prepare(context, request.tokens, seq_id, reuse_prefix, choose, record)
+    generation, cached, token = prepare(context, request, seq_id, reuse_prefix, choose, record)
     owners = context._owners
     while True:
         piece = writer.take(token)
@@ -170,7 +194,7 @@ def _choose_and_score(
     return token
 
 
-class Generation(Decoding):
+class Generation(Media):
     """A context that writes text. :class:`moebind.Context` is one."""
 
     _model: Prompts
@@ -179,8 +203,9 @@ class Generation(Decoding):
     def generate(
         self,
         /,
-        prompt: str | ArrayLike | Sequence[Mapping[str, object]],
+        prompt: str | ArrayLike | Sequence[Mapping[str, object]] | Sequence[str | Bitmap],
         *,
+        mtmd: MtmdContext | None = None,
         sampler: Sampler | None = None,
         max_tokens: SupportsIndex | None = None,
         stop: Stop | Sequence[Stop] | None = (),
@@ -205,7 +230,10 @@ class Generation(Decoding):
         ----------
         prompt
             Text, token ids, or messages, which are rendered as in :meth:`chat`. Special tokens in text are recognised,
-            and the tokens that the model wants at the beginning are added.
+            and the tokens that the model wants at the beginning are added. Or a list of texts, pictures and sounds,
+            ``[bitmap, "What is this?"]``.
+        mtmd
+            The projector, where the prompt has pictures or sound.
         sampler
             Chooses the tokens, and accepts those that it chose. None: what the next arguments say. Without any of them,
             the sequence's backend sampler (:meth:`set_sampler`) or, if it has none, always the likeliest token.
@@ -269,14 +297,16 @@ class Generation(Decoding):
             json_schema=json_schema,
             strict=strict,
             logprobs=logprobs,
+            mtmd=mtmd,
         )
         return Pieces._of(*self._generate(request, seq_id, reuse_prefix))
 
     def _request(
         self,
-        prompt: str | ArrayLike | Sequence[Mapping[str, object]],
+        prompt: str | ArrayLike | Sequence[Mapping[str, object]] | Sequence[str | Bitmap],
         settings: Settings,
         *,
+        mtmd: MtmdContext | None = None,
         sampler: Sampler | None = None,
         max_tokens: SupportsIndex | None = None,
         stop: Stop | Sequence[Stop] | None = (),
@@ -297,19 +327,19 @@ class Generation(Decoding):
         checks.boolean("strict", strict)
         limit, n_top = self._checked_choice(sampler, max_tokens, logprobs)
         stops = checked_stops(self._model, stop, preserved, more_stops)
-        tokens = self._prompt_tokens(prompt)
+        tokens, media = self._prompt(prompt, mtmd)
         if json_schema is not None:
             grammar = Sampler.json_schema(self._model, json_schema, strict=strict)
 
         def make() -> Sampler | None:
-            chain = settings.sampler(tokens, seed_offset)
+            chain = settings.sampler(tokens if media is None else tokens[tokens >= 0], seed_offset)
             chosen = sampler.clone() if copies and sampler is not None else sampler
             chosen = chosen if chain is None else chain
             if grammar is None:
                 return chosen
             return behind(grammar.clone() if copies else grammar, chosen, own=copies or chain is not None)
 
-        return Request(tokens, limit, stops, make, n_top, preserved)
+        return Request(tokens, limit, stops, make, n_top, preserved, media)
 
     def _checked_choice(
         self, sampler: Sampler | None, max_tokens: SupportsIndex | None, logprobs: bool | SupportsIndex | None
@@ -332,14 +362,26 @@ class Generation(Decoding):
                 f"logprobs need the logits of sequence {seq}, which stay where its backend sampler runs: take it away "
                 f"with set_sampler({seq}, None), or use another sequence"
             )
-        record = Record(request.tokens.size, "length" if request.limit == 0 else None)
+        record = Record(request.n_cells, "length" if request.limit == 0 else None)
         return generate(self, request, sampler, seq, reuse, record), record
 
-    def _prompt_tokens(self, prompt: str | ArrayLike | Sequence[Mapping[str, object]]) -> NDArray[np.int32]:
-        tokens = self._model._prompt_tokens(prompt)
+    def _prompt(self, prompt: Any, mtmd: MtmdContext | None) -> tuple[NDArray[np.int32], MediaPrompt | None]:
+        """The tokens of a prompt; with pictures or sound, its positions and what they are."""
+        media = None
+        if mtmd is not None:
+            self._must_fit(mtmd)
+            if is_chat(prompt):
+                messages, pictures = with_markers(prompt, mtmd)
+                prompt = pictures.put_into(self._model.apply_chat_template(messages))
+        if has_media(prompt, mtmd):
+            media = self._media_prompt(prompt, mtmd)
+            tokens, n = media.tokens, media.n_cells
+        else:
+            tokens = self._model._prompt_tokens(prompt)
+            n = tokens.size
         self._check_generates()
-        self._check_length(tokens)
-        return tokens
+        self._check_length(n)
+        return tokens, media
 
     def _check_generates(self) -> None:
         if self._encodes:
@@ -349,10 +391,10 @@ class Generation(Decoding):
                 "this context predicts further ahead (ContextType.MTP), and cannot generate text by itself"
             )
 
-    def _check_length(self, tokens: NDArray[np.int32]) -> None:
-        if tokens.size > self._length_max:
+    def _check_length(self, n_tokens: int) -> None:
+        if n_tokens > self._length_max:
             raise ValueError(
-                f"prompt has {tokens.size} tokens; a sequence of this context takes {self._length_max}: make it with a "
+                f"prompt has {n_tokens} tokens; a sequence of this context takes {self._length_max}: make it with a "
                 "larger n_ctx"
             )
 
@@ -363,6 +405,8 @@ class Generation(Decoding):
         Settings(**{each.name: options.get(each.name) for each in fields(Settings)}).alone(sampler)
         self._checked_choice(sampler, max_tokens, logprobs)
         self._seq("seq_id", options.get("seq_id", 0))
+        if options.get("mtmd") is not None:
+            self._must_fit(options["mtmd"])
         checks.boolean("reuse_prefix", options.get("reuse_prefix", True))
 
     @property
