@@ -176,8 +176,8 @@ class PythonKinds(GrammarKinds):
         grammar
             In GBNF, whose root is ``root``.
         json_schema
-            A JSON schema. As in the standard, and unlike in :meth:`json_schema`, an object may have more properties than
-            it names, unless ``"additionalProperties": false`` says otherwise.
+            A JSON schema. As in the standard, and unlike in :meth:`json_schema`, an object may have more properties
+            than it names, unless ``"additionalProperties": false`` says otherwise.
         regex
             A regular expression of Rust's, for the whole text.
         lark
