@@ -54,7 +54,7 @@ def test_it_tunes_and_others_use_it(path: Path, tmp_path: Path, capsys: Capture)
     assert "Options of moebind: -ngl 0 " in said.out
     found = Tuning.load(tmp_path / "tuned.json")
     assert found.context_params.n_threads == 1
-    assert found.conditions["command"].startswith("moebind ")
+    assert found.conditions["command"].split()[0] == "moebind"
     assert "flash-attn = " in (tmp_path / "preset.ini").read_text(encoding="utf-8")
     assert saved.find(path).path is not None
     for source in (["--tuned"], ["--params", tmp_path / "tuned.json"]):
