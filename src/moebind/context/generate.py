@@ -12,7 +12,6 @@ import numpy as np
 from moebind._core import checks
 from moebind._core.arguments import explained
 from moebind._core.native import CData, lib
-from moebind._core.shown import shown
 from moebind.context.batch import Batch
 from moebind.context.media import Media, MediaPart, MediaPrompt, has_media
 from moebind.context.media_messages import is_chat, with_markers
@@ -22,7 +21,7 @@ from moebind.context.stops import Stop, Stops, checked_limit, checked_stops
 from moebind.context.unknown_arguments import refuse
 from moebind.errors import BatchError, SamplerError
 from moebind.model.prompts import Prompts
-from moebind.sampling.sampler import Sampler
+from moebind.sampling.sampler import Sampler, check_sampler
 from moebind.sampling.settings import Settings, behind
 
 if TYPE_CHECKING:
@@ -346,8 +345,7 @@ class Generation(Media):
     ) -> tuple[int | None, int | None]:
         """What of these does not depend on the prompt: ``max_tokens``, and how many tokens a piece's ``top`` has."""
         if sampler is not None:
-            if not isinstance(sampler, Sampler):
-                raise TypeError(f"sampler is {shown(sampler)}; it takes a Sampler")
+            check_sampler(sampler)
             sampler._must_choose()
         return checked_limit(max_tokens), checked_logprobs(logprobs, self._model.n_vocab)
 
