@@ -40,6 +40,7 @@ MADE = {
     "moebind_sampler_grammar": "llama_sampler_free",
     "moebind_sampler_infill": "llama_sampler_free",
     "moebind_sampler_python": "llama_sampler_free",
+    "moebind_speculative_new": "moebind_speculative_free",
     "moebind_take_output": "ggml_backend_buffer_free",
 }
 

@@ -47,6 +47,7 @@ from moebind.context.generate_many import NumberedPieces
 from moebind.context.pieces import Completion, Piece, Pieces, TokenLogprob, Usage
 from moebind.context.pool import ContextPool
 from moebind.context.replies import ChatDelta, ChatReply, ToolCallDelta
+from moebind.context.speculative import Speculative
 from moebind.enums import (
     AttentionType,
     ContextType,
@@ -63,6 +64,7 @@ from moebind.enums import (
     RopeScalingType,
     RopeType,
     SchedPriority,
+    SpeculativeType,
     SplitMode,
     StateSeqFlags,
     TokenAttr,
@@ -166,6 +168,8 @@ __all__ = [
     "SchedPriority",
     "SeqState",
     "Severity",
+    "Speculative",
+    "SpeculativeType",
     "SplitMode",
     "StateSeqFlags",
     "TensorObserver",

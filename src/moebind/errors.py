@@ -189,7 +189,7 @@ class ServerError(MoebindError):
 
 
 class SpeculativeError(MoebindError):
-    """Reserved for speculative decoding, which moebind does not do yet: nothing raises it."""
+    """A draft cannot be used with a context, or a context cannot verify drafts; the message says why."""
 
 
 class QuantizeError(MoebindError):

@@ -1,0 +1,91 @@
+"""What comes before the first token: a prompt enters the cache, as far as it is not there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moebind._core.native import CData, lib
+from moebind.context.batch import Batch
+from moebind.context.decode import Decoding
+from moebind.context.pieces import Record
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moebind.context.drafting import Drafting
+
+__all__ = ["common_prefix", "prepare", "sees_all"]
+
+
+def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """How many tokens two arrays begin with alike."""
+    n = min(a.size, b.size)
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) if differ.size else n
+
+
+def sees_all(memory: CData, seq_id: int, pos: int, window: int) -> bool:
+    """Whether the cache holds all of a sequence that a token at this position sees.
+
+    Without ``swa_full``, positions before a sliding window are dropped, and none between the first and the last.
+    """
+    first = int(lib.llama_memory_seq_pos_min(memory, seq_id))
+    return first == 0 or (0 < first <= pos - window and window > 0)
+
+
+def prepare(
+    context: Decoding,
+    tokens: NDArray[np.int32],
+    seq_id: int,
+    reuse_prefix: bool,
+    choose: Callable[[CData], int],
+    record: Record,
+    drafting: Drafting | None = None,
+) -> tuple[int, list[int], int]:
+    """Take over a sequence and bring the prompt into its cache.
+
+    Returns the number of this generation, what the cache holds, and the token that is chosen to follow. ``drafting`` is
+    what drafts for it.
+    """
+    with context._exclusive() as native:
+        history = context._history.pop(seq_id, None)
+        generation = context._take_over([seq_id])
+        memory = lib.llama_get_memory(native)
+        keep = 0
+        if reuse_prefix and history is not None and lib.llama_memory_seq_pos_min(memory, seq_id) >= 0:
+            cached = lib.llama_memory_seq_pos_max(memory, seq_id) + 1
+            # The last token is decoded in any case, for its logits.
+            keep = min(common_prefix(np.array(history, np.int32), tokens), cached, tokens.size - 1)
+            if not sees_all(memory, seq_id, keep, lib.llama_model_n_swa(context._model._open())):
+                keep = 0
+        if drafting is not None:
+            keep = drafting.keep(seq_id, tokens, keep)
+        if not lib.llama_memory_seq_rm(memory, seq_id, keep, -1):
+            keep = 0  # this memory can only forget a whole sequence
+            lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
+            if drafting is not None:
+                drafting.keep(seq_id, tokens, keep)
+        record.n_cached = keep
+    n_batch = context.n_batch
+    for start in range(keep, tokens.size, n_batch):
+        part = tokens[start : start + n_batch]
+        batch = Batch(part.size)
+        batch.extend(part, start, seq_id, False)
+        batch.logits[-1] = start + part.size == tokens.size
+        with context._exclusive() as native:
+            context._must_own(seq_id, generation)
+            context._decode(native, batch)
+            if drafting is not None:
+                drafting.computed(batch)
+            if start + n_batch < tokens.size:
+                continue
+            context._history[seq_id] = held = tokens.tolist()
+            # Before anybody else computes something here: the logits are those of the last batch.
+            token = choose(native)
+            if drafting is not None:
+                drafting.begin(seq_id, held)
+            return generation, held, token
+    raise AssertionError("a prompt has tokens")
