@@ -175,6 +175,10 @@ def _check_states(target: Decoding, draft: Decoding, kind: SpeculativeType) -> N
             f"the draft reads {reads} of its target, which has {model.n_layer} layers of {model.n_embd} numbers: it "
             "was made for another model"
         )
+    if kind != SpeculativeType.DRAFT_EAGLE3 and other.token_mask is None:
+        raise SpeculativeError(
+            f"{other!r} has no mask token, which a DFlash model drafts with: its file is not complete"
+        )
 
 
 def _check_vocabularies(target: Decoding, draft: Decoding) -> None:
