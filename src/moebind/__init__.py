@@ -44,6 +44,7 @@ from moebind.context.batch import Batch
 from moebind.context.batch_ext import BatchExt
 from moebind.context.context import Context
 from moebind.context.generate_many import NumberedPieces
+from moebind.context.mtp_speculative import MtpSpeculative, MtpSpeculativeParams
 from moebind.context.pieces import Completion, Piece, Pieces, TokenLogprob, Usage
 from moebind.context.pool import ContextPool
 from moebind.context.replies import ChatDelta, ChatReply, ToolCallDelta
@@ -151,6 +152,8 @@ __all__ = [
     "ModelCard",
     "ModelParams",
     "MoeCacheStats",
+    "MtpSpeculative",
+    "MtpSpeculativeParams",
     "NumaStrategy",
     "Piece",
     "PlacedOverride",

@@ -110,7 +110,6 @@ def check_draft(target: Decoding, draft: Decoding | None, kinds: Sequence[Specul
         raise SpeculativeError("the target drafts for the draft: two contexts cannot wait for each other")
     if draft._other is not None and draft._other is not target:
         raise SpeculativeError("the draft's context was made with another ctx_other than the target")
-    _check_room(target, draft)
     kind = modelled[0]
     expected = inferred(draft)[0]
     if kind != expected:
@@ -119,6 +118,7 @@ def check_draft(target: Decoding, draft: Decoding | None, kinds: Sequence[Specul
         _check_states(target, draft, kind)
     else:
         _check_plain(draft)
+    _check_room(target, draft)
     _check_vocabularies(target, draft)
 
 

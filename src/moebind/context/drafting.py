@@ -61,16 +61,25 @@ class Drafting:
         self._target = speculative._target
         #: How many tokens of each sequence were told to llama-common.
         self._told = [0] * self._target._n_seq_max
+        #: How long the last draft of each was.
+        self.last_drafted = [0] * self._target._n_seq_max
 
     def keep(self, seq: int, tokens: NDArray[np.int32], n: int) -> int:
         """A text begins, of which the target has ``n`` tokens; how many of them need not be computed again."""
         return n
+
+    def known(self, seq: int) -> Sequence[int]:
+        """The tokens of a sequence that were seen."""
+        return ()
 
     def begin(self, seq: int, tokens: Sequence[int]) -> None:
         """The prompt is computed."""
         numbers = ffi.new("llama_token[]", list(tokens))
         lib.moebind_speculative_begin(self._speculative._open(), seq, numbers, len(tokens))
         self._told[seq] = len(tokens)
+
+    def keep_first(self, seq: int, n: int) -> None:
+        """Nothing comes after so many tokens of a sequence any more."""
 
     def forget(self, seq: int) -> None:
         """Something went wrong with a sequence, and nothing is known of what there is of it."""
@@ -93,6 +102,7 @@ class Drafting:
         for native, each in zip(asked, wanted, strict=True):
             self._told[each.seq] = len(each.tokens)
             each.drafted = list(native.drafted[0 : native.n_drafted])
+            self.last_drafted[each.seq] = len(each.drafted)
 
     def accept(self, seq: int, n: int, n_cached: int) -> None:
         """So many tokens of a draft were right; the target's cache holds ``n_cached`` of the sequence now."""
@@ -132,6 +142,17 @@ class DraftModel(Drafting):
             self._cut(native, seq, min(common_prefix(np.array(known, np.int32), tokens), n))
             self._same[seq] = len(known)
             return len(known) if self.follows else n
+
+    def known(self, seq: int) -> Sequence[int]:
+        """As :meth:`Drafting.known`."""
+        with self._held():
+            return tuple(self._known_of(seq))
+
+    def keep_first(self, seq: int, n: int) -> None:
+        """Forget what comes after so many tokens: the target has computed others in their place."""
+        with self._held() as native:
+            if len(self._known_of(seq)) > n:
+                self._cut(native, seq, n)
 
     def begin(self, seq: int, tokens: Sequence[int]) -> None:
         """As :meth:`Drafting.begin`."""
