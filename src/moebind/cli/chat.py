@@ -12,6 +12,7 @@ from moebind.cli import text_options as t
 from moebind.cli.chat_commands import talk
 from moebind.cli.conversation import Conversation, read_messages
 from moebind.cli.devices import DevicesHere
+from moebind.cli.drafts import DRAFTS, RARE_DRAFTS, drafting, predicts_ahead
 from moebind.cli.given import RPC, Given, takes
 from moebind.cli.loading import load
 from moebind.cli.model_argument import takes_model
@@ -57,7 +58,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write a line of JSON for e
 
 
 @takes_model
-@takes(PARAMS, RPC, *MODEL, *CONTEXT, *t.SAMPLING, hidden=t.RARE, n_ctx=str(N_CTX))
+@takes(PARAMS, RPC, *MODEL, *CONTEXT, *t.SAMPLING, *DRAFTS, hidden=t.RARE | RARE_DRAFTS, n_ctx=str(N_CTX))
 def command(
     model: o.ModelPath,
     prompt: Prompt = None,
@@ -102,8 +103,9 @@ def command(
         "json_schema": t.one_text(json_schema, json_schema_file, ("--json-schema", "--json-schema-file")),
         **t.sampling(given),
     }
-    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit))
-    with loaded, loaded.new_context(context_params) as context:
+    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit), load_mtp=predicts_ahead(given))
+    with loaded, loaded.new_context(context_params) as context, drafting(given, context) as speculative:
+        arguments["speculative"] = speculative
         terminal = Terminal()
         chat = Conversation(context, terminal, arguments, show_line if as_json else None)
         chat.messages = messages

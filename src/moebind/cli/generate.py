@@ -10,6 +10,7 @@ import typer
 from moebind.cli import options as o
 from moebind.cli import text_options as t
 from moebind.cli.devices import DevicesHere
+from moebind.cli.drafts import DRAFTS, RARE_DRAFTS, drafting, predicts_ahead
 from moebind.cli.given import RPC, Given, takes
 from moebind.cli.loading import load
 from moebind.cli.model_argument import takes_model
@@ -36,7 +37,7 @@ Timings = Annotated[bool, typer.Option("--timings", help="Tell at the end how lo
 
 
 @takes_model
-@takes(PARAMS, RPC, *MODEL, *CONTEXT, *t.SAMPLING, hidden=t.RARE, n_ctx=str(N_CTX))
+@takes(PARAMS, RPC, *MODEL, *CONTEXT, *t.SAMPLING, *DRAFTS, hidden=t.RARE | RARE_DRAFTS, n_ctx=str(N_CTX))
 def command(
     model: o.ModelPath,
     text: Prompt = None,
@@ -64,14 +65,20 @@ def command(
     schema = t.one_text(json_schema, json_schema_file, ("--json-schema", "--json-schema-file"))
     if rules is not None and schema is not None:
         raise ValueError("--grammar and --json-schema are both given; leave one of them out")
-    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit))
-    with loaded, loaded.new_context(context_params) as context:
+    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit), load_mtp=predicts_ahead(given))
+    with loaded, loaded.new_context(context_params) as context, drafting(given, context) as speculative:
         choice = t.sampling(given)
         sampler = None
         if rules is not None:
             sampler, choice = _held_to(rules, loaded, asked, choice), {}
         pieces = context.generate(
-            asked, sampler=sampler, max_tokens=predict, stop=stop or (), json_schema=schema, **choice
+            asked,
+            sampler=sampler,
+            max_tokens=predict,
+            stop=stop or (),
+            json_schema=schema,
+            speculative=speculative,
+            **choice,
         )
         try:
             for piece in pieces:

@@ -31,7 +31,13 @@ class Loaded(NamedTuple):
 
 
 def load(
-    model: str, given: Given, device: Sequence[str] | None, *, fitted: bool = False, n_ctx: int | None = N_CTX
+    model: str,
+    given: Given,
+    device: Sequence[str] | None,
+    *,
+    fitted: bool = False,
+    n_ctx: int | None = N_CTX,
+    load_mtp: bool = False,
 ) -> Loaded:
     """Load the model of a command.
 
@@ -46,8 +52,12 @@ def load(
         file of parameters.
     n_ctx
         The length of context if neither says one; None: that of ``ContextParams``.
+    load_mtp
+        Whether the layers that predict further ahead are loaded.
     """
     params, context = computing(model, given, device, n_ctx)
+    if load_mtp:
+        params = params.with_load_mtp(True)
     if fitted and given.values.get("params") is None and (local_gpus() if params.devices is None else params.devices):
         from moebind.placement.fit import fit
 
