@@ -26,10 +26,14 @@ from moebind import Context, ContextParams, Model, ModelParams, Speculative
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import demo_model
 
-#: A story, which repeats nothing, and an edit, which repeats nearly all that it was given.
+#: A story, which repeats nothing, and a text that is there once already.
 STORY = "Once upon a time, in a village by the sea,"
-LINES = "".join(f"item {number}: the price of part {number} is {number * 7} dollars\n" for number in range(1, 13))
-COPY = f"A list:\n{LINES}\nThe same list again:\n{LINES[: len(LINES) // 3]}"
+TEXT = (
+    "The harbour lies below the old town. Fishermen leave before sunrise, and their boats come back at noon. In winter "
+    "the ferry does not run, so that letters arrive a week late. The baker, whose oven is the only warm place then, "
+    "keeps them in a drawer until somebody asks.\n"
+)
+COPY = TEXT + "\n" + TEXT + "\n" + TEXT[:60]
 
 
 def speed(context: Context, prompt: str, n_tokens: int, speculative: Speculative | str | None) -> float:

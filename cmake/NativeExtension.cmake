@@ -32,7 +32,7 @@ foreach(library IN LISTS loaded)
 endforeach()
 
 # Globbed when CMake runs, as it does in every install.
-file(GLOB generator "${native}/bind/*.py" "${native}/bind/*.h" "${native}/bind/stand-ins/*.h" "${native}/core/shim.h"
+file(GLOB generator "${native}/bind/*.py" "${native}/bind/*.h" "${native}/bind/stand-ins/*.h" "${native}/core/shim.h" "${native}/core/drafts.h"
   "${vendored}/include/*.h" "${vendored}/ggml/include/*.h")
 # The generator leaves files that did not change alone; the stamp says when it last ran.
 add_custom_command(

@@ -15,13 +15,15 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(np|os|codecs|collections\.abc)\..*"),
     (r"py:class", r"ArrayLike|NDArray|CData|Buffer|Figure"),
-    (r"py:class", r"ModelBase|Stop"),  # in a union, whose parts have no aliases
+    # In a union, whose parts have no aliases.
+    (r"py:class", r"ModelBase|Stop|(moebind\..*\.)?(SpeculativeType|Decoding)"),
 ]
 
 #: The base classes by which lower rooms know models and contexts; a reader has the real ones.
 autodoc_type_aliases = {
     "ModelBase": "moebind.Model",
     "ContextBase": "moebind.Context",
+    "Decoding": "moebind.Context",
     "SampledContext": "moebind.Context",
 }
 

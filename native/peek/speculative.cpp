@@ -1,7 +1,7 @@
 // Speculative decoding by llama-common: what drafts tokens for a context to verify (src/moebind/context/speculative.py).
 #include "common.h"
+#include "drafts.h"
 #include "llama-ext.h"
-#include "shim.h"
 #include "speculative.h"
 
 #include <algorithm>
@@ -64,6 +64,8 @@ common_params_speculative params_of(const moebind_speculative_params & given) {
             map->size_n = given.n_match;
         }
     }
+    // It drops drafts that are shorter than what it looks for.
+    params.ngram_simple.size_n = std::min(params.ngram_simple.size_n, params.ngram_simple.size_m);
     if (given.min_hits > 0) {
         for (auto * map : maps) {
             map->min_hits = given.min_hits;

@@ -9,7 +9,7 @@ The caller holds the target's context in everything here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moebind.context.decode import Decoding
-    from moebind.context.speculative import Speculative
+    from moebind.enums import SpeculativeType
 
 __all__ = ["DraftModel", "Drafting", "Wanted"]
 
@@ -49,16 +49,17 @@ class Drafting:
 
     Parameters
     ----------
-    speculative
-        Who has it.
+    target
+        The context that it drafts for.
+    opened
+        Gives what drafts natively, or raises when it was closed.
     """
 
     #: Whether it looks at each computation of the target.
     follows = False
 
-    def __init__(self, speculative: Speculative) -> None:
-        self._speculative = speculative
-        self._target = speculative._target
+    def __init__(self, target: Decoding, opened: Callable[[], CData]) -> None:
+        self._target, self._opened = target, opened
         #: How many tokens of each sequence were told to llama-common.
         self._told = [0] * self._target._n_seq_max
         #: How long the last draft of each was.
@@ -75,7 +76,7 @@ class Drafting:
     def begin(self, seq: int, tokens: Sequence[int]) -> None:
         """The prompt is computed."""
         numbers = ffi.new("llama_token[]", list(tokens))
-        lib.moebind_speculative_begin(self._speculative._open(), seq, numbers, len(tokens))
+        lib.moebind_speculative_begin(self._opened(), seq, numbers, len(tokens))
         self._told[seq] = len(tokens)
 
     def keep_first(self, seq: int, n: int) -> None:
@@ -98,7 +99,7 @@ class Drafting:
             alive += [new, room]
             native.seq_id, native.last, native.n_max = each.seq, each.last, each.n_max
             native.n_kept, native.tokens, native.n_tokens, native.drafted = told, new, len(new), room
-        lib.moebind_speculative_draft(self._speculative._open(), asked, len(wanted))
+        lib.moebind_speculative_draft(self._opened(), asked, len(wanted))
         for native, each in zip(asked, wanted, strict=True):
             self._told[each.seq] = len(each.tokens)
             each.drafted = list(native.drafted[0 : native.n_drafted])
@@ -106,7 +107,7 @@ class Drafting:
 
     def accept(self, seq: int, n: int, n_cached: int) -> None:
         """So many tokens of a draft were right; the target's cache holds ``n_cached`` of the sequence now."""
-        lib.moebind_speculative_accept(self._speculative._open(), seq, n)
+        lib.moebind_speculative_accept(self._opened(), seq, n)
 
 
 class DraftModel(Drafting):
@@ -114,16 +115,20 @@ class DraftModel(Drafting):
 
     Parameters
     ----------
-    speculative
-        Who has it.
+    target, opened
+        As for :class:`Drafting`.
     draft
         The model's context.
+    kinds
+        Who drafts.
     """
 
-    def __init__(self, speculative: Speculative, draft: Decoding) -> None:
-        super().__init__(speculative)
+    def __init__(
+        self, target: Decoding, opened: Callable[[], CData], draft: Decoding, kinds: Sequence[SpeculativeType]
+    ) -> None:
+        super().__init__(target, opened)
         self._draft = draft
-        self.follows = bool(FROM_STATES.intersection(speculative._kinds))
+        self.follows = bool(FROM_STATES.intersection(kinds))
         #: Whether the draft has no cache of its own, but reads the target's.
         self._shares = draft._model._architecture == "gemma4-assistant"
         n_seq = draft._n_seq_max
@@ -174,7 +179,7 @@ class DraftModel(Drafting):
             for seq in sequences:
                 self._known_of(seq).extend(batch.token[of_token == seq].tolist())
             try:
-                followed = bool(lib.moebind_speculative_process(self._speculative._open(), batch._struct()))
+                followed = bool(lib.moebind_speculative_process(self._opened(), batch._struct()))
             finally:
                 if not followed:
                     for seq in sequences:

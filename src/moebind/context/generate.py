@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -15,12 +15,12 @@ from moebind._core.native import CData, lib
 from moebind._core.shown import shown
 from moebind.context.batch import Batch
 from moebind.context.decode import Decoding
-from moebind.context.pieces import Piece, Pieces, Record, Writer
-from moebind.context.prepare import prepare
+from moebind.context.pieces import Piece, Pieces, Record
+from moebind.context.prepare import Request, prepare
 from moebind.context.scores import Score, checked_logprobs, score
 from moebind.context.speculate import speculate
 from moebind.context.speculative import Speculative
-from moebind.context.stops import Stop, Stops, checked_limit, checked_stops
+from moebind.context.stops import Stop, checked_limit, checked_stops
 from moebind.context.unknown_arguments import refuse
 from moebind.enums import SpeculativeType
 from moebind.errors import BatchError, SamplerError, SpeculativeError
@@ -31,28 +31,10 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Never
 
-__all__ = ["Generation", "Request"]
+__all__ = ["Generation"]
 
-
-@dataclass(frozen=True)
-class Request:
-    """A text that is asked for: the arguments of :meth:`moebind.Context.generate`, checked.
-
-    ``sampler`` makes what chooses; None is the sequence's backend sampler, or always the likeliest token. ``preserved``
-    are special tokens whose text is given out. ``n_top`` is how many tokens a piece's ``top`` has; None: no
-    probabilities either.
-    """
-
-    tokens: NDArray[np.int32]
-    limit: int | None
-    stops: Stops
-    sampler: Callable[[], Sampler | None]
-    n_top: int | None
-    preserved: frozenset[int] = frozenset()
-
-    def writer(self, context: Generation) -> Writer:
-        """What turns its tokens into pieces."""
-        return Writer(context._model, self.tokens.size, context._length_max, self.limit, self.stops, self.preserved)
+#: What ``speculative="auto"`` is: few tokens have to match, and few are drafted, since it is measured anyway.
+AUTO: dict[str, Any] = {"kind": SpeculativeType.NGRAM_SIMPLE, "n_match": 4, "n_max": 8, "auto": True}
 
 
 def generate(
@@ -322,8 +304,7 @@ class Generation(Decoding):
             )
         known = self._own_speculatives.get(speculative)
         if not isinstance(known, Speculative) or known.closed:
-            automatic = speculative == "auto"
-            known = Speculative(self, kind=None if automatic else speculative, auto=automatic)
+            known = Speculative(self, **AUTO) if speculative == "auto" else Speculative(self, kind=speculative)
             self._own_speculatives[speculative] = known
         return known
 

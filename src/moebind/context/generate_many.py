@@ -13,8 +13,9 @@ from moebind._core.native import CData, ffi, lib
 from moebind._core.shown import shown
 from moebind.context.batch import Batch
 from moebind.context.draft_many import ManyDrafts
-from moebind.context.generate import Generation, Request
+from moebind.context.generate import Generation
 from moebind.context.pieces import Completion, Piece, Record
+from moebind.context.prepare import Request
 from moebind.context.schedule import Run, Schedule, pack
 from moebind.context.scores import Score, score
 from moebind.context.speculate import choose_drafted

@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from moebind._core.native import CData, lib
 from moebind.context.batch import Batch
 from moebind.context.decode import Decoding
-from moebind.context.pieces import Record
+from moebind.context.pieces import Record, Writer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moebind.context.drafting import Drafting
+    from moebind.context.stops import Stops
+    from moebind.sampling.sampler import Sampler
 
-__all__ = ["common_prefix", "prepare", "sees_all"]
+__all__ = ["Request", "common_prefix", "prepare", "sees_all"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A text that is asked for: the arguments of :meth:`moebind.Context.generate`, checked.
+
+    ``sampler`` makes what chooses; None is the sequence's backend sampler, or always the likeliest token. ``preserved``
+    are special tokens whose text is given out. ``n_top`` is how many tokens a piece's ``top`` has; None: no
+    probabilities either.
+    """
+
+    tokens: NDArray[np.int32]
+    limit: int | None
+    stops: Stops
+    sampler: Callable[[], Sampler | None]
+    n_top: int | None
+    preserved: frozenset[int] = frozenset()
+
+    def writer(self, context: Decoding) -> Writer:
+        """What turns its tokens into pieces."""
+        return Writer(context._model, self.tokens.size, context._length_max, self.limit, self.stops, self.preserved)
+
+
+class Follower(Protocol):
+    """What drafts for the text, and follows the context."""
+
+    def keep(self, seq: int, tokens: NDArray[np.int32], n: int) -> int:
+        """A text begins, of which the context has ``n`` tokens; how many of them need not be computed again."""
+
+    def begin(self, seq: int, tokens: Sequence[int]) -> None:
+        """The prompt is computed."""
+
+    def computed(self, batch: Batch) -> None:
+        """The context has computed this batch."""
 
 
 def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
@@ -43,7 +79,7 @@ def prepare(
     reuse_prefix: bool,
     choose: Callable[[CData], int],
     record: Record,
-    drafting: Drafting | None = None,
+    drafting: Follower | None = None,
 ) -> tuple[int, list[int], int]:
     """Take over a sequence and bring the prompt into its cache.
 

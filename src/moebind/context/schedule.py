@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moebind._core.native import CData, lib
-from moebind.context.generate import Request
 from moebind.context.pieces import Record, Writer
-from moebind.context.prepare import common_prefix, sees_all
+from moebind.context.prepare import Request, common_prefix, sees_all
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

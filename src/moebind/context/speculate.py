@@ -13,14 +13,13 @@ from moebind._core.native import CData, lib
 from moebind.context.batch import Batch
 from moebind.context.drafting import Drafting, Wanted
 from moebind.context.pieces import Piece, Record, Writer
-from moebind.context.prepare import prepare
+from moebind.context.prepare import Request, prepare
 from moebind.context.scores import Score, score
 from moebind.context.speculative_judge import Judge
 from moebind.errors import NoKvSlotError
 
 if TYPE_CHECKING:
     from moebind.context.decode import Decoding
-    from moebind.context.generate import Generation, Request
     from moebind.context.speculative import Speculative
     from moebind.sampling.sampler import Sampler
 
@@ -103,7 +102,7 @@ def switched_off(judge: Judge | None) -> bool:
 class _Text:
     """A text that is generated with drafts."""
 
-    context: Generation
+    context: Decoding
     speculative: Speculative
     request: Request
     seq: int
@@ -234,7 +233,7 @@ class _Text:
 
 
 def speculate(
-    context: Generation,
+    context: Decoding,
     request: Request,
     sampler: Sampler | None,
     seq_id: int,

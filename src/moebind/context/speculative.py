@@ -50,7 +50,8 @@ class Speculative(Owner):
     p_min
         A draft model stops where it is less sure than this of its next token.
     n_match
-        How many tokens of the text n-grams compare; None: llama.cpp's default, 12, or 24 for ``NGRAM_MOD``.
+        How many tokens of the text n-grams compare; None: llama.cpp's default, 12, or 24 for ``NGRAM_MOD``, and at most
+        ``n_max`` for ``NGRAM_SIMPLE``, which drafts no fewer.
     min_hits
         How often an n-gram must have been looked up before it is used, for ``NGRAM_MAP_K4V``.
     auto
@@ -98,6 +99,10 @@ class Speculative(Owner):
             raise ValueError(f"n_min is {least}; it takes at most n_max, {most}")
         sure = None if p_min is None else checks.number("p_min", p_min, 0, 1)
         matched = None if n_match is None else checks.integer("n_match", n_match, 1, N_MAX)
+        if SpeculativeType.NGRAM_SIMPLE in kinds and matched is not None and most is not None and most < matched:
+            raise ValueError(
+                f"n_max is {most} and n_match {matched}: NGRAM_SIMPLE drafts at least as many as it compares"
+            )
         hits = None if min_hits is None else checks.integer("min_hits", min_hits, 1, 2**16 - 1)
         self._auto = checks.boolean("auto", auto)
         check_draft(target_context, draft, kinds)
@@ -129,7 +134,11 @@ class Speculative(Owner):
             lib.moebind_hold(draft._hooks.pointer, target_context._hooks.pointer)
             lib.moebind_hooks_follow(draft._hooks.pointer, target_context._hooks.pointer)
             draft._drafter = weakref.ref(self)
-        self._drafting = Drafting(self) if draft is None else DraftModel(self, draft)
+        self._drafting = (
+            Drafting(target_context, self._open)
+            if draft is None
+            else DraftModel(target_context, self._open, draft, kinds)
+        )
         target_context._speculatives.add(self)
 
     @staticmethod
