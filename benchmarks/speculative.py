@@ -94,7 +94,7 @@ def main() -> None:
                 report(f"draft model, n_max {n_max}, story", context, STORY, arguments, made)
         for n_max in arguments.n_max:
             for name, prompt in (("copy", COPY), ("story", STORY)):
-                with Speculative(context, kind="ngram-simple", n_match=3, n_max=n_max) as made:
+                with Speculative(context, kind="ngram-simple", n_match=2, n_max=n_max) as made:
                     report(f"n-grams, n_max {n_max}, {name}", context, prompt, arguments, made)
         with Speculative(context, draft, n_max=8, auto=True) as made:
             report("draft model, n_max 8, auto, story", context, STORY, arguments, made)

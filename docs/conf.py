@@ -13,7 +13,7 @@ exclude_patterns = ["_build", "results"]  # reports of benchmarks, for those who
 nitpicky = True
 #: Types of Python, numpy, matplotlib and cffi: references are elsewhere, and this site is built without a network.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(np|os|codecs|collections\.abc)\..*"),
+    (r"py:.*", r"(np|os|codecs|contextlib|collections\.abc)\..*"),
     (r"py:class", r"ArrayLike|NDArray|CData|Buffer|Figure"),
     # In a union, whose parts have no aliases.
     (r"py:class", r"ModelBase|Stop|(moebind\..*\.)?(SpeculativeType|Decoding)"),

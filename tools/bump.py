@@ -26,6 +26,8 @@ sys.path[:0] = [str(ROOT / "vendor"), str(ROOT / "native/bind"), str(ROOT / "too
 import fetch  # noqa: E402
 
 PYTHON = ROOT / ".venv/bin/python"
+#: What tools/environment.py remembers of its last build.
+BUILT = ROOT / ".venv/.moebind-build"
 #: What an upgrade needs to remember, until the next one.
 NOTES = ROOT / "build/bump"
 #: The tests of couplings that no row of native/*/README.md names.
@@ -265,12 +267,12 @@ def main() -> int:
         fetch.fetch()
     except fetch.FetchError as error:
         raise SystemExit(f"bump: {error}") from None
-    for command in (["make", "environment"],):
-        if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
-            raise SystemExit(
-                "bump: it does not build. What is to be ported can be left out for now, with MOEBIND_WITHOUT "
-                "(docs/build.md); mend the rest, and give this command again"
-            )
+    BUILT.unlink(missing_ok=True)  # one may have come back to a llama.cpp that was built, but then unpacked again
+    if subprocess.run(["make", "environment"], cwd=ROOT, check=False).returncode != 0:
+        raise SystemExit(
+            "bump: it does not build. What is to be ported can be left out for now, with MOEBIND_WITHOUT "
+            "(docs/build.md); mend the rest, and give this command again"
+        )
     report(NOTES / "before", NOTES / "after")
     if arguments.no_tests:
         return 0

@@ -70,15 +70,21 @@ def run(*command: str | Path, **options: object) -> int:
     return subprocess.run([str(part) for part in command], check=False, **options).returncode  # type: ignore[call-overload]
 
 
+def say(step: str) -> None:
+    """Tell what is done, before it takes its time."""
+    print(f"environment: {step}", flush=True)
+
+
 def install_requirements(wanted: list[str]) -> None:
     """Install from the cached wheels; download those that are missing."""
     wheels = cache_folder() / "wheels" / f"py{sysconfig.get_python_version()}"
     wheels.mkdir(parents=True, exist_ok=True)
     pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "--quiet")
+    say(f"installing what builds and tests moebind, {len(wanted)} requirements, into .venv (a minute or less)")
     offline = (*pip, "install", "--no-index", "--find-links", wheels, *wanted)
     if run(*offline, stderr=subprocess.DEVNULL) == 0:
         return
-    print("environment: downloading what builds and tests moebind", flush=True)
+    say(f"downloading those that are not in {wheels} yet (some minutes)")
     if run(*pip, "download", "--only-binary", ":all:", "--dest", wheels, *wanted) != 0 or run(*offline) != 0:
         raise SystemExit(f"environment: pip could not download the requirements; they are kept in {wheels}")
 
@@ -111,6 +117,7 @@ def main() -> None:
     if sys.version_info < (3, 10):  # noqa: UP036  # whatever python3 is, it begins here
         raise SystemExit(f"environment: {sys.executable} is too old; set PYTHON to Python 3.10 or newer")
     if not PYTHON.exists():
+        say("making .venv, an environment of Python's for this checkout (seconds)")
         venv.create(VENV, with_pip=True)
     wanted = requirements()
     if once("requirements", "\n".join(wanted)):
@@ -120,7 +127,7 @@ def main() -> None:
     state += f" version={version()}"  # pip keeps the one that it installed
     state += f" npm={shutil.which('npm') is not None}"  # which makes llama-server's web page
     if once("build", state):
-        print("environment: building moebind (6 CPU minutes; seconds when only little has changed)", flush=True)
+        say("building moebind (6 CPU minutes; seconds when only little has changed)")
         build = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps")
         if run(*build, "--no-build-isolation", "--no-index", "--editable", ROOT, "-v") != 0:
             raise SystemExit("environment: the build failed; its messages are above")

@@ -1,6 +1,9 @@
-"""``python -m moebind``: the command line."""
+"""``python -m moebind``: the command line, begun as ``moebind`` begins it.
 
-from moebind.cli import main
+Python imports the package before this; what only commands need stays unimported where the launcher does without.
+"""
+
+from moebind_launcher import main
 
 if __name__ == "__main__":
     main()

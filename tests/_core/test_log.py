@@ -143,6 +143,19 @@ def test_types_that_quantize_was_told_are_no_warning(
     assert set(told) == {logging.INFO}
 
 
+def test_tensors_that_get_another_type_are_one_warning(
+    caplog: pytest.LogCaptureFixture, tiny_path: MakeTiny, tmp_path: Path
+) -> None:
+    moebind.set_log("info")
+    moebind.quantize(tiny_path(), tmp_path / "out.gguf", moebind.Ftype.Q4_K_M, n_threads=1)
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == 1
+    assert re.search(
+        r"WARNING: \d+ of \d+ tensors have rows whose length is no multiple of their type's block", told[0]
+    )
+    assert sum("(required for type" in record.getMessage() for record in caplog.records) > 1
+
+
 def test_pooling_unlike_the_models_is_a_warning(caplog: pytest.LogCaptureFixture, tiny_path: MakeTiny) -> None:
     moebind.set_log()
     mean = CPU.with_kv_override("bert.pooling_type", 1)

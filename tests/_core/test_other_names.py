@@ -11,7 +11,7 @@ import pytest
 import moebind
 from conftest import SMALL
 from moebind import Model
-from moebind._core.other_names import _MODULE, _OBJECTS, SETTINGS
+from moebind._core.other_names import _CALLED, _MODULE, _OBJECTS, SETTINGS
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,23 @@ def test_names_of_objects(dense: Model) -> None:
             assert not hasattr(each, "__array__")
 
 
+def test_objects_that_are_called(dense: Model) -> None:
+    pool = moebind.ContextPool([dense.new_context(SMALL)])
+    with dense.new_context(SMALL) as context:
+        for owner, here in (
+            (dense, "context.generate(prompt).complete(), with context = model.new_context(params)"),
+            (context, "context.generate(prompt).complete(), or context.chat(messages).complete()"),
+            (pool, "await pool.agenerate(prompt).complete(), or await pool.achat(messages).complete()"),
+        ):
+            kind = type(owner).__name__
+            for arguments in ((), ("Hi",)):
+                with pytest.raises(TypeError) as raised:
+                    owner(*arguments, max_tokens=3)  # type: ignore[operator]
+                told = f"'{kind}' object is not callable. Here it is {here}; docs/migrating.md has more"
+                assert str(raised.value) == told
+    pool.close()
+
+
 def test_names_of_texts(dense: Model) -> None:
     with dense.new_context(SMALL) as context:
         completion = context.generate("a", max_tokens=1).complete()
@@ -77,7 +94,7 @@ def test_names_of_texts(dense: Model) -> None:
 
 
 def test_the_answers_are_there() -> None:
-    for answers in (_MODULE, _OBJECTS, SETTINGS):
+    for answers in (_MODULE, _OBJECTS, SETTINGS, _CALLED):
         for answer in answers.values():
             for owner, name in re.findall(r"\b(model|context|Model|Sampler|moebind)\.([a-z]\w*)", answer):
                 kind = {"model": moebind.Model, "context": moebind.Context, "moebind": moebind}.get(owner)

@@ -42,6 +42,25 @@ def test_a_loopback_device_comes_and_goes(tiny_path: MakeTiny) -> None:
         assert first.capacity == first.memory_total
 
 
+def test_without_a_block_there_is_no_device() -> None:
+    told = "before its block begins, which starts the worker: write with moebind.loopback_device() as device: ..."
+    made = moebind.loopback_device()
+    for name in ("name", "memory_total", "capacity"):
+        with pytest.raises(AttributeError) as raised:
+            getattr(made, name)
+        assert str(raised.value) == f"loopback_device() has no {name} {told}"
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'$"):
+        made.nothing  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(TypeError, match=r"devices holds <loopback_device\(\), before its block: with moebind"):
+        ModelParams(devices=[made])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="n_threads is 0"):
+        moebind.loopback_device(n_threads=0)
+    with made as device:
+        assert device.name
+    with pytest.raises(AttributeError):
+        made.name  # type: ignore[attr-defined]  # noqa: B018
+
+
 def test_one_of_two_goes(tiny_path: MakeTiny) -> None:
     with moebind.loopback_device() as stays:
         with moebind.loopback_device() as goes:

@@ -100,6 +100,38 @@ def test_no_warning_is_raised_by_rendering(model: Model) -> None:
         told(model, "Qwen3-Coder", CHOICE)
 
 
+@pytest.mark.parametrize("choice", ["auto", "required"])
+@pytest.mark.parametrize("template", ["NousResearch-Hermes-3-Llama-3.1-8B-tool_use", "Qwen-Qwen3-0.6B", "chatml-tools"])
+def test_one_call_is_one_call(model: Model, template: str, choice: str) -> None:
+    tools = [with_properties("look_up", {"n": {"type": "integer"}})]
+    call = '<tool_call>\n{"name": "look_up", "arguments": {"n": 1}}\n</tool_call>\n'
+    for several in (False, True):
+        prompt = model.chat_format(
+            HELLO,
+            tools=tools,
+            tool_choice=choice,
+            parallel_tool_calls=several,
+            template=every_template.templates().get(template, template),
+        )
+        for count in (1, 2, 3):
+            with grammar_sampler(model, prompt, frozenset()) as sampler:  # type: ignore[union-attr]
+                tokens = model.str_to_token(call * count, add_special=False, parse_special=False).tolist()
+                whole = all(map(sampler.try_accept, tokens)) and sampler.try_accept(model.token_eos)
+            assert whole == (several or count == 1)
+
+
+def test_no_template_repeats_a_call_that_may_come_once(model: Model) -> None:
+    tools = [with_properties("look_up", {"n": {"type": "integer"}})]
+    repeating = set()
+    for name, template in every_template.templates().items():
+        for several in (False, True):
+            prompt = model.chat_format(HELLO, tools=tools, parallel_tool_calls=several, template=template)
+            if re.search(r"^tool-calls ::= .*tool-call\b.*[+*]$", prompt.grammar, re.MULTILINE):
+                repeating.add((name, several))
+    assert len(repeating) > 10
+    assert all(several for _, several in repeating)
+
+
 # --- schemas of tools that a grammar cannot hold to whole ---
 
 

@@ -82,6 +82,9 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(demo_path: Path, tmp_path: P
         typist.wait_for("> ")
         typist.type("/undo\n")
         typist.wait_for("moebind: nothing was asked yet")  # and the chat goes on
+        typist.type(f"/load {tmp_path}/none.json\n")
+        typist.wait_for(f"moebind: {tmp_path}/none.json: No such file or directory")
+        typist.wait_for("> ")
         typist.type("/quit\n")
         typist.ends_with(0)
 

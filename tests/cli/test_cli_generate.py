@@ -168,7 +168,7 @@ def test_misuse(
     named["FILE"].write_text("some text", encoding="utf-8")
     named["BYTES"].write_bytes(b"\xff\xfe")
     if "ENCODER" in arguments:
-        named["ENCODER"] = tiny_path(arch="bert", n_head_kv=4, n_ctx_train=64)
+        named["ENCODER"] = tiny_path(arch="bert", n_head_kv=4, n_ctx_train=256)
     assert run("generate", *[named.get(each, each) for each in arguments], *FAST) == status
     said = capsys.readouterr()
     assert said.out == ""
@@ -191,6 +191,11 @@ def endless(path: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
+def without_notes(said: str) -> str:
+    """What is said besides that the context is longer than the model knows."""
+    return "".join(line for line in said.splitlines(keepends=True) if not line.startswith("moebind: note: "))
+
+
 def test_ctrl_c_keeps_what_came(path: Path) -> None:
     with endless(path, "--json") as process:
         assert process.stdout is not None
@@ -199,9 +204,11 @@ def test_ctrl_c_keeps_what_came(path: Path) -> None:
         out = process.stdout.read()  # communicate() would leave out what was read ahead
         assert process.wait(30) == 130
         assert process.stderr is not None
-        assert process.stderr.read() == ""
+        assert without_notes(process.stderr.read()) == ""
     *pieces, last = map(json.loads, out.splitlines())
-    assert last["text"] == "".join(each["text"] for each in [first, *pieces])
+    # Ctrl-C may come between a token and its line.
+    assert last["text"].startswith("".join(each["text"] for each in [first, *pieces]))
+    assert last["usage"]["generated_tokens"] - len([first, *pieces]) in {0, 1}
     assert last["stop_reason"] is None
 
 
@@ -212,7 +219,7 @@ def test_a_reader_who_has_seen_enough(path: Path) -> None:
         process.stdout.close()
         assert process.wait(30) == 1
         assert process.stderr is not None
-        assert process.stderr.read() == ""
+        assert without_notes(process.stderr.read()) == ""
 
 
 def test_an_encoding_that_lacks_characters(path: Path) -> None:

@@ -26,6 +26,20 @@ def test_a_file(wide: Path, tmp_path: Path, capsys: Capture) -> None:
     assert moebind.inspect(target).ftype == Ftype.Q8_0
 
 
+def test_a_file_that_is_there_is_kept(wide: Path, tmp_path: Path, capsys: Capture) -> None:
+    target = tmp_path / "small.gguf"
+    target.write_bytes(b"old")
+    assert run("quantize", wide, target, "Q8_0", "-t", 1) == 1
+    told = f"moebind: DST is there already, {target}: choose another, or give --overwrite\n"
+    assert capsys.readouterr() == ("", told)
+    assert target.read_bytes() == b"old"
+    assert run("quantize", wide, target, "Q8_0", "-t", 1, "--overwrite") == 0
+    assert target.stat().st_size > 1000
+    capsys.readouterr()
+    assert run("quantize", target, target, "F32", "--overwrite", "--allow-requantize") == 2
+    assert "the same file as the source" in capsys.readouterr().err
+
+
 def test_a_dry_run(wide: Path, tmp_path: Path, capsys: Capture) -> None:
     assert run("quantize", wide, "Q4_K_M", "--dry-run", "--json") == 0
     told = json.loads(capsys.readouterr().out)
@@ -115,7 +129,9 @@ def test_values_of_metadata() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["SRC"], 2, "it takes SRC DST TYPE"),
+        (["SRC"], 2, "there is 1 argument; it takes SRC DST TYPE"),
+        (["q4_k_m", "SRC", "DST"], 2, "SRC is 'q4_k_m', which is a type: TYPE comes last, as in SRC DST TYPE"),
+        (["COPY", "SRC"], 2, "TYPE comes last"),
         (["SRC", "a", "Q8_0", "4"], 2, "there are 4 arguments"),
         (["SRC", "Q8_0"], 2, "there is no file to write to"),
         (["SRC", "DST", "Q9"], 2, "TYPE is 'Q9'; it takes one of F16, Q4_0"),

@@ -11,12 +11,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import Capture, run
 
 import moebind
 from conftest import SMALL
 
 MakeTiny = Callable[..., Path]
 MOEBIND = Path(sys.executable).with_name("moebind")
+
+
+def test_addresses_that_cannot_be_listened_on(capsys: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
+        told = f"moebind: 127.0.0.1:{port} is in use: end what listens there, or choose another port\n"
+        assert run("rpc-worker", "--port", port, "--device", "CPU") == 1
+        assert capsys.readouterr() == ("", told)
+    assert run("rpc-worker", "--host", "192.0.2.1", "--allow-network", "--device", "CPU") == 1  # no machine has it
+    assert capsys.readouterr().err == "moebind: 192.0.2.1 is no address of this machine\n"
+    for host in ("nothing.invalid", "a..b", "::1"):
+        assert run("rpc-worker", "--host", host, "--device", "CPU") == 2
+        told = f"moebind: --host is '{host}'; it takes an IPv4 address or a name of this machine, such as 127.0.0.1\n"
+        assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])

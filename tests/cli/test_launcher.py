@@ -31,6 +31,16 @@ def test_versions_are_told_without_the_package() -> None:
     ]
 
 
+def test_the_module_needs_no_more_than_the_package() -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['moebind', '--version']\n"
+        "runpy.run_module('moebind', run_name='__main__')\n"
+        "print(*{'typer', 'click', 'moebind.cli'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [VERSIONS, ""]
+
+
 def test_where_the_package_is_imported_it_stays_as_it_is() -> None:
     assert moebind_launcher.versions() == VERSIONS
     assert sys.modules["moebind"] is moebind

@@ -145,7 +145,7 @@ def test_what_was_meant_is_told() -> None:
     for given, meant in (("plna", "plan"), ("exprts", "experts")):
         done = moebind(Path(), given)
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == f"moebind: No such command '{given}'. Did you mean {meant}?\n"
+        assert done.stderr == f"moebind: there is no command {given}; did you mean {meant}?\n"
 
 
 def test_completion(installed: Path) -> None:

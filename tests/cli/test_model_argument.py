@@ -69,6 +69,9 @@ def test_models_of_commands_that_take_nothing_else() -> None:
         (one, ["-m", "a", "b"], "MODEL is 'b', and --model is given too"),
         (perhaps, ["-hf", "a/b", "b"], "MODEL is 'b', and --hf-repo is given too"),
         (several, ["-m", "a", "-hf", "b/c"], "--model and --hf-repo are both given"),
+        (several, ["Hello"], "MODEL is 'Hello', which does not exist: MODEL comes first, as in MODEL QUERY TEXTS"),
+        (several, ["Hello", "m.gguf"], "which does not exist, and 'm.gguf' is behind it: MODEL comes first"),
+        (several, ["Hello", "a", "hf://a/b"], "which does not exist, and 'hf://a/b' is behind it: MODEL comes first"),
     ],
 )
 def test_too_many_and_too_few(command: Any, arguments: list[str], message: str) -> None:

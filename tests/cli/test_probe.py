@@ -53,7 +53,7 @@ def test_as_text(path: Path, capsys: Capture) -> None:
         (["none.gguf"], 1, "none.gguf does not exist"),
         (["MODEL", "--device", "1GiB"], 2, "--device describes a device"),
         (["MODEL", "-ot", "nothing=CPU"], 1, "matches none"),
-        (["MODEL", "MODEL"], 2, "unexpected extra argument"),
+        (["MODEL", "MODEL"], 2, "is more than there is a place for: moebind probe takes MODEL"),
     ],
 )
 def test_misuse(path: Path, capsys: Capture, arguments: list[str], status: int, message: str) -> None:

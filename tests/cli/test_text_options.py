@@ -56,6 +56,7 @@ def test_one_text(tmp_path: Path) -> None:
     assert t.one_text(None, None, ("--a", "--a-file")) is None
     assert t.one_text("", None, ("--a", "--a-file")) == ""
     assert t.one_text(None, file, ("--a", "--a-file")) == "wörd\n"
+    assert t.one_text(None, file, ("--a", "--a-file"), t.read_prompt) == "wörd"
     with pytest.raises(ValueError, match="--a and --a-file are both given"):
         t.one_text("", file, ("--a", "--a-file"))
     file.write_bytes(b"w\xf6rd")
@@ -71,7 +72,11 @@ def test_one_prompt(tmp_path: Path, monkeypatch: Any) -> None:
     assert t.one_prompt(None, None, file) == "three"
     for given in (None, Path("-")):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"four\n")))
-        assert t.one_prompt(None, None, given) == "four\n"
+        assert t.one_prompt(None, None, given) == "four"
+    for written, prompt in (("", ""), ("\n", ""), ("a\n\n", "a\n"), ("\na ", "\na ")):
+        file.write_text(written, encoding="utf-8")
+        assert t.one_prompt(None, None, file) == prompt
+    assert t.one_prompt("a\n", None, None) == t.one_prompt(None, "a\n", None) == "a\n"  # what is written is meant
     with pytest.raises(ValueError, match="the text is given as an argument and as --prompt and as --file"):
         t.one_prompt("", "", file)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)

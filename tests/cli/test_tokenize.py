@@ -55,7 +55,7 @@ def test_control_tokens_and_what_is_added(demo_path: Path, tiny_path: MakeTiny, 
 
 def test_where_the_text_comes_from(demo_path: Path, tmp_path: Path, capsys: Capture, monkeypatch: Any) -> None:
     file = tmp_path / "text.txt"
-    file.write_text("Hello\n", encoding="utf-8")
+    file.write_text("Hello\n\n", encoding="utf-8")  # of which the last is the editor's
     assert run("tokenize", demo_path, "Hello\n", "--ids") == 0
     expected = capsys.readouterr().out
     for arguments in (
@@ -64,7 +64,7 @@ def test_where_the_text_comes_from(demo_path: Path, tmp_path: Path, capsys: Capt
         ["-m", demo_path],
         ["-m", demo_path, "Hello\n"],
     ):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hello\n")))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hello\n\n")))
         assert run("tokenize", *arguments, "--ids") == 0
         assert capsys.readouterr().out == expected
     assert run("tokenize", demo_path, "", "--count") == 0
@@ -78,7 +78,7 @@ def test_where_the_text_comes_from(demo_path: Path, tmp_path: Path, capsys: Capt
         (["MODEL", "a", "--count", "--ids"], 2, "are forms of the output"),
         (["MODEL", "a", "-p", "b"], 2, "the text is given as an argument and as --prompt"),
         (["MODEL", "-f", "none.txt"], 1, "none.txt"),
-        (["MODEL", "a", "b"], 2, "unexpected extra argument"),
+        (["MODEL", "a", "b"], 2, "'b' is more than there is a place for: moebind tokenize takes MODEL TEXT"),
         (["none.gguf", "a"], 1, "none.gguf does not exist"),
         (["MODEL", "\ud800"], 2, "surrogate"),
     ],

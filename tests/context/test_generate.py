@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from conftest import CPU, EXACT, SMALL
 from moebind import AbortedError, Batch, ClosedError, Context, Model, Sampler, SamplerError, ffi, lib
 from moebind.context.prepare import common_prefix
-from moebind.context.stops import StopStrings
 
 MakeTiny = Callable[..., Path]
 PROMPT = "The capital of France is"
@@ -84,22 +83,6 @@ def test_stop_strings(demo_context: Context, stop: str | list[str]) -> None:
 def test_a_stop_string_that_never_comes(demo_context: Context) -> None:
     expected = text_of(demo_context, PROMPT, max_tokens=10)
     assert text_of(demo_context, PROMPT, max_tokens=10, stop=["Paris? No", expected[-3:] + "\0"]) == expected
-
-
-@given(st.lists(st.text("ab", max_size=3), max_size=8), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
-def test_stop_strings_in_pieces(pieces: list[str], stops: list[str]) -> None:
-    held, shown, stopped, seen = StopStrings(stops), "", False, ""
-    for piece in pieces:
-        seen += piece
-        text, stopped = held.add(piece)
-        shown += text
-        assert not any(stop in shown for stop in stops)
-        if stopped:
-            break
-    # It ends with the first stop string that is complete.
-    places = [seen.find(stop) for stop in stops if stop in seen]
-    assert stopped == bool(places)
-    assert shown + ("" if stopped else held.flush()) == (seen[: min(places)] if places else "".join(pieces))
 
 
 def test_the_end_of_the_model(demo_context: Context) -> None:

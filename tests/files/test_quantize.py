@@ -115,9 +115,34 @@ def test_the_source_is_never_written_over(wide: Path, tmp_path: Path) -> None:
     os.link(source, tmp_path / "hard.gguf")
     (tmp_path / "soft.gguf").symlink_to(source)
     for target in ("source.gguf", "hard.gguf", "soft.gguf"):
-        with pytest.raises(ValueError, match="same file as the source"):
-            quantize(source, tmp_path / target)
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match="same file as the source"):
+                quantize(source, tmp_path / target, overwrite=overwrite)
     assert source.read_bytes() == wide.read_bytes()
+
+
+def test_a_file_that_is_there_stays_unless_it_is_to_be_replaced(wide: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small.gguf"
+    target.write_bytes(b"old")
+    (tmp_path / "link.gguf").symlink_to(target)
+    (tmp_path / "new-00002-of-00003.gguf").write_bytes(b"old")
+    split = tiny.write(tmp_path / "m.gguf", tiny.Shape(n_expert=2, n_embd=256, n_ff=256), split=3)
+    for src, dst, options in (
+        (wide, "small.gguf", {}),
+        (wide, "link.gguf", {}),
+        (split, "new.gguf", {"keep_split": True}),
+    ):
+        with pytest.raises(FileExistsError, match="^dst is there already, .*: choose another, or pass overwrite=True$"):
+            quantize(src, tmp_path / dst, **options)
+        quantize(src, tmp_path / dst, dry_run=True, **options)
+        assert target.read_bytes() == (tmp_path / "new-00002-of-00003.gguf").read_bytes() == b"old"
+    quantize(wide, tmp_path / "link.gguf", overwrite=True)  # what it points to
+    assert (tmp_path / "link.gguf").is_symlink()
+    assert Gguf.from_file(target).tensors
+    kept = quantize(split, tmp_path / "new.gguf", keep_split=True, overwrite=True)
+    assert len(kept.paths) == 3
+    with pytest.raises(TypeError, match="overwrite is 1"):
+        quantize(wide, target, overwrite=1)
 
 
 def test_places_that_cannot_be_written(wide: Path, tmp_path: Path) -> None:
@@ -140,7 +165,7 @@ def test_a_full_disk_leaves_what_was_there(wide: Path, tmp_path: Path) -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
         "try:\n"
-        "    moebind.quantize(sys.argv[1], sys.argv[2], moebind.Ftype.Q8_0, n_threads=1)\n"
+        "    moebind.quantize(sys.argv[1], sys.argv[2], moebind.Ftype.Q8_0, n_threads=1, overwrite=True)\n"
         "except (OSError, moebind.QuantizeError) as error:\n"
         "    print(type(error).__name__)\n"
     )
@@ -202,9 +227,9 @@ def test_progress(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(seen) == 24
     assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == (0.0, 1.0)
-    quantize(wide, tmp_path / "small.gguf", progress=True)
+    quantize(wide, tmp_path / "second.gguf", progress=True)
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    quantize(wide, tmp_path / "small.gguf", progress=True)
+    quantize(wide, tmp_path / "third.gguf", progress=True)
 
 
 def test_the_progress_callback_can_stop_it(wide: Path, tmp_path: Path) -> None:

@@ -26,8 +26,10 @@ from hypothesis import strategies as st
 
 import moebind
 
-#: Seconds that one sequence may take. Most take a tenth of one.
+#: Seconds of processor time that one sequence may take. Most take a tenth of one.
 TIMEOUT = 60
+#: How long a process may take in all, which may wait for a processor that others have.
+PATIENCE = 10 * TIMEOUT
 
 #: What is left out, and why.
 LEFT_OUT = {

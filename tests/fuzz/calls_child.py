@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from calls import CLASSES, OPERATORS, TIMEOUT, Array, Call, Many, Pool
+from calls import CLASSES, OPERATORS, PATIENCE, TIMEOUT, Array, Call, Many, Pool
 
 import moebind
 from moebind import Batch, ContextParams, Model, ModelParams, Sampler, TokenDataArray
@@ -255,7 +255,8 @@ def main() -> None:
         read, write = os.pipe()
         process = os.fork()
         if process == 0:
-            signal.alarm(TIMEOUT)
+            resource.setrlimit(resource.RLIMIT_CPU, (TIMEOUT, TIMEOUT + 5))
+            signal.alarm(PATIENCE)
             os.close(read)
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(output, 2)
@@ -272,7 +273,7 @@ def main() -> None:
         if code != 0:
             with open(log, "rb") as text:
                 tail = text.read()[-6000:].decode("utf-8", "replace")
-            what = "did not end by itself" if code == -signal.SIGALRM else f"ended with {code}"
+            what = "did not end by itself" if code in {-signal.SIGALRM, -signal.SIGXCPU} else f"ended with {code}"
             finding = f"the process {what}{' after its last call' if said else ''}; its last words:\n{tail}"
         data = pickle.dumps((returned, finding))
         answers.write(struct.pack("<I", len(data)) + data)

@@ -121,7 +121,7 @@ def _plan(model: Model, chance: random.Random) -> None:
 
 
 def _quantize(model: Model, chance: random.Random) -> None:
-    moebind.quantize(model.path, _scratch(model), moebind.Ftype.Q8_0, n_threads=1, progress=False)
+    moebind.quantize(model.path, _scratch(model), moebind.Ftype.Q8_0, n_threads=1, progress=False, overwrite=True)
 
 
 def _devices(model: Model, chance: random.Random) -> None:

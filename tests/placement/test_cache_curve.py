@@ -324,4 +324,10 @@ def test_arguments_that_are_wrong(curve: CacheCurve, recorder: RoutingRecorder) 
         with pytest.raises(ValueError, match="size is"):
             curve.at(size)
     with pytest.raises(ValueError, match=r"size is 0\.0 MiB; the experts of one token in one layer take"):
-        curve.at(10)
+        curve.at("10B")
+    with pytest.raises(ValueError, match="^size is 4, which is so many bytes: give a unit, as in '4GiB'$"):
+        curve.at(4)
+    with pytest.raises(ValueError, match="^sizes is 4, which is so many bytes: give a unit, as in '4GiB'$"):
+        recorder.cache_curve([curve.full_bytes, 4])
+    with pytest.raises(ValueError, match="^sizes is '4', which is so many bytes"):
+        recorder.cache_curve(["4"])

@@ -311,6 +311,25 @@ def test_a_length_that_is_rounded_up_is_told(tiny_path: MakeTiny, asked: int, n_
     assert (sentence in str(plan).splitlines()) == (0 < asked < given)
 
 
+@pytest.mark.parametrize(
+    ("asked", "n_seq_max", "unified", "n_ctx_seq"),
+    [(512, 1, False, 512), (768, 1, False, 768), (1024, 2, False, 512), (1024, 2, True, 1024), (0, 1, False, 512)],
+)
+def test_a_length_beyond_the_trained_one_is_told(
+    tiny_path: MakeTiny, asked: int, n_seq_max: int, unified: bool, n_ctx_seq: int
+) -> None:
+    context = ContextParams(n_ctx=asked, n_seq_max=n_seq_max, kv_unified=unified)
+    for found in (
+        moebind.plan(tiny_path(), None, context),
+        moebind.fit(tiny_path(), context_params=context, n_ctx=asked or None, n_ctx_min=256),
+    ):
+        said = str(found)
+        sentence = f"A sequence can have {n_ctx_seq} tokens, and the model was trained with 512: what it writes"
+        assert (sentence in said) == (n_ctx_seq > 512)
+    overridden = moebind.ModelParams().with_kv_override("llama.context_length", 4096)
+    assert "was trained with" not in str(moebind.plan(tiny_path(), overridden, context))
+
+
 @pytest.mark.parametrize("given", [{"devices": [12]}, {"host": 64}, {"devices": ["24GiB", 24576]}])
 def test_numbers_that_lack_a_unit(tiny_path: MakeTiny, given: dict[str, Any]) -> None:
     for call in (moebind.plan, moebind.fit):

@@ -29,14 +29,22 @@ _DEMOTED = (
     "model default pooling_type is [-1]",  # the file names none, and embed() takes MEAN
     "embeddings required but some input tokens were not marked as outputs",  # contexts that compute them give all
     "applying manual override",  # the type that quantize() was told to give the tensor
+    " (required for type ",  # of each tensor that quantize() gives another type; the last line counts them
+    "-> falling back to ",
     "failed to find a memory slot",  # NoKvSlotError, which generate_many() answers by itself
 )
 
-#: Lines of llama.cpp's that say what is not so, and what they mean. It says "down", but what it rounds goes up.
+#: Lines of llama.cpp's that say what is not so, or too little, and what they mean. It says "down", but what it rounds
+#: goes up.
 _CORRECTED = (
     (
         "n_ctx is not divisible by n_seq_max - rounding down to",
         "n_ctx is rounded up, so that each sequence has a multiple of 256 tokens, to",
+    ),
+    (
+        "tensor(s) required fallback quantization",
+        "tensors have rows whose length is no multiple of their type's block, and got another type; "
+        "moebind.set_log('info') tells which",
     ),
 )
 

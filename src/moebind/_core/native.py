@@ -22,6 +22,9 @@ from operator import is_
 from types import MethodType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
+import moebind._core.interpreter  # noqa: F401  # before numpy: another interpreter is refused
+
+# isort: split
 import numpy as np
 
 from moebind._libllama import ffi, lib
@@ -47,6 +50,7 @@ __all__ = [
     "ffi",
     "keeping",
     "lib",
+    "llama_cpp_version",
     "own",
     "read_log",
     "text_from",
@@ -97,6 +101,10 @@ def keeping(pointer: CData, *kept: object) -> CData:
 def decoded(text: CData) -> str:
     """A C string as str; bytes that are not UTF-8 are replaced, since they come from files."""
     return bytes(ffi.string(text)).decode("utf-8", "replace") if text else ""
+
+
+#: The version of the llama.cpp inside (``llama_version``).
+llama_cpp_version = decoded(lib.llama_version())
 
 
 def text_from(function: Callable[..., int], *arguments: object) -> str:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from moebind._core.native import lib
 from moebind._core.shown import shown
 
-__all__ = ["SETTINGS", "elsewhere", "missing", "refuse_module_name"]
+__all__ = ["SETTINGS", "elsewhere", "missing", "refuse_module_name", "uncallable"]
 
 #: Of the module.
 _MODULE = {
@@ -89,6 +89,12 @@ _POOLS = {
     "generate": "await pool.agenerate(prompt).complete(), or async for piece in pool.agenerate(prompt)",
     "chat": "await pool.achat(messages).complete(), or async for piece in pool.achat(messages)",
 }
+#: Of objects that are called there, by their classes.
+_CALLED = {
+    "Model": "context.generate(prompt).complete(), with context = model.new_context(params)",
+    "Context": "context.generate(prompt).complete(), or context.chat(messages).complete()",
+    "ContextPool": "await pool.agenerate(prompt).complete(), or await pool.achat(messages).complete()",
+}
 
 
 def elsewhere(name: str) -> str:
@@ -100,6 +106,12 @@ def missing(owner: object, name: str, *, of_text: bool = False, of_pool: bool = 
     """The error for an attribute that an object does not have, with what to write instead if that is known."""
     hint = _hint(name, _TEXTS if of_text else _POOLS if of_pool else _OBJECTS)
     return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=owner)
+
+
+def uncallable(owner: object) -> TypeError:
+    """The error for an object that is called, as llama-cpp-python's is, with what to write instead."""
+    name = type(owner).__name__
+    return TypeError(f"{name!r} object is not callable. Here it is {_CALLED[name]}; docs/migrating.md has more")
 
 
 def refuse_module_name(name: str, known: Collection[str]) -> None:

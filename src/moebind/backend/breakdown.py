@@ -113,6 +113,24 @@ class MemoryBreakdown:
     def __str__(self) -> str:
         return "\n".join(self._lines())
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: how much of each device's memory is taken, and for what, and the table."""
+        return self._html(str(self))
+
+    def _html(self, text: str) -> str:
+        from moebind._core.pictures import html_bars, html_of
+
+        rows = [
+            (device.name, {part.replace("_", " "): getattr(device, part) for part in PARTS}, self._whole(device))
+            for device in self.devices
+        ]
+        return html_of(text, html_bars(rows))
+
+    @staticmethod
+    def _whole(device: DeviceMemory) -> int:
+        """How many bytes a bar stands for that is full."""
+        return device.capacity
+
     def _lines(self, with_free: bool = False) -> list[str]:
         """A table in MiB; buffers that are not simply the device's memory have lines of their own."""
         # The cache of experts has a column where there is one.

@@ -23,7 +23,6 @@ __all__ = [
     "default_devices",
     "devices",
     "init",
-    "llama_cpp_version",
     "load_backends",
     "max_devices",
     "supports_gpu_offload",
@@ -388,8 +387,3 @@ def system_info() -> str:
     """The features of the backends in use, in one line (``llama_print_system_info``)."""
     init()
     return decoded(lib.llama_print_system_info())
-
-
-def llama_cpp_version() -> str:
-    """The version of the llama.cpp inside (``llama_version``)."""
-    return decoded(lib.llama_version())

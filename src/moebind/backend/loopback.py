@@ -9,8 +9,9 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import SupportsIndex
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, SupportsIndex
 from weakref import WeakSet
 
 from moebind._core import checks
@@ -26,6 +27,8 @@ __all__ = ["loopback_device"]
 
 #: Seconds that a worker has to begin to serve.
 START_TIMEOUT = 30.0
+#: What begins a block.
+_WITH = "with moebind.loopback_device() as device: ..."
 #: The worker finds moebind where this process did, whatever lies in the current folder.
 _WORKER = (
     "import sys; report, n_threads, *sys.path[:] = sys.argv[1:]; "
@@ -101,9 +104,39 @@ class _Lease:
             _stop(process)
 
 
-@contextmanager
+class _Loopback(AbstractContextManager[Device]):
+    """A device to come: there is one inside its ``with`` block."""
+
+    def __init__(self, capacity: int | None, n_threads: int) -> None:
+        self._block = _served(capacity, n_threads)
+
+    def __enter__(self) -> Device:
+        return self._block.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._block.__exit__(kind, error, trace)
+
+    def __repr__(self) -> str:
+        return f"<loopback_device(), before its block: {_WITH}>"
+
+    if not TYPE_CHECKING:  # type checkers would take it for any attribute
+
+        def __getattr__(self, name: str) -> object:
+            if name not in Device.__annotations__ and not hasattr(Device, name):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            raise AttributeError(
+                f"loopback_device() has no {name} before its block begins, which starts the worker: write {_WITH}",
+                name=name,
+                obj=self,
+            )
+
+
 @explained()
-def loopback_device(memory: SupportsIndex | str | None = None, n_threads: SupportsIndex = 1) -> Iterator[Device]:
+def loopback_device(
+    memory: SupportsIndex | str | None = None, n_threads: SupportsIndex = 1
+) -> AbstractContextManager[Device]:
     """Start a worker process on this machine, and use its memory as that of a GPU.
 
     What goes to the device goes to the worker's memory and is computed there, through llama.cpp's RPC backend on
@@ -118,9 +151,10 @@ def loopback_device(memory: SupportsIndex | str | None = None, n_threads: Suppor
     n_threads
         How many threads it computes with.
 
-    Yields
-    ------
-    Device
+    Returns
+    -------
+    AbstractContextManager[Device]
+        For a ``with`` block, in which the device is there.
 
     Raises
     ------
@@ -134,7 +168,12 @@ def loopback_device(memory: SupportsIndex | str | None = None, n_threads: Suppor
     ...     model = Model.load_from_file("moe.gguf", params)
     """
     capacity = None if memory is None else parse_memory("memory", memory, low=1)
-    process, found, endpoint = _start(checks.integer("n_threads", n_threads, 1, checks.THREADS_MAX))
+    return _Loopback(capacity, checks.integer("n_threads", n_threads, 1, checks.THREADS_MAX))
+
+
+@contextmanager
+def _served(capacity: int | None, n_threads: int) -> Iterator[Device]:
+    process, found, endpoint = _start(n_threads)
     name = found[0].name
     lease = _Lease(process)
     leases[name] = own(lib.own_moebind_reference, id(lease))

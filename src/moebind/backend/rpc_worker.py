@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import SupportsIndex
 
 from moebind._core import checks
+from moebind._core.listening import why_not
 from moebind._core.native import CData, decoded, ffi, lib
 from moebind._core.shown import shown
 from moebind.backend.devices import describe, each_card_once, native_device, native_devices
@@ -90,7 +91,23 @@ def _chosen(names: Sequence[str] | None) -> list[CData]:
 
 
 def _is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+    except (OSError, UnicodeError):
+        raise ValueError(
+            f"--host is {shown(host)}; it takes an IPv4 address or a name of this machine, such as {HOST}"
+        ) from None
+
+
+def _check_free(host: str, port: int) -> None:
+    """llama.cpp would only say that it failed, after everything else that it says."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as it does
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            raise OSError(why_not(host, port, error)) from error
 
 
 def _arguments(given: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -137,7 +154,8 @@ def run(
     Raises
     ------
     ValueError, OSError
-        If an argument is out of range, there is no such device, or other machines could reach it and may not.
+        If an argument is out of range, there is no such device, other machines could reach it and may not, or the
+        address is in use.
     SystemExit
         If the address cannot be served.
     """
@@ -154,6 +172,7 @@ def run(
             f"--host {address} can be reached from other machines, and llama.cpp's RPC has no authentication: "
             "add --allow-network if you trust that network"
         )
+    _check_free(address, number)
     if not local:
         print(WARNING.format(host=address, port=number), file=sys.stderr, flush=True)
     if folder is not None:
@@ -174,8 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser, given = _arguments(arguments)
     try:
         run(given.host, given.port, given.threads, given.device, given.cache, allow_network=given.allow_network)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
+    except OSError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

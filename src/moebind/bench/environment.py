@@ -11,9 +11,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from moebind._core.atomic_files import signature, write_whole
-from moebind._core.native import decoded, lib
+from moebind._core.native import decoded, lib, llama_cpp_version
 from moebind._core.version import __version__
-from moebind.backend.devices import describe, llama_cpp_version, local_gpus, native_devices, system_info
+from moebind.backend.devices import describe, local_gpus, native_devices, system_info
 from moebind.diagnosis import facts
 
 __all__ = ["build", "checksums", "machine_record", "now", "processor"]
@@ -30,7 +30,7 @@ def build() -> dict[str, str]:
     """Versions of moebind and llama.cpp, without touching a device: asking one would take memory on it."""
     return {
         "moebind": __version__,
-        "llama_cpp": llama_cpp_version(),
+        "llama_cpp": llama_cpp_version,
         "commit": decoded(lib.ggml_commit()),
         "cuda": decoded(lib.moebind_built(b"CUDA")),
         "vulkan": decoded(lib.moebind_built(b"Vulkan")),

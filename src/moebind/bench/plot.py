@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moebind._core.pictures import COLOURS, TEXT
 from moebind.backend.breakdown import PARTS
-from moebind.placement.plot import COLOURS, TEXT, check_plot
+from moebind.placement.plot import check_plot
 
 if TYPE_CHECKING:
     from moebind.bench.rows import OffloadRows

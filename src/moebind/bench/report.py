@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 
 from moebind._core import checks
+from moebind._core.pictures import html_of
 from moebind._core.shown import shown
 from moebind.bench.plot import plot_rows
 from moebind.bench.rows import OffloadRow, OffloadRows, memory_record, read_row
@@ -118,6 +119,10 @@ class OffloadReport(OffloadRows):
 
     def __str__(self) -> str:
         return plain(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picture, and the table."""
+        return html_of(str(self), draw=self.plot)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw what each placement holds, by class, and how fast it was, into a file.

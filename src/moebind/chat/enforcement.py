@@ -27,6 +27,8 @@ _SCHEMA, _CALL = "response-format", "tool"
 #: Rules of values that have none of their own.
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]')
 _TYPED = {"integer", "number", "boolean", "null", "object", "array", "value"}
+#: Calls one after the other, each between its own marks (Hermes, Qwen): llama-common repeats them whatever it is asked.
+_SEVERAL_CALLS = re.compile(r"^(tool-calls ::= )\(tool-call(\??) space\)\+$", re.MULTILINE)
 #: What the content of a reply begins with, in templates of which the replies name their recipient.
 _LEADS = ("", "all\n")
 Orders: TypeAlias = Mapping[tuple[Names, Names], Sequence[Names]]
@@ -60,6 +62,8 @@ def held(prompt: ChatPrompt, request: Mapping[str, object], orders: Orders, enfo
     prompt = replace(prompt, grammar=with_property_order(with_corrected_rules(prompt.grammar), orders))
     if not enforced:
         return prompt
+    if not request["parallel_tool_calls"]:
+        prompt = replace(prompt, grammar=_SEVERAL_CALLS.sub(r"\1tool-call\2 space", prompt.grammar))
     if choice == "required":
         if schema:
             raise ValueError("a reply that has to call a tool has no content to hold to json_schema: pass one of them")

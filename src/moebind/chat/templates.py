@@ -30,6 +30,7 @@ from moebind.chat.messages import (
 )
 from moebind.chat.named_templates import CHATML_TOOLS, named_template
 from moebind.chat.prompt import ChatMessage, ChatPrompt, ChatTrigger, clean_message, exchange
+from moebind.chat.roles import check_roles
 from moebind.chat.round_trip import misreads_calls
 from moebind.chat.template_arguments import merged_arguments, unread_arguments
 from moebind.errors import ChatTemplateError, NativeError
@@ -273,6 +274,7 @@ class ChatTemplates(ModelBase):
         for each in () if read is None else read.lost:
             warn(f"the grammar does not hold a reply to all of the JSON schema: {each}")
         builtin = self._is_builtin(template)
+        check_roles(checked, [] if builtin else self._sources(template))
         arguments = merged_arguments(kwargs, RENDERING)
         request = {
             "use_jinja": not builtin,

@@ -39,16 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(_run(sys.argv[1:] if arguments is None else list(arguments)))
 
 
-def _without_number(error: Exception) -> str:
-    """What went wrong; of the system's own errors, without their number."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
-
-
 def _run(arguments: list[str]) -> int:
     from moebind.cli.app import app
-    from moebind.cli.options import in_options
+    from moebind.cli.options import error_in_options
+    from moebind.cli.usage import usage_sentence
 
     set_log(None)  # what matters of llama.cpp's log is in the error's message; the line would be there twice
     try:
@@ -63,10 +57,10 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
     except (ValueError, TypeError, IndexError) as error:  # some of moebind's own are, too
-        say(in_options(str(error)))
+        say(error_in_options(error))
         return MISUSED
     except (MoebindError, OSError, ImportError) as error:
-        say(in_options(_without_number(error)))
+        say(error_in_options(error))
         return FAILED
     except Exception as error:
         # Usage errors are typer's, or click's, whose classes moved between their versions.
@@ -77,7 +71,7 @@ def _run(arguments: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message(), file=sys.stderr)
         else:
-            say(error.format_message())
+            say(usage_sentence(error))
         return MISUSED
     finally:
         set_log()

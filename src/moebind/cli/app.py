@@ -8,6 +8,7 @@ import typer
 
 from moebind.cli.lazy import PLUGINS, lazy_group
 from moebind.cli.output import version
+from moebind.cli.signatures import HelpAll
 
 __all__ = ["COMMANDS", "app"]
 
@@ -50,5 +51,6 @@ def _options(
     shown: Annotated[
         bool, typer.Option("--version", help="Show the versions of moebind and llama.cpp.", callback=version)
     ] = False,
+    help_all: HelpAll = False,
 ) -> None:
     pass

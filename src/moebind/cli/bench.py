@@ -18,11 +18,13 @@ from moebind.cli.given import Given, takes
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
+from moebind.cli.signatures import HelpAll, completed
 from moebind.params.params import N_CTX
 from moebind.placement.described_devices import is_description
 
 app = typer.Typer(
-    help="Measure what placements of a model take, and how fast models are.",
+    help="Measure what placements of a model take, and how fast models are.\n\n"
+    "Example: moebind bench offload moe.gguf --device loopback",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -50,14 +52,29 @@ Devices = Annotated[
 ]
 
 
-app.command("decode")(bench_speed.decode_command)
-app.command("prompt")(bench_speed.prompt_command)
-app.command("batch")(bench_speed.batch_command)
+#: A placement says where experts are.
+_PARAMETERS = (PARAMS, *without(MODEL, "cpu_moe", "n_cpu_moe"), *CONTEXT)
+
+
+@app.callback()
+def _options(help_all: HelpAll = False) -> None:
+    pass
+
+
+app.command("decode")(completed(bench_speed.decode_command))
+app.command("prompt")(completed(bench_speed.prompt_command))
+app.command("batch")(completed(bench_speed.batch_command))
 
 
 @app.command("offload")
+@completed
 @takes_model
-@takes(PARAMS, *without(MODEL, "cpu_moe", "n_cpu_moe"), *CONTEXT, n_ctx=str(N_CTX))
+@takes(
+    *_PARAMETERS,
+    hidden={option.name for option in _PARAMETERS} - {"params", "n_gpu_layers", "n_ctx", "threads"},
+    own_hidden={"warmup", "prompt", "worker_threads", "timeout", "no_progress"},
+    n_ctx=str(N_CTX),
+)
 def command(
     model: o.ModelPath,
     given: Given,
@@ -104,6 +121,8 @@ def command(
     """Measure memory and speed of placements, each in a process of its own, and whether they compute the same.
 
     Ends with 1 if one of them failed; the others are measured all the same.
+
+    Example: moebind bench offload moe.gguf --device loopback --placement all --placement cpu-moe
     """
     if as_json and markdown:
         raise ValueError("--json and --markdown are given; choose one")

@@ -44,9 +44,7 @@ def command(
     Example: moebind cache moe.gguf --predict 256
     """
     picture = o.plot_path(plot, "curves")
-    recorder = record(model, given, device, prompt, file, predict)
-    if save is not None:
-        recorder.save(save)
+    recorder = record(model, given, device, prompt, file, predict, save)
     curve = recorder.cache_curve(size or None)
     if as_json:
         show_json({"path": model, **curve.to_dict()})

@@ -14,7 +14,7 @@ from moebind.cli.conversation import Conversation, read_messages
 from moebind.cli.devices import DevicesHere
 from moebind.cli.drafts import DRAFTS, RARE_DRAFTS, drafting, predicts_ahead
 from moebind.cli.given import RPC, Given, takes
-from moebind.cli.loading import load
+from moebind.cli.loading import load, new_context, title
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show_line
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
@@ -88,7 +88,8 @@ def command(
     """
     if single_turn and prompt is None:
         raise ValueError("--single-turn is given without --prompt, which is the turn")
-    system = t.one_text(system_prompt, system_prompt_file, ("--system-prompt", "--system-prompt-file"))
+    names = "--system-prompt", "--system-prompt-file"
+    system = t.one_text(system_prompt, system_prompt_file, names, t.read_prompt)
     messages = [] if load_file is None else read_messages(load_file)
     arguments = {
         "tools": None if tools is None else t.read_json(t.read_text(tools), "--tools is not JSON"),
@@ -104,12 +105,13 @@ def command(
         **t.sampling(given),
     }
     loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit), load_mtp=predicts_ahead(given))
-    with loaded, loaded.new_context(context_params) as context, drafting(given, context) as speculative:
+    with loaded, new_context(loaded, context_params) as context, drafting(given, context) as speculative:
         arguments["speculative"] = speculative
         terminal = Terminal()
         chat = Conversation(context, terminal, arguments, show_line if as_json else None)
         chat.messages = messages
         if system is not None:
             chat.system = system
-        terminal.note(f"{loaded.desc}; /help shows what there is, Ctrl-C stops a reply")
+        chat.check()
+        terminal.note(f"{title(loaded)}; /help shows what there is, Ctrl-C stops a reply")
         talk(chat, terminal, prompt, single=single_turn)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from moebind.cli.conversation import Conversation, read_messages
-from moebind.cli.options import in_options
+from moebind.cli.options import error_in_options
 from moebind.cli.output import say, show
 from moebind.cli.terminal import Terminal
 from moebind.errors import MoebindError
@@ -89,7 +89,7 @@ def talk(chat: Conversation, terminal: Terminal, first: str | None = None, *, si
         except (MoebindError, ValueError, OSError) as error:
             if not terminal.interactive:
                 raise
-            say(in_options(str(error)))
+            say(error_in_options(error))
         line = None
 
 

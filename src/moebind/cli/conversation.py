@@ -70,6 +70,16 @@ class Conversation:
         """Say something, and let the model answer; whether Ctrl-C stopped it. Nothing is kept if it fails."""
         return self._answered([*self.messages, {"role": "user", "content": text}])
 
+    def check(self) -> None:
+        """Have the arguments checked as with a question, without asking one: tools, the template, the rest.
+
+        Raises
+        ------
+        MoebindError, TypeError, ValueError
+            If a question could not be asked with them.
+        """
+        self._context.chat([*self.messages, {"role": "user", "content": "?"}], **self._arguments).close()
+
     def retry(self) -> bool:
         """Have the last reply written again; whether Ctrl-C stopped it.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -23,14 +22,8 @@ from moebind.placement.described_devices import is_description
 from moebind.placement.fit import fit
 from moebind.placement.routing import RoutingRecorder
 
-
-class Goal(str, Enum):
-    """The kind of work that is to be fast."""
-
-    decode = "decode"
-    prompt = "prompt"
-    balanced = "balanced"
-
+if TYPE_CHECKING:
+    from typing import Literal
 
 Context = Annotated[
     str | None,
@@ -47,7 +40,7 @@ ContextMin = Annotated[
     str,
     typer.Option("--ctx-size-min", "--n-ctx-min", metavar="N", help="The shortest context that will do.", hidden=True),
 ]
-For = Annotated[Goal, typer.Option("--goal", help="What is to be fast.")]
+For = Annotated[str, typer.Option("--goal", metavar="decode|prompt|balanced", help="What is to be fast.")]
 Cache = Annotated[
     str | None,
     typer.Option(
@@ -91,7 +84,7 @@ def command(
     margin: Margin = None,
     device: Devices = None,
     host: Host = None,
-    goal: For = Goal.decode,
+    goal: For = "decode",
     ctx_size: Context = None,
     ctx_size_min: ContextMin = "4096",
     moe_cache: Cache = None,
@@ -114,7 +107,7 @@ def command(
         model_params=chosen.model_params,
         context_params=chosen.context_params,
         devices=device_list(chosen.device),
-        goal=goal.value,
+        goal=cast("Literal['decode', 'prompt', 'balanced']", goal),
         host=None if chosen.host is None else checked_size(chosen.host, "--host"),
         swa_full=given.values["swa_full"],
         moe_cache=moe_cache if moe_cache in {None, "auto"} else parse_size("--moe-cache", moe_cache),

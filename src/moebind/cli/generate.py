@@ -12,7 +12,7 @@ from moebind.cli import text_options as t
 from moebind.cli.devices import DevicesHere
 from moebind.cli.drafts import DRAFTS, RARE_DRAFTS, drafting, predicts_ahead
 from moebind.cli.given import RPC, Given, takes
-from moebind.cli.loading import load
+from moebind.cli.loading import load, new_context
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show_line, stream
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
@@ -66,7 +66,7 @@ def command(
     if rules is not None and schema is not None:
         raise ValueError("--grammar and --json-schema are both given; leave one of them out")
     loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit), load_mtp=predicts_ahead(given))
-    with loaded, loaded.new_context(context_params) as context, drafting(given, context) as speculative:
+    with loaded, new_context(loaded, context_params) as context, drafting(given, context) as speculative:
         choice = t.sampling(given)
         sampler = None
         if rules is not None:

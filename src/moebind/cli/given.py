@@ -9,13 +9,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, NamedTuple, get_args
 
-import typer
-
 from moebind.backend.devices import local_gpus
 from moebind.backend.rpc_servers import add_rpc_server
 from moebind.cli.devices import exact_size
-from moebind.cli.output import show
 from moebind.cli.parameters import ADDED, CONTEXT, MODEL, USUAL, Option, ParamsT, shares
+from moebind.cli.signatures import HELP_ALL, give_signature
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.saved import Saved, read_for
 
@@ -135,9 +133,8 @@ def takes(
                 annotation = _hidden(each.annotation) if each.name in own_hidden else each.annotation
                 parameters.append(each.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation))
         if rare or own_hidden:
-            parameters.append(_HELP_ALL)
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in parameters}
+            parameters.append(HELP_ALL)
+        give_signature(run, parameters)
         return run
 
     return decorate
@@ -149,24 +146,6 @@ def _hidden(annotation: Any) -> Any:
     option = copy.copy(option)  # other commands may have the same
     option.hidden = True
     return Annotated[kind, option]
-
-
-def _help_all(ctx: typer.Context, wanted: bool) -> None:
-    if wanted:
-        for each in ctx.command.params:
-            each.hidden = False  # type: ignore[attr-defined]
-        show(ctx.get_help())
-        raise typer.Exit
-
-
-_HELP_ALL = inspect.Parameter(
-    "help_all",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=False,
-    annotation=Annotated[
-        bool, typer.Option("--help-all", is_eager=True, callback=_help_all, help="Show all options, and exit.")
-    ],
-)
 
 
 def _check_shares(given: str, params: ModelParams, device: Sequence[str] | None) -> None:

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from moebind.cli.output import say
+from moebind.cli.signatures import completed
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -54,23 +55,7 @@ def lazy_group(modules: Mapping[str, str], plugins: str | None = None) -> type[T
             for name in sorted(more.keys() & modules):
                 say(f"warning: {_source(more[name])} has a command {name!r}, which is one of moebind's own")
 
-        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-            try:
-                return super().resolve_command(ctx, args)
-            except Exception as error:
-                # A usage error: typer suggests only what was imported.
-                raise _suggesting(error, args[0], self.list_commands(ctx)) from None
-
     return Lazy
-
-
-def _suggesting(error: Exception, given: str, known: list[str]) -> Exception:
-    from difflib import get_close_matches
-
-    message = getattr(error, "message", None)
-    if isinstance(message, str) and "Did you mean" not in message and (close := get_close_matches(given, known)):
-        error.message = f"{message.rstrip('.')}. Did you mean {' or '.join(close)}?"  # type: ignore[attr-defined]
-    return error
 
 
 @cache
@@ -88,7 +73,9 @@ def _entry_points(group: str | None) -> dict[str, EntryPoint]:
 def _own(name: str, module: str) -> Any:
     imported = importlib.import_module(module)
     app = getattr(imported, "app", None)
-    return _group(name, app) if app is not None else _command(name, imported.command, getattr(imported, "CLASS", None))
+    if app is not None:
+        return _group(name, app)
+    return _command(name, completed(imported.command), getattr(imported, "CLASS", None))
 
 
 def _others(name: str, entry: EntryPoint) -> Any:

@@ -13,14 +13,21 @@ from moebind._core.progress import progress_bar
 from moebind.backend.devices import Device, local_gpus
 from moebind.cli.devices import device_list, separate
 from moebind.cli.given import Chosen, Given
+from moebind.cli.options import in_options
+from moebind.cli.output import say
 from moebind.diagnosis.facts import nvidia_cards
 from moebind.files.hub_address import Address
+from moebind.params.context_length import length_notes
 from moebind.params.params import N_CTX, ContextParams, ModelParams
 
 if TYPE_CHECKING:
+    from moebind.context.context import Context
     from moebind.model.model import Model
 
-__all__ = ["Loaded", "computing", "load", "open_model", "with_devices"]
+__all__ = ["Loaded", "computing", "load", "new_context", "open_model", "title", "with_devices"]
+
+#: So much of a name is shown.
+_NAME_MAX = 80
 
 
 class Loaded(NamedTuple):
@@ -94,6 +101,20 @@ def open_model(model: str, params: ModelParams) -> Model:
             return Model.load_from_file(model, params)
         address = Address.parse(model)
         return Model.from_pretrained(address.repo, address.wanted, params, revision=address.revision)
+
+
+def new_context(model: Model, params: ContextParams) -> Context:
+    """Make the context of a command, and tell where its length is another one than was asked for, or too long."""
+    context = model.new_context(params)
+    for told in length_notes(params.n_ctx, context.n_ctx, context.n_ctx_seq, model.n_ctx_train):
+        say(f"note: {in_options(told)}")
+    return context
+
+
+def title(model: Model) -> str:
+    """What a model is called: the name in its file, or the file's, and what llama.cpp makes of it."""
+    own = "".join(each for each in model.meta.get("general.name", "") if each.isprintable()).strip()
+    return f"{own[:_NAME_MAX] or os.path.basename(model.path)} ({model._title})"
 
 
 def with_devices(chosen: Chosen, *, by_user: bool) -> ModelParams:

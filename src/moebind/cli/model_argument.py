@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Annotated, Any, get_args, get_origin
+import os
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import typer
+
+from moebind._core import checks
+from moebind._core.shown import shown
+from moebind.cli.signatures import ARGUMENT, give_signature, is_list
 
 __all__ = ["Hub", "ModelOption", "on_hub", "takes_model"]
 
@@ -32,7 +37,8 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
     need not be any.
     """
     own = inspect.signature(command, eval_str=True).parameters
-    more = {name: _is_list(each) for name, each in own.items() if _is_argument(each) and name != "model"}
+    more = {name: is_list(each.annotation) for name, each in own.items() if _is_argument(each) and name != "model"}
+    metavars = {name: _metavar(own[name]) for name in more}
     needed = own["model"].default is inspect.Parameter.empty
 
     @functools.wraps(command)
@@ -47,6 +53,8 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
                 _shift(first, values, more, options[0])
         elif needed and values["model"] is None:
             raise ValueError("there is no model: give a file (MODEL or --model), or --hf-repo")
+        elif needed:
+            _check_place(values["model"], {name: values[name] for name in more}, metavars)
         command(**values)
 
     parameters: list[inspect.Parameter] = []
@@ -62,28 +70,42 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         for name, annotation in options.items()
     ]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    give_signature(run, parameters)
     return run
+
+
+def _check_place(model: str, others: Mapping[str, Any], metavars: Mapping[str, str]) -> None:
+    """Raise where something else stands in the place of the model, which was forgotten, or comes last."""
+    if not others or model.endswith(".gguf") or checks.on_hub(model) or os.path.exists(model):
+        return
+    order = f"MODEL comes first, as in MODEL {' '.join(metavars.values())}"
+    given = [
+        each
+        for value in others.values()
+        if value is not None
+        for each in ([value] if isinstance(value, str) else value)
+    ]
+    for each in given:
+        if each.endswith(".gguf") or checks.on_hub(each):
+            raise ValueError(f"MODEL is {shown(model)}, which does not exist, and {shown(each)} is behind it: {order}")
+    if not given:
+        raise ValueError(f"MODEL is {shown(model)}, which does not exist: {order}")
+
+
+def _metavar(argument: inspect.Parameter) -> str:
+    found = next(each for each in argument.annotation.__metadata__ if isinstance(each, ARGUMENT))
+    return str(found.metavar or argument.name.upper())
 
 
 def _is_argument(parameter: inspect.Parameter) -> bool:
     """Whether it is given by its place on the command line."""
-    return any(isinstance(each, _ARGUMENT) for each in getattr(parameter.annotation, "__metadata__", ()))
-
-
-_ARGUMENT = type(typer.Argument())
-
-
-def _is_list(argument: inspect.Parameter) -> bool:
-    kind = argument.annotation.__origin__
-    return list in {get_origin(each) for each in (kind, *get_args(kind))}
+    return any(isinstance(each, ARGUMENT) for each in getattr(parameter.annotation, "__metadata__", ()))
 
 
 def _shift(first: str, values: dict[str, Any], names: dict[str, bool], option: str) -> None:
     """Hand the arguments on, each to the next name; ``names`` says which of them are lists."""
-    for name, is_list in names.items():
-        if is_list:
+    for name, several in names.items():
+        if several:
             values[name] = [first, *(values[name] or ())]
             return
         first, values[name] = values[name], first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -20,6 +21,7 @@ __all__ = [
     "ModelPath",
     "Pooling",
     "calls_as_options",
+    "error_in_options",
     "in_options",
     "plot_path",
     "pooling_type",
@@ -60,6 +62,7 @@ _OPTIONS = {
     "template": "--chat-template",
     "template_kwargs": "--chat-template-kwargs",
     "reasoning_format": "--reasoning-format",
+    "goal": "--goal",
     "n_ctx_min": "--ctx-size-min",
     "memory": "--memory",
     "margin": "--margin",
@@ -98,6 +101,7 @@ _OPTIONS = {
     "token_embedding_type": "--token-embedding-type",
     "allow_requantize": "--allow-requantize",
     "keep_split": "--keep-split",
+    "overwrite": "--overwrite",
     "prune_layers": "--prune-layers",
     "kv_overrides": "--override-kv",
     "path": "MODEL",
@@ -116,6 +120,7 @@ _CALLS = [
     (re.compile(r"\bdevices=\['(\w+)'\]"), r"--device \1"),
     (re.compile(r"moe_cache is not \"auto\""), "--moe-cache is not auto"),
     (re.compile(r"\ban n_gpu_layers of (\d+)"), r"--n-gpu-layers \1"),
+    (re.compile(r"\bpass overwrite=True"), "give --overwrite"),
     # A command's overrides are always strict.
     (re.compile(r",? or pass strict=False"), ""),
 ]
@@ -151,6 +156,13 @@ def plot_path(given: Path | None, what: str, option: str = "--plot") -> str | No
     path = checks.path(option, given)
     check_plot(option, path, what)
     return path
+
+
+def error_in_options(error: Exception) -> str:
+    """What went wrong, with the options' names; of the system's own errors, without their number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return in_options(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    return in_options(str(error))
 
 
 def in_options(message: str) -> str:

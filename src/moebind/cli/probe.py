@@ -11,7 +11,7 @@ from moebind._core.tables import Column, text_table
 from moebind.cli import options as o
 from moebind.cli.devices import DevicesHere
 from moebind.cli.given import RPC, Given, takes
-from moebind.cli.loading import load
+from moebind.cli.loading import load, new_context, title
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
@@ -45,18 +45,19 @@ def command(
     with loaded:
         loading = time.perf_counter() - begun
         begun = time.perf_counter()
-        with loaded.new_context(context_params) as context:
+        with new_context(loaded, context_params) as context:
             [piece] = context.generate(prompt, max_tokens=1)
             first = time.perf_counter() - begun
             n_prompt, actual = context.timings().n_p_eval, context.memory_breakdown()
         params = loaded.params.with_progress_callback(None)
         planned = plan(loaded.path, params, context_params)
         placed = loaded.placement
-        name = loaded.desc
+        name, desc = title(loaded), loaded.desc
     if as_json:
         found = {
             "path": model,
-            "desc": name,
+            "name": name,
+            "desc": desc,
             "load_ms": round(1e3 * loading, 3),
             "first_token_ms": round(1e3 * first, 3),
             "prompt_tokens": n_prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -67,6 +68,7 @@ def command(
     threads: Annotated[
         int | None, typer.Option("--threads", "-t", metavar="N", help="How many compute.", show_default="one per core")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Write a copy of a model's file with smaller weights.
@@ -74,7 +76,10 @@ def command(
     Example: moebind quantize moe-f16.gguf moe-q4_k_m.gguf Q4_K_M --dry-run
     """
     if len(arguments) not in {2, 3}:
-        raise ValueError(f"there are {len(arguments)} arguments; it takes SRC DST TYPE, or SRC TYPE with --dry-run")
+        given = "is 1 argument" if len(arguments) == 1 else f"are {len(arguments)} arguments"
+        raise ValueError(f"there {given}; it takes SRC DST TYPE, or SRC TYPE with --dry-run")
+    if arguments[0].upper() in {*Ftype.__members__, *_ALSO, _COPY} and not os.path.exists(arguments[0]):
+        raise ValueError(f"SRC is {arguments[0]!r}, which is a type: TYPE comes last, as in SRC DST TYPE")
     if len(arguments) == 2 and not dry_run:
         raise ValueError(f"there is no file to write to: moebind quantize {arguments[0]} DST {arguments[1]}")
     kind = arguments[-1]
@@ -100,6 +105,7 @@ def command(
         prune_layers=() if prune_layers is None else _layers(prune_layers),
         kv_overrides=dict(_override(each) for each in override_kv or ()) or None,
         max_buf_size=max_buffer_size * 2**20,
+        overwrite=overwrite,
     )
     if as_json:
         show_json(done.to_dict())

@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from moebind.cli.given import Given
-from moebind.cli.loading import load
+from moebind.cli.loading import load, new_context
 from moebind.placement.routing import RoutingRecorder
 
 __all__ = ["File", "Predict", "Prompt", "Save", "record"]
@@ -45,9 +45,17 @@ Save: TypeAlias = Annotated[
 
 
 def record(
-    model: str, given: Given, device: list[str] | None, prompt: str | None, file: Path | None, predict: int
+    model: str,
+    given: Given,
+    device: list[str] | None,
+    prompt: str | None,
+    file: Path | None,
+    predict: int,
+    save: Path | None = None,
 ) -> RoutingRecorder:
     """Load a model, have it go on from a prompt or compute a text, and keep which experts it chose, in order.
+
+    ``save`` is a file that it is kept in, too.
 
     Raises
     ------
@@ -59,7 +67,7 @@ def record(
     text = None if file is None else file.read_text(encoding="utf-8")
     recorder = RoutingRecorder(order=True)
     loaded, context_params = load(model, given, device)
-    with loaded, loaded.new_context(context_params.with_eval_callback(recorder)) as context:
+    with loaded, new_context(loaded, context_params.with_eval_callback(recorder)) as context:
         if not loaded.n_expert:
             raise ValueError(f"{model} has no experts: nothing is chosen")
         from moebind.context.batch import Batch
@@ -74,4 +82,6 @@ def record(
         else:
             for token in loaded.str_to_token(text)[: min(predict, context.n_ctx_seq)].tolist():
                 context.decode(Batch.get_one([token]))
+    if save is not None:
+        recorder.save(save)
     return recorder

@@ -45,9 +45,7 @@ def command(
     Example: moebind routing moe.gguf -p "Write a poem" -n 64 --plot routing.svg
     """
     pictures = o.plot_path(plot, "heat maps"), o.plot_path(plot_cache, "curves", "--plot-cache")
-    recorder = record(model, given, device, prompt, file, predict)
-    if save is not None:
-        recorder.save(save)
+    recorder = record(model, given, device, prompt, file, predict, save)
     curve = recorder.cache_curve()
     if as_json:
         show_json({"path": model, **recorder.to_dict(), "cache": curve.to_dict()})

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,8 @@ from moebind.server.supervisor import logger
 __all__ = ["CLASS", "command"]
 
 _REST = "moebind.serve.rest"
+#: Seconds between looks at whether a signal came.
+LOOK = 0.5
 
 
 class WithRest(TyperCommand):
@@ -154,7 +156,7 @@ def command(
     chosen = given.read(names[0] if names else "", separate(device))
     context = chosen.context_params.with_embeddings(embeddings).with_pooling_type(o.pooling_type(pooling))
     address = _address(host, port, bind)
-    with _told_what_happens(verbose), _ended_by(signal.SIGTERM, signal.SIGHUP):
+    with _told_what_happens(verbose), _ended_by(signal.SIGTERM, signal.SIGHUP) as look:
         server = Server(
             names,
             models_dir=folders or None,
@@ -175,12 +177,14 @@ def command(
         )
         try:
             server.wait_ready(timeout_load)
+            look()
             if as_json:
                 show_json(server.to_dict())
             else:
                 show(server)
             sys.stdout.flush()
-            server.wait_ended()
+            while not server.wait_ended(LOOK):
+                look()
         finally:
             server.close()
 
@@ -266,15 +270,26 @@ def _told_what_happens(verbose: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _ended_by(*numbers: signal.Signals) -> Iterator[None]:
-    """End well at these signals: what is under way is left, and the server is closed."""
+def _ended_by(*numbers: signal.Signals) -> Iterator[Callable[[], None]]:
+    """End well at these signals: what is under way is left, and the server is closed.
+
+    What it gives is to be called now and then: it ends, too, if a signal came, since Python drops what a handler raises
+    in the middle of a finalizer.
+    """
+    came = False
 
     def end(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
         raise SystemExit(0)
+
+    def look() -> None:
+        if came:
+            raise SystemExit(0)
 
     before = {number: signal.signal(number, end) for number in numbers}
     try:
-        yield
+        yield look
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -28,6 +28,7 @@ __all__ = [
     "ended",
     "one_text",
     "read_json",
+    "read_prompt",
     "read_text",
     "sampling",
 ]
@@ -93,8 +94,10 @@ def sampling(given: Given) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def one_text(text: str | None, file: Path | None, names: tuple[str, str]) -> str | None:
-    """A text that is given itself, or in a file.
+def one_text(
+    text: str | None, file: Path | None, names: tuple[str, str], read: Callable[[Path], str] | None = None
+) -> str | None:
+    """A text that is given itself, or in a file, which ``read`` reads; None: :func:`read_text`.
 
     Raises
     ------
@@ -105,7 +108,7 @@ def one_text(text: str | None, file: Path | None, names: tuple[str, str]) -> str
     """
     if text is not None and file is not None:
         raise ValueError(f"{names[0]} and {names[1]} are both given; leave one of them out")
-    return text if file is None else read_text(file)
+    return text if file is None else (read or read_text)(file)
 
 
 def one_prompt(text: str | None, option: str | None, file: Path | None) -> str:
@@ -123,7 +126,7 @@ def one_prompt(text: str | None, option: str | None, file: Path | None) -> str:
     if file is None and not given and sys.stdin.isatty():
         raise ValueError("there is no text: give it as an argument, --prompt, --file, or on standard input")
     found = text if option is None else option
-    return read_text(file or Path("-")) if found is None else found
+    return read_prompt(file or Path("-")) if found is None else found
 
 
 def read_json(text: str, what: str) -> Any:
@@ -153,6 +156,11 @@ def read_text(file: Path) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not text in UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def read_prompt(file: Path) -> str:
+    """The same for a text to go on from: one line break at the end is the editor's, as for llama.cpp's ``--file``."""
+    return read_text(file).removesuffix("\n")
 
 
 def ended(usage: Usage, stop_reason: str | None, timings: Timings) -> Mapping[str, object]:

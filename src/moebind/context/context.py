@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 from moebind._core import checks, log
 from moebind._core.native import Hooks, ffi, lib, own
-from moebind._core.other_names import missing
+from moebind._core.other_names import missing, uncallable
 from moebind._core.owner import CallLock, close_all
 from moebind._core.shown import shown
 from moebind.backend import rpc_servers
@@ -175,6 +175,10 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
 
         def __getattr__(self, name: str) -> object:
             raise missing(self, name)
+
+        def __call__(self, *args: object, **kwargs: object) -> object:
+            """Refuse, and say what to write: the object of llama-cpp-python is called."""
+            raise uncallable(self)
 
     def __repr__(self) -> str:
         if self.closed:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 from moebind._core.native import ffi, lib
 from moebind._core.other_names import missing
 from moebind._core.shown import shown
-from moebind.context.stops import Stop, Stops, StopStrings
+from moebind.context.stop_strings import StopStrings
+from moebind.context.stops import Stop, Stops
 from moebind.model.vocab import PIECE_BYTES, Vocabulary
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moebind._core.arguments import explained
-from moebind._core.other_names import missing
+from moebind._core.other_names import missing, uncallable
 from moebind._core.shown import shown
 from moebind.context.async_generation import AsyncChatReply, AsyncGeneration, AsyncPieces, with_arguments_of
 from moebind.context.asynchronous import Leave
@@ -61,6 +61,10 @@ class ContextPool:
 
         def __getattr__(self, name: str) -> object:
             raise missing(self, name, of_pool=True)
+
+        def __call__(self, *args: object, **kwargs: object) -> object:
+            """Refuse, and say what to write: the object of llama-cpp-python is called."""
+            raise uncallable(self)
 
     @property
     def contexts(self) -> tuple[Context, ...]:

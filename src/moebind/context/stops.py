@@ -1,4 +1,4 @@
-"""What ends a text: strings and tokens."""
+"""What ends a text, strings and tokens: what was given, checked."""
 
 from __future__ import annotations
 
@@ -13,50 +13,12 @@ from moebind._core.shown import shown
 from moebind.enums import TokenAttr
 from moebind.model.vocab import Vocabulary
 
-__all__ = ["Stop", "StopStrings", "Stops", "checked_limit", "checked_stops"]
+__all__ = ["Stop", "Stops", "checked_limit", "checked_stops"]
 
 #: What ends a text: a string, or a token's id.
 Stop: TypeAlias = str | int
 
 _HIDDEN = TokenAttr.CONTROL | TokenAttr.UNKNOWN
-
-
-class StopStrings:
-    """Holds text back as long as it may be the beginning of a stop string."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = stop
-        self._held = ""
-        #: The one that came.
-        self.came: str | None = None
-
-    def add(self, text: str) -> tuple[str, bool]:
-        """Take new text; give what can be shown, and whether a stop string came."""
-        if not self._stop:
-            return text, False
-        text = self._held + text
-        found = [(at, each) for at, each in ((text.find(each), each) for each in self._stop) if at >= 0]
-        if found:
-            self._held = ""
-            at, self.came = min(found, key=lambda one: one[0])
-            return text[:at], True
-        keep = max(self._overlap(text, each) for each in self._stop)
-        ready = len(text) - keep
-        self._held = text[ready:]
-        return text[:ready], False
-
-    def flush(self) -> str:
-        """Give the text that was held back, when nothing follows."""
-        text, self._held = self._held, ""
-        return text
-
-    @staticmethod
-    def _overlap(text: str, stop: str) -> int:
-        """The length of the longest end of ``text`` that begins ``stop``."""
-        for length in range(min(len(text), len(stop) - 1), 0, -1):
-            if text.endswith(stop[:length]):
-                return length
-        return 0
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import platform
 import resource
 from dataclasses import dataclass, field
 
-from moebind._core.native import LIBRARIES, decoded, lib
-from moebind.backend.devices import Device, devices, llama_cpp_version, system_info
+from moebind._core.native import LIBRARIES, decoded, lib, llama_cpp_version
+from moebind.backend.devices import Device, devices, system_info
 from moebind.backend.host_memory import HostMemory, host_memory
 
 __all__ = ["Facts", "nvidia_cards", "read_facts"]
@@ -88,7 +88,7 @@ def read_facts() -> Facts:
     found = tuple(devices())
     allowed = len(os.sched_getaffinity(0))
     return Facts(
-        llama_cpp=llama_cpp_version(),
+        llama_cpp=llama_cpp_version,
         commit=decoded(lib.ggml_commit()),
         backends=tuple(
             dict.fromkeys(

@@ -310,11 +310,11 @@ def _one_card_twice(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
         )
 
 
-def _load_will_warn(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
+def _all_on_the_cpu(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     params = load.model
     if params.n_gpu_layers != 0 and not params.vocab_only and params.devices is None and not _gpus(facts):
         yield Finding(
-            "everything will run on the CPU, and the first load warns about it",
+            "everything will run on the CPU",
             f"n_gpu_layers is {params.n_gpu_layers}, and no device can take layers",
             "set n_gpu_layers=0 if that is what you want; moebind.loopback_device() stands in for a device",
         )
@@ -484,7 +484,7 @@ CHECKS: tuple[Callable[[Facts, PlannedLoad], Iterator[Finding]], ...] = (
     _no_vulkan_in_the_build,
     _no_vulkan_device,
     _one_card_twice,
-    _load_will_warn,
+    _all_on_the_cpu,
     _missing_instructions,
     _threads,
     _openmp,

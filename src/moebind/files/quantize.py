@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, SupportsIndex
 
@@ -64,6 +65,7 @@ def quantize(
     prune_layers: Iterable[SupportsIndex] = (),
     kv_overrides: Mapping[str, bool | int | float | str] | None = None,
     max_buf_size: int = 0,
+    overwrite: bool = False,
 ) -> QuantizeResult:
     r"""Write a copy of a model's file with smaller weights.
 
@@ -74,7 +76,7 @@ def quantize(
     src
         A GGUF file, preferably in F32, F16 or BF16; for a split model, any of its files.
     dst
-        Where to write it; an existing file is replaced. A dry run takes None.
+        Where to write it. A dry run takes None.
     ftype
         The type of most tensors. Mixtures such as ``Q4_K_M`` keep some tensors at more bits.
     imatrix
@@ -109,6 +111,8 @@ def quantize(
         Metadata to write instead of the source's.
     max_buf_size
         The most bytes of a tensor in memory at once; 0: 8 GiB.
+    overwrite
+        Replace a file that is there already. Never the source.
 
     Returns
     -------
@@ -122,8 +126,10 @@ def quantize(
         If it cannot be quantised in this way, an importance matrix is missing, or the progress callback stopped it.
     ValueError
         If ``dst`` is ``src``, a pattern matches nothing, or an argument is out of range.
+    FileExistsError
+        If the new file is there already, without ``overwrite``.
     OSError
-        If the new file cannot be written.
+        If it cannot be written.
 
     Notes
     -----
@@ -142,11 +148,14 @@ def quantize(
         "quantize_output_tensor": quantize_output_tensor,
         "keep_split": keep_split,
         "only_copy": only_copy,
+        "overwrite": overwrite,
     }.items():
         checks.boolean(name, flag)
     if dst is None and not dry_run:
         raise TypeError("dst is None; it takes the path of the new file, or dry_run=True to write none")
-    target = None if dst is None else os.path.realpath(checks.path("dst", dst))
+    finals = [] if dst is None else _targets(os.path.realpath(checks.path("dst", dst)), len(source.paths), keep_split)
+    if not dry_run:
+        _check_targets(finals, source, overwrite)
     native = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
     native.ftype = chosen = checks.member("ftype", ftype, Ftype, _FTYPES)
     threads = lib.moebind_default_n_threads() if n_threads is None else n_threads
@@ -172,14 +181,14 @@ def quantize(
     init()
     planned = plan(source, native, chosen, renamed, weights)
     check_plan(planned, renamed, weights, allow_requantize)
-    if dry_run or target is None:
+    if dry_run:
         return planned
     if planned.needs_imatrix:
         raise QuantizeError(
             f"{chosen.name} takes an importance matrix, which {len(planned.needs_imatrix)} tensors lack, such as "
             f"{planned.needs_imatrix[0]}: give {'an imatrix that has them' if weights else 'imatrix'}, or another type"
         )
-    return _write(source, target, native, planned, progress)
+    return _write(source, finals, native, planned, progress)
 
 
 def _open_source(src: str | os.PathLike[str], overrides: Mapping[str, bool | int | float | str] | None) -> Gguf:
@@ -294,22 +303,38 @@ def _check_parts(source: Gguf, renamed: Mapping[str, str]) -> None:
             raise ValueError(f"keep_split: {path} would have no tensors, which llama.cpp cannot write")
 
 
-def _write(
-    source: Gguf, target: str, native: CData, planned: QuantizeResult, progress: Callable[[float], bool | None] | bool
-) -> QuantizeResult:
-    name, n_files = os.path.basename(target), len(source.paths) if native.keep_split else 1
-    stem = name[:-5] if name.endswith(".gguf") else name
-    names = [f"{stem}-{at + 1:05d}-of-{n_files:05d}.gguf" for at in range(n_files)] if n_files > 1 else [name]
-    finals = [os.path.join(os.path.dirname(target), each) for each in names]
+def _targets(target: str, n_files: int, keep_split: bool) -> list[str]:
+    """The files that are written; llama.cpp numbers several."""
+    if not keep_split or n_files == 1:
+        return [target]
+    return [f"{target.removesuffix('.gguf')}-{at + 1:05d}-of-{n_files:05d}.gguf" for at in range(n_files)]
+
+
+def _check_targets(finals: Sequence[str], source: Gguf, overwrite: bool) -> None:
     for final in finals:
         same = same_file(final, source.paths)
         if same is not None:
             raise ValueError(f"dst is {final}, the same file as the source {same}: choose another")
-    native.keep_split = n_files > 1
-    report, finish = _progress(progress, name)
+    for final in finals:
+        if not overwrite and os.path.lexists(final) and not os.path.isdir(final):
+            raise FileExistsError(f"dst is there already, {final}: choose another, or pass overwrite=True")
+
+
+def _write(
+    source: Gguf,
+    finals: Sequence[str],
+    native: CData,
+    planned: QuantizeResult,
+    progress: Callable[[float], bool | None] | bool,
+) -> QuantizeResult:
+    names = [os.path.basename(each) for each in finals]
+    native.keep_split = len(names) > 1
+    # Of several, llama.cpp is told what their names begin with.
+    told = re.sub(r"-\d{5}-of-\d{5}\.gguf$", "", names[0]) if native.keep_split else names[0]
+    report, finish = _progress(progress, told)
     try:
         with staged(finals[0]) as folder:
-            run(source, os.path.join(folder, stem if n_files > 1 else name), native, Hooks(progress=report))
+            run(source, os.path.join(folder, told), native, Hooks(progress=report))
             _check_written([os.path.join(folder, each) for each in names], planned)
         if report is not None:
             report(1.0)

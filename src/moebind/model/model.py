@@ -11,7 +11,7 @@ from weakref import WeakSet
 from moebind._core import atomic_files, checks, log
 from moebind._core.caller import warn
 from moebind._core.native import CData, Hooks, decoded, ffi, lib, own, part_of
-from moebind._core.other_names import missing
+from moebind._core.other_names import missing, uncallable
 from moebind._core.owner import close_all
 from moebind._core.progress import progress_bar
 from moebind.backend import rpc_servers
@@ -207,6 +207,10 @@ class Model(Prompts, Embedding, Pretrained, Saving):
 
         def __getattr__(self, name: str) -> object:
             raise missing(self, name)
+
+        def __call__(self, *args: object, **kwargs: object) -> object:
+            """Refuse, and say what to write: the object of llama-cpp-python is called."""
+            raise uncallable(self)
 
     def __repr__(self) -> str:
         return "<Model, closed>" if self.closed else f"<Model {self._title}>"

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
+from moebind._core.native import llama_cpp_version
 from moebind._core.shown import shown
 from moebind._core.version import __version__
-from moebind.backend.devices import Device, describe, llama_cpp_version, native_device, native_devices
+from moebind.backend.devices import Device, describe, native_device, native_devices
 from moebind.params.tensor_overrides import TensorOverride
 
 __all__ = [
@@ -103,7 +104,7 @@ def _unknown(kind: type, name: object, known: Mapping[str, object]) -> str:
     if near:
         return f"{kind.__name__} has no {shown(name)}; did you mean {near[0]!r}?"
     return (
-        f"{kind.__name__} has no {shown(name)} in moebind {__version__} with llama.cpp {llama_cpp_version()}: if a "
+        f"{kind.__name__} has no {shown(name)} in moebind {__version__} with llama.cpp {llama_cpp_version}: if a "
         "newer version wrote it, read it with that one; otherwise leave it out"
     )
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.sizes import parse_size, show_size
+from moebind._core.pictures import html_of
+from moebind._core.sizes import parse_memory, parse_size, show_size
 from moebind._core.tables import Column, text_table
 from moebind.placement.chosen_experts import N_TOKENS_MAX, ChosenExperts, Groups, Layout, replay
 
@@ -138,8 +139,9 @@ class CacheCurve:
             spread = np.geomspace(least, max(curve.full_bytes, least), N_SIZES).astype(np.int64).tolist()
             found = sorted({*spread, min(max(curve.token_bytes, least), curve.full_bytes), curve.full_bytes})
         else:
-            found = sorted({parse_size("sizes", size, 1) for size in sizes})
-        curve.points = tuple(curve.at(size) for size in found)
+            found = list(sizes)
+        points = {point.size: point for point in (curve._at("sizes", size) for size in found)}
+        curve.points = tuple(points[size] for size in sorted(points))
         return curve
 
     def _count(self) -> None:
@@ -206,13 +208,17 @@ class CacheCurve:
         ValueError
             If it does not hold the experts of one token in one layer.
         """
-        nbytes = parse_size("size", size, 1)
+        return self._at("size", size)
+
+    def _at(self, name: str, size: SupportsIndex | str) -> CachePoint:
+        nbytes = parse_size(name, size, 1)
         groups = self._groups
         used = max(self._used.values(), default=0)
         n_slots = groups.n_slots(nbytes, used)
         if not any(n_slots):
+            parse_memory(name, size)  # which refuses a number without its unit
             raise ValueError(
-                f"size is {show_size(nbytes)}; the experts of one token in one layer take "
+                f"{name} is {show_size(nbytes)}; the experts of one token in one layer take "
                 f"{show_size(groups.least_bytes(used))}, and those of all layers {show_size(self.token_bytes)}"
             )
         group_of = [-1] * self._n_layer
@@ -307,6 +313,10 @@ class CacheCurve:
         """Some of the points, evenly, with the first, the last and the one that holds a token's experts."""
         picked = set(np.linspace(0, len(self.points) - 1, N_ROWS - 1).round().astype(int).tolist())
         return [point for at, point in enumerate(self.points) if at in picked or point.size == self.token_bytes]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the curve, and the table."""
+        return html_of(str(self), draw=self.plot)
 
     def __repr__(self) -> str:
         return f"<CacheCurve, {len(self.points)} sizes, {self.n_tokens} tokens>"

@@ -67,6 +67,10 @@ class Fit:
     def __str__(self) -> str:
         return "\n".join([self.explanation, *self.plan._text()])
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: how much of each device's free memory would be taken, and for what, and the text."""
+        return self.plan._html(str(self))
+
     def to_dict(self) -> dict[str, object]:
         """The fit as plain values, for JSON: what :meth:`save` writes.
 

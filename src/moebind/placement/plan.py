@@ -17,6 +17,7 @@ from moebind.backend.devices import Device, check_cards, native_device
 from moebind.backend.host_memory import HostMemory
 from moebind.enums import DeviceType, SplitMode
 from moebind.errors import MoebindError
+from moebind.params.context_length import length_notes
 from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.serialize import write
@@ -95,6 +96,7 @@ class Plan(MemoryBreakdown):
     _memory: HostMemory | None = field(default=None, repr=False, compare=False)
     #: Layers of which a cache of experts holds some, or would: each with the device that computes it.
     _cached: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
+    _length_notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
     #: Whether it is a fit's, which would find the same again.
     _fitted: bool = field(default=False, repr=False, compare=False)
 
@@ -189,12 +191,7 @@ class Plan(MemoryBreakdown):
     def to_dict(self) -> dict[str, object]:
         """The plan as plain values, for JSON: keys stay the same from version to version, sizes are bytes."""
         return {
-            "path": self.path,
-            "n_ctx": self.n_ctx,
-            "mapped": self.mapped,
-            "gaps": self.gaps,
-            "lazy": self.lazy,
-            "n_swa": self.n_swa,
+            **{name: getattr(self, name) for name in ("path", "n_ctx", "mapped", "gaps", "lazy", "n_swa")},
             "model_params": write(self.model_params, callbacks=False),
             "context_params": write(self.context_params, callbacks=False),
             "fits": self.fits,
@@ -272,10 +269,7 @@ class Plan(MemoryBreakdown):
             f"{os.path.basename(self.path)}: n_ctx {self.n_ctx}, n_ubatch {context.n_ubatch}, cache {'/'.join(kinds)}"
         )
         table = self._lines(with_free=True)
-        asked = context.n_ctx
-        if 0 < asked < self.n_ctx:
-            head += f"\nn_ctx {asked} is rounded up to {self.n_ctx}: each sequence has a multiple of 256 tokens."
-        lines = [head, *table, *reads_text(self.bytes_per_token, max(map(len, table)))]
+        lines = [head, *self._length_notes, *table, *reads_text(self.bytes_per_token, max(map(len, table)))]
         if self.gaps:
             lines.append(
                 f"{MAPPED} counts whole ranges of the file; {show_size(self.gaps)} of them lie between the host's "
@@ -290,6 +284,10 @@ class Plan(MemoryBreakdown):
                 f"{show_size(self.bytes_read)} of it were read from the Hugging Face Hub; nothing was downloaded."
             )
         return [*lines, *(["It fits."] if self.fits else ["It does not fit.", *self.advice])]
+
+    @staticmethod
+    def _whole(device: DeviceMemory) -> int:
+        return device.free
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the plan as stacked bars, one per device, into a file.
@@ -491,4 +489,5 @@ def make_plan(
         devices,
         host,
         MappingProxyType(found.cached),
+        tuple(length_notes(context_params.n_ctx, found.n_ctx, found.n_ctx_seq, found.n_ctx_train)),
     )

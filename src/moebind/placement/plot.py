@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moebind._core.pictures import COLOURS, TEXT
 from moebind._core.sizes import show_size
 
 if TYPE_CHECKING:
@@ -17,17 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moebind.backend.breakdown import DeviceMemory
-
-#: Dark enough for a white page, bright enough for a dark one.
-COLOURS = {
-    "model": "#3b82c4",
-    "repacked": "#7fb3dd",
-    "context": "#d9822b",
-    "moe cache": "#3f9e6e",
-    "compute": "#8a63c9",
-    "free": "#8a8f98",
-}
-TEXT = "#7d848f"
 
 
 def check_plot(name: str, path: str, what: str) -> None:

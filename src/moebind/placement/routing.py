@@ -12,6 +12,7 @@ import numpy as np
 from moebind._core import checks
 from moebind._core.fork import new_in_child
 from moebind._core.native import lib
+from moebind._core.pictures import html_of
 from moebind._core.shown import shown
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
@@ -437,6 +438,10 @@ class RoutingRecorder(TensorObserver):
             rows.append([layer, n_tokens[layer], *evenness, never])
         lines = text_table(columns, rows) if rows else []
         return "\n".join([f"{_shown(counts.shape)}, {int(counts.sum())} choices", *lines])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the heat map, and the table."""
+        return html_of(str(self), draw=self.plot)
 
     def __repr__(self) -> str:
         counts = self.counts

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from moebind._core import atomic_files, checks
+from moebind._core.native import llama_cpp_version
 from moebind._core.shown import shown
 from moebind._core.sizes import show_size
 from moebind._core.version import __version__
-from moebind.backend.devices import Device, describe, llama_cpp_version
+from moebind.backend.devices import Device, describe
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.serialize import device_of
 from moebind.placement.described_devices import described_device, is_description, written
@@ -175,7 +176,7 @@ class Saved:
             "format": FORMAT,
             "version": VERSION,
             "moebind": __version__,
-            "llama_cpp": llama_cpp_version(),
+            "llama_cpp": llama_cpp_version,
             "model": told and {"name": told.name, "path": self.path, "size": told.size, "header": told.header},
             "devices": None if self.devices is None else list(self.devices),
             "host": self.host,

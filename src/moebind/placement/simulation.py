@@ -55,6 +55,8 @@ class Simulation:
     devices: tuple[DeviceMemory, ...]
     places: dict[str, str | None]
     n_ctx: int
+    n_ctx_seq: int
+    n_ctx_train: int
     n_layer: int
     n_layer_nextn: int
     mapped: bool
@@ -154,6 +156,8 @@ def _simulate(
             gather(parts, used, host),
             places_of(tensors),
             int(lib.llama_n_ctx(context)),
+            int(lib.llama_n_ctx_seq(context)),
+            int(lib.llama_model_n_ctx_train(model)),
             int(lib.llama_model_n_layer(model)),
             int(lib.llama_model_n_layer_nextn(model)),
             mapped,

@@ -1,19 +1,29 @@
-"""Samplers written in Python: what native/sampling/python_sampler.cpp calls."""
+"""Samplers that are Python: how they are made, and what native/sampling/python_sampler.cpp calls."""
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from moebind._core.native import CData, ffi, handle_of
+from moebind._core import checks
+from moebind._core.native import CData, ffi, handle_of, lib, own
 from moebind._core.shown import shown
 from moebind.sampling.candidates import TOKEN_DATA, TokenDataArray
+from moebind.sampling.grammar import GrammarKinds
+from moebind.sampling.kinds import vocabulary
 
-__all__ = ["PythonSampler", "applying"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from moebind._core.model_base import ModelBase
+    from moebind.sampling.guidance import Vocabulary
+
+__all__ = ["PythonKinds", "PythonSampler", "applying"]
 
 
 class _Current(threading.local):
@@ -102,3 +112,99 @@ class PythonSampler:
 def _method(fn: object, name: str) -> Callable[..., object] | None:
     method = getattr(fn, name, None)
     return method if callable(method) else None
+
+
+class PythonKinds(GrammarKinds):
+    """The class methods that make samplers in Python. :class:`moebind.Sampler` has them."""
+
+    @classmethod
+    def from_callable(cls, fn: Callable[[TokenDataArray], None], name: str = "python") -> Self:
+        """A sampler written in Python.
+
+        Parameters
+        ----------
+        fn
+            Called with the candidates, which it edits in place: ``candidates.data`` is a structured array over the
+            memory that the samplers work on, not a copy. It may change logits, narrow and reorder the candidates with
+            ``candidates.keep(...)`` and ``candidates.sort()``, and choose with ``candidates.select(token)``. It returns
+            None. Its exceptions reach the caller of ``sample``, ``apply`` or ``generate``, and nothing is chosen.
+
+            A callable object may also have ``accept(token)``, ``reset()`` and ``clone()``, which are called together
+            with the sampler's own. One without ``clone`` is copied with ``copy.deepcopy`` if it has either of the
+            others.
+        name
+            The sampler's ``name``.
+
+        Notes
+        -----
+        Uses ``llama_sampler_init``. While the function runs, the sampler and the context are in the middle of a
+        call: calling them raises RuntimeError.
+
+        Examples
+        --------
+        >>> def no_digits(candidates):
+        ...     candidates.data["logit"][digits[candidates.data["id"]]] = -np.inf
+        >>> sampler = Sampler.chain([Sampler.from_callable(no_digits), Sampler.greedy()])
+        """
+        if not callable(fn):
+            raise TypeError(f"fn is {shown(fn)} ({type(fn).__name__}); it takes something that can be called")
+        python = PythonSampler(fn)
+        native = own(lib.own_moebind_sampler_python, checks.text("name", name), id(python.handle), python.handle)
+        sampler = cls._make(native, keep=(python,), chooses=True)
+        sampler._is_checked = True
+        return sampler
+
+    @classmethod
+    def llguidance(
+        cls,
+        model: ModelBase,
+        *,
+        grammar: str | None = None,
+        json_schema: Mapping[str, object] | str | None = None,
+        regex: str | None = None,
+        lark: str | None = None,
+    ) -> Self:
+        r"""Allow only text of a given form, with the package `llguidance <https://github.com/guidance-ai/llguidance>`_.
+
+        It takes a fraction of the time of :meth:`grammar` and :meth:`json_schema` with large vocabularies, and knows
+        more of JSON schemas. It needs the extra ``guidance``. Put it first in a chain. One of the forms is given.
+
+        Parameters
+        ----------
+        model
+            The model whose tokens are chosen. Its first such sampler takes longer: llguidance sorts its tokens.
+        grammar
+            In GBNF, whose root is ``root``.
+        json_schema
+            A JSON schema.
+        regex
+            A regular expression of Rust's, for the whole text.
+        lark
+            In llguidance's form of Lark.
+
+        Raises
+        ------
+        ImportError
+            Without llguidance.
+        GrammarError
+            If llguidance refuses it.
+        TokenizeError
+            If the model has no vocabulary, or no token that ends a text.
+        SamplerError
+            When the sampler is used: if no allowed candidate is left, or if it takes more time or memory than
+            llguidance grants.
+
+        Notes
+        -----
+        A sampler in Python (:meth:`from_callable`) around ``llguidance.LLMatcher``.
+
+        Examples
+        --------
+        >>> date = Sampler.llguidance(model, regex=r"\d{4}-\d{2}-\d{2}")
+        >>> context.generate("Today is ", sampler=Sampler.chain([date, Sampler.greedy()])).complete().text
+        """
+        vocabulary(model)
+        from moebind.sampling.guidance import Guidance
+
+        text = Guidance.of(cast("Vocabulary", model), grammar=grammar, json_schema=json_schema, regex=regex, lark=lark)
+        return cls.from_callable(text, "llguidance")

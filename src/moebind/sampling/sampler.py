@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, SupportsIndex
 
@@ -16,8 +16,7 @@ from moebind._core.shown import shown
 from moebind.backend.timings import SamplerTimings
 from moebind.errors import ClosedError, NativeError, SamplerError
 from moebind.sampling.candidates import TokenDataArray
-from moebind.sampling.grammar import GrammarKinds
-from moebind.sampling.python import PythonSampler, applying
+from moebind.sampling.python import PythonKinds, applying
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -39,7 +38,7 @@ class SampledContext(ContextBase):
         """Choose a token from one of its outputs, and accept it. The caller holds the context."""
 
 
-class Sampler(GrammarKinds):
+class Sampler(PythonKinds):
     """A sampler, or a chain of samplers. Made by the class methods.
 
     Most samplers filter or change the candidates. :meth:`greedy`, :meth:`dist`, :meth:`mirostat`, :meth:`mirostat_v2`
@@ -67,43 +66,6 @@ class Sampler(GrammarKinds):
     _has_text = False
     #: How many chains are in each other here.
     _nesting = 0
-
-    @classmethod
-    def from_callable(cls, fn: Callable[[TokenDataArray], None], name: str = "python") -> Self:
-        """A sampler written in Python.
-
-        Parameters
-        ----------
-        fn
-            Called with the candidates, which it edits in place: ``candidates.data`` is a structured array over the
-            memory that the samplers work on, not a copy. It may change logits, narrow and reorder the candidates with
-            ``candidates.keep(...)`` and ``candidates.sort()``, and choose with ``candidates.select(token)``. It returns
-            None. Its exceptions reach the caller of ``sample``, ``apply`` or ``generate``, and nothing is chosen.
-
-            A callable object may also have ``accept(token)``, ``reset()`` and ``clone()``, which are called together
-            with the sampler's own. One without ``clone`` is copied with ``copy.deepcopy`` if it has either of the
-            others.
-        name
-            The sampler's ``name``.
-
-        Notes
-        -----
-        Uses ``llama_sampler_init``. While the function runs, the sampler and the context are in the middle of a
-        call: calling them raises RuntimeError.
-
-        Examples
-        --------
-        >>> def no_digits(candidates):
-        ...     candidates.data["logit"][digits[candidates.data["id"]]] = -np.inf
-        >>> sampler = Sampler.chain([Sampler.from_callable(no_digits), Sampler.greedy()])
-        """
-        if not callable(fn):
-            raise TypeError(f"fn is {shown(fn)} ({type(fn).__name__}); it takes something that can be called")
-        python = PythonSampler(fn)
-        native = own(lib.own_moebind_sampler_python, checks.text("name", name), id(python.handle), python.handle)
-        sampler = cls._make(native, keep=(python,), chooses=True)
-        sampler._is_checked = True
-        return sampler
 
     # --- chains ---
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import SupportsIndex
 
 from moebind._core import checks
+from moebind._core.listening import why_not
 from moebind._core.shown import shown
 from moebind.errors import ServerError
 
@@ -71,7 +72,7 @@ class Address:
                 except OSError as error:
                     if number == 0 != candidate and error.errno == errno.EADDRINUSE:
                         continue
-                    raise ServerError(_refusal(name, number, error)) from error
+                    raise ServerError(why_not(name, number, error, " (0 takes any that is free)")) from error
                 number = int(probe.getsockname()[1])
                 break
         return cls(name, number, all(ipaddress.ip_address(each[4][0]).is_loopback for each in found))
@@ -118,11 +119,3 @@ def _quiet_ports() -> list[int]:
     return (
         [QUIET + int.from_bytes(os.urandom(4), "little") % (first - QUIET) for _ in range(20)] if first > QUIET else []
     )
-
-
-def _refusal(host: str, port: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"{host}:{port} is in use: end what listens there, or choose another port (0 takes any that is free)"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"{host} is no address of this machine"
-    return f"{host}:{port} cannot be listened on: {error.strerror}"

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from moebind._core import checks
 from moebind._core.fork import new_in_child
@@ -31,6 +31,8 @@ _ERROR = re.compile(r"(?:\[ *\d+\] )?[\d.]+ E (?:\w+ +)?(.*)|(error\b.*)")
 _END_OF_KEY = re.compile(r"(api_keys: \*{4}).*")
 #: Seconds between questions whether it is ready, at first and at most.
 ASK_FIRST, ASK_MOST = 0.02, 0.5
+#: Seconds that a wait lasts at most before the next one.
+WAKE = 0.5
 #: Seconds that an answer may take.
 ANSWER = 5.0
 
@@ -95,7 +97,7 @@ class Supervisor:
         """
         most = None if timeout is None else checks.number("timeout", timeout, 0.0)
         with self._changed:
-            if not self._changed.wait_for(lambda: self._ready or self._failure or self._closed, most):
+            if not self._until(lambda: bool(self._ready or self._failure or self._closed), most):
                 raise TimeoutError(f"llama-server is not ready after {most:g} s{self._last_lines()}")
             if self._closed:
                 raise ClosedError("the server was closed")
@@ -112,10 +114,24 @@ class Supervisor:
         """
         most = None if timeout is None else checks.number("timeout", timeout, 0.0)
         with self._changed:
-            self._changed.wait_for(lambda: self._failure or self._closed, most)
+            self._until(lambda: bool(self._failure or self._closed), most)
             if self._failure is not None and not self._closed:
                 raise ServerError(self._failure)
             return self._closed
+
+    def _until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait, holding the lock, until something is so, or so many seconds: whether it is.
+
+        A wait without end would not end for Ctrl-C if another thread than this one got the signal: Python calls
+        handlers in the main thread, when that runs.
+        """
+        give_up = None if timeout is None else time.monotonic() + timeout
+        while not condition():
+            rest = WAKE if give_up is None else min(WAKE, give_up - time.monotonic())
+            if rest <= 0:
+                return False
+            self._changed.wait(rest)
+        return True
 
     def restart(self) -> None:
         """End llama-server and have it started again, also after it ended for good."""

@@ -1,0 +1,109 @@
+"""Command lines that are wrong: what was given, what is allowed, and what was probably meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+from typing import Any
+
+from moebind._core.shown import shown
+
+__all__ = ["meant", "no_such", "usage_sentence"]
+
+#: Options as other programs call them.
+_ELSEWHERE = {
+    "--n-predict": "--predict",
+    "--max-tokens": "--predict",
+    "--max-new-tokens": "--predict",
+    "--n-gen": "--predict",
+    "--context-size": "--ctx-size",
+    "--context-length": "--ctx-size",
+    "--max-seq-len": "--ctx-size",
+    "--system": "--system-prompt",
+    "--repetition-penalty": "--repeat-penalty",
+    "--n-threads": "--threads",
+    "--n-parallel": "--parallel",
+    "--n-seq-max": "--parallel",
+    "--n-batch": "--batch-size",
+    "--n-ubatch": "--ubatch-size",
+}
+#: How much a name must be like another one to be meant.
+_ALIKE = 0.75
+_SENTENCES = [
+    (re.compile(r"Option '(.+)' requires (?:an|\d+) arguments?\.?"), "{0} is the last word; it takes a value"),
+    (re.compile(r"Option '(.+)' does not take a value\.?"), "{0} has a value, and takes none"),
+]
+_TOO_MANY = re.compile(r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)", re.DOTALL)
+_NO_COMMAND = re.compile(r"No such command '(.*?)'.*", re.DOTALL)
+
+
+def usage_sentence(error: Any) -> str:
+    """The message of an error of typer's, or of click's, about how a command was called.
+
+    Their classes moved between versions, so they are told by their names; what is not known here stays as it is.
+    """
+    kind, message, ctx = type(error).__name__, error.message, getattr(error, "ctx", None)
+    if kind == "NoSuchOption":
+        known = [] if ctx is None else [flag for each in ctx.command.params for flag in _flags(each)]
+        return no_such("option", error.option_name, known) if message.startswith("No such option") else str(message)
+    if kind == "MissingParameter" and ctx is not None and error.param is not None:
+        return f"there is no {_metavar(error.param)}: {_takes(ctx)}"
+    command = _NO_COMMAND.fullmatch(message)
+    if command is not None and hasattr(getattr(ctx, "command", None), "list_commands"):
+        return no_such("command", command[1], ctx.command.list_commands(ctx))  # type: ignore[union-attr]
+    extra = _TOO_MANY.fullmatch(message)
+    if extra is not None and ctx is not None:
+        return f"{shown(extra[1])} is more than there is a place for: {_takes(ctx)}"
+    for pattern, sentence in _SENTENCES:
+        found = pattern.fullmatch(message)
+        if found is not None:
+            return sentence.format(found[1])
+    return str(error.format_message())
+
+
+def no_such(what: str, given: str, known: Iterable[str]) -> str:
+    """The message for an option, or a command, that does not exist."""
+    alike = meant(given, known)
+    return f"there is no {what} {shown(given)[1:-1]}{f'; did you mean {alike}?' if alike else ''}"
+
+
+def meant(given: str, known: Iterable[str]) -> str | None:
+    """The name that was probably meant; of those that differ only in their writing, the first."""
+    names = list(known)
+    if _ELSEWHERE.get(_written(given)) in names:
+        return _ELSEWHERE[_written(given)]
+    bare = _bare(given)
+    if not bare:
+        return None
+    scored = [(_likeness(bare, _bare(each)), -at, each) for at, each in enumerate(names)]
+    best = max(scored, default=(0.0, 0, ""))
+    return best[2] if best[0] >= _ALIKE else None
+
+
+def _likeness(given: str, name: str) -> float:
+    # The beginning of a name, or a name that goes on, is closer than what differs in the middle.
+    begins = min(len(given), len(name)) > 2 and (name.startswith(given) or given.startswith(name))
+    return max(0.9 if begins and given != name else 0.0, SequenceMatcher(None, given, name, autojunk=False).ratio())
+
+
+def _written(given: str) -> str:
+    return "--" + given.lstrip("-").lower().replace("_", "-")
+
+
+def _bare(name: str) -> str:
+    """Letters and digits: what is left of a name however it is written."""
+    return re.sub(r"[-_]", "", name.lower())
+
+
+def _flags(param: Any) -> list[str]:
+    return [*param.opts, *param.secondary_opts]
+
+
+def _metavar(param: Any) -> str:
+    return str(param.metavar or param.name.upper())
+
+
+def _takes(ctx: Any) -> str:
+    arguments = [_metavar(each) for each in ctx.command.params if each.param_type_name == "argument"]
+    return f"{ctx.command_path} takes {' '.join(arguments) or 'options only'}"

@@ -1,0 +1,97 @@
+"""What notebooks show."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import moebind
+from conftest import CPU, SMALL
+from moebind import Model, RoutingRecorder
+from moebind._core.pictures import html_bars, html_of
+
+MakeTiny = Callable[..., Path]
+
+
+class Reader(HTMLParser):
+    """Reads HTML, whose elements have to be closed in their order; its text, and how wide its bars are."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.text = ""
+        self.widths: list[float] = []
+        self.images: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "img":
+            self.images.append(given["src"] or "")
+            return
+        self.open.append(tag)
+        if "title" in given:
+            [width] = re.findall(r"width: ([\d.]+)%", given["style"] or "")
+            self.widths.append(float(width))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_bars_are_as_long_as_what_they_stand_for() -> None:
+    read = Reader(html_bars([("a<b", {"model": 300, "compute": 100}, 800), ("c", {"model": 5, "context": 0}, 0)]))
+    assert read.widths == [37.5, 12.5, 100.0]
+    assert "a<b" in read.text
+    assert "compute" in read.text
+    assert "context" not in read.text
+    # More than there is: the bar is full, and no longer than that.
+    assert Reader(html_bars([("a", {"model": 30, "context": 10}, 20)])).widths == [75.0, 25.0]
+    assert Reader(html_bars([])).widths == []
+
+
+def test_a_text_is_no_markup() -> None:
+    assert Reader(html_of("1 < 2 & <script>")).text == "1 < 2 & <script>"
+
+
+def test_a_plan_a_fit_and_a_breakdown(tiny_path: MakeTiny) -> None:
+    path = tiny_path(n_expert=4)
+    plan, fit = moebind.plan(path, devices=["64MiB"]), moebind.fit(path, devices=["64MiB"])
+    with Model.load_from_file(path, CPU) as model, model.new_context(SMALL) as context:
+        held = context.memory_breakdown()
+    for shown in (plan, fit, held):
+        read = Reader(shown._repr_html_())
+        assert str(shown) in read.text
+        assert read.widths
+    [device, *_] = plan.devices
+    assert Reader(plan._repr_html_()).widths[0] == pytest.approx(100 * device.model / device.free, abs=0.001)
+
+
+def test_what_has_a_picture_shows_it(tiny_path: MakeTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = RoutingRecorder(order=True)
+    with Model.load_from_file(tiny_path(n_expert=4), CPU) as model:
+        with model.new_context(SMALL.with_eval_callback(recorder)) as context:
+            list(context.generate("hello there", max_tokens=4))
+    for shown in (recorder, recorder.cache_curve()):
+        read = Reader(shown._repr_html_())
+        assert [image[:26] for image in read.images] == ["data:image/svg+xml;base64,"]
+        assert str(shown) in read.text
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    read = Reader(recorder._repr_html_())
+    assert read.images == []
+    assert str(recorder) in read.text
+
+
+def test_a_recorder_that_counted_nothing_is_a_text() -> None:
+    read = Reader(RoutingRecorder()._repr_html_())
+    assert read.images == []
+    assert read.text == str(RoutingRecorder())

@@ -1,0 +1,50 @@
+"""Command lines that are wrong: what is said of options, commands and arguments."""
+
+from __future__ import annotations
+
+import pytest
+from commands import Capture, run
+
+from moebind.cli.usage import meant, no_such
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["plan", "m.gguf", "--ctxsize", "5"], "there is no option --ctxsize; did you mean --ctx-size?"),
+        (["plan", "m.gguf", "--ctx_size", "5"], "there is no option --ctx_size; did you mean --ctx-size?"),
+        (["plan", "m.gguf", "--CTX-SIZE", "5"], "there is no option --CTX-SIZE; did you mean --ctx-size?"),
+        (["plan", "m.gguf", "--nctx", "5"], "there is no option --nctx; did you mean --n-ctx?"),
+        (["plan", "m.gguf", "--n_ctx", "5"], "there is no option --n_ctx; did you mean --n-ctx?"),
+        (["plan", "m.gguf", "--ctx", "5"], "there is no option --ctx; did you mean --ctx-size?"),
+        (["plan", "m.gguf", "--context-size", "5"], "there is no option --context-size; did you mean --ctx-size?"),
+        (["plan", "m.gguf", "--cpumoe"], "there is no option --cpumoe; did you mean --cpu-moe?"),
+        (["generate", "m.gguf", "--max-tokens", "5"], "there is no option --max-tokens; did you mean --predict?"),
+        (["generate", "m.gguf", "--n-predict=5"], "there is no option --n-predict; did you mean --predict?"),
+        (["generate", "m.gguf", "--tmep", "5"], "there is no option --tmep; did you mean --temp?"),
+        (["plan", "m.gguf", "--max-tokens", "5"], "there is no option --max-tokens"),
+        (["plan", "m.gguf", "--zzz"], "there is no option --zzz"),
+        (["plan", "m.gguf", "-c"], "-c is the last word; it takes a value"),
+        (["plan", "m.gguf", "--cpu-moe=yes"], "--cpu-moe has a value, and takes none"),
+        (["plan", "m.gguf", "x y"], "'x y' is more than there is a place for: moebind plan takes MODEL"),
+        (["quantize"], "there is no SRC [DST] TYPE: moebind quantize takes SRC [DST] TYPE"),
+        (["genrate"], "there is no command genrate; did you mean generate?"),
+        (["bench", "offlod"], "there is no command offlod; did you mean offload?"),
+        (["bench", "xyz"], "there is no command xyz"),
+    ],
+)
+def test_what_is_told(capsys: Capture, arguments: list[str], told: str) -> None:
+    assert run(*arguments) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"moebind: {told}\n")
+
+
+def test_names_that_differ_in_more_than_their_writing() -> None:
+    known = ["--ctx-size", "-c", "--batch-size", "--n-cpu-moe", "--cpu-moe"]
+    assert meant("--ctx-sizes", known) == "--ctx-size"
+    assert meant("--cpu_moe", known) == "--cpu-moe"
+    assert meant("--ncpumoe", known) == "--n-cpu-moe"
+    for nothing in ("", "-", "--", "-x", "--seed"):
+        assert meant(nothing, known) is None
+    assert meant("--ctx-size", []) is None
+    assert no_such("option", "--\x1b[2J", known) == r"there is no option --\x1b[2J"
