@@ -23,7 +23,6 @@ nitpick_ignore_regex = [
 autodoc_type_aliases = {
     "ModelBase": "moebind.Model",
     "ContextBase": "moebind.Context",
-    "Decoding": "moebind.Context",
     "SampledContext": "moebind.Context",
 }
 
