@@ -1,8 +1,6 @@
 # The chores. `make demo` and `make test` set up everything they need.
 PYTHON ?= python3
 RUN := .venv/bin/python
-# Vulkan takes minutes to build, and a few tests count what only the other backends do: `make MOEBIND_VULKAN=AUTO` has it.
-export MOEBIND_VULKAN ?= OFF
 
 .PHONY: help demo serve test test-all test-vulkan check docs bench bump environment generated clean
 help:            ## show this
@@ -11,8 +9,8 @@ help:            ## show this
 environment:     ## .venv with moebind, built in place, and all tools
 	@$(PYTHON) tools/environment.py
 
-demo: environment ## a real mixture-of-experts model, its experts in host memory, and what that saves
-	@$(RUN) examples/demo.py
+demo: environment ## a real mixture-of-experts model, its experts in host memory, and what that saves; DEVICE=Vulkan0 chooses
+	@$(RUN) examples/demo.py $(if $(DEVICE),--device $(DEVICE)) $(if $(TOKENS),--tokens $(TOKENS))
 
 serve: environment ## the demo's model in a browser, and over HTTP
 	@$(RUN) -m moebind serve "$$($(RUN) examples/demo_model.py)"
@@ -26,9 +24,8 @@ test: environment ## the tests: what is quick, and all that guards experts in ho
 test-all: test   ## all tests: after those above, those that take long
 	$(TESTS) -m thorough
 
-test-vulkan: export MOEBIND_VULKAN = AUTO
 test-vulkan: environment ## tests/gpu on Mesa's software driver for Vulkan; skipped where that is not there
-	MOEBIND_GPU_TESTS=vulkan $(RUN) -m pytest -q tests/gpu
+	MOEBIND_GPU_TESTS=vulkan $(TESTS) -rs tests/gpu
 
 check: environment ## lint, format, types, import contract, generated files
 	.venv/bin/ruff check .

@@ -32,7 +32,7 @@ endfunction()
 function(moebind_optimise target flags)
   get_target_property(folder ${target} SOURCE_DIR)
   list(TRANSFORM ARGN PREPEND "${folder}/")
-  set_source_files_properties(${ARGN} DIRECTORY "${folder}" PROPERTIES COMPILE_OPTIONS "$<$<CONFIG:Release>:${flags}>")
+  set_property(SOURCE ${ARGN} DIRECTORY "${folder}" APPEND PROPERTY COMPILE_OPTIONS "$<$<CONFIG:Release>:${flags}>")
 endfunction()
 separate_arguments(full NATIVE_COMMAND "${CMAKE_CXX_FLAGS_RELEASE}")
 

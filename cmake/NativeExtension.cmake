@@ -3,7 +3,7 @@ set(native "${CMAKE_CURRENT_SOURCE_DIR}/native")
 set(generated "${CMAKE_CURRENT_BINARY_DIR}/native")
 set(vendored "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp")
 
-set(linked ggml-base ggml llama llama-common)
+set(linked ggml-base ggml llama llama-common mtmd)
 set(loaded ${MOEBIND_BACKENDS})
 list(FILTER loaded INCLUDE REGEX "^ggml-(cpu|rpc)") # nothing of ours calls others
 if(NOT MOEBIND_PORTABLE)
@@ -21,7 +21,7 @@ file(CONFIGURE OUTPUT "${generated}/build_info.h" @ONLY CONTENT
 ")
 
 set(arguments --cc "${CMAKE_C_COMPILER}" --nm "${CMAKE_NM}" --out "${generated}")
-foreach(folder IN ITEMS include ggml/include)
+foreach(folder IN ITEMS include ggml/include tools/mtmd)
   list(APPEND arguments --include "${vendored}/${folder}")
 endforeach()
 foreach(library IN LISTS linked)
@@ -32,8 +32,9 @@ foreach(library IN LISTS loaded)
 endforeach()
 
 # Globbed when CMake runs, as it does in every install.
-file(GLOB generator "${native}/bind/*.py" "${native}/bind/*.h" "${native}/bind/stand-ins/*.h" "${native}/core/shim.h" "${native}/core/drafts.h"
-  "${vendored}/include/*.h" "${vendored}/ggml/include/*.h")
+file(GLOB generator "${native}/bind/*.py" "${native}/bind/*.h" "${native}/bind/stand-ins/*.h" "${native}/core/shim.h"
+  "${native}/core/drafts.h"
+  "${vendored}/include/*.h" "${vendored}/ggml/include/*.h" "${vendored}/tools/mtmd/*.h")
 # The generator leaves files that did not change alone; the stamp says when it last ran.
 add_custom_command(
   OUTPUT "${generated}/generated.stamp"

@@ -45,3 +45,15 @@ if(NOT "schema-log" IN_LIST MOEBIND_WITHOUT)
   set_source_files_properties("${schemas}" DIRECTORY vendor/llama.cpp/common
     PROPERTIES COMPILE_OPTIONS "-include;${replaced}/schema_log.h")
 endif()
+
+# Pixels that a damaged picture lacks are black: stb_image gets memory of zeros.
+if(NOT "stb-memory" IN_LIST MOEBIND_WITHOUT)
+  set(helper "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp/tools/mtmd/mtmd-helper.cpp")
+  file(STRINGS "${helper}" decodes REGEX "define STB_IMAGE_IMPLEMENTATION")
+  if(NOT decodes)
+    message(FATAL_ERROR "mtmd-helper.cpp has no stb_image any more, which native/replaced/stb_memory.h is for: port that, or "
+      "leave it out for now (MOEBIND_WITHOUT).")
+  endif()
+  set_source_files_properties("${helper}" DIRECTORY vendor/llama.cpp/tools/mtmd
+    PROPERTIES COMPILE_OPTIONS "-include;${replaced}/stb_memory.h")
+endif()

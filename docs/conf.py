@@ -16,7 +16,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(np|os|codecs|contextlib|collections\.abc)\..*"),
     (r"py:class", r"ArrayLike|NDArray|CData|Buffer|Figure"),
     # In a union, whose parts have no aliases.
-    (r"py:class", r"ModelBase|Stop|(moebind\..*\.)?(SpeculativeType|Decoding)"),
+    (r"py:class", r"ModelBase|ProjectorBase|Stop|TypeAliasForwardRef|(moebind\..*\.)?(SpeculativeType|Decoding)"),
 ]
 
 #: The base classes by which lower rooms know models and contexts; a reader has the real ones.
@@ -24,6 +24,7 @@ autodoc_type_aliases = {
     "ModelBase": "moebind.Model",
     "ContextBase": "moebind.Context",
     "SampledContext": "moebind.Context",
+    "ProjectorBase": "moebind.mtmd.MtmdContext",
 }
 
 html_theme = "furo"

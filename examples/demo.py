@@ -2,13 +2,14 @@
 
     make demo            # or: python examples/demo.py, once moebind is installed with its extra `test`
 
-The device is the first GPU; `GGML_VK_VISIBLE_DEVICES=0 make demo` takes Mesa's software driver for one.
-Without one it is a worker process on this machine, seen through llama.cpp's RPC backend: what goes to the device really
-goes to another process's memory, which the table shows as the system sees it.
+The device is the first GPU, or the one that --device names. Without one it is a worker process on this machine, seen
+through llama.cpp's RPC backend: what goes to the device really goes to another process's memory, which the table shows
+as the system sees it. `GGML_VK_VISIBLE_DEVICES=0 make demo DEVICE=Vulkan0 TOKENS=16` takes Mesa's software driver.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from dataclasses import dataclass
 
@@ -25,7 +26,6 @@ from moebind._core.tables import Column, text_table
 from moebind.backend.loopback import worker_pids
 
 PROMPT = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
-N_TOKENS = 48
 MIB = 2**20
 
 
@@ -40,7 +40,7 @@ class Row:
     text: str
 
 
-def run(name: str, params: ModelParams, device: Device, path: str) -> Row:
+def run(name: str, params: ModelParams, device: Device, path: str, n_tokens: int) -> Row:
     """Load the model, generate, and look at the memory."""
     worker = psutil.Process(worker_pids[device.name]) if device.name in worker_pids else None
     with Model.load_from_file(path, params) as model:
@@ -52,7 +52,7 @@ def run(name: str, params: ModelParams, device: Device, path: str) -> Row:
                 print(f"  [{placed}]")
             print("  ", end="")
             text = ""
-            for piece in context.generate(PROMPT, max_tokens=N_TOKENS):
+            for piece in context.generate(PROMPT, max_tokens=n_tokens):
                 print(piece.text.replace("\n", "\n  "), end="", flush=True)
                 text += piece.text
             print()
@@ -81,19 +81,38 @@ def table(rows: list[Row], device: Device) -> str:
     return "\n".join(text_table(columns, lines, rule=True))
 
 
+def asked() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="What experts in host memory save: three placements, and a table.")
+    parser.add_argument("--device", help="the device, such as Vulkan0; otherwise the first GPU, or a worker process")
+    parser.add_argument("--tokens", type=int, default=48, help="how many each placement generates (48)")
+    return parser.parse_args()
+
+
+def chosen_gpus(name: str | None) -> list[Device]:
+    """The GPUs of this machine, or only the one of this name."""
+    gpus = [device for device in moebind.devices() if device.type in {DeviceType.GPU, DeviceType.IGPU}]
+    chosen = [device for device in gpus if name in {None, device.name}]
+    if name is not None and not chosen:
+        there = ", ".join(device.name for device in gpus) or "none"
+        raise SystemExit(f"there is no GPU {name!r} (there are: {there}); `moebind doctor` says what is missing")
+    return chosen
+
+
 def main() -> None:
     """Run the three placements and print the table."""
+    arguments = asked()
+    gpus = chosen_gpus(arguments.device)
     path = str(demo_model())
-    gpus = [device for device in moebind.devices() if device.type in {DeviceType.GPU, DeviceType.IGPU}]
     with contextlib.ExitStack() as stack:
         device = gpus[0] if gpus else stack.enter_context(moebind.loopback_device())
         print(f"device: {device.name} ({device.description}){'' if gpus else ', a worker process on this machine'}")
         # Read instead of mapped, as llama.cpp advises with overrides: weights in host memory can be laid out for speed.
         params = ModelParams(n_gpu_layers=-1).with_devices([device]).with_use_mmap(False)
         rows = [
-            run("all on the device", params, device, path),
-            run("with_n_cpu_moe(15)", params.with_n_cpu_moe(15), device, path),
-            run("with_cpu_moe_all()", params.with_cpu_moe_all(), device, path),
+            run("all on the device", params, device, path, arguments.tokens),
+            run("with_n_cpu_moe(15)", params.with_n_cpu_moe(15), device, path, arguments.tokens),
+            run("with_cpu_moe_all()", params.with_cpu_moe_all(), device, path, arguments.tokens),
         ]
     print(f"\n{path}: device memory in MiB\n\n{table(rows, device)}\n")
     same = len({row.text for row in rows}) == 1

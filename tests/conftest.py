@@ -22,6 +22,7 @@ from moebind.backend.devices import backend_state
 sys.path.insert(0, str(Path(__file__).parent))
 import edited  # beside this file
 import hub_server
+import projectors
 import tiny
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
@@ -45,8 +46,6 @@ SOFTWARE = sorted(Path("/usr/share/vulkan/icd.d").glob("lvp_icd*.json"))
 if os.environ.get(GPU_TESTS) == "vulkan" and SOFTWARE:
     # Before the devices are listed: no other driver, and this one's device, which is a processor, as a GPU.
     os.environ |= {"VK_ICD_FILENAMES": str(SOFTWARE[0]), "GGML_VK_VISIBLE_DEVICES": "0"}
-    # Mesa 22.3 reads a null pointer in a thread of its own more often when operations are fused.
-    os.environ["GGML_VK_DISABLE_FUSION"] = "1"
     # It keeps the shaders that it has compiled: one folder for all processes of a run.
     shaders = tempfile.TemporaryDirectory(prefix="moebind-mesa-")
     os.environ.setdefault("MESA_SHADER_CACHE_DIR", shaders.name)
@@ -144,6 +143,21 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], projectors.Seeing]]:
+    """Loads a tiny model with its tiny projector, each kind once."""
+    made: dict[str, projectors.Seeing] = {}
+
+    def load(kind: str) -> projectors.Seeing:
+        if kind not in made:
+            made[kind] = projectors.load(tmp_path_factory.mktemp(kind), kind)
+        return made[kind]
+
+    yield load
+    for each in made.values():
+        each.model.close()
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def test_an_import_alone_takes_no_room() -> None:
     assert {*rooms.split()} == {"_core", "_libllama"}
 
 
-@pytest.mark.parametrize("name", ["bench", "server"])
+@pytest.mark.parametrize("name", ["bench", "mtmd", "server"])
 def test_modules_are_names_too(name: str) -> None:
     assert getattr(moebind, name) is importlib.import_module(f"moebind.{name}")
 

@@ -21,10 +21,10 @@ class Shape:
     Architectures: llama, dense or with experts; deepseek, whose first layers are dense and which has shared experts;
     dots1, which is like it and chooses by sigmoids and biases, in groups if there are some (n_head_kv = n_head);
     granite_swa, which takes fused gate and up matrices; grovemoe, which has experts for groups of experts (chexps);
-    mamba, which has recurrent state instead of a KV cache; lfm2, in which every other layer has; bert, an encoder, with
-    ``n_cls_out`` > 0 a classification head; nomic-bert, an encoder with gated SiLU and rotated positions; t5, which has
-    an encoder and a decoder; gemma4, which looks up embeddings for each layer; glm4moe, of which the last ``n_mtp``
-    layers predict the token after the next.
+    mamba, which has recurrent state instead of a KV cache; lfm2, in which every other layer has; bert, an encoder,
+    with ``n_cls_out`` > 0 a classification head; nomic-bert, an encoder with gated SiLU and rotated positions; t5,
+    which has an encoder and a decoder; qwen2vl, whose positions have three dimensions; gemma4, which looks up
+    embeddings for each layer; glm4moe, of which the last ``n_mtp`` layers predict the token after the next.
     """
 
     arch: str = "llama"
@@ -156,6 +156,8 @@ def _metadata(shape: Shape) -> dict[str, object]:
         metadata |= {f"{a}.attention.{name}_length": shape.n_embd // shape.n_head for name in ("key", "value")}
         metadata[f"{a}.attention.sliding_window"] = 64
         metadata[f"{a}.attention.sliding_window_pattern"] = [layer % 2 == 0 for layer in range(shape.n_layer)]
+    if a == "qwen2vl":
+        metadata[f"{a}.rope.dimension_sections"] = [2, 3, 3, 0]
     if a == "glm4moe":
         metadata[f"{a}.nextn_predict_layers"] = shape.n_mtp
         metadata[f"{a}.expert_shared_count"] = 1
@@ -199,6 +201,8 @@ def _tensors(shape: Shape, random: np.random.Generator) -> dict[str, np.ndarray]
         if shape.arch in {"dots1", "grovemoe"} or (shape.arch == "lfm2" and layer % 2):
             head = np.ones(d // shape.n_head, np.float32)
             tensors |= {b + "attn_q_norm.weight": head, b + "attn_k_norm.weight": head}
+        if shape.arch == "qwen2vl":
+            tensors |= {b + "attn_q.bias": weights(d), b + "attn_k.bias": weights(kv), b + "attn_v.bias": weights(kv)}
         if shape.arch == "granite_swa":
             tensors[b + "attn_sinks.weight"] = weights(shape.n_head)
         if not shape.n_expert or layer < shape.n_dense_layers:

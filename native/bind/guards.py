@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from headers import Function
 from pycparser import c_ast, c_generator
 
-#: What must not be called once a device is lost: it would end the process (``settle_cuda_error`` in guard.cpp).
-FREE_ON_DEVICES = {"llama_free", "llama_model_free", "ggml_backend_buffer_free"}
+#: What must not be called once a device is lost: it would end the process (``device_lost`` in guard.h).
+FREE_ON_DEVICES = {"llama_free", "llama_model_free", "ggml_backend_buffer_free", "mtmd_free"}
 
 #: Functions that make something, and what frees it. For each f there is an own_f besides, which has the result owned
 #: (native/core/owned.cpp) before Python sees it: whatever is raised between two calls, nothing leaks.
@@ -29,6 +29,7 @@ MADE = {
     "llama_sampler_chain_init": "llama_sampler_free",
     "llama_sampler_clone": "llama_sampler_free",
     "moebind_adapter_load": "moebind_adapter_free",
+    "moebind_bitmap_decode": "mtmd_bitmap_free",
     "moebind_chat_apply": "moebind_text_free",
     "moebind_chat_parse": "moebind_text_free",
     "moebind_chat_parser_new": "moebind_chat_parser_free",
@@ -42,6 +43,12 @@ MADE = {
     "moebind_sampler_python": "llama_sampler_free",
     "moebind_speculative_new": "moebind_speculative_free",
     "moebind_take_output": "ggml_backend_buffer_free",
+    "mtmd_batch_init": "mtmd_batch_free",
+    "mtmd_bitmap_init": "mtmd_bitmap_free",
+    "mtmd_bitmap_init_from_audio": "mtmd_bitmap_free",
+    "mtmd_init_from_file": "mtmd_free",
+    "mtmd_input_chunk_copy": "mtmd_input_chunk_free",
+    "mtmd_input_chunks_init": "mtmd_input_chunks_free",
 }
 
 HEAD = "// Written by native/bind/guards.py from the vendored headers.\n"

@@ -17,7 +17,18 @@ from pycparser import CParser, c_ast
 STAND_INS = Path(__file__).parent / "stand-ins"
 
 #: Headers whose functions and constants are bound. Types may come from anything that these include.
-API_HEADERS = ("llama.h", "ggml-backend.h", "gguf.h", "ggml-rpc.h", "ggml-cpu.h", "ggml.h", "shim.h", "drafts.h")
+API_HEADERS = (
+    "llama.h",
+    "mtmd.h",
+    "mtmd-helper.h",
+    "ggml-backend.h",
+    "gguf.h",
+    "ggml-rpc.h",
+    "ggml-cpu.h",
+    "ggml.h",
+    "shim.h",
+    "drafts.h",
+)
 #: Those of them that are moebind's own, in native/core.
 OWN_HEADERS = ("shim.h", "drafts.h")
 #: moebind's own: what C++ calls and Python defines.

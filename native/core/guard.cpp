@@ -47,7 +47,7 @@ void throw_on_abort(const char * message) {
     throw std::runtime_error(message);
 }
 
-std::atomic<bool> cuda_lost{ false };
+std::atomic<bool> lost{ false };
 
 // CUDA remembers the last error of a thread until somebody asks for it, and ggml-cuda asks after each operation: what ended
 // one computation would end the next one, too. Not asked for where it failed, which may be inside the registry's own lock.
@@ -62,11 +62,19 @@ void settle_cuda_error() noexcept {
         auto *    last  = moebind::in_backend<int()>("cudaGetLastError");
         const int error = last();
         if (error != 0 && moebind::in_backend<int()>("cudaDeviceSynchronize")() == error) {
-            cuda_lost = true;
+            lost = true;
         }
         last();
     } catch (const std::exception &) {
         // A backend that has the runtime inside, or is gone.
+    }
+}
+
+void say_what_is_lost() noexcept {
+    const size_t length = std::strlen(state.text);
+    if (lost) {
+        std::snprintf(state.text + length, sizeof(state.text) - length,
+                      " (a device was lost, and does not come back in this process: start another one)");
     }
 }
 
@@ -140,7 +148,9 @@ bool note_interrupt() noexcept {
 
 int interrupts() noexcept { return interrupts_; }
 
-bool device_lost() noexcept { return cuda_lost; }
+bool device_lost() noexcept { return lost; }
+
+void note_device_lost() noexcept { lost = true; }
 
 void keep_failure(const char * text) noexcept {
     state.failed = true;
@@ -195,6 +205,7 @@ PyObject * moebind_result(PyObject * result) {
     PyErr_Clear();
     if (state.failed) {
         settle_cuda_error();
+        say_what_is_lost();
     }
     state.failed = false;
     if (raise_exception) {

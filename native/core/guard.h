@@ -63,6 +63,7 @@ void forget_other_threads() noexcept;
 
 // Whether a device answers every call with an error from now on: what is on it is left there rather than freed.
 bool device_lost() noexcept;
+void note_device_lost() noexcept;
 
 // Called by a signal handler: Ctrl-C came while this thread was in a call. Says whether it was in one.
 bool note_interrupt() noexcept;

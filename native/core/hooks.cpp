@@ -26,6 +26,7 @@ struct moebind_hooks {
     std::atomic<bool>       abort{ false };
     steady::time_point      next_signals{};
     steady::time_point      next_python{};
+    std::atomic<unsigned>   n_nodes{ 0 };
 
     // Those of the context for which this one computes.
     std::atomic<const moebind_hooks *> followed{ nullptr };
@@ -126,6 +127,9 @@ bool on_progress(float fraction, void * data) {
     return python && !stop_if(!moebind_on_progress(fraction, hooks->handle) || moebind::exception_waiting());
 }
 
+// Of an encoder's graph: few enough that they take some ten milliseconds, and so many that the interruptions take no time.
+constexpr unsigned nodes_at_once = 16;
+
 // Names come again with every graph; those of unnamed tensors count them, up to the size of a graph.
 constexpr size_t matched_max = 1 << 16;
 
@@ -166,6 +170,16 @@ bool on_eval(ggml_tensor * tensor, bool ask, void * data) {
     return true;
 }
 
+// An encoder of images has no abort callback. So every few nodes of its graph are asked for, and the computation ends there:
+// what it would have written is not read. Answering false at such a node ends a part of the graph, and the others in turn.
+bool on_encode(ggml_tensor *, bool ask, void * data) {
+    auto * hooks = static_cast<moebind_hooks *>(data);
+    if (!ask) {
+        return !stop_if(should_stop(hooks));
+    }
+    return ++hooks->n_nodes % nodes_at_once == 0;
+}
+
 }  // namespace
 
 bool moebind::progress(moebind_hooks * hooks, float fraction) { return on_progress(fraction, hooks); }
@@ -196,6 +210,13 @@ void moebind_hooks_into_context_params(moebind_hooks * hooks, llama_context_para
         params->cb_eval           = on_eval;
         params->cb_eval_user_data = hooks;
     }
+}
+
+void moebind_hooks_into_mtmd_params(moebind_hooks * hooks, mtmd_context_params * params) {
+    params->progress_callback           = on_progress;
+    params->progress_callback_user_data = hooks;
+    params->cb_eval                     = on_encode;
+    params->cb_eval_user_data           = hooks;
 }
 
 void moebind_hooks_abort(moebind_hooks * hooks) { hooks->abort = true; }

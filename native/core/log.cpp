@@ -3,6 +3,8 @@
 #include "guard.h"
 #include "internal.h"
 
+#include "mtmd-helper.h"
+
 #include <atomic>
 #include <cstring>
 #include <deque>
@@ -44,6 +46,10 @@ void finish_line(thread_log & log) {
     if (log.line.empty()) {
         return;
     }
+    // Said before it is thrown, also where llama.cpp catches it. To free what is there would throw again, in a destructor.
+    if (log.level == GGML_LOG_LEVEL_ERROR && log.line.rfind("ggml_vulkan: device lost on ", 0) == 0) {
+        moebind::note_device_lost();
+    }
     if (log.level != GGML_LOG_LEVEL_DEBUG) {
         log.recent.push_back(log.line);
         if (log.recent.size() > n_recent) {
@@ -76,6 +82,7 @@ void on_log(ggml_log_level level, const char * text, void *) {
 void moebind_log_start(ggml_log_level level) {
     lowest = level;
     llama_log_set(on_log, nullptr);
+    mtmd_helper_log_set(on_log, nullptr);  // libmtmd's, too
 }
 
 size_t moebind_log_recent(char * buffer, size_t size) {

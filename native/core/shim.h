@@ -11,6 +11,7 @@
 #include "ggml.h"
 #include "gguf.h"
 #include "llama.h"
+#include "mtmd.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -90,6 +91,7 @@ struct moebind_hooks * moebind_hooks_new(int python_callbacks, void * handle);
 void                   moebind_hooks_free(struct moebind_hooks * hooks);
 void                   moebind_hooks_into_model_params(struct moebind_hooks * hooks, struct llama_model_params * params);
 void moebind_hooks_into_context_params(struct moebind_hooks * hooks, struct llama_context_params * params);
+void moebind_hooks_into_mtmd_params(struct moebind_hooks * hooks, struct mtmd_context_params * params);
 
 // Show the eval callback only tensors with one of these names, or, without names, those in whose name the std::regex is
 // found. Nobody is asked then.
@@ -138,6 +140,22 @@ int32_t moebind_step(struct llama_context * ctx, struct moebind_hooks * hooks, s
 enum { MOEBIND_END_OF_GENERATION = -0x7fffffff };
 // llama_token_to_piece, for a token that does not end the generation.
 int32_t moebind_next_piece(const struct llama_vocab * vocab, llama_token token, bool special, char * buffer, int32_t size);
+
+// --- images and sound (core/media.cpp) ---
+
+// A bitmap of a file's bytes, whose format the caller has recognised: what libmtmd knows no decoder for, it gives to ffmpeg.
+// Sound needs an mtmd_context, for its sample rate; for images it may be NULL. NULL if it cannot be decoded.
+mtmd_bitmap * moebind_bitmap_decode(const mtmd_context * ctx, const unsigned char * data, size_t size);
+
+struct moebind_mtmd_memory {
+    ggml_backend_dev_t device;
+    size_t             size;
+};
+
+// What a projector would take of each device, weights and scratch memory, and the most tokens that it makes of an image (-1:
+// no images). Writes at most n and returns how many there are; 0 if the file is no projector.
+size_t moebind_mtmd_memory_of(const char * path, struct mtmd_context_params params, struct moebind_mtmd_memory * parts,
+                              size_t n, int32_t * image_tokens_max);
 
 // --- names of tensors (core/regex_search.cpp) ---
 

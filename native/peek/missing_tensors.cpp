@@ -79,3 +79,10 @@ CHECKED(ggml_view_2d, (ggml_context * ctx, ggml_tensor * a, int64_t ne0, int64_t
 CHECKED(ggml_view_3d, (ggml_context * ctx, ggml_tensor * a, int64_t ne0, int64_t ne1, int64_t ne2, size_t nb1, size_t nb2, size_t offset), a, ne0, ne1, ne2, nb1, nb2, offset)
 CHECKED(ggml_rms_norm, (ggml_context * ctx, ggml_tensor * a, float eps), a, eps)
 CHECKED(ggml_norm, (ggml_context * ctx, ggml_tensor * a, float eps), a, eps)
+
+// Of encoders of pictures and sound.
+CHECKED(ggml_conv_1d, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b, int s0, int p0, int d0), a, b, s0, p0, d0)
+CHECKED(ggml_conv_1d_ph, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b, int s, int d), a, b, s, d)
+CHECKED(ggml_conv_1d_dw, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b, int s0, int p0, int d0), a, b, s0, p0, d0)
+CHECKED(ggml_conv_2d, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b, int s0, int s1, int p0, int p1, int d0, int d1), a, b, s0, s1, p0, p1, d0, d1)
+CHECKED(ggml_conv_2d_dw, (ggml_context * ctx, ggml_tensor * a, ggml_tensor * b, int s0, int s1, int p0, int p1, int d0, int d1), a, b, s0, s1, p0, p1, d0, d1)

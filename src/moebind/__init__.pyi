@@ -4,6 +4,7 @@ Type checkers read this, and so does ``__init__.py``, which imports each when it
 """
 
 from . import bench as bench
+from . import mtmd as mtmd
 from . import server as server
 from ._core.log import set_log as set_log
 from ._core.native import ffi as ffi
@@ -221,6 +222,12 @@ from .errors import (
 )
 from .errors import (
     MoebindError as MoebindError,
+)
+from .errors import (
+    MtmdError as MtmdError,
+)
+from .errors import (
+    MtmdNotFoundError as MtmdNotFoundError,
 )
 from .errors import (
     NativeError as NativeError,

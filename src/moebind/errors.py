@@ -24,6 +24,8 @@ __all__ = [
     "ModelLoadError",
     "ModelNotFoundError",
     "MoebindError",
+    "MtmdError",
+    "MtmdNotFoundError",
     "NativeError",
     "NoKvSlotError",
     "QuantizeError",
@@ -186,6 +188,14 @@ class FitError(MoebindError):
 
 class ServerError(MoebindError):
     """llama-server cannot be started, or ended; the message ends with the last lines that it wrote."""
+
+
+class MtmdError(MoebindError):
+    """A picture, a sound or a projector cannot be used; the message says why, with what llama.cpp logged."""
+
+
+class MtmdNotFoundError(MtmdError, FileNotFoundError):
+    """The projector's file does not exist."""
 
 
 class SpeculativeError(MoebindError):

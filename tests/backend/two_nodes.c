@@ -54,7 +54,12 @@ int pthread_getaffinity_np(pthread_t thread, size_t size, cpu_set_t *set)
 int pthread_setaffinity_np(pthread_t thread, size_t size, const cpu_set_t *set)
 {
     char line[64] = "put on";
+    Dl_info caller;
     (void)thread;
+    // Drivers, such as Mesa's for Vulkan, have threads of their own, which they put somewhere.
+    if (dladdr(__builtin_return_address(0), &caller) == 0 || strstr(caller.dli_fname, "libggml") == NULL) {
+        return 0;
+    }
     for (int cpu = 0; cpu < PROCESSORS; ++cpu) {
         if (CPU_ISSET_S(cpu, size, set)) {
             snprintf(line + strlen(line), sizeof line - strlen(line), " %d", cpu);

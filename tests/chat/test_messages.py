@@ -49,7 +49,7 @@ def call(**function: object) -> list[object]:
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
             ValueError,
-            "image_url.*images and sound are not supported yet",
+            "image_url.*pictures and sound need mtmd=",
         ),
         ([{"role": "assistant", "tool_calls": 3}], TypeError, "tool_calls"),
         ([{"role": "assistant", "tool_calls": [3]}], TypeError, r"tool_calls'\]\[0\]"),

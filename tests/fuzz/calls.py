@@ -34,6 +34,7 @@ PATIENCE = 10 * TIMEOUT
 #: What is left out, and why.
 LEFT_OUT = {
     "bench": "a module; it starts processes, tests/bench has it",
+    "mtmd": "a module; it needs a projector, tests/mtmd has it",
     "server": "a module; it starts processes, tests/server has it",
     "loopback_device": "starts a process, tests/placement has it",
     "add_rpc_server": "connects to whatever it is told",

@@ -35,7 +35,8 @@ def test_more_than_the_device_has_is_an_error_and_no_end(
     path = shape_path("deepseek-v3-q4_k_m")
     params = ModelParams(devices=(gpu,), load_mode=LoadMode.NONE)
     assert not moebind.plan(path, params).fits
-    with pytest.raises(ModelLoadError, match=rf"unable to allocate {gpu.name}"):
+    # Mesa's driver takes no matrix of more than 128 MiB: those stay on the host, which is asked first.
+    with pytest.raises(ModelLoadError, match=rf"unable to allocate ({gpu.name}|CPU) buffer"):
         Model.load_from_file(path, params)
     with Model.load_from_file(demo_path, ModelParams(devices=(gpu,))) as model, model.new_context() as context:
         assert len(list(context.generate("Once", max_tokens=3))) == 3

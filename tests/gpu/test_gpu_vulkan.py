@@ -1,17 +1,21 @@
-"""What only Vulkan has, on Mesa's software driver: limits that can be set, and drivers that are missing or broken.
+"""What only Vulkan has, on Mesa's software driver: limits that can be set, missing and broken drivers, a lost device.
 
-Limits come from the environment (``GGML_VK_FORCE_...``), so each test has a process of its own.
+Limits come from the environment (``GGML_VK_FORCE_...``), so each test has a process of its own. What no driver does
+when it is asked to, ``vulkan_between.cpp`` does, which stands between ggml-vulkan and Vulkan's loader.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
-from on_gpu import program
+from on_gpu import logits_of, program
 
-from moebind import Device
+from conftest import SMALL
+from moebind import Device, Model, ModelParams
 
 pytestmark = pytest.mark.software
 
@@ -115,3 +119,89 @@ def test_a_broken_driver_is_no_driver(gpu: Device, demo_path: Path, tmp_path: Pa
     assert gpu.name not in done["devices"]
     assert "no Vulkan device" in done["doctor"]
     assert done["written"] == 8
+
+
+@pytest.fixture(scope="session")
+def between(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library to preload."""
+    library = tmp_path_factory.mktemp("between") / "vulkan_between.so"
+    source = Path(__file__).with_name("vulkan_between.cpp")
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+    subprocess.run(["c++", *flags, "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+LOST = """
+device = holder.__enter__()
+params = ModelParams(devices=(device,))
+said = {}
+def tried(name, function):
+    try:
+        said[name] = str(function())
+    except MoebindError as error:
+        said[name] = f"{type(error).__name__}: {error}"
+
+with Model.load_from_file(sys.argv[1], cpu) as other, other.new_context(small) as written:
+    expected = str(text(written))
+    model = Model.load_from_file(sys.argv[1], params)
+    contexts = []
+    for _ in range(2):
+        tried("context", lambda: contexts.append(model.new_context(small)))
+    for context in contexts:
+        tried("text", lambda: text(context, 40))
+        tried("clear", context.kv_cache_clear)
+        tried("decode", lambda: context.decode(Batch.get_one([5])))
+    tried("beside it", lambda: text(written))
+    for each in [*contexts[:1], model]:  # and the interpreter ends with the other one
+        each.close()
+with Model.load_from_file(sys.argv[1], cpu) as other, other.new_context(small) as written:
+    tried("afterwards", lambda: text(written))
+print(json.dumps({"expected": expected, **said}))
+"""
+
+
+# When a context is made, in a first computation, in the middle of a text.
+@pytest.mark.parametrize("after", [1, 3, 30])
+def test_a_lost_device_is_an_error_and_no_end(gpu: Device, demo_path: Path, between: Path, after: int) -> None:
+    """The driver says that the device is lost, from a submission on. What is on it fails, everything else goes on."""
+    [said] = program(LOST, demo_path, LD_PRELOAD=str(between), VULKAN_LOST_AFTER=str(after))
+    assert said["beside it"] == said["afterwards"] == said["expected"]
+    if after == 1:
+        assert said["context"].startswith("ContextCreationError")
+        assert f"device lost on {gpu.name}" in said["context"]
+    else:
+        for call in ("text", "clear", "decode"):
+            assert said[call].startswith("NativeError: vk::"), said
+            assert "a device was lost, and does not come back in this process: start another one" in said[call]
+
+
+def test_no_binding_names_a_buffer_that_is_gone(gpu: Device, demo_path: Path, between: Path) -> None:
+    """Shaders may leave some of them alone; Mesa 22.3 writes to all of them (vulkan-bindings.patch)."""
+    code = """
+device = holder.__enter__()
+params = ModelParams(devices=(device,))
+with Model.load_from_file(sys.argv[1], params) as model, model.new_context(small) as context:
+    first = text(context)
+    for n in (8, 40, 3):  # other shaders and scratch memory, in place of those that it had
+        with model.new_context(small) as other:
+            context.kv_cache_clear()
+            context.decode(Batch.get_one([5] * n))
+            other.decode(Batch.get_one([5]))
+    context.kv_cache_clear()
+    print(json.dumps({"same": text(context) == first}))
+"""
+    [done] = program(code, demo_path, LD_PRELOAD=str(between), VULKAN_CHECK_BINDINGS="1")
+    assert done["same"]
+
+
+def test_host_memory_is_not_written_to_before_the_device_has_read_it(gpu: Device, demo_path: Path) -> None:
+    """What experts in host memory gave, which the device copies later, and the next micro-batch, which is there soon.
+
+    Copies of more than 128 KiB are left to the device's queue: of 132 tokens, at this model's width.
+    """
+    tokens = np.resize(np.arange(3, 259, dtype=np.int32), 264)
+    several = SMALL.with_n_ctx(512).with_n_batch(512).with_op_offload(False)
+    with Model.load_from_file(demo_path, ModelParams(devices=(gpu,)).with_cpu_moe_all()) as model:
+        assert 132 * 4 * model.n_embd > 2**17
+        at_once, in_two = (logits_of(model, several.with_n_ubatch(n), tokens) for n in (512, 132))
+    assert np.abs(in_two - at_once).max() <= 1e-3 * at_once.std()

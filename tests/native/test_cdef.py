@@ -15,6 +15,7 @@ from moebind import ffi, lib
 ROOT = Path(__file__).resolve().parent.parent.parent
 OWN = (ROOT / "native/bind", ROOT / "native/core")
 LLAMA = ROOT / "vendor/llama.cpp"
+FOLDERS = ("include", "ggml/include", "tools/mtmd")
 sys.path.insert(0, str(OWN[0]))
 
 import cdef
@@ -25,7 +26,7 @@ from pycparser import c_ast
 
 @pytest.fixture(scope="module")
 def declared() -> headers.Declarations:
-    return headers.read([os.environ.get("CC", "cc")], [*OWN, LLAMA / "include", LLAMA / "ggml/include"])
+    return headers.read([os.environ.get("CC", "cc")], [*OWN, *(LLAMA / folder for folder in FOLDERS)])
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +64,15 @@ def test_functions_without_a_library_are_left_out(declared: headers.Declarations
     assert omitted["llama_encode"] == "declared, but no library exports it"
 
 
-@pytest.mark.parametrize("header", ["llama.h", "ggml-backend.h", "gguf.h", "ggml-rpc.h", "ggml-cpu.h"])
+@pytest.mark.parametrize(
+    "header", ["llama.h", "mtmd.h", "mtmd-helper.h", "ggml-backend.h", "gguf.h", "ggml-rpc.h", "ggml-cpu.h"]
+)
 def test_functions_that_a_search_finds(header: str, bound: set[str], declared: headers.Declarations) -> None:
     """The same by another way: declarations found by a regular expression instead of a parser."""
-    text = next(LLAMA.glob(f"**/include/{header}")).read_text(encoding="utf-8")
+    (path,) = (LLAMA / folder / header for folder in FOLDERS if (LLAMA / folder / header).exists())
+    text = path.read_text(encoding="utf-8")
     text = re.sub(r"(?m)//.*|/\*.*?\*/|^ *#.*(\\\n.*)*", "", text)
-    pattern = r"(?:LLAMA|GGML|GGML_BACKEND)_API\b[^;()]*?\b(\w+)\s*\("
+    pattern = r"(?:LLAMA|GGML|GGML_BACKEND|MTMD)_API\b[^;()]*?\b(\w+)\s*\("
     names = set(re.findall(pattern, text)) - {"DEPRECATED", "GGML_DEPRECATED"}
     assert len(names) > 5
     _, omitted = cdef.bound_functions(declared, None)
@@ -107,7 +111,7 @@ def test_every_constant_that_a_search_finds(bound: set[str]) -> None:
     literal = r"""[-+]?(?:0x[0-9a-fA-F]+|\d[\d.]*(?:e[-+]?\d+)?)[uUlLf]*|"[^"]*"|'.'"""
     pattern = rf"^#\s*define ([A-Za-z]\w*)[ \t]+\(?(?:{literal})\)?[ \t]*(?://.*|/\*.*)?$"
     names: set[str] = set()
-    for folder in ("include", "ggml/include"):
+    for folder in FOLDERS:
         for header in (LLAMA / folder).glob("*.h"):
             if header.name in headers.API_HEADERS:
                 names.update(re.findall(pattern, header.read_text(encoding="utf-8"), re.MULTILINE))

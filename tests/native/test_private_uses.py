@@ -15,6 +15,8 @@ VENDORED = ROOT / "vendor/llama.cpp"
 LISTED = ("peek", "replaced")
 #: What llama.cpp installs.
 PUBLIC = ("include", "ggml/include")
+#: libmtmd's, which it installs, too, from a folder with others.
+MTMD = {"mtmd.h", "mtmd-helper.h"}
 #: Where headers are looked for, in the order in which the compiler does.
 PRIVATE = ("src", "ggml/src", "ggml/src/ggml-rpc", "common")
 #: Written by the build.
@@ -34,7 +36,7 @@ def included(path: Path, native: Path) -> set[str]:
     own = {other.name for other in sources(native)} | GENERATED
     found: set[str] = set()
     for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE):
-        if name in own or any((VENDORED / folder / name).exists() for folder in PUBLIC):
+        if name in own | MTMD or any((VENDORED / folder / name).exists() for folder in PUBLIC):
             continue
         inside = [f"{folder}/{name}" for folder in PRIVATE if (VENDORED / folder / name).exists()]
         assert inside, f"{path} includes {name}, which is neither ours nor found in llama.cpp"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import projectors
 import pytest
 from packages import packages
 
@@ -66,6 +67,23 @@ def test_generate_says_what_is_wrong(tiny_path: MakeTiny, arguments: list[str], 
     assert "Traceback" not in done.stderr
 
 
+def test_images(tmp_path: Path) -> None:
+    model = projectors.text_model(tmp_path / "model.gguf", "gemma3")
+    photo = projectors.photo(tmp_path / "photo.jpg")
+    arguments = [EXAMPLES / "images.py", model, photo, "-n", 4, "-ngl", 0, "-c", 512, "--chat-template", "chatml"]
+    done = run(*arguments, check=False)
+    assert done.returncode == 1
+    assert "no projector (mmproj*.gguf) lies beside" in done.stderr
+    projectors.write(tmp_path / "mmproj-model.gguf", "gemma3")
+    done = run(*arguments)
+    assert re.search(r"mmproj +\d", done.stderr)
+    assert re.search(r"prompt_tokens=\d\d", done.stderr)
+    (tmp_path / "photo.jpg").write_text("no picture")
+    done = run(*arguments, check=False)
+    assert "photo.jpg is of another format" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_demo() -> None:
     said = run(EXAMPLES / "demo.py").stdout
     assert "The text is the same three times." in said
@@ -74,6 +92,12 @@ def test_demo() -> None:
     assert float(share[1]) <= 12
     assert re.search(r"^configuration +model +KV +compute +\S+ +saved +reduction +tokens/s", said, re.MULTILINE)
     assert len(re.findall(r"^(?:all on the device|with_\S+) +[\d.]+", said, re.MULTILINE)) == 3
+
+
+def test_the_demo_on_a_device_that_is_not_there() -> None:
+    done = run(EXAMPLES / "demo.py", "--device", "CUDA9", check=False)
+    assert done.returncode == 1
+    assert re.match(r"there is no GPU 'CUDA9' \(there are: .+\); `moebind doctor` says what is missing\n$", done.stderr)
 
 
 def test_demo_model_is_made_once(demo_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import projectors
 import pytest
 from hypothesis import given, strategies
 from serving import CONTEXT, complete
@@ -21,12 +22,14 @@ from moebind import (
     FitError,
     ModelLoadError,
     ModelParams,
+    MtmdError,
     Plan,
     PoolingType,
     SplitMode,
 )
 from moebind.backend.breakdown import DeviceMemory
 from moebind.files.tensor_patterns import experts_pattern
+from moebind.placement.mmproj import Projector
 from moebind.server import Server
 from moebind.server.folders import Found, of_file
 from moebind.server.placed import (
@@ -115,11 +118,18 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_projector_needs_room(found: Found, tmp_path: Path) -> None:
-    (tmp_path / "mmproj.gguf").write_bytes(bytes(2**20))
-    bare = place(found, WISHES, alone=True)
-    seeing = place(replace(found, mmproj=str(tmp_path / "mmproj.gguf")), WISHES, alone=True)
-    assert seeing.options["mmproj"] == str(tmp_path / "mmproj.gguf")
-    assert {name: size - bare.needs[name] for name, size in seeing.needs.items()} == {"Host": 2**20}
+    path = projectors.write(tmp_path / "mmproj.gguf", "gemma3")
+    counted = Projector.of(str(path))
+    for wishes in (WISHES, replace(WISHES, fitted=False)):
+        bare = place(found, wishes, alone=True)
+        seeing = place(replace(found, mmproj=str(path)), wishes, alone=True)
+        assert seeing.options["mmproj"] == str(path)
+        more = counted.model + counted.compute
+        assert {name: size - bare.needs[name] for name, size in seeing.needs.items()} == {"Host": more}
+    (tmp_path / "mmproj.gguf").write_bytes(b"GGUF")
+    with pytest.raises(MtmdError, match="could not be loaded"):
+        place(replace(found, mmproj=str(path)), WISHES, alone=True)
+    assert "could not be loaded" in str(tried(replace(found, mmproj=str(path)), WISHES, alone=True).reason)
 
 
 def test_experts_go_to_the_host_where_the_device_is_full(found: Found, device: Device) -> None:

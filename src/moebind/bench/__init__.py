@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moebind.bench import nvml
+from moebind.bench import drm, nvml
 from moebind.bench.agreement import Agreement
 from moebind.bench.measure import BatchRun, TimedRun
 from moebind.bench.placements import Placement, default_placements
@@ -27,6 +27,7 @@ __all__ = [
     "batch",
     "decode",
     "default_placements",
+    "drm",
     "nvml",
     "offload",
     "prompt",

@@ -12,7 +12,7 @@ from typing import Any
 
 from moebind._core import checks
 from moebind._core.native import decoded, ffi, lib
-from moebind.backend.devices import native_devices
+from moebind.backend.devices import local_gpus
 
 __all__ = ["GpuState", "devices", "process_memory", "reason"]
 
@@ -89,7 +89,7 @@ def devices() -> list[GpuState] | None:
 
     Notes
     -----
-    What llama.cpp calls a card is found out from its CUDA backend, which takes memory on each card when it is first
+    What llama.cpp calls a card is found out from its backend: CUDA's takes memory on each card when it is first
     asked. The numbers are read before that.
     """
     try:
@@ -106,7 +106,7 @@ def devices() -> list[GpuState] | None:
             ]
     except AbsentError:
         return None
-    names = _names()
+    names = names_by_bus()
     return [
         GpuState(names.get(bus, uuid), product, uuid, bus, int(memory.total), int(memory.used), driver)
         for product, uuid, bus, memory in read
@@ -153,7 +153,7 @@ def snapshot(pid: int) -> tuple[dict[str, int] | None, dict[str, int] | None, st
                     held[uuid] = max(sizes)
     except AbsentError as absent:
         return None, None, str(absent)
-    known = _names()
+    known = names_by_bus()
     names = {uuid: known.get(bus, uuid) for uuid, bus in buses.items()}
     return {names[uuid]: size for uuid, size in held.items()}, {names[uuid]: size for uuid, size in used.items()}, None
 
@@ -175,16 +175,14 @@ def _bus(nvml: Any, handle: Any) -> str:
     return f"{domain[-4:]}:{rest}"
 
 
-def _names() -> dict[str, str]:
-    """llama.cpp's names of devices by their places on the bus."""
+def names_by_bus() -> dict[str, str]:
+    """llama.cpp's names of devices by their places on the bus; of two for one card, the one that it uses."""
     found: dict[str, str] = {}
-    for native in native_devices():
-        if decoded(lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(native))) != "CUDA":
-            continue
+    for native in local_gpus():
         properties = ffi.new("struct ggml_backend_dev_props *")
         lib.ggml_backend_dev_get_props(native, properties)
         if properties.device_id:
-            found[decoded(properties.device_id).lower()] = decoded(lib.ggml_backend_dev_name(native))
+            found.setdefault(decoded(properties.device_id).lower(), decoded(lib.ggml_backend_dev_name(native)))
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from moebind.backend.devices import Device, each_card_once
 from moebind.backend.loopback import loopback_device, worker_pids
 from moebind.backend.rpc_servers import add_rpc_server
-from moebind.bench import nvml
+from moebind.bench import drm, nvml
 from moebind.bench.agreement import write_captured
 from moebind.bench.environment import machine_record
 from moebind.bench.measure import capture, check_room, prompt_text, timed_run
@@ -47,6 +47,9 @@ def measure(parent: Parent, request: Mapping[str, Any]) -> dict[str, object]:
 
 def _show(parent: Parent, moment: str) -> None:
     gpu, cards, reason = nvml.snapshot(os.getpid())
+    held, used = drm.snapshot(os.getpid())
+    if held or used:  # of cards that NVML does not know
+        gpu, cards = {**held, **(gpu or {})}, {**used, **(cards or {})}
     parent.ask("look", moment=moment, workers=dict(worker_pids), gpu=gpu, cards=cards, reason=reason)
 
 

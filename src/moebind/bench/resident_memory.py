@@ -47,8 +47,8 @@ class Seen:
     workers : Mapping[str, Resident]
         Of the workers behind loopback devices, by the device's name.
     gpu : Mapping[str, int] or None
-        Bytes that the process holds on NVIDIA's cards (NVML), the driver's own for it included; None if NVML could
-        not be asked. Empty in containers whose driver does not translate process ids.
+        Bytes that the process holds on cards (NVIDIA's by NVML, others by the kernel), the driver's own for it
+        included; None if neither tells. Empty in containers whose driver does not translate process ids.
     cards : Mapping[str, int] or None
         Bytes in use on each card, by anybody.
     """

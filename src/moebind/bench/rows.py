@@ -142,7 +142,7 @@ class OffloadRow:
 
     @property
     def device_bytes_seen(self) -> int | None:
-        """Bytes on devices as seen from outside: of NVIDIA's cards by NVML, of loopback workers by their growth.
+        """Bytes on devices as seen from outside: of cards by their drivers, of loopback workers by their growth.
 
         None if neither is there.
         """

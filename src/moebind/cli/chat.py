@@ -15,6 +15,7 @@ from moebind.cli.devices import DevicesHere
 from moebind.cli.drafts import DRAFTS, RARE_DRAFTS, drafting, predicts_ahead
 from moebind.cli.given import RPC, Given, takes
 from moebind.cli.loading import load, new_context, title
+from moebind.cli.media import Audio, Images, Projector, opened, projector_for
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show_line
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
@@ -77,12 +78,15 @@ def command(
     json_schema: t.Schema = None,
     json_schema_file: t.SchemaFile = None,
     device: DevicesHere = None,
+    image: Images = None,
+    audio: Audio = None,
+    mmproj: Projector = None,
     fit: o.Fit = "on",
     *,
     given: Given,
     as_json: AsJson = False,
 ) -> None:
-    """Chat with a model: each line is a question, /help shows what else there is. Ctrl-C stops a reply.
+    """Chat with a model: each line is a question, /help shows more. Ctrl-C stops a reply.
 
     Example: moebind chat moe.gguf -sys "Answer briefly." --temp 0.8
     """
@@ -104,11 +108,22 @@ def command(
         "json_schema": t.one_text(json_schema, json_schema_file, ("--json-schema", "--json-schema-file")),
         **t.sampling(given),
     }
-    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit), load_mtp=predicts_ahead(given))
-    with loaded, new_context(loaded, context_params) as context, drafting(given, context) as speculative:
+    media = [*(image or ()), *(audio or ())]
+    projector = projector_for(model, mmproj, media)
+    loaded, context_params = load(
+        model, given, device, fitted=o.wants_fit(fit), load_mtp=predicts_ahead(given), mmproj=projector
+    )
+    with (
+        loaded,
+        opened(projector, loaded, context_params.n_threads_batch) as mtmd,
+        new_context(loaded, context_params) as context,
+        drafting(given, context) as speculative,
+    ):
         arguments["speculative"] = speculative
         terminal = Terminal()
-        chat = Conversation(context, terminal, arguments, show_line if as_json else None)
+        chat = Conversation(context, terminal, {**arguments, "mtmd": mtmd}, show_line if as_json else None)
+        for path in media:
+            chat.attach(path)
         chat.messages = messages
         if system is not None:
             chat.system = system

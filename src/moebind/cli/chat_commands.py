@@ -48,6 +48,8 @@ COMMANDS = {
     "/retry": Command("", "Have the last reply written again.", lambda chat, text: chat.retry()),
     "/save": Command("FILE", "Write the chat into a file, as JSON.", lambda chat, text: chat.save(text)),
     "/load": Command("FILE", "Go on with the chat of a file.", _load),
+    "/image": Command("FILE", "Show a picture with the next question.", lambda chat, text: chat.attach(text)),
+    "/audio": Command("FILE", "Play a sound with the next question.", lambda chat, text: chat.attach(text)),
     "/timings": Command("", "Tell how long the last reply took.", lambda chat, text: show(chat.timings())),
     "/quit": Command("", "End; so does Ctrl-D.", lambda chat, text: None),
 }

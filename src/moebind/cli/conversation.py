@@ -12,6 +12,7 @@ from moebind._core.atomic_files import write_whole
 from moebind.chat.messages import checked_messages
 from moebind.cli.terminal import Terminal
 from moebind.cli.text_options import ended, read_json, read_text
+from moebind.context.media_messages import part_of_file, without_media
 from moebind.errors import ChatTemplateError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def read_messages(path: str | os.PathLike[str]) -> list[Message]:
     """
     found = read_json(read_text(Path(path)), f"{os.fspath(path)} is not JSON, as chats are saved in")
     try:
-        checked_messages(found)
+        checked_messages(without_media(found))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{os.fspath(path)} holds no chat: {error}") from None
     return list(found)
@@ -64,11 +65,33 @@ class Conversation:
         report: Callable[[Mapping[str, object]], None] | None = None,
     ) -> None:
         self.messages: list[Message] = []
+        self._attached: list[Message] = []
         self._context, self._terminal, self._arguments, self._report = context, terminal, arguments, report
 
     def ask(self, text: str) -> bool:
         """Say something, and let the model answer; whether Ctrl-C stopped it. Nothing is kept if it fails."""
-        return self._answered([*self.messages, {"role": "user", "content": text}])
+        content: object = [*self._attached, {"type": "text", "text": text}] if self._attached else text
+        stopped = self._answered([*self.messages, {"role": "user", "content": content}])
+        self._attached = []
+        return stopped
+
+    def attach(self, path: str | os.PathLike[str]) -> None:
+        """Show a picture, or play a sound, with the next question.
+
+        Raises
+        ------
+        ValueError, MtmdError
+            If the model has no projector, or this one cannot take it.
+        OSError
+            If it cannot be read.
+        """
+        from moebind.mtmd.bitmap import Bitmap
+
+        mtmd = self._arguments.get("mtmd")
+        if mtmd is None:
+            raise ValueError("pictures and sound need the model's projector: --mmproj FILE")
+        mtmd._must_take(Bitmap.from_file(path, mtmd))
+        self._attached.append(part_of_file(path))
 
     def check(self) -> None:
         """Have the arguments checked as with a question, without asking one: tools, the template, the rest.

@@ -12,6 +12,7 @@ from moebind.cli import options as o
 from moebind.cli.budgets import Margin, Memory, budgets
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
 from moebind.cli.given import RPC, Chosen, Given, takes
+from moebind.cli.media import Counted
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, unwritten, without
@@ -91,6 +92,7 @@ def command(
     routing: Routing = None,
     bus: Bus = BUS,
     save: Save = None,
+    mmproj: Counted = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Find parameters with which a model fits into memory. Ends with 1 if there are none.
@@ -109,6 +111,7 @@ def command(
         devices=device_list(chosen.device),
         goal=cast("Literal['decode', 'prompt', 'balanced']", goal),
         host=None if chosen.host is None else checked_size(chosen.host, "--host"),
+        mmproj=mmproj,
         swa_full=given.values["swa_full"],
         moe_cache=moe_cache if moe_cache in {None, "auto"} else parse_size("--moe-cache", moe_cache),
         routing=None if routing is None else RoutingRecorder.load(routing),

@@ -13,6 +13,7 @@ from moebind.cli.devices import DevicesHere
 from moebind.cli.drafts import DRAFTS, RARE_DRAFTS, drafting, predicts_ahead
 from moebind.cli.given import RPC, Given, takes
 from moebind.cli.loading import load, new_context
+from moebind.cli.media import Audio, Images, Projector, opened, projector_for
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show_line, stream
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
@@ -50,6 +51,9 @@ def command(
     json_schema: t.Schema = None,
     json_schema_file: t.SchemaFile = None,
     device: DevicesHere = None,
+    image: Images = None,
+    audio: Audio = None,
+    mmproj: Projector = None,
     fit: o.Fit = "on",
     *,
     given: Given,
@@ -60,19 +64,33 @@ def command(
 
     Example: moebind generate moe.gguf "The capital of France is" -n 16
     """
+    from moebind.mtmd.bitmap import Bitmap
+
     asked = t.one_prompt(text, prompt, file)
     rules = t.one_text(grammar, grammar_file, ("--grammar", "--grammar-file"))
     schema = t.one_text(json_schema, json_schema_file, ("--json-schema", "--json-schema-file"))
     if rules is not None and schema is not None:
         raise ValueError("--grammar and --json-schema are both given; leave one of them out")
-    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit), load_mtp=predicts_ahead(given))
-    with loaded, new_context(loaded, context_params) as context, drafting(given, context) as speculative:
+    media = [*(image or ()), *(audio or ())]
+    projector = projector_for(model, mmproj, media)
+    loaded, context_params = load(
+        model, given, device, fitted=o.wants_fit(fit), load_mtp=predicts_ahead(given), mmproj=projector
+    )
+    with (
+        loaded,
+        opened(projector, loaded, context_params.n_threads_batch) as mtmd,
+        new_context(loaded, context_params) as context,
+        drafting(given, context) as speculative,
+    ):
         choice = t.sampling(given)
         sampler = None
         if rules is not None:
             sampler, choice = _held_to(rules, loaded, asked, choice), {}
+        looked_at: list[str | Bitmap] = [Bitmap.from_file(path, mtmd) for path in media]
+        whole: str | list[str | Bitmap] = [*looked_at, asked] if looked_at else asked
         pieces = context.generate(
-            asked,
+            whole,
+            mtmd=mtmd,
             sampler=sampler,
             max_tokens=predict,
             stop=stop or (),

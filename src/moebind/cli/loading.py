@@ -45,6 +45,7 @@ def load(
     fitted: bool = False,
     n_ctx: int | None = N_CTX,
     load_mtp: bool = False,
+    mmproj: str | None = None,
 ) -> Loaded:
     """Load the model of a command.
 
@@ -61,6 +62,8 @@ def load(
         The length of context if neither says one; None: that of ``ContextParams``.
     load_mtp
         Whether the layers that predict further ahead are loaded.
+    mmproj
+        A projector that is loaded besides, for which there has to be room.
     """
     params, context = computing(model, given, device, n_ctx)
     if load_mtp:
@@ -68,7 +71,7 @@ def load(
     if fitted and given.values.get("params") is None and (local_gpus() if params.devices is None else params.devices):
         from moebind.placement.fit import fit
 
-        found = fit(model, n_ctx=context.n_ctx or None, model_params=params, context_params=context)
+        found = fit(model, n_ctx=context.n_ctx or None, model_params=params, context_params=context, mmproj=mmproj)
         params, context = found.model_params, found.context_params
     return Loaded(open_model(model, params), context)
 

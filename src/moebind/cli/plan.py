@@ -10,6 +10,7 @@ import typer
 from moebind.cli import options as o
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
 from moebind.cli.given import RPC, Given, takes
+from moebind.cli.media import Counted
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
@@ -28,6 +29,7 @@ def command(
     given: Given,
     device: Devices = None,
     host: Host = None,
+    mmproj: Counted = None,
     as_json: o.AsJson = False,
     plot: Plot = None,
     check: Annotated[bool, typer.Option("--check", help="End with 1 if it does not fit.")] = False,
@@ -44,6 +46,7 @@ def command(
         chosen.context_params,
         devices=device_list(chosen.device),
         host=None if chosen.host is None else checked_size(chosen.host, "--host"),
+        mmproj=mmproj,
     )
     if as_json:
         show_json(found.to_dict())

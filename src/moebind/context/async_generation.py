@@ -15,6 +15,8 @@ from moebind.chat.prompt import ChatMessage, ChatPrompt
 from moebind.context.asynchronous import AsyncStream, Enter, Leave, in_thread
 from moebind.context.conversation import Conversation
 from moebind.context.generate import Generation
+from moebind.context.media import has_media
+from moebind.context.media_messages import without_media
 from moebind.context.pieces import Completion, Piece, Record, StopReason, Stream, Usage
 from moebind.context.replies import ChatDelta, ChatReply, message_of
 from moebind.context.stops import Stop
@@ -247,15 +249,18 @@ class AsyncGeneration(Conversation):
         """Raise for what is wrong with arguments of :meth:`agenerate`, as far as that can be seen at once."""
         refuse("agenerate", Generation.generate, unknown_of(Generation.generate, options))
         self._check_options(options)
-        checked = self._model._checked_prompt(prompt)
+        mtmd = options.get("mtmd")
+        if has_media(prompt, mtmd):
+            return
+        checked = self._model._checked_prompt(prompt if mtmd is None else without_media(prompt))
         if isinstance(checked, np.ndarray):
-            self._check_length(checked)
+            self._check_length(checked.size)
 
     def _check_achat(self, messages: Any, options: dict[str, Any]) -> None:
         """The same for :meth:`achat`."""
         refuse("achat", Conversation.chat, unknown_of(Conversation.chat, options))
         self._check_options(options)
-        checked_messages(messages)
+        checked_messages(messages if options.get("mtmd") is None else without_media(messages))
         checked_tool_choice(options.get("tool_choice", "auto"), checked_tools(options.get("tools")) or [])
 
     async def _enter(self, options: dict[str, Any]) -> tuple[AsyncGeneration, Leave]:

@@ -9,6 +9,7 @@ from moebind._core import checks
 from moebind._core.caller import warn
 from moebind.chat.grammar import grammar_sampler, schema_warnings
 from moebind.context.generate import Generation
+from moebind.context.media_messages import with_markers
 from moebind.context.replies import ChatReply
 from moebind.context.stops import Stop
 from moebind.context.unknown_arguments import refuse
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from moebind.context.speculative import Speculative
     from moebind.enums import SpeculativeType
+    from moebind.mtmd.projector import MtmdContext
     from moebind.sampling.sampler import Sampler
 
 __all__ = ["Conversation"]
@@ -32,6 +34,7 @@ class Conversation(Generation):
         /,
         messages: Sequence[Mapping[str, object]],
         *,
+        mtmd: MtmdContext | None = None,
         sampler: Sampler | None = None,
         max_tokens: SupportsIndex | None = None,
         stop: Stop | Sequence[Stop] | None = (),
@@ -66,6 +69,10 @@ class Conversation(Generation):
         messages, tools, tool_choice, parallel_tool_calls, json_schema, strict, template, reasoning_format, \
         continue_final_message
             The chat, and how to render it: as for ``Model.chat_format``.
+        mtmd
+            The projector, where messages have pictures or sound: among the parts of a ``content``, a ``Bitmap``,
+            or in OpenAI's form ``{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}`` and
+            ``{"type": "input_audio", "input_audio": {"data": ..., "format": "wav"}}``. No address is fetched.
         template_kwargs
             Arguments of the template, such as ``{"enable_thinking": False}``.
         sampler, max_tokens, stop, temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, \
@@ -103,6 +110,10 @@ class Conversation(Generation):
         settings = Settings(temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed)
         model = self._model
         enforced = checks.boolean("use_grammar", use_grammar)
+        pictures = None
+        if mtmd is not None:
+            self._must_fit(mtmd)
+            messages, pictures = with_markers(messages, mtmd)
         prompt = model._chat_format(
             messages,
             template=template,
@@ -123,8 +134,9 @@ class Conversation(Generation):
         for warning in schema_warnings(prompt, None if tool_choice == "none" else tools, use_grammar):
             warn(warning)
         request = self._request(
-            prompt.prompt,
+            prompt.prompt if pictures is None or not pictures.bitmaps else pictures.put_into(prompt.prompt),
             settings,
+            mtmd=mtmd,
             sampler=sampler,
             max_tokens=max_tokens,
             stop=stop,

@@ -14,7 +14,8 @@ from moebind._core.arguments import explained
 from moebind._core.native import CData, lib
 from moebind._core.shown import shown
 from moebind.context.batch import Batch
-from moebind.context.decode import Decoding
+from moebind.context.media import Media, MediaPrompt, has_media
+from moebind.context.media_messages import is_chat, with_markers
 from moebind.context.pieces import Piece, Pieces, Record
 from moebind.context.prepare import Request, prepare
 from moebind.context.scores import Score, checked_logprobs, score
@@ -30,6 +31,9 @@ from moebind.sampling.settings import Settings, behind
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Never
+
+    from moebind.mtmd.bitmap import Bitmap
+    from moebind.mtmd.projector import MtmdContext
 
 __all__ = ["Generation"]
 
@@ -62,7 +66,7 @@ def generate(
     if request.n_top is not None:
         choose = partial(_choose_and_score, context, choose, request.n_top, scores)
     simple = asked is None and request.n_top is None
-    generation, cached, token = prepare(context, request.tokens, seq_id, reuse_prefix, choose, record)
+    generation, cached, token = prepare(context, request, seq_id, reuse_prefix, choose, record)
     owners = context._owners
     while True:
         piece = writer.take(token)
@@ -95,15 +99,16 @@ def _choose_and_score(
     return token
 
 
-class Generation(Decoding):
+class Generation(Media):
     """A context that writes text. :class:`moebind.Context` is one."""
 
     @explained()
     def generate(
         self,
         /,
-        prompt: str | ArrayLike | Sequence[Mapping[str, object]],
+        prompt: str | ArrayLike | Sequence[Mapping[str, object]] | Sequence[str | Bitmap],
         *,
+        mtmd: MtmdContext | None = None,
         sampler: Sampler | None = None,
         max_tokens: SupportsIndex | None = None,
         stop: Stop | Sequence[Stop] | None = (),
@@ -129,7 +134,10 @@ class Generation(Decoding):
         ----------
         prompt
             Text, token ids, or messages, which are rendered as in :meth:`chat`. Special tokens in text are recognised,
-            and the tokens that the model wants at the beginning are added.
+            and the tokens that the model wants at the beginning are added. Or a list of texts, pictures and sounds,
+            ``[bitmap, "What is this?"]``.
+        mtmd
+            The projector, where the prompt has pictures or sound.
         sampler
             Chooses the tokens, and accepts those that it chose. None: what the next arguments say. Without any of them,
             the sequence's backend sampler (:meth:`set_sampler`) or, if it has none, always the likeliest token.
@@ -199,14 +207,16 @@ class Generation(Decoding):
             json_schema=json_schema,
             strict=strict,
             logprobs=logprobs,
+            mtmd=mtmd,
         )
         return Pieces._of(*self._generate(request, seq_id, reuse_prefix, speculative))
 
     def _request(
         self,
-        prompt: str | ArrayLike | Sequence[Mapping[str, object]],
+        prompt: str | ArrayLike | Sequence[Mapping[str, object]] | Sequence[str | Bitmap],
         settings: Settings,
         *,
+        mtmd: MtmdContext | None = None,
         sampler: Sampler | None = None,
         max_tokens: SupportsIndex | None = None,
         stop: Stop | Sequence[Stop] | None = (),
@@ -227,19 +237,19 @@ class Generation(Decoding):
         checks.boolean("strict", strict)
         limit, n_top = self._checked_choice(sampler, max_tokens, logprobs)
         stops = checked_stops(self._model, stop, preserved, more_stops)
-        tokens = self._prompt_tokens(prompt)
+        tokens, media = self._prompt(prompt, mtmd)
         if json_schema is not None:
             grammar = Sampler.json_schema(self._model, json_schema, strict=strict)
 
         def make() -> Sampler | None:
-            chain = settings.sampler(tokens, seed_offset)
+            chain = settings.sampler(tokens if media is None else tokens[tokens >= 0], seed_offset)
             chosen = sampler.clone() if copies and sampler is not None else sampler
             chosen = chosen if chain is None else chain
             if grammar is None:
                 return chosen
             return behind(grammar.clone() if copies else grammar, chosen, own=copies or chain is not None)
 
-        return Request(tokens, limit, stops, make, n_top, preserved)
+        return Request(tokens, limit, stops, make, n_top, preserved, media)
 
     def _checked_choice(
         self, sampler: Sampler | None, max_tokens: SupportsIndex | None, logprobs: bool | SupportsIndex | None
@@ -268,9 +278,11 @@ class Generation(Decoding):
                 f"logprobs need the logits of sequence {seq}, which stay where its backend sampler runs: take it away "
                 f"with set_sampler({seq}, None), or use another sequence"
             )
-        record = Record(request.tokens.size, "length" if request.limit == 0 else None)
+        record = Record(request.n_cells, "length" if request.limit == 0 else None)
         drafter = self._drafting_with(speculative)
         if drafter is not None:
+            if request.media is not None:
+                raise SpeculativeError("a prompt with pictures or sound is not drafted for: leave speculative out")
             if attached is not None:
                 raise SamplerError(
                     f"sequence {seq} has a backend sampler, which chooses one token at a time: take it away with "
@@ -308,11 +320,23 @@ class Generation(Decoding):
             self._own_speculatives[speculative] = known
         return known
 
-    def _prompt_tokens(self, prompt: str | ArrayLike | Sequence[Mapping[str, object]]) -> NDArray[np.int32]:
-        tokens = self._model._prompt_tokens(prompt)
+    def _prompt(self, prompt: Any, mtmd: MtmdContext | None) -> tuple[NDArray[np.int32], MediaPrompt | None]:
+        """The tokens of a prompt; with pictures or sound, its positions and what they are."""
+        media = None
+        if mtmd is not None:
+            self._must_fit(mtmd)
+            if is_chat(prompt):
+                messages, pictures = with_markers(prompt, mtmd)
+                prompt = pictures.put_into(self._model.apply_chat_template(messages))
+        if has_media(prompt, mtmd):
+            media = self._media_prompt(prompt, mtmd)
+            tokens, n = media.tokens, media.n_cells
+        else:
+            tokens = self._model._prompt_tokens(prompt)
+            n = tokens.size
         self._check_generates()
-        self._check_length(tokens)
-        return tokens
+        self._check_length(n)
+        return tokens, media
 
     def _check_generates(self) -> None:
         if self._encodes:
@@ -322,10 +346,10 @@ class Generation(Decoding):
                 "this context predicts further ahead (ContextType.MTP), and cannot generate text by itself"
             )
 
-    def _check_length(self, tokens: NDArray[np.int32]) -> None:
-        if tokens.size > self._length_max:
+    def _check_length(self, n_tokens: int) -> None:
+        if n_tokens > self._length_max:
             raise ValueError(
-                f"prompt has {tokens.size} tokens; a sequence of this context takes {self._length_max}: make it with a "
+                f"prompt has {n_tokens} tokens; a sequence of this context takes {self._length_max}: make it with a "
                 "larger n_ctx"
             )
 
@@ -337,4 +361,6 @@ class Generation(Decoding):
         self._checked_choice(sampler, max_tokens, logprobs)
         self._seq("seq_id", options.get("seq_id", 0))
         self._drafting_with(options.get("speculative"))
+        if options.get("mtmd") is not None:
+            self._must_fit(options["mtmd"])
         checks.boolean("reuse_prefix", options.get("reuse_prefix", True))

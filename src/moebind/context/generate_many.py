@@ -14,6 +14,7 @@ from moebind._core.shown import shown
 from moebind.context.batch import Batch
 from moebind.context.draft_many import ManyDrafts
 from moebind.context.generate import Generation
+from moebind.context.media import has_media
 from moebind.context.pieces import Completion, Piece, Record
 from moebind.context.prepare import Request
 from moebind.context.schedule import Run, Schedule, pack
@@ -276,6 +277,8 @@ class BatchedGeneration(Generation):
                 hint = "; a chat is a list of messages" if {"role", "content"} & own.keys() else ""
                 raise TypeError(f"prompts[{at}] {wrong}: a prompt's dict takes 'prompt' and {', '.join(_OWN)}{hint}")
             prompt = own.pop("prompt")
+        if has_media(prompt, None):
+            raise ValueError(f"prompts[{at}] has pictures or sound, which are for one text at a time: generate()")
         taken = {**common, **own}
         # What one prompt says of choosing is in the place of what is said for all.
         if own.get("sampler") is not None:

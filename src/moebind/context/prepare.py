@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +16,7 @@ from moebind.context.pieces import Record, Writer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moebind.context.media import Media, MediaPart, MediaPrompt
     from moebind.context.stops import Stops
     from moebind.sampling.sampler import Sampler
 
@@ -28,7 +29,7 @@ class Request:
 
     ``sampler`` makes what chooses; None is the sequence's backend sampler, or always the likeliest token. ``preserved``
     are special tokens whose text is given out. ``n_top`` is how many tokens a piece's ``top`` has; None: no
-    probabilities either.
+    probabilities either. With ``media``, ``tokens`` are the positions of the prompt (:class:`MediaPrompt`).
     """
 
     tokens: NDArray[np.int32]
@@ -37,10 +38,23 @@ class Request:
     sampler: Callable[[], Sampler | None]
     n_top: int | None
     preserved: frozenset[int] = frozenset()
+    media: MediaPrompt | None = None
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the cache that the prompt takes: its tokens, those of pictures and sound among them."""
+        return int(self.tokens.size) if self.media is None else self.media.n_cells
+
+    def steps(self, keep: int, n_batch: int) -> Iterator[tuple[int, int, MediaPart | None]]:
+        """What of the prompt is computed, after so many tokens that the cache holds already."""
+        if self.media is not None:
+            return self.media.steps(keep, n_batch)
+        size = self.tokens.size
+        return ((start, min(start + n_batch, size), None) for start in range(keep, size, n_batch))
 
     def writer(self, context: Decoding) -> Writer:
         """What turns its tokens into pieces."""
-        return Writer(context._model, self.tokens.size, context._length_max, self.limit, self.stops, self.preserved)
+        return Writer(context._model, self.n_cells, context._length_max, self.limit, self.stops, self.preserved)
 
 
 class Follower(Protocol):
@@ -73,8 +87,8 @@ def sees_all(memory: CData, seq_id: int, pos: int, window: int) -> bool:
 
 
 def prepare(
-    context: Decoding,
-    tokens: NDArray[np.int32],
+    context: Media,
+    request: Request,
     seq_id: int,
     reuse_prefix: bool,
     choose: Callable[[CData], int],
@@ -86,6 +100,7 @@ def prepare(
     Returns the number of this generation, what the cache holds, and the token that is chosen to follow. ``drafting`` is
     what drafts for it.
     """
+    tokens, media = request.tokens, request.media
     with context._exclusive() as native:
         history = context._history.pop(seq_id, None)
         generation = context._take_over([seq_id])
@@ -95,6 +110,7 @@ def prepare(
             cached = lib.llama_memory_seq_pos_max(memory, seq_id) + 1
             # The last token is decoded in any case, for its logits.
             keep = min(common_prefix(np.array(history, np.int32), tokens), cached, tokens.size - 1)
+            keep = keep if media is None else media.whole(keep)
             if not sees_all(memory, seq_id, keep, lib.llama_model_n_swa(context._model._open())):
                 keep = 0
         if drafting is not None:
@@ -104,19 +120,24 @@ def prepare(
             lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
             if drafting is not None:
                 drafting.keep(seq_id, tokens, keep)
-        record.n_cached = keep
+        record.n_cached = keep if media is None else media.cells(keep)
     n_batch = context.n_batch
-    for start in range(keep, tokens.size, n_batch):
-        part = tokens[start : start + n_batch]
-        batch = Batch(part.size)
-        batch.extend(part, start, seq_id, False)
-        batch.logits[-1] = start + part.size == tokens.size
+    for start, stop, part in request.steps(keep, n_batch):
+        if media is not None and part is not None:
+            rows = media.mtmd.encode_chunk(part.chunk)
+            with context._exclusive() as native:
+                context._must_own(seq_id, generation)
+                context._decode_media(native, media.mtmd, part.chunk, rows, start, seq_id, n_batch)
+            continue
+        batch = Batch(stop - start)
+        batch.extend(tokens[start:stop], start, seq_id, False)
+        batch.logits[-1] = stop == tokens.size
         with context._exclusive() as native:
             context._must_own(seq_id, generation)
             context._decode(native, batch)
             if drafting is not None:
                 drafting.computed(batch)
-            if start + n_batch < tokens.size:
+            if stop < tokens.size:
                 continue
             context._history[seq_id] = held = tokens.tolist()
             # Before anybody else computes something here: the logits are those of the last batch.

@@ -20,6 +20,7 @@ from moebind.errors import NoKvSlotError
 
 if TYPE_CHECKING:
     from moebind.context.decode import Decoding
+    from moebind.context.media import Media
     from moebind.context.speculative import Speculative
     from moebind.sampling.sampler import Sampler
 
@@ -102,7 +103,7 @@ def switched_off(judge: Judge | None) -> bool:
 class _Text:
     """A text that is generated with drafts."""
 
-    context: Decoding
+    context: Media
     speculative: Speculative
     request: Request
     seq: int
@@ -136,7 +137,7 @@ class _Text:
         drafting = self.drafting
         try:
             self.generation, self.cached, self.token = prepare(
-                self.context, self.request.tokens, self.seq, reuse_prefix, first, record, drafting
+                self.context, self.request, self.seq, reuse_prefix, first, record, drafting
             )
         except BaseException:
             drafting.forget(self.seq)
@@ -233,7 +234,7 @@ class _Text:
 
 
 def speculate(
-    context: Decoding,
+    context: Media,
     request: Request,
     sampler: Sampler | None,
     seq_id: int,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from moebind._core import checks
 from moebind.errors import ModelNotFoundError
 
-__all__ = ["ModelFiles", "Split", "gathered", "in_folder", "sidecar_kind"]
+__all__ = ["ModelFiles", "Split", "gathered", "in_folder", "projector_beside", "sidecar_kind"]
 
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 #: GGUF files that are no model by themselves: what sees, what was measured, and what drafts for a model. The last in
@@ -23,6 +23,13 @@ def sidecar_kind(name: str) -> str | None:
     """The kind of a file that lies beside a model, by its name, such as ``"mmproj"``; None: it is a model."""
     match = _SIDECAR.search(name)
     return None if match is None else (match[1] or match[2]).lower()
+
+
+def projector_beside(path: str) -> str | None:
+    """The projector (``mmproj``) in a model's folder, of several the first by name; None: there is none."""
+    folder = os.path.dirname(os.path.abspath(path))
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".gguf") and sidecar_kind(name) == "mmproj")
+    return os.path.join(folder, names[0]) if names else None
 
 
 class Split(NamedTuple):

@@ -16,8 +16,11 @@ from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import N_CTX_MAX, ContextParams, ModelParams
 from moebind.placement import windows
 from moebind.placement.cache_share import BUS, CacheShare, cached_params, check_share, choose_share
+from moebind.placement.described_devices import described_host, device_list
+from moebind.placement.device_budgets import read_budgets
 from moebind.placement.header import Header, read_header
-from moebind.placement.plan import Plan, check_arguments, described_host, device_list, make_plan
+from moebind.placement.mmproj import find_projector
+from moebind.placement.plan import Plan, check_arguments, make_plan
 from moebind.placement.routing import RoutingRecorder
 from moebind.placement.saved import Identity, Saved, described, write
 from moebind.placement.search import Search
@@ -25,8 +28,6 @@ from moebind.placement.summary import experts_on_host
 
 __all__ = ["Fit", "fit"]
 
-#: Bytes of a device that stay free when no budget is given, as in llama.cpp's own fit; of small devices, a share.
-MARGIN, MARGIN_SHARE = 2**30, 10
 _MODEL, _CONTEXT = ModelParams(), ContextParams()
 #: Sizes of a micro-batch that are tried for prompts; beyond the first, little is gained.
 _UBATCHES = (2048, 1024, _CONTEXT.n_ubatch)
@@ -85,7 +86,7 @@ class Fit:
         path = self.plan.path if checks.on_hub(self.plan.path) else os.path.abspath(self.plan.path)
         made_for = (self._identity, self._devices, self._host)
         kept = (self.model_params, self.context_params, path, *made_for, self.budgets)
-        return {**Saved(*kept, self.explanation).to_dict(), "plan": self.plan.to_dict()}
+        return {**Saved(*kept, self.explanation, self.plan.mmproj).to_dict(), "plan": self.plan.to_dict()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it into a file, which :meth:`load` and the commands (``--params``) read.
@@ -139,7 +140,8 @@ class Fit:
         header = read_header(found.path if model_path is None else checks.path("model_path", model_path))
         found.check(header, os.fspath(path))
         devices, model, context = found.natives(), found.model_params, found.context_params
-        plan = make_plan(header, model, context, device_list(devices, model), described_host(found.host))
+        host, seeing = described_host(found.host), find_projector(found.mmproj, found.path)
+        plan = make_plan(header, model, context, device_list(devices, model), host, projector=seeing)
         made_for = (found.budgets, found.explanation, found.identity, found.devices, found.host)
         return cls(_on(devices, model), context, replace(plan, _fitted=True), *made_for)
 
@@ -161,6 +163,7 @@ def fit(
     moe_cache: int | str | None = None,
     routing: RoutingRecorder | None = None,
     bus: float = BUS,
+    mmproj: str | os.PathLike[str] | bool | None = None,
 ) -> Fit:
     """Find parameters with which a model fits into memory and uses it well.
 
@@ -219,6 +222,8 @@ def fit(
     bus
         For ``moe_cache="auto"``: how fast the bus to the devices is, in multiples of host memory's bandwidth. A missing
         expert goes over the bus, where without a cache it is read from host memory.
+    mmproj
+        A projector that the budgets are for as well, as for :func:`plan`.
 
     Returns
     -------
@@ -256,10 +261,10 @@ def fit(
     header = read_header(file)
     natives = device_list(devices, model)
     memory_of_host = described_host(host)
-    search = Search(header, natives, {}, memory_of_host)
+    search = Search(header, natives, {}, memory_of_host, find_projector(mmproj, file))
     # One plan to learn which devices there are; of a short context, since a long one can be refused.
     first = search.plan(model, context if pinned else context.with_n_ctx(_CONTEXT.n_ctx))
-    budgets = _budgets(_of_those(memory, search, first), spare, first)
+    budgets = read_budgets(memory, spare, first, search.listed())
     if natives and len(first.devices) == 1 and not (isinstance(memory, Mapping) and first.host.name in memory):
         budgets = {}  # there are devices, which model_params leaves out: the host is as it is beside any others
     search.budgets = budgets
@@ -298,48 +303,6 @@ def _on(devices: Sequence[Device | str | int] | None, params: ModelParams) -> Mo
     here = tuple(device for device in devices or () if isinstance(device, Device))
     known = devices is not None and params.devices is None and len(here) == len(devices)
     return params.with_devices(here) if known else params
-
-
-def _of_those(
-    memory: SupportsIndex | str | Mapping[str, SupportsIndex | str] | None, search: Search, plan: Plan
-) -> SupportsIndex | str | Mapping[str, SupportsIndex | str] | None:
-    """``memory`` without the devices that are there, and that ``model_params`` leaves out."""
-    if not isinstance(memory, Mapping):
-        return memory
-    unused = {device.name for device in search.listed()} - {device.name for device in plan.devices}
-    return {name: size for name, size in memory.items() if name not in unused}
-
-
-def _budgets(
-    memory: SupportsIndex | str | Mapping[str, SupportsIndex | str] | None, margin: int | None, plan: Plan
-) -> dict[str, int]:
-    def left(free: int) -> int:
-        return max(free - (min(MARGIN, free // MARGIN_SHARE) if margin is None else margin), 0)
-
-    others = {device.name: left(device.free) for device in plan.devices[:-1] or (plan.host,)}
-    if memory is None:
-        return others
-    most = {device.name: device.capacity for device in plan.devices}
-    if not isinstance(memory, Mapping):
-        size = parse_memory("memory", memory)
-        _must_have("memory", size, max(others, key=most.__getitem__), most)
-        return {name: min(size, most[name]) for name in others}
-    for name in memory:
-        if name not in others and name != plan.host.name:
-            raise ValueError(f"memory names {shown(name)}; there are {', '.join(each.name for each in plan.devices)}")
-    given = {name: parse_memory(f"memory[{shown(name)}]", size) for name, size in memory.items()}
-    for name, size in given.items():
-        _must_have(f"memory[{shown(name)}]", size, name, most)
-    return {**others, **given}
-
-
-def _must_have(what: str, size: int, name: str, most: Mapping[str, int]) -> None:
-    """Refuse a budget that is larger than the device: nothing could keep to it."""
-    if size > most[name]:
-        raise ValueError(
-            f"{what} is {show_size(size)}, and {name} has {show_size(most[name])}: give at most that, or describe the "
-            "machine that has more with devices and host"
-        )
 
 
 def _choose(

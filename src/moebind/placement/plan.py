@@ -11,19 +11,20 @@ from typing import SupportsIndex
 from moebind._core import checks
 from moebind._core.native import CData, decoded, lib
 from moebind._core.shown import shown
-from moebind._core.sizes import parse_memory, show_size
+from moebind._core.sizes import show_size
 from moebind.backend.breakdown import HOST, PARTS, DeviceMemory, MemoryBreakdown
-from moebind.backend.devices import Device, check_cards, native_device
+from moebind.backend.devices import Device
 from moebind.backend.host_memory import HostMemory
-from moebind.enums import DeviceType, SplitMode
+from moebind.enums import SplitMode
 from moebind.errors import MoebindError
 from moebind.params.context_length import length_notes
 from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.serialize import write
 from moebind.placement import advice
-from moebind.placement.described_devices import described_device
+from moebind.placement.described_devices import described_host, device_list
 from moebind.placement.header import Header, read_header
+from moebind.placement.mmproj import Projector, find_projector
 from moebind.placement.simulation import MAPPED, simulate
 from moebind.placement.speed import Bandwidth, reads_text, tokens_per_second
 from moebind.placement.summary import does_not_fit, summary
@@ -94,6 +95,7 @@ class Plan(MemoryBreakdown):
     _header: Header | None = field(default=None, repr=False, compare=False)
     _natives: list[CData] | None = field(default=None, repr=False, compare=False)
     _memory: HostMemory | None = field(default=None, repr=False, compare=False)
+    _projector: Projector | None = field(default=None, repr=False, compare=False)
     #: Layers of which a cache of experts holds some, or would: each with the device that computes it.
     _cached: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
     _length_notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
@@ -103,7 +105,12 @@ class Plan(MemoryBreakdown):
     def _again(self, model_params: ModelParams, context_params: ContextParams) -> Plan:
         """A plan for the same model and devices."""
         header = read_header(self.path) if self._header is None else self._header
-        return make_plan(header, model_params, context_params, self._natives, self._memory)
+        return make_plan(header, model_params, context_params, self._natives, self._memory, projector=self._projector)
+
+    @property
+    def mmproj(self) -> str | None:
+        """The projector's file that is counted, as a buffer ``mmproj`` of the first device; None: none is."""
+        return None if self._projector is None else self._projector.path
 
     @property
     def _cache_shares(self) -> dict[str, float]:
@@ -191,7 +198,7 @@ class Plan(MemoryBreakdown):
     def to_dict(self) -> dict[str, object]:
         """The plan as plain values, for JSON: keys stay the same from version to version, sizes are bytes."""
         return {
-            **{name: getattr(self, name) for name in ("path", "n_ctx", "mapped", "gaps", "lazy", "n_swa")},
+            **{name: getattr(self, name) for name in ("path", "mmproj", "n_ctx", "mapped", "gaps", "lazy", "n_swa")},
             "model_params": write(self.model_params, callbacks=False),
             "context_params": write(self.context_params, callbacks=False),
             "fits": self.fits,
@@ -320,6 +327,7 @@ def plan(
     *,
     devices: Sequence[Device | str | int] | None = None,
     host: SupportsIndex | str | None = None,
+    mmproj: str | os.PathLike[str] | bool | None = None,
 ) -> Plan:
     """Find out how much memory a model and a context would take, without loading anything.
 
@@ -347,6 +355,9 @@ def plan(
         The memory of the machine to plan for, all of it free, instead of this machine's: bytes, or a text such as
         ``"64GiB"``. It does not change ``devices``: ``devices=[], host="64GiB"`` is a machine of that size without a
         GPU.
+    mmproj
+        The file of a projector, which sees or hears for the model, to be counted with it: on the first device, as
+        ``MtmdContext`` loads it, with the scratch memory of a picture. True: the one that lies beside the model.
 
     Returns
     -------
@@ -369,8 +380,9 @@ def plan(
     (True, 'GPU0')
     """
     file, chosen, context = check_arguments(path, model_params, context_params)
-    memory = described_host(host)
-    return make_plan(read_header(file), chosen, context, device_list(devices, chosen), memory)
+    memory, seeing = described_host(host), find_projector(mmproj, file)
+    natives = device_list(devices, chosen)
+    return make_plan(read_header(file), chosen, context, natives, memory, projector=seeing)
 
 
 def check_arguments(
@@ -399,48 +411,6 @@ def check_arguments(
     return file, chosen, context
 
 
-def described_host(host: SupportsIndex | str | None) -> HostMemory | None:
-    """A host with so much memory, all of it free; None: this machine."""
-    if host is None:
-        return None
-    size = parse_memory("host", host, low=1)
-    return HostMemory(size, size)
-
-
-def device_list(devices: Sequence[Device | str | int] | None, params: ModelParams) -> list[CData] | None:
-    """Native devices, those that are only described included; None: those of the parameters, or of this machine."""
-    if devices is None:
-        return None
-    if isinstance(devices, (str, bytes)) or not isinstance(devices, Sequence):
-        raise TypeError(f"devices is {shown(devices)}; it takes a list, such as ['24GiB']")
-    if len(devices) >= lib.llama_max_devices():
-        raise ValueError(f"devices has {len(devices)}; llama.cpp takes at most {lib.llama_max_devices() - 1}")
-    chosen: list[CData] = []
-    for at, each in enumerate(devices):
-        if isinstance(each, Device):
-            if each.type == DeviceType.CPU:
-                raise ValueError("devices holds the CPU, which takes what the others do not")
-            chosen.append(native_device(each.name))
-        else:
-            chosen.append(described_device(at, each))
-    if len(set(chosen)) != len(chosen):
-        raise ValueError("devices names a device twice")
-    check_cards("devices", [each for each in devices if isinstance(each, Device)])
-    names = [decoded(lib.ggml_backend_dev_name(native)) for native in chosen]
-    for device in params.devices or ():
-        if device.name not in names:
-            raise ValueError(
-                f"model_params has the device {shown(device.name)}, which is not among those that are planned for: "
-                f"{', '.join(names) or 'none'}; leave devices out of one of them"
-            )
-    if params.split_mode == SplitMode.ROW and not all(isinstance(each, Device) for each in devices):
-        raise ValueError(
-            "split_mode is ROW, for which llama.cpp needs a buffer of the real devices: those that are only described "
-            "have none. Plan with LAYER instead"
-        )
-    return chosen
-
-
 def make_plan(
     header: Header,
     model_params: ModelParams,
@@ -448,6 +418,7 @@ def make_plan(
     devices: list[CData] | None,
     host: HostMemory | None = None,
     *,
+    projector: Projector | None = None,
     quiet: bool = False,
 ) -> Plan:
     """Simulate, and describe the result. Of ``devices``, those of the parameters are used, if these have any.
@@ -467,7 +438,7 @@ def make_plan(
         size for tensors in experts.values() for name, size in tensors.items() if found.places.get(name) is not None
     )
     return Plan(
-        found.devices,
+        found.devices if projector is None else projector.added_to(found.devices),
         header.paths[0],
         model_params,
         context_params,
@@ -488,6 +459,7 @@ def make_plan(
         header,
         devices,
         host,
+        projector,
         MappingProxyType(found.cached),
         tuple(length_notes(context_params.n_ctx, found.n_ctx, found.n_ctx_seq, found.n_ctx_train)),
     )

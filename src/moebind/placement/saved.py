@@ -91,6 +91,8 @@ class Saved:
         Bytes that each device was allowed to take.
     explanation : str
         What was chosen, and why.
+    mmproj : str or None
+        The projector that was counted.
     """
 
     model_params: ModelParams
@@ -101,6 +103,7 @@ class Saved:
     host: int | None = None
     budgets: Mapping[str, int] = field(default_factory=dict)
     explanation: str = ""
+    mmproj: str | None = None
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Saved:
@@ -161,6 +164,7 @@ class Saved:
                 for name, size in found.get("budgets", {}).items()
             },
             str(found.get("explanation", "")),
+            None if found.get("mmproj") is None else checks.path("mmproj", found["mmproj"]),
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -183,6 +187,7 @@ class Saved:
             "budgets": dict(self.budgets),
             "model_params": self.model_params.to_dict(),
             "context_params": self.context_params.to_dict(),
+            "mmproj": None if self.mmproj is None else os.path.abspath(self.mmproj),
             "explanation": self.explanation,
         }
 

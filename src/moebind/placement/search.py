@@ -18,6 +18,7 @@ from moebind.enums import SplitMode
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement import split
 from moebind.placement.header import Header
+from moebind.placement.mmproj import Projector
 from moebind.placement.movable import ExpertMatrix, Level, levels, movable_matrices, to_host
 from moebind.placement.plan import Plan, make_plan
 from moebind.placement.steps import largest
@@ -61,10 +62,12 @@ class Search:
         devices: list[CData] | None,
         budgets: Mapping[str, int],
         host: HostMemory | None = None,
+        projector: Projector | None = None,
     ) -> None:
         self.header = header
         self.devices = devices
         self.host = host
+        self.projector = projector
         self.budgets = budgets
         self.n_plans = 0
         #: The plan that came closest, for the message when nothing fits.
@@ -77,7 +80,8 @@ class Search:
         if key not in self._known:
             self.n_plans += 1
             try:
-                made = make_plan(self.header, model, context, self.devices, self.host, quiet=True)
+                where = (self.devices, self.host)
+                made = make_plan(self.header, model, context, *where, projector=self.projector, quiet=True)
             except NothingToCacheError:
                 made = self.plan(model, context.with_moe_cache_size(0))
             self._known[key] = made

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
@@ -13,7 +14,8 @@ from moebind.backend.devices import Device, devices
 from moebind.enums import PoolingType, SplitMode
 from moebind.errors import FitError, MoebindError
 from moebind.params.params import ContextParams, ModelParams
-from moebind.placement.fit import MARGIN, MARGIN_SHARE, fit
+from moebind.placement.device_budgets import MARGIN, MARGIN_SHARE
+from moebind.placement.fit import fit
 from moebind.placement.header import read_header
 from moebind.placement.plan import Plan, plan
 from moebind.server.arguments import Devices, Settings, settings
@@ -76,8 +78,6 @@ class ServedModel:
             return {}
         needs = {device.name: device.total for device in self.plan.devices}
         needs[self.plan.host.name] -= self.plan.gaps + self.plan.lazy
-        first = self.plan.devices[0].name
-        needs[first] += projector_bytes(self.mmproj)
         return needs
 
     def to_dict(self) -> dict[str, object]:
@@ -162,23 +162,18 @@ def tried(found: Found, wishes: Wishes, *, alone: bool) -> ServedModel:
 
 
 def _planned(found: Found, wishes: Wishes) -> Plan:
-    return plan(found.path, wishes.model_params, wishes.context_params)
+    return plan(found.path, wishes.model_params, wishes.context_params, mmproj=found.mmproj)
 
 
 def _fitted(found: Found, wishes: Wishes, alone: bool) -> Plan:
-    model, context, margin = wishes.model_params, wishes.context_params, wishes.margin
-    if found.mmproj is not None:
-        margin = (MARGIN if margin is None else margin) + projector_bytes(found.mmproj)
+    context = wishes.context_params
+    asked: dict[str, Any] = {"model_params": wishes.model_params, "context_params": context}
+    asked |= {"margin": wishes.margin, "mmproj": found.mmproj}
     if not alone and wishes.n_ctx is None and context.n_ctx in {0, ContextParams().n_ctx}:
         n_ctx = min(N_CTX_OF_SEVERAL, read_header(found.path).integer("context_length", N_CTX_OF_SEVERAL))
         with suppress(FitError):  # a shorter one may fit
-            return fit(found.path, margin=margin, n_ctx=n_ctx, model_params=model, context_params=context).plan
-    return fit(found.path, margin=margin, n_ctx=wishes.n_ctx, model_params=model, context_params=context).plan
-
-
-def projector_bytes(path: str | None) -> int:
-    """What a projector takes of the first device, by the size of its file."""
-    return 0 if path is None else os.path.getsize(path)
+            return fit(found.path, n_ctx=n_ctx, **asked).plan
+    return fit(found.path, n_ctx=wishes.n_ctx, **asked).plan
 
 
 def budgets(models: Sequence[ServedModel], margin: int | None) -> dict[str, int]:

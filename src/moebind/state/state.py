@@ -409,7 +409,7 @@ class State(ContextBase):
         name = checks.path("path", path)
         given = None if tokens is None else checks.int32_array("tokens", tokens, 0, self._model.n_vocab - 1)
         with self._exclusive() as native:
-            known = np.array(self._history.get(seq, []), np.int32) if given is None else given
+            known = _text(self._history.get(seq, [])) if given is None else given
             cache = self._cache_kind(native)
             if kind is StateKind.CONTEXT_FILE:
                 data, prefix = memoryview(transfer.read(native)), bytes(_PREFIX_SIZE)
@@ -459,6 +459,12 @@ class State(ContextBase):
             start -= _PREFIX_SIZE  # its place is where the head or the tokens were
             data[start : start + _PREFIX_SIZE] = seal.prefix
         return seal, tokens, data[start : seal.size], name
+
+
+def _text(history: list[int]) -> NDArray[np.int32]:
+    """The tokens that a sequence begins with, up to a picture or sound, which files cannot hold."""
+    tokens = np.array(history, np.int32)
+    return tokens[: int(np.argmax(tokens < 0))] if (tokens < 0).any() else tokens
 
 
 def _flags(flags: StateSeqFlags | int) -> StateSeqFlags:

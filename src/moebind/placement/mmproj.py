@@ -1,0 +1,80 @@
+"""Projectors in plans: what one takes of the first device, or of the host, beside its model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from moebind._core import checks, log
+from moebind._core.native import ffi, lib
+from moebind.backend.breakdown import BufferMemory, DeviceMemory
+from moebind.backend.devices import init
+from moebind.errors import MtmdError
+from moebind.files import projector_checks
+from moebind.files.gguf import Gguf
+from moebind.files.model_files import projector_beside
+
+__all__ = ["Projector", "find_projector"]
+
+
+@dataclass(frozen=True)
+class Projector:
+    """A projector's file, and its bytes: weights, and scratch memory for a picture as large as that of its warm-up."""
+
+    path: str
+    model: int
+    compute: int
+
+    @classmethod
+    @log.quietly()
+    def of(cls, path: str) -> Projector:
+        """Find out, without loading it: libmtmd lays out its graph, and counts.
+
+        Raises
+        ------
+        MtmdError
+            If it is no projector.
+        """
+        projector_checks.check(path)
+        init()
+        params = lib.mtmd_context_params_default()
+        params.use_gpu = False  # a device to plan for need not be here; weights are as large on any
+        parts, tokens = ffi.new("struct moebind_mtmd_memory[]", 8), ffi.new("int32_t *")
+        count = lib.moebind_mtmd_memory_of(os.fsencode(path), params, parts, len(parts), tokens)
+        if not count:
+            raise MtmdError(f"{path} cannot be planned{log.recent_lines(3)}")
+        model = sum(tensor.nbytes for tensor in Gguf.from_file(path).tensors.values())
+        total = sum(int(parts[at].size) for at in range(min(count, len(parts))))
+        return cls(path, model, max(total - model, 0))
+
+    def added_to(self, devices: Sequence[DeviceMemory]) -> tuple[DeviceMemory, ...]:
+        """The memory of devices, the host's being the last, with the projector's on the first."""
+        first = devices[0]
+        return (
+            replace(
+                first,
+                model=first.model + self.model,
+                compute=first.compute + self.compute,
+                buffers=(*first.buffers, BufferMemory("mmproj", self.model, 0, self.compute)),
+            ),
+            *devices[1:],
+        )
+
+
+def find_projector(mmproj: str | os.PathLike[str] | bool | None, model: str) -> Projector | None:
+    """The projector that is meant: a file, or with True the one that lies beside the model.
+
+    Raises
+    ------
+    MtmdError
+        If there is none, or it is something else.
+    """
+    if mmproj is None or mmproj is False:
+        return None
+    if mmproj is not True:
+        return Projector.of(checks.path("mmproj", mmproj))
+    beside = None if checks.on_hub(model) else projector_beside(model)
+    if beside is None:
+        raise MtmdError(f"no projector (mmproj*.gguf) lies beside {model}: give its file")
+    return Projector.of(beside)
