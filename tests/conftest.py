@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             missing = {**missing, "software": f"it needs Mesa's software driver: {GPU_TESTS}=vulkan"}
     for item in inside:
         if stand_in == "vulkan":
-            item.add_marker(pytest.mark.timeout(600))  # the first to use a shader has it compiled
+            item.add_marker(pytest.mark.timeout(1800))  # the first to use a shader has it compiled
         for marker, reason in missing.items():
             if not marker or item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))

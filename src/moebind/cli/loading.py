@@ -15,7 +15,7 @@ from moebind.cli.devices import device_list, separate
 from moebind.cli.given import Chosen, Given
 from moebind.cli.options import in_options
 from moebind.cli.output import say
-from moebind.diagnosis.facts import nvidia_cards
+from moebind.diagnosis.facts import no_gpu_is_meant
 from moebind.files.hub_address import Address
 from moebind.params.context_length import length_notes
 from moebind.params.params import N_CTX, ContextParams, ModelParams
@@ -83,8 +83,8 @@ def computing(
     chosen = given.read(model, separate(device), n_ctx=n_ctx)
     params = with_devices(chosen, by_user=device is not None)
     quiet = given.values.get("n_gpu_layers") is None and given.values.get("params") is None
-    if quiet and params.devices is None and not local_gpus() and not nvidia_cards():
-        params = params.with_n_gpu_layers(0)  # nobody needs a warning that there is no device
+    if quiet and params.devices is None and no_gpu_is_meant():
+        params = params.with_n_gpu_layers(0)
     return params, chosen.context_params
 
 

@@ -25,7 +25,7 @@ from moebind.context.stops import Stop, checked_limit, checked_stops
 from moebind.context.unknown_arguments import refuse
 from moebind.enums import SpeculativeType
 from moebind.errors import BatchError, SamplerError, SpeculativeError
-from moebind.sampling.sampler import Sampler
+from moebind.sampling.sampler import Sampler, check_sampler
 from moebind.sampling.settings import Settings, behind
 
 if TYPE_CHECKING:
@@ -256,8 +256,7 @@ class Generation(Media):
     ) -> tuple[int | None, int | None]:
         """What of these does not depend on the prompt: ``max_tokens``, and how many tokens a piece's ``top`` has."""
         if sampler is not None:
-            if not isinstance(sampler, Sampler):
-                raise TypeError(f"sampler is {shown(sampler)}; it takes a Sampler")
+            check_sampler(sampler)
             sampler._must_choose()
         return checked_limit(max_tokens), checked_logprobs(logprobs, self._model.n_vocab)
 

@@ -214,7 +214,7 @@ class Record:
         return Completion(self.text, self.stop_reason, self.stop, self.usage, tuple(self.pieces))
 
 
-class Stream(Iterator[Piece]):
+class Stream(_Attributes, Iterator[Piece]):
     """A generation that goes on: an iterator of pieces, which remembers what came."""
 
     _pieces: Iterator[Piece]

@@ -11,10 +11,10 @@ import resource
 from dataclasses import dataclass, field
 
 from moebind._core.native import LIBRARIES, decoded, lib, llama_cpp_version
-from moebind.backend.devices import Device, devices, system_info
+from moebind.backend.devices import Device, devices, local_gpus, system_info
 from moebind.backend.host_memory import HostMemory, host_memory
 
-__all__ = ["Facts", "nvidia_cards", "read_facts"]
+__all__ = ["Facts", "no_gpu_is_meant", "nvidia_cards", "read_facts"]
 
 #: CAP_IPC_LOCK: locks memory without a limit.
 IPC_LOCK = 14
@@ -194,6 +194,11 @@ def _core_quota() -> float | None:
 def nvidia_cards() -> int:
     """NVIDIA's display controllers and accelerators on the PCI bus."""
     return _cards(NVIDIA)
+
+
+def no_gpu_is_meant() -> bool:
+    """Whether nobody needs a warning that there is no GPU: there is no card either."""
+    return not local_gpus() and not nvidia_cards()
 
 
 def _cards(*vendors: str) -> int:
