@@ -72,12 +72,18 @@ def _content(path: str) -> str:
         return ""
 
 
+def _why(error: Exception) -> str:
+    """Why moebind cannot be used."""
+    of_llm = isinstance(error, ImportError) and (error.name or "").startswith("llm")
+    return f"moebind cannot be loaded: {error}" + ("; it needs llm 0.36 or newer" if of_llm else "")
+
+
 def _engine(path: str) -> Engine:
     """What computes; moebind is imported here."""
     try:
         from moebind.integrations.llm_engine import Engine
     except (ImportError, OSError) as error:
-        raise llm.ModelError(f"moebind cannot be loaded: {error}") from error
+        raise llm.ModelError(_why(error)) from error
     return Engine.of(path)
 
 
@@ -180,7 +186,7 @@ def register_commands(cli: Any) -> None:
         try:
             from moebind.integrations.llm_engine import listing
         except (ImportError, OSError) as error:
-            raise click.ClickException(f"moebind cannot be loaded: {error}") from error
+            raise click.ClickException(_why(error)) from error
         known = {path: name for name, path in models().items()}
         try:
             click.echo(listing(known, folders(), fits))

@@ -14,7 +14,7 @@ import projectors
 import pytest
 
 from moebind import ContextParams, Sampler
-from moebind.errors import BatchError, ClosedError, MtmdError
+from moebind.errors import BatchError, ClosedError, MtmdError, SpeculativeError
 from moebind.mtmd import Bitmap
 
 SeeingMaker = Callable[[str], projectors.Seeing]
@@ -242,3 +242,15 @@ def test_embeddings_are_computed_of_all_tokens(seeing: SeeingMaker) -> None:
         with context._exclusive() as native:
             context._decode_media(native, see.mtmd, picture, rows, 0, 0, 512)
         assert context.kv_cache_seq_pos_max(0) == len(rows) - 1
+
+
+def test_pictures_are_not_drafted_for(seeing: SeeingMaker) -> None:
+    see = seeing("gemma3")
+    with see.context() as context:
+        with pytest.raises(SpeculativeError, match="pictures or sound"):
+            context.generate(["a ", see.bitmap(3)], mtmd=see.mtmd, speculative="ngram-simple")
+        # What follows in the same sequence, in text, is: it begins anew where the picture was.
+        ids(context, ["a ", see.bitmap(3), " b"], see)
+        drafted = context.generate("a b a b a b", max_tokens=8, speculative="ngram-simple").complete()
+        plain = context.generate("a b a b a b", max_tokens=8, reuse_prefix=False).complete()
+        assert drafted.tokens == plain.tokens

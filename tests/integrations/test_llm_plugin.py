@@ -159,3 +159,10 @@ def test_llm_works_where_moebind_does_not() -> None:
     assert done.returncode == 1
     assert "moebind/tiny" in done.stdout
     assert done.stderr.startswith("Error: moebind cannot be loaded: ")
+
+
+def test_an_older_llm_is_told_of() -> None:
+    done = imported("sys.modules['llm.parts'] = None\ncli(['moebind', 'models'])")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: moebind cannot be loaded: ")
+    assert done.stderr.endswith("; it needs llm 0.36 or newer\n")

@@ -44,6 +44,7 @@ def load(
     *,
     fitted: bool = False,
     n_ctx: int | None = N_CTX,
+    load_mtp: bool = False,
     mmproj: str | None = None,
 ) -> Loaded:
     """Load the model of a command.
@@ -59,10 +60,14 @@ def load(
         file of parameters.
     n_ctx
         The length of context if neither says one; None: that of ``ContextParams``.
+    load_mtp
+        Whether the layers that predict further ahead are loaded.
     mmproj
         A projector that is loaded besides, for which there has to be room.
     """
     params, context = computing(model, given, device, n_ctx)
+    if load_mtp:
+        params = params.with_load_mtp(True)
     if fitted and given.values.get("params") is None and (local_gpus() if params.devices is None else params.devices):
         from moebind.placement.fit import fit
 

@@ -345,6 +345,11 @@ class Writer:
         self._last = length_max - n_prompt
         self._limit = math.inf if max_tokens is None else max_tokens - 1
 
+    @property
+    def n_left(self) -> float:
+        """How many more tokens may come; infinity if there is no limit but the context's."""
+        return self._limit + 1 - self._index
+
     def take(self, token: int) -> Piece:
         """The piece of the token that comes next."""
         index = self._index
