@@ -34,7 +34,7 @@ DevicesHere: TypeAlias = Annotated[
         "--device",
         "-dev",
         metavar="DEVICE",
-        help="A device of this machine; several with commas, or none.",
+        help="Devices here, with commas, or none.",
         show_default="all GPUs",
     ),
 ]

@@ -73,7 +73,7 @@ SAMPLING: tuple[Option[Any], ...] = (
         "the likeliest token",
     ),
     _sampling("top_k", ("--top-k",), int, "Choose among so many; -1: all.", "40", "N"),
-    _sampling("top_p", ("--top-p",), float, "Choose among those of this probability.", "0.95"),
+    _sampling("top_p", ("--top-p",), float, "Choose among those that have this much probability.", "0.95"),
     _sampling("min_p", ("--min-p",), float, "Choose among those that are so likely beside the likeliest.", "0.05"),
     _sampling("repeat_penalty", ("--repeat-penalty",), float, "Make what came lately less likely.", "1"),
     _sampling("presence_penalty", ("--presence-penalty",), float, "The same, by a constant.", "0"),
@@ -84,7 +84,7 @@ SAMPLING: tuple[Option[Any], ...] = (
 
 #: Names of options that the help of these commands leaves out; it has others to show.
 RARE = {option.name for option in (PARAMS, RPC, *MODEL, *CONTEXT, *SAMPLING)} - {
-    *("tuned", "n_gpu_layers", "n_cpu_moe", "cpu_moe", "n_ctx", "threads", "temperature", "top_k", "top_p", "seed")
+    *("tuned", "n_gpu_layers", "n_cpu_moe", "cpu_moe", "n_ctx", "threads", "temperature", "seed")
 }
 
 
