@@ -33,7 +33,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 #: ``make test`` leaves them to ``make test-all``, together with single tests that are marked so where they stand.
 THOROUGH = (
     "docs/api/bench.md",
+    "docs/api/tune.md",
     "docs/bench.md",
+    "docs/tune.md",
     "tests/fuzz",
     "tests/project/test_build_options.py",
     "tests/project/test_fetch.py",

@@ -20,7 +20,7 @@ from gpu_clock import Clock
 from gpu_llama_bench import llama_bench
 from gpu_record import GpuRecord, measured
 
-from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParams
+from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParams, tune
 from moebind.bench import Placement, offload
 from moebind.bench.protocol import run_child
 from moebind.bench.record import FailedError
@@ -306,6 +306,37 @@ def settings(run: Run) -> None:
         run.unit(f"settings/{name}", 45, lambda request=request: run.child("speed", **request, **counts, repeats=3))
 
 
+def tuned(run: Run) -> None:
+    """moebind.tune, with a budget into which not all of the experts fit; it goes on where time ended before."""
+    make_weights(run)
+    budget = list(run.budgets().values())[1 if run.small else 2]
+    only: dict[str, Any] = {"dimensions": ["placement", "flash attention"], "n_prompt": 32, "n_generate": 4}
+    folder = run.work / ("tune-small" if run.small else "tune")
+    for goal in ("chat", "long-prompt"):
+        journal = folder / f"{goal}.journal"
+
+        def measure(goal: str = goal, journal: Path = journal) -> dict[str, object]:
+            folder.mkdir(parents=True, exist_ok=True)
+            found = tune(
+                phi_path(run),
+                goal=goal,
+                minutes=1.0 if run.small else run.patience / 60 - 1,
+                memory=budget,
+                context_params=run.context,
+                devices=[run.device],
+                worker_threads=run.threads,
+                journal=journal,
+                resume=journal.exists(),
+                save=False,
+                **(only if run.small else {}),
+            )
+            if not found.complete and not run.small:
+                raise FailedError("there was no time for all of it: --retry goes on")
+            return found.to_dict()
+
+        run.unit(f"tune/{goal}", LONGEST - 60, measure)
+
+
 def refuse(run: Run) -> None:
     """Too little memory on the device, which must be an exception, and nothing worse."""
 
@@ -332,5 +363,6 @@ STEPS: dict[str, Callable[[Run], None]] = {
     "demo": demo,
     "cache": cache,
     "settings": settings,
+    "tune": tuned,
     "refuse": refuse,
 }

@@ -52,6 +52,7 @@ def markdown(record: GpuRecord, name: str, command: str) -> str:
         *_caches(record),
         *_pairs(record),
         *_settings(record),
+        *_tuned(record),
         *_refused(record),
         *_tests(record),
         *_missing(record),
@@ -316,6 +317,25 @@ def _settings(record: GpuRecord) -> Iterator[str]:
         yield "## Parameters, with a long prompt"
         columns = [Column(name, ".1f") for name in ("device, MiB", "prompt, tokens/s", "decode, tokens/s")]
         yield table(["parameters", *columns], rows)
+
+
+def _tuned(record: GpuRecord) -> Iterator[str]:
+    for name, result in _results(record, "tune/"):
+        found = result["tuning"]
+        yield f"## Tuned for {name.partition('/')[2]}"
+        rows = [
+            (
+                step["dimension"],
+                step["name"],
+                step["gain"],
+                step["low"],
+                step["high"],
+                "yes" if step["kept"] else step["why"],
+            )
+            for step in [*found["steps"], *([found["total"]] if found["total"] else [])]
+        ]
+        times = [Column(what, ".2f") for what in ("times as fast", "from", "to (95 %)")]
+        yield table(["what", "best choice", *times, "kept"], rows)
 
 
 def _refused(record: GpuRecord) -> Iterator[str]:

@@ -15,7 +15,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(np|os|codecs|contextlib|collections\.abc)\..*"),
     (r"py:class", r"ArrayLike|NDArray|CData|Buffer|Figure"),
-    (r"py:class", r"ModelBase|ProjectorBase|Stop|TypeAliasForwardRef"),  # in a union, whose parts have no aliases
+    # In a union, whose parts have no aliases.
+    (r"py:class", r"ModelBase|ProjectorBase|Stop|TypeAliasForwardRef|(moebind\..*\.)?(SpeculativeType|Decoding)"),
 ]
 
 #: The base classes by which lower rooms know models and contexts; a reader has the real ones.

@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             missing = {**missing, "software": f"it needs Mesa's software driver: {GPU_TESTS}=vulkan"}
     for item in inside:
         if stand_in == "vulkan":
-            item.add_marker(pytest.mark.timeout(600))  # the first to use a shader has it compiled
+            item.add_marker(pytest.mark.timeout(1800))  # the first to use a shader has it compiled
         for marker, reason in missing.items():
             if not marker or item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
@@ -176,19 +176,24 @@ def shape_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def architecture_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
-    """Makes a tiny model of any architecture, each once, from what libllama says that it lacks."""
+def architecture_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """Makes a tiny model of any architecture, each once, from what libllama says that it lacks.
+
+    Without a seed its weights are 0. ``numbers`` are added to its metadata.
+    """
     folder = tmp_path_factory.mktemp("architectures")
     vocabulary = gguf_architectures.vocabulary_in(folder)
     loader = gguf_architectures.Loader(folder)
-    made: dict[str, Path] = {}
+    made: dict[tuple[object, ...], Path] = {}
 
-    def make(architecture: str) -> Path:
-        if architecture not in made:
+    def make(architecture: str, seed: int | None = None, numbers: tuple[tuple[str, object], ...] = ()) -> Path:
+        key = architecture, seed, numbers
+        if key not in made:
             candidate = gguf_architectures.Candidate.of(architecture, vocabulary)
             assert gguf_architectures.complete(candidate, loader.outcome) == "works"
-            made[architecture] = candidate.write(folder / f"{architecture}.gguf")
-        return made[architecture]
+            candidate.numbers.update(numbers)
+            made[key] = candidate.write(folder / f"{architecture}-{len(made)}.gguf", seed)
+        return made[key]
 
     yield make
     loader.close()
@@ -204,6 +209,19 @@ def dense(tiny_path: Callable[..., Path]) -> Iterator[Model]:
 def moe(tiny_path: Callable[..., Path]) -> Iterator[Model]:
     with Model.load_from_file(tiny_path(n_expert=4), CPU) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def drafters(tiny_path: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Model]]:
+    """Models that draft for ``moe``: always right, hardly ever right, and right now and then."""
+    shape = tiny.Shape(n_expert=4)
+    noise = np.random.default_rng(3).standard_normal((len(tiny.TOKENS), shape.n_embd)).astype(np.float32)
+    near = tiny.write(tmp_path_factory.mktemp("near") / "near.gguf", shape, add={"output.weight": 0.03 * noise})
+    paths = {"same": tiny_path(n_expert=4), "other": tiny_path(seed=2, n_layer=1), "near": near}
+    made = {name: Model.load_from_file(path, CPU) for name, path in paths.items()}
+    yield made
+    for model in made.values():
+        model.close()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from moebind.mtmd import Bitmap, MtmdContext, MtmdContextParams
 
 #: Of the encoder, and of what it gives to the model (``tiny.Shape.n_embd``).
 N_EMBD, N_FF, N_HEAD, N_LAYER, N_OUT = 32, 48, 2, 2, 64
-PATCH, N_MEL, STACK = 14, 80, 4
+PATCH, N_MEL, STACK = 14, 80, 8
 #: The sides of the pictures that a projector takes; 0: any.
 SIDES = {"gemma3": 56, "idefics3": 56, "qwen2vl_merger": 0}
 #: Patches of each side that become one token.

@@ -113,7 +113,7 @@ def api(tree: Path, compiler: str = "gcc") -> dict[str, dict[str, str]]:
     write = c_generator.CGenerator().visit
     own = (ROOT / "native/bind", ROOT / "native/core")
     read = headers.read([compiler], [*own, tree / "include", tree / "ggml/include"])
-    mine = {"shim.h"}
+    mine = set(headers.OWN_HEADERS)
     found: dict[str, dict[str, str]] = {
         "functions": {each.name: write(each.decl) for each in read.functions if each.header not in mine},
         "fields": {},

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import cffi
 import guards
-from headers import Declarations, Function, read
+from headers import OWN_HEADERS, Declarations, Function, read
 from pycparser import c_ast, c_generator
 
 MODULE = "moebind._libllama"
-#: The folders of moebind's own headers: callbacks.h is here, shim.h in the other one.
+#: The folders of moebind's own headers: callbacks.h is here, shim.h and drafts.h in the other one.
 OWN = (Path(__file__).parent, Path(__file__).parent.parent / "core")
 
 
@@ -47,7 +47,7 @@ def bound_functions(found: Declarations, exported: set[str] | None) -> tuple[lis
             omitted[function.name] = "variadic: such a call cannot be guarded"
         elif function.builds_graph:
             omitted[function.name] = "graph building"
-        elif exported is not None and function.name not in exported and function.header != "shim.h":
+        elif exported is not None and function.name not in exported and function.header not in OWN_HEADERS:
             omitted[function.name] = "declared, but no library exports it"
         else:
             chosen[function.name] = function

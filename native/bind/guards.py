@@ -41,6 +41,7 @@ MADE = {
     "moebind_sampler_grammar": "llama_sampler_free",
     "moebind_sampler_infill": "llama_sampler_free",
     "moebind_sampler_python": "llama_sampler_free",
+    "moebind_speculative_new": "moebind_speculative_free",
     "moebind_take_output": "ggml_backend_buffer_free",
     "mtmd_batch_init": "mtmd_batch_free",
     "mtmd_bitmap_init": "mtmd_bitmap_free",

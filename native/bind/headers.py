@@ -27,7 +27,10 @@ API_HEADERS = (
     "ggml-cpu.h",
     "ggml.h",
     "shim.h",
+    "drafts.h",
 )
+#: Those of them that are moebind's own, in native/core.
+OWN_HEADERS = ("shim.h", "drafts.h")
 #: moebind's own: what C++ calls and Python defines.
 CALLBACK_HEADER = "callbacks.h"
 

@@ -28,6 +28,9 @@ struct moebind_hooks {
     steady::time_point      next_python{};
     std::atomic<unsigned>   n_nodes{ 0 };
 
+    // Those of the context for which this one computes.
+    std::atomic<const moebind_hooks *> followed{ nullptr };
+
     // Which tensors the eval callback sees; without these it is asked itself.
     bool                                  chosen = false;
     std::unordered_set<std::string>       names{};
@@ -48,7 +51,9 @@ steady::time_point about_now() {
 thread_local const moebind_hooks * of_thread = nullptr;
 
 bool asked_to_stop(const moebind_hooks * hooks) {
+    const auto * followed = hooks->followed.load(std::memory_order_relaxed);
     return hooks->abort.load(std::memory_order_relaxed) ||
+           (followed != nullptr && followed->abort.load(std::memory_order_relaxed)) ||
            (of_thread != nullptr && of_thread->abort.load(std::memory_order_relaxed));
 }
 
@@ -219,5 +224,7 @@ void moebind_hooks_abort(moebind_hooks * hooks) { hooks->abort = true; }
 void moebind_hooks_forget(moebind_hooks * hooks) { hooks->abort = false; }
 
 bool moebind_hooks_aborted(const moebind_hooks * hooks) { return asked_to_stop(hooks); }
+
+void moebind_hooks_follow(moebind_hooks * hooks, const moebind_hooks * others) { hooks->followed = others; }
 
 void moebind_hooks_of_thread(const moebind_hooks * hooks) { of_thread = hooks; }

@@ -106,6 +106,10 @@ bool moebind_hooks_aborted(const struct moebind_hooks * hooks);
 // one generation is stopped, and nobody's that comes later. The caller keeps the hooks meanwhile.
 void moebind_hooks_of_thread(const struct moebind_hooks * hooks);
 
+// Let a computation with these hooks also stop when others are asked to: those of the context that it is done for; NULL: no
+// longer. The caller holds the others as long.
+void moebind_hooks_follow(struct moebind_hooks * hooks, const struct moebind_hooks * others);
+
 // --- fork (core/fork.cpp) ---
 
 // Called in the thread that is about to fork: its child can compute then, with one thread or several.

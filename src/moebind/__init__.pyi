@@ -88,6 +88,12 @@ from .context.batch import Batch as Batch
 from .context.batch_ext import BatchExt as BatchExt
 from .context.context import Context as Context
 from .context.generate_many import NumberedPieces as NumberedPieces
+from .context.mtp_speculative import (
+    MtpSpeculative as MtpSpeculative,
+)
+from .context.mtp_speculative import (
+    MtpSpeculativeParams as MtpSpeculativeParams,
+)
 from .context.pieces import (
     Completion as Completion,
 )
@@ -107,6 +113,7 @@ from .context.pool import ContextPool as ContextPool
 from .context.replies import ChatDelta as ChatDelta
 from .context.replies import ChatReply as ChatReply
 from .context.replies import ToolCallDelta as ToolCallDelta
+from .context.speculative import Speculative as Speculative
 from .diagnosis.findings import Diagnosis as Diagnosis
 from .diagnosis.findings import Finding as Finding
 from .diagnosis.findings import Severity as Severity
@@ -155,6 +162,9 @@ from .enums import (
 )
 from .enums import (
     SchedPriority as SchedPriority,
+)
+from .enums import (
+    SpeculativeType as SpeculativeType,
 )
 from .enums import (
     SplitMode as SplitMode,
@@ -289,5 +299,7 @@ from .sampling.candidates import TokenDataArray as TokenDataArray
 from .sampling.json_schema import json_schema_to_grammar as json_schema_to_grammar
 from .sampling.sampler import Sampler as Sampler
 from .state.seq_state import SeqState as SeqState
+from .tuning.result import Tuning as Tuning
+from .tuning.tune import tune as tune
 
 __version__: str

@@ -29,6 +29,7 @@ __all__ = [
     "RopeScalingType",
     "RopeType",
     "SchedPriority",
+    "SpeculativeType",
     "SplitMode",
     "StateSeqFlags",
     "TokenAttr",
@@ -195,6 +196,31 @@ class ContextType(_Open):
     """The model."""
     MTP = lib.LLAMA_CONTEXT_TYPE_MTP
     """The model's multi-token prediction layers."""
+
+
+class SpeculativeType(_Open):
+    """What drafts tokens for speculative decoding. llama.cpp's ``--spec-type`` has the names with hyphens."""
+
+    DRAFT_SIMPLE = lib.MOEBIND_SPECULATIVE_DRAFT_SIMPLE
+    """A smaller model with the same vocabulary."""
+    DRAFT_EAGLE3 = lib.MOEBIND_SPECULATIVE_DRAFT_EAGLE3
+    """An EAGLE-3 model, which reads hidden states of the target."""
+    DRAFT_MTP = lib.MOEBIND_SPECULATIVE_DRAFT_MTP
+    """The target's own layers for multi-token prediction."""
+    DRAFT_DFLASH = lib.MOEBIND_SPECULATIVE_DRAFT_DFLASH
+    """A DFlash model, which drafts a block at once."""
+    DRAFT_DSPARK = lib.MOEBIND_SPECULATIVE_DRAFT_DSPARK
+    """A DFlash model with a Markov head."""
+    NGRAM_SIMPLE = lib.MOEBIND_SPECULATIVE_NGRAM_SIMPLE
+    """What followed the last time that the text had these tokens."""
+    NGRAM_MAP_K = lib.MOEBIND_SPECULATIVE_NGRAM_MAP_K
+    """As NGRAM_SIMPLE, with a table of the n-grams and of how much was accepted."""
+    NGRAM_MAP_K4V = lib.MOEBIND_SPECULATIVE_NGRAM_MAP_K4V
+    """As NGRAM_MAP_K, with up to four continuations of each n-gram."""
+    NGRAM_MOD = lib.MOEBIND_SPECULATIVE_NGRAM_MOD
+    """A table of hashes of long n-grams, which all sequences share."""
+    NGRAM_CACHE = lib.MOEBIND_SPECULATIVE_NGRAM_CACHE
+    """Counts of short n-grams."""
 
 
 class NumaStrategy(_Open):

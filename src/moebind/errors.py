@@ -199,7 +199,7 @@ class MtmdNotFoundError(MtmdError, FileNotFoundError):
 
 
 class SpeculativeError(MoebindError):
-    """Reserved for speculative decoding, which moebind does not do yet: nothing raises it."""
+    """A draft cannot be used with a context, or a context cannot verify drafts; the message says why."""
 
 
 class QuantizeError(MoebindError):

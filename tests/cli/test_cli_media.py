@@ -80,7 +80,7 @@ def test_a_chat_about_sound(tmp_path: Path, typed: Any, capsys: Capture) -> None
     asked = ["-p", "Who is it?", "--audio", tmp_path / "a.wav", "--chat-template", TEMPLATE, "-n", 3, *FAST, "--json"]
     assert run("chat", tmp_path / "model.gguf", *asked) == 0
     (reply,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert reply["usage"]["prompt_tokens"] > 375
+    assert reply["usage"]["prompt_tokens"] > 188
 
 
 def test_what_is_wrong(folder: Path, typed: Any, capsys: Capture, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from conftest import CPU, EXACT, SMALL
 from moebind import AbortedError, Batch, ClosedError, Context, Model, Sampler, SamplerError, ffi, lib
-from moebind.context.generate import common_prefix
+from moebind.context.prepare import common_prefix
 
 MakeTiny = Callable[..., Path]
 PROMPT = "The capital of France is"

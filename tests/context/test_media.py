@@ -14,7 +14,7 @@ import projectors
 import pytest
 
 from moebind import ContextParams, Sampler
-from moebind.errors import BatchError, ClosedError, MtmdError
+from moebind.errors import BatchError, ClosedError, MtmdError, SpeculativeError
 from moebind.mtmd import Bitmap
 
 SeeingMaker = Callable[[str], projectors.Seeing]
@@ -91,8 +91,8 @@ def test_what_it_looks_at_matters(seeing: SeeingMaker) -> None:
 
 def test_a_prompt_that_does_not_fit(seeing: SeeingMaker) -> None:
     see = seeing("ultravox")
-    with see.context(n_ctx=256) as context, pytest.raises(ValueError, match="prompt has 3.. tokens; .* takes 256"):
-        context.generate(["x", see.bitmap(), "y"], mtmd=see.mtmd)
+    with see.context(n_ctx=256) as context, pytest.raises(ValueError, match="prompt has [23].. tokens; .* takes 256"):
+        context.generate(["x y " * 25, see.bitmap(), "y"], mtmd=see.mtmd)
     # As cells of the cache, not as positions, of which these have fewer.
     wide = seeing("qwen2vl_merger")
     picture = Bitmap.from_image_data(projectors.pixels(28 * 40, 28 * 20))
@@ -242,3 +242,15 @@ def test_embeddings_are_computed_of_all_tokens(seeing: SeeingMaker) -> None:
         with context._exclusive() as native:
             context._decode_media(native, see.mtmd, picture, rows, 0, 0, 512)
         assert context.kv_cache_seq_pos_max(0) == len(rows) - 1
+
+
+def test_pictures_are_not_drafted_for(seeing: SeeingMaker) -> None:
+    see = seeing("gemma3")
+    with see.context() as context:
+        with pytest.raises(SpeculativeError, match="pictures or sound"):
+            context.generate(["a ", see.bitmap(3)], mtmd=see.mtmd, speculative="ngram-simple")
+        # What follows in the same sequence, in text, is: it begins anew where the picture was.
+        ids(context, ["a ", see.bitmap(3), " b"], see)
+        drafted = context.generate("a b a b a b", max_tokens=8, speculative="ngram-simple").complete()
+        plain = context.generate("a b a b a b", max_tokens=8, reuse_prefix=False).complete()
+        assert drafted.tokens == plain.tokens

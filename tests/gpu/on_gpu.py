@@ -84,7 +84,7 @@ def text(context, n=8):
 """
 
 
-def program(code: str, *arguments: object, timeout: float = 300, **environment: str) -> list[dict[str, Any]]:
+def program(code: str, *arguments: object, timeout: float = 900, **environment: str) -> list[dict[str, Any]]:
     """Run a program, which must end well, and read the JSON that it printed, one object a line."""
     assert GPU_TESTS in HEAD
     command = [sys.executable, "-W", "ignore", "-c", HEAD + code, *map(str, arguments)]

@@ -113,6 +113,7 @@ def _ultravox(w: dict[str, Array], mel: Array) -> Array:
         x = np.einsum("oik,itk->ot", w[f"a.conv1d.{number}.weight"], windows)
         x = _gelu_erf(x + w[f"a.conv1d.{number}.bias"])
     y = _transformer(w, "a", x.T + w["a.position_embd.weight"])
+    y = np.pad(y, ((0, -len(y) % projectors.STACK), (0, 0)))
     y = _rms(y.reshape(len(y) // projectors.STACK, -1)) * w["mm.a.norm_pre.weight"]
     y = y @ w["mm.a.mlp.1.weight"].T
     passed, gate = np.split(y, 2, axis=1)

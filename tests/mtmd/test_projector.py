@@ -72,7 +72,7 @@ def test_sound_against_numpy(seeing: SeeingMaker) -> None:
 def test_long_sound_is_cut(seeing: SeeingMaker) -> None:
     mtmd = seeing("ultravox").mtmd
     samples = np.random.default_rng(4).uniform(-1, 1, 31 * encoders.RATE).astype(np.float32)
-    assert [chunk.n_tokens for chunk in media(mtmd.tokenize([Bitmap.from_audio_data(samples), "x"]))] == [375, 375]
+    assert [chunk.n_tokens for chunk in media(mtmd.tokenize([Bitmap.from_audio_data(samples), "x"]))] == [188, 188]
 
 
 def test_very_short_sound_and_very_small_pictures(seeing: SeeingMaker) -> None:

@@ -135,9 +135,10 @@ def test_a_header_that_is_nowhere_is_an_error(tmp_path: Path) -> None:
         included(tmp_path / "a.cpp", tmp_path)
 
 
-def test_the_shim_has_a_section_for_each_file_in_the_order_of_the_rooms() -> None:
+@pytest.mark.parametrize("header", ["shim.h", "drafts.h"])
+def test_the_shim_has_a_section_for_each_file_in_the_order_of_the_rooms(header: str) -> None:
     native = ROOT / "native"
-    shim = (native / "core/shim.h").read_text(encoding="utf-8")
+    shim = (native / "core" / header).read_text(encoding="utf-8")
     titles = re.findall(r"^// --- .* \((\S+)\) ---$", shim, re.MULTILINE)
     assert len(titles) == shim.count("\n// --- ")
     order = ["core", "peek", "sampling", "chat"]

@@ -240,6 +240,16 @@ def full(tmp_path: Path) -> GpuRecord:
     speeds = {"llama-bench": 100.0, "moebind": 99.0, "ratio": 0.99}
     record.put("pair/Phi, all on the device", {"prompt": speeds, "decode": speeds, "runs": {}})
     record.put("settings/n_ubatch 2048", {"prompt": [10.0, 20.0], "decode": [1.0], "device_bytes": 2**20})
+    step = {
+        "dimension": "threads",
+        "name": "n_threads 4",
+        "gain": 1.25,
+        "low": 1.2,
+        "high": 1.3,
+        "kept": True,
+        "why": "",
+    }
+    record.put("tune/chat", {"tuning": {"steps": [step], "total": {**step, "dimension": "all of it", "kept": False}}})
     record.put("refuse", {"more than there is": "ModelLoadError: x\n  cudaMalloc failed: allocating", "b": None})
     record.put("tests", {"passed": ["a", "b"], "failed": {"c": "assert 1 == 2\nmore"}, "skipped": {}})
     record.put("demo", None, failure="the process was ended by SIGABRT")
@@ -255,6 +265,8 @@ def test_the_page_has_a_table_of_everything(full: GpuRecord) -> None:
     assert "| 6 GiB | 1024.0 | 50.0 ± 0.5 | 50.0 ± 0.5 |  |  |  |  |" in page
     assert "| Phi, all on the device | 100.0 | 99.0 | 0.990 | 100.0 | 99.0 | 0.990 |" in page
     assert "| n_ubatch 2048 | 1.0 | 15.0 | 1.0 |" in page
+    assert "## Tuned for chat" in page
+    assert "| threads | n_threads 4 | 1.25 | 1.20 | 1.30 | yes |" in page
     assert "| more than there is | `ModelLoadError: x / cudaMalloc failed: allocating` |" in page
     assert "2 passed, 1 failed, 0 skipped." in page
     assert "| c | assert 1 == 2 |" in page

@@ -32,6 +32,8 @@ UNTESTED = {
     "moebind._core.version": "a name, which tests/project/test_packaging.py compares",
     "moebind.bench.placement_process": "another process, which tests/bench/test_runs.py starts",
     "moebind.bench.texts": "texts alone",
+    "moebind.tuning.planning_process": "another process, which tests/tuning/test_trials.py starts",
+    "moebind.tuning.trial_process": "another process, which tests/tuning/test_trials.py starts",
     "moebind.params._methods": "generated, and compared with its source by tests/params/test_params.py",
 }
 

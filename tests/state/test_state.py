@@ -96,7 +96,10 @@ def test_a_state_that_finds_no_room_leaves_what_was_there(moe: Model) -> None:
     with moe.new_context(large) as context, moe.new_context(SMALL) as small:
         fill(context, [7] * 300)
         state = context.state_get()
-        with pytest.raises(StateError, match="does not fit this context, which holds what it held"):
+        with pytest.raises(
+            StateError,
+            match=r"does not fit this context, which holds what it held.*A context made as the state's was \(n_ctx",
+        ):
             small.state_set(state)
         assert lengths(small) == [0]
         fill(small)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from moebind._core.native import CData
+from moebind._core.native import CData, lib
 from moebind._core.sizes import show_size
 
-__all__ = ["MoeCacheStats", "SamplerTimings", "Timings"]
+__all__ = ["MoeCacheStats", "SamplerTimings", "SpeculativeCounts", "Timings"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,29 @@ class MoeCacheStats:
         )
 
 
+@dataclass
+class SpeculativeCounts:
+    """What was drafted for a context, counted while it goes on."""
+
+    n_drafted: int = 0
+    n_accepted: int = 0
+    t_draft_us: int = 0
+
+    def add(self, n_drafted: int, n_accepted: int) -> None:
+        """So many tokens were drafted, and so many of them were right."""
+        self.n_drafted += n_drafted
+        self.n_accepted += n_accepted
+
+    @contextmanager
+    def drafting(self) -> Iterator[None]:
+        """Stand around what drafting takes besides the target's own computation."""
+        began = lib.llama_time_us()
+        try:
+            yield
+        finally:
+            self.t_draft_us += lib.llama_time_us() - began
+
+
 @dataclass(frozen=True)
 class Timings:
     """Times and counts of a context, since it was made or its timings were reset (``llama_perf_context``).
@@ -74,6 +99,10 @@ class Timings:
         How many times the graph of the previous call could be reused.
     moe_cache : MoeCacheStats or None
         What the cache of experts counted in that time; None if the context has none.
+    n_drafted, n_accepted : int
+        Tokens that were drafted by speculative decoding and computed, and those of them that were right.
+    t_draft_ms : float
+        Milliseconds spent on drafting them. What computing them took is in ``t_p_eval_ms``.
     """
 
     t_start_ms: float
@@ -84,6 +113,14 @@ class Timings:
     n_eval: int
     n_reused: int = 0
     moe_cache: MoeCacheStats | None = None
+    n_drafted: int = 0
+    n_accepted: int = 0
+    t_draft_ms: float = 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """The share of drafted tokens that were right; NaN if none was drafted."""
+        return self.n_accepted / self.n_drafted if self.n_drafted else float("nan")
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -100,11 +137,20 @@ class Timings:
             f"prompt {self.n_p_eval} tokens in {self.t_p_eval_ms:.0f} ms ({self.prompt_tokens_per_second:.1f}/s); "
             f"decode {self.n_eval} tokens in {self.t_eval_ms:.0f} ms ({self.tokens_per_second:.1f}/s)"
             + (f"; {self.moe_cache}" if self.moe_cache is not None else "")
+            + (
+                f"; {self.acceptance:.1%} of {self.n_drafted} drafted tokens were right, drafted in "
+                f"{self.t_draft_ms:.0f} ms"
+                if self.n_drafted
+                else ""
+            )
         )
 
 
-def read_timings(data: CData, moe_cache: MoeCacheStats | None = None) -> Timings:
+def read_timings(
+    data: CData, moe_cache: MoeCacheStats | None = None, drafts: SpeculativeCounts | None = None
+) -> Timings:
     """From a ``struct llama_perf_context_data``."""
+    counts = drafts or SpeculativeCounts()
     return Timings(
         data.t_start_ms,
         data.t_load_ms,
@@ -114,6 +160,9 @@ def read_timings(data: CData, moe_cache: MoeCacheStats | None = None) -> Timings
         data.n_eval,
         data.n_reused,
         moe_cache,
+        counts.n_drafted,
+        counts.n_accepted,
+        counts.t_draft_us / 1e3,
     )
 
 

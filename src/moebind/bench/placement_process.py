@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -27,7 +27,7 @@ from moebind.params.serialize import device_of
 from moebind.placement.fit import fit
 from moebind.placement.plan import plan
 
-__all__ = ["measure"]
+__all__ = ["measure", "open_devices"]
 
 
 def measure(parent: Parent, request: Mapping[str, Any]) -> dict[str, object]:
@@ -37,12 +37,19 @@ def measure(parent: Parent, request: Mapping[str, Any]) -> dict[str, object]:
     change until the answer comes.
     """
     with ExitStack() as stack:
-        others = [_open_others(each, stack) for each in request["devices"]]
         # A card is not touched before this: CUDA takes memory for itself when it is first asked for anything.
-        _show(parent, "before")
-        local = [[device_of(each["name"])] if each["kind"] == "local" else [] for each in request["devices"]]
-        devices = [device for both in zip(others, local, strict=True) for found in both for device in found]
+        devices = open_devices(request["devices"], stack, lambda: _show(parent, "before"))
         return _measure(parent, request, devices)
+
+
+def open_devices(
+    records: Sequence[Mapping[str, Any]], stack: ExitStack, before_cards: Callable[[], None] = lambda: None
+) -> list[Device]:
+    """The devices of a request, in their order; workers first, then, after ``before_cards``, those of this machine."""
+    others = [_open_others(each, stack) for each in records]
+    before_cards()
+    local = [[device_of(each["name"])] if each["kind"] == "local" else [] for each in records]
+    return [device for both in zip(others, local, strict=True) for found in both for device in found]
 
 
 def _show(parent: Parent, moment: str) -> None:

@@ -102,9 +102,9 @@ def checked_json(name: str, value: object, depth: int = 0, any_size: bool = Fals
     raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}), which JSON cannot hold")
 
 
-def _checked_list(name: str, value: object) -> Sequence[object]:
+def _checked_list(name: str, value: object, kinds: str = "a list of dicts") -> Sequence[object]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes a list of dicts")
+        raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes {kinds}")
     return value
 
 
@@ -146,7 +146,7 @@ def _checked_message(name: str, message: object) -> dict[str, object]:
     if isinstance(content, str):
         checked["content"] = _checked_text(f"{name}['content']", content)
     else:
-        parts = _checked_list(f"{name}['content']", content)
+        parts = _checked_list(f"{name}['content']", content, "text, or a list of dicts")
         checked["content"] = [_checked_part(f"{name}['content'][{index}]", part) for index, part in enumerate(parts)]
     if calls is not None:
         listed = _checked_list(f"{name}['tool_calls']", calls)

@@ -22,6 +22,7 @@ COMMANDS = {
     "tokenize": "moebind.cli.tokenize",
     "plan": "moebind.cli.plan",
     "fit": "moebind.cli.fit",
+    "tune": "moebind.cli.tune",
     "experts": "moebind.cli.experts",
     "inspect": "moebind.cli.inspect",
     "list": "moebind.cli.list_models",

@@ -12,7 +12,8 @@ from moebind.cli import text_options as t
 from moebind.cli.chat_commands import talk
 from moebind.cli.conversation import Conversation, read_messages
 from moebind.cli.devices import DevicesHere
-from moebind.cli.given import RPC, Given, takes
+from moebind.cli.drafts import DRAFTS, RARE_DRAFTS, drafting, predicts_ahead
+from moebind.cli.given import RPC, TUNED, Given, takes
 from moebind.cli.loading import load, new_context, title
 from moebind.cli.media import Audio, Images, Projector, opened, projector_for
 from moebind.cli.model_argument import takes_model
@@ -58,7 +59,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write a line of JSON for e
 
 
 @takes_model
-@takes(PARAMS, RPC, *MODEL, *CONTEXT, *t.SAMPLING, hidden=t.RARE, n_ctx=str(N_CTX))
+@takes(PARAMS, TUNED, RPC, *MODEL, *CONTEXT, *t.SAMPLING, *DRAFTS, hidden=t.RARE | RARE_DRAFTS, n_ctx=str(N_CTX))
 def command(
     model: o.ModelPath,
     prompt: Prompt = None,
@@ -109,12 +110,16 @@ def command(
     }
     media = [*(image or ()), *(audio or ())]
     projector = projector_for(model, mmproj, media)
-    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit), mmproj=projector)
+    loaded, context_params = load(
+        model, given, device, fitted=o.wants_fit(fit), load_mtp=predicts_ahead(given), mmproj=projector
+    )
     with (
         loaded,
         opened(projector, loaded, context_params.n_threads_batch) as mtmd,
         new_context(loaded, context_params) as context,
+        drafting(given, context) as speculative,
     ):
+        arguments["speculative"] = speculative
         terminal = Terminal()
         chat = Conversation(context, terminal, {**arguments, "mtmd": mtmd}, show_line if as_json else None)
         for path in media:

@@ -36,7 +36,7 @@ DevicesHere: TypeAlias = Annotated[
         "--device",
         "-dev",
         metavar="DEVICE",
-        help="A device of this machine, or loopback, a worker process; several with commas, or none.",
+        help="Devices here, or loopback, with commas, or none.",
         show_default="all GPUs",
     ),
 ]

@@ -10,7 +10,8 @@ import typer
 from moebind.cli import options as o
 from moebind.cli import text_options as t
 from moebind.cli.devices import DevicesHere
-from moebind.cli.given import RPC, Given, takes
+from moebind.cli.drafts import DRAFTS, RARE_DRAFTS, drafting, predicts_ahead
+from moebind.cli.given import RPC, TUNED, Given, takes
 from moebind.cli.loading import load, new_context
 from moebind.cli.media import Audio, Images, Projector, opened, projector_for
 from moebind.cli.model_argument import takes_model
@@ -37,7 +38,7 @@ Timings = Annotated[bool, typer.Option("--timings", help="Tell at the end how lo
 
 
 @takes_model
-@takes(PARAMS, RPC, *MODEL, *CONTEXT, *t.SAMPLING, hidden=t.RARE, n_ctx=str(N_CTX))
+@takes(PARAMS, TUNED, RPC, *MODEL, *CONTEXT, *t.SAMPLING, *DRAFTS, hidden=t.RARE | RARE_DRAFTS, n_ctx=str(N_CTX))
 def command(
     model: o.ModelPath,
     text: Prompt = None,
@@ -72,11 +73,14 @@ def command(
         raise ValueError("--grammar and --json-schema are both given; leave one of them out")
     media = [*(image or ()), *(audio or ())]
     projector = projector_for(model, mmproj, media)
-    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit), mmproj=projector)
+    loaded, context_params = load(
+        model, given, device, fitted=o.wants_fit(fit), load_mtp=predicts_ahead(given), mmproj=projector
+    )
     with (
         loaded,
         opened(projector, loaded, context_params.n_threads_batch) as mtmd,
         new_context(loaded, context_params) as context,
+        drafting(given, context) as speculative,
     ):
         choice = t.sampling(given)
         sampler = None
@@ -91,6 +95,7 @@ def command(
             max_tokens=predict,
             stop=stop or (),
             json_schema=schema,
+            speculative=speculative,
             **choice,
         )
         try:

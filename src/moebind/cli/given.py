@@ -14,12 +14,13 @@ from moebind.backend.devices import default_devices
 from moebind.backend.loopback import loopback_device
 from moebind.backend.rpc_servers import add_rpc_server
 from moebind.cli.devices import LOOPBACK, exact_size, separate
+from moebind.cli.output import say
 from moebind.cli.parameters import ADDED, CONTEXT, MODEL, USUAL, Option, ParamsT, shares
 from moebind.cli.signatures import HELP_ALL, give_signature
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.saved import Saved, read_for
 
-__all__ = ["RPC", "Chosen", "Given", "takes"]
+__all__ = ["RPC", "TUNED", "Chosen", "Given", "takes"]
 
 #: Added when the parameters are read, since names of devices may be those of the workers.
 RPC: Option[Any] = Option(
@@ -31,6 +32,16 @@ RPC: Option[Any] = Option(
     (),
     lambda params, value: params,
     metavar="HOST:PORT",
+)
+#: What it found is read as a file of parameters, and what it set for the process is set before anything is loaded.
+TUNED: Option[Any] = Option(
+    "tuned",
+    ("--tuned",),
+    bool,
+    "Use what moebind tune found for this model on this machine.",
+    "",
+    (),
+    lambda params, value: params,
 )
 
 
@@ -80,10 +91,10 @@ class Given:
         RpcServerError
             If a worker does not answer.
         """
+        source = self._source(model)
         for endpoints in self.values.get("rpc") or ():
             for each in endpoints.split(","):
                 add_rpc_server(each.strip())
-        source = self.values.get("params")
         saved = Saved(ModelParams(), ContextParams()) if source is None else read_for(source, model)
         context_params = self._with(CONTEXT, saved.context_params)
         if source is None and self.values.get("n_ctx") is None and n_ctx is not None:
@@ -98,6 +109,22 @@ class Given:
         if self.values.get("tensor_split") is not None:
             _check_shares(self.values["tensor_split"], model_params, device)
         return Chosen(model_params, context_params, None if device is None else list(device), host)
+
+    def _source(self, model: str) -> str | None:
+        """The file of parameters, which ``--tuned`` looks for; what it says of the process is set."""
+        if self.values.get("tuned"):
+            if self.values.get("params") is not None:
+                raise ValueError("--params and --tuned are both given; leave one of them out")
+            from moebind.tuning.saved import find  # which few commands need
+
+            self.values["params"], sentence = find(model)
+            say(sentence)
+        source: str | None = self.values.get("params")
+        if source is not None:
+            from moebind.tuning.saved import process_of
+
+            process_of(source).apply()
+        return source
 
     def _with(self, options: Sequence[Option[ParamsT]], params: ParamsT) -> ParamsT:
         values = [(option, self.values.get(option.name)) for option in options]
@@ -127,7 +154,7 @@ def takes(
     shown
         What the help says of the default of an option, by its name, where the command has another.
     """
-    rare = {option.name for option in options} - USUAL if hidden is None else set(hidden)
+    rare = {option.name for option in options} - USUAL - {TUNED.name} if hidden is None else set(hidden)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)

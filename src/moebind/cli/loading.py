@@ -15,7 +15,7 @@ from moebind.cli.devices import device_list
 from moebind.cli.given import Chosen, Given
 from moebind.cli.options import in_options
 from moebind.cli.output import say
-from moebind.diagnosis.facts import nvidia_cards
+from moebind.diagnosis.facts import no_gpu_is_meant
 from moebind.files.hub_address import Address
 from moebind.params.context_length import length_notes
 from moebind.params.params import N_CTX, ContextParams, ModelParams
@@ -44,6 +44,7 @@ def load(
     *,
     fitted: bool = False,
     n_ctx: int | None = N_CTX,
+    load_mtp: bool = False,
     mmproj: str | None = None,
 ) -> Loaded:
     """Load the model of a command.
@@ -59,15 +60,16 @@ def load(
         file of parameters.
     n_ctx
         The length of context if neither says one; None: that of ``ContextParams``.
+    load_mtp
+        Whether the layers that predict further ahead are loaded.
     mmproj
         A projector that is loaded besides, for which there has to be room.
     """
     params, context = computing(model, given, device, n_ctx)
-    if (
-        fitted
-        and given.values.get("params") is None
-        and (default_devices() if params.devices is None else params.devices)
-    ):
+    if load_mtp:
+        params = params.with_load_mtp(True)
+    used = default_devices() if params.devices is None else params.devices
+    if fitted and given.values.get("params") is None and used:
         from moebind.placement.fit import fit
 
         found = fit(model, n_ctx=context.n_ctx or None, model_params=params, context_params=context, mmproj=mmproj)
@@ -82,8 +84,8 @@ def computing(
     chosen = given.read(model, given.computing(device), n_ctx=n_ctx)
     params = with_devices(chosen, by_user=device is not None)
     quiet = given.values.get("n_gpu_layers") is None and given.values.get("params") is None
-    if quiet and params.devices is None and not default_devices() and not nvidia_cards():
-        params = params.with_n_gpu_layers(0)  # nobody needs a warning that there is no device
+    if quiet and params.devices is None and not default_devices() and no_gpu_is_meant():
+        params = params.with_n_gpu_layers(0)
     return params, chosen.context_params
 
 

@@ -267,7 +267,7 @@ MODEL: tuple[Option[ModelParams], ...] = (
         "override_tensor",
         ("--override-tensor", "-ot"),
         list[str],
-        "Where tensors go whose names match, such as experts:0-11=CPU; the first rule that matches wins.",
+        "Where matching tensors go: experts:0-11=CPU; the first wins.",
         "",
         ("tensor_overrides", "pattern"),
         _read_rules,

@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 from moebind.cli import options as o
 from moebind.cli.budgets import Margin
 from moebind.cli.devices import DevicesHere
-from moebind.cli.given import RPC, Chosen, Given, takes
+from moebind.cli.given import RPC, TUNED, Chosen, Given, takes
 from moebind.cli.loading import with_devices
 from moebind.cli.model_argument import Hub, ModelOption, on_hub
 from moebind.cli.output import say, show, show_json
@@ -114,6 +114,7 @@ _RARE = {
 
 @takes(
     PARAMS,
+    TUNED,
     RPC,
     *MODEL,
     *_CONTEXT,
@@ -163,6 +164,8 @@ def command(
     single = not folders and len(names) == 1
     if given.values["params"] is not None and not single:
         raise ValueError(f"--params is {given.values['params']!r}, which is for one model; there are several")
+    if given.values["tuned"] and not single:
+        raise ValueError("--tuned is given, which is for one model; there are several")
     chosen = given.read(names[0] if names else "", given.computing(device))
     context = chosen.context_params.with_embeddings(embeddings).with_pooling_type(o.pooling_type(pooling))
     address = _address(host, port, bind)

@@ -84,7 +84,7 @@ SAMPLING: tuple[Option[Any], ...] = (
 
 #: Names of options that the help of these commands leaves out; it has others to show.
 RARE = {option.name for option in (PARAMS, RPC, *MODEL, *CONTEXT, *SAMPLING)} - {
-    *("n_gpu_layers", "n_cpu_moe", "cpu_moe", "n_ctx", "threads", "temperature", "top_k", "top_p", "seed")
+    *("tuned", "n_gpu_layers", "n_cpu_moe", "cpu_moe", "n_ctx", "threads", "temperature", "seed")
 }
 
 

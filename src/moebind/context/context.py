@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, SupportsIndex
+from weakref import WeakSet
 
 from moebind._core import checks, log
 from moebind._core.native import Hooks, ffi, lib, own
 from moebind._core.other_names import missing, uncallable
-from moebind._core.owner import CallLock
+from moebind._core.owner import CallLock, close_all
 from moebind._core.shown import shown
 from moebind.backend import rpc_servers
 from moebind.backend.breakdown import MemoryBreakdown, read_breakdown
 from moebind.backend.threadpool import ThreadPool
-from moebind.backend.timings import MoeCacheStats, Timings, read_timings
+from moebind.backend.timings import MoeCacheStats, SpeculativeCounts, Timings, read_timings
 from moebind.context.adapters import Adapters
 from moebind.context.async_generation import AsyncGeneration
 from moebind.context.backend_sampling import BackendSampling, checked_chains, outputs_per_sequence
@@ -101,6 +102,8 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
         self._pools: list[ThreadPool] = []
         self._lock = CallLock()
         self._other = ctx_other
+        self._speculatives, self._speculated = WeakSet(), SpeculativeCounts()
+        self._own_speculatives = {}
         self._hooks = hooks
         self._model = model
         self._params = params
@@ -165,6 +168,8 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
             self._pointer = None
             self._loras = ()
             self._attached_pointers = {}
+        close_all(self._speculatives, "its target context was closed")
+        self._own_speculatives = {}
 
     if not TYPE_CHECKING:  # type checkers would take it for any attribute
 
@@ -285,12 +290,13 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
             cache, before = read_moe_cache(native), self._moe_cache_before
             if cache is not None and before is not None:
                 cache = cache._since(before)
-            return read_timings(lib.llama_perf_context(native), cache)
+            return read_timings(lib.llama_perf_context(native), cache, self._speculated)
 
     def reset_timings(self) -> None:
         """Start measuring anew (``llama_perf_context_reset``)."""
         with self._exclusive() as native:
             lib.llama_perf_context_reset(native)
+            self._speculated = SpeculativeCounts()
             self._moe_cache_before = read_moe_cache(native)
 
     def moe_cache_stats(self) -> MoeCacheStats | None:

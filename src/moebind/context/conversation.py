@@ -18,6 +18,8 @@ from moebind.sampling.settings import Settings
 if TYPE_CHECKING:
     from typing_extensions import Never
 
+    from moebind.context.speculative import Speculative
+    from moebind.enums import SpeculativeType
     from moebind.mtmd.projector import MtmdContext
     from moebind.sampling.sampler import Sampler
 
@@ -57,6 +59,7 @@ class Conversation(Generation):
         seq_id: SupportsIndex = 0,
         reuse_prefix: bool = True,
         use_grammar: bool = True,
+        speculative: Speculative | SpeculativeType | str | None = None,
         **unknown: Never,
     ) -> ChatReply:
         """Answer messages, piece by piece.
@@ -73,7 +76,7 @@ class Conversation(Generation):
         template_kwargs
             Arguments of the template, such as ``{"enable_thinking": False}``.
         sampler, max_tokens, stop, temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, \
-        frequency_penalty, seed, logprobs, seq_id, reuse_prefix
+        frequency_penalty, seed, logprobs, seq_id, reuse_prefix, speculative
             How to generate the reply: as for :meth:`generate`. The texts that end a reply of this template are added to
             ``stop``.
         use_grammar
@@ -142,4 +145,4 @@ class Conversation(Generation):
             preserved=preserved,
             more_stops=[text for text in prompt.additional_stops if text],
         )
-        return ChatReply._of(prompt, *self._generate(request, seq_id, reuse_prefix))
+        return ChatReply._of(prompt, *self._generate(request, seq_id, reuse_prefix, speculative))

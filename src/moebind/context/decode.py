@@ -19,7 +19,12 @@ from moebind.enums import PoolingType, ProcessType
 from moebind.errors import AbortedError, BatchError, DecodeError, EncodeError, NoKvSlotError
 
 if TYPE_CHECKING:
-    from moebind._core.owner import CallLock
+    import weakref
+    from weakref import WeakSet
+
+    from moebind._core.owner import CallLock, Owner
+    from moebind.backend.timings import SpeculativeCounts
+    from moebind.model.prompts import Prompts
 
 __all__ = ["Decoding"]
 
@@ -31,6 +36,7 @@ _ERROR, _INFO = lib.GGML_LOG_LEVEL_ERROR, lib.GGML_LOG_LEVEL_INFO
 class Decoding(Outputs, KvCache):
     """The part of a context that computes batches. :class:`moebind.Context` has it."""
 
+    _model: Prompts
     #: Whether it has no memory: every decode is an encode, all of whose tokens have outputs.
     _encodes = False
     #: Whether decoding looks at what was encoded (cross attention), and the sequences that were.
@@ -46,6 +52,14 @@ class Decoding(Outputs, KvCache):
     _next_token: CData
     #: Locks of what else computing uses: samplers that run in the graph, and thread pools.
     _extra_locks: tuple[CallLock, ...] = ()
+    #: A context whose memory or model it uses.
+    _other: Decoding | None = None
+    #: What drafts for it, and those of them that generating made; what it drafts for itself.
+    _speculatives: WeakSet[Owner]
+    _own_speculatives: dict[object, Owner]
+    _drafter: weakref.ref[Owner] | None = None
+    #: What was drafted for it.
+    _speculated: SpeculativeCounts
 
     def decode(self, batch: Batch) -> None:
         """Process a batch: its tokens enter the cache, its outputs can be read afterwards.
@@ -156,6 +170,11 @@ class Decoding(Outputs, KvCache):
         if code != 0:
             self._raise_decode_error(code, batch.n_tokens)
         self._n_outputs = n_outputs
+
+    @property
+    def _length_max(self) -> int:
+        """Tokens that a sequence can have, in its cache and for its model."""
+        return min(self.n_ctx_seq, self._n_pos or self.n_ctx_seq)
 
     def _steps_natively(self) -> bool:
         """Whether :meth:`_likeliest_after` is all that there is to do."""

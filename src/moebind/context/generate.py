@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -14,15 +14,18 @@ from moebind._core.arguments import explained
 from moebind._core.native import CData, lib
 from moebind._core.shown import shown
 from moebind.context.batch import Batch
-from moebind.context.media import Media, MediaPart, MediaPrompt, has_media
+from moebind.context.media import Media, MediaPrompt, has_media
 from moebind.context.media_messages import is_chat, with_markers
-from moebind.context.pieces import Piece, Pieces, Record, Writer
+from moebind.context.pieces import Piece, Pieces, Record
+from moebind.context.prepare import Request, prepare
 from moebind.context.scores import Score, checked_logprobs, score
-from moebind.context.stops import Stop, Stops, checked_limit, checked_stops
+from moebind.context.speculate import speculate
+from moebind.context.speculative import Speculative
+from moebind.context.stops import Stop, checked_limit, checked_stops
 from moebind.context.unknown_arguments import refuse
-from moebind.errors import BatchError, SamplerError
-from moebind.model.prompts import Prompts
-from moebind.sampling.sampler import Sampler
+from moebind.enums import SpeculativeType
+from moebind.errors import BatchError, SamplerError, SpeculativeError
+from moebind.sampling.sampler import Sampler, check_sampler
 from moebind.sampling.settings import Settings, behind
 
 if TYPE_CHECKING:
@@ -32,108 +35,10 @@ if TYPE_CHECKING:
     from moebind.mtmd.bitmap import Bitmap
     from moebind.mtmd.projector import MtmdContext
 
-__all__ = ["Generation", "Request"]
+__all__ = ["Generation"]
 
-
-@dataclass(frozen=True)
-class Request:
-    """A text that is asked for: the arguments of :meth:`moebind.Context.generate`, checked.
-
-    ``sampler`` makes what chooses; None is the sequence's backend sampler, or always the likeliest token. ``preserved``
-    are special tokens whose text is given out. ``n_top`` is how many tokens a piece's ``top`` has; None: no
-    probabilities either. With ``media``, ``tokens`` are the positions of the prompt (:class:`MediaPrompt`).
-    """
-
-    tokens: NDArray[np.int32]
-    limit: int | None
-    stops: Stops
-    sampler: Callable[[], Sampler | None]
-    n_top: int | None
-    preserved: frozenset[int] = frozenset()
-    media: MediaPrompt | None = None
-
-    @property
-    def n_cells(self) -> int:
-        """Cells of the cache that the prompt takes: its tokens, those of pictures and sound among them."""
-        return int(self.tokens.size) if self.media is None else self.media.n_cells
-
-    def steps(self, keep: int, n_batch: int) -> Iterator[tuple[int, int, MediaPart | None]]:
-        """What of the prompt is computed, after so many tokens that the cache holds already."""
-        if self.media is not None:
-            return self.media.steps(keep, n_batch)
-        size = self.tokens.size
-        return ((start, min(start + n_batch, size), None) for start in range(keep, size, n_batch))
-
-    def writer(self, context: Generation) -> Writer:
-        """What turns its tokens into pieces."""
-        return Writer(context._model, self.n_cells, context._length_max, self.limit, self.stops, self.preserved)
-
-
-def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    """How many tokens two arrays begin with alike."""
-    n = min(a.size, b.size)
-    differ = np.flatnonzero(a[:n] != b[:n])
-    return int(differ[0]) if differ.size else n
-
-
-def sees_all(memory: CData, seq_id: int, pos: int, window: int) -> bool:
-    """Whether the cache holds all of a sequence that a token at this position sees.
-
-    Without ``swa_full``, positions before a sliding window are dropped, and none between the first and the last.
-    """
-    first = int(lib.llama_memory_seq_pos_min(memory, seq_id))
-    return first == 0 or (0 < first <= pos - window and window > 0)
-
-
-def prepare(
-    context: Generation,
-    request: Request,
-    seq_id: int,
-    reuse_prefix: bool,
-    choose: Callable[[CData], int],
-    record: Record,
-) -> tuple[int, list[int], int]:
-    """Take over a sequence and bring the prompt into its cache.
-
-    Returns the number of this generation, what the cache holds, and the token that is chosen to follow.
-    """
-    tokens, media = request.tokens, request.media
-    with context._exclusive() as native:
-        history = context._history.pop(seq_id, None)
-        generation = context._take_over([seq_id])
-        memory = lib.llama_get_memory(native)
-        keep = 0
-        if reuse_prefix and history is not None and lib.llama_memory_seq_pos_min(memory, seq_id) >= 0:
-            cached = lib.llama_memory_seq_pos_max(memory, seq_id) + 1
-            # The last token is decoded in any case, for its logits.
-            keep = min(common_prefix(np.array(history, np.int32), tokens), cached, tokens.size - 1)
-            keep = keep if media is None else media.whole(keep)
-            if not sees_all(memory, seq_id, keep, lib.llama_model_n_swa(context._model._open())):
-                keep = 0
-        if not lib.llama_memory_seq_rm(memory, seq_id, keep, -1):
-            keep = 0  # this memory can only forget a whole sequence
-            lib.llama_memory_seq_rm(memory, seq_id, -1, -1)
-        record.n_cached = keep if media is None else media.cells(keep)
-    n_batch = context.n_batch
-    for start, stop, part in request.steps(keep, n_batch):
-        if media is not None and part is not None:
-            rows = media.mtmd.encode_chunk(part.chunk)
-            with context._exclusive() as native:
-                context._must_own(seq_id, generation)
-                context._decode_media(native, media.mtmd, part.chunk, rows, start, seq_id, n_batch)
-            continue
-        batch = Batch(stop - start)
-        batch.extend(tokens[start:stop], start, seq_id, False)
-        batch.logits[-1] = stop == tokens.size
-        with context._exclusive() as native:
-            context._must_own(seq_id, generation)
-            context._decode(native, batch)
-            if stop < tokens.size:
-                continue
-            context._history[seq_id] = held = tokens.tolist()
-            # Before anybody else computes something here: the logits are those of the last batch.
-            return generation, held, choose(native)
-    raise AssertionError("a prompt has tokens")
+#: What ``speculative="auto"`` is: few tokens have to match, and few are drafted, since it is measured anyway.
+AUTO: dict[str, Any] = {"kind": SpeculativeType.NGRAM_SIMPLE, "n_match": 4, "n_max": 8, "auto": True}
 
 
 def generate(
@@ -197,8 +102,6 @@ def _choose_and_score(
 class Generation(Media):
     """A context that writes text. :class:`moebind.Context` is one."""
 
-    _model: Prompts
-
     @explained()
     def generate(
         self,
@@ -222,6 +125,7 @@ class Generation(Media):
         logprobs: bool | SupportsIndex | None = None,
         seq_id: SupportsIndex = 0,
         reuse_prefix: bool = True,
+        speculative: Speculative | SpeculativeType | str | None = None,
         **unknown: Never,
     ) -> Pieces:
         """Generate text, piece by piece.
@@ -258,6 +162,10 @@ class Generation(Media):
             The sequence. What it holds beyond the prompt is removed.
         reuse_prefix
             Do not compute again the part of the prompt that the sequence's cache already begins with.
+        speculative
+            What drafts tokens, which are then computed several at a time; the text is the one without. A kind of
+            n-grams, such as ``"ngram-simple"``, needs no draft model; ``"auto"`` is that one, as long as it does not
+            lose.
 
         Returns
         -------
@@ -271,6 +179,8 @@ class Generation(Media):
             If ``sampler`` is given together with its short forms.
         ValueError
             If the prompt is empty, or does not fit the context.
+        SpeculativeError
+            If nothing can be drafted for this context.
         AbortedError
             If :meth:`abort` was called in the meantime.
         ClosedError
@@ -299,7 +209,7 @@ class Generation(Media):
             logprobs=logprobs,
             mtmd=mtmd,
         )
-        return Pieces._of(*self._generate(request, seq_id, reuse_prefix))
+        return Pieces._of(*self._generate(request, seq_id, reuse_prefix, speculative))
 
     def _request(
         self,
@@ -346,12 +256,17 @@ class Generation(Media):
     ) -> tuple[int | None, int | None]:
         """What of these does not depend on the prompt: ``max_tokens``, and how many tokens a piece's ``top`` has."""
         if sampler is not None:
-            if not isinstance(sampler, Sampler):
-                raise TypeError(f"sampler is {shown(sampler)}; it takes a Sampler")
+            check_sampler(sampler)
             sampler._must_choose()
         return checked_limit(max_tokens), checked_logprobs(logprobs, self._model.n_vocab)
 
-    def _generate(self, request: Request, seq_id: SupportsIndex, reuse_prefix: bool) -> tuple[Iterator[Piece], Record]:
+    def _generate(
+        self,
+        request: Request,
+        seq_id: SupportsIndex,
+        reuse_prefix: bool,
+        speculative: Speculative | SpeculativeType | str | None,
+    ) -> tuple[Iterator[Piece], Record]:
         """The pieces of a text, which is computed when they are asked for, and where to note them."""
         seq, reuse = self._seq("seq_id", seq_id), checks.boolean("reuse_prefix", reuse_prefix)
         sampler, attached = request.sampler(), self._attached.get(seq)
@@ -363,7 +278,46 @@ class Generation(Media):
                 f"with set_sampler({seq}, None), or use another sequence"
             )
         record = Record(request.n_cells, "length" if request.limit == 0 else None)
+        drafter = self._drafting_with(speculative)
+        if drafter is not None:
+            if request.media is not None:
+                raise SpeculativeError("a prompt with pictures or sound is not drafted for: leave speculative out")
+            if attached is not None:
+                raise SamplerError(
+                    f"sequence {seq} has a backend sampler, which chooses one token at a time: take it away with "
+                    f"set_sampler({seq}, None), and give generate() a sampler"
+                )
+            chooses = None if sampler is not None and sampler._is_greedy else sampler
+            return speculate(self, request, chooses, seq, reuse, record, drafter), record
         return generate(self, request, sampler, seq, reuse, record), record
+
+    def _drafting_with(self, speculative: Speculative | SpeculativeType | str | None) -> Speculative | None:
+        """What drafts, by the argument of that name. N-grams that it names are kept for the next text.
+
+        Raises
+        ------
+        TypeError, ValueError
+        SpeculativeError
+        """
+        if speculative is None:
+            return None
+        if isinstance(speculative, Speculative):
+            if speculative.target_context is not self:
+                raise SpeculativeError(
+                    f"{speculative!r} drafts for another context: make one with this one as its target"
+                )
+            speculative._open()
+            return speculative
+        if not isinstance(speculative, (str, SpeculativeType)):
+            raise TypeError(
+                f"speculative is {shown(speculative)}; it takes a Speculative, a kind of n-grams such as "
+                "'ngram-simple', 'auto', or None"
+            )
+        known = self._own_speculatives.get(speculative)
+        if not isinstance(known, Speculative) or known.closed:
+            known = Speculative(self, **AUTO) if speculative == "auto" else Speculative(self, kind=speculative)
+            self._own_speculatives[speculative] = known
+        return known
 
     def _prompt(self, prompt: Any, mtmd: MtmdContext | None) -> tuple[NDArray[np.int32], MediaPrompt | None]:
         """The tokens of a prompt; with pictures or sound, its positions and what they are."""
@@ -405,11 +359,7 @@ class Generation(Media):
         Settings(**{each.name: options.get(each.name) for each in fields(Settings)}).alone(sampler)
         self._checked_choice(sampler, max_tokens, logprobs)
         self._seq("seq_id", options.get("seq_id", 0))
+        self._drafting_with(options.get("speculative"))
         if options.get("mtmd") is not None:
             self._must_fit(options["mtmd"])
         checks.boolean("reuse_prefix", options.get("reuse_prefix", True))
-
-    @property
-    def _length_max(self) -> int:
-        """Tokens that a sequence can have, in its cache and for its model."""
-        return min(self.n_ctx_seq, self._n_pos or self.n_ctx_seq)

@@ -12,11 +12,14 @@ from moebind._core import checks
 from moebind._core.native import CData, ffi, lib
 from moebind._core.shown import shown
 from moebind.context.batch import Batch
-from moebind.context.generate import Generation, Request
+from moebind.context.draft_many import ManyDrafts
+from moebind.context.generate import Generation
 from moebind.context.media import has_media
 from moebind.context.pieces import Completion, Piece, Record
+from moebind.context.prepare import Request
 from moebind.context.schedule import Run, Schedule, pack
 from moebind.context.scores import Score, score
+from moebind.context.speculate import choose_drafted
 from moebind.context.stops import Stop, checked_stops
 from moebind.context.unknown_arguments import refuse
 from moebind.errors import BatchError, NoKvSlotError, SamplerError
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Never, Self
+
+    from moebind.context.speculative import Speculative
+    from moebind.enums import SpeculativeType
 
 __all__ = ["BatchedGeneration", "NumberedPieces"]
 
@@ -147,6 +153,7 @@ class BatchedGeneration(Generation):
         json_schema: Mapping[str, object] | str | None = None,
         strict: bool = True,
         logprobs: bool | SupportsIndex | None = None,
+        speculative: Speculative | SpeculativeType | str | None = None,
         **unknown: Never,
     ) -> NumberedPieces:
         """Generate text for many prompts, as many at a time as the context has sequences.
@@ -172,6 +179,8 @@ class BatchedGeneration(Generation):
             As for :meth:`generate`, for the first prompt; the one with index ``i`` has the seed ``seed + i``. So copies
             of a prompt get different texts, and all of it comes again with the same seed. In a prompt's own dict,
             it is the prompt's seed.
+        speculative
+            As for :meth:`generate`, for all prompts.
 
         Returns
         -------
@@ -242,6 +251,7 @@ class BatchedGeneration(Generation):
                 "this model decodes what was encoded for each sequence: encode() one, and generate() from it"
             )
         self._open()
+        drafter = self._drafting_with(speculative)
         requests = _Requests(self._numbered_request(at, prompt, common) for at, prompt in zip(count(), prompts))
         if isinstance(prompts, (Sequence, np.ndarray)):
             requests.check_all()
@@ -254,7 +264,7 @@ class BatchedGeneration(Generation):
                 record = Record(request.tokens.size, "length" if request.limit == 0 else None)
                 yield Run(at, request, request.writer(self), chooses, record, request.tokens.tolist())
 
-        return NumberedPieces._of(self._generate_many(runs()), requests)
+        return NumberedPieces._of(self._generate_many(runs(), drafter), requests)
 
     def _numbered_request(self, at: int, prompt: Any, common: dict[str, Any]) -> Request:
         """The arguments of one prompt, its own before those for all."""
@@ -296,13 +306,16 @@ class BatchedGeneration(Generation):
             error.args = (f"prompts[{at}]: {error}", *error.args[1:])
             raise
 
-    def _generate_many(self, runs: Iterator[Run]) -> Iterator[tuple[Run, Piece | None]]:
+    def _generate_many(
+        self, runs: Iterator[Run], speculative: Speculative | None
+    ) -> Iterator[tuple[Run, Piece | None]]:
         lib.moebind_hooks_forget(self._hooks.pointer)
         batch = Batch(self._batch_room())
         everything = range(self._n_seq_max)
+        drafts = ManyDrafts(self, speculative)
         with self._exclusive() as native:
             # Without causal attention, what comes later changes what came before.
-            shares = bool(lib.llama_get_causal_attn(native))
+            shares = bool(lib.llama_get_causal_attn(native)) and not drafts.follows
             window = int(lib.llama_model_n_swa(self._model._open()))
             schedule = Schedule(runs, self._n_seq_max, self._unified, self.n_ctx_seq, shares, window)
             generation = self._take_over(everything)
@@ -312,17 +325,17 @@ class BatchedGeneration(Generation):
                 with self._exclusive() as native:
                     self._must_own_all(generation)
                     nothing = schedule.fill(lib.llama_get_memory(native))
+                    drafts.settle(schedule.running)
                 for run in nothing:
                     yield run, None
                 if not schedule.running:
                     return
-                for run, token, its_score in self._advance(schedule, batch, generation):
-                    piece = run.writer.take(token)
-                    run.tokens.append(token)
-                    if piece.stop_reason is not None:
+                for run, pieces in self._advance(schedule, batch, generation, drafts):
+                    if pieces[-1].stop_reason is not None:
                         schedule.leave(run)
                         schedule.full = False
-                    yield run, piece if its_score is None else piece._with_score(*its_score)
+                    for piece in pieces:
+                        yield run, piece
         finally:
             if not self.closed:
                 self._forget_sequences(everything, generation)
@@ -341,38 +354,59 @@ class BatchedGeneration(Generation):
                 room = min(room, self._n_outputs_max)
             return room
 
-    def _advance(self, schedule: Schedule, batch: Batch, generation: int) -> list[tuple[Run, int, Score | None]]:
-        """Compute one batch; returns the next token of each prompt that was computed to its end, and its score."""
+    def _advance(
+        self, schedule: Schedule, batch: Batch, generation: int, drafts: ManyDrafts
+    ) -> list[tuple[Run, list[Piece]]]:
+        """Compute one batch; returns the next pieces of each prompt that was computed to its end."""
+        running, may_draft = schedule.running, True
         while True:
-            parts = pack(schedule.running, batch)
-            ends = [(run, at) for run, _, at in parts if at is not None]
             try:
-                with self._exclusive() as native:
+                with self._exclusive() as native, drafts.measured(running):
                     self._must_own_all(generation)
-                    n_outputs = batch.n_tokens if self._embeddings else len(ends)
+                    drafted = drafts.draft(running, batch.capacity) if may_draft else False
+                    parts = pack(running, batch)
+                    ends = [(run, at) for run, _, at in parts if at is not None]
+                    n_outputs = batch.n_tokens if self._embeddings else int(batch.logits.sum())
                     self._compute(native, batch._struct(), n_outputs)
                     self._flags = batch.logits.copy()
                     for run, n, _ in parts:
                         run.n_past += n
+                    drafts.computed(batch)
                     # Now, while the sequence of each prompt that others wait for is no longer than their prefix.
                     schedule.hand_on(lib.llama_get_memory(native))
-                    return self._choose(native, ends)
+                    return self._choose(native, ends, drafts)
             except NoKvSlotError:
-                if len(schedule.running) == 1:
+                if may_draft and drafted:
+                    may_draft = False
+                    for run in running:
+                        run.drafted = []
+                    continue
+                if len(running) == 1:
                     raise
                 self._forget_sequences([schedule.give_up().seq], generation)
 
-    def _choose(self, native: CData, ends: list[tuple[Run, int]]) -> list[tuple[Run, int, Score | None]]:
-        """A token for each of these outputs. The caller holds the context."""
+    def _choose(self, native: CData, ends: list[tuple[Run, int]], drafts: ManyDrafts) -> list[tuple[Run, list[Piece]]]:
+        """The pieces that come after these outputs, and after what was drafted. The caller holds the context."""
         if not ends:
             return []
-        logits = self._logits_of(native, [at for _, at in ends])
+        places = [at + index for run, at in ends for index in range(len(run.drafted) + 1)]
+        logits = self._logits_of(native, places)
         likeliest = self._likeliest_of(logits) if any(run.sampler is None for run, _ in ends) else []
-        chosen: list[tuple[Run, int, Score | None]] = []
-        for row, (run, at) in enumerate(ends):
-            token = likeliest[row] if run.sampler is None else self._sample_with(run.sampler, native, at)
-            n_top = run.request.n_top
-            chosen.append((run, token, None if n_top is None else score(self._model, logits[row], token, n_top)))
+        rows = {place: row for row, place in enumerate(places)}
+        chosen: list[tuple[Run, list[Piece]]] = []
+        for run, at in ends:
+
+            def choose(native: CData, place: int, run: Run = run) -> tuple[int, Score | None]:
+                row, n_top = rows[place], run.request.n_top
+                token = likeliest[row] if run.sampler is None else self._sample_with(run.sampler, native, place)
+                return token, None if n_top is None else score(self._model, logits[row], token, n_top)
+
+            pieces, error = choose_drafted(native, choose, run.writer, run.drafted, at)
+            if error is not None:
+                raise error
+            drafts.chosen(native, run, len(pieces) - 1)
+            run.tokens += [piece.token for piece in pieces]
+            chosen.append((run, pieces))
         return chosen
 
     def _logits_of(self, native: CData, places: list[int]) -> NDArray[np.float32]:

@@ -89,15 +89,15 @@ class Outputs(SampledContext):
         viewed: NDArray[np.float32] | NDArray[np.int32] = array
         return viewed
 
-    def _likeliest(self, native: CData) -> int:
-        """The token with the highest logit, after the last output. The caller holds the context.
+    def _likeliest(self, native: CData, at: int = -1) -> int:
+        """The token with the highest logit, after one of the outputs. The caller holds the context.
 
         Where only the maximum counts, it is found in the logits themselves; libllama would build and scan an array of
         candidates.
         """
-        self._logits_row(-1)
-        with self._suppressing(native, -1):
-            logits = lib.llama_get_logits_ith(native, -1)
+        self._logits_row(at)
+        with self._suppressing(native, at):
+            logits = lib.llama_get_logits_ith(native, at)
             return int(lib.moebind_likeliest(logits, self._model._n_vocab))
 
     @contextmanager

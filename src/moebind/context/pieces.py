@@ -214,7 +214,7 @@ class Record:
         return Completion(self.text, self.stop_reason, self.stop, self.usage, tuple(self.pieces))
 
 
-class Stream(Iterator[Piece]):
+class Stream(_Attributes, Iterator[Piece]):
     """A generation that goes on: an iterator of pieces, which remembers what came."""
 
     _pieces: Iterator[Piece]
@@ -344,6 +344,11 @@ class Writer:
         #: The index of the last token that the context has room to go on from, and of the last that was asked for.
         self._last = length_max - n_prompt
         self._limit = math.inf if max_tokens is None else max_tokens - 1
+
+    @property
+    def n_left(self) -> float:
+        """How many more tokens may come; infinity if there is no limit but the context's."""
+        return self._limit + 1 - self._index
 
     def take(self, token: int) -> Piece:
         """The piece of the token that comes next."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moebind._core.native import CData, lib
-from moebind.context.generate import Request, common_prefix, sees_all
 from moebind.context.pieces import Record, Writer
+from moebind.context.prepare import Request, common_prefix, sees_all
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +48,11 @@ class Run:
     #: Another run, which computes the first ``n_shared`` tokens of both; until then, this one waits.
     source: Run | None = None
     n_shared: int = 0
+    #: Whether what drafts knows that it has a sequence, and its tokens.
+    fresh: bool = False
+    begun: bool = False
+    #: What is computed after its last token, in case it comes.
+    drafted: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -104,6 +109,7 @@ class Schedule:
         others = [(common_prefix(other.request.tokens, wanted), other) for other in self.running]
         n, other = max(others, key=lambda pair: (pair[0], pair[1].n_past), default=(0, None))
         run.seq, run.n_past, run.source = seq, 0, None
+        run.fresh, run.begun, run.drafted = True, False, []
         self.running.append(run)
         if self.shares and own and own >= n and self._keep(memory, seq, own):
             run.n_past = own
@@ -167,7 +173,8 @@ class Schedule:
 def pack(running: list[Run], batch: Batch) -> list[tuple[Run, int, int | None]]:
     """Fill the batch with what is to be computed next: single tokens first, then as much of the prompts as fits.
 
-    A prompt from which others wait for a prefix stops at its end, where its whole sequence is that prefix.
+    A prompt from which others wait for a prefix stops at its end, where its whole sequence is that prefix. Drafts come
+    right after what they were drafted for; the caller leaves room for them.
     Returns each prompt in it, how many of its tokens, and where the last one of them is, if it has an output.
     """
     at, parts = 0, list[tuple[Run, int, "int | None"]]()
@@ -181,13 +188,16 @@ def pack(running: list[Run], batch: Batch) -> list[tuple[Run, int, int | None]]:
         tokens = run.tokens[run.n_past : min(run.n_past + batch.capacity - at, ends[id(run)])]
         if not tokens:
             break
+        n = len(tokens)
+        complete = run.n_past + n == len(run.tokens)
+        tokens += run.drafted
         end = at + len(tokens)
         batch._token[at:end] = tokens
         batch._pos[at:end] = range(run.n_past, run.n_past + len(tokens))
         batch._seq_id[at:end, 0] = run.seq
-        complete = run.n_past + len(tokens) == len(run.tokens)
-        batch._logits[end - 1] = complete
-        parts.append((run, len(tokens), end - 1 if complete else None))
+        last = at + n - 1
+        batch._logits[last:end] = complete
+        parts.append((run, n, last if complete else None))
         at = end
     batch._n_tokens = at
     return parts

@@ -11,10 +11,10 @@ import resource
 from dataclasses import dataclass, field
 
 from moebind._core.native import LIBRARIES, decoded, lib, llama_cpp_version
-from moebind.backend.devices import Device, devices, system_info
+from moebind.backend.devices import Device, devices, local_gpus, system_info
 from moebind.backend.host_memory import HostMemory, host_memory
 
-__all__ = ["Facts", "nvidia_cards", "read_facts"]
+__all__ = ["Facts", "core_quota", "no_gpu_is_meant", "nvidia_cards", "read_facts"]
 
 #: CAP_IPC_LOCK: locks memory without a limit.
 IPC_LOCK = 14
@@ -117,7 +117,7 @@ def read_facts() -> Facts:
         cpu_flags=flags_of(_read("/proc/cpuinfo")),
         cores=os.cpu_count() or allowed,
         cores_allowed=allowed,
-        core_quota=_core_quota(),
+        core_quota=core_quota(),
         load_average=os.getloadavg()[0],
         default_threads=int(lib.moebind_default_n_threads()),
         openmp={name: os.environ[name] for name in OPENMP if name in os.environ},
@@ -171,7 +171,7 @@ def quota_of(text: str, period: str = "") -> float | None:
     return microseconds / length if microseconds > 0 and length > 0 else None
 
 
-def _core_quota() -> float | None:
+def core_quota() -> float | None:
     """The tightest quota from this process's control group to the root."""
     found = [math.inf]
     for line in _read("/proc/self/cgroup").splitlines():
@@ -194,6 +194,11 @@ def _core_quota() -> float | None:
 def nvidia_cards() -> int:
     """NVIDIA's display controllers and accelerators on the PCI bus."""
     return _cards(NVIDIA)
+
+
+def no_gpu_is_meant() -> bool:
+    """Whether nobody needs a warning that there is no GPU: there is no card either."""
+    return not local_gpus() and not nvidia_cards()
 
 
 def _cards(*vendors: str) -> int:

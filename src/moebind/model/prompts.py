@@ -51,6 +51,8 @@ class Prompts(ChatTemplates, Hyperparameters):
         if isinstance(prompt, (list, tuple)) and any(isinstance(each, Mapping) for each in prompt):
             checked_messages(prompt)
             return list(prompt)
+        if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(each, str) for each in prompt):
+            raise TypeError(f"prompt is {shown(prompt)}; it takes one text: several are for generate_many([...])")
         if prompt is None or isinstance(prompt, (int, float, bytes, Mapping)):
             raise TypeError(f"prompt is {shown(prompt)}; it takes text, token ids, or a list of chat messages")
         tokens = checks.int32_array("prompt", prompt, 0, self.n_vocab - 1)

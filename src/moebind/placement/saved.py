@@ -25,7 +25,7 @@ from moebind.params.serialize import device_of
 from moebind.placement.described_devices import described_device, is_description, written
 from moebind.placement.header import Header, read_header
 
-__all__ = ["Identity", "Saved"]
+__all__ = ["LONGEST", "Identity", "Saved"]
 
 #: The form of the file, and its number, which grows when an older moebind could no longer read it.
 FORMAT, VERSION = "moebind fit", 1

@@ -11,7 +11,6 @@ from moebind._core import checks
 from moebind._core.fork import new_in_child
 from moebind._core.native import CData, ffi
 from moebind._core.owner import OfThisProcess
-from moebind._core.shown import shown
 from moebind.errors import SamplerError
 
 if TYPE_CHECKING:
@@ -166,10 +165,9 @@ class TokenDataArray(OfThisProcess):
 
     def apply_sampler(self, sampler: Sampler) -> None:
         """Let a sampler change the candidates, in place (``llama_sampler_apply``)."""
-        from moebind.sampling.sampler import Sampler
+        from moebind.sampling.sampler import check_sampler
 
-        if not isinstance(sampler, Sampler):
-            raise TypeError(f"sampler is {shown(sampler)}; it takes a Sampler")
+        check_sampler(sampler)
         sampler.apply(self)
 
     def with_sampler(self, sampler: Sampler) -> TokenDataArray:

@@ -213,5 +213,5 @@ class GrammarKinds(SamplerKinds):
         except NativeError as error:
             raise GrammarError(f"the grammar is not usable: {error.message}") from None
         sampler = cls._make(native, holds=(vocab,))
-        sampler._is_grammar = sampler._is_checked = True
+        sampler._is_grammar = sampler._is_checked = sampler._is_for_a_text = True
         return sampler

@@ -67,7 +67,7 @@ class Guidance:
         given = {"grammar": grammar, "json_schema": json_schema, "regex": regex, "lark": lark}
         chosen = {name: value for name, value in given.items() if value is not None}
         if len(chosen) != 1:
-            raise TypeError(f"llguidance takes one of {', '.join(given)}; {' and '.join(chosen) or 'none'} is given")
+            raise TypeError(f"llguidance takes one of {', '.join(given)}; given: {', '.join(chosen) or 'none'}")
         [(name, value)] = chosen.items()
         if not isinstance(value, str) and not (name == "json_schema" and isinstance(value, Mapping)):
             raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}); it takes {_KINDS[name]}")
@@ -99,6 +99,8 @@ class Guidance:
         """Go on with a token that was chosen."""
         if self._matcher.is_stopped() and not self._matcher.is_error():
             return  # the text is complete, and its end has come
+        if not self._matcher.is_error() and self._matcher.validate_tokens([token]) != 1:
+            raise SamplerError(f"llguidance does not allow token {token} here: the text has to go on in another way")
         self._matcher.consume_token(token)
         self._check()
 

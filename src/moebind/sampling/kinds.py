@@ -49,6 +49,8 @@ class SamplerKinds(Owner):
     _n_vocab = 0
     #: The highest token that was accepted, or that a bias is for.
     _token_max = -1
+    #: Whether it is for one text, as grammars are: what was chosen decides what may follow.
+    _is_for_a_text = False
     #: Whether it is adaptive-p, whose copy has to forget what the original chose.
     _is_adaptive = False
 

@@ -176,7 +176,8 @@ class PythonKinds(GrammarKinds):
         grammar
             In GBNF, whose root is ``root``.
         json_schema
-            A JSON schema.
+            A JSON schema. As in the standard, and unlike in :meth:`json_schema`, an object may have more properties
+            than it names, unless ``"additionalProperties": false`` says otherwise.
         regex
             A regular expression of Rust's, for the whole text.
         lark
@@ -207,4 +208,6 @@ class PythonKinds(GrammarKinds):
         from moebind.sampling.guidance import Guidance
 
         text = Guidance.of(cast("Vocabulary", model), grammar=grammar, json_schema=json_schema, regex=regex, lark=lark)
-        return cls.from_callable(text, "llguidance")
+        sampler = cls.from_callable(text, "llguidance")
+        sampler._chooses, sampler._is_for_a_text = False, True
+        return sampler

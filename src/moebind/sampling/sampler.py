@@ -30,6 +30,14 @@ NESTING_MAX = 32
 REFUSED_MAX = 100
 
 
+def check_sampler(sampler: object) -> None:
+    """Raise TypeError if it is none."""
+    if not isinstance(sampler, Sampler):
+        made = getattr(sampler, "__self__", None) is Sampler
+        hint = f", which {getattr(sampler, '__qualname__', '')}(...) gives" if made else ""
+        raise TypeError(f"sampler is {shown(sampler)}; it takes a Sampler{hint}")
+
+
 class SampledContext(ContextBase):
     """A context, as samplers know it. :class:`moebind.Context` is one."""
 
@@ -62,7 +70,7 @@ class Sampler(PythonKinds):
     _is_part = False
     #: The highest token that it accepts.
     _limit = checks.INT32_MAX
-    #: Whether it is a grammar that has let through tokens that were chosen.
+    #: Whether it is for a text, and has let through tokens that were chosen.
     _has_text = False
     #: How many chains are in each other here.
     _nesting = 0
@@ -156,6 +164,7 @@ class Sampler(PythonKinds):
         """Copy what tells which kind of sampler the other one is."""
         self._chooses, self._is_greedy, self._is_adaptive = other._chooses, other._is_greedy, other._is_adaptive
         self._is_grammar, self._is_checked = other._is_grammar, other._is_checked
+        self._is_for_a_text = other._is_for_a_text
         self._has_text = other._has_text
         self._nesting = other._nesting
         self._k, self._n_vocab, self._token_max = other._k, other._n_vocab, other._token_max
@@ -275,7 +284,7 @@ class Sampler(PythonKinds):
     def _note_choice(self) -> None:
         """Note that grammars have a text now, by tokens that were chosen."""
         for part in self._with_parts():
-            part._has_text = part._is_grammar
+            part._has_text = part._is_for_a_text
 
     def _must_be_a_choice(self) -> None:
         self._open()
@@ -286,7 +295,7 @@ class Sampler(PythonKinds):
         """Raise if it cannot choose the tokens of a text that begins."""
         self._must_be_a_choice()
         for part in self._with_parts():
-            if part._has_text and not lib.moebind_grammar_waits(part._open()):
+            if part._has_text and not (part._is_grammar and lib.moebind_grammar_waits(part._open())):
                 raise SamplerError(
                     f"{self!r} has chosen a text, and its grammar goes on there: reset() it for a new one, or use a "
                     "clone() for each. To go on with that text, reset it and accept_many() its tokens"

@@ -7,9 +7,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks
-from moebind._core.shown import shown
 from moebind.sampling.kinds import SEED_MAX
-from moebind.sampling.sampler import Sampler
+from moebind.sampling.sampler import Sampler, check_sampler
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,7 +145,6 @@ def behind(grammar: Sampler, sampler: Sampler | None, own: bool) -> Sampler:
     """
     if sampler is None:
         return Sampler.chain([grammar, Sampler.greedy()])
-    if not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler is {shown(sampler)}; it takes a Sampler")
+    check_sampler(sampler)
     sampler._must_choose()
     return Sampler.chain([grammar, sampler if own else Sampler.from_callable(_Borrowed(sampler))])

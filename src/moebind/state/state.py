@@ -397,7 +397,10 @@ class State(ContextBase):
                 lib.llama_memory_clear(lib.llama_get_memory(self._open()), True)
                 raise StateError(f"{name} does not fit, and what the context held could not be kept{failure}{again}")
             keep(everything)
-            raise StateError(f"{name} does not fit this context, which holds what it held{failure}")
+            raise StateError(
+                f"{name} does not fit this context, which holds what it held{failure}. A context made as the state's "
+                "was (n_ctx, n_seq_max, kv_unified, type_k, type_v) has room for it"
+            )
         if replaced is None:
             self._shares(everything)  # a state does not tell which of them do
         else:

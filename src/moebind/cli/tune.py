@@ -1,0 +1,157 @@
+"""``moebind tune``: the parameters that are fastest on this machine, by measuring."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moebind.cli import options as o
+from moebind.cli.budgets import Memory, budgets
+from moebind.cli.devices import separate
+from moebind.cli.given import Given, takes
+from moebind.cli.model_argument import takes_model
+from moebind.cli.output import say, show, show_json
+from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
+from moebind.params.params import N_CTX
+from moebind.tuning.tune import tune
+
+Goal = Annotated[
+    str,
+    typer.Option("--goal", metavar="GOAL", help="chat, long-prompt or batch; or decode=0.5,prompt=0.5 (weights)."),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option("--minutes", metavar="N", help="What it may take.", show_default="as long as it needs"),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the same command was stopped.")]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        "--only", metavar="WHAT,WHAT", help="What may be changed, such as placement,threads.", show_default="all of it"
+    ),
+]
+KvTypes = Annotated[bool, typer.Option("--kv-types", help="Try types of the cache, too; they change results.")]
+Save = Annotated[
+    Path | None,
+    typer.Option("--save", metavar="FILE", help="Keep it in a file, too, for --params.", show_default=False),
+]
+Preset = Annotated[
+    Path | None,
+    typer.Option("--preset", metavar="FILE", help="Write it as llama-server's preset.", show_default=False),
+]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Draw what each step gave.", show_default=False)
+]
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        "-dev",
+        metavar="DEVICE",
+        help="A GPU; loopback, or a size, for a worker here; HOST:PORT; or none.",
+        show_default="all GPUs",
+    ),
+]
+PromptTokens = Annotated[
+    int | None,
+    typer.Option("--n-prompt", "-p", metavar="N", help="Tokens of prompts.", show_default="the goal's"),
+]
+Generated = Annotated[
+    int | None,
+    typer.Option("--n-gen", "-n", metavar="N", help="Tokens after them.", show_default="the goal's"),
+]
+Sequences = Annotated[
+    int | None, typer.Option("--sequences", metavar="N", help="Side by side, for batch.", hidden=True)
+]
+Journal = Annotated[
+    Path | None, typer.Option("--journal", metavar="FILE", help="Where measurements are kept.", hidden=True)
+]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout", metavar="SECONDS", help="What one trial may take.", hidden=True)
+]
+Quiet = Annotated[bool, typer.Option("--no-progress", help="Write no lines on the way.")]
+
+_OPTIONS = (PARAMS, *MODEL, *without(CONTEXT, "n_seq_max"))
+#: What is decided already can be said with any of them, and seldom is.
+_RARE = {option.name for option in _OPTIONS} - {"params", "n_ctx", "n_cpu_moe", "cpu_moe", "threads"}
+
+
+@takes_model
+@takes(*_OPTIONS, hidden=_RARE, n_ctx=str(N_CTX))
+def command(
+    model: o.ModelPath,
+    given: Given,
+    goal: Goal = "chat",
+    minutes: Minutes = None,
+    resume: Resume = False,
+    memory: Memory = None,
+    device: Devices = None,
+    only: Only = None,
+    kv_types: KvTypes = False,
+    n_prompt: PromptTokens = None,
+    n_generate: Generated = None,
+    n_sequences: Sequences = None,
+    timeout: Timeout = None,
+    journal: Journal = None,
+    save: Save = None,
+    preset: Preset = None,
+    plot: Plot = None,
+    as_json: o.AsJson = False,
+    no_progress: Quiet = False,
+) -> None:
+    """Measure, and find the parameters that are fastest on this machine; --tuned of other commands uses them.
+
+    Example: moebind tune moe.gguf --goal chat --minutes 20
+    """
+    picture = o.plot_path(plot, "results")
+    chosen = given.read(model, separate(device), n_ctx=N_CTX)
+    try:
+        found = tune(
+            model,
+            goal=_weights(goal),
+            minutes=minutes,
+            memory=budgets(memory),
+            model_params=chosen.model_params,
+            context_params=chosen.context_params,
+            devices=chosen.device,
+            dimensions=None if only is None else [each.strip() for each in only.split(",")],
+            kv_types=kv_types,
+            n_prompt=n_prompt,
+            n_generate=n_generate,
+            n_sequences=n_sequences,
+            timeout=timeout,
+            resume=resume,
+            journal=journal,
+            progress=not no_progress,
+            command=shlex.join(["moebind", *sys.argv[1:]]),
+        )
+    except KeyboardInterrupt as stopped:  # typer would end with the same, and say nothing
+        say(str(stopped) or "interrupted")
+        raise typer.Exit(130) from None
+    if save is not None:
+        found.save(save)
+    if as_json:
+        show_json({**found.to_dict(), "options": found.options})
+    else:
+        show(o.calls_as_options(str(found)))
+        show(f"In Python: {found.model_params}, {found.context_params}")
+        show(f"Options of moebind: {shlex.join(found.options)}")
+    if preset is not None:
+        preset.write_text(found.preset(), encoding="utf-8")
+    if picture is not None and any(step.gain is not None for step in found.steps):
+        found.plot(picture)
+
+
+def _weights(given: str) -> str | dict[str, float]:
+    """A goal by its name, or weights."""
+    if "=" not in given:
+        return given
+    pairs = [each.partition("=") for each in given.split(",")]
+    try:
+        return {name.strip(): float(value) for name, _, value in pairs}
+    except ValueError:
+        raise ValueError(f"--goal is {given!r}; it takes weights as decode=0.5,prompt=0.5") from None

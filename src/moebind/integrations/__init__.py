@@ -1,0 +1,1 @@
+"""moebind in programs of others: the command-line tool llm, and lm-evaluation-harness."""

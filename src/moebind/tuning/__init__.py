@@ -1,0 +1,1 @@
+"""Finding the parameters that are fastest on this machine: a search that measures."""

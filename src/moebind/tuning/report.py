@@ -1,0 +1,119 @@
+"""What a search found, as a table and in sentences."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from moebind._core.tables import Column, text_table
+from moebind.bench.agreement import Agreement
+from moebind.tuning.configuration import Configuration, Process
+from moebind.tuning.decision import ERROR
+from moebind.tuning.goals import Goal
+from moebind.tuning.search import Step
+from moebind.tuning.trials import Trial
+
+__all__ = ["Findings", "explained", "line", "medians", "table"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was measured, and what came of it: :class:`moebind.Tuning`, which is one, describes the attributes."""
+
+    goal: Goal
+    process: Process
+    start: Configuration
+    steps: tuple[Step, ...]
+    total: Step | None
+    trials: tuple[Trial, ...] = field(repr=False)
+    agreements: Mapping[str, Agreement]
+    complete: bool
+
+    @property
+    def kept(self) -> tuple[Step, ...]:
+        """The steps that were kept; none if what they gave together was no more than noise."""
+        return tuple(step for step in self.steps if step.kept) if self.total is not None and self.total.kept else ()
+
+
+def table(found: Findings) -> list[str]:
+    """A line for each step."""
+    columns = [Column("what", left=True), Column("best choice", left=True), Column("times as fast"), Column("95 %")]
+    columns += [Column("rounds"), Column("kept", left=True)]
+    rows: list[list[object]] = []
+    for step in [*found.steps, *([] if found.total is None else [found.total])]:
+        verdict = "yes" if step.kept else f"no: {step.why}"
+        if step.gain is None or step.low is None or step.high is None:
+            rows.append([step.dimension, step.name, "", "", "", verdict])
+        else:
+            times = f"{step.low:.2f} to {step.high:.2f}"
+            rows.append([step.dimension, step.name, f"{step.gain:.3f}", times, len(step.differences), verdict])
+    return text_table(columns, rows)
+
+
+def line(step: Step) -> str:
+    """A step in a line."""
+    what = step.dimension if not step.name else f"{step.dimension}: {step.name}"
+    if step.gain is None:
+        return f"{what}: {step.why}"
+    speed = f"{step.gain:.3f} times as fast ({step.low:.2f} to {step.high:.2f})"
+    return f"{what}: {speed}, {'kept' if step.kept else f'not kept: {step.why}'}"
+
+
+def explained(found: Findings) -> str:
+    """Sentences."""
+    parts = ", ".join(f"{name} {weight:.0%}" for name, weight in found.goal.weights.items())
+    work = f"{found.goal.n_prompt} tokens of prompt and {found.goal.n_generate} after it"
+    if found.goal.n_sequences > 1:
+        work = f"{found.goal.n_sequences} sequences side by side, each of {work}"
+    lines = [f"For {found.goal.name} ({parts}), measured with {work}."]
+    if found.total is None:
+        lines.append("Nothing was faster than the defaults beyond the noise: they are kept.")
+    elif not found.total.kept:
+        lines.append(f"All of it together was {found.total.why}: the defaults are kept.")
+    else:
+        interval = f"95 %: {found.total.low:.3f} to {found.total.high:.3f}"
+        speed = f"{found.total.gain:.3f} times as fast as the defaults ({interval})"
+        lines.append(
+            f"{' + '.join(step.name for step in found.kept)}: {speed}, in {len(found.total.differences)} rounds."
+        )
+        lines += [
+            f"{part}: {_number(before)} -> {_number(after)} tokens/s (medians)."
+            for part, (before, after) in medians(found).items()
+        ]
+    for name, each in found.agreements.items():
+        lines.append(
+            f"{name}: a divergence of {each.mean_kl:.1e} nats from the defaults, the same likeliest token at "
+            f"{each.same_top:.0%} of {each.n_positions} positions, {each.same_continuations} of {each.n_prompts} "
+            "texts equal."
+        )
+    if found.process.environment or found.process.cpus:
+        words = [f"{name}={value}" for name, value in found.process.environment.items()]
+        words += [f"taskset -c {','.join(map(str, found.process.cpus))}"] if found.process.cpus else []
+        lines.append(f"For other programs: {' '.join(words)} before the command.")
+    failed = sum(trial.failure is not None for trial in found.trials)
+    of_which = f", {failed} of which failed" if failed else ""
+    lines.append(
+        f"{len(found.trials)} measurements{of_which}; all decisions together keep something that is no faster with a "
+        f"chance of at most {ERROR:.0%}."
+    )
+    if not found.complete:
+        lines.append("There was no time for all of it: resume goes on.")
+    return "\n".join(lines)
+
+
+def medians(found: Findings) -> dict[str, tuple[float, float]]:
+    """Tokens a second of each part in the last comparison, medians: of the defaults, and of what was found."""
+    last = [each for each in found.trials if each.purpose.startswith("all of it") and each.failure is None]
+    speeds = {}
+    for part in found.goal.weights:
+        before = [each.speeds[part] for each in last if each.configuration == found.start]
+        after = [each.speeds[part] for each in last if each.configuration != found.start]
+        if before and after:
+            speeds[part] = statistics.median(before), statistics.median(after)
+    return speeds
+
+
+def _number(value: float) -> str:
+    return f"{value:.{max(0, 2 - int(math.log10(max(value, 1))))}f}"

@@ -1,0 +1,283 @@
+"""The search: one dimension after the other, each time the choice that measures best, if it is better beyond the noise.
+
+It knows nothing of models: what is searched are objects that somebody else measures (:class:`Measures`), so that it can
+be tried on a machine that is only described.
+
+For each dimension, all its choices are measured side by side with what is the best so far, in rounds; on the way the
+slower half is left out (screening). The one that is left is then measured in new rounds, against the best so far
+alone, and is kept if the test of :mod:`moebind.tuning.decision` says so (confirmation): what made it look good while
+it was chosen does not count. In the end what was kept is measured against what the search began with, and if it is no
+better beyond the noise, nothing is kept. All decisions share one chance to err, half of which the last one has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import exp, log
+from typing import Generic, Protocol, TypeVar
+
+from moebind.tuning.decision import ERROR, can_still_win, interval, is_better, rounds_needed, typical
+
+__all__ = ["Choice", "Found", "Measured", "Measures", "Step", "search"]
+
+S = TypeVar("S")
+#: What a choice has to gain while it is screened to be worth more rounds, and to be worth the words: 1 %.
+GAIN_MIN = 0.01
+#: Rounds of screening; after the second, the slower half is left out.
+SCREENING = 3
+#: What takes twice as long is left out after any round.
+FAR = log(2)
+#: Rounds after which a choice that is no better is given up.
+HOPELESS = 5
+#: How often all dimensions are gone through: what is kept of one may change what is best of another.
+PASSES = 2
+#: When a comparison is looked at, in multiples of the rounds that it takes at least.
+LOOKS = (1, 3)
+
+
+@dataclass(frozen=True)
+class Choice(Generic[S]):
+    """Something to try: a name for people, and what is measured. ``refused``: why it must not be tried."""
+
+    name: str
+    subject: S
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measurement: what it cost, as the logarithm of seconds; or why there is none."""
+
+    cost: float | None
+    failure: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of a dimension.
+
+    Attributes
+    ----------
+    dimension : str
+        Its name.
+    name : str
+        The choice that was best while choices were screened; empty if there was none to try.
+    kept : bool
+        Whether it was kept.
+    why : str
+        Why it was not, or why there was nothing to try.
+    differences : tuple[float, ...]
+        How much less it cost than the best so far, in each round of the confirmation: differences of logarithms.
+    gain, low, high : float or None
+        How many times as fast it is, and the interval of 95 % around that.
+    tried, refused : int
+        Choices that were measured, and that were not because they must not be.
+    """
+
+    dimension: str
+    name: str = ""
+    kept: bool = False
+    why: str = ""
+    differences: tuple[float, ...] = ()
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    tried: int = 0
+    refused: int = 0
+
+
+@dataclass(frozen=True)
+class Found(Generic[S]):
+    """The result: what is best, the steps to it, and how it compares with the beginning.
+
+    ``total`` is the step from the beginning to the best, whose rounds are new ones; None if nothing was kept.
+    ``complete`` is whether there was time for all of it.
+    """
+
+    best: S
+    steps: tuple[Step, ...]
+    total: Step | None
+    complete: bool
+
+
+class Measures(Protocol[S]):
+    """What the search asks."""
+
+    def choices(self, dimension: str, current: S) -> Sequence[Choice[S]] | str:
+        """What there is to try from here; or why the dimension cannot matter."""
+
+    def round(self, purpose: str, subjects: Sequence[tuple[str, S]]) -> Sequence[Measured]:
+        """Measure these, by name, one after the other and in this order."""
+
+    def check(self, name: str, subject: S) -> str | None:
+        """Why something that is faster must not be kept all the same, such as other results; None if nothing is."""
+
+    def time_left(self) -> float:
+        """Seconds."""
+
+    def told(self, step: Step) -> None:
+        """A dimension is decided."""
+
+
+@dataclass
+class _Clock(Generic[S]):
+    """How long a measurement takes, and whether there is time for some more beside the last comparison."""
+
+    measures: Measures[S]
+    seconds: list[float] = field(default_factory=list)
+
+    def round(self, purpose: str, subjects: Sequence[tuple[str, S]]) -> list[Measured]:
+        found = list(self.measures.round(purpose, subjects))
+        self.seconds += [each.seconds for each in found]
+        return found
+
+    def has_time(self, more: int, last: int) -> bool:
+        each = sum(self.seconds) / len(self.seconds) if self.seconds else 0.0
+        return self.measures.time_left() > each * (more + last)
+
+
+def search(start: S, dimensions: Sequence[str], measures: Measures[S], *, passes: int = PASSES) -> Found[S]:
+    """Search.
+
+    Parameters
+    ----------
+    start
+        Where it begins: the defaults.
+    dimensions
+        Names of what may be changed, in the order in which that is tried.
+    measures
+        Who measures.
+    passes
+        How often all dimensions are gone through; once more only if something was kept.
+    """
+    decisions = max(passes * len(dimensions), 1)
+    level, last_level = ERROR / 2 / decisions, ERROR / 2
+    reserve = 2 * rounds_needed(last_level / len(LOOKS))
+    best, kept_any = start, False
+    latest: dict[str, Step] = {}
+    history: list[Step] = []
+    clock = _Clock(measures)
+    complete = True
+    for number in range(passes):
+        changed = False
+        for dimension in dimensions:
+            last = reserve if kept_any else 0
+            if not clock.has_time(2, last):
+                complete = False
+                step = Step(dimension, why="there was no time for it")
+                if number == 0:
+                    history.append(step)
+                    measures.told(step)
+                continue
+            step, found = _decide(dimension, best, clock, level, last)
+            if step.kept or number == 0 or step.tried:
+                history.append(step)
+                measures.told(step)
+            latest[dimension] = step
+            if step.kept:
+                best, changed, kept_any = found, True, True
+        if not changed:
+            break
+    if not kept_any:
+        return Found(start, tuple(history), None, complete)
+    total = _compare(Step("all of it", "what was kept"), start, best, clock, last_level, patient=True)
+    measures.told(total)
+    return Found(best if total.kept else start, tuple(history), total, complete)
+
+
+def _decide(dimension: str, best: S, clock: _Clock[S], level: float, last: int) -> tuple[Step, S]:
+    """One dimension: screen its choices, and confirm the best of them."""
+    listed = clock.measures.choices(dimension, best)
+    if isinstance(listed, str):
+        return Step(dimension, why=listed), best
+    refused = [choice for choice in listed if choice.refused is not None]
+    alive = [choice for choice in listed if choice.refused is None]
+    plain = Step(dimension, tried=len(alive), refused=len(refused))
+    if not alive:
+        reason = refused[0].refused if refused else None
+        return Step(dimension, why=reason or "there is nothing else to try", refused=len(refused)), best
+    gains: dict[int, list[float]] = {id(choice): [] for choice in alive}
+    for number in range(SCREENING):
+        if not clock.has_time(1 + len(alive), last):
+            return replace(plain, why="there was no time to decide it"), best
+        subjects = [("best so far", best), *((choice.name, choice.subject) for choice in alive)]
+        order = range(len(subjects)) if number % 2 == 0 else range(len(subjects) - 1, -1, -1)
+        found = dict(zip(order, clock.round(f"{dimension}, screening", [subjects[at] for at in order]), strict=True))
+        reference = found[0].cost
+        if reference is None:
+            return replace(plain, why=f"the best so far failed: {found[0].failure}"), best
+        working = []
+        for at, choice in enumerate(alive, 1):
+            cost = found[at].cost
+            if cost is not None:
+                gains[id(choice)].append(reference - cost)
+                working.append(choice)
+        if not working:
+            why = f"{'it' if len(alive) == 1 else 'each of them'} failed: {found[1].failure}"
+            return replace(plain, name=alive[0].name, why=why), best
+        working.sort(key=lambda choice: -_promise(gains[id(choice)]))
+        near = [choice for choice in working if _promise(gains[id(choice)]) > -FAR] or working[:1]
+        # What disturbs makes slower, and one round may have been disturbed: only what is far behind leaves after it.
+        alive = near if number == 0 else near[: max(1, -(-len(near) // 2))]
+        if _promise(gains[id(alive[0])]) <= -FAR:
+            break
+    chosen = alive[0]
+    if _promise(gains[id(chosen)]) < GAIN_MIN:
+        return replace(plain, name=chosen.name, why="nothing was faster"), best
+    step = _compare(replace(plain, name=chosen.name), best, chosen.subject, clock, level, last=last)
+    if not step.kept:
+        return step, best
+    objection = clock.measures.check(chosen.name, chosen.subject)
+    if objection is not None:
+        return replace(step, kept=False, why=objection), best
+    return step, chosen.subject
+
+
+def _compare(
+    plain: Step,
+    first: S,
+    second: S,
+    clock: _Clock[S],
+    level: float,
+    *,
+    last: int = 0,
+    patient: bool = False,
+) -> Step:
+    """Measure both in rounds, in turn first and second, and decide.
+
+    It is looked at after the rounds that it takes at least, and after three times as many if it is not hopeless; each
+    look has its share of the chance to err. ``patient``: whatever time there is.
+    """
+    share = level / len(LOOKS)
+    ends = [rounds_needed(share) * times for times in LOOKS]
+    differences: list[float] = []
+    kept, why = False, "no faster beyond the noise"
+    for number in range(ends[-1]):
+        if not patient and not clock.has_time(2, last):
+            why = "there was no time to decide it"
+            break
+        pair = [("best so far", first), (plain.name, second)]
+        turned = number % 2 == 1
+        found = clock.round(f"{plain.dimension}, confirmation", pair[::-1] if turned else pair)
+        before, after = found[::-1] if turned else found
+        if before.cost is None or after.cost is None:
+            why = f"a measurement failed: {before.failure or after.failure}"
+            break
+        differences.append(before.cost - after.cost)
+        if len(differences) in ends and is_better(differences, share):
+            kept, why = True, ""
+            break
+        hopeless = len(differences) >= HOPELESS and _promise(differences) < GAIN_MIN / 2
+        if hopeless or not can_still_win(differences, ends[-1], share):
+            break
+    if not differences:
+        return replace(plain, why=why)
+    gain, low, high = map(exp, (typical(differences), *interval(differences)))
+    return replace(plain, kept=kept, why=why, differences=tuple(differences), gain=gain, low=low, high=high)
+
+
+def _promise(gains: Sequence[float]) -> float:
+    """What a choice seems to gain: the middle one of the rounds, of two the better."""
+    return sorted(gains)[len(gains) // 2]

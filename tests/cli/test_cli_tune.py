@@ -1,0 +1,176 @@
+"""``moebind tune``, and ``--tuned`` of other commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Capture, run
+
+from moebind import ModelParams, Tuning
+from moebind.cli import tune as command
+from moebind.cli.given import Given
+from moebind.tuning import saved
+from moebind.tuning.configuration import MIN_BATCH, Process
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tuning"))
+from results import CONTEXT, MODEL, made_up
+
+MakeTiny = Callable[..., Path]
+QUICK = ["--device", "none", "-c", 256, "-t", 1, "-p", 16, "-n", 4, "--only", "flash attention"]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOEBIND_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def path(tiny_path: MakeTiny) -> Path:
+    return tiny_path(n_expert=4, n_layer=3)
+
+
+def test_help_fits_on_a_screen(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    for name in ("tune", "generate", "chat", "serve"):
+        assert run(name, "--help") == 0
+        said = capsys.readouterr().out
+        assert said.count("\n") <= 40, name
+        assert name == "tune" or "--tuned" in said
+    assert run("tune", "--help") == 0
+    assert "  Example: moebind tune moe.gguf " in capsys.readouterr().out
+
+
+def test_it_tunes_and_others_use_it(path: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert run("tune", path, *QUICK, "--save", tmp_path / "tuned.json", "--preset", tmp_path / "preset.ini") == 0
+    said = capsys.readouterr()
+    assert "flash attention, screening ..." in said.err
+    assert "what" in said.out.splitlines()[0]
+    assert "Options of moebind: -ngl 0 " in said.out
+    found = Tuning.load(tmp_path / "tuned.json")
+    assert found.context_params.n_threads == 1
+    assert found.conditions["command"].split()[0] == "moebind"
+    assert "flash-attn = " in (tmp_path / "preset.ini").read_text(encoding="utf-8")
+    assert saved.find(path).path is not None
+    for source in (["--tuned"], ["--params", tmp_path / "tuned.json"]):
+        assert run("generate", path, "the cat", "-n", 2, *source) == 0
+        assert ("tuned for chat on 20" in capsys.readouterr().err) == (source == ["--tuned"])
+
+
+def test_results_as_json(path: Path, capsys: Capture) -> None:
+    assert run("tune", path, *QUICK, "--minutes", 0, "--json", "--no-progress") == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    found = json.loads(said.out)
+    assert found["tuning"]["complete"] is False
+    assert found["options"][:2] == ["-ngl", "0"]
+
+
+def test_it_resumes(path: Path, capsys: Capture) -> None:
+    assert run("tune", path, *QUICK, "--minutes", 0, "--no-progress") == 0
+    capsys.readouterr()
+    assert run("tune", path, *QUICK, "--resume", "--no-progress", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["tuning"]["complete"] is True
+    assert run("tune", path, *QUICK, "--resume", "--no-progress", "-b", 64) == 2
+    assert "asked differs" in capsys.readouterr().err
+
+
+def test_without_a_result_a_sentence_says_so(path: Path, capsys: Capture) -> None:
+    assert run("generate", path, "the cat", "-n", 1, "-c", 256, "-t", 1, "--device", "none", "--tuned") == 0
+    said = capsys.readouterr().err
+    assert f"{path.name} was not tuned, and the defaults are used: moebind tune {path}" in said
+
+
+def test_chat_uses_it_too(path: Path, capsys: Capture) -> None:
+    arguments = ["-p", "the cat", "-st", "-n", 1, "-c", 256, "-t", 1, "--device", "none"]
+    assert run("chat", path, *arguments, "--tuned", "--chat-template", "chatml") == 0
+    assert "was not tuned" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--goal", "fast"], "--goal is 'fast'; it takes 'chat', 'long-prompt', 'batch'"),
+        (["--goal", "decode=much"], "--goal is 'decode=much'; it takes weights as decode=0.5,prompt=0.5"),
+        (["--goal", "speed=1"], "--goal has 'speed'; it takes weights of prompt, decode, batch"),
+        (["--only", "colour"], "--only has 'colour'; it takes placement"),
+        (["--only", "cache types"], "--only has 'cache types', which changes results"),
+        (["--minutes", "-1"], "--minutes is -1"),
+        (["--device", "CUDA99"], "--device is 'CUDA99'; it takes 'loopback'"),
+        (["-p", 500, "-c", 256], "make --ctx-size larger"),
+        (["--plot", "steps.gif2"], "--plot is 'steps.gif2'"),
+    ],
+)
+def test_wrong_options_are_refused(path: Path, arguments: list[object], said: str, capsys: Capture) -> None:
+    assert run("tune", path, *arguments) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_cannot_be_together(path: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert run("generate", path, "a", "--tuned", "--params", tmp_path / "a.json") == 2
+    assert "--params and --tuned are both given; leave one of them out" in capsys.readouterr().err
+    assert run("serve", path, path, "--tuned") == 2
+    assert "--tuned is given, which is for one model; there are several" in capsys.readouterr().err
+
+
+def test_weights() -> None:
+    assert command._weights("chat") == "chat"
+    assert command._weights("decode=1, prompt=3") == {"decode": 1.0, "prompt": 3.0}
+
+
+def test_after_ctrl_c_it_says_where_the_journal_is(
+    path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tune(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("interrupted: what was measured is in a file: resume goes on")
+
+    monkeypatch.setattr(command, "tune", tune)
+    assert run("tune", path) == 130
+    assert "interrupted: what was measured is in a file" in capsys.readouterr().err
+
+
+def kept(path: Path, **changes: Any) -> Path:
+    """A result in the folder where commands look."""
+    found = made_up(path, **changes)
+    assert found._identity is not None
+    target = Path(saved.place(found._identity, saved.here()))
+    target.parent.mkdir(parents=True)
+    found.save(target)
+    return target
+
+
+def test_what_was_found_is_read_as_parameters(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MIN_BATCH, raising=False)
+    before = os.sched_getaffinity(0)
+    target = kept(path, process=Process({MIN_BATCH: "77"}, (min(before),)))
+    given = Given({"tuned": True, "params": None, "n_ubatch": 64})
+    try:
+        chosen = given.read(str(path), n_ctx=4096)
+        assert os.environ.pop(MIN_BATCH) == "77"
+        assert os.sched_getaffinity(0) == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
+    assert chosen.model_params == MODEL
+    assert chosen.context_params == CONTEXT.with_n_ubatch(64)  # other options win over it
+    # A server takes them as those of a file: not with llama-server's own defaults.
+    assert given.values["params"] == str(target)
+
+
+def test_another_build_is_refused_with_a_sentence(path: Path, capsys: Capture) -> None:
+    about = {**saved.here(), "build": {"commit": "another"}}
+    kept(path, conditions=about).rename(saved.place(made_up(path)._identity, about))  # type: ignore[arg-type]
+    given = Given({"tuned": True, "params": None})
+    assert given.read(str(path)).model_params == ModelParams()
+    assert "was tuned with another build, and the defaults are used" in capsys.readouterr().err
+    assert given.values["params"] is None
+
+
+def test_a_file_of_another_model_is_refused(path: Path, tiny_path: MakeTiny, capsys: Capture) -> None:
+    target = kept(path)
+    assert run("generate", tiny_path(n_layer=2), "a", "--params", target) == 2
+    assert "is another model" in capsys.readouterr().err

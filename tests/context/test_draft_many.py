@@ -1,0 +1,101 @@
+"""Many texts with drafts are those without."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from drafts import EAGER, NGRAMS, Drafting, check_same, drafting, prompts
+
+from conftest import CPU, EXACT
+from moebind import AbortedError, ContextType, Model, Sampler, SpeculativeType
+from moebind.context import speculative_judge
+
+MANY = EXACT.with_n_ctx(1536).with_n_seq_max(3)
+
+
+def check_many(made: Drafting, texts: list[object], **options: object) -> None:
+    drafted = made.target.generate_many(texts, speculative=made.made, **options).complete()  # type: ignore[arg-type]
+    plain = made.reference.generate_many(texts, **options).complete()  # type: ignore[arg-type]
+    for prompt, one, other in zip(texts, drafted, plain, strict=True):
+        check_same(made.reference, prompt, one, other, **options)
+
+
+@pytest.mark.parametrize("unified", [True, False])
+@pytest.mark.parametrize("name", ["same", "near"])
+def test_a_draft_model(moe: Model, drafters: dict[str, Model], name: str, unified: bool) -> None:
+    with drafting(moe, drafters[name], MANY.with_kv_unified(unified), n_max=4) as made:
+        # The same beginning is computed once.
+        check_many(made, [*prompts(12), "the a of to " * 20, "the a of to " * 20 + "it", "and"], max_tokens=24)
+        assert made.target.timings().n_drafted > 50
+
+
+@pytest.mark.parametrize("kind", NGRAMS)
+def test_n_grams(moe: Model, kind: SpeculativeType) -> None:
+    with drafting(moe, None, MANY, kind=kind, **EAGER) as made:
+        check_many(made, list(prompts(12)), max_tokens=40)
+
+
+def test_multi_token_prediction(tiny_path: Callable[..., Path]) -> None:
+    path = tiny_path(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
+    with Model.load_from_file(path, CPU.with_load_mtp(True)) as model:
+        with drafting(model, model, MANY, MANY.with_ctx_type(ContextType.MTP)) as made:
+            check_many(made, list(prompts(8)), max_tokens=24)
+            assert made.target.timings().n_drafted > 50
+
+
+def test_a_recurrent_memory(tiny_path: Callable[..., Path], drafters: dict[str, Model]) -> None:
+    with Model.load_from_file(tiny_path(arch="lfm2", n_layer=4), CPU) as model:
+        with drafting(model, drafters["near"], MANY.with_n_rs_seq(3), MANY, n_max=8) as made:
+            check_many(made, list(prompts(8)), max_tokens=24)
+            assert made.target.timings().n_drafted > 50
+
+
+def test_a_full_cache(moe: Model, drafters: dict[str, Model]) -> None:
+    # Three texts of 200 tokens in a cache of 256: one gives up its place, and none loses its drafts' tokens.
+    params = EXACT.with_n_ctx(256).with_n_seq_max(3).with_kv_unified(True)
+    with drafting(moe, drafters["near"], params, n_max=6) as made:
+        check_many(made, [[3, 4, 5], [6, 7, 8], [9, 10]], max_tokens=200)
+
+
+def test_stops_and_samplers(moe: Model, drafters: dict[str, Model]) -> None:
+    with drafting(moe, drafters["near"], MANY) as made:
+        check_many(made, list(prompts(4)), max_tokens=24, stop=["a", " of"])
+        texts: list[object] = [{"prompt": "the a", "max_tokens": 3}, {"prompt": "it is", "logprobs": 2}, "of"]
+        drafted = made.target.generate_many(texts, max_tokens=20, seed=3, temperature=0.8, speculative=made.made)  # type: ignore[arg-type]
+        plain = made.reference.generate_many(texts, max_tokens=20, seed=3, temperature=0.8)  # type: ignore[arg-type]
+        pairs = list(zip(drafted.complete(), plain.complete(), strict=True))
+        assert [one.tokens for one, _ in pairs] == [other.tokens for _, other in pairs]
+        assert pairs[1][0].logprobs == pytest.approx(pairs[1][1].logprobs, abs=1e-4)
+
+
+def test_what_fails_in_between(moe: Model, drafters: dict[str, Model]) -> None:
+    def fail(_candidates: object) -> None:
+        raise KeyError
+
+    with drafting(moe, drafters["near"], MANY) as made:
+        with Sampler.chain([Sampler.from_callable(fail), Sampler.greedy()]) as failing, pytest.raises(KeyError):
+            made.target.generate_many(["the", "a"], sampler=failing, speculative=made.made).complete()
+        pieces = made.target.generate_many(["the", "a"], max_tokens=40, speculative=made.made)
+        next(pieces)
+        made.target.abort()
+        with pytest.raises(AbortedError):
+            list(pieces)
+        pieces = made.target.generate_many(["the", "a"], max_tokens=40, speculative=made.made)
+        next(pieces)
+        pieces.close()
+        check_many(made, list(prompts(4)), max_tokens=12)
+        made.check(prompts(2), max_tokens=12)
+
+
+def test_auto(
+    moe: Model, drafters: dict[str, Model], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    drafts = speculative_judge.DRAFTS
+    monkeypatch.setattr(speculative_judge, "_speed", lambda seen: 1.0 if seen.maxlen == drafts else 2.0)
+    with drafting(moe, drafters["near"], MANY, auto=True) as made, caplog.at_level(logging.INFO, "moebind.speculative"):
+        check_many(made, list(prompts(3)), max_tokens=60)
+        assert 0 < made.target.timings().n_drafted <= 3 * 3 * drafts
+    assert len(caplog.records) == 1

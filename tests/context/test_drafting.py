@@ -1,0 +1,171 @@
+"""Each kind of draft: the text is the one without."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from drafts import EAGER, NGRAMS, drafting, prompts
+
+from conftest import CPU, EXACT
+from moebind import Context, ContextType, Model, Speculative, SpeculativeError, SpeculativeType
+from moebind.context import speculate
+
+MakeTiny = Callable[..., Path]
+LONG = EXACT.with_n_ctx(512)
+
+
+@pytest.mark.parametrize("name", ["same", "other", "near"])
+def test_a_draft_model(moe: Model, drafters: dict[str, Model], name: str) -> None:
+    with drafting(moe, drafters[name], LONG, n_max=4) as made:
+        made.check(prompts(50), max_tokens=24)
+        assert made.target.timings().n_drafted > 50
+
+
+def test_drafts_are_right_as_often_as_they_should(moe: Model, drafters: dict[str, Model]) -> None:
+    accepted = {}
+    for name, model in drafters.items():
+        with drafting(moe, model, LONG) as made:
+            for prompt in prompts(6):
+                made.target.generate(prompt, max_tokens=32, speculative=made.made).complete()
+            accepted[name] = made.target.timings().acceptance
+            made.target.reset_timings()
+            assert math.isnan(made.target.timings().acceptance)
+    assert accepted["same"] > 0.95
+    assert accepted["other"] < 0.2 < accepted["near"] < 0.95
+
+
+@pytest.mark.parametrize("kind", NGRAMS)
+def test_n_grams(moe: Model, kind: SpeculativeType) -> None:
+    with drafting(moe, None, LONG, kind=kind, **EAGER) as made:
+        made.check(prompts(50), max_tokens=24)
+        made.check(["the a of " * 12], max_tokens=150)
+        if kind != SpeculativeType.NGRAM_CACHE:  # which wants to have seen more
+            assert made.target.timings().n_drafted > 0
+
+
+def test_several_kinds_at_once(moe: Model, drafters: dict[str, Model]) -> None:
+    kinds = ["ngram-map-k", SpeculativeType.DRAFT_SIMPLE]
+    with drafting(moe, drafters["near"], LONG, kind=kinds, **EAGER) as made:
+        made.check(prompts(12), max_tokens=24)
+
+
+@pytest.mark.parametrize("n_seq_max", [1, 2])
+def test_multi_token_prediction(tiny_path: MakeTiny, n_seq_max: int) -> None:
+    path = tiny_path(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
+    params = LONG.with_n_seq_max(n_seq_max)
+    with Model.load_from_file(path, CPU.with_load_mtp(True)) as model:
+        with drafting(model, model, params, params.with_ctx_type(ContextType.MTP)) as made:
+            assert made.made.kinds == (SpeculativeType.DRAFT_MTP,)
+            for seq_id in range(n_seq_max):
+                made.check(prompts(20), max_tokens=24, seq_id=seq_id)
+            assert made.target.timings().n_drafted > 50
+            made.made.close()
+            # It is as it was before: no hidden states are kept for anybody.
+            made.check(prompts(2), max_tokens=8, plainly=True)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "numbers", "kind"),
+    [
+        ("eagle3", (), SpeculativeType.DRAFT_EAGLE3),
+        ("dflash", (("tokenizer.ggml.mask_token_id", 0), ("block_size", 4)), SpeculativeType.DRAFT_DFLASH),
+    ],
+)
+def test_drafts_from_hidden_states(
+    architecture_path: Callable[..., Path],
+    architecture: str,
+    numbers: tuple[tuple[str, object], ...],
+    kind: SpeculativeType,
+) -> None:
+    draft_path = architecture_path(architecture, 2, numbers)
+    with (
+        Model.load_from_file(architecture_path("qwen3", 1), CPU) as model,
+        Model.load_from_file(draft_path, CPU) as drafts,
+        drafting(model, drafts, LONG, ctx_other=True, n_max=3) as made,
+    ):
+        assert made.made.kinds == (kind,)
+        made.check(prompts(20), max_tokens=24)
+        assert made.target.timings().n_drafted > 50
+
+
+def test_a_recurrent_memory_goes_back_by_its_snapshots(tiny_path: MakeTiny, drafters: dict[str, Model]) -> None:
+    with Model.load_from_file(tiny_path(arch="lfm2", n_layer=4), CPU) as model:
+        with drafting(model, drafters["near"], LONG.with_n_rs_seq(3), LONG, n_max=8) as made:
+            made.check(prompts(20), max_tokens=24)
+            timings = made.target.timings()
+            assert timings.n_drafted > 50
+            assert timings.n_accepted < timings.n_drafted
+
+
+@pytest.mark.parametrize("shape", [{"arch": "lfm2", "n_layer": 4}, {"arch": "mamba"}])
+def test_a_memory_that_cannot_go_back_is_refused(tiny_path: MakeTiny, shape: dict[str, object]) -> None:
+    with Model.load_from_file(tiny_path(**shape), CPU) as model, model.new_context(EXACT) as target:
+        with pytest.raises(SpeculativeError, match="n_rs_seq"):
+            target.generate("the", speculative="ngram-simple")
+        assert target.generate("the", max_tokens=4).complete().usage.generated_tokens > 0
+
+
+def test_a_sliding_window(tiny_path: MakeTiny, drafters: dict[str, Model]) -> None:
+    # The cache has room for the window and one computation: what is drafted wrongly takes old tokens' places.
+    params = EXACT.with_n_ctx(1024).with_n_ubatch(8).with_n_batch(64).with_swa_full(False)
+    with Model.load_from_file(tiny_path(arch="gemma4", n_layer=4), CPU) as model:
+        with drafting(model, drafters["other"], params, n_max=32) as made:
+            assert model.n_swa < 100
+            made.check(["the a of to and"], max_tokens=600)
+            timings = made.target.timings()
+            assert timings.n_accepted < timings.n_drafted
+
+
+def test_a_memory_that_does_not_go_back_after_all(
+    moe: Model, drafters: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = speculate.cut_back
+
+    def no_memory_does(context: Context, native: object, seq: int, _n: int) -> bool:
+        cut(context, native, seq, 0)
+        return False
+
+    with drafting(moe, drafters["other"], LONG) as made:
+        monkeypatch.setattr(speculate, "cut_back", no_memory_does)
+        made.check(prompts(3), max_tokens=16)
+        assert made.target.timings().n_drafted == 9  # three, once in each text
+
+
+def test_another_device_drafts(moe: Model, tiny_path: MakeTiny, device: object) -> None:
+    from moebind import ModelParams
+
+    with Model.load_from_file(tiny_path(n_expert=4), ModelParams(devices=[device], n_gpu_layers=-1)) as drafts:  # type: ignore[list-item]
+        with drafting(moe, drafts, LONG) as made:
+            made.check(prompts(4), max_tokens=24)
+            assert made.target.timings().acceptance > 0.5
+
+
+def test_somebody_computes_in_the_drafts_context(moe: Model, drafters: dict[str, Model]) -> None:
+    from moebind import Batch
+
+    with drafting(moe, drafters["near"], LONG) as made:
+        made.check(["it is"], max_tokens=9)
+        draft = made.made.draft_context
+        assert draft is not None
+        draft.decode(Batch.get_one([5, 6, 7]))
+        made.check(["it is", "the a of"], max_tokens=9)
+        draft.kv_cache_clear()
+        made.check(["it is", "the a of"], max_tokens=9)
+
+
+def test_a_draft_that_has_no_room(moe: Model, drafters: dict[str, Model]) -> None:
+    # Another sequence has most of the cache that the draft's sequences share.
+    params = LONG.with_n_seq_max(2).with_kv_unified(True)
+    with drafting(moe, drafters["near"], params) as made:
+        draft = made.made.draft_context
+        assert isinstance(draft, Context)
+        list(draft.generate([7] * 480, max_tokens=20, seq_id=1))
+        made.check(["the a of"], max_tokens=60)
+
+
+def test_a_draft_of_another_speculative_is_refused(moe: Model, drafters: dict[str, Model]) -> None:
+    with drafting(moe, drafters["near"], LONG) as made, pytest.raises(SpeculativeError, match="another Speculative"):
+        Speculative(made.reference, made.made.draft_context)

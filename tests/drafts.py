@@ -1,0 +1,87 @@
+"""Tiny targets and drafts, and whether a text with drafts is the one without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import bounds
+import numpy as np
+
+from moebind import Completion, Context, ContextParams, Model, Speculative, SpeculativeType
+
+NGRAMS = [kind for kind in SpeculativeType if kind.name.startswith("NGRAM")]
+#: Few tokens have to match, so that there is much to draft in short texts.
+EAGER: dict[str, Any] = {"n_match": 2, "n_max": 6, "n_min": 1}
+WORDS = ["the", "a", "of", "to", "and", "in", "it", "is", "was", "on"]
+
+
+def prompts(n: int, seed: int = 0) -> list[str]:
+    """Texts of words, of which every other one repeats itself."""
+    random = np.random.default_rng(seed)
+    made = []
+    for number in range(n):
+        words = random.choice(WORDS, random.integers(2, 12))
+        made.append(" ".join(np.tile(words, 4) if number % 2 else words))
+    return made
+
+
+def check_same(context: Context, prompt: object, drafted: Completion, plain: Completion, **options: object) -> None:
+    """Raise unless both texts are the same, or part where two tokens are as likely, as far as arithmetic can tell.
+
+    Several tokens at once are added in another order than one alone.
+    """
+    if drafted.tokens == plain.tokens:
+        assert drafted.text == plain.text
+        assert (drafted.stop_reason, drafted.stop) == (plain.stop_reason, plain.stop)
+        assert drafted.usage.generated_tokens == plain.usage.generated_tokens
+        return
+    at = next(i for i, pair in enumerate(zip(drafted.tokens, plain.tokens, strict=False)) if pair[0] != pair[1])
+    again = context.generate(prompt, logprobs=2, **options).complete()  # type: ignore[arg-type]
+    first, second = again.pieces[at].top[:2]
+    assert again.tokens[: at + 1] == plain.tokens[: at + 1]
+    assert first.logprob - second.logprob < 2 * bounds.ORDER, (at, drafted.tokens, plain.tokens)
+
+
+def check_greedy(target: Context, reference: Context, texts: Sequence[object], **options: object) -> None:
+    """Raise unless greedy texts with drafts are those without. ``speculative`` is among the options."""
+    plain = {name: value for name, value in options.items() if name != "speculative"}
+    for prompt in texts:
+        expected = reference.generate(prompt, **plain).complete()  # type: ignore[arg-type]
+        check_same(reference, prompt, target.generate(prompt, **options).complete(), expected, **plain)  # type: ignore[arg-type]
+
+
+@dataclass
+class Drafting:
+    """A target, another context of its model to compare with, and what drafts."""
+
+    target: Context
+    reference: Context
+    made: Speculative
+
+    def check(self, texts: Sequence[object], *, plainly: bool = False, **options: object) -> None:
+        """Raise unless greedy texts with drafts are those without; ``plainly`` without drafts in both."""
+        if not plainly:
+            options["speculative"] = self.made
+        check_greedy(self.target, self.reference, texts, **options)
+
+
+@contextmanager
+def drafting(
+    model: Model,
+    drafts: Model | None,
+    params: ContextParams,
+    draft_params: ContextParams | None = None,
+    ctx_other: bool = False,
+    **options: Any,
+) -> Iterator[Drafting]:
+    """Contexts of a model, and something that drafts for the first."""
+    with ExitStack() as opened:
+        target, reference = (opened.enter_context(model.new_context(params)) for _ in range(2))
+        draft = None
+        if drafts is not None:
+            other = target if ctx_other else None
+            draft = opened.enter_context(drafts.new_context(draft_params or params, ctx_other=other))
+        yield Drafting(target, reference, opened.enter_context(Speculative(target, draft, **options)))

@@ -1,0 +1,134 @@
+"""Results: as Python, as options, as a preset, in files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from results import CONTEXT, MODEL, STEPS, TOTAL, made_up
+
+import moebind
+from moebind import ContextParams, Model, Tuning
+from moebind.placement.fit import Fit
+from moebind.tuning.configuration import MIN_BATCH, Process
+from moebind.tuning.result import KEY
+
+MakeTiny = Callable[..., Path]
+PROCESS = Process({MIN_BATCH: "128"}, (min(os.sched_getaffinity(0)),))
+
+
+@pytest.fixture
+def path(tiny_path: MakeTiny) -> Path:
+    return tiny_path(n_expert=4, n_layer=3)
+
+
+def test_it_is_the_same_after_a_file(path: Path, tmp_path: Path) -> None:
+    for found in (made_up(path), made_up(path, process=PROCESS, total=None, complete=False)):
+        found.save(tmp_path / "tuned.json")
+        assert Tuning.load(tmp_path / "tuned.json") == found
+
+
+def test_a_fit_reads_the_parameters(path: Path, tmp_path: Path) -> None:
+    made_up(path).save(tmp_path / "tuned.json")
+    fit = Fit.load(tmp_path / "tuned.json")
+    assert (fit.model_params, fit.context_params) == (MODEL, CONTEXT)
+
+
+def test_a_fit_is_no_result(path: Path, tmp_path: Path) -> None:
+    moebind.fit(path, n_ctx=256, devices=[]).save(tmp_path / "fit.json")
+    with pytest.raises(ValueError, match="no result of moebind.tune"):
+        Tuning.load(tmp_path / "fit.json")
+
+
+@pytest.mark.parametrize("lost", ["goal", "process", "start", "steps", "total", "trials", "agreements", "complete"])
+def test_damaged_files_are_refused(path: Path, tmp_path: Path, lost: str) -> None:
+    fields: Any = json.loads(json.dumps(made_up(path).to_dict()))
+    del fields[KEY][lost]
+    (tmp_path / "tuned.json").write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"is damaged: '{lost}'"):
+        Tuning.load(tmp_path / "tuned.json")
+
+
+def test_a_model_is_not_written_over(path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="is a model"):
+        made_up(path).save(path)
+    assert path.read_bytes() == before
+
+
+def test_the_lines_of_python_run(path: Path) -> None:
+    found = made_up(path, process=PROCESS)
+    code = found.python + "\nprint(context.n_ubatch, context.n_threads, os.sched_getaffinity(0), os.environ)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"128 1 {{{min(os.sched_getaffinity(0))}}}")
+    assert f"'{MIN_BATCH}': '128'" in done.stdout
+
+
+def test_options(path: Path) -> None:
+    options = made_up(path).options
+    assert options[options.index("-ub") + 1] == "128"
+    assert options[options.index("-t") + 1] == "1"
+    assert "--no-mmap" in options or "-lm" in options or "--load-mode" in options
+
+
+def test_a_preset(path: Path) -> None:
+    written = made_up(path).preset("small").splitlines()
+    assert written[2] == "[small]"
+    assert f"model = {path}" in written
+    assert "ubatch-size = 128" in written
+    assert "threads = 1" in written
+    assert made_up(path).preset().splitlines()[2] == f"[{path.stem}]"
+
+
+def test_the_parameters_load_the_model(path: Path) -> None:
+    found = made_up(path)
+    with Model.load_from_file(path, found.model_params) as model, model.new_context(found.context_params) as context:
+        assert context.n_ubatch == 128
+
+
+def test_a_picture(path: Path, tmp_path: Path) -> None:
+    made_up(path).plot(tmp_path / "steps.svg")
+    drawn = (tmp_path / "steps.svg").read_text(encoding="utf-8")
+    assert "n_ubatch 128" in drawn or "<use" in drawn
+    with pytest.raises(ValueError, match="steps.gif2"):
+        made_up(path).plot(tmp_path / "steps.gif2")
+    with pytest.raises(ValueError, match="nothing to draw"):
+        made_up(path, steps=STEPS[:1], total=None).plot(tmp_path / "none.svg")
+
+
+def test_notebooks_show_it(path: Path) -> None:
+    shown = made_up(path)._repr_html_()
+    assert "data:image/svg+xml" in shown
+    assert "n_ubatch 128" in shown
+    assert "<img" not in made_up(path, steps=STEPS[:1], total=None)._repr_html_()
+
+
+def test_what_was_kept(path: Path) -> None:
+    assert [step.name for step in made_up(path).kept] == ["n_ubatch 128", "read into memory"]
+    lost = replace(TOTAL, kept=False, why="no faster beyond the noise")
+    assert made_up(path, total=lost).kept == ()
+    assert made_up(path, total=None).kept == ()
+
+
+def test_it_is_set_for_the_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MIN_BATCH, raising=False)
+    before = os.sched_getaffinity(0)
+    try:
+        made_up(path, process=PROCESS).apply()
+        assert os.environ[MIN_BATCH] == "128"
+        assert os.sched_getaffinity(0) == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
+        os.environ.pop(MIN_BATCH, None)
+
+
+def test_threads_that_are_the_default_are_left_out(path: Path) -> None:
+    assert made_up(path, context_params=ContextParams()).to_dict()["context_params"] == {}

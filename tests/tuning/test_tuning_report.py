@@ -1,0 +1,74 @@
+"""What is said of a result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from results import STEPS, TOTAL, made_up
+
+from moebind.tuning.configuration import Process
+from moebind.tuning.goals import checked_goal
+from moebind.tuning.report import explained, line, medians, table
+
+MakeTiny = Callable[..., Path]
+
+
+@pytest.fixture
+def path(tiny_path: MakeTiny) -> Path:
+    return tiny_path(n_expert=4, n_layer=3)
+
+
+def test_a_table(path: Path) -> None:
+    lines = table(made_up(path))
+    assert len(lines) == 1 + len(STEPS) + 1
+    assert lines[0].split() == ["what", "best", "choice", "times", "as", "fast", "95", "%", "rounds", "kept"]
+    assert lines[1].endswith("no: there is no device besides the processor")
+    assert lines[2].split() == ["micro-batch", "n_ubatch", "128", "1.220", "1.10", "to", "1.30", "9", "yes"]
+    assert lines[-1].startswith("all of it")
+
+
+def test_sentences(path: Path) -> None:
+    assert explained(made_up(path)).splitlines() == [
+        "For chat (prompt 25%, decode 75%), measured with 256 tokens of prompt and 64 after it.",
+        "n_ubatch 128 + read into memory: 1.350 times as fast as the defaults (95 %: 1.200 to 1.500), in 9 rounds.",
+        "prompt: 100 -> 200 tokens/s (medians).",
+        "decode: 10.0 -> 13.5 tokens/s (medians).",
+        "n_ubatch 128: a divergence of 1.0e-04 nats from the defaults, the same likeliest token at 99% of 60 positions"
+        ", 7 of 8 texts equal.",
+        "3 measurements, 1 of which failed; all decisions together keep something that is no faster with a chance of "
+        "at most 5%.",
+    ]
+
+
+def test_sentences_of_nothing(path: Path) -> None:
+    nothing = explained(made_up(path, total=None, complete=False))
+    assert "Nothing was faster than the defaults beyond the noise: they are kept." in nothing
+    assert "There was no time for all of it: resume goes on." in nothing
+    lost = replace(TOTAL, kept=False, why="no faster beyond the noise")
+    assert "All of it together was no faster beyond the noise: the defaults are kept." in explained(
+        made_up(path, total=lost)
+    )
+
+
+def test_what_other_programs_need(path: Path) -> None:
+    said = explained(made_up(path, process=Process({"A": "1"}, (0, 2))))
+    assert "For other programs: A=1 taskset -c 0,2 before the command." in said
+
+
+def test_several_sequences_are_told(path: Path) -> None:
+    said = explained(made_up(path, goal=checked_goal("batch"), trials=()))
+    assert "measured with 8 sequences side by side, each of 128 tokens of prompt and 32 after it." in said
+
+
+def test_lines() -> None:
+    assert line(STEPS[0]) == "placement: there is no device besides the processor"
+    assert line(STEPS[1]) == "micro-batch: n_ubatch 128: 1.220 times as fast (1.10 to 1.30), kept"
+    assert line(STEPS[2]).endswith("not kept: no faster beyond the noise")
+
+
+def test_medians_are_of_the_last_comparison(path: Path) -> None:
+    assert medians(made_up(path)) == {"prompt": (100.0, 200.0), "decode": (10.0, 13.5)}
+    assert medians(made_up(path, trials=())) == {}
