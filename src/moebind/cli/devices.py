@@ -36,7 +36,7 @@ DevicesHere: TypeAlias = Annotated[
         "--device",
         "-dev",
         metavar="DEVICE",
-        help="Devices here, or loopback, with commas, or none.",
+        help="Devices here, loopback, or none.",
         show_default="all GPUs",
     ),
 ]
