@@ -44,4 +44,10 @@ def test_timings_are_those_of_the_struct() -> None:
         "n_reused": 7,
     }
     data = ffi.new("struct llama_perf_context_data *", numbers)
-    assert asdict(read_timings(data[0])) == {**numbers, "moe_cache": None}
+    assert asdict(read_timings(data[0])) == {
+        **numbers,
+        "moe_cache": None,
+        "n_drafted": 0,
+        "n_accepted": 0,
+        "t_draft_ms": 0.0,
+    }

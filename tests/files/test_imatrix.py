@@ -69,7 +69,7 @@ def test_extreme_importance(tiny_path: MakeTiny, tmp_path: Path, fill: float) ->
     wide = tiny_path(n_embd=256, n_ff=256, n_layer=1)
     weights = {name: np.full_like(values, fill) for name, values in importance(wide).items()}
     for ftype in (Ftype.IQ2_XXS, Ftype.IQ3_S, Ftype.Q4_K_M, Ftype.Q2_K):
-        done = quantize(wide, tmp_path / "small.gguf", ftype, imatrix=weights, n_threads=2)
+        done = quantize(wide, tmp_path / "small.gguf", ftype, imatrix=weights, n_threads=2, overwrite=True)
         assert Gguf.from_file(done.paths[0]).tensors
 
 

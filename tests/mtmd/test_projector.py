@@ -17,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import bounds
-import encoders
+import projected
 
 import moebind
 from conftest import CPU
@@ -41,7 +41,7 @@ def test_pictures_against_numpy(seeing: SeeingMaker, kind: str, width: int, heig
     mtmd = seeing(kind).mtmd
     pixels = projectors.pixels(width, height)
     (chunk,) = media(mtmd.tokenize([Bitmap.from_image_data(pixels), "x"]))
-    expected = encoders.embeddings(kind, pixels, projectors.tensors(kind))
+    expected = projected.embeddings(kind, pixels, projectors.tensors(kind))
     assert 0.3 < expected.std() < 3
     np.testing.assert_allclose(mtmd.encode_chunk(chunk), expected, atol=ROUNDED)
 
@@ -55,23 +55,23 @@ def test_parts_of_a_picture_against_numpy(seeing: SeeingMaker) -> None:
     for number, chunk in enumerate(chunks[:4]):
         top, left = 56 * (number // 2), 56 * (number % 2)
         part = pixels[top : top + 56, left : left + 56]
-        expected = encoders.embeddings("idefics3", part, projectors.tensors("idefics3"))
+        expected = projected.embeddings("idefics3", part, projectors.tensors("idefics3"))
         np.testing.assert_allclose(mtmd.encode_chunk(chunk), expected, atol=ROUNDED)
 
 
 def test_sound_against_numpy(seeing: SeeingMaker) -> None:
     mtmd = seeing("ultravox").mtmd
-    assert mtmd.audio_sample_rate == encoders.RATE
+    assert mtmd.audio_sample_rate == projected.RATE
     samples = np.random.default_rng(4).uniform(-1, 1, 48_000).astype(np.float32)
     (chunk,) = media(mtmd.tokenize([Bitmap.from_audio_data(samples), "x"]))
     assert chunk.chunk_type == InputChunkType.AUDIO
-    expected = encoders.embeddings("ultravox", samples, projectors.tensors("ultravox"))
+    expected = projected.embeddings("ultravox", samples, projectors.tensors("ultravox"))
     np.testing.assert_allclose(mtmd.encode_chunk(chunk), expected, atol=ROUNDED)
 
 
 def test_long_sound_is_cut(seeing: SeeingMaker) -> None:
     mtmd = seeing("ultravox").mtmd
-    samples = np.random.default_rng(4).uniform(-1, 1, 31 * encoders.RATE).astype(np.float32)
+    samples = np.random.default_rng(4).uniform(-1, 1, 31 * projected.RATE).astype(np.float32)
     assert [chunk.n_tokens for chunk in media(mtmd.tokenize([Bitmap.from_audio_data(samples), "x"]))] == [188, 188]
 
 

@@ -19,7 +19,7 @@ def test_it_is_the_worker_of_today() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = run("--port", str(taken.getsockname()[1]))
     assert done.returncode == 1
-    assert "cannot be served" in done.stderr
+    assert "is in use: end what listens there, or choose another port" in done.stderr
 
 
 def test_importing_it_serves_nothing() -> None:

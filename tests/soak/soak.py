@@ -4,8 +4,8 @@
     python tests/soak/soak.py threads [--minutes 30]    # four threads, with exceptions and closed objects in the middle
     python tests/soak/soak.py serve [--minutes 60]      # two models of which one is in memory, swapped at every turn
 
-Counted are the memory, open files, threads, child processes, shared memory, and files in the folder for temporary
-files, after a number of rounds in which caches and the allocator's pools fill, and at the end. It ends with 1 if the
+Counted are the memory, open files, threads, child processes, mapped shared memory, and files in the folder for
+temporary files, after a number of rounds in which caches and the allocator's pools fill, and at the end. It ends with 1 if the
 memory has grown by a MiB or more, or if there is more of anything else. Models are tiny, with random weights.
 
 Memory is what glibc's allocator has given out, and what is resident after it has returned free pages to the system.
@@ -40,7 +40,7 @@ from moebind import ContextParams, EvalTensor, LoadMode, Model, ModelParams, Sam
 from moebind.server import Server
 
 MIB = 2**20
-SHARED = "/dev/shm"  # noqa: S108
+SHARED = "/dev/shm/"  # noqa: S108
 #: How much more resident memory at the end is none: the allocator's pages come and go by some.
 ALLOWED = MIB
 CPU = ModelParams(n_gpu_layers=0, devices=())
@@ -86,7 +86,7 @@ class Held:
             process.num_fds(),
             process.num_threads(),
             len(process.children(recursive=True)),
-            len(os.listdir(SHARED)) if os.path.isdir(SHARED) else 0,
+            sum(f" {SHARED}" in line for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()),
             sum(len(names) for _, _, names in os.walk(tempfile.gettempdir())),
         )
 

@@ -398,8 +398,8 @@ class State(ContextBase):
                 raise StateError(f"{name} does not fit, and what the context held could not be kept{failure}{again}")
             keep(everything)
             raise StateError(
-                f"{name} does not fit this context, which holds what it held{failure}. A context made as the state's "
-                "was (n_ctx, n_seq_max, kv_unified, type_k, type_v) has room for it"
+                f"{name} does not fit this context, which holds what it held; one that is made as the state's was "
+                f"(n_ctx, n_seq_max, kv_unified, type_k, type_v) has room for it{failure}"
             )
         if replaced is None:
             self._shares(everything)  # a state does not tell which of them do
