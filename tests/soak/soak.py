@@ -5,8 +5,8 @@
     python tests/soak/soak.py serve [--minutes 60]      # two models of which one is in memory, swapped at every turn
 
 Counted are the memory, open files, threads, child processes, mapped shared memory, and files in the folder for
-temporary files, after a number of rounds in which caches and the allocator's pools fill, and at the end. It ends with 1 if the
-memory has grown by a MiB or more, or if there is more of anything else. Models are tiny, with random weights.
+temporary files, after a number of rounds in which caches and the allocator's pools fill, and at the end. It ends with
+1 if the memory has grown by a MiB or more, or if there is more of anything else. Models are tiny, with random weights.
 
 Memory is what glibc's allocator has given out, and what is resident after it has returned free pages to the system.
 Where threads have ended, the second says little: pages stay with their stacks and arenas, which later threads use.
