@@ -314,6 +314,8 @@ def test_what_is_not_recorded_cannot_be_forecast(moe: Model, dense: Model, recor
 
 
 def test_arguments_that_are_wrong(curve: CacheCurve, recorder: RoutingRecorder) -> None:
+    with pytest.raises(TypeError, match=r"plan is \['a.gguf'\]; it takes a Plan"):
+        recorder.cache_curve(plan=["a.gguf"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="layers has 2, which has no experts; those of 0-1 do"):
         recorder.cache_curve(layers=[1, 2])
     with pytest.raises(ValueError, match="no layers"):

@@ -344,6 +344,10 @@ class RoutingRecorder(TensorObserver):
             return CacheCurve._of(*known, layers)
         if layers is not None:
             raise ValueError("layers and plan are both given: the plan says which layers")
+        from moebind.placement.plan import Plan
+
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan is {shown(plan)}; it takes a Plan, as moebind.plan(path, ...) makes")
         if not plan._cached:
             raise ValueError(
                 "the plan leaves nothing to cache: no layer that a device computes has all of its experts in host "
