@@ -92,7 +92,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     python = folder / "bin" / "python"
     run([sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", str(wheel)])
     packages = Path(run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('platlib'))"]).strip())
-    for name in ("numpy", "cffi", "_cffi_backend", "pycparser"):
+    for name in ("numpy", "cffi", "_cffi_backend", "lazy_loader", "packaging", "pycparser"):
         spec = importlib.util.find_spec(name)
         assert spec is not None
         assert spec.origin is not None
@@ -255,7 +255,7 @@ def test_metadata(wheel: Path) -> None:
     assert fields["License-File"] == "LICENSE"
     assert fields["Requires-Python"] == ">=3.10"
     unconditional = {line for line in metadata.requires or () if "extra" not in line}
-    assert {line.partition(">")[0] for line in unconditional} == {"cffi", "numpy"}
+    assert {line.partition(">")[0] for line in unconditional} == {"cffi", "lazy-loader", "numpy"}
 
 
 # --- the wheel, installed ---
