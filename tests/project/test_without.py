@@ -78,7 +78,8 @@ def test_it_builds_and_computes(tmp_path: Path) -> None:
     ):
         done = subprocess.run([str(each) for each in command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    shutil.copytree(ROOT / "src/moebind", installed / "moebind", dirs_exist_ok=True)
+    for package in ("moebind", "moebind_launcher"):
+        shutil.copytree(ROOT / "src" / package, installed / package, dirs_exist_ok=True)
     # -S: an editable install would have the checkout's moebind imported.
     paths = [str(installed), sysconfig.get_path("purelib")]
     code = f"import sys; sys.path[:0] = {paths!r}\n{USE}"
