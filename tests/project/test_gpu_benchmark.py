@@ -365,11 +365,19 @@ def test_a_trial_from_one_end_to_the_other(tmp_path: Path, demo_path: Path) -> N
         assert part in text
 
 
-def test_what_tests_gpu_says_is_tried_without_one(demo_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("chosen", "passed"),
+    [
+        (["-k", "listed or child_of or more_than_the_device or decode or too_large or published or fused"], 9),
+        (["tests/gpu/test_gpu_cache_text.py"], 38),
+    ],
+    ids=["some of it", "the cache of experts"],
+)
+def test_what_tests_gpu_says_is_tried_without_one(demo_path: Path, chosen: list[str], passed: int) -> None:
     """A part of it, on a backend that pretends; all of it takes a minute or two: docs/gpu.md."""
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider", "-k"]
-    command += ["listed or child_of or more_than_the_device or decode or too_large or published or fused"]
+    where = [] if chosen[0].startswith("tests") else ["tests/gpu"]
+    command = [sys.executable, "-m", "pytest", *where, *chosen, "-q", "-p", "no:cacheprovider"]
     variables: dict[str, str] = {**os.environ, "OMP_WAIT_POLICY": "passive", GPU_TESTS: "pretend"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300, env=variables)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "9 passed" in done.stdout, done.stdout
+    assert f"{passed} passed" in done.stdout, done.stdout
