@@ -12,14 +12,15 @@ from moebind.cli import text_options as t
 from moebind.cli.chat_commands import talk
 from moebind.cli.conversation import Conversation, read_messages
 from moebind.cli.devices import DevicesHere
-from moebind.cli.drafts import DRAFTS, RARE_DRAFTS, drafting, predicts_ahead
+from moebind.cli.drafts import DRAFTS, RARE_DRAFTS
 from moebind.cli.given import RPC, TUNED, Given, takes
-from moebind.cli.loading import load, new_context, title
-from moebind.cli.media import Audio, Images, Projector, opened, projector_for
+from moebind.cli.loading import title
+from moebind.cli.media import Audio, Images, Projector
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show_line
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
 from moebind.cli.terminal import Terminal
+from moebind.cli.writing import writing
 from moebind.params.params import N_CTX
 
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The first question.")]
@@ -109,15 +110,10 @@ def command(
         **t.sampling(given),
     }
     media = [*(image or ()), *(audio or ())]
-    projector = projector_for(model, mmproj, media)
-    loaded, context_params = load(
-        model, given, device, fitted=o.wants_fit(fit), load_mtp=predicts_ahead(given), mmproj=projector
-    )
-    with (
-        loaded,
-        opened(projector, loaded, context_params.n_threads_batch) as mtmd,
-        new_context(loaded, context_params) as context,
-        drafting(given, context) as speculative,
+    with writing(model, given, device, fitted=o.wants_fit(fit), mmproj=mmproj, media=media) as (
+        context,
+        mtmd,
+        speculative,
     ):
         arguments["speculative"] = speculative
         terminal = Terminal()
@@ -128,7 +124,7 @@ def command(
         if system is not None:
             chat.system = system
         chat.check()
-        terminal.note(f"{title(loaded)}; /help shows what there is, Ctrl-C stops a reply")
+        terminal.note(f"{title(context.model)}; /help shows what there is, Ctrl-C stops a reply")
         status = talk(chat, terminal, prompt, single=single_turn)
     if status:
         raise typer.Exit(status)

@@ -10,13 +10,13 @@ import typer
 from moebind.cli import options as o
 from moebind.cli import text_options as t
 from moebind.cli.devices import DevicesHere
-from moebind.cli.drafts import DRAFTS, RARE_DRAFTS, drafting, predicts_ahead
+from moebind.cli.drafts import DRAFTS, RARE_DRAFTS
 from moebind.cli.given import RPC, TUNED, Given, takes
-from moebind.cli.loading import load, new_context
-from moebind.cli.media import Audio, Images, Projector, opened, projector_for
+from moebind.cli.media import Audio, Images, Projector
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show_line, stream
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
+from moebind.cli.writing import writing
 from moebind.params.params import N_CTX
 
 if TYPE_CHECKING:
@@ -72,20 +72,15 @@ def command(
     if rules is not None and schema is not None:
         raise ValueError("--grammar and --json-schema are both given; leave one of them out")
     media = [*(image or ()), *(audio or ())]
-    projector = projector_for(model, mmproj, media)
-    loaded, context_params = load(
-        model, given, device, fitted=o.wants_fit(fit), load_mtp=predicts_ahead(given), mmproj=projector
-    )
-    with (
-        loaded,
-        opened(projector, loaded, context_params.n_threads_batch) as mtmd,
-        new_context(loaded, context_params) as context,
-        drafting(given, context) as speculative,
+    with writing(model, given, device, fitted=o.wants_fit(fit), mmproj=mmproj, media=media) as (
+        context,
+        mtmd,
+        speculative,
     ):
         choice = t.sampling(given)
         sampler = None
         if rules is not None:
-            sampler, choice = _held_to(rules, loaded, asked, choice), {}
+            sampler, choice = _held_to(rules, context.model, asked, choice), {}
         looked_at: list[str | Bitmap] = [Bitmap.from_file(path, mtmd) for path in media]
         whole: str | list[str | Bitmap] = [*looked_at, asked] if looked_at else asked
         pieces = context.generate(

@@ -1,0 +1,63 @@
+"""What the commands that write text work with: a model, its context, and what sees or drafts for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from moebind.cli.drafts import drafting, predicts_ahead
+from moebind.cli.given import Given
+from moebind.cli.loading import load, new_context
+from moebind.cli.media import opened, projector_for
+
+if TYPE_CHECKING:
+    from moebind.context.context import Context
+    from moebind.context.speculative import Speculative
+    from moebind.mtmd.projector import MtmdContext
+
+__all__ = ["Writing", "writing"]
+
+
+class Writing(NamedTuple):
+    """A context, whose model is ``context.model``; the projector, and what drafts, where the options ask for them."""
+
+    context: Context
+    mtmd: MtmdContext | None
+    speculative: Speculative | None
+
+
+@contextmanager
+def writing(
+    model: str,
+    given: Given,
+    device: Sequence[str] | None,
+    *,
+    fitted: bool,
+    mmproj: str | None,
+    media: Sequence[Path],
+) -> Iterator[Writing]:
+    """Load what a command writes with, and close it at the end.
+
+    Parameters
+    ----------
+    model, given, device, fitted
+        As for :func:`moebind.cli.loading.load`.
+    mmproj, media
+        The projector's file, if it is given; the files that are to be looked at, or heard.
+
+    Raises
+    ------
+    ValueError
+        If there are such files and no projector; this is found out before anything is loaded.
+    """
+    projector = projector_for(model, mmproj, media)
+    loaded, context_params = load(model, given, device, fitted=fitted, load_mtp=predicts_ahead(given), mmproj=projector)
+    with (
+        loaded,
+        opened(projector, loaded, context_params.n_threads_batch) as mtmd,
+        new_context(loaded, context_params) as context,
+        drafting(given, context) as speculative,
+    ):
+        yield Writing(context, mtmd, speculative)
