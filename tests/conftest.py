@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -107,6 +108,15 @@ def gpu() -> Iterator[Device]:
         device = card()
         assert device is not None
         yield device
+
+
+@pytest.fixture
+def no_child_is_left() -> Iterator[None]:
+    """Fail if a test leaves a process behind."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
+    assert not alive
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from moebind import Device, Model, ModelNotFoundError, ModelParams, MoebindError
 from moebind.bench import OffloadReport, Placement, default_placements, offload
 
 MakeTiny = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("no_child_is_left")
 #: Short, on one thread, and on a device that every machine has.
 QUICK = {
     "context_params": SMALL,
@@ -48,14 +49,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(path: Path, folder: Path) -> OffloadReport:
     return offload(path, output=folder, **QUICK)  # type: ignore[arg-type]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    before = set(psutil.Process().children(recursive=True))
-    yield
-    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
-    assert not alive
 
 
 def test_three_placements(report: OffloadReport) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from conftest import SMALL
@@ -20,6 +19,7 @@ from moebind.tuning.journal import Journal
 from moebind.tuning.trials import Trial, Trials
 
 MakeTiny = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("no_child_is_left")
 GOAL = checked_goal("chat", 16, 4)
 GIVEN = Configuration.of(ModelParams(n_gpu_layers=0), SMALL)
 PROMPTS = ["the cat is in it", "a to of"]
@@ -28,14 +28,6 @@ PROMPTS = ["the cat is in it", "a to of"]
 @pytest.fixture(scope="module")
 def path(tiny_path: MakeTiny) -> Path:
     return tiny_path(n_expert=4, n_layer=3)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    before = set(psutil.Process().children(recursive=True))
-    yield
-    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
-    assert not alive
 
 
 @pytest.fixture

@@ -6,12 +6,11 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 import moebind
@@ -25,6 +24,7 @@ from moebind.tuning import planning_process, saved, trials
 #: Who is told by what plans: nothing is.
 NOBODY: Any = None
 MakeTiny = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("no_child_is_left")
 #: Few tokens, of one sequence, and texts that are soon compared.
 QUICK: dict[str, Any] = {
     "n_prompt": 16,
@@ -39,14 +39,6 @@ QUICK: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOEBIND_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    before = set(psutil.Process().children(recursive=True))
-    yield
-    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
-    assert not alive
 
 
 @pytest.fixture
