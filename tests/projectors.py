@@ -116,17 +116,7 @@ def write_file(path: Path, said: Mapping[str, object], held: Mapping[str, np.nda
     """Write a projector's file."""
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_type("mmproj")
-    for key, value in said.items():
-        if isinstance(value, str):
-            writer.add_string(key, value)
-        elif isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, list):
-            writer.add_array(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        else:
-            writer.add_uint32(key, int(value))  # type: ignore[call-overload]
+    tiny.describe(writer, said)
     tiny.finish(writer, held)
     return path
 

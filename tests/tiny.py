@@ -320,6 +320,12 @@ OTHERS: dict[str, Callable[[Shape, Weights], dict[str, np.ndarray]]] = {
 
 def _write_file(path: Path, arch: str, metadata: dict[str, object], tensors: dict[str, np.ndarray]) -> None:
     writer = gguf.GGUFWriter(path, arch)
+    describe(writer, metadata)
+    finish(writer, tensors)
+
+
+def describe(writer: gguf.GGUFWriter, metadata: Mapping[str, object]) -> None:
+    """Give the writer metadata, each value as its type says; whole numbers are uint32."""
     for key, value in metadata.items():
         if isinstance(value, str):
             writer.add_string(key, value)
@@ -335,7 +341,6 @@ def _write_file(path: Path, arch: str, metadata: dict[str, object], tensors: dic
             writer.add_int32(key, int(value))  # type: ignore[call-overload]
         else:
             writer.add_uint32(key, int(value))  # type: ignore[call-overload]
-    finish(writer, tensors)
 
 
 def finish(writer: gguf.GGUFWriter, tensors: Mapping[str, np.ndarray]) -> None:
