@@ -89,17 +89,18 @@ def test_states(model: Model, expected: list[list[int]], size: str) -> None:
 def test_an_abort_in_the_middle(model: Model, expected: list[list[int]], size: str) -> None:
     asked, over = itertools.count(), threading.Event()
 
-    def stop() -> bool:
+    def stop() -> bool:  # asked once in some milliseconds, so that a fast machine is done with many prompts in between
         return next(asked) % 5 == 4 and not over.is_set()
 
     with with_cache(model, size, PARAMS.with_abort_callback(stop)) as context:
         aborted = 0
-        for prompt, text in [*zip(PROMPTS, expected, strict=True)] * 3:
+        for prompt, text in itertools.cycle(zip(PROMPTS, expected, strict=True)):
             try:
                 assert tokens_of(context, prompt) == text
             except AbortedError:
                 aborted += 1
-        assert aborted
+                if aborted == 3:
+                    break
         over.set()
         assert [tokens_of(context, prompt) for prompt in PROMPTS] == expected
 
