@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from moebind.cli.output import say
 from moebind.cli.signatures import completed
+from moebind.cli.values import OwnCommand, read_plainly
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -49,6 +50,9 @@ def lazy_group(modules: Mapping[str, str], plugins: str | None = None) -> type[T
             self.commands[cmd_name] = made
             return made
 
+        def get_params(self, ctx: Any) -> list[Any]:
+            return read_plainly(super().get_params(ctx))
+
         def format_commands(self, ctx: Any, formatter: Any) -> None:
             super().format_commands(ctx, formatter)
             more = _entry_points(plugins)
@@ -75,7 +79,7 @@ def _own(name: str, module: str) -> Any:
     app = getattr(imported, "app", None)
     if app is not None:
         return _group(name, app)
-    return _command(name, completed(imported.command), getattr(imported, "CLASS", None))
+    return _command(name, completed(imported.command), getattr(imported, "CLASS", OwnCommand))
 
 
 def _others(name: str, entry: EntryPoint) -> Any:
