@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -50,6 +51,11 @@ def lazy_group(modules: Mapping[str, str], plugins: str | None = None) -> type[T
             self.commands[cmd_name] = made
             return made
 
+        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+            found = super().resolve_command(ctx, args)
+            _collect_from_here()
+            return found
+
         def get_params(self, ctx: Any) -> list[Any]:
             return read_plainly(super().get_params(ctx))
 
@@ -60,6 +66,13 @@ def lazy_group(modules: Mapping[str, str], plugins: str | None = None) -> type[T
                 say(f"warning: {_source(more[name])} has a command {name!r}, which is one of moebind's own")
 
     return Lazy
+
+
+def _collect_from_here() -> None:
+    """Start the garbage collector, if the program began without it; it leaves alone what is there by now."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 @cache
