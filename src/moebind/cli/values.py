@@ -1,8 +1,8 @@
 """What is given to commands, as they get it: text as it is, and numbers as moebind's own parsers read them.
 
-Some versions of typer make an adapter of pydantic's for each option of a command, whether it is given or not. That takes
-longer than all else that a command does before it begins, and finds nothing in texts. So such a version gets readers from
-here, and its own is asked where it does more: for paths, and whatever else commands may come to take.
+Some versions of typer make an adapter of pydantic's for each option of a command, given or not. That takes longer than
+all else that a command does before it begins, and finds nothing in texts. So such a version gets readers from here, and
+its own is asked where it does more: for paths, and whatever else commands may come to take.
 """
 
 from __future__ import annotations
