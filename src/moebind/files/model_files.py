@@ -27,7 +27,11 @@ def in_folder(folder: str | os.PathLike[str]) -> list[ModelFiles]:
 
 
 def projector_beside(path: str) -> str | None:
-    """The projector (``mmproj``) in a model's folder, of several the first by name; None: there is none."""
+    """The projector (``mmproj``) in a model's folder or repository, the first by name; None: there is none."""
+    if checks.on_hub(path):
+        from moebind.files.hub import projector_in
+
+        return projector_in(path)
     folder = os.path.dirname(os.path.abspath(path))
     names = sorted(name for name in os.listdir(folder) if name.endswith(".gguf") and sidecar_kind(name) == "mmproj")
     return os.path.join(folder, names[0]) if names else None

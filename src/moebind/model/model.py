@@ -29,6 +29,7 @@ from moebind.backend.devices import (
 )
 from moebind.enums import DeviceType, SplitMode
 from moebind.errors import ModelLoadError, NativeError, RpcServerError
+from moebind.files.download import local_file
 from moebind.files.gguf import Gguf
 from moebind.files.header_checks import check_model
 from moebind.model.adapters import LoraAdapter
@@ -82,7 +83,9 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         Parameters
         ----------
         path
-            The file, or any file of a split model (``NAME-00001-of-00004.gguf``) with the others in the same folder.
+            The file, or any file of a split model (``NAME-00001-of-00004.gguf``) with the others in the same folder; or
+            the address of one on the Hugging Face Hub (``hf://OWNER/REPO/FILE.gguf``), which is downloaded unless it is
+            in the cache. :meth:`from_pretrained` has more to say about that.
         params
             How to load it; None: llama.cpp's defaults.
 
@@ -104,7 +107,8 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         -----
         Uses ``llama_model_load_from_file``. Ctrl-C stops a load.
         """
-        return cls._load(Gguf._from_local(checks.path("path", path)), params, split=False)
+        chosen = checked_params(params)
+        return cls._load(Gguf._from_local(local_file(checks.path("path", path))), chosen, split=False)
 
     @classmethod
     @explained_with_fields(model="Model.load_from_splits(paths, {})")
@@ -265,7 +269,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         Parameters
         ----------
         path
-            A GGUF file, as llama.cpp's ``convert_lora_to_gguf.py`` writes it.
+            A GGUF file, as llama.cpp's ``convert_lora_to_gguf.py`` writes it, or its address on the Hugging Face Hub.
 
         Returns
         -------
@@ -283,7 +287,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         -----
         Uses ``llama_adapter_lora_init``.
         """
-        return LoraAdapter._load(self, checks.path("path", path))
+        return LoraAdapter._load(self, local_file(checks.path("path", path)))
 
     # --- what it is ---
 

@@ -21,6 +21,7 @@ from moebind.backend.devices import Device, native_device
 from moebind.enums import FlashAttnType
 from moebind.errors import AbortedError, MtmdError, NativeError
 from moebind.files import projector_checks
+from moebind.files.download import local_file
 from moebind.mtmd.bitmap import Bitmap
 from moebind.mtmd.chunks import InputChunk, InputChunks, InputChunkType
 from moebind.mtmd.projector_base import ProjectorBase
@@ -154,7 +155,7 @@ class MtmdContext(ProjectorBase):
         Parameters
         ----------
         path
-            The file.
+            The file, or its address on the Hugging Face Hub.
         model
             The model that it belongs to.
         params
@@ -180,6 +181,7 @@ class MtmdContext(ProjectorBase):
         opened = model._open()
         if model._without_weights:
             raise MtmdError("the model was loaded without weights (vocab_only, no_alloc): it cannot see or hear")
+        name = local_file(name)
         projector_checks.check(name)
         hooks = Hooks()
         native, kept = params._native(opened)

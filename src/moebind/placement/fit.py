@@ -83,7 +83,7 @@ class Fit:
         ValueError
             If the parameters hold callbacks.
         """
-        path = self.plan.path if checks.on_hub(self.plan.path) else os.path.abspath(self.plan.path)
+        path = checks.absolute(self.plan.path)
         made_for = (self._identity, self._devices, self._host)
         kept = (self.model_params, self.context_params, path, *made_for, self.budgets)
         return {**Saved(*kept, self.explanation, self.plan.mmproj).to_dict(), "plan": self.plan.to_dict()}
