@@ -143,3 +143,10 @@ def test_the_cache_is_that_of_huggingface_hub(hub: Hub, tmp_path: Path) -> None:
         f"hf://{REPO}/tiny-Q4_K.gguf",
         f"hf://{REPO}/{name}",
     }
+
+
+def test_other_names_of_arguments() -> None:
+    with pytest.raises(TypeError, match="has no argument 'file'; it is 'filename' here"):
+        moebind.download(REPO, file="Q4_K")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="did you mean 'cache_dir'"):
+        moebind.download(REPO, cachedir="/tmp")  # type: ignore[call-arg]  # noqa: S108

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from moebind._core import checks
+from moebind._core.arguments import explained
 from moebind._core.shown import shown
 
 __all__ = ["download", "local_file"]
@@ -23,6 +24,7 @@ def local_file(path: str) -> str:
     return download(path)[0] if checks.on_hub(path) else path
 
 
+@explained(other_names={"file": "filename", "repo": "repo_id", "hf_token": "token"})
 def download(
     repo_id: str,
     filename: str | None = None,

@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 from moebind._core import atomic_files, checks, log
 from moebind._core.caller import warn
+from moebind._core.class_names import NamedABC
 from moebind._core.native import CData, Hooks, decoded, ffi, lib, own, part_of
 from moebind._core.other_names import missing, uncallable
 from moebind._core.owner import close_all
@@ -58,7 +59,7 @@ _warned_no_device = False
 _SAMPLING_KEYS = range(lib.LLAMA_MODEL_META_KEY_SAMPLING_SEQUENCE, lib.LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_ETA + 1)
 
 
-class Model(Prompts, Embedding, Pretrained, Saving):
+class Model(Prompts, Embedding, Pretrained, Saving, metaclass=NamedABC):
     """A loaded model. Made by :meth:`load_from_file`.
 
     Use it as a context manager, or close it, because it takes a lot of memory. Closing it closes its contexts first.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moebind._core import checks, log
+from moebind._core.immutable import changed_by_copying
 from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, Hooks, decoded, ffi, lib, own
 from moebind._core.owner import CallLock
@@ -41,6 +42,7 @@ def default_marker() -> str:
     return decoded(lib.mtmd_default_marker())
 
 
+@changed_by_copying
 @dataclass(frozen=True, kw_only=True)
 class MtmdContextParams:
     """How to load a projector (``struct mtmd_context_params``).

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, SupportsIndex
 
 from moebind._core import checks
+from moebind._core.caller import warn
 from moebind._core.shown import shown
 from moebind._core.sizes import parse_memory, show_size
 from moebind.backend.devices import Device
@@ -281,6 +282,8 @@ def fit(
         raise FitError(_nothing_fits(search, file, model), _lacks(search))
     if share.size and not auto:
         check_share(search, given, shortest, share.size, chosen)
+    if memory is not None:
+        _warn_of_unused(chosen, search)
     result = _on(devices, chosen.model_params)
     chosen = replace(chosen, _fitted=True)
     narrowed = context.swa_full and not chosen.context_params.swa_full
@@ -289,6 +292,14 @@ def fit(
     explanation = "\n".join(filter(None, [_explain(chosen, search, given, goal, pinned, share), about]))
     made_for = (Identity.of(header), described(devices), None if memory_of_host is None else memory_of_host.capacity)
     return Fit(result, chosen.context_params, chosen, budgets, explanation, *made_for)
+
+
+def _warn_of_unused(plan: Plan, search: Search) -> None:
+    """Tell who gave budgets of devices that none of them is used: the speed is that of the host."""
+    unused = [name for name in search.budgets if name != plan.host.name]
+    if len(plan.devices) == 1 and unused:
+        sizes = ", ".join(f"{name} may take {show_size(search.budgets[name])}" for name in unused)
+        warn(f"{sizes}, too little for any layer: everything is in host memory. Allow more, or a shorter context")
 
 
 def _cache_size(moe_cache: int | str) -> int:

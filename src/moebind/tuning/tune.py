@@ -122,7 +122,7 @@ def tune(
     ModelNotFoundError, ModelLoadError
         If the file is missing or no model. A trial that fails is in ``trials``.
     MoebindError
-        If the defaults cannot be measured, or the progress callback stopped it.
+        If the defaults cannot be measured, the progress callback stopped it, or another search writes the journal.
     ValueError, TypeError
         If an argument is out of range, or the journal is of another search.
     KeyboardInterrupt
