@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, SupportsIndex
 
 from moebind._core import checks
-from moebind._core.caller import warn
 from moebind._core.shown import shown
 from moebind._core.sizes import parse_memory, show_size
 from moebind.backend.devices import Device
@@ -282,8 +281,6 @@ def fit(
         raise FitError(_nothing_fits(search, file, model), _lacks(search))
     if share.size and not auto:
         check_share(search, given, shortest, share.size, chosen)
-    if memory is not None:
-        _warn_of_unused(chosen, search)
     result = _on(devices, chosen.model_params)
     chosen = replace(chosen, _fitted=True)
     narrowed = context.swa_full and not chosen.context_params.swa_full
@@ -292,14 +289,6 @@ def fit(
     explanation = "\n".join(filter(None, [_explain(chosen, search, given, goal, pinned, share), about]))
     made_for = (Identity.of(header), described(devices), None if memory_of_host is None else memory_of_host.capacity)
     return Fit(result, chosen.context_params, chosen, budgets, explanation, *made_for)
-
-
-def _warn_of_unused(plan: Plan, search: Search) -> None:
-    """Tell who gave budgets of devices that none of them is used: the speed is that of the host."""
-    unused = [name for name in search.budgets if name != plan.host.name]
-    if len(plan.devices) == 1 and unused:
-        sizes = ", ".join(f"{name} may take {show_size(search.budgets[name])}" for name in unused)
-        warn(f"{sizes}, too little for any layer: everything is in host memory. Allow more, or a shorter context")
 
 
 def _cache_size(moe_cache: int | str) -> int:
@@ -402,8 +391,9 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     if unused and len(plan.devices) > 1:
         lines.append(f"Without {' and '.join(unused)} a token reads less from host memory: left out.")
     if len(plan.devices) == 1:
-        why = f"{' and '.join(unused)} may take too little" if unused else "There is no other device"
-        lines.append(f"{why}: everything is in host memory.")
+        sizes = " and ".join(f"{name} may take {show_size(search.budgets[name])}" for name in unused)
+        why = f"{sizes}, too little for any layer" if unused else "There is no other device"
+        lines.insert(0, f"{why}: everything is in host memory.")
         if search.devices is None and not unused:
             lines.append("Cards that are not here can be described, such as with devices=['12GiB'].")
     elif params.n_gpu_layers != model.n_gpu_layers:
