@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moebind.files.model_files import projector_beside
+from moebind.files.projector_checks import projector_beside
 
 if TYPE_CHECKING:
     from moebind.model.model import Model

@@ -14,7 +14,7 @@ from moebind.backend.devices import init
 from moebind.errors import MtmdError
 from moebind.files import projector_checks
 from moebind.files.gguf import Gguf
-from moebind.files.model_files import projector_beside
+from moebind.files.projector_checks import projector_beside
 
 __all__ = ["Projector", "find_projector"]
 
