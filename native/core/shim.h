@@ -437,8 +437,14 @@ bool moebind_grammar_passes(const char * grammar, const char * root, const char 
 // Whether a text of the grammar may begin with this one.
 bool moebind_grammar_takes(const char * grammar, const char * text);
 
-// A sampler that lets only through what the grammar allows, and throws when nothing is left.
-struct llama_sampler * moebind_sampler_grammar(const struct llama_vocab * vocab, const char * grammar,
+// What the grammars of a vocabulary share: the texts of its tokens, sorted, and what was found out about the grammars that
+// were used last.
+struct moebind_grammars;
+struct moebind_grammars * moebind_grammars_new(const struct llama_vocab * vocab);
+void                      moebind_grammars_free(struct moebind_grammars * grammars);
+
+// A sampler that lets only through what the grammar allows, and throws when nothing is left. It needs the vocabulary.
+struct llama_sampler * moebind_sampler_grammar(struct moebind_grammars * grammars, const char * grammar,
                                                const char * root);
 
 // Before its first use.
@@ -458,6 +464,19 @@ bool moebind_grammar_waits(const struct llama_sampler * grammar);
 
 // Whether accepting the token would succeed.
 bool moebind_grammar_allows(const struct llama_sampler * grammar, llama_token token);
+
+// The likeliest token that the grammar lets through; throws when there is none. LLAMA_TOKEN_NULL: it waits, and the likeliest
+// would start it with a text that it forbids.
+llama_token moebind_grammar_likeliest(const struct llama_sampler * grammar, const float * logits, int32_t n);
+
+// What was done for all samplers of this grammar, which share it.
+struct moebind_grammar_counts {
+    uint64_t made;    // masks of the tokens that may come next
+    uint64_t found;   // times that one was known
+    uint64_t visited; // nodes of the trie of texts
+    uint64_t bytes;   // that it keeps now
+};
+void moebind_grammar_counted(const struct llama_sampler * grammar, struct moebind_grammar_counts * counts);
 
 // --- JSON schemas (sampling/json_schema.cpp) ---
 
