@@ -173,20 +173,16 @@ void grammar_apply(llama_sampler * sampler, llama_token_data_array * candidates)
     if (grammar.now.waiting) {
         return;
     }
-    const auto mask = allowed(grammar, candidates->size);
-    bool       left = false;
+    const auto   mask = allowed(grammar, candidates->size);
+    const size_t n    = grammar.masks->texts().size();
+    bool         left = false;
     for (size_t i = 0; i < candidates->size; i++) {
         llama_token_data & candidate = candidates->data[i];
-        if (!(candidate.logit > -INFINITY)) {
-            continue;  // nobody chooses it
-        }
-        const bool good = grammar.knows(candidate.id) &&
-                          (mask ? mask->has(candidate.id) : moebind_grammar_allows(sampler, candidate.id));
-        if (good) {
-            left = true;
-        } else {
-            candidate.logit = -INFINITY;
-        }
+        const bool         asked     = candidate.logit > -INFINITY;  // else nobody chooses it
+        const bool         known     = size_t(uint32_t(candidate.id)) < n;
+        const bool         good      = known && (mask ? mask->has(candidate.id) : asked && moebind_grammar_allows(sampler, candidate.id));
+        left                         |= good && asked;
+        candidate.logit              = good || !asked ? candidate.logit : -INFINITY;
     }
     if (!left) {
         nothing_left(grammar.masks->complete(grammar.now));
