@@ -5,7 +5,8 @@
 Both are asked, token by token, which of the whole vocabulary may come next, and told which came, while a text that
 satisfies the schema is written. Told is the processor time of a token, on average over the text: the median of the
 rounds, with the extremes. "First" is for a schema that was never used before, and "again" for one that was; llguidance
-has sorted the vocabulary before in any case. With --vocabulary, it is made that large, by pairs of its tokens. How fast a model writes such texts, ``constrained_decode.py`` measures.
+has sorted the vocabulary before in any case. With --vocabulary, it is made that large (``wide_vocabulary.py``).
+``constrained_decode.py`` measures how fast a model writes such texts.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ SCHEMAS: dict[str, tuple[dict[str, object], object]] = {
     ),
     "choice": (an_object(kind={"enum": ["cat", "dog", "bird", "horse"]}), {"kind": "bird"}),
     "pattern": (
-        an_object(day={"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"}, code={"type": "string", "maxLength": 20}),
+        an_object(
+            day={"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"}, code={"type": "string", "maxLength": 20}
+        ),
         {"day": "2026-11-29", "code": "late in autumn"},
     ),
     "array": ({"type": "array", "items": {"type": "integer"}}, [3, 14, 159, 2653, 58979, 323846]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-
 
 #: What has a row for each token.
 ROWS = {"token_embd.weight", "output.weight"}
@@ -65,7 +63,9 @@ def _write(source: str, target: Path, n_vocab: int) -> None:
         if tensor.name in ROWS:
             rows = rows[np.arange(n_vocab) % before]
         quantised = rows.dtype == np.uint8
-        writer.add_tensor_info(tensor.name, rows.shape, rows.dtype, rows.nbytes, tensor.tensor_type if quantised else None)
+        writer.add_tensor_info(
+            tensor.name, rows.shape, rows.dtype, rows.nbytes, tensor.tensor_type if quantised else None
+        )
         data.append(rows)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

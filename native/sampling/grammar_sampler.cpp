@@ -1,4 +1,4 @@
-// A grammar as a sampler: llama.cpp's language and parser, and its own steps.
+// A grammar as a sampler: llama.cpp's language and parser, and its own automaton and masks.
 //
 // It differs from llama_sampler_init_grammar in what happens where that one ends the process or does not end: a token
 // that the grammar forbids is refused and leaves the state as it was, nothing left to choose is an error, and time is
@@ -16,7 +16,7 @@ namespace {
 
 using namespace moebind;
 
-// For so many candidates, each is looked at by itself.
+// So many candidates are looked at one by one, where no mask is known: making one takes longer.
 constexpr size_t few = 64;
 
 struct grammar_sampler {
@@ -32,6 +32,9 @@ struct grammar_sampler {
     mutable grammar_state then;
 
     void reset();
+
+    // The tokens that it lets through here; null, if that is not known yet and `only_known`.
+    std::shared_ptr<const token_mask> allowed(bool only_known = false) const;
 
     bool knows(llama_token token) const { return token >= 0 && static_cast<size_t>(token) < masks->texts().size(); }
     const std::string & piece(llama_token token) const { return *masks->texts()[token].piece; }
@@ -55,6 +58,20 @@ void grammar_sampler::reset() {
     now   = std::move(first);
     heard = {};
     asked = LLAMA_TOKEN_NULL;
+}
+
+std::shared_ptr<const token_mask> grammar_sampler::allowed(bool only_known) const {
+    auto mask = masks->mask(now, only_known);
+    if (mask == nullptr || shown.empty()) {
+        return mask;
+    }
+    auto more = std::make_shared<token_mask>(*mask);
+    for (llama_token token : shown) {
+        if (masks->takes(now, token, piece(token))) {
+            more->add(token);
+        }
+    }
+    return more;
 }
 
 // A text with a token more, as long as this lives.
@@ -127,21 +144,6 @@ grammar_state after(const grammar_sampler & grammar, llama_token token) {
                  "candidates");
 }
 
-// The tokens that the grammar lets through here, or null where few are asked about: then a mask is not made for them.
-std::shared_ptr<const token_mask> allowed(const grammar_sampler & grammar, size_t n_asked) {
-    auto mask = grammar.masks->mask(grammar.now, n_asked <= few);
-    if (mask == nullptr || grammar.shown.empty()) {
-        return mask;
-    }
-    auto more = std::make_shared<token_mask>(*mask);
-    for (llama_token token : grammar.shown) {
-        if (grammar.masks->takes(grammar.now, token, grammar.piece(token))) {
-            more->add(token);
-        }
-    }
-    return more;
-}
-
 const char * grammar_name(const llama_sampler *) { return "grammar"; }
 
 const grammar_state & asked_about(const grammar_sampler & grammar, llama_token token) {
@@ -173,16 +175,17 @@ void grammar_apply(llama_sampler * sampler, llama_token_data_array * candidates)
     if (grammar.now.waiting) {
         return;
     }
-    const auto   mask = allowed(grammar, candidates->size);
+    const auto   mask = grammar.allowed(candidates->size <= few);
     const size_t n    = grammar.masks->texts().size();
     bool         left = false;
     for (size_t i = 0; i < candidates->size; i++) {
         llama_token_data & candidate = candidates->data[i];
         const bool         asked     = candidate.logit > -INFINITY;  // else nobody chooses it
         const bool         known     = size_t(uint32_t(candidate.id)) < n;
-        const bool         good      = known && (mask ? mask->has(candidate.id) : asked && moebind_grammar_allows(sampler, candidate.id));
-        left                         |= good && asked;
-        candidate.logit              = good || !asked ? candidate.logit : -INFINITY;
+        const bool         good =
+            known && (mask ? mask->has(candidate.id) : asked && moebind_grammar_allows(sampler, candidate.id));
+        left            = left || (good && asked);
+        candidate.logit = good || !asked ? candidate.logit : -INFINITY;
     }
     if (!left) {
         nothing_left(grammar.masks->complete(grammar.now));
@@ -263,10 +266,12 @@ llama_token moebind_grammar_likeliest(const llama_sampler * sampler, const float
     if (grammar.now.waiting) {
         return LLAMA_TOKEN_NULL;
     }
-    const auto  mask  = allowed(grammar, n);
-    llama_token found = LLAMA_TOKEN_NULL;
-    float       most  = -INFINITY;
-    for (llama_token token = 0; token < n; token++) {
+    const auto        mask  = grammar.allowed();
+    // The logits may be those of a model with another vocabulary.
+    const llama_token end   = std::min(n, llama_token(grammar.masks->texts().size()));
+    llama_token       found = LLAMA_TOKEN_NULL;
+    float             most  = -INFINITY;
+    for (llama_token token = 0; token < end; token++) {
         if (logits[token] > most && mask->has(token)) {
             most  = logits[token];
             found = token;

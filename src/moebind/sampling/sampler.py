@@ -259,7 +259,7 @@ class Sampler(PythonKinds):
         return token
 
     def _sample_checked(self, logits: NDArray[np.float32]) -> int:
-        """Choose from all tokens with candidates that Python may see, ask the grammars about the choice, and accept it."""
+        """Choose from all tokens where Python takes part or a grammar has to be asked, and accept the choice."""
         token = self._likeliest_allowed(logits)
         if token is None:
             token = self._chosen_and_allowed(logits)
