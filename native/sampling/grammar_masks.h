@@ -5,7 +5,7 @@
 #include "grammar_automaton.h"
 #include "grammar_state.h"
 #include "grammar_tokens.h"
-#include "shim.h"
+#include "grammars.h"
 #include "token_trie.h"
 
 #include <memory>

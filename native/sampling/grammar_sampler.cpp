@@ -6,6 +6,7 @@
 #include "grammar_masks.h"
 #include "grammar_state.h"
 #include "grammar_trigger.h"
+#include "grammars.h"
 #include "shim.h"
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 #include "grammar_state.h"
 
-#include "shim.h"
+#include "grammars.h"
 
 namespace moebind {
 
