@@ -6,8 +6,10 @@ namespace moebind {
 
 namespace {
 
-// So many ranges of characters may be told apart in a place for a look at whether all of them lead back.
+// So many ranges of characters may be told apart in a place for a look at whether all of them lead to the same.
 constexpr size_t ranges_looked_at = 64;
+// So many of ASCII lead to a place that is common: a letter of a word does not, letters as such do.
+constexpr size_t common_min       = 8;
 
 }  // namespace
 
@@ -183,22 +185,57 @@ grammar_automaton::place grammar_automaton::run(place from, const std::string & 
     return from;
 }
 
-bool grammar_automaton::loops(place from, const token_trie::slice & characters) {
+grammar_automaton::set & grammar_automaton::sort(place from) {
     set & here = places[from];
-    if (!here.looked_for_loops) {
+    if (here.sorted) {
+        return here;
+    }
+    std::unordered_map<place, size_t> times;
+    for (uint32_t code = 1; code < 128; code++) {
+        times[after(from, code)]++;
+    }
+    times.erase(none);
+    for (const auto & [to, n] : times) {
+        // Of equals always the same, whatever their order is.
+        if (here.main == none || n > times[here.main] || (n == times[here.main] && to < here.main)) {
+            here.main = to;
+        }
+    }
+    if (here.main != none && times[here.main] >= common_min) {
         for (uint32_t code = 1; code < 128; code++) {
-            if (after(from, code) == from) {
-                here.loop.ascii[code / 64] |= uint64_t(1) << code % 64;
+            if (after(from, code) == here.main) {
+                here.to_main.ascii[code / 64] |= uint64_t(1) << code % 64;
             }
         }
         range_of(from, 128);
-        here.loop.others = here.others.size() <= ranges_looked_at &&
-                           std::all_of(here.others.begin(), here.others.end(),
-                                       [&](range & some) { return resolved(from, some) == from; });
-        here.looked_for_loops = true;
+        here.to_main.others = here.others.size() <= ranges_looked_at &&
+                              std::all_of(here.others.begin(), here.others.end(),
+                                          [&](range & some) { return resolved(from, some) == here.main; });
+    } else {
+        here.main = none;
     }
-    return characters.clean && (characters.ascii[0] & ~here.loop.ascii[0]) == 0 &&
-           (characters.ascii[1] & ~here.loop.ascii[1]) == 0 && (!characters.others || here.loop.others);
+    here.sorted = true;
+    return here;
+}
+
+bool grammar_automaton::common(place from, place to) { return from != none && to != none && sort(from).main == to; }
+
+bool grammar_automaton::takes_all(place from, const token_trie::slice & below) {
+    if (!below.clean) {
+        return false;
+    }
+    for (uint32_t left = below.longest; left > 0; left--) {
+        const set & here = sort(from);
+        if (here.main == none || (below.ascii[0] & ~here.to_main.ascii[0]) != 0 ||
+            (below.ascii[1] & ~here.to_main.ascii[1]) != 0 || (below.others && !here.to_main.others)) {
+            return false;
+        }
+        if (here.main == from) {
+            return true;
+        }
+        from = here.main;
+    }
+    return true;
 }
 
 }  // namespace moebind

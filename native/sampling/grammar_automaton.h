@@ -52,8 +52,12 @@ class grammar_automaton {
     // unfinished: its place is the one before it.
     place run(place from, const std::string & text, std::string & unfinished);
 
-    // Whether every text that these characters make up leads back to this place.
-    bool loops(place from, const token_trie::slice & characters);
+    // Whether many characters lead from one place to the other, as inside a string, and more than anywhere else.
+    bool common(place from, place to);
+
+    // Whether every text below a node leads on from here, by characters that are as common: back to this place, or from one
+    // to the next.
+    bool takes_all(place from, const token_trie::slice & below);
 
   private:
     static constexpr place unknown = UINT32_MAX;
@@ -69,8 +73,9 @@ class grammar_automaton {
         bool                                    complete = false;
         std::unique_ptr<std::array<place, 128>> ascii;
         std::vector<range>                      others;  // beyond ASCII; empty: not asked for yet
-        bool                                    looked_for_loops = false;
-        token_trie::slice                       loop;  // characters that lead back
+        bool                                    sorted = false;  // whether the next two are known
+        place                                   main   = none;   // where most characters lead
+        token_trie::slice                       to_main;         // which ones
     };
 
     struct hash {
@@ -87,6 +92,7 @@ class grammar_automaton {
     place   follow(place from, uint32_t code);
     range * range_of(place from, uint32_t code);
     place   resolved(place from, range & some);
+    set &   sort(place from);
 };
 
 }  // namespace moebind

@@ -125,6 +125,7 @@ void grammar_masks::walk(grammar_automaton::place from, const std::string & unfi
     // Where the text of a node leads to: the place before the character that is unfinished.
     struct level {
         grammar_automaton::place place;
+        bool                     common;  // whether all characters so far were
         uint8_t                  size;
         char                     unfinished[4];
     };
@@ -135,7 +136,7 @@ void grammar_masks::walk(grammar_automaton::place from, const std::string & unfi
         }
     };
     std::vector<level> levels(trie.deepest + 1);
-    levels[0] = { from, uint8_t(unfinished.size()), {} };
+    levels[0] = { from, true, uint8_t(unfinished.size()), {} };
     std::copy(unfinished.begin(), unfinished.end(), levels[0].unfinished);
     uint32_t visited = 0;
     for (uint32_t node = 1; node < trie.size(); visited++) {
@@ -143,6 +144,7 @@ void grammar_masks::walk(grammar_automaton::place from, const std::string & unfi
         level &       here  = levels[trie.depths[node]];
         const uint8_t byte  = trie.bytes[node];
         bool          alive;
+        here.common = above.common;
         if (above.size == 0 && byte < 128) {
             here.place = automaton->after(above.place, byte);
             here.size  = 0;
@@ -163,8 +165,11 @@ void grammar_masks::walk(grammar_automaton::place from, const std::string & unfi
             node = trie.ends[node];
             continue;
         }
-        const bool again = here.size == 0 && here.place == above.place && trie.sliced[node] != 0;
-        if (again && automaton->loops(here.place, trie.slices[trie.sliced[node]])) {
+        const bool sliced = trie.sliced[node] != 0;
+        if (sliced && here.common) {
+            here.common = automaton->common(above.place, here.place);
+        }
+        if (sliced && here.common && automaton->takes_all(here.place, trie.slices[trie.sliced[node]])) {
             add(trie.first[node], trie.first[trie.ends[node]]);
             node = trie.ends[node];
         } else {

@@ -48,6 +48,9 @@ void slice_up(token_trie & trie) {
         above.ascii[1] |= here.ascii[1];
         above.others |= here.others || kinds[node] == cut;
         above.clean &= here.clean && kinds[node] != broken;
+        // A character counts where it ends, and one that is cut off where it begins.
+        const bool counts = kinds[node] == whole || here.longest == 0;
+        above.longest     = std::max(above.longest, here.longest + counts);
         if (kinds[node] == whole && codes[node] < 128) {
             above.ascii[codes[node] / 64] |= uint64_t(1) << codes[node] % 64;
         } else {

@@ -16,6 +16,7 @@ struct token_trie {
         uint64_t ascii[2] = {};     // characters that occur
         bool     others   = false;  // whether others do
         bool     clean    = true;   // whether all of it is UTF-8, perhaps cut off at its end
+        uint32_t longest  = 0;      // characters in a row, one that is cut off included
     };
 
     explicit token_trie(const token_texts & texts);
