@@ -5,7 +5,7 @@
 
 namespace {
 
-// One call may look at so many candidates, to which a new stack counts as many: about half a second.
+// One call may take so many steps, to which a new stack counts as many: about half a second.
 constexpr size_t work_max   = 16 * 1000 * 1000;
 constexpr size_t stack_work = 200;
 constexpr size_t stacks_max = 20000;

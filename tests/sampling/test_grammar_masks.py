@@ -197,8 +197,9 @@ def test_hidden_tokens_are_shown_to_one_sampler_only(dense: Model, visible: bool
 # --- what it costs: counted, not timed ---
 
 
-def test_texts_that_are_all_allowed_are_not_walked(demo: Model) -> None:
-    with Sampler.grammar(demo, 'root ::= [^"]* # not walked') as sampler:
+@pytest.mark.parametrize("repeated", ["*", "{0,300}"])
+def test_texts_that_are_all_allowed_are_not_walked(demo: Model, repeated: str) -> None:
+    with Sampler.grammar(demo, f'root ::= [^"]{repeated}') as sampler:
         n_allowed = len(allowed(sampler, demo))
         assert n_allowed > demo.n_vocab / 2
         # Each has a node of its own, or shares it with tokens of the same text.
