@@ -133,7 +133,7 @@ def _of_processors(found: list[Binary]) -> Iterator[str]:
 
 def _of_metadata(archive: zipfile.ZipFile, names: set[str]) -> Iterator[str]:
     (info,) = {name.partition("/")[0] for name in names if name.partition("/")[0].endswith(".dist-info")}
-    licences = {name for name in names if name.startswith(f"{info}/licenses/")}
+    licences = {name for name in names if name.startswith(f"{info}/licenses/") and not name.endswith("/")}
     metadata = archive.read(f"{info}/METADATA").decode()
     named = set(re.findall(r"^License-File: (.+)$", metadata, re.MULTILINE))
     if not named or named != {name.removeprefix(f"{info}/licenses/") for name in licences}:

