@@ -25,7 +25,7 @@ from clean import fill_index, try_here, try_in
 from flavours import FLAVOURS
 from repair import RepairError, repair
 from roots import ROOTS, STAMP, RootError, make
-from tested import tiny_model
+from tested import ROOT, tiny_model
 
 
 def build(arguments: argparse.Namespace) -> None:
@@ -35,7 +35,8 @@ def build(arguments: argparse.Namespace) -> None:
         built = build_in(arguments.root, arguments.flavour, raw, jobs=arguments.jobs)
         libraries = [arguments.root / "usr/lib/x86_64-linux-gnu", arguments.root / "usr/lib/llvm-16/lib"]
     else:
-        objects = arguments.objects or arguments.folder / "objects"
+        # In the checkout, at the depth of developers' builds: ccache then has what these have compiled.
+        objects = arguments.objects or ROOT / "build" / f"wheel-{arguments.flavour}"
         wanted = {"jobs": arguments.jobs, "architectures": arguments.architectures}
         built = build_here(arguments.flavour, raw, objects, **wanted)
         libraries = []

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-__all__ = ["TESTED", "TESTERS", "tiny_model"]
+__all__ = ["ROOT", "TESTED", "TESTERS", "tiny_model"]
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Of each room some, and what a wheel can get wrong: libraries, programs, processes that are started.
