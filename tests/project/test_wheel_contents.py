@@ -132,6 +132,18 @@ def test_a_backend_that_cannot_be_loaded(wheel: Wheel) -> None:
     assert wheel.problems() == ["moebind/lib/libggml-cpu-x64.so has no ggml_backend_score: ggml passes it by"]
 
 
+def test_an_extension_that_uses_what_is_loaded_later(wheel: Wheel) -> None:
+    uses = "int ggml_threadpool_new(void);\nint llama_init(void) { return ggml_threadpool_new(); }\n"
+    wheel.compile("moebind/_libllama.abi3.so", "$ORIGIN/lib", uses, needed=("llama",))
+    has = f"{BACKEND}int ggml_threadpool_new(void) {{ return 0; }}\n"
+    wheel.compile("moebind/lib/libggml-cpu-x64.so", "$ORIGIN", has, needed=("ggml-base",))
+    assert wheel.problems() == [
+        "moebind/_libllama.abi3.so uses ggml_threadpool_new, which no library that is linked has: it cannot be loaded"
+    ]
+    wheel.compile("moebind/lib/libggml-base.so", "$ORIGIN", "int ggml_threadpool_new(void) { return 0; }\n")
+    assert wheel.problems() == []
+
+
 def test_a_program_that_cannot_be_executed(wheel: Wheel) -> None:
     (wheel.tree / "moebind/bin/llama-server").chmod(0o644)
     assert wheel.problems() == ["moebind/bin/llama-server cannot be executed"]

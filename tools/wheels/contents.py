@@ -27,6 +27,8 @@ __all__ = ["Binary", "binaries", "problems"]
 FIRST = {"moebind": "$ORIGIN/lib", "moebind/lib": "$ORIGIN", "moebind/bin": "$ORIGIN/../lib"}
 #: llama.cpp's libraries, by the beginning of their names.
 OURS = re.compile(r"lib(ggml|llama|mtmd)")
+#: What they export.
+SYMBOLS = re.compile(r"(ggml|gguf|llama|mtmd)_")
 WANTED = {
     "moebind/_libllama.abi3.so",
     "moebind/bin/llama-server",
@@ -45,6 +47,7 @@ class Binary:
     needed: tuple[str, ...]
     folders: tuple[str, ...]
     symbols: frozenset[str]
+    undefined: frozenset[str]
 
     def finds(self, library: str, names: set[str]) -> bool:
         """Whether it finds a library of the wheel, by the folders it looks in."""
@@ -72,9 +75,9 @@ def binaries(archive: zipfile.ZipFile) -> Iterator[Binary]:
             told.setdefault(kind, []).append(getattr(tag, kind.lower(), ""))
         folders = [folder for path in (*told.get("RPATH", ()), *told.get("RUNPATH", ())) for folder in path.split(":")]
         defined = {each.name for each in table.iter_symbols() if each.entry.st_shndx != "SHN_UNDEF"}
-        yield Binary(
-            name, "".join(told.get("SONAME", ())), tuple(told.get("NEEDED", ())), tuple(folders), frozenset(defined)
-        )
+        undefined = {each.name for each in table.iter_symbols()} - defined
+        names = "".join(told.get("SONAME", ())), tuple(told.get("NEEDED", ()))
+        yield Binary(name, *names, tuple(folders), frozenset(defined), frozenset(undefined))
 
 
 def problems(wheel: Path) -> list[str]:
@@ -86,6 +89,7 @@ def problems(wheel: Path) -> list[str]:
         said = [f"{name} is missing" for name in sorted(WANTED - names)]
         said += [each for binary in found for each in _of_binary(binary, names)]
         said += _of_processors(found)
+        said += _of_symbols(found)
         said += _of_metadata(archive, names)
     for name, mode in modes.items():
         if name.startswith("moebind/bin/") and not mode & stat.S_IXUSR:
@@ -129,6 +133,15 @@ def _of_processors(found: list[Binary]) -> Iterator[str]:
     for binary in kinds:
         if lacking := ENTRIES - binary.symbols:
             yield f"{binary.name} has no {' and no '.join(sorted(lacking))}: ggml passes it by"
+
+
+def _of_symbols(found: list[Binary]) -> Iterator[str]:
+    """What is used of llama.cpp's and is in no library but such as are opened at run time."""
+    linked = {name for binary in found if not binary.symbols >= ENTRIES for name in binary.symbols}
+    for binary in found:
+        lacking = sorted(name for name in binary.undefined - linked if SYMBOLS.match(name))
+        if lacking:
+            yield f"{binary.name} uses {lacking[0]}, which no library that is linked has: it cannot be loaded"
 
 
 def _of_metadata(archive: zipfile.ZipFile, names: set[str]) -> Iterator[str]:
