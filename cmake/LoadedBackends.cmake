@@ -34,10 +34,6 @@ target_include_directories(ggml PRIVATE vendor/llama.cpp/ggml/src)
 endif()
 
 foreach(target IN LISTS loaded)
-  # With MOEBIND_PORTABLE, too, this loader alone registers them: without ggml_backend_init ggml's own passes them by.
-  get_target_property(definitions ${target} COMPILE_DEFINITIONS)
-  list(REMOVE_ITEM definitions GGML_BACKEND_DL)
-  set_property(TARGET ${target} PROPERTY COMPILE_DEFINITIONS ${definitions})
   set_target_properties(${target} PROPERTIES LIBRARY_OUTPUT_DIRECTORY "$<TARGET_FILE_DIR:ggml>")
 endforeach()
 if(GGML_CUDA)

@@ -1,10 +1,9 @@
 """Wheels of moebind: build, repair and try them, as docs/wheels.md tells.
 
 python tools/wheels build FOLDER                  # for this machine's kind of processor, on this system
-python tools/wheels build FOLDER --root ROOT      # in an old distribution, so that it runs on more of them
 python tools/wheels build FOLDER --flavour cuda13
 python tools/wheels repair WHEEL FOLDER
-python tools/wheels root old ROOT                 # a distribution in a folder
+python tools/wheels root new ROOT                 # a distribution in a folder
 python tools/wheels index WHEEL FOLDER            # a local index with all that it depends on
 python tools/wheels try FOLDER [--root ROOT]      # install from that index, and run it
 """
@@ -20,28 +19,22 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from building import BuildError, build_here, build_in
+from building import BuildError, build
 from clean import fill_index, try_here, try_in
 from flavours import FLAVOURS
 from repair import RepairError, repair
-from roots import ROOTS, STAMP, RootError, make
+from roots import PYTHON, ROOTS, RootError, make
 from tested import ROOT, tiny_model
 
 
-def build(arguments: argparse.Namespace) -> None:
+def build_and_repair(arguments: argparse.Namespace) -> None:
     """Build a wheel and repair it."""
-    raw = arguments.folder / "raw"
-    if arguments.root:
-        built = build_in(arguments.root, arguments.flavour, raw, jobs=arguments.jobs)
-        libraries = [arguments.root / "usr/lib/x86_64-linux-gnu", arguments.root / "usr/lib/llvm-16/lib"]
-    else:
-        # In the checkout, at the depth of developers' builds: ccache then has what these have compiled.
-        objects = arguments.objects or ROOT / "build" / f"wheel-{arguments.flavour}"
-        wanted = {"jobs": arguments.jobs, "architectures": arguments.architectures}
-        built = build_here(arguments.flavour, raw, objects, **wanted)
-        libraries = []
+    # In the checkout, at the depth of developers' builds: ccache then has what these have compiled.
+    objects = arguments.objects or ROOT / "build" / f"wheel-{arguments.flavour}"
+    wanted = {"jobs": arguments.jobs, "architectures": arguments.architectures}
+    built = build(arguments.flavour, arguments.folder / "raw", objects, **wanted)
     print(built)
-    repaired = repair(built.wheel, arguments.folder, libraries)
+    repaired = repair(built.wheel, arguments.folder)
     print(f"{repaired.name}: {repaired.stat().st_size / 1e6:.1f} MB")
 
 
@@ -50,8 +43,7 @@ def try_wheel(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = arguments.model or tiny_model(Path(scratch))
         if arguments.root:
-            kind = ROOTS[(arguments.root / STAMP).read_text(encoding="utf-8").strip()]
-            print(json.dumps(try_in(arguments.root, kind.python, arguments.folder, model)))
+            print(json.dumps(try_in(arguments.root, PYTHON, arguments.folder, model)))
         else:
             print(json.dumps(try_here(arguments.folder, model, Path(scratch) / "env")))
 
@@ -67,10 +59,9 @@ def commands() -> argparse.ArgumentParser:
     one.add_argument("folder", type=Path, help="where it goes")
     one.add_argument("--flavour", choices=FLAVOURS, default="cpu")
     one.add_argument("--architectures", default="", help="cards, such as 90, for a wheel with CUDA; empty: all")
-    one.add_argument("--root", type=Path, help="a distribution to build in, of 'root build'")
     one.add_argument("--objects", type=Path, help="the build folder, in which a stopped build goes on")
     one.add_argument("--jobs", type=int, default=2)
-    one.set_defaults(run=build)
+    one.set_defaults(run=build_and_repair)
 
     one = verbs.add_parser("repair", help="make a wheel one that others can use")
     one.add_argument("wheel", type=Path)
@@ -80,8 +71,7 @@ def commands() -> argparse.ArgumentParser:
     one = verbs.add_parser("root", help="make a distribution in a folder")
     one.add_argument("name", choices=ROOTS)
     one.add_argument("folder", type=Path)
-    one.add_argument("--python-of", type=Path, help="a root of 'root build', which has compiled Python")
-    one.set_defaults(run=lambda told: make(told.name, told.folder, told.python_of))
+    one.set_defaults(run=lambda told: make(told.name, told.folder))
 
     one = verbs.add_parser("index", help="make a local index with a wheel and what it depends on")
     one.add_argument("wheel", type=Path)

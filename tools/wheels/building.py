@@ -15,15 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clean import download, plain_tags
 from flavours import FLAVOURS
-from roots import ROOTS, enter
 
-__all__ = ["REQUIREMENTS", "Built", "build_here", "build_in", "options"]
+__all__ = ["BuildError", "Built", "build", "options"]
 
 ROOT = Path(__file__).resolve().parents[2]
-#: What a build takes, where it cannot be downloaded (pyproject.toml, for one thing).
-REQUIREMENTS = ("scikit-build-core>=0.11", "cffi>=2.0", "cmake>=3.26", "ninja>=1.11")
 #: What every wheel is built with.
 DEFINES = ("MOEBIND_PORTABLE=ON",)
 
@@ -69,7 +65,7 @@ def only_wheel(folder: Path) -> Path:
     return found[0]
 
 
-def build_here(
+def build(
     flavour: str,
     folder: Path,
     build_folder: Path,
@@ -87,25 +83,3 @@ def build_here(
     if subprocess.run(["nice", "-n", "19", *command], check=False, env=told).returncode != 0:
         raise BuildError(f"the build failed; run this again, and it goes on in {build_folder}")
     return Built(only_wheel(folder), time.monotonic() - begun)
-
-
-def build_in(root: Path, flavour: str, folder: Path, *, jobs: int = 2) -> Built:
-    """Build in a root that ``roots.py`` made for it, from a source distribution and without a network."""
-    made = ROOTS["build"]
-    work = root / "build"
-    shutil.rmtree(work / "source", ignore_errors=True)
-    shutil.rmtree(work / "wheel", ignore_errors=True)
-    (work / "source").mkdir(parents=True)
-    sdist = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", str(work / "source"), str(ROOT)]
-    subprocess.run(sdist, check=True)
-    download(REQUIREMENTS, work / "index", "3.11", plain_tags("x86_64", 31))
-    (archive,) = (work / "source").glob("*.tar.gz")
-    enter(root, ["tar", "xf", f"/build/source/{archive.name}", "-C", "/build/source"])
-    told = environment(flavour, jobs) | dict(made.compilers or {})
-    told |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/build/index", "MOEBIND_UI": "OFF"}
-    source = f"/build/source/{archive.name.removesuffix('.tar.gz')}"
-    begun = time.monotonic()
-    enter(root, ["nice", "-n", "19", *pip_wheel(made.python, source, "/build/wheel", "/build/objects")], told)
-    wheel = only_wheel(work / "wheel")
-    folder.mkdir(parents=True, exist_ok=True)
-    return Built(Path(shutil.copy(wheel, folder)), time.monotonic() - begun)

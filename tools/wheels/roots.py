@@ -1,11 +1,8 @@
-"""Other distributions in folders, to build a wheel in an old one and to try it in old and new ones.
+"""Other distributions in folders, to try a wheel in.
 
 A folder of Debian's is made by debootstrap, from the mirror that this machine's apt uses, and entered with chroot;
 both take root. What is mounted in it is mounted for the command alone (unshare): nothing is left behind, and the folder
 can be removed or copied at any time.
-
-Debian 11, whose C library is of 2020, has an older Python than moebind takes. It gets Python 3.11, compiled there from
-the source package of Debian 12; and clang 16, since its g++ 10 does not know all processors that ggml has variants for.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ROOTS", "Root", "RootError", "enter", "make", "mirrors"]
+__all__ = ["PYTHON", "ROOTS", "Root", "RootError", "enter", "make", "mirrors"]
 
 #: What runs in a root as if it were booted: its own /proc, and no variable of this machine's.
 MOUNT = 'mount -t proc proc "$1/proc" && root=$1 && shift && exec chroot "$root" "$@"'
@@ -32,41 +29,15 @@ class RootError(Exception):
 
 @dataclass(frozen=True)
 class Root:
-    """A distribution.
-
-    Parameters
-    ----------
-    suite
-        Its name at Debian's.
-    packages
-        What is installed besides the least.
-    python
-        Its interpreter. One in /opt is compiled, or taken from a root in which it was.
-    compilers
-        Variables that name them; empty: it has none.
-    """
+    """A distribution: its name at Debian's, and what is installed besides the least. None has a compiler."""
 
     suite: str
-    packages: tuple[str, ...]
-    python: str = "/usr/bin/python3"
-    compilers: Mapping[str, str] | None = None
+    packages: tuple[str, ...] = ("ca-certificates", "python3", "python3-venv")
 
 
-#: What Python 3.11 takes to run and to be compiled on Debian 11.
-PYTHON_RUNS = ("ca-certificates", "libbz2-1.0", "libffi7", "liblzma5", "libsqlite3-0", "libssl1.1", "zlib1g")
-PYTHON_COMPILES = ("dpkg-dev", "libbz2-dev", "libffi-dev", "liblzma-dev", "libsqlite3-dev", "libssl-dev", "zlib1g-dev")
-NEW = ("ca-certificates", "python3", "python3-venv")
-ROOTS = {
-    "build": Root(
-        "bullseye",
-        (*PYTHON_RUNS, *PYTHON_COMPILES, "ccache", "clang-16", "g++", "libomp-16-dev", "make"),
-        "/opt/python/bin/python3",
-        {"CC": "clang-16", "CXX": "clang++-16"},
-    ),
-    "old": Root("bullseye", PYTHON_RUNS, "/opt/python/bin/python3"),
-    "stable": Root("bookworm", NEW),
-    "new": Root("trixie", NEW),
-}
+ROOTS = {"stable": Root("bookworm"), "new": Root("trixie")}
+#: Their interpreter.
+PYTHON = "/usr/bin/python3"
 
 
 def mirrors(folder: Path = Path("/etc/apt")) -> tuple[str, str]:
@@ -108,14 +79,8 @@ def enter(
     return done.stdout or ""
 
 
-def make(name: str, folder: Path, python_of: Path | None = None) -> None:
-    """Make one of ``ROOTS``, unless it is there.
-
-    Parameters
-    ----------
-    python_of
-        A root in which Python was compiled, whose Python this one gets.
-    """
+def make(name: str, folder: Path) -> None:
+    """Make one of ``ROOTS``, unless it is there."""
     root = ROOTS[name]
     if (folder / STAMP).exists():
         return
@@ -129,24 +94,8 @@ def make(name: str, folder: Path, python_of: Path | None = None) -> None:
     for file in ("resolv.conf", "hosts"):
         shutil.copy(Path("/etc") / file, folder / "etc" / file)
     sources = [f"deb {debian} {root.suite} main", f"deb {security} {root.suite}-security main"]
-    sources += [f"deb-src {debian} bookworm main"] if root.compilers else []
     (folder / "etc/apt/sources.list").write_text("\n".join(sources) + "\n", encoding="utf-8")
     enter(folder, ["apt-get", "-qq", "update"])
     install = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *root.packages]
     enter(folder, install, {"DEBIAN_FRONTEND": "noninteractive"})
-    if root.python.startswith("/opt") and python_of is not None:
-        shutil.copytree(python_of / "opt/python", folder / "opt/python", symlinks=True, dirs_exist_ok=True)
-    elif root.python.startswith("/opt"):
-        enter(folder, ["sh", "-euc", COMPILE_PYTHON])
     (folder / STAMP).write_text(name + "\n", encoding="utf-8")
-
-
-#: Without the optimisation by a profile, which takes most of the time and which a build does not need.
-COMPILE_PYTHON = """
-mkdir -p /usr/src/python && cd /usr/src/python
-apt-get -qq source --download-only python3.11
-tar xf python3.11_*.orig.tar.*
-cd Python-3.11*
-nice -n 19 ./configure -q --prefix=/opt/python
-nice -n 19 make -s -j2 && make -s install
-"""
