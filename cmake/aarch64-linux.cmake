@@ -1,8 +1,0 @@
-# For 64-bit Arm, built on another machine with the cross compilers of Debian and Ubuntu (docs/wheels.md).
-set(CMAKE_SYSTEM_NAME Linux)
-set(CMAKE_SYSTEM_PROCESSOR aarch64)
-set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
-set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
-# Programs are this machine's; headers and libraries are not. Python's headers are the same for all that have pointers of this
-# size, and nothing links its library.
-set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
