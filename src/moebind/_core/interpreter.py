@@ -25,8 +25,8 @@ def _is_main() -> bool:
 
 if sys.platform != "linux":
     raise ImportError(
-        f"moebind works on Linux, and this is {sys.platform}. On Windows use it in WSL 2, on macOS in a virtual machine "
-        "or container with Linux; docs/platforms.md tells what else it would take"
+        f"moebind works on Linux, and this is {sys.platform}. On Windows use it in WSL 2, on macOS in a virtual "
+        "machine or container with Linux; docs/platforms.md tells what else it would take"
     )
 if not _is_main():
     raise ImportError(
