@@ -31,10 +31,10 @@ from environment import BUILT_FROM, PYTHON, ROOT, fingerprint, run
 FOLDER = ROOT / "build" / "sanitizers"
 SUPPRESSIONS = Path(__file__).resolve().parent / "suppressions"
 WITHOUT = {"MOEBIND_WITHOUT": "server", "MOEBIND_CUDA": "OFF", "MOEBIND_VULKAN": "OFF", "MOEBIND_UI": "OFF"}
-#: What begins a report, or tells its kind: the place in the source, and what is wrong there.
-KIND_OF_REPORT = re.compile(
-    r"^(?:SUMMARY: \w+Sanitizer: (?P<summary>.+)|(?P<place>\S+:\d+:\d+: runtime error: .+))$", re.M
-)
+#: Where a report begins: at a line of signs, or with the place in the source.
+BEGINNING = re.compile(r"^(?:={10,}$|(?=\S+:\d+:\d+: runtime error: ))", re.MULTILINE)
+#: What tells its kind: its last line, or the place and what is wrong there.
+KIND = re.compile(r"^(?:SUMMARY: \w+Sanitizer: )?(.*: runtime error: .*|(?<=Sanitizer: ).*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -119,20 +119,12 @@ def reports(folder: Path) -> dict[str, tuple[int, str]]:
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     for file in sorted(folder.iterdir()):
-        text = file.read_text(encoding="utf-8", errors="replace")
-        found = list(KIND_OF_REPORT.finditer(text))
-        # A report by its summary ends with it; one by its place begins with it.
-        start = 0
-        for number, match in enumerate(found):
-            last = number + 1 == len(found)
-            end = match.end() if match["summary"] else len(text) if last else found[number + 1].start()
-            kind = match["summary"] or match["place"]
-            counts[kind] += 1
-            first.setdefault(kind, text[start if match["summary"] else match.start() : end].strip())
-            start = end
-        if not found and text.strip():
-            counts[f"in {file.name}"] += 1
-            first[f"in {file.name}"] = text.strip()
+        for text in BEGINNING.split(file.read_text(encoding="utf-8", errors="replace")):
+            if text.strip() and not text.strip().startswith("ThreadSanitizer: reported "):  # how many there were
+                found = KIND.search(text)
+                kind = found[1] if found else f"in {file.name}"
+                counts[kind] += 1
+                first.setdefault(kind, text.strip())
     return {kind: (count, first[kind]) for kind, count in counts.most_common()}
 
 
