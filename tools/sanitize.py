@@ -6,7 +6,8 @@
 
 ``address`` is AddressSanitizer with UndefinedBehaviorSanitizer, ``thread`` is ThreadSanitizer. The rest is given to a
 Python that has them loaded. Reports of all its processes go to files; each kind of them is told once, at the end, and
-the exit status is then 1. What is known, and why it stays, is in tools/suppressions.
+the exit status is then 1. UBSan's are on standard error, and end their process. What is known, and why it stays, is in
+tools/suppressions.
 
 A build takes GCC and some minutes; cmake/Sanitize.cmake says what is instrumented. It has a folder and a virtual
 environment of its own, in build/sanitizers, on top of .venv (``make environment``), and is made again when what it is
@@ -55,7 +56,8 @@ SANITIZERS = {
         {
             # The interpreter itself leaves memory to the end of the process, and too much is asked for on purpose.
             "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:log_path={log}",
-            "UBSAN_OPTIONS": "print_stacktrace=1:log_path={log}:suppressions={suppressions}/undefined.txt",
+            # Beside AddressSanitizer, its reports go nowhere but to standard error, which tests capture: so it ends the process.
+            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:abort_on_error=1:suppressions={suppressions}/undefined.txt",
         },
     ),
     "thread": Sanitizer(
