@@ -56,8 +56,9 @@ SANITIZERS = {
         {
             # The interpreter itself leaves memory to the end of the process, and too much is asked for on purpose.
             "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:log_path={log}",
-            # Beside AddressSanitizer, its reports go nowhere but to standard error, which tests capture: so it ends the process.
-            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:abort_on_error=1:suppressions={suppressions}/undefined.txt",
+            # Beside AddressSanitizer it reports to standard error only, which tests capture: so it ends the process.
+            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:abort_on_error=1"
+            ":suppressions={suppressions}/undefined.txt",
         },
     ),
     "thread": Sanitizer(
