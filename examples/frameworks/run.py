@@ -80,9 +80,12 @@ def main() -> None:
         else:
             from demo_model import demo_model
 
+            from moebind import ContextParams
             from moebind.server import Server
 
-            server = stack.enter_context(Server(demo_model(), n_ctx=8192))
+            threads = ContextParams(n_threads=1, n_threads_batch=1)  # enough for this model, on a busy machine, too
+            template = ["--chat-template", "chatml"]  # without a system prompt, which the model's own adds
+            server = stack.enter_context(Server(demo_model(), n_ctx=8192, context_params=threads, extra=template))
             url, model = server.url, server.models[0].name
         outputs: dict[str, str] = {}
         for name, program in chosen.items():
