@@ -32,8 +32,6 @@ autodoc_type_aliases = {
 html_theme = "furo"
 html_title = f"moebind {release}"
 html_copy_source = False
-html_static_path = ["static"]
-html_css_files = ["tables.css"]
 #: Each page has a link to edit it where MOEBIND_REPOSITORY says whose files these are: https://github.com/OWNER/NAME.
 if repository := os.environ.get("MOEBIND_REPOSITORY"):
     html_theme_options = {
