@@ -15,6 +15,8 @@ from conftest import EXAMPLES
 
 #: Run elsewhere: in test_examples.py, in tests/server/test_ray.py, and by hand.
 ELSEWHERE = {"arguments", "clients", "demo", "demo_model", "generate", "images", "ray_batch", "ray_serve"}
+#: The machine may be busy with other tests.
+pytestmark = pytest.mark.timeout(600)
 #: A machine without a GPU may say so.
 NO_CARD = "n_gpu_layers is"
 
@@ -144,10 +146,11 @@ def test_the_notebook() -> None:
     )
     notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # they are made anew by whoever runs it
-    nbclient.NotebookClient(notebook, timeout=110, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     said = [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
     assert all(NO_CARD in each for each in said)
     shown = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
-    assert len(shown) == 6
+    assert len(shown) == 7
+    assert all("ExpertSummary(" not in each for each in shown)
     assert sum("<svg" in each or "<img" in each for each in shown) >= 2  # heat map and curve
