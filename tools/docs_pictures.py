@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -21,6 +23,9 @@ sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests")]
 PICTURES = ROOT / "docs" / "pictures"
 #: Readable on white and on black.
 LINES, GREY = "#d9822b", "#7d848f"
+# The same files each time.
+os.environ["SOURCE_DATE_EPOCH"] = "0"
+matplotlib.rcParams["svg.hashsalt"] = "moebind"
 
 
 def landscape(width: int, height: int) -> np.ndarray:
@@ -90,6 +95,9 @@ def main() -> None:
     with Model.load_from_file(path, cpu) as model, model.new_context(params) as context:
         context.generate("Once upon a time", max_tokens=48).complete()
     recorder.plot(PICTURES / "routing.png")
+    heat_map = Image.open(PICTURES / "routing.png")
+    heat_map.thumbnail((700, 640))  # a row for each layer is taller than a page has to be
+    heat_map.save(PICTURES / "routing.png")
     recorder.cache_curve().plot(PICTURES / "cache.svg")
     seen(PICTURES / "seen.png")
 

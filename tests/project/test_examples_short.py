@@ -140,6 +140,7 @@ def test_evaluation(tmp_path: Path) -> None:
     assert "The capital of France is Paris (wrong, it is the city of Rome)\n0 of 1 right" in said
 
 
+@pytest.mark.thorough
 def test_the_notebook() -> None:
     nbformat, nbclient = (
         pytest.importorskip(name, reason="needs the extra [test]") for name in ("nbformat", "nbclient")
