@@ -175,7 +175,7 @@ def test_what_the_readme_says_is_saved_is_what_was_planned() -> None:
 @pytest.mark.thorough  # make docs does it too
 @pytest.mark.timeout(900)  # a minute, on a machine that has nothing else to do
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
-    for module in ("sphinx", "furo", "myst_parser", "numpydoc"):
+    for module in ("sphinx", "furo", "myst_parser", "numpydoc", "sphinx_copybutton"):
         pytest.importorskip(module, reason="needs the extra [docs]")
     command = [sys.executable, "-m", "sphinx", "-nW", "--keep-going", "-q", "-b", "html"]
     done = subprocess.run(
