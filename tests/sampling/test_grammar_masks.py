@@ -122,6 +122,17 @@ def test_masks_have_what_is_allowed(rich: Model, first: str, second: str, seed: 
             sampler.accept(int(random.choice(text)))
 
 
+def test_a_place_in_the_middle_of_a_character_is_no_later_place(rich: Model) -> None:
+    """Masks are kept by both; there are more places than a byte counts."""
+    broken, whole = (next(token for token, piece in rich.tokens() if piece == text) for text in (b"\xc3", b"a"))
+    with Sampler.grammar(rich, "root ::= .{700}") as first, Sampler.grammar(rich, "root ::= .{700}") as second:
+        first.accept(broken)
+        assert whole not in allowed(first, rich)
+        for _ in range(690):
+            assert whole in allowed(second, rich)
+            second.accept(whole)
+
+
 @pytest.mark.parametrize(
     "grammar",
     [
