@@ -401,3 +401,12 @@ def test_a_replacement_of_what_is_not_there(tmp_path: Path, file: str, old: str,
     failed = configure(tmp_path / "build", "-DMOEBIND_CUDA=OFF", source=source)
     assert failed.returncode != 0
     assert says in " ".join(failed.stderr.split())
+
+
+def test_another_system_is_refused(tmp_path: Path) -> None:
+    failed = configure(tmp_path / "build", "-DCMAKE_SYSTEM_NAME=FreeBSD")
+    assert failed.returncode != 0
+    said = " ".join(failed.stderr.split())
+    assert "moebind is built for Linux, and this is FreeBSD. On Windows use WSL 2" in said
+    assert "CMake Error" in said
+    assert said.count("CMake Error") == 1

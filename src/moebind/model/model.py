@@ -201,7 +201,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         """
         if self._pointer is not None:
             close_all(self._children, "its model was closed")
-            self._vocab = None
+            self._vocab = self._grammars = None
             self._ready = None
             super().close()
 
