@@ -9,8 +9,10 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 from serving import PATIENCE, until
@@ -91,6 +93,34 @@ def test_a_timeout_is_a_number_of_seconds(ready: Path, timeout: float) -> None:
         for wait in (watched.wait_ready, watched.wait_ended):
             with pytest.raises((ValueError, TypeError), match="^timeout is"):
                 wait(timeout)
+
+
+class _InterruptedError(Exception):
+    pass
+
+
+def test_a_signal_leaves_no_lock_held(ready: Path) -> None:
+    """Wherever Python runs the handler: what it raises may come between the taking of a lock and what gives it back."""
+
+    def interrupt(*_: object) -> None:
+        raise _InterruptedError
+
+    random = Random(5)
+    with supervised(ready) as watched:
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            for _ in range(300):
+                with pytest.raises(_InterruptedError):
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-3))
+                    while True:
+                        with suppress(TimeoutError):
+                            watched.wait_ready(0.0)
+                        watched.wait_ended(0.0)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        with ThreadPoolExecutor(1) as other:  # which does not own what this thread may have kept
+            assert other.submit(watched._lock.acquire, timeout=0).result()
+            other.submit(watched._lock.release).result()
 
 
 def test_what_dies_is_started_again(ready: Path, quick: None, caplog: pytest.LogCaptureFixture) -> None:

@@ -33,8 +33,8 @@ _NO_NUMBER = re.compile(r'(error while handling argument "[^"]*": )sto\w+$')
 _END_OF_KEY = re.compile(r"(api_keys: \*{4}).*")
 #: Seconds between questions whether it is ready, at first and at most.
 ASK_FIRST, ASK_MOST = 0.02, 0.5
-#: Seconds that a wait lasts at most before the next one.
-WAKE = 0.5
+#: Seconds between looks of whoever waits.
+WAKE = 0.05
 #: Seconds that an answer may take.
 ANSWER = 5.0
 
@@ -67,8 +67,11 @@ class Supervisor:
         self._host, self._port, self._folder = host, port, folder
         self._secrets = sorted(secrets, key=len, reverse=True)
         self._lines: deque[str] = deque(maxlen=KEPT)
-        #: Guards all that follows; whoever changes one of it notifies.
-        self._changed = threading.Condition(new_in_child(threading.RLock()))
+        #: Guards all that follows; whoever changes one of it notifies. What a signal's handler raises must not leave it
+        #: held, as it could in a condition's __enter__, which is Python's: so the lock itself is entered, and whoever
+        #: waits in the main thread does so without it.
+        self._lock = new_in_child(threading.RLock())
+        self._changed = threading.Condition(self._lock)
         self._process: Process | None = None
         self._ready = self._closed = self._requested = False
         self._failure: str | None = None
@@ -98,13 +101,13 @@ class Supervisor:
             If it was closed.
         """
         most = None if timeout is None else checks.number("timeout", timeout, 0.0)
-        with self._changed:
-            if not self._until(lambda: bool(self._ready or self._failure or self._closed), most):
-                raise TimeoutError(f"llama-server is not ready after {most:g} s{self._last_lines()}")
-            if self._closed:
-                raise ClosedError("the server was closed")
-            if self._failure is not None:
-                raise ServerError(self._failure)
+        if not _until(lambda: bool(self._ready or self._failure or self._closed), most):
+            raise TimeoutError(f"llama-server is not ready after {most:g} s{self._last_lines()}")
+        closed, failure = self._closed, self._failure
+        if closed:
+            raise ClosedError("the server was closed")
+        if failure is not None:
+            raise ServerError(failure)
 
     def wait_ended(self, timeout: float | None = None) -> bool:
         """Wait until it was closed: whether it was within that many seconds.
@@ -115,29 +118,15 @@ class Supervisor:
             If it ended for good by itself.
         """
         most = None if timeout is None else checks.number("timeout", timeout, 0.0)
-        with self._changed:
-            self._until(lambda: bool(self._failure or self._closed), most)
-            if self._failure is not None and not self._closed:
-                raise ServerError(self._failure)
-            return self._closed
-
-    def _until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait, holding the lock, until something is so, or so many seconds: whether it is.
-
-        A wait without end would not end for Ctrl-C if another thread than this one got the signal: Python calls
-        handlers in the main thread, when that runs.
-        """
-        give_up = None if timeout is None else time.monotonic() + timeout
-        while not condition():
-            rest = WAKE if give_up is None else min(WAKE, give_up - time.monotonic())
-            if rest <= 0:
-                return False
-            self._changed.wait(rest)
-        return True
+        _until(lambda: bool(self._failure or self._closed), most)
+        closed, failure = self._closed, self._failure
+        if failure is not None and not closed:
+            raise ServerError(failure)
+        return closed
 
     def restart(self) -> None:
         """End llama-server and have it started again, also after it ended for good."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise ClosedError("the server was closed")
             self._requested, self._ready, self._failure = True, False, None
@@ -145,7 +134,7 @@ class Supervisor:
             self._changed.notify_all()
         if process is not None:
             process.end()
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return
             if not self._thread.is_alive():  # it had given up
@@ -153,7 +142,7 @@ class Supervisor:
 
     def close(self) -> None:
         """End llama-server; nothing is started any more."""
-        with self._changed:
+        with self._lock:
             self._closed, self._ready = True, False
             process = self._process
             self._changed.notify_all()
@@ -177,7 +166,7 @@ class Supervisor:
     def _watch(self) -> None:
         restarts, was_ready = 0, False
         while True:
-            with self._changed:
+            with self._lock:
                 if self._closed:
                     return
                 if self._requested:
@@ -193,7 +182,7 @@ class Supervisor:
                 process.kill()
             ready_at = self._until_end(process)
             was_ready |= ready_at is not None
-            with self._changed:
+            with self._lock:
                 self._ready = False
                 if self._closed:
                     return
@@ -210,19 +199,19 @@ class Supervisor:
                 restarts += 1
             message = "llama-server %s; it is started again in %g s (%d of %d)%s"
             logger.warning(message, process.ending, delay, restarts, len(DELAYS), self._last_lines())
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: self._closed or self._requested, delay)
 
     def _until_end(self, process: Process) -> float | None:
         """Wait for the process to end: when it became ready, if it did."""
         ask, ready_at = ASK_FIRST, None
         while True:
-            with self._changed:
+            with self._lock:
                 if self._changed.wait_for(lambda: process.ending is not None, ask if ready_at is None else None):
                     return ready_at
             ask = min(2 * ask, ASK_MOST)
             if self._answers() and process.alive:
-                with self._changed:
+                with self._lock:
                     ready_at, self._ready = time.monotonic(), not (self._closed or self._requested)
                     self._changed.notify_all()
 
@@ -248,7 +237,7 @@ class Supervisor:
         logger.debug("%s", line)
 
     def _process_ended(self) -> None:
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def _last_lines(self) -> str:
@@ -256,3 +245,14 @@ class Supervisor:
         # What llama-server says of itself as an error is the reason; what else it said last may be.
         errors = [found[1] or found[2] for line in lines if (found := _ERROR.match(line))] or lines
         return "".join(f"\nllama-server: {line}" for line in errors[-SHOWN:])
+
+
+def _until(condition: Callable[[], bool], timeout: float | None) -> bool:
+    """Wait until something is so, or so many seconds: whether it is."""
+    give_up = None if timeout is None else time.monotonic() + timeout
+    while not condition():
+        rest = WAKE if give_up is None else min(WAKE, give_up - time.monotonic())
+        if rest <= 0:
+            return False
+        time.sleep(rest)
+    return True
