@@ -86,6 +86,8 @@ class Bundled:
         return ".".join(part[1] for part in parts if part)
 
 
+#: Where llama.cpp has the libraries of others.
+OTHERS = "vendor"
 #: llama.cpp itself comes first; ggml and what its folder ``vendor`` and its sources have of others follow.
 BUNDLED = (
     Bundled("llama.cpp", "MIT", "LICENSE"),
@@ -100,43 +102,43 @@ BUNDLED = (
         "nlohmann-json",
         "MIT",
         "licenses/LICENSE-jsonhpp",
-        source="vendor/nlohmann/json.hpp",
+        source=f"{OTHERS}/nlohmann/json.hpp",
         version=tuple(rf"NLOHMANN_JSON_VERSION_{part} (\d+)" for part in ("MAJOR", "MINOR", "PATCH")),
     ),
     Bundled(
         "cpp-httplib",
         "MIT",
-        "vendor/cpp-httplib/LICENSE",
-        source="vendor/cpp-httplib/httplib.h",
+        f"{OTHERS}/cpp-httplib/LICENSE",
+        source=f"{OTHERS}/cpp-httplib/httplib.h",
         version=(r'CPPHTTPLIB_VERSION "([\d.]+)"',),
     ),
     Bundled(
         "miniaudio",
         "Unlicense OR MIT-0",
-        "vendor/miniaudio/miniaudio.h",
+        f"{OTHERS}/miniaudio/miniaudio.h",
         "This software is available as a choice of",
-        source="vendor/miniaudio/miniaudio.h",
+        source=f"{OTHERS}/miniaudio/miniaudio.h",
         version=tuple(rf"MA_VERSION_{part} +(\d+)" for part in ("MAJOR", "MINOR", "REVISION")),
     ),
     Bundled(
         "stb_image",
         "MIT OR Unlicense",
-        "vendor/stb/stb_image.h",
+        f"{OTHERS}/stb/stb_image.h",
         "This software is available under 2 licenses",
-        source="vendor/stb/stb_image.h",
+        source=f"{OTHERS}/stb/stb_image.h",
         version=(r"stb_image - v([\d.]+)",),
     ),
-    Bundled("subprocess", "Unlicense", "vendor/sheredom/subprocess.h", "This is free and unencumbered software"),
+    Bundled("subprocess", "Unlicense", f"{OTHERS}/sheredom/subprocess.h", "This is free and unencumbered software"),
     Bundled(
         "xxhash",
         "BSD-2-Clause",
-        "vendor/hash/xxhash/LICENSE",
-        source="vendor/hash/xxhash/xxhash.h",
+        f"{OTHERS}/hash/xxhash/LICENSE",
+        source=f"{OTHERS}/hash/xxhash/xxhash.h",
         version=tuple(rf"XXH_VERSION_{part} +(\d+)" for part in ("MAJOR", "MINOR", "RELEASE")),
     ),
-    Bundled("sha1", "LicenseRef-public-domain", "vendor/hash/sha1/sha1.c", "SHA-1 in C"),
-    Bundled("sha256", "LicenseRef-public-domain", "vendor/hash/sha256/LICENSE"),
-    Bundled("rotate-bits", "MIT", "vendor/hash/rotate-bits/LICENSE.md"),
+    Bundled("sha1", "LicenseRef-public-domain", f"{OTHERS}/hash/sha1/sha1.c", "SHA-1 in C"),
+    Bundled("sha256", "LicenseRef-public-domain", f"{OTHERS}/hash/sha256/LICENSE"),
+    Bundled("rotate-bits", "MIT", f"{OTHERS}/hash/rotate-bits/LICENSE.md"),
     Bundled("llamafile", "MIT", "ggml/src/ggml-cpu/llamafile/sgemm.cpp", "Copyright 2024 Mozilla", "\n\n"),
 )
 

@@ -35,7 +35,7 @@ def test_every_bundled_library_of_others_is_in_the_table() -> None:
     # A newer llama.cpp with another folder here needs a row in cmake/bundled.py.
     folders = {path.name for path in (VENDORED / "vendor").iterdir() if path.is_dir()}
     assert folders == {"cpp-httplib", "hash", "miniaudio", "nlohmann", "sheredom", "stb"}
-    hashes = {path.name for path in (VENDORED / "vendor/hash").iterdir() if path.is_dir()}
+    hashes = {path.name for path in (VENDORED / bundled.OTHERS / "hash").iterdir() if path.is_dir()}
     assert hashes == {"rotate-bits", "sha1", "sha256", "xxhash"}
     assert hashes < {each.name for each in bundled.BUNDLED}
 
@@ -71,8 +71,9 @@ def test_versions_are_read_from_the_sources() -> None:
 
 
 def test_what_is_no_longer_told_is_named(tmp_path: Path) -> None:
-    (tmp_path / "vendor/stb").mkdir(parents=True)
-    (tmp_path / "vendor/stb/stb_image.h").write_text("nothing of it\n")
+    folder = tmp_path / bundled.OTHERS / "stb"
+    folder.mkdir(parents=True)
+    (folder / "stb_image.h").write_text("nothing of it\n")
     row = next(each for each in bundled.BUNDLED if each.name == "stb_image")
     with pytest.raises(bundled.BundledError, match=r"stb_image\.h of this llama\.cpp no longer has the licence"):
         row.text(tmp_path)
