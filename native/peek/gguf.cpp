@@ -31,7 +31,7 @@ class header_scan {
         }
         std::setvbuf(file.get(), nullptr, _IOFBF, 1 << 16);
         fseeko(file.get(), 0, SEEK_END);
-        size  = at();
+        size  = (uint64_t) ftello(file.get());
         total = whole > size ? whole : size;
         fseeko(file.get(), 0, SEEK_SET);
     }
@@ -73,7 +73,13 @@ class header_scan {
     }
 
   private:
-    uint64_t at() const { return (uint64_t) ftello(file.get()); }
+    // Counted, since a vocabulary is a hundred thousand texts: the library's own calls would take most of the time.
+    uint64_t at() const { return position; }
+
+    bool take(void * into, size_t n) {
+        position += n;
+        return n == 0 || fread_unlocked(into, n, 1, file.get()) == 1;
+    }
 
     // Whether there are n bytes more.
     bool have(uint64_t n) {
@@ -86,7 +92,7 @@ class header_scan {
     }
 
     template <class T> bool read(T & into) {
-        return have(sizeof(into)) && std::fread(&into, sizeof(into), 1, file.get()) == 1;
+        return have(sizeof(into)) && take(&into, sizeof(into));
     }
 
     bool string(std::string * into = nullptr) {
@@ -96,7 +102,7 @@ class header_scan {
         }
         if (into != nullptr) {
             into->resize(length < 256 ? length : 256);
-            if (!into->empty() && std::fread(into->data(), into->size(), 1, file.get()) != 1) {
+            if (!take(into->data(), into->size())) {
                 return false;
             }
             length -= into->size();
@@ -110,9 +116,10 @@ class header_scan {
             return false;
         }
         if (n > sizeof(scratch)) {
+            position += n;
             return fseeko(file.get(), (off_t) n, SEEK_CUR) == 0;
         }
-        return n == 0 || std::fread(scratch, n, 1, file.get()) == 1;
+        return take(scratch, n);
     }
 
     bool value() {
@@ -155,6 +162,7 @@ class header_scan {
     }
 
     std::unique_ptr<FILE, int (*)(FILE *)> file;
+    uint64_t                               position  = 0;
     uint64_t                               size      = 0;  // what is there
     uint64_t                               total     = 0;  // what the whole file has
     uint64_t                               needed    = 0;
