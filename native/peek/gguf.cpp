@@ -51,6 +51,9 @@ class header_scan {
         return true;
     }
 
+    std::unique_ptr<FILE, int (*)(FILE *)> file;
+    uint64_t                               size = 0;  // what is there
+
     // Where the header ends; how many bytes it takes at least when the file ends before; 0 when it does not add up.
     uint64_t end() {
         if (!metadata()) {
@@ -161,18 +164,38 @@ class header_scan {
         return true;
     }
 
-    std::unique_ptr<FILE, int (*)(FILE *)> file;
-    uint64_t                               position  = 0;
-    uint64_t                               size      = 0;  // what is there
-    uint64_t                               total     = 0;  // what the whole file has
-    uint64_t                               needed    = 0;
-    uint64_t                               n_tensors = 0;
-    std::string                            key;
+    uint64_t    position  = 0;
+    uint64_t    total     = 0;  // what the whole file has
+    uint64_t    needed    = 0;
+    uint64_t    n_tensors = 0;
+    std::string key;
 };
 
 }  // namespace
 
-void moebind_gguf_scan(const char * path) { header_scan(path).metadata(); }
+gguf_context * moebind_gguf_open(const char * path) {
+    const gguf_init_params params = { /*no_alloc =*/ true, /*ctx =*/ nullptr };
+    header_scan            scan(path);
+    const uint64_t         end = scan.end();
+    if (end == 0 || end > scan.size) {
+        return gguf_init_from_file(path, params);  // it says what is wrong
+    }
+    // From memory, it takes a third less than by the library's functions for files, two for each text.
+    std::vector<char> header(end);
+    std::rewind(scan.file.get());
+    if (std::fread(header.data(), 1, end, scan.file.get()) != end) {
+        throw std::runtime_error("the file became shorter while it was read");
+    }
+    const auto read = [](void * bytes, void * into, uint64_t offset, size_t length) -> size_t {
+        const std::vector<char> & from = *(const std::vector<char> *) bytes;
+        if (offset > from.size() || length > from.size() - offset) {
+            return 0;
+        }
+        std::memcpy(into, from.data() + offset, length);
+        return length;
+    };
+    return gguf_init_from_callback(read, &header, SIZE_MAX, scan.size, params);
+}
 
 uint64_t moebind_gguf_header_end(const char * path, uint64_t total) { return header_scan(path, total).end(); }
 

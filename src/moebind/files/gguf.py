@@ -175,7 +175,7 @@ class Gguf(OfThisProcess, Mapping[str, GgufValue]):
 
         Notes
         -----
-        Uses ``gguf_init_from_file``.
+        Uses ``gguf_init_from_callback``.
         """
         given = checks.path("path", path)
         return cls._from_hub(given) if checks.on_hub(given) else cls._from_local(given)
@@ -430,8 +430,7 @@ def open_header(path: str, name: str | None = None) -> CData:
     encoded = os.fsencode(path)
     with log.quoted():
         try:
-            lib.moebind_gguf_scan(encoded)
-            header = own(lib.own_gguf_init_from_file, encoded, {"no_alloc": True, "ctx": ffi.NULL})
+            header = own(lib.own_moebind_gguf_open, encoded)
         except NativeError as error:
             raise ModelLoadError(f"{name} cannot be read: {error.message}") from error
         if not header:
