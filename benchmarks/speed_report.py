@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,22 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
     """The table, and what belongs below it."""
     yield from markdown_table(COLUMNS, _rows(results))
     yield ""
-    yield from _distinct(group["conditions"]["text"] for group in results["groups"].values())
+    conditions = [group["conditions"] for group in results["groups"].values()]
+    yield from (f"- {text}" for text in _distinct(about["text"] for about in conditions))
+    loads = [load for about in conditions for load in about["load"]]
+    yield f"- The load of the machine was {min(loads):.0f} to {max(loads):.0f}."
+    yield from (f"- {text}" for text in _distinct(_sizes(about["sizes"]) for about in conditions))
 
 
-def _distinct(texts: Iterator[str]) -> list[str]:
+def _sizes(sizes: Mapping[str, int]) -> str:
+    """The numbers of tokens and texts, as a sentence."""
+    return (
+        f"Texts of {sizes['tokens']} tokens, prompts of {sizes['prompt']}, {sizes['sequences']} sequences, "
+        f"{sizes['texts']} embeddings."
+    )
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 

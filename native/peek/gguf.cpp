@@ -20,6 +20,9 @@ namespace {
 // gguf_init_from_file would make them all. No vocabulary comes near these.
 constexpr uint64_t strings_max = 1 << 22;
 constexpr uint64_t bytes_max   = 1 << 28;
+// Nor does any model come near these. What claims more is left to gguf_init_from_file, which stops at the first mistake.
+constexpr uint64_t tensors_max = 1 << 16;
+constexpr uint64_t header_max  = 1 << 30;
 
 // Reads the structure of a header and keeps nothing of it. Whatever does not add up is left to gguf_init_from_file, which
 // reports it. The file can be the beginning of one of `total` bytes.
@@ -52,13 +55,16 @@ class header_scan {
     }
 
     std::unique_ptr<FILE, int (*)(FILE *)> file;
-    uint64_t                               size = 0;  // what is there
+    uint64_t                               size      = 0;  // what is there
+    uint64_t                               n_tensors = 0;
 
     // Where the header ends; how many bytes it takes at least when the file ends before; 0 when it does not add up.
     uint64_t end() {
-        if (!metadata()) {
-            return needed;
-        }
+        return metadata() ? tensors() : needed;
+    }
+
+    // The same, behind the metadata.
+    uint64_t tensors() {
         constexpr uint64_t least = sizeof(uint64_t) + 2 * sizeof(uint32_t) + sizeof(uint64_t);  // a tensor of no dimension
         if (n_tensors > (total - at()) / least) {
             return 0;
@@ -164,10 +170,9 @@ class header_scan {
         return true;
     }
 
-    uint64_t    position  = 0;
-    uint64_t    total     = 0;  // what the whole file has
-    uint64_t    needed    = 0;
-    uint64_t    n_tensors = 0;
+    uint64_t    position = 0;
+    uint64_t    total    = 0;  // what the whole file has
+    uint64_t    needed   = 0;
     std::string key;
 };
 
@@ -176,8 +181,8 @@ class header_scan {
 gguf_context * moebind_gguf_open(const char * path) {
     const gguf_init_params params = { /*no_alloc =*/ true, /*ctx =*/ nullptr };
     header_scan            scan(path);
-    const uint64_t         end = scan.end();
-    if (end == 0 || end > scan.size) {
+    const uint64_t         end = scan.metadata() && scan.n_tensors <= tensors_max ? scan.tensors() : 0;
+    if (end == 0 || end > std::min(scan.size, header_max)) {
         return gguf_init_from_file(path, params);  // it says what is wrong
     }
     // From memory, it takes a third less than by the library's functions for files, two for each text.

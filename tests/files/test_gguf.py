@@ -287,6 +287,14 @@ def test_no_memory_for_a_text_that_a_sparse_file_claims(tmp_path: Path) -> None:
         Gguf.from_file(path)
 
 
+def test_no_memory_for_tensors_that_a_sparse_file_claims(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**31, 0))
+    os.truncate(path, 2**40)
+    with pytest.raises(ModelLoadError, match=r"sparse\.gguf"):
+        Gguf.from_file(path)
+
+
 def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     path = tmp_path / "t.gguf"
     key = struct.pack("<Q", 1) + b"k"

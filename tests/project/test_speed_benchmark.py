@@ -112,7 +112,8 @@ def test_the_quantities_of_the_rows_are_measured_by_somebody() -> None:
 
 def test_results_are_kept_by_group_and_become_a_table(tmp_path: Path) -> None:
     path = tmp_path / "speed.json"
-    about = {"text": "A quiet day."}
+    sizes = {"tokens": 4, "prompt": 16, "sequences": 2, "texts": 3}
+    about = {"text": "A quiet day.", "load": [0.5, 3.2], "sizes": sizes}
     first = Measured([{"greedy_wall": 99.0, "bench_decode": 100.0}] * 7, {"other greedy": "no network"})
     speed_report.write(path, about, {"writing": first}, {})
     speed_report.write(path, about, {"load": Measured([{"load": 2.0, "other_load": 1.0}] * 7)}, {})
@@ -121,7 +122,11 @@ def test_results_are_kept_by_group_and_become_a_table(tmp_path: Path) -> None:
     assert "| greedy decode : llama-bench | 0.99 | 0.99 to 0.99 | 7 | at least 0.98 | reached |" in lines
     assert "| load : llama-cpp-python | 2.00 | 2.00 to 2.00 | 7 | at least 1 | reached |" in lines
     assert "| greedy decode : llama-cpp-python |  |  | 0 |  | not measured: no network |" in lines
-    assert lines[-1] == "A quiet day."
+    assert lines[-3:] == [
+        "- A quiet day.",
+        "- The load of the machine was 0 to 3.",
+        "- Texts of 4 tokens, prompts of 16, 2 sequences, 3 embeddings.",
+    ]
     page = f"# Speed\n\n{speed_report.BEGIN}\nold\n{speed_report.END}\n\nMore.\n"
     written = speed_report.with_table(page, results)
     assert "old" not in written
