@@ -54,8 +54,8 @@ def sequences(settings: Settings) -> Found:
         prompts = [model.str_to_token(COUNTING)[:16] for _ in range(count)]
         with model.new_context(params) as made:
             stamps, computed = [], []
-            for piece in made.generate_many(prompts, max_tokens=settings.tokens + 1):
-                if piece.seq == count - 1:
+            for at, _ in made.generate_many(prompts, max_tokens=settings.tokens + 1):
+                if at == count - 1:
                     timings = made.timings()
                     computed.append(timings.t_eval_ms + timings.t_p_eval_ms)
                     stamps.append(time.perf_counter())

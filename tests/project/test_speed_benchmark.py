@@ -11,6 +11,7 @@ import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import programs
 import speed
 import speed_judge
 import speed_llama_cpp_python as other
@@ -249,6 +250,19 @@ def test_it_runs(tmp_path: Path) -> None:
         ]
         assert all(value > 0 for round_ in found["rounds"] for value in round_.values())
     assert "too few pairs" in "\n".join(speed_report.lines(results))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["context", "sequences", "tensors", "schema", "texts"])
+def test_costs_by_size(name: str, tmp_path: Path) -> None:
+    path = programs.demo_model(dense=True)  # a tiny one of random weights would end its text at once
+    given = Settings(path, path, path, str(tmp_path / "large.gguf"), path, tokens=4, prompt=16, texts=3)
+    with speed.sides(given, with_other=False) as sides:
+        found = sides.ask("growth", name)
+    sizes = [float(size) for size in found]
+    assert len(sizes) > 1
+    assert sizes == sorted(sizes)
+    assert all(value == value for value in found.values())  # no NaN
 
 
 def test_a_side_that_ends_is_a_failure(tmp_path: Path) -> None:
