@@ -40,8 +40,8 @@ check: environment ## lint, format, types, import contract, generated files
 docs: environment ## the documentation, in docs/_build/html
 	$(RUN) -m sphinx -nW --keep-going -q -b html docs docs/_build/html
 
-bench: environment ## decode speed against llama-bench
-	$(RUN) benchmarks/decode.py
+bench: environment ## speed beside llama.cpp's own benchmarks and llama-cpp-python, on the same libraries
+	$(RUN) benchmarks/speed.py
 
 bump:            ## another llama.cpp: make bump VERSION=2026.10.11549
 	@.venv/bin/python tools/bump.py $(VERSION)

@@ -253,29 +253,51 @@ def metadata(shape: Shape) -> dict[str, Value]:
     return {"general.architecture": a, **{f"{a}.{key}": value for key, value in values.items()}}
 
 
-def write(path: Path, shape: Shape) -> Path:
-    """Write the header, and leave a hole for the tensors."""
+def write(path: Path, shape: Shape, n_files: int = 1) -> Path:
+    """Write the header, and leave a hole for the tensors; in several files, the path of the first is returned."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listed = list(types(shape).items())
+    if n_files == 1:
+        _write_file(path, shape, listed)
+        return path
+    each = -(-len(listed) // n_files)
+    files = [path.with_name(f"{path.stem}-{at + 1:05d}-of-{n_files:05d}.gguf") for at in range(n_files)]
+    for at, file in enumerate(files):
+        _write_file(file, shape, listed[at * each : (at + 1) * each], (at, n_files, len(listed)))
+    return files[0]
+
+
+def _write_file(
+    path: Path,
+    shape: Shape,
+    listed: Sequence[tuple[str, tuple[tuple[int, ...], GgmlType]]],
+    split: tuple[int, int, int] = (0, 1, 0),
+) -> None:
+    """Write one file; ``split``: which of how many, and how many tensors there are in all."""
     file = ffi.gc(lib.gguf_init_empty(), lib.gguf_free)
-    for key, value in metadata(shape).items():
-        _set(file, key, value)
-    _set(file, "general.name", path.stem)
-    _set(file, "general.file_type", int(shape.ftype))
-    _set_vocabulary(file, shape)
-    listed = types(shape)
+    number, count, total = split
+    if number == 0:
+        for key, value in metadata(shape).items():
+            _set(file, key, value)
+        _set(file, "general.name", path.stem)
+        _set(file, "general.file_type", int(shape.ftype))
+        _set_vocabulary(file, shape)
+    if count > 1:
+        lib.gguf_set_val_u16(file, b"split.no", number)
+        lib.gguf_set_val_u16(file, b"split.count", count)
+        lib.gguf_set_val_i32(file, b"split.tensors.count", total)
     size = lib.ggml_tensor_overhead() * (len(listed) + 1)
     context = ffi.gc(lib.ggml_init({"mem_size": size, "mem_buffer": ffi.NULL, "no_alloc": True}), lib.ggml_free)
-    for name, (ne, kind) in listed.items():
+    for name, (ne, kind) in listed:
         tensor = lib.ggml_new_tensor(context, kind, len(ne), ffi.new("int64_t[]", ne))
         lib.ggml_set_name(tensor, name.encode())
         lib.gguf_add_tensor(file, tensor)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not lib.gguf_write_to_file(file, str(path).encode(), True):
         raise OSError(f"{path} cannot be written")
     last = lib.gguf_get_n_tensors(file) - 1
     end = lib.gguf_get_tensor_offset(file, last) + lib.gguf_get_tensor_size(file, last)
     with path.open("r+b") as hole:
         hole.truncate(path.stat().st_size + -(-end // 32) * 32)
-    return path
 
 
 def _set(file: object, key: str, value: Value) -> None:

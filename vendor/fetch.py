@@ -184,7 +184,7 @@ def cached_archive(pin: Pin, lock: Path) -> Path:
         print(f"fetch: {archive} is damaged or of another pin; downloading it again", flush=True)
         archive.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"fetch: downloading {pin.archive_name} with pip (38 MB)", flush=True)
+    print(f"fetch: downloading {pin.archive_name} with pip", flush=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
         fresh = download(pin, lock, Path(scratch))
         found = sha256_of(fresh)

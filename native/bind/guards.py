@@ -36,6 +36,7 @@ MADE = {
     "moebind_chat_templates_new": "moebind_chat_templates_free",
     "moebind_context_counted": "llama_free",
     "moebind_context_new": "llama_free",
+    "moebind_gguf_open": "gguf_free",
     "moebind_grammars_new": "moebind_grammars_free",
     "moebind_hooks_new": "moebind_hooks_free",
     "moebind_reference": "moebind_unreference",

@@ -223,8 +223,9 @@ void moebind_rpc_remove_server(ggml_backend_reg_t server);
 
 // --- GGUF files (peek/gguf.cpp) ---
 
-// Throws when the metadata claims more than any model has: gguf_init_from_file would allocate what a sparse file claims.
-void moebind_gguf_scan(const char * path);
+// gguf_init_from_file, without tensors, in less time. Throws when the metadata claims more than any model has: that function
+// would allocate what a sparse file claims.
+struct gguf_context * moebind_gguf_open(const char * path);
 
 // Of a file that has the first bytes of one of `total` bytes: where the header of the whole one ends, if all of it is there;
 // how many bytes it takes at least, which is more than are there, if not; 0 if it is damaged, and gguf_init_from_file says so.

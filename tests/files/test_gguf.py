@@ -15,7 +15,8 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebind import GgmlType, Gguf, GgufTensor, GgufType, ModelLoadError, ModelNotFoundError
+from moebind import GgmlType, Gguf, GgufTensor, GgufType, ModelLoadError, ModelNotFoundError, lib
+from moebind._core.native import own
 
 MakeTiny = Callable[..., Path]
 
@@ -101,6 +102,20 @@ def test_it_is_an_immutable_mapping(every_type: Gguf) -> None:
     assert {every_type: 1}[every_type] == 1
     with pytest.raises(TypeError, match="from_file"):
         Gguf()
+
+
+def test_metadata_are_copied_but_for_some(tmp_path: Path, every_type: Gguf) -> None:
+    copy = own(lib.own_gguf_init_empty)
+    every_type._copy_metadata(copy, lambda key: key == "one.int8")
+    path = tmp_path / "copy.gguf"
+    assert lib.gguf_write_to_file(copy, str(path).encode(), True)
+    read = Gguf.from_file(path)
+    assert [*read] == [key for key in every_type if key != "one.int8"]
+    for key in read:
+        assert read.type_of(key) == every_type.type_of(key)
+        np.testing.assert_array_equal(read[key], every_type[key])
+        if read.type_of(key) == GgufType.ARRAY:
+            assert read.item_type_of(key) == every_type.item_type_of(key)
 
 
 def test_it_prints(every_type: Gguf, tiny_path: MakeTiny) -> None:
@@ -272,6 +287,14 @@ def test_no_memory_for_a_text_that_a_sparse_file_claims(tmp_path: Path) -> None:
         Gguf.from_file(path)
 
 
+def test_no_memory_for_tensors_that_a_sparse_file_claims(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**31, 0))
+    os.truncate(path, 2**40)
+    with pytest.raises(ModelLoadError, match=r"sparse\.gguf"):
+        Gguf.from_file(path)
+
+
 def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     path = tmp_path / "t.gguf"
     key = struct.pack("<Q", 1) + b"k"
@@ -286,6 +309,11 @@ def test_empty_arrays(tmp_path: Path, kind: int, empty: object) -> None:
     path = tmp_path / "t.gguf"
     key = struct.pack("<Q", 1) + b"k"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key + struct.pack("<iiQ", 9, kind, 0))
-    found = Gguf.from_file(path)["k"]
+    file = Gguf.from_file(path)
+    found = file["k"]
     assert len(found) == 0  # type: ignore[arg-type]
     assert getattr(found, "dtype", None) == getattr(empty, "dtype", None)
+    copy = own(lib.own_gguf_init_empty)
+    file._copy_metadata(copy, lambda key: False)
+    assert lib.gguf_get_arr_n(copy, 0) == 0
+    assert lib.gguf_get_arr_type(copy, 0) == kind

@@ -124,7 +124,7 @@ def test_a_package_that_is_missing_is_a_sentence(
 
 
 @pytest.mark.parametrize(
-    "name", ["shapes.py", "plans.py", "imports.py", "startup.py", "planned_against_actual.py", "fit.py", "gpu.py"]
+    "name", ["shapes.py", "plans.py", "speed.py", "startup.py", "planned_against_actual.py", "fit.py", "gpu.py"]
 )
 def test_help_of_a_benchmark_does_nothing(name: str, tmp_path: Path) -> None:
     script = EXAMPLES.parent / "benchmarks" / name

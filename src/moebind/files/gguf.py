@@ -6,7 +6,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,18 +33,19 @@ __all__ = ["Gguf", "GgufTensor", "GgufValue"]
 GgufValue: TypeAlias = "bool | int | float | str | list[str] | NDArray[np.generic]"
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
-_NUMBERS: dict[GgufType, tuple[np.dtype[Any], Any]] = {
-    GgufType.UINT8: (np.dtype("u1"), lib.gguf_get_val_u8),
-    GgufType.INT8: (np.dtype("i1"), lib.gguf_get_val_i8),
-    GgufType.UINT16: (np.dtype("u2"), lib.gguf_get_val_u16),
-    GgufType.INT16: (np.dtype("i2"), lib.gguf_get_val_i16),
-    GgufType.UINT32: (np.dtype("u4"), lib.gguf_get_val_u32),
-    GgufType.INT32: (np.dtype("i4"), lib.gguf_get_val_i32),
-    GgufType.FLOAT32: (np.dtype("f4"), lib.gguf_get_val_f32),
-    GgufType.BOOL: (np.dtype("?"), lib.gguf_get_val_bool),
-    GgufType.UINT64: (np.dtype("u8"), lib.gguf_get_val_u64),
-    GgufType.INT64: (np.dtype("i8"), lib.gguf_get_val_i64),
-    GgufType.FLOAT64: (np.dtype("f8"), lib.gguf_get_val_f64),
+#: numpy's type of a number, and what reads and sets one.
+_NUMBERS: dict[GgufType, tuple[np.dtype[Any], Any, Any]] = {
+    GgufType.UINT8: (np.dtype("u1"), lib.gguf_get_val_u8, lib.gguf_set_val_u8),
+    GgufType.INT8: (np.dtype("i1"), lib.gguf_get_val_i8, lib.gguf_set_val_i8),
+    GgufType.UINT16: (np.dtype("u2"), lib.gguf_get_val_u16, lib.gguf_set_val_u16),
+    GgufType.INT16: (np.dtype("i2"), lib.gguf_get_val_i16, lib.gguf_set_val_i16),
+    GgufType.UINT32: (np.dtype("u4"), lib.gguf_get_val_u32, lib.gguf_set_val_u32),
+    GgufType.INT32: (np.dtype("i4"), lib.gguf_get_val_i32, lib.gguf_set_val_i32),
+    GgufType.FLOAT32: (np.dtype("f4"), lib.gguf_get_val_f32, lib.gguf_set_val_f32),
+    GgufType.BOOL: (np.dtype("?"), lib.gguf_get_val_bool, lib.gguf_set_val_bool),
+    GgufType.UINT64: (np.dtype("u8"), lib.gguf_get_val_u64, lib.gguf_set_val_u64),
+    GgufType.INT64: (np.dtype("i8"), lib.gguf_get_val_i64, lib.gguf_set_val_i64),
+    GgufType.FLOAT64: (np.dtype("f8"), lib.gguf_get_val_f64, lib.gguf_set_val_f64),
 }
 #: Tensors of these types are arrays of numbers that numpy knows; others are rows of bytes.
 _PLAIN = {
@@ -174,7 +175,7 @@ class Gguf(OfThisProcess, Mapping[str, GgufValue]):
 
         Notes
         -----
-        Uses ``gguf_init_from_file``.
+        Uses ``gguf_init_from_callback``.
         """
         given = checks.path("path", path)
         return cls._from_hub(given) if checks.on_hub(given) else cls._from_local(given)
@@ -213,7 +214,7 @@ class Gguf(OfThisProcess, Mapping[str, GgufValue]):
             return value
         if lib.gguf_get_arr_type(header, at) == GgufType.STRING:
             return self._texts(key).decode("utf-8", "replace").split("\0")[:-1]
-        dtype, _ = _NUMBERS[GgufType(lib.gguf_get_arr_type(header, at))]
+        dtype, *_ = _NUMBERS[GgufType(lib.gguf_get_arr_type(header, at))]
         count = lib.gguf_get_arr_n(header, at)
         content = bytes(ffi.buffer(lib.gguf_get_arr_data(header, at), count * dtype.itemsize)) if count else b""
         # A bool is any byte in a file.
@@ -222,6 +223,26 @@ class Gguf(OfThisProcess, Mapping[str, GgufValue]):
             items = items != 0
             items.flags.writeable = False
         return items
+
+    def _copy_metadata(self, target: CData, leave: Callable[[str], object]) -> None:
+        """Set the metadata of another header, without the keys that ``leave`` says."""
+        header = self._headers[0]
+        for key, at in self._keys.items():
+            if leave(key):
+                continue
+            name, kind = lib.gguf_get_key(header, at), lib.gguf_get_kv_type(header, at)
+            if kind == GgufType.STRING:
+                lib.gguf_set_val_str(target, name, lib.gguf_get_val_str(header, at))
+            elif kind != GgufType.ARRAY:
+                _, get, put = _NUMBERS[GgufType(kind)]
+                put(target, name, get(header, at))
+            elif (items := lib.gguf_get_arr_type(header, at)) == GgufType.STRING:
+                texts = [lib.gguf_get_arr_str(header, at, i) for i in range(lib.gguf_get_arr_n(header, at))]
+                lib.gguf_set_arr_str(target, name, ffi.new("char *[]", texts), len(texts))
+            else:
+                count = lib.gguf_get_arr_n(header, at)
+                data = lib.gguf_get_arr_data(header, at) if count else ffi.NULL
+                lib.gguf_set_arr_data(target, name, items, data, count)
 
     def _texts(self, key: str) -> bytes:
         """All texts of an array, each with a NUL behind it."""
@@ -274,14 +295,18 @@ class Gguf(OfThisProcess, Mapping[str, GgufValue]):
         """All tensors by name, in the files' order."""
         if self._tensors is None:
             table: dict[str, GgufTensor] = {}
+            types: dict[int, GgmlType] = {}  # an enum's own look-up takes as long as everything else here
             for path, header in zip(self._paths, self._headers, strict=True):
                 start = lib.gguf_get_data_offset(header)
                 for at in range(lib.gguf_get_n_tensors(header)):
                     name = decoded(lib.gguf_get_tensor_name(header, at))
+                    kind = lib.gguf_get_tensor_type(header, at)
+                    if kind not in types:
+                        types[kind] = GgmlType(kind)
                     table[name] = GgufTensor(
                         name,
-                        _shape(list(lib.gguf_get_tensor_ne(header, at)[0 : lib.GGML_MAX_DIMS])),
-                        GgmlType(lib.gguf_get_tensor_type(header, at)),
+                        _shape(ffi.unpack(lib.gguf_get_tensor_ne(header, at), lib.GGML_MAX_DIMS)),
+                        types[kind],
                         start + lib.gguf_get_tensor_offset(header, at),
                         lib.gguf_get_tensor_size(header, at),
                         path,
@@ -405,8 +430,7 @@ def open_header(path: str, name: str | None = None) -> CData:
     encoded = os.fsencode(path)
     with log.quoted():
         try:
-            lib.moebind_gguf_scan(encoded)
-            header = own(lib.own_gguf_init_from_file, encoded, {"no_alloc": True, "ctx": ffi.NULL})
+            header = own(lib.own_moebind_gguf_open, encoded)
         except NativeError as error:
             raise ModelLoadError(f"{name} cannot be read: {error.message}") from error
         if not header:

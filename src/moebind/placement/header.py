@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Header", "TensorInfo", "read_header"]
 
 #: Keys that belong to a vocabulary and change no size.
-_VOCABULARY = re.compile(rb"tokenizer\.(?!ggml\.token_type_count$)")
+_VOCABULARY = re.compile(r"tokenizer\.(?!ggml\.token_type_count$)")
 #: The largest models have some thousands; to list many more would take llama.cpp minutes.
 TENSORS_MAX = 2**15
 _AHEAD = re.compile(r"blk\.(\d+)\.nextn\.")
@@ -172,21 +172,18 @@ def _stand_in_for(file: Gguf, tensors: dict[str, TensorInfo], architecture: str)
     copy = own(lib.own_gguf_init_empty)
     header = file._headers[0]
     tokens = lib.gguf_find_key(header, b"tokenizer.ggml.tokens")
-    lib.gguf_set_kv(copy, header)
-    for name in [ffi.string(lib.gguf_get_key(header, at)) for at in range(lib.gguf_get_n_kv(header))]:
-        if name.startswith(b"split.") or (tokens >= 0 and _VOCABULARY.match(name)):
-            lib.gguf_remove_key(copy, name)
+    file._copy_metadata(copy, lambda key: key.startswith("split.") or (tokens >= 0 and _VOCABULARY.match(key)))
     if tokens >= 0:
         lib.gguf_set_val_str(copy, b"tokenizer.ggml.model", b"none")
         lib.gguf_set_val_u32(copy, f"{architecture}.vocab_size".encode(), lib.gguf_get_arr_n(header, tokens))
     size = lib.ggml_tensor_overhead() * (len(tensors) + 1)
     context = own(lib.own_ggml_init, {"mem_size": size, "mem_buffer": ffi.NULL, "no_alloc": True})
-    end = 0
+    end, alignment = 0, file.alignment
     for info in tensors.values():
         tensor = lib.ggml_new_tensor(context, info.type, 4, ffi.new("int64_t[4]", info.ne))
         lib.ggml_set_name(tensor, info.name.encode())
         lib.gguf_add_tensor(copy, tensor)
-        end += info.nbytes + file.alignment
+        end += info.nbytes + alignment
     stand_in = os.memfd_create("moebind-plan")
     try:
         if not lib.gguf_write_to_file(copy, f"/proc/self/fd/{stand_in}".encode(), True):

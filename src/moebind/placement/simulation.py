@@ -178,8 +178,11 @@ def _native_context_params(model: CData, params: ContextParams) -> CData:
 def places_of(tensors: Sequence[tuple[str, CData]]) -> dict[str, str | None]:
     """For each tensor the name of its device; None is host memory. Of two of one name, the order says nothing."""
     places: dict[str, str | None] = {}
+    devices: dict[CData, str | None] = {}
     for name, buffer_type in tensors:
-        places[name] = _device_of(buffer_type) or places.get(name)
+        if buffer_type not in devices:
+            devices[buffer_type] = _device_of(buffer_type)
+        places[name] = devices[buffer_type] or places.get(name)
     return places
 
 

@@ -1,0 +1,151 @@
+"""Instructions that a generated token takes outside of llama.cpp: unlike time, they do not depend on the load.
+
+    python benchmarks/instructions.py MODEL.gguf [--tokens N]      # a small model: it is not computed
+
+A library takes the place of llama_decode, and does nothing (``instructions_null.c``). What is left is counted, once the
+first tokens have gone by, without what is in llama.cpp's own libraries; so it does not matter for which processor
+these were built. The system has the process execute one instruction after the other
+(``instructions_steps.c``). It takes Linux and a C compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+#: Tokens that go by first, in which Python adapts its code.
+FIRST = 64
+#: What is counted, as arguments of ``Context.generate``.
+KINDS = {
+    "greedy": "{}",
+    "two stop strings": "{'stop': ['never this', 'nor that']}",
+}
+#: How many times a token takes what ``reference`` below does: docs/speed.md. Interpreters and compilers differ, but
+#: change both alike.
+KNOWN = {"greedy": 4.3, "two stop strings": 6.4}
+CODE = (
+    f"FIRST = {FIRST}\n"
+    + """
+import gc, os, signal, sys, threading
+from dataclasses import dataclass
+from itertools import islice
+from moebind import ContextParams, Model, ModelParams
+
+@dataclass(frozen=True)
+class Item:
+    number: int
+    text: str
+    index: int
+
+def reference():
+    lock, texts, index = threading.RLock(), ["some", "text"], 0
+    while True:
+        with lock:
+            item = Item(index % 2, texts[index % 2], index)
+            index += 1
+        yield item
+
+def counted(pieces):
+    for piece in islice(pieces, FIRST): pass
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    for piece in islice(pieces, count): pass
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert piece.index == FIRST + count - 1
+
+path, count, arguments = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
+if arguments is None:
+    counted(reference())
+    sys.exit()
+with Model.load_from_file(path, ModelParams(n_gpu_layers=0, devices=())) as model:
+    with model.new_context(ContextParams(n_ctx=256, n_threads=1, n_threads_batch=1)) as context:
+        counted(context.generate([1, 5, 6], max_tokens=FIRST + count, **arguments))
+"""
+)
+#: What the program ends with if it may not count.
+NOT_TRACED, NO_STEPS = 126, 125
+#: Files of llama.cpp's.
+NATIVE = re.compile(r"/lib(llama|ggml|mtmd)[\w-]*\.so")
+
+
+class NotAllowedError(Exception):
+    """The system does not let a process be counted."""
+
+
+def missing() -> str | None:
+    """Why nothing can be counted here; None if it can."""
+    if platform.machine() not in {"x86_64", "aarch64"}:
+        return f"it is written for x86-64 and AArch64, and this is {platform.machine()}"
+    return "there is no C compiler (cc)" if shutil.which("cc") is None else None
+
+
+def count(model: Path, tokens: int, arguments: str = "{}") -> Counter[str]:
+    """Instructions of ``tokens`` tokens, by the file that they are in.
+
+    Raises
+    ------
+    NotAllowedError
+        If a process may not look at another one here (ptrace).
+    """
+    with tempfile.TemporaryDirectory(prefix="moebind-instructions-") as folder:
+        library, steps, out = (Path(folder) / name for name in ("null.so", "steps", "counts"))
+        for options, target, source in ((["-shared", "-fPIC"], library, "null"), ([], steps, "steps")):
+            command = ["cc", "-O1", *options, "-o", str(target), str(HERE / f"instructions_{source}.c")]
+            subprocess.run(command, check=True)
+        # With the same hashes, dictionaries are laid out alike.
+        environment = os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+        python = ["env", f"LD_PRELOAD={library}", sys.executable, "-c", CODE, str(model), str(tokens), arguments]
+        command = ["sh", "-c", 'out=$1; shift; exec "$@" 3>"$out"', "sh", str(out), str(steps), *python]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode in {NOT_TRACED, NO_STEPS}:
+            raise NotAllowedError("a process may not look at another one here (ptrace)")
+        if done.returncode != 0:
+            raise RuntimeError(f"the program ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+        return by_file(out.read_text(encoding="utf-8", errors="replace"))
+
+
+def by_file(text: str) -> Counter[str]:
+    """The counts in the lines of ``instructions_steps.c``."""
+    found: Counter[str] = Counter()
+    for line in text.splitlines():
+        number, _, name = line.partition(" ")
+        found[name] += int(number)
+    return found
+
+
+def outside(found: Counter[str]) -> int:
+    """Those that are not llama.cpp's."""
+    return sum(number for name, number in found.items() if not NATIVE.search(name))
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Count and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--tokens", type=int, default=8)
+    options = parser.parse_args(given)
+    reason = missing()
+    if reason is not None:
+        raise SystemExit(f"nothing can be counted: {reason}")
+    least = outside(count(options.model, options.tokens, "None"))
+    print(f"the reference: {least // options.tokens} instructions a turn")
+    for name, arguments in KINDS.items():
+        found = count(options.model, options.tokens, arguments)
+        most = ", ".join(f"{Path(each).name} {number // options.tokens}" for each, number in found.most_common(4))
+        number = outside(found)
+        print(f"{name}: {number // options.tokens} instructions a token outside of llama.cpp ({most})")
+        print(f"  {number / least:.1f} times the reference; known are {KNOWN[name]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""What a generated token takes beside the computation, in instructions: they are the same under any load."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tiny
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import instructions
+
+#: How much more it may become before somebody has to look. Python's versions differ by less.
+MOST = 1.5
+TOKENS = 4
+
+
+@pytest.fixture(scope="module")
+def reference() -> int:
+    """Instructions of the reference, which depend on the interpreter as those of a token do."""
+    reason = instructions.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    try:
+        return instructions.outside(instructions.count(Path("none"), TOKENS, "None"))
+    except instructions.NotAllowedError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", instructions.KINDS)
+def test_a_token_takes_no_more_instructions_than_is_known(kind: str, reference: int, tmp_path: Path) -> None:
+    model = tiny.write(tmp_path / "tiny.gguf", tiny.Shape(n_expert=4))
+    found = instructions.count(model, TOKENS, instructions.KINDS[kind])
+    assert instructions.outside(found) <= MOST * instructions.KNOWN[kind] * reference
+
+
+def test_what_is_outside_of_llama_cpp() -> None:
+    counts = {
+        "/a/_libllama.abi3.so": 5,
+        "/a/lib/libllama.so": 7,
+        "/a/lib/libggml-cpu.so": 2,
+        "/lib/libc.so.6": 3,
+        "": 1,
+    }
+    found = instructions.by_file(
+        "".join(f"{number} {name}\n" for name, number in counts.items()) + "4 /lib/libc.so.6\n"
+    )
+    assert found == Counter({**counts, "/lib/libc.so.6": 7})
+    assert instructions.outside(found) == 5 + 7 + 1
