@@ -11,7 +11,7 @@ from moebind.context.decode import Decoding
 from moebind.enums import SpeculativeType
 from moebind.errors import SpeculativeError
 
-__all__ = ["FROM_STATES", "NGRAMS", "check_draft", "check_target", "inferred", "kinds_of"]
+__all__ = ["FROM_STATES", "MARKOV", "NGRAMS", "check_draft", "check_target", "inferred", "kind_of_draft", "kinds_of"]
 
 #: Those that draft from hidden states of the target, which they read after each of its computations.
 FROM_STATES = frozenset(
@@ -26,6 +26,8 @@ FROM_STATES = frozenset(
 NGRAMS = frozenset(SpeculativeType) - FROM_STATES - {SpeculativeType.DRAFT_SIMPLE}
 #: By the draft's architecture; what is not here is a model of its own.
 _ARCHITECTURES = {"eagle3": SpeculativeType.DRAFT_EAGLE3, "gemma4-assistant": SpeculativeType.DRAFT_MTP}
+#: The tensor that tells a DSpark model from a DFlash model.
+MARKOV = "markov_w1.weight"
 #: llama-common takes vocabularies for the same that differ by so many tokens at the end.
 VOCAB_DIFFERENCE_MAX = 128
 
@@ -52,14 +54,18 @@ def inferred(draft: Decoding | None) -> tuple[SpeculativeType, ...]:
     """Who drafts, by what the draft is."""
     if draft is None:
         return (SpeculativeType.NGRAM_SIMPLE,)
-    architecture = draft._model._architecture
-    if draft._predicts_ahead:
-        return (SpeculativeType.DRAFT_MTP,)
+    markov = ffi.new("struct moebind_weight *")
+    has = bool(lib.moebind_model_weight(draft._model._open(), MARKOV.encode(), markov))
+    return (kind_of_draft(draft._model._architecture, ahead=draft._predicts_ahead, markov=has),)
+
+
+def kind_of_draft(architecture: str, *, ahead: bool, markov: bool) -> SpeculativeType:
+    """How a model drafts; ``ahead``: its layers predict further ahead; ``markov``: it has the tensor ``MARKOV``."""
+    if ahead:
+        return SpeculativeType.DRAFT_MTP
     if architecture == "dflash":
-        markov = ffi.new("struct moebind_weight *")
-        has = lib.moebind_model_weight(draft._model._open(), b"markov_w1.weight", markov)
-        return (SpeculativeType.DRAFT_DSPARK if has else SpeculativeType.DRAFT_DFLASH,)
-    return (_ARCHITECTURES.get(architecture, SpeculativeType.DRAFT_SIMPLE),)
+        return SpeculativeType.DRAFT_DSPARK if markov else SpeculativeType.DRAFT_DFLASH
+    return _ARCHITECTURES.get(architecture, SpeculativeType.DRAFT_SIMPLE)
 
 
 def check_target(target: Decoding) -> None:

@@ -13,8 +13,9 @@ from moebind.context.batch import Batch
 from moebind.context.context import Context
 from moebind.context.drafting import Wanted
 from moebind.context.speculative import N_MAX, Speculative
-from moebind.enums import ContextType, SpeculativeType
+from moebind.enums import SpeculativeType
 from moebind.errors import SpeculativeError
+from moebind.params.draft import Draft
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -94,8 +95,8 @@ class MtpSpeculative(Speculative):
                     "the layers that predict further ahead were not loaded: load the model with "
                     "ModelParams().with_load_mtp(True)"
                 )
-            own = target_context.params.with_ctx_type(ContextType.MTP).with_eval_callback(None)
-            draft_context = self._made = model.new_context(own.with_embeddings(False))
+            like = target_context.params
+            draft_context = self._made = model.new_context(Draft().context_for(like, like.n_ctx, ahead=True))
         try:
             super().__init__(
                 target_context,

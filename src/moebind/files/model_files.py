@@ -8,7 +8,7 @@ from moebind._core import checks
 from moebind.errors import ModelNotFoundError
 from moebind_launcher.model_names import ModelFiles, Split, gathered, gguf_files, sidecar_kind
 
-__all__ = ["ModelFiles", "Split", "gathered", "in_folder", "projector_beside", "sidecar_kind"]
+__all__ = ["ModelFiles", "Split", "beside", "gathered", "in_folder", "projector_beside", "sidecar_kind"]
 
 
 def in_folder(folder: str | os.PathLike[str]) -> list[ModelFiles]:
@@ -28,6 +28,11 @@ def in_folder(folder: str | os.PathLike[str]) -> list[ModelFiles]:
 
 def projector_beside(path: str) -> str | None:
     """The projector (``mmproj``) in a model's folder, of several the first by name; None: there is none."""
+    return beside(path, "mmproj")
+
+
+def beside(path: str, kind: str) -> str | None:
+    """The file of a kind (:func:`sidecar_kind`) in a model's folder, of several the first by name; None: none."""
     folder = os.path.dirname(os.path.abspath(path))
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".gguf") and sidecar_kind(name) == "mmproj")
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".gguf") and sidecar_kind(name) == kind)
     return os.path.join(folder, names[0]) if names else None
