@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -157,10 +156,6 @@ void moebind_speculative_states(int32_t type, llama_context * target, llama_cont
         const int32_t n_layer = llama_model_n_layer(llama_get_model(target));
         for (size_t i = 0; i < llama_model_target_layer_ids_n(model); i++) {
             const int32_t layer = llama_model_target_layer_ids(model)[i];
-            if (layer < 0 || layer > n_layer) {
-                throw std::runtime_error("the draft reads layer " + std::to_string(layer) + " of its target, which has " +
-                                         std::to_string(n_layer) + " layers: it was made for another model");
-            }
             if (layer == n_layer) {
                 llama_set_embeddings_nextn(target, true, false);
             } else {

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from drafts import FROM_STATES
 
 from conftest import EXACT, SMALL
 from moebind import (
@@ -32,7 +33,6 @@ from moebind.placement.drafts import draft_part
 MakeTiny = Callable[..., Path]
 MTP = {"arch": "glm4moe", "n_layer": 4, "n_expert": 4, "n_mtp": 1, "n_head_kv": 4}
 LONG = EXACT.with_n_ctx(512)
-DFLASH = (("tokenizer.ggml.mask_token_id", 0), ("block_size", 4))
 
 
 def close(planned: int, actual: int) -> bool:
@@ -88,9 +88,7 @@ def test_a_draft_model_as_it_is_loaded(
     told = planned.to_dict()["draft"]
     assert isinstance(told, dict)
     assert (told["path"], told["kind"]) == (str(draft_path), "DRAFT_SIMPLE")
-    assert sum(each["total"] for each in told["devices"]) == sum(
-        draft_part(each, "total") for each in planned.devices
-    )
+    assert sum(each["total"] for each in told["devices"]) == sum(draft_part(each, "total") for each in planned.devices)
     # What the model reads for a token has nothing to do with it.
     assert planned.bytes_per_token == plan(path, where, params).bytes_per_token
 
@@ -111,18 +109,17 @@ def test_the_models_own_layers(tiny_path: MakeTiny, where: ModelParams) -> None:
     assert planned.devices[-1].total > bare.devices[-1].total or planned.devices[0].total > bare.devices[0].total
 
 
-@pytest.mark.parametrize(("architecture", "numbers"), [("eagle3", ()), ("dflash", DFLASH)])
-def test_drafts_from_hidden_states(
-    architecture_path: Callable[..., Path],
-    where: ModelParams,
-    architecture: str,
-    numbers: tuple[tuple[str, object], ...],
-) -> None:
-    path, draft_path = architecture_path("qwen3", 1), architecture_path(architecture, 2, numbers)
+@pytest.mark.parametrize("name", ["eagle3", "dflash", "dspark", "gemma4-assistant"])
+def test_drafts_from_hidden_states(architecture_path: Callable[..., Path], where: ModelParams, name: str) -> None:
+    kind = FROM_STATES[name]
+    path = architecture_path(kind.target, 1)
+    draft_path = architecture_path(kind.architecture, 2, kind.numbers, kind.named)
     planned = plan(path, where, LONG, draft=draft_path)
     assert planned.draft is not None
     assert planned.draft.model_params is not None
     assert planned.draft.context_params is not None
+    assert planned._draft is not None
+    assert planned._draft.kind == kind.kind
     with ExitStack() as opened:
         model = opened.enter_context(Model.load_from_file(path, where))
         drafts = opened.enter_context(Model.load_from_file(draft_path, planned.draft.model_params))
@@ -230,7 +227,9 @@ def test_the_context_of_a_draft_grows_with_the_models(tiny_path: MakeTiny) -> No
 @pytest.mark.parametrize("pinned", [False, True])
 def test_a_saved_fit_knows_it(tiny_path: MakeTiny, tmp_path: Path, pinned: bool) -> None:
     path = tiny_path(n_expert=4)
-    given = Draft(str(tiny_path(n_head=2, n_head_kv=1)), ModelParams(n_gpu_layers=1), ContextParams(type_k=GgmlType.Q8_0))
+    given = Draft(
+        str(tiny_path(n_head=2, n_head_kv=1)), ModelParams(n_gpu_layers=1), ContextParams(type_k=GgmlType.Q8_0)
+    )
     if pinned:
         from moebind.backend.devices import describe
         from moebind.placement.described_devices import described_device
@@ -258,7 +257,7 @@ def bad(tiny_path: MakeTiny, architecture_path: Callable[..., Path]) -> Iterator
     yield 5, TypeError, "draft is 5; it takes a file, a Draft, or True"
     yield "nothing.gguf", FileNotFoundError, "nothing.gguf"
     yield Draft(), SpeculativeError, "has no layers that predict further ahead"
-    yield architecture_path("eagle3", 2), SpeculativeError, "it was made for another model"
+    yield architecture_path("dflash", 2), SpeculativeError, "it was made for another model"
     yield architecture_path("gemma4-assistant", 2), SpeculativeError, "drafts for models of architecture gemma4"
 
 

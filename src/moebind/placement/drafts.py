@@ -15,7 +15,7 @@ from moebind._core.shown import shown
 from moebind._core.sizes import show_size
 from moebind.backend.breakdown import BufferMemory, DeviceMemory, gather, read_parts, sizes_of
 from moebind.backend.host_memory import HostMemory
-from moebind.context.draft_checks import MARKOV, kind_of_draft
+from moebind.context.draft_checks import FROM_STATES, MARKOV, kind_of_draft, states_problem
 from moebind.enums import SpeculativeType, SplitMode
 from moebind.errors import NativeError, SpeculativeError
 from moebind.files.architecture_facts import USE_OTHER_CONTEXT
@@ -185,6 +185,11 @@ class Drafter:
         return DraftMemory(resolved, kind, memory.devices, memory.gaps, memory.lazy)
 
     def _begin(self, kind: SpeculativeType, context: CData, made: CData) -> None:
+        problem = None
+        if kind in FROM_STATES:
+            problem = states_problem(lib.llama_get_model(context), lib.llama_get_model(made), kind)
+        if problem is not None:
+            raise SpeculativeError(f"{self.given.path or self.target.paths[0]}: {problem}")
         try:
             lib.moebind_speculative_states(kind, context, made)
             for each in (context, made):
