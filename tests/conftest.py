@@ -190,7 +190,7 @@ def shape_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def architecture_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
     """Makes a tiny model of any architecture, each once, from what libllama says that it lacks.
 
-    Without a seed its weights are 0. ``numbers`` are added to its metadata, and ``named`` to its tensors, by their shapes.
+    Without a seed its weights are 0. ``numbers`` are added to its metadata, and ``named`` to its tensors.
     """
     folder = tmp_path_factory.mktemp("architectures")
     vocabulary = gguf_architectures.vocabulary_in(folder)

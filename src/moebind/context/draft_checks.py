@@ -201,8 +201,8 @@ def states_problem(target: CData, draft: CData, kind: SpeculativeType) -> str | 
         return None
     reads = f"layer {wrong[0]}" if wrong else f"{width} numbers of {n} layers"
     return (
-        f"the draft reads {reads} of its target, which has {n_layer} layers of {n_embd} numbers: it was made for another "
-        "model"
+        f"the draft reads {reads} of its target, which has {n_layer} layers of {n_embd} numbers: it was made for "
+        "another model"
     )
 
 

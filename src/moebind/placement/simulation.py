@@ -32,7 +32,7 @@ from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.header import Header
 
 if TYPE_CHECKING:
-    from moebind.placement.drafts import Drafter, DraftMemory
+    from moebind.placement.draft_memory import Drafter, DraftMemory
 
 __all__ = ["Simulation", "simulate"]
 

@@ -7,7 +7,7 @@ from functools import cache
 from itertools import accumulate, pairwise
 
 from moebind.params.params import ModelParams
-from moebind.placement.drafts import draft_part
+from moebind.placement.draft_memory import draft_part
 from moebind.placement.header import Header
 from moebind.placement.movable import EXPERT_MATRIX, pinned
 from moebind.placement.plan import Plan

@@ -137,7 +137,8 @@ class Drafter:
         with watched(self.header, params, used):
             draft = load(self.header, params, used)
             there = devices_of(draft)
-            if len(there) > 1 and params.tensor_split is None and params.split_mode == SplitMode.LAYER:
+            spread = len(there) > 1 and params.n_gpu_layers and params.split_mode == SplitMode.LAYER
+            if spread and params.tensor_split is None:
                 # llama.cpp spreads layers by the memory that is free: by then, the model has taken its part.
                 rooms = _left(taken, there)
                 if any(rooms):

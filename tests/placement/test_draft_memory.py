@@ -28,7 +28,7 @@ from moebind import (
 )
 from moebind.backend.breakdown import PARTS
 from moebind.errors import FitError, ModelLoadError, SpeculativeError
-from moebind.placement.drafts import draft_part
+from moebind.placement.draft_memory import draft_part
 
 MakeTiny = Callable[..., Path]
 MTP = {"arch": "glm4moe", "n_layer": 4, "n_expert": 4, "n_mtp": 1, "n_head_kv": 4}
