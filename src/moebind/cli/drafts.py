@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moebind.context.context import Context
     from moebind.context.speculative import Speculative
 
-__all__ = ["DRAFTS", "RARE_DRAFTS", "draft_of", "drafting"]
+__all__ = ["DRAFTS", "RARE_DRAFTS", "draft_of", "drafting", "passed_on"]
 
 MTP = "draft-mtp"
 
@@ -167,6 +167,27 @@ def _numbers(given: Given, kinds: list[str]) -> dict[str, Any]:
                 raise ValueError(f"--spec-{kind}-{name} is given without --spec-type {kind}")
             found[argument] = value
     return {name: value for name, value in found.items() if value is not None}
+
+
+def passed_on(given: Given) -> list[str]:
+    """What llama-server is told of drafts besides the model that drafts: kinds of n-grams, and numbers.
+
+    Raises
+    ------
+    ValueError
+        If drafting is to be measured, which llama-server does not do.
+    """
+    kinds = _kinds(given)
+    if "auto" in kinds:
+        raise ValueError("--spec-type is 'auto', which llama-server does not know; it takes kinds, such as ngram-mod")
+    _numbers(given, kinds)
+    ngrams = [kind for kind in kinds if kind.startswith("ngram-")]
+    arguments = ["--spec-type", ",".join(ngrams)] if ngrams else []
+    unplanned = [option for option in DRAFTS if option.name.startswith("spec_") and option.name != "spec_type"]
+    unplanned += [option for option in _OF_CONTEXT if option.name == "threads_draft"]
+    for option, value in given.of(unplanned):
+        arguments += [option.flag, str(value)]
+    return arguments
 
 
 def _devices(names: str, listed: Sequence[Device | str | int]) -> list[Device]:
