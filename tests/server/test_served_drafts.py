@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -108,7 +107,7 @@ def test_llama_server_drafts(demo_path: Path, device: Device, where: str) -> Non
     draft = Draft(str(demo_path), ModelParams(n_gpu_layers=-1 if where == "device" else 0))
     context = CONTEXT.with_n_ctx(1024)
     with Server(demo_path, model_params=params, context_params=context, draft=draft, extra=EXTRA) as server:
-        answer = json.loads(complete(server.url, n_predict=16).body)
+        answer = complete(server.url, n_predict=16).said
         [served] = server.models
     assert answer["timings"]["draft_n"] > 0
     assert served.plan is not None
