@@ -115,3 +115,16 @@ def drafting(
             other = target if ctx_other else None
             draft = opened.enter_context(drafts.new_context(draft_params or params, ctx_other=other))
         yield Drafting(target, reference, opened.enter_context(Speculative(target, draft, **options)))
+
+
+class Costs:
+    """A clock for a context: each look at it is the beginning or the end of a step, which takes what is described."""
+
+    def __init__(self, context: Context, plain: int, drafted: int) -> None:
+        self._counts, self._took, self._now, self._seen = context._speculated, (plain, drafted), 0, 0
+
+    def __call__(self) -> int:
+        n = self._counts.n_drafted
+        self._now += self._took[n > self._seen]
+        self._seen = n
+        return self._now

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drafts import EAGER, Drafting, check_same, drafting, prompts
+from drafts import EAGER, Costs, Drafting, check_same, drafting, prompts
 
 from conftest import EXACT
 from moebind import AbortedError, Batch, ClosedError, Context, Model, Sampler
@@ -205,19 +205,6 @@ def test_ctrl_c(at_work: Drafting) -> None:
                 at_work.target.generate("the a of", max_tokens=450, speculative=at_work.made).complete()
         alarm.join()
         at_work.check(["the a of", "it is"], max_tokens=9)
-
-
-class Costs:
-    """A clock for a context: each look at it is the beginning or the end of a step, which takes what is described."""
-
-    def __init__(self, context: Context, plain: int, drafted: int) -> None:
-        self._counts, self._took, self._now, self._seen = context._speculated, (plain, drafted), 0, 0
-
-    def __call__(self) -> int:
-        n = self._counts.n_drafted
-        self._now += self._took[n > self._seen]
-        self._seen = n
-        return self._now
 
 
 @pytest.mark.parametrize("kind", ["near", "ngram-map-k"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +12,6 @@ from moebind._core import checks
 from moebind._core.progress import progress_bar
 from moebind.backend.devices import Device, default_devices
 from moebind.cli.devices import device_list
-from moebind.cli.drafts import draft_of
 from moebind.cli.given import Chosen, Given
 from moebind.cli.options import in_options
 from moebind.cli.output import say
@@ -47,7 +46,7 @@ def load(
     *,
     fitted: bool = False,
     n_ctx: int | None = N_CTX,
-    drafts: bool = False,
+    draft_of: Callable[[Given, ModelParams, ContextParams], Draft | None] | None = None,
     mmproj: str | None = None,
 ) -> Loaded:
     """Load the model of a command.
@@ -63,13 +62,13 @@ def load(
         file of parameters.
     n_ctx
         The length of context if neither says one; None: that of ``ContextParams``.
-    drafts
-        Whether it has options for what drafts, for which there has to be room.
+    draft_of
+        Reads from the options what is to draft, for which there has to be room.
     mmproj
         A projector that is loaded besides, for which there has to be room, too.
     """
     params, context = computing(model, given, device, n_ctx)
-    draft = draft_of(given, params, context) if drafts else None
+    draft = None if draft_of is None else draft_of(given, params, context)
     if draft is not None and draft.path is None:
         params = params.with_load_mtp(True)
     used = default_devices() if params.devices is None else params.devices

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from moebind.cli.drafts import drafting
+from moebind.cli.drafts import draft_of, drafting
 from moebind.cli.given import Given
 from moebind.cli.loading import load, new_context
 from moebind.cli.media import opened, projector_for
@@ -53,7 +53,7 @@ def writing(
         If there are such files and no projector; this is found out before anything is loaded.
     """
     projector = projector_for(model, mmproj, media)
-    loaded, context_params, draft = load(model, given, device, fitted=fitted, drafts=True, mmproj=projector)
+    loaded, context_params, draft = load(model, given, device, fitted=fitted, draft_of=draft_of, mmproj=projector)
     with (
         loaded,
         opened(projector, loaded, context_params.n_threads_batch) as mtmd,

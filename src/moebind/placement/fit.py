@@ -19,7 +19,7 @@ from moebind.placement import windows
 from moebind.placement.cache_share import BUS, CacheShare, cached_params, check_share, choose_share
 from moebind.placement.described_devices import described_host, device_list
 from moebind.placement.device_budgets import read_budgets
-from moebind.placement.draft_memory import find_drafter
+from moebind.placement.drafter import find_drafter
 from moebind.placement.header import Header, read_header
 from moebind.placement.mmproj import find_projector
 from moebind.placement.plan import Plan, check_arguments, make_plan

@@ -24,7 +24,8 @@ from moebind.params.params import ContextParams, ModelParams
 from moebind.params.serialize import write
 from moebind.placement import advice
 from moebind.placement.described_devices import described_host, device_list
-from moebind.placement.draft_memory import Drafter, DraftMemory, draft_part, find_drafter
+from moebind.placement.draft_memory import DraftMemory, draft_part
+from moebind.placement.drafter import Drafter, find_drafter
 from moebind.placement.header import Header, read_header
 from moebind.placement.mmproj import Projector, find_projector
 from moebind.placement.simulation import MAPPED, simulate

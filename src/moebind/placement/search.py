@@ -17,7 +17,7 @@ from moebind.context.moe_cache import NothingToCacheError
 from moebind.enums import SplitMode
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement import split
-from moebind.placement.draft_memory import Drafter
+from moebind.placement.drafter import Drafter
 from moebind.placement.header import Header
 from moebind.placement.mmproj import Projector
 from moebind.placement.movable import ExpertMatrix, Level, levels, movable_matrices, to_host

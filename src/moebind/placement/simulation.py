@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from moebind._core import log
 from moebind._core.native import CData, Hooks, decoded, ffi, lib, own
@@ -29,10 +29,8 @@ from moebind.errors import ContextCreationError, ModelLoadError, NativeError, Rp
 from moebind.params import tensor_overrides
 from moebind.params.native import check_layers, check_together, native_model_params, plain_context_params
 from moebind.params.params import ContextParams, ModelParams
+from moebind.placement.draft_memory import DraftMemory
 from moebind.placement.header import Header
-
-if TYPE_CHECKING:
-    from moebind.placement.draft_memory import Drafter, DraftMemory
 
 __all__ = ["Simulation", "simulate"]
 
@@ -73,6 +71,21 @@ class Simulation:
     draft: DraftMemory | None = None
 
 
+class Counts(Protocol):
+    """What is to draft for a model, and can be counted beside it."""
+
+    def count(
+        self,
+        model_params: ModelParams,
+        context_params: ContextParams,
+        context: CData,
+        taken: Sequence[DeviceMemory],
+        devices: Sequence[CData] | None,
+        host: HostMemory | None,
+    ) -> DraftMemory:
+        """Count it, and have the model's context keep the hidden states that it takes."""
+
+
 class Held(NamedTuple):
     """What a model and a context would hold: by device, and as in :class:`Simulation`."""
 
@@ -89,7 +102,7 @@ def simulate(
     devices: Sequence[CData] | None = None,
     host: HostMemory | None = None,
     *,
-    drafter: Drafter | None = None,
+    drafter: Counts | None = None,
     quiet: bool = False,
 ) -> Simulation:
     """Load the model and make a context, without memory.
