@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,7 +98,7 @@ class Draft:
         """It as plain values, for JSON."""
         path = self.path
         return {
-            "path": path if path is None or checks.on_hub(path) else os.path.abspath(path),
+            "path": None if path is None else checks.absolute(path),
             "model_params": None if self.model_params is None else self.model_params.to_dict(),
             "context_params": None if self.context_params is None else self.context_params.to_dict(),
         }

@@ -375,7 +375,8 @@ def plan(
         GPU.
     mmproj
         The file of a projector, which sees or hears for the model, to be counted with it: on the first device, as
-        ``MtmdContext`` loads it, with the scratch memory of a picture. True: the one that lies beside the model.
+        ``MtmdContext`` loads it, with the scratch memory of a picture; or its address on the Hugging Face Hub, of which
+        the header is read. True: the one that lies beside the model, in its folder or repository.
     draft
         What drafts for it (:class:`Speculative`), to be counted as well, with a context as large as the model's: the
         draft's file, or a :class:`Draft`, which has its parameters, too. True: the model's own layers for multi-token
