@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -189,19 +190,30 @@ def shape_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def architecture_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
     """Makes a tiny model of any architecture, each once, from what libllama says that it lacks.
 
-    Without a seed its weights are 0. ``numbers`` are added to its metadata.
+    Without a seed its weights are 0. ``numbers`` are added to its metadata, and ``named`` to its tensors.
     """
     folder = tmp_path_factory.mktemp("architectures")
     vocabulary = gguf_architectures.vocabulary_in(folder)
     loader = gguf_architectures.Loader(folder)
+    completed: dict[str, gguf_architectures.Candidate] = {}
     made: dict[tuple[object, ...], Path] = {}
 
-    def make(architecture: str, seed: int | None = None, numbers: tuple[tuple[str, object], ...] = ()) -> Path:
-        key = architecture, seed, numbers
+    def make(
+        architecture: str,
+        seed: int | None = None,
+        numbers: tuple[tuple[str, object], ...] = (),
+        named: tuple[tuple[str, tuple[int, ...]], ...] = (),
+    ) -> Path:
+        key = architecture, seed, numbers, named
         if key not in made:
-            candidate = gguf_architectures.Candidate.of(architecture, vocabulary)
-            assert gguf_architectures.complete(candidate, loader.outcome) == "works"
+            if architecture not in completed:
+                bare = gguf_architectures.Candidate.of(architecture, vocabulary)
+                outcome = gguf_architectures.complete(bare, loader.outcome)
+                assert outcome == "works" or "requires ctx_other to be set" in outcome, outcome
+                completed[architecture] = bare
+            candidate = deepcopy(completed[architecture])
             candidate.numbers.update(numbers)
+            candidate.tensors.update((name, list(shape)) for name, shape in named)
             made[key] = candidate.write(folder / f"{architecture}-{len(made)}.gguf", seed)
         return made[key]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import bounds
 import numpy as np
+import tiny
 
 from moebind import Completion, Context, ContextParams, Model, Speculative, SpeculativeType
 
@@ -16,6 +17,35 @@ NGRAMS = [kind for kind in SpeculativeType if kind.name.startswith("NGRAM")]
 #: Few tokens have to match, so that there is much to draft in short texts.
 EAGER: dict[str, Any] = {"n_match": 2, "n_max": 6, "n_min": 1}
 WORDS = ["the", "a", "of", "to", "and", "in", "it", "is", "was", "on"]
+
+
+class FromStates(NamedTuple):
+    """A tiny model that drafts from hidden states, as ``architecture_path`` makes it, and what it drafts for."""
+
+    kind: SpeculativeType
+    target: str
+    architecture: str
+    numbers: tuple[tuple[str, object], ...] = ()
+    named: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+_BLOCK = (("tokenizer.ggml.mask_token_id", 0), ("block_size", 4))
+_N_VOCAB, _RANK = len(tiny.TOKENS), 8
+_MARKOV = (("markov_w1.weight", (_RANK, _N_VOCAB)), ("markov_w2.weight", (_RANK, _N_VOCAB)))
+_CONFIDENCE = (("conf_proj.weight", (64 + _RANK, 1)), ("conf_proj.bias", (1,)))
+#: The architectures of drafts that read their target's hidden states.
+FROM_STATES = {
+    "eagle3": FromStates(SpeculativeType.DRAFT_EAGLE3, "qwen3", "eagle3"),
+    "dflash": FromStates(SpeculativeType.DRAFT_DFLASH, "qwen3", "dflash", _BLOCK),
+    "dspark": FromStates(SpeculativeType.DRAFT_DSPARK, "qwen3", "dflash", _BLOCK, _MARKOV),
+    "dspark with confidence": FromStates(
+        SpeculativeType.DRAFT_DSPARK, "qwen3", "dflash", _BLOCK, (*_MARKOV, *_CONFIDENCE)
+    ),
+    "dspark behind its anchor": FromStates(
+        SpeculativeType.DRAFT_DSPARK, "qwen3", "dflash", (*_BLOCK, ("sample_from_anchor", False)), _MARKOV
+    ),
+    "gemma4-assistant": FromStates(SpeculativeType.DRAFT_MTP, "gemma4", "gemma4-assistant"),
+}
 
 
 def prompts(n: int, seed: int = 0) -> list[str]:
@@ -85,3 +115,16 @@ def drafting(
             other = target if ctx_other else None
             draft = opened.enter_context(drafts.new_context(draft_params or params, ctx_other=other))
         yield Drafting(target, reference, opened.enter_context(Speculative(target, draft, **options)))
+
+
+class Costs:
+    """A clock for a context: each look at it is the beginning or the end of a step, which takes what is described."""
+
+    def __init__(self, context: Context, plain: int, drafted: int) -> None:
+        self._counts, self._took, self._now, self._seen = context._speculated, (plain, drafted), 0, 0
+
+    def __call__(self) -> int:
+        n = self._counts.n_drafted
+        self._now += self._took[n > self._seen]
+        self._seen = n
+        return self._now

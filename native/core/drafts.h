@@ -72,6 +72,11 @@ void moebind_speculative_draft(struct moebind_speculative * spec, struct moebind
 // So many tokens of the last draft of a sequence were right.
 void moebind_speculative_accept(struct moebind_speculative * spec, llama_seq_id seq_id, int32_t n_accepted);
 
+// Have contexts keep the hidden states that drafts of this type take, as llama-common does when it begins with them. For contexts
+// that only count: their vocabularies are left out, and llama-common looks at these. The caller has seen that the draft's layers
+// are there.
+void moebind_speculative_states(int32_t type, struct llama_context * target, struct llama_context * draft);
+
 // Let the contexts be as they were before something drafted from the target's hidden states; each may be NULL.
 void moebind_speculative_leave(struct llama_context * target, struct llama_context * draft);
 

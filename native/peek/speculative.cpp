@@ -143,6 +143,35 @@ void moebind_speculative_accept(moebind_speculative * spec, llama_seq_id seq_id,
     common_speculative_accept(spec->spec.get(), seq_id, n_accepted);
 }
 
+void moebind_speculative_states(int32_t type, llama_context * target, llama_context * draft) {
+    const auto kind = static_cast<common_speculative_type>(type);
+    if (kind == COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE) {
+        return;
+    }
+    const llama_model * model  = llama_get_model(draft);
+    bool                masked = true;
+    if (kind == COMMON_SPECULATIVE_TYPE_DRAFT_MTP) {
+        llama_set_embeddings_nextn(target, true, false);
+    } else {
+        const int32_t n_layer = llama_model_n_layer(llama_get_model(target));
+        for (size_t i = 0; i < llama_model_target_layer_ids_n(model); i++) {
+            const int32_t layer = llama_model_target_layer_ids(model)[i];
+            if (layer == n_layer) {
+                llama_set_embeddings_nextn(target, true, false);
+            } else {
+                llama_set_embeddings_layer_inp(target, layer, true);
+            }
+        }
+    }
+    if (kind == COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH || kind == COMMON_SPECULATIVE_TYPE_DRAFT_DSPARK) {
+        char causal[8] = {};
+        llama_model_meta_val_str(model, "dflash.attention.causal", causal, sizeof(causal));
+        llama_set_causal_attn(draft, std::strcmp(causal, "true") == 0);
+        masked = llama_model_dflash_selector_top_k(model) == 0;
+    }
+    llama_set_embeddings_nextn(draft, true, masked);
+}
+
 void moebind_speculative_leave(llama_context * target, llama_context * draft) {
     if (target != nullptr) {
         llama_set_embeddings_nextn(target, false, false);

@@ -270,6 +270,7 @@ from .files.quantize_plan import QuantizedTensor as QuantizedTensor
 from .files.quantize_plan import QuantizeResult as QuantizeResult
 from .model.adapters import LoraAdapter as LoraAdapter
 from .model.model import Model as Model
+from .params.draft import Draft as Draft
 from .params.observers import EvalTensor as EvalTensor
 from .params.observers import TensorObserver as TensorObserver
 from .params.params import ContextParams as ContextParams

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Capture, run
+
+from moebind import Device
 
 MakeTiny = Callable[..., Path]
 FAST = ["-ngl", 0, "-t", 1, "-c", 256]
@@ -79,4 +82,81 @@ def test_the_models_own_layers_draft(tiny_path: MakeTiny, capsys: Capture) -> No
 )
 def test_options_that_do_not_go_together(path: Path, capsys: Capture, options: list[object], message: str) -> None:
     assert run("generate", path, PROMPT, *FAST, *options) != 0
+    assert message in capsys.readouterr().err
+
+
+def as_json(capsys: Capture, *arguments: object) -> dict[str, Any]:
+    assert run(*arguments, "--json") == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+DEVICES = ["--device", "1GiB", "--device", "1GiB", "-c", 256]
+
+
+def test_a_plan_counts_a_draft(path: Path, other: Path, capsys: Capture) -> None:
+    bare = as_json(capsys, "plan", path, *DEVICES)
+    assert bare["draft"] is None
+    found = as_json(capsys, "plan", path, *DEVICES, "-md", other)
+    assert found["draft"]["path"] == str(other)
+    assert found["device_bytes"] > bare["device_bytes"]
+    host = as_json(capsys, "plan", path, *DEVICES, "--model-draft", other, "-ngld", 0)
+    assert host["device_bytes"] < found["device_bytes"]
+    assert host["draft"]["model_params"] == {"n_gpu_layers": 0, "load_mtp": True}
+    on_second = as_json(capsys, "plan", path, *DEVICES, "-md", other, "-devd", "GPU1", "-td", 3)
+    assert [each["name"] for each in on_second["draft"]["devices"]] == ["GPU1", "Host"]
+    assert on_second["draft"]["context_params"]["n_threads"] == 3
+    assert run("plan", path, *DEVICES, "-md", other) == 0
+    assert "  draft " in capsys.readouterr().out
+
+
+def test_experts_and_caches_of_a_draft(path: Path, tiny_path: MakeTiny, capsys: Capture) -> None:
+    wide = tiny_path(n_expert=4, n_head=2, n_head_kv=1)
+    command = ["plan", path, *DEVICES, "-md", wide]
+    [whole, moved, first, by_hand, small] = (
+        sum(each["model"] + each["context"] for each in as_json(capsys, *command, *options)["draft"]["devices"][:-1])
+        for options in ([], ["-cmoed"], ["-ncmoed", 1], ["-otd", r"blk\.0\.=CPU"], ["-ctkd", "q8_0", "-ctvd", "q8_0"])
+    )
+    assert moved < first < whole
+    assert by_hand < whole
+    assert small < whole
+
+
+def test_a_fit_counts_a_draft(path: Path, tmp_path: Path, capsys: Capture) -> None:
+    saved = tmp_path / "fit.json"
+    options = ["--device", "1GiB", "--memory", "2MiB", "-c", 256]
+    bare = as_json(capsys, "fit", path, *options)
+    found = as_json(capsys, "fit", path, *options, "-md", path, "--save", saved)
+    assert found["draft"]["path"] == str(path)
+    assert found["plan"]["expert_bytes"] < bare["plan"]["expert_bytes"]
+    assert json.loads(saved.read_text())["draft"] == found["draft"]
+
+
+def test_the_models_own_layers_are_counted(tiny_path: MakeTiny, capsys: Capture) -> None:
+    path = tiny_path(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
+    found = as_json(capsys, "plan", path, *DEVICES, "--spec-type", "draft-mtp")
+    assert (found["draft"]["path"], found["draft"]["kind"]) == (None, "DRAFT_MTP")
+    assert found["model_params"]["load_mtp"]
+
+
+def test_what_is_fitted_drafts(path: Path, other: Path, capsys: Capture, device: Device) -> None:
+    command = ["generate", path, PROMPT, "-n", 8, "-t", 1, "-c", 256, "--device", device.name, "--timings", "-md"]
+    assert run(*command, other, "-devd", device.name) == 0
+    assert "drafted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-ngld", 1], "--spec-draft-ngl says how a draft's file is loaded; give the file, --model-draft FILE"),
+        (["-devd", "GPU0"], "--spec-draft-device says how"),
+        (["-ctkd", "q8_0"], "--spec-draft-type-k is given, but no model that drafts"),
+        (["-md", "PATH", "-devd", "GPU7"], "--spec-draft-device is 'GPU7'; it takes none, or some of"),
+        (["-md", "PATH", "-ctkd", "q9"], "--spec-draft-type-k is 'q9'"),
+        (["-md", "PATH", "-ngld", "some"], "--spec-draft-ngl is 'some'"),
+        (["-md", "PATH", "--spec-ngram-mod-n-max", 3], "without --spec-type ngram-mod"),
+    ],
+)
+def test_counted_options_that_are_wrong(path: Path, capsys: Capture, options: list[object], message: str) -> None:
+    assert run("plan", path, *DEVICES, *(path if each == "PATH" else each for each in options)) != 0
     assert message in capsys.readouterr().err

@@ -22,17 +22,17 @@ def given(**values: object) -> Given:
 
 def test_a_file(tiny_path: MakeTiny) -> None:
     path = tiny_path(n_expert=4)
-    model, context = load(str(path), given(), ["none"])
+    model, context, _ = load(str(path), given(), ["none"])
     with model:
         assert model.path == str(path)
         assert (context.n_ctx, context.n_threads) == (4096, 1)
-    model, context = load(str(path), given(n_ctx="256"), ["none"], fitted=True)
+    model, context, _ = load(str(path), given(n_ctx="256"), ["none"], fitted=True)
     with model:
         assert context.n_ctx == 256
 
 
 def test_an_address(hub: Hub) -> None:
-    model, _ = load("hf://someone/tiny/Q4_K", given(), ["none"])
+    model, _, _ = load("hf://someone/tiny/Q4_K", given(), ["none"])
     with model:
         assert model.path.endswith("tiny-Q4_K.gguf")
     with pytest.raises(moebind.ModelNotFoundError, match="no GGUF file that matches 'Q9_K'"):
@@ -41,7 +41,7 @@ def test_an_address(hub: Hub) -> None:
 
 def test_what_is_left_open_is_fitted_to_a_device(tiny_path: MakeTiny, device: Device) -> None:
     path = tiny_path(n_expert=4, n_layer=3)
-    model, _ = load(str(path), Given({"threads": 1, "n_ctx": "256"}), [device.name], fitted=True)
+    model, _, _ = load(str(path), Given({"threads": 1, "n_ctx": "256"}), [device.name], fitted=True)
     with model:
         assert model.params.n_gpu_layers != 0
         assert model.params.devices is not None
@@ -52,7 +52,7 @@ def test_a_worker_is_where_layers_go(tiny_path: MakeTiny, device: Device) -> Non
     """Not only if it is asked for layer by layer: the devices of RPC servers are a machine's like its GPUs."""
     path = tiny_path(n_expert=4, n_layer=3)
     for fitted in (False, True):
-        model, _ = load(
+        model, _, _ = load(
             str(path), Given({"threads": 1, "n_ctx": "256", "rpc": [device.description]}), None, fitted=fitted
         )
         with model:
@@ -63,7 +63,7 @@ def test_a_worker_is_where_layers_go(tiny_path: MakeTiny, device: Device) -> Non
 def test_a_worker_that_is_started_for_the_command(tiny_path: MakeTiny) -> None:
     path, mine = tiny_path(n_expert=4, n_layer=3), Given({"threads": 1, "n_ctx": "256", "n_gpu_layers": "all"})
     with mine.held:
-        model, _ = load(str(path), mine, ["loopback"])
+        model, _, _ = load(str(path), mine, ["loopback"])
         with model:
             [used] = model.devices
             assert used.backend == "RPC"
@@ -77,7 +77,7 @@ def test_a_file_of_parameters_is_not_fitted(tiny_path: MakeTiny, device: Device,
     path = tiny_path(n_expert=4, n_layer=3)
     saved = tmp_path / "mine.json"
     saved.write_text('{"model_params": {"n_gpu_layers": 1}, "context_params": {"n_ctx": 64}}', encoding="utf-8")
-    model, context = load(str(path), Given({"params": str(saved)}), [device.name], fitted=True)
+    model, context, _ = load(str(path), Given({"params": str(saved)}), [device.name], fitted=True)
     with model:
         assert (model.params.n_gpu_layers, context.n_ctx) == (1, 64)
 
@@ -97,7 +97,7 @@ def test_a_fit_for_another_machine(tiny_path: MakeTiny, tmp_path: Path) -> None:
     path = tiny_path(n_expert=4)
     saved = tmp_path / "fit.json"
     moebind.fit(path, n_ctx=256, devices=["12GiB"], host="64GiB").save(saved)
-    model, context = load(str(path), Given({"params": str(saved)}), None)
+    model, context, _ = load(str(path), Given({"params": str(saved)}), None)
     with model:
         assert context.n_ctx == 256
         assert all(device.name != "GPU0" for device in model.devices)

@@ -14,7 +14,7 @@ from moebind.cli.app import app
 from moebind.cli.signatures import WrongNumberError, completed
 
 #: These take words, too.
-TEXTS = {"--n-gpu-layers", "--ctx-size", "--ctx-size-min"}
+TEXTS = {"--spec-draft-ngl", "--n-gpu-layers", "--ctx-size", "--ctx-size-min"}
 
 
 def numbers() -> Iterator[tuple[list[str], str]]:

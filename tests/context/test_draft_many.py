@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from drafts import EAGER, NGRAMS, Drafting, check_same, drafting, prompts
+from drafts import EAGER, NGRAMS, Costs, Drafting, check_same, drafting, prompts
 
 from conftest import CPU, EXACT
 from moebind import AbortedError, ContextType, Model, Sampler, SpeculativeType
-from moebind.context import speculative_judge
 
 MANY = EXACT.with_n_ctx(1536).with_n_seq_max(3)
 
@@ -90,12 +89,16 @@ def test_what_fails_in_between(moe: Model, drafters: dict[str, Model]) -> None:
         made.check(prompts(2), max_tokens=12)
 
 
-def test_auto(
-    moe: Model, drafters: dict[str, Model], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    drafts = speculative_judge.DRAFTS
-    monkeypatch.setattr(speculative_judge, "_speed", lambda seen: 1.0 if seen.maxlen == drafts else 2.0)
+def test_auto(moe: Model, drafters: dict[str, Model], caplog: pytest.LogCaptureFixture) -> None:
     with drafting(moe, drafters["near"], MANY, auto=True) as made, caplog.at_level(logging.INFO, "moebind.speculative"):
-        check_many(made, list(prompts(3)), max_tokens=60)
-        assert 0 < made.target.timings().n_drafted <= 3 * 3 * drafts
-    assert len(caplog.records) == 1
+        judge = made.made._judge
+        assert judge is not None
+        judge.clock = Costs(made.target, 10**9, 10**11)
+        check_many(made, list(prompts(3)), max_tokens=24)
+        timings = made.target.timings()
+        # Three steps at most, each for three texts at most.
+        assert 0 < timings.n_drafted <= 3 * 3 * made.made.n_max
+        # The next texts begin without: fewer than 64 tokens came since.
+        check_many(made, list(prompts(2)), max_tokens=4)
+        assert made.target.timings().n_drafted == timings.n_drafted
+    assert "drafting is switched off for 64 tokens" in caplog.records[0].getMessage()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import drafts
 import pytest
 from drafts import EAGER, NGRAMS, drafting, prompts
 
@@ -67,28 +68,18 @@ def test_multi_token_prediction(tiny_path: MakeTiny, n_seq_max: int) -> None:
             made.check(prompts(2), max_tokens=8, plainly=True)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "numbers", "kind"),
-    [
-        ("eagle3", (), SpeculativeType.DRAFT_EAGLE3),
-        ("dflash", (("tokenizer.ggml.mask_token_id", 0), ("block_size", 4)), SpeculativeType.DRAFT_DFLASH),
-    ],
-)
-def test_drafts_from_hidden_states(
-    architecture_path: Callable[..., Path],
-    architecture: str,
-    numbers: tuple[tuple[str, object], ...],
-    kind: SpeculativeType,
-) -> None:
-    draft_path = architecture_path(architecture, 2, numbers)
+@pytest.mark.parametrize("name", drafts.FROM_STATES)
+def test_drafts_from_hidden_states(architecture_path: Callable[..., Path], name: str) -> None:
+    kind = drafts.FROM_STATES[name]
     with (
-        Model.load_from_file(architecture_path("qwen3", 1), CPU) as model,
-        Model.load_from_file(draft_path, CPU) as drafts,
-        drafting(model, drafts, LONG, ctx_other=True, n_max=3) as made,
+        Model.load_from_file(architecture_path(kind.target, 1), CPU) as model,
+        Model.load_from_file(architecture_path(kind.architecture, 2, kind.numbers, kind.named), CPU) as other,
     ):
-        assert made.made.kinds == (kind,)
-        made.check(prompts(20), max_tokens=24)
-        assert made.target.timings().n_drafted > 50
+        params = LONG.with_ctx_type(ContextType.MTP) if other.n_layer_nextn else LONG
+        with drafting(model, other, LONG, params, ctx_other=True, n_max=3) as made:
+            assert made.made.kinds == (kind.kind,)
+            made.check(prompts(20), max_tokens=24)
+            assert made.target.timings().n_drafted > 50
 
 
 def test_a_recurrent_memory_goes_back_by_its_snapshots(tiny_path: MakeTiny, drafters: dict[str, Model]) -> None:

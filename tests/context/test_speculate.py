@@ -9,14 +9,14 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
-from drafts import Drafting, check_same, drafting, prompts
+from drafts import EAGER, Costs, Drafting, check_same, drafting, prompts
 
 from conftest import EXACT
 from moebind import AbortedError, Batch, ClosedError, Context, Model, Sampler
-from moebind.context import speculative_judge
 
 LONG = EXACT.with_n_ctx(512)
 SCHEMA = {
@@ -207,18 +207,36 @@ def test_ctrl_c(at_work: Drafting) -> None:
         at_work.check(["the a of", "it is"], max_tokens=9)
 
 
+@pytest.mark.parametrize("kind", ["near", "ngram-map-k"])
 def test_auto_switches_off_what_loses(
-    moe: Model, drafters: dict[str, Model], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    moe: Model, drafters: dict[str, Model], caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    drafts = speculative_judge.DRAFTS
-    monkeypatch.setattr(speculative_judge, "_speed", lambda seen: 1.0 if seen.maxlen == drafts else 2.0)
-    with drafting(moe, drafters["near"], LONG, auto=True) as made:
+    options: dict[str, Any] = {} if kind == "near" else {"kind": kind, **EAGER}
+    draft = drafters[kind] if kind == "near" else None
+    with drafting(moe, draft, LONG, auto=True, **options) as made:
+        judge = made.made._judge
+        assert judge is not None
+        judge.clock = Costs(made.target, 10**9, 10**11)
         with caplog.at_level(logging.INFO, "moebind.speculative"):
-            made.check(["the a of"], max_tokens=200)
+            made.check(["the a of the a of the a of"], max_tokens=40)
+            drafted = made.target.timings().n_drafted
+            assert 0 < drafted <= 3 * made.made.n_max
+            # Another text begins without, and tries again later: a draft model at the beginning of a text.
+            made.check(["the a of the a of"], max_tokens=12)
+            assert made.target.timings().n_drafted == drafted
+            judge.clock = Costs(made.target, 10**9, 10**6)
+            made.check(["the a of the a of the a of"] * 2, max_tokens=100)
         timings = made.target.timings()
-    assert 0 < timings.n_drafted <= 3 * drafts
-    [record] = caplog.records
-    assert "1.0 tokens/s with drafts, 2.0 without" in record.getMessage()
+        made.target.reset_timings()
+        assert made.target.timings().draft_stopped is None
+    assert timings.n_drafted > drafted
+    first, second = [record.getMessage() for record in caplog.records]
+    assert first.startswith("drafting is switched off for 64 tokens: ")
+    assert first.endswith("tokens/s with drafts, 0.0 without")
+    assert second == "drafting is tried again"
+    assert timings.draft_stopped is not None
+    assert timings.draft_stopped in first
+    assert f"drafting was switched off: {timings.draft_stopped}" in str(timings)
 
 
 def chances(context: Context, prompt: list[int], top_k: int, depth: int) -> dict[tuple[int, ...], float]:

@@ -108,7 +108,8 @@ RECIPES: dict[str, dict[str, object]] = {
     "nomic-bert-moe": {**_ENCODER, "moe_every_n_layers": 2},
     "k2-horizon": {"attention.value_expert_count": 6, "attention.value_expert_used_count": 3},
     "rwkv7": {"attention.gate_lora_rank": 8, "wkv.head_size": 64},
-    "gemma4-assistant": {**_WINDOWS, "embedding_length_out": 32, "nextn_predict_layers": 2},
+    # As wide outside as its target is inside.
+    "gemma4-assistant": {**_WINDOWS, "embedding_length": 32, "embedding_length_out": 64, "nextn_predict_layers": 2},
     "eagle3": {"block_count": 1, "target_layers": [0, 1, 1], "target_hidden_size": 64},
     "dflash": {
         **_HYPER,

@@ -109,7 +109,7 @@ def test_a_plan_as_values(tiny_path: MakeTiny) -> None:
     plan = moebind.plan(tiny_path(n_expert=4), ModelParams(), SMALL, devices=["1GiB"])
     values = json.loads(json.dumps(plan.to_dict()))
     assert list(values) == [
-        "path", "mmproj", "n_ctx", "mapped", "gaps", "lazy", "n_swa", "model_params", "context_params", "fits",
+        "path", "mmproj", "n_ctx", "mapped", "gaps", "lazy", "n_swa", "model_params", "context_params", "draft", "fits",
         "missing", "advice", "device_bytes", "host_bytes", "expert_bytes", "devices", "bytes_read",
         "weights_per_token", "bytes_per_token",
     ]  # fmt: skip

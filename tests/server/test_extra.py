@@ -27,8 +27,8 @@ def test_what_is_its_own_passes() -> None:
         "4",
         "--cors-origins",
         "https://me.example",
-        "-ctkd",
-        "f16",
+        "-td",
+        "2",
     ]
     assert check_extra(arguments) == arguments
     assert check_extra(iter(arguments)) == arguments

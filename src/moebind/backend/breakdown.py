@@ -75,6 +75,11 @@ HOST = "Host"
 PARTS = ("model", "context", "moe_cache", "compute")
 
 
+def sizes_of(memory: BufferMemory | DeviceMemory) -> dict[str, int]:
+    """What memory is taken for, and all of it, for JSON."""
+    return {name: getattr(memory, name) for name in (*PARTS, "total")}
+
+
 @dataclass(frozen=True)
 class MemoryBreakdown:
     """Bytes that a live context and its model hold, device by device.

@@ -65,6 +65,8 @@ class SpeculativeCounts:
     n_drafted: int = 0
     n_accepted: int = 0
     t_draft_us: int = 0
+    #: Why drafting was switched off last.
+    stopped: str | None = None
 
     def add(self, n_drafted: int, n_accepted: int) -> None:
         """So many tokens were drafted, and so many of them were right."""
@@ -103,6 +105,8 @@ class Timings:
         Tokens that were drafted by speculative decoding and computed, and those of them that were right.
     t_draft_ms : float
         Milliseconds spent on drafting them. What computing them took is in ``t_p_eval_ms``.
+    draft_stopped : str or None
+        Why drafting was switched off last, with ``auto``; None: it was not.
     """
 
     t_start_ms: float
@@ -116,6 +120,7 @@ class Timings:
     n_drafted: int = 0
     n_accepted: int = 0
     t_draft_ms: float = 0.0
+    draft_stopped: str | None = None
 
     @property
     def acceptance(self) -> float:
@@ -143,6 +148,7 @@ class Timings:
                 if self.n_drafted
                 else ""
             )
+            + (f"; drafting was switched off: {self.draft_stopped}" if self.draft_stopped else "")
         )
 
 
@@ -163,6 +169,7 @@ def read_timings(
         counts.n_drafted,
         counts.n_accepted,
         counts.t_draft_us / 1e3,
+        counts.stopped,
     )
 
 

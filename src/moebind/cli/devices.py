@@ -8,11 +8,21 @@ from typing import Annotated, TypeAlias
 import typer
 
 from moebind._core.sizes import parse_size
-from moebind.backend.devices import Device, devices
+from moebind.backend.devices import Device, describe, devices
 from moebind.enums import DeviceType
-from moebind.placement.described_devices import is_description, read_description, written
+from moebind.placement.described_devices import described_device, is_description, read_description, written
 
-__all__ = ["LOOPBACK", "Devices", "DevicesHere", "Host", "checked_size", "device_list", "exact_size", "separate"]
+__all__ = [
+    "LOOPBACK",
+    "Devices",
+    "DevicesHere",
+    "Host",
+    "as_devices",
+    "checked_size",
+    "device_list",
+    "exact_size",
+    "separate",
+]
 
 #: Names a worker process that is started for the command.
 LOOPBACK = "loopback"
@@ -69,6 +79,13 @@ def device_list(given: Sequence[str] | None, *, here: bool = False) -> list[Devi
         return None
     known = {device.name: device for device in devices()}
     return [known[each] if each in known else _described(each, known, here) for each in given]
+
+
+def as_devices(listed: Sequence[Device | str | int]) -> list[Device]:
+    """Devices that are here or only described, the latter with the names that plans give them."""
+    return [
+        each if isinstance(each, Device) else describe(at, described_device(at, each)) for at, each in enumerate(listed)
+    ]
 
 
 def checked_size(given: str, option: str = "--device") -> int:

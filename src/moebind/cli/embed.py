@@ -52,7 +52,7 @@ def command(
     target = None if output is None else checks.path("output", output)
     given_texts = texts_of(texts, file)
     pooling_type = o.pooling_type(pooling)
-    loaded, context_params = load(model, given, device, n_ctx=None)
+    loaded, context_params, _ = load(model, given, device, n_ctx=None)
     with loaded:
         found = loaded.embed(
             given_texts,

@@ -11,6 +11,7 @@ from moebind._core.sizes import parse_size
 from moebind.cli import options as o
 from moebind.cli.budgets import Margin, Memory, budgets
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
+from moebind.cli.drafts import DRAFTS, draft_of
 from moebind.cli.given import RPC, Chosen, Given, takes
 from moebind.cli.media import Counted
 from moebind.cli.model_argument import takes_model
@@ -77,7 +78,7 @@ Save = Annotated[
 
 
 @takes_model
-@takes(PARAMS, RPC, *MODEL, *without(CONTEXT, "n_ctx", "moe_cache"), swa_full="swa-full where it costs little")
+@takes(PARAMS, RPC, *MODEL, *without(CONTEXT, "n_ctx", "moe_cache"), *DRAFTS, swa_full="swa-full where it costs little")
 def command(
     model: o.ModelPath,
     given: Given,
@@ -100,6 +101,7 @@ def command(
     Example: moebind fit moe.gguf --memory 8GiB --save fit.json
     """
     chosen = given.read(model, separate(device), host)
+    listed = device_list(chosen.device)
     found = fit(
         model,
         memory=budgets(memory),
@@ -108,10 +110,11 @@ def command(
         n_ctx_min=token_count("--ctx-size-min", ctx_size_min),
         model_params=chosen.model_params,
         context_params=chosen.context_params,
-        devices=device_list(chosen.device),
+        devices=listed,
         goal=cast("Literal['decode', 'prompt', 'balanced']", goal),
         host=None if chosen.host is None else checked_size(chosen.host, "--host"),
         mmproj=mmproj,
+        draft=draft_of(given, chosen.model_params, chosen.context_params, listed),
         swa_full=given.values["swa_full"],
         moe_cache=moe_cache if moe_cache in {None, "auto"} else parse_size("--moe-cache", moe_cache),
         routing=None if routing is None else RoutingRecorder.load(routing),

@@ -126,9 +126,13 @@ class Given:
             process_of(source).apply()
         return source
 
-    def _with(self, options: Sequence[Option[ParamsT]], params: ParamsT) -> ParamsT:
+    def of(self, options: Sequence[Option[ParamsT]]) -> list[tuple[Option[ParamsT], Any]]:
+        """Those of the options that were given, with their values."""
         values = [(option, self.values.get(option.name)) for option in options]
-        given = [(option, value) for option, value in values if value is not None and value != []]
+        return [(option, value) for option, value in values if value is not None and value != []]
+
+    def _with(self, options: Sequence[Option[ParamsT]], params: ParamsT) -> ParamsT:
+        given = self.of(options)
         # Some are read as additions to a field: what a file has there is replaced, as it is with others.
         defaults = type(params)()
         names = {name for option, _ in given for name in option.fields if name in ADDED}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +21,7 @@ from moebind.params.params import N_CTX, ContextParams, ModelParams
 if TYPE_CHECKING:
     from moebind.context.context import Context
     from moebind.model.model import Model
+    from moebind.params.draft import Draft
 
 __all__ = ["Loaded", "computing", "load", "new_context", "open_model", "title", "with_devices"]
 
@@ -29,10 +30,11 @@ _NAME_MAX = 80
 
 
 class Loaded(NamedTuple):
-    """A loaded model, which is to be closed, and the context to make of it."""
+    """A loaded model, which is to be closed, the context to make of it, and what is to draft for it."""
 
     model: Model
     context_params: ContextParams
+    draft: Draft | None
 
 
 def load(
@@ -42,7 +44,7 @@ def load(
     *,
     fitted: bool = False,
     n_ctx: int | None = N_CTX,
-    load_mtp: bool = False,
+    draft_of: Callable[[Given, ModelParams, ContextParams], Draft | None] | None = None,
     mmproj: str | None = None,
 ) -> Loaded:
     """Load the model of a command.
@@ -58,21 +60,29 @@ def load(
         file of parameters.
     n_ctx
         The length of context if neither says one; None: that of ``ContextParams``.
-    load_mtp
-        Whether the layers that predict further ahead are loaded.
+    draft_of
+        Reads from the options what is to draft, for which there has to be room.
     mmproj
-        A projector that is loaded besides, for which there has to be room.
+        A projector that is loaded besides, for which there has to be room, too.
     """
     params, context = computing(model, given, device, n_ctx)
-    if load_mtp:
+    draft = None if draft_of is None else draft_of(given, params, context)
+    if draft is not None and draft.path is None:
         params = params.with_load_mtp(True)
     used = default_devices() if params.devices is None else params.devices
     if fitted and given.values.get("params") is None and used:
         from moebind.placement.fit import fit
 
-        found = fit(model, n_ctx=context.n_ctx or None, model_params=params, context_params=context, mmproj=mmproj)
-        params, context = found.model_params, found.context_params
-    return Loaded(open_model(model, params), context)
+        found = fit(
+            model,
+            n_ctx=context.n_ctx or None,
+            model_params=params,
+            context_params=context,
+            mmproj=mmproj,
+            draft=draft,
+        )
+        params, context, draft = found.model_params, found.context_params, found.plan.draft
+    return Loaded(open_model(model, params), context, draft)
 
 
 def computing(

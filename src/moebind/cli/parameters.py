@@ -214,6 +214,7 @@ PARAMS: Option[Any] = Option(
 #: Names of the options that the help of every command shows; ``--help-all`` shows the others.
 USUAL = frozenset(
     {"params", "n_gpu_layers", "override_tensor", "n_cpu_moe", "cpu_moe", "n_ctx", "type_k", "type_v", "threads"}
+    | {"model_draft"}
 )
 #: Fields that options add to.
 ADDED = frozenset({"tensor_overrides"})

@@ -9,6 +9,7 @@ import typer
 
 from moebind.cli import options as o
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
+from moebind.cli.drafts import DRAFTS, draft_of
 from moebind.cli.given import RPC, Given, takes
 from moebind.cli.media import Counted
 from moebind.cli.model_argument import takes_model
@@ -23,7 +24,7 @@ Plot = Annotated[
 
 
 @takes_model
-@takes(PARAMS, RPC, *MODEL, *CONTEXT, n_ctx=f"{N_CTX}; in Python, {ContextParams().n_ctx}")
+@takes(PARAMS, RPC, *MODEL, *CONTEXT, *DRAFTS, n_ctx=f"{N_CTX}; in Python, {ContextParams().n_ctx}")
 def command(
     model: o.ModelPath,
     given: Given,
@@ -40,13 +41,15 @@ def command(
     """
     picture = o.plot_path(plot, "plans")
     chosen = given.read(model, separate(device), host, n_ctx=N_CTX)
+    listed = device_list(chosen.device)
     found = plan(
         model,
         chosen.model_params,
         chosen.context_params,
-        devices=device_list(chosen.device),
+        devices=listed,
         host=None if chosen.host is None else checked_size(chosen.host, "--host"),
         mmproj=mmproj,
+        draft=draft_of(given, chosen.model_params, chosen.context_params, listed),
     )
     if as_json:
         show_json(found.to_dict())

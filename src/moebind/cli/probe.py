@@ -41,7 +41,7 @@ def command(
     from moebind.placement.plan import plan
 
     begun = time.perf_counter()
-    loaded, context_params = load(model, given, device, fitted=o.wants_fit(fit))
+    loaded, context_params, _ = load(model, given, device, fitted=o.wants_fit(fit))
     with loaded:
         loading = time.perf_counter() - begun
         begun = time.perf_counter()

@@ -66,7 +66,7 @@ def record(
         raise ValueError("--prompt and --file are both given: leave one of them out")
     text = None if file is None else file.read_text(encoding="utf-8")
     recorder = RoutingRecorder(order=True)
-    loaded, context_params = load(model, given, device)
+    loaded, context_params, _ = load(model, given, device)
     with loaded, new_context(loaded, context_params.with_eval_callback(recorder)) as context:
         if not loaded.n_expert:
             raise ValueError(f"{model} has no experts: nothing is chosen")

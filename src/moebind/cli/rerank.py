@@ -45,7 +45,7 @@ def command(
     if query is None:
         raise ValueError("there is no QUERY: moebind rerank MODEL QUERY TEXT...")
     given_texts = texts_of(texts, file)
-    loaded, context_params = load(model, given, device, n_ctx=None)
+    loaded, context_params, _ = load(model, given, device, n_ctx=None)
     with loaded:
         scores = loaded.rerank(query, given_texts, truncate=truncate, context_params=context_params)
     best = (-scores).argsort(kind="stable")[:top_n].tolist()

@@ -18,6 +18,7 @@ import typer
 from moebind.cli import options as o
 from moebind.cli.budgets import Margin
 from moebind.cli.devices import DevicesHere
+from moebind.cli.drafts import DRAFTS, draft_of, passed_on
 from moebind.cli.given import RPC, TUNED, Chosen, Given, takes
 from moebind.cli.loading import with_devices
 from moebind.cli.model_argument import Hub, ModelOption, on_hub
@@ -118,6 +119,7 @@ _RARE = {
     RPC,
     *MODEL,
     *_CONTEXT,
+    *DRAFTS,
     own_hidden=_RARE,
     n_ctx=f"as fits; of several, {N_CTX_OF_SEVERAL}",
     swa_full="no-swa-full",
@@ -180,8 +182,13 @@ def command(
             n_ctx=_length(context, given),
             api_key=None if api_key_file is None else _keys(api_key_file),
             parallel=parallel,
-            extra=[*([] if chat_template is None else ["--chat-template", chat_template]), *ctx.meta.get(_REST, ())],
+            extra=[
+                *([] if chat_template is None else ["--chat-template", chat_template]),
+                *passed_on(given),
+                *ctx.meta.get(_REST, ()),
+            ],
             mmproj=mmproj,
+            draft=draft_of(given, chosen.model_params, chosen.context_params),
             fit=o.wants_fit(fit),
             margin=margin,
             one_at_a_time=one_at_a_time,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from moebind.cli.drafts import drafting, predicts_ahead
+from moebind.cli.drafts import draft_of, drafting
 from moebind.cli.given import Given
 from moebind.cli.loading import load, new_context
 from moebind.cli.media import opened, projector_for
@@ -53,11 +53,11 @@ def writing(
         If there are such files and no projector; this is found out before anything is loaded.
     """
     projector = projector_for(model, mmproj, media)
-    loaded, context_params = load(model, given, device, fitted=fitted, load_mtp=predicts_ahead(given), mmproj=projector)
+    loaded, context_params, draft = load(model, given, device, fitted=fitted, draft_of=draft_of, mmproj=projector)
     with (
         loaded,
         opened(projector, loaded, context_params.n_threads_batch) as mtmd,
         new_context(loaded, context_params) as context,
-        drafting(given, context) as speculative,
+        drafting(given, context, draft) as speculative,
     ):
         yield Writing(context, mtmd, speculative)

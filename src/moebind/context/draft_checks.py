@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moebind._core import checks
-from moebind._core.native import ffi, lib
+from moebind._core.native import CData, ffi, lib
 from moebind._core.shown import shown
 from moebind.context.decode import Decoding
 from moebind.enums import SpeculativeType
 from moebind.errors import SpeculativeError
 
-__all__ = ["FROM_STATES", "NGRAMS", "check_draft", "check_target", "inferred", "kinds_of"]
+__all__ = [
+    "FROM_STATES",
+    "MARKOV",
+    "NGRAMS",
+    "check_draft",
+    "check_target",
+    "inferred",
+    "kind_of_draft",
+    "kinds_of",
+    "states_problem",
+]
 
 #: Those that draft from hidden states of the target, which they read after each of its computations.
 FROM_STATES = frozenset(
@@ -26,6 +36,8 @@ FROM_STATES = frozenset(
 NGRAMS = frozenset(SpeculativeType) - FROM_STATES - {SpeculativeType.DRAFT_SIMPLE}
 #: By the draft's architecture; what is not here is a model of its own.
 _ARCHITECTURES = {"eagle3": SpeculativeType.DRAFT_EAGLE3, "gemma4-assistant": SpeculativeType.DRAFT_MTP}
+#: The tensor that tells a DSpark model from a DFlash model.
+MARKOV = "markov_w1.weight"
 #: llama-common takes vocabularies for the same that differ by so many tokens at the end.
 VOCAB_DIFFERENCE_MAX = 128
 
@@ -52,14 +64,18 @@ def inferred(draft: Decoding | None) -> tuple[SpeculativeType, ...]:
     """Who drafts, by what the draft is."""
     if draft is None:
         return (SpeculativeType.NGRAM_SIMPLE,)
-    architecture = draft._model._architecture
-    if draft._predicts_ahead:
-        return (SpeculativeType.DRAFT_MTP,)
+    markov = ffi.new("struct moebind_weight *")
+    has = bool(lib.moebind_model_weight(draft._model._open(), MARKOV.encode(), markov))
+    return (kind_of_draft(draft._model._architecture, ahead=draft._predicts_ahead, markov=has),)
+
+
+def kind_of_draft(architecture: str, *, ahead: bool, markov: bool) -> SpeculativeType:
+    """How a model drafts; ``ahead``: its layers predict further ahead; ``markov``: it has the tensor ``MARKOV``."""
+    if ahead:
+        return SpeculativeType.DRAFT_MTP
     if architecture == "dflash":
-        markov = ffi.new("struct moebind_weight *")
-        has = lib.moebind_model_weight(draft._model._open(), b"markov_w1.weight", markov)
-        return (SpeculativeType.DRAFT_DSPARK if has else SpeculativeType.DRAFT_DFLASH,)
-    return (_ARCHITECTURES.get(architecture, SpeculativeType.DRAFT_SIMPLE),)
+        return SpeculativeType.DRAFT_DSPARK if markov else SpeculativeType.DRAFT_DFLASH
+    return _ARCHITECTURES.get(architecture, SpeculativeType.DRAFT_SIMPLE)
 
 
 def check_target(target: Decoding) -> None:
@@ -154,31 +170,40 @@ def _check_plain(draft: Decoding) -> None:
 
 
 def _check_states(target: Decoding, draft: Decoding, kind: SpeculativeType) -> None:
-    model, other = target._model, draft._model
+    problem = states_problem(target._model._open(), draft._model._open(), kind)
+    if problem is not None:
+        raise SpeculativeError(problem)
+    if kind in {SpeculativeType.DRAFT_DFLASH, SpeculativeType.DRAFT_DSPARK} and draft._model.token_mask is None:
+        raise SpeculativeError(
+            f"{draft._model!r} has no mask token, which a DFlash model drafts with: its file is not complete"
+        )
+
+
+def states_problem(target: CData, draft: CData, kind: SpeculativeType) -> str | None:
+    """Why a draft cannot read the hidden states of a model, both as llama.cpp has them."""
     if kind == SpeculativeType.DRAFT_MTP:
-        if other.n_embd_out != model.n_embd_out:
-            raise SpeculativeError(
-                f"the draft takes hidden states of {other.n_embd_out} numbers, and the target's have "
-                f"{model.n_embd_out}: it was made for another model"
-            )
-        return
-    n = int(lib.moebind_target_layers(other._open(), ffi.NULL, 0))
+        theirs, ours = lib.llama_model_n_embd_out(draft), lib.llama_model_n_embd_out(target)
+        if theirs == ours:
+            return None
+        return (
+            f"the draft takes hidden states of {theirs} numbers, and the target's have {ours}: it was made for another "
+            "model"
+        )
+    n = int(lib.moebind_target_layers(draft, ffi.NULL, 0))
     layers = ffi.new("int32_t[]", n)
-    lib.moebind_target_layers(other._open(), layers, n)
+    lib.moebind_target_layers(draft, layers, n)
+    n_layer, n_embd = lib.llama_model_n_layer(target), lib.llama_model_n_embd(target)
     # An EAGLE-3 model may read what comes after the last layer as well.
-    last = model.n_layer if kind == SpeculativeType.DRAFT_EAGLE3 else model.n_layer - 1
+    last = n_layer if kind == SpeculativeType.DRAFT_EAGLE3 else n_layer - 1
     wrong = [layer for layer in layers if not 0 <= layer <= last]
-    width = int(lib.moebind_model_n_embd_inp_enc(other._open()))
-    if wrong or width != n * model.n_embd:
-        reads = f"layer {wrong[0]}" if wrong else f"{width} numbers of {n} layers"
-        raise SpeculativeError(
-            f"the draft reads {reads} of its target, which has {model.n_layer} layers of {model.n_embd} numbers: it "
-            "was made for another model"
-        )
-    if kind != SpeculativeType.DRAFT_EAGLE3 and other.token_mask is None:
-        raise SpeculativeError(
-            f"{other!r} has no mask token, which a DFlash model drafts with: its file is not complete"
-        )
+    width = int(lib.moebind_model_n_embd_inp_enc(draft))
+    if not wrong and width == n * n_embd:
+        return None
+    reads = f"layer {wrong[0]}" if wrong else f"{width} numbers of {n} layers"
+    return (
+        f"the draft reads {reads} of its target, which has {n_layer} layers of {n_embd} numbers: it was made for "
+        "another model"
+    )
 
 
 def _check_vocabularies(target: Decoding, draft: Decoding) -> None:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moebind._core.native import CData, lib
+from moebind._core.native import CData
 from moebind.context.drafting import Wanted
-from moebind.context.speculate import cut_back, n_drafted_max, switched_off
-from moebind.context.speculative_judge import Judge
+from moebind.context.speculate import cut_back, n_drafted_max
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +30,13 @@ class ManyDrafts:
     """
 
     def __init__(self, context: Decoding, speculative: Speculative | None) -> None:
-        self._context, self._speculative = context, speculative
-        self._judge = Judge() if speculative is not None and speculative._auto else None
+        self._context = context
+        self._judge = None if speculative is None else speculative._judge
+        if self._judge is not None:
+            self._judge.text_begins()
+            if speculative is not None and not self._judge.drafts and not speculative._drafting.anytime:
+                speculative = None  # it has lost, and cannot begin in the middle
+        self._speculative = speculative
         self._drafts = speculative is not None
 
     @property
@@ -52,7 +56,7 @@ class ManyDrafts:
         for run in running:
             run.drafted = []
         speculative, context = self._speculative, self._context
-        if speculative is None or not self._drafts or (self._judge is not None and self._judge.measures_plain):
+        if speculative is None or not self._drafts or (self._judge is not None and not self._judge.wants_draft):
             return False
         ready = [run for run in running if run.begun and len(run.tokens) - run.n_past == 1]
         wanted = []
@@ -99,17 +103,20 @@ class ManyDrafts:
     def measured(self, running: Sequence[Run]) -> Iterator[None]:
         """Stand around a computation, to see whether drafting pays. Those with prompts tell nothing."""
         judge = self._judge
-        if judge is None or not self._drafts:
+        if judge is None:
             yield
             return
         only_texts = all(run.begun and len(run.tokens) - run.n_past == 1 for run in running)
         before = [len(run.tokens) for run in running]
-        counts, began = self._context._speculated, lib.llama_time_us()
+        counts, began = self._context._speculated, judge.clock()
         drafting_before = counts.t_draft_us
         yield
-        if only_texts:
-            drafted = any(run.drafted for run in running)
-            took = lib.llama_time_us() - began - (0 if drafted else counts.t_draft_us - drafting_before)
-            n_tokens = sum(len(run.tokens) for run in running) - sum(before)
-            judge.saw(n_tokens, took, drafted)
-            self._drafts = not switched_off(judge)
+        if not only_texts:
+            return
+        drafted = any(run.drafted for run in running)
+        searched = 0 if drafted else counts.t_draft_us - drafting_before
+        n_tokens = sum(len(run.tokens) for run in running) - sum(before)
+        judge.saw(n_tokens, judge.clock() - began - searched, drafted=drafted, searched=searched)
+        if judge.reason is not None:
+            counts.stopped = judge.reason
+            self._drafts = self._speculative is not None and self._speculative._drafting.anytime

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DraftModel", "Drafting", "Wanted"]
 
+#: So many tokens that a draft model has missed are a prompt, and not those of some steps.
+PROMPT_MIN = 16
+
 
 @dataclass
 class Wanted:
@@ -57,6 +60,10 @@ class Drafting:
 
     #: Whether it looks at each computation of the target.
     follows = False
+    #: Whether it can begin in the middle of a text at no cost.
+    anytime = True
+    #: Microseconds that it took to compute prompts itself.
+    t_prompt_us = 0
 
     def __init__(self, target: Decoding, opened: Callable[[], CData]) -> None:
         self._target, self._opened = target, opened
@@ -128,6 +135,7 @@ class DraftModel(Drafting):
     ) -> None:
         super().__init__(target, opened)
         self._draft = draft
+        self.anytime = False
         self.follows = bool(FROM_STATES.intersection(kinds))
         #: Whether the draft has no cache of its own, but reads the target's.
         self._shares = draft._model._architecture == "gemma4-assistant"
@@ -222,7 +230,7 @@ class DraftModel(Drafting):
         # Vocabularies that are taken for the same may differ in length.
         if max([wanted.last, *missing]) >= draft._model.n_vocab:
             return False
-        n_batch = draft._n_batch
+        n_batch, began = draft._n_batch, lib.llama_time_us()
         for start in range(0, len(missing), n_batch):
             part = missing[start : start + n_batch]
             batch = Batch(len(part))
@@ -241,6 +249,8 @@ class DraftModel(Drafting):
                 self.forget(seq)
                 raise
             known.extend(part)
+        if len(missing) > PROMPT_MIN:
+            self.t_prompt_us += lib.llama_time_us() - began
         self._same[seq] = len(tokens)
         return True
 

@@ -13,11 +13,14 @@ from moebind.context.batch import Batch
 from moebind.context.context import Context
 from moebind.context.drafting import Wanted
 from moebind.context.speculative import N_MAX, Speculative
-from moebind.enums import ContextType, SpeculativeType
+from moebind.enums import SpeculativeType
 from moebind.errors import SpeculativeError
+from moebind.params.draft import Draft
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+
+    from moebind.model.model import Model
 
 __all__ = ["MtpSpeculative", "MtpSpeculativeParams"]
 
@@ -44,6 +47,23 @@ class MtpSpeculativeParams:
         checks.integer("n_max", self.n_max, 1, N_MAX)
         checks.integer("n_min", self.n_min, 0, self.n_max)
         checks.number("p_min", self.p_min, 0, 1)
+
+
+def own_layers(model: Model) -> Model:
+    """The model, if its layers that predict further ahead are loaded.
+
+    Raises
+    ------
+    SpeculativeError
+    """
+    if not model.n_layer_nextn:
+        raise SpeculativeError(f"{model!r} has no layers that predict further ahead (MTP)")
+    if not model.params.load_mtp:
+        raise SpeculativeError(
+            "the layers that predict further ahead were not loaded: load the model with "
+            "ModelParams().with_load_mtp(True)"
+        )
+    return model
 
 
 class MtpSpeculative(Speculative):
@@ -86,16 +106,8 @@ class MtpSpeculative(Speculative):
             raise TypeError(f"params is {shown(params)}; it takes MtpSpeculativeParams, such as with n_max=3")
         self._made: Context | None = None
         if draft_context is None:
-            model = target_context.model
-            if not model.n_layer_nextn:
-                raise SpeculativeError(f"{model!r} has no layers that predict further ahead (MTP)")
-            if not model.params.load_mtp:
-                raise SpeculativeError(
-                    "the layers that predict further ahead were not loaded: load the model with "
-                    "ModelParams().with_load_mtp(True)"
-                )
-            own = target_context.params.with_ctx_type(ContextType.MTP).with_eval_callback(None)
-            draft_context = self._made = model.new_context(own.with_embeddings(False))
+            model, like = own_layers(target_context.model), target_context.params
+            draft_context = self._made = model.new_context(Draft().context_for(like, like.n_ctx, ahead=True))
         try:
             super().__init__(
                 target_context,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from moebind.context.drafting import Drafting, Wanted
 from moebind.context.pieces import Piece, Record, Writer
 from moebind.context.prepare import Request, prepare
 from moebind.context.scores import Score, score
-from moebind.context.speculative_judge import Judge
+from moebind.context.speculative_judge import Judge, logger
 from moebind.errors import NoKvSlotError
 
 if TYPE_CHECKING:
@@ -24,9 +23,7 @@ if TYPE_CHECKING:
     from moebind.context.speculative import Speculative
     from moebind.sampling.sampler import Sampler
 
-__all__ = ["choose_drafted", "chooser", "cut_back", "n_drafted_max", "speculate", "switched_off"]
-
-logger = logging.getLogger("moebind.speculative")
+__all__ = ["choose_drafted", "chooser", "cut_back", "n_drafted_max", "speculate"]
 
 #: What chooses the token after one of the outputs of the last batch, and how likely it was.
 Choose = Callable[[CData, int], "tuple[int, Score | None]"]
@@ -91,14 +88,6 @@ def cut_back(context: Decoding, native: CData, seq: int, n: int) -> bool:
     return False
 
 
-def switched_off(judge: Judge | None) -> bool:
-    """Whether drafting has lost; the log says so once."""
-    if judge is None or judge.reason is None:
-        return False
-    logger.info("drafting is switched off for the rest of this text: %s", judge.reason)
-    return True
-
-
 @dataclass
 class _Text:
     """A text that is generated with drafts."""
@@ -121,6 +110,9 @@ class _Text:
     def __post_init__(self) -> None:
         self.choose = chooser(self.context, self.sampler, self.request.n_top)
         self.drafting: Drafting = self.speculative._drafting
+        if self.judge is not None:
+            self.judge.text_begins()
+            self.drafts = self.judge.drafts or self.drafting.anytime
         #: Whether nothing but the next token is wanted of a computation.
         self.greedy = self.sampler is None and self.request.n_top is None
         self.step = Batch(1)
@@ -134,13 +126,13 @@ class _Text:
             scores.append(its_score)
             return token
 
-        drafting = self.drafting
+        drafting = self.drafting if self.drafts else None
         try:
             self.generation, self.cached, self.token = prepare(
                 self.context, self.request, self.seq, reuse_prefix, first, record, drafting
             )
         except BaseException:
-            drafting.forget(self.seq)
+            self.drafting.forget(self.seq)
             raise
         piece = self.writer.take(self.token)
         return piece if scores[0] is None else piece._with_score(*scores[0])
@@ -148,27 +140,34 @@ class _Text:
     def go_on(self) -> list[Piece]:
         """Compute once, and return the pieces that come of it."""
         context, judge = self.context, self.judge
-        began, counts = lib.llama_time_us(), context._speculated
-        drafting_before = counts.t_draft_us
+        if judge is None:
+            return self._step(self._draft())
+        counts, drafting = context._speculated, self.drafting
+        began, before = judge.clock(), (counts.t_draft_us, drafting.t_prompt_us)
         drafted = self._draft()
-        follows = self.drafts and self.drafting.follows
-        if drafted or follows or not self.greedy or not context._steps_natively():
-            pieces = self._verify(drafted)
-        else:
-            following = context._likeliest_after(context._open(), self.step._struct(), self.token, len(self.cached))
-            self.cached.append(self.token)
-            self.token = following
-            pieces = [self.writer.take(following)]
-        if judge is not None and self.drafts:
-            took = lib.llama_time_us() - began
-            if not drafted:  # without drafts, nobody would follow either
-                took -= counts.t_draft_us - drafting_before
-            judge.saw(len(pieces), took, bool(drafted))
-            self.drafts = not switched_off(judge)
+        pieces = self._step(drafted)
+        # The draft model's own computation of the prompt is no part of a step.
+        took = judge.clock() - began - (drafting.t_prompt_us - before[1])
+        # Without drafts, nobody would follow either, or look for some.
+        searched = 0 if drafted else counts.t_draft_us - before[0]
+        judge.saw(len(pieces), took - searched, drafted=bool(drafted), searched=searched)
+        if judge.reason is not None:
+            counts.stopped = judge.reason
+            self.drafts = self.drafts and drafting.anytime
         return pieces
 
+    def _step(self, drafted: list[int]) -> list[Piece]:
+        context = self.context
+        follows = self.drafts and self.drafting.follows
+        if drafted or follows or not self.greedy or not context._steps_natively():
+            return self._verify(drafted)
+        following = context._likeliest_after(context._open(), self.step._struct(), self.token, len(self.cached))
+        self.cached.append(self.token)
+        self.token = following
+        return [self.writer.take(following)]
+
     def _draft(self) -> list[int]:
-        if not self.drafts or (self.judge is not None and self.judge.measures_plain):
+        if not self.drafts or (self.judge is not None and not self.judge.wants_draft):
             return []
         n_max = n_drafted_max(self.context, self.speculative, len(self.cached), self.writer)
         if n_max < 1:
@@ -246,8 +245,7 @@ def speculate(
     lib.moebind_hooks_forget(context._hooks.pointer)
     if request.limit == 0:
         return
-    judge = Judge() if speculative._auto else None
-    text = _Text(context, speculative, request, seq_id, sampler, request.writer(context), judge)
+    text = _Text(context, speculative, request, seq_id, sampler, request.writer(context), speculative._judge)
     piece = text.begin(reuse_prefix, record)
     yield piece
     while piece.stop_reason is None:

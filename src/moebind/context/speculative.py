@@ -18,6 +18,7 @@ from moebind._core.shown import shown
 from moebind.context.decode import Decoding
 from moebind.context.draft_checks import FROM_STATES, check_draft, inferred, kinds_of
 from moebind.context.drafting import Drafting, DraftModel
+from moebind.context.speculative_judge import Judge
 from moebind.enums import SpeculativeType
 from moebind.errors import NativeError, SpeculativeError
 
@@ -55,8 +56,9 @@ class Speculative(Owner):
     min_hits
         How often an n-gram must have been looked up before it is used, for ``NGRAM_MAP_K4V``.
     auto
-        Measure the first tokens of each text, and stop drafting for the rest of it if that loses. The logger
-        ``moebind.speculative`` tells.
+        Measure steps with drafts and without in turn, and stop drafting for a while if it loses, for the next texts,
+        too. What it can lose is bounded: the time of four tokens without drafts, and of three drafted steps. The logger
+        ``moebind.speculative`` tells, and :class:`Timings`.
 
     Raises
     ------
@@ -104,7 +106,7 @@ class Speculative(Owner):
                 f"n_max is {most} and n_match {matched}: NGRAM_SIMPLE drafts at least as many as it compares"
             )
         hits = None if min_hits is None else checks.integer("min_hits", min_hits, 1, 2**16 - 1)
-        self._auto = checks.boolean("auto", auto)
+        self._judge = Judge() if checks.boolean("auto", auto) else None
         check_draft(target_context, draft, kinds)
         self._target, self._draft, self._kinds = target_context, draft, kinds
         numbers = ffi.new("int32_t[]", [int(each) for each in kinds])

@@ -12,12 +12,14 @@ from moebind._core.shown import shown
 from moebind._core.sizes import parse_memory, show_size
 from moebind.backend.devices import Device
 from moebind.errors import FitError
+from moebind.params.draft import Draft
 from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import N_CTX_MAX, ContextParams, ModelParams
 from moebind.placement import windows
 from moebind.placement.cache_share import BUS, CacheShare, cached_params, check_share, choose_share
 from moebind.placement.described_devices import described_host, device_list
 from moebind.placement.device_budgets import read_budgets
+from moebind.placement.drafter import find_drafter
 from moebind.placement.header import Header, read_header
 from moebind.placement.mmproj import find_projector
 from moebind.placement.plan import Plan, check_arguments, make_plan
@@ -86,7 +88,9 @@ class Fit:
         path = checks.absolute(self.plan.path)
         made_for = (self._identity, self._devices, self._host)
         kept = (self.model_params, self.context_params, path, *made_for, self.budgets)
-        return {**Saved(*kept, self.explanation, self.plan.mmproj).to_dict(), "plan": self.plan.to_dict()}
+        drafter = self.plan._drafter
+        beside = (self.plan.mmproj, None if drafter is None else drafter.given)
+        return {**Saved(*kept, self.explanation, *beside).to_dict(), "plan": self.plan.to_dict()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it into a file, which :meth:`load` and the commands (``--params``) read.
@@ -141,7 +145,9 @@ class Fit:
         found.check(header, os.fspath(path))
         devices, model, context = found.natives(), found.model_params, found.context_params
         host, seeing = described_host(found.host), find_projector(found.mmproj, found.path)
-        plan = make_plan(header, model, context, device_list(devices, model), host, projector=seeing)
+        natives = device_list(devices, model)
+        drafter, model = find_drafter(found.draft, header, model, natives)
+        plan = make_plan(header, model, context, natives, host, projector=seeing, drafter=drafter)
         made_for = (found.budgets, found.explanation, found.identity, found.devices, found.host)
         return cls(_on(devices, model), context, replace(plan, _fitted=True), *made_for)
 
@@ -164,6 +170,7 @@ def fit(
     routing: RoutingRecorder | None = None,
     bus: float = BUS,
     mmproj: str | os.PathLike[str] | bool | None = None,
+    draft: Draft | str | os.PathLike[str] | bool | None = None,
 ) -> Fit:
     """Find parameters with which a model fits into memory and uses it well.
 
@@ -224,6 +231,9 @@ def fit(
         expert goes over the bus, where without a cache it is read from host memory.
     mmproj
         A projector that the budgets are for as well, as for :func:`plan`.
+    draft
+        What drafts for it, as for :func:`plan`: it is counted first, whole, where it is to be, and the model takes what
+        is left. Without devices of its own it is on those that the model uses.
 
     Returns
     -------
@@ -261,7 +271,8 @@ def fit(
     header = read_header(file)
     natives = device_list(devices, model)
     memory_of_host = described_host(host)
-    search = Search(header, natives, {}, memory_of_host, find_projector(mmproj, file))
+    drafter, model = find_drafter(draft, header, model, natives)
+    search = Search(header, natives, {}, memory_of_host, find_projector(mmproj, file), drafter)
     # One plan to learn which devices there are; of a short context, since a long one can be refused.
     first = search.plan(model, context if pinned else context.with_n_ctx(_CONTEXT.n_ctx))
     budgets = read_budgets(memory, spare, first, search.listed())
@@ -390,7 +401,7 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     added = params.tensor_overrides[len(model.tensor_overrides) :]
     if unused and len(plan.devices) > 1:
         lines.append(f"Without {' and '.join(unused)} a token reads less from host memory: left out.")
-    if len(plan.devices) == 1:
+    if not plan._own_devices:
         sizes = " and ".join(f"{name} may take {show_size(search.budgets[name])}" for name in unused)
         why = f"{sizes}, too little for any layer" if unused else "There is no other device"
         lines.insert(0, f"{why}: everything is in host memory.")
@@ -408,7 +419,7 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
             f"{show_size(plan.expert_bytes)} of {show_size(total)} of experts ({share:.0%}) stay on the devices; the "
             f"others, {experts_on_host(plan.places, plan._experts)}, are in host memory."
         )
-    elif len(plan.devices) > 1 and params.n_gpu_layers == model.n_gpu_layers:
+    elif plan._own_devices and params.n_gpu_layers == model.n_gpu_layers:
         lines.append("Everything fits as it is.")
     if len(plan.devices) > 1:
         reads = plan.bytes_per_token
@@ -423,6 +434,8 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
         lines.append("No cache of experts is needed.")
     if cache.why:
         lines.append(cache.why)
+    if plan._draft is not None:
+        lines.append(plan._draft.explained())
     if params.use_extra_bufts != model.use_extra_bufts:
         lines.append("use_extra_bufts is False: experts that are repacked for the CPU cannot be cached.")
     if params.tensor_split is not None and model.tensor_split is None:

@@ -12,17 +12,20 @@ from moebind._core import checks
 from moebind._core.native import CData, decoded, lib
 from moebind._core.shown import shown
 from moebind._core.sizes import show_size
-from moebind.backend.breakdown import HOST, PARTS, DeviceMemory, MemoryBreakdown
+from moebind.backend.breakdown import HOST, DeviceMemory, MemoryBreakdown, sizes_of
 from moebind.backend.devices import Device
 from moebind.backend.host_memory import HostMemory
 from moebind.enums import SplitMode
 from moebind.errors import MoebindError
 from moebind.params.context_length import length_notes
+from moebind.params.draft import Draft
 from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.serialize import write
 from moebind.placement import advice
 from moebind.placement.described_devices import described_host, device_list
+from moebind.placement.draft_memory import DraftMemory, draft_part
+from moebind.placement.drafter import Drafter, find_drafter
 from moebind.placement.header import Header, read_header
 from moebind.placement.mmproj import Projector, find_projector
 from moebind.placement.simulation import MAPPED, simulate
@@ -96,6 +99,8 @@ class Plan(MemoryBreakdown):
     _natives: list[CData] | None = field(default=None, repr=False, compare=False)
     _memory: HostMemory | None = field(default=None, repr=False, compare=False)
     _projector: Projector | None = field(default=None, repr=False, compare=False)
+    _drafter: Drafter | None = field(default=None, repr=False, compare=False)
+    _draft: DraftMemory | None = field(default=None, repr=False, compare=False)
     #: Layers of which a cache of experts holds some, or would: each with the device that computes it.
     _cached: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
     _length_notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
@@ -105,12 +110,26 @@ class Plan(MemoryBreakdown):
     def _again(self, model_params: ModelParams, context_params: ContextParams) -> Plan:
         """A plan for the same model and devices."""
         header = read_header(self.path) if self._header is None else self._header
-        return make_plan(header, model_params, context_params, self._natives, self._memory, projector=self._projector)
+        where = (self._natives, self._memory)
+        return make_plan(header, model_params, context_params, *where, projector=self._projector, drafter=self._drafter)
 
     @property
     def mmproj(self) -> str | None:
         """The projector's file that is counted, as a buffer ``mmproj`` of the first device; None: none is."""
         return None if self._projector is None else self._projector.path
+
+    @property
+    def draft(self) -> Draft | None:
+        """What is counted to draft, with all its parameters: a buffer ``draft`` of each device; None: nothing is.
+
+        Its parameters are for :meth:`Model.load_from_file` and :meth:`Model.new_context`.
+        """
+        return None if self._draft is None else self._draft.draft
+
+    @property
+    def _own_devices(self) -> tuple[DeviceMemory, ...]:
+        """The devices that the model's layers may be on; a draft may have others besides."""
+        return tuple(device for device in self.devices[:-1] if device.name in self.weights_per_token)
 
     @property
     def _cache_shares(self) -> dict[str, float]:
@@ -150,14 +169,15 @@ class Plan(MemoryBreakdown):
 
         These are ``weights_per_token`` and one sequence's part of the KV cache and recurrent state. Results on the way
         through the layers, scratch memory and what is written are not counted: they are little, and mostly stay in the
-        processor's own caches. So are copies between devices.
+        processor's own caches. Neither are copies between devices, and what a draft reads.
         """
         return self._reads(1.0)
 
     def _reads(self, filled: float) -> dict[str, int]:
         sequences = 1 if self.context_params.kv_unified else self.context_params.n_seq_max
         return {
-            device.name: self.weights_per_token.get(device.name, 0) + int(device.context * filled) // sequences
+            device.name: self.weights_per_token.get(device.name, 0)
+            + int((device.context - draft_part(device, "context")) * filled) // sequences
             for device in self.devices
         }
 
@@ -201,6 +221,7 @@ class Plan(MemoryBreakdown):
             **{name: getattr(self, name) for name in ("path", "mmproj", "n_ctx", "mapped", "gaps", "lazy", "n_swa")},
             "model_params": write(self.model_params, callbacks=False),
             "context_params": write(self.context_params, callbacks=False),
+            "draft": None if self._draft is None else self._draft.to_dict(),
             "fits": self.fits,
             "missing": self.missing,
             "advice": list(self.advice),
@@ -211,10 +232,10 @@ class Plan(MemoryBreakdown):
                 {
                     "name": device.name,
                     "type": device.type.name,
-                    **_sizes(device),
+                    **sizes_of(device),
                     "free": device.free,
                     "capacity": device.capacity,
-                    "buffers": [{"name": buffer.name, **_sizes(buffer)} for buffer in device.buffers],
+                    "buffers": [{"name": buffer.name, **sizes_of(buffer)} for buffer in device.buffers],
                 }
                 for device in self.devices
             ],
@@ -315,10 +336,6 @@ class Plan(MemoryBreakdown):
         plot_plan(self.devices, self.gaps, checks.path("path", path))
 
 
-def _sizes(part: object) -> dict[str, int]:
-    return {name: getattr(part, name) for name in (*PARTS, "total")}
-
-
 @explained_with_fields(model="plan(path, {})", context="plan(path, context_params={})")
 def plan(
     path: str | os.PathLike[str],
@@ -328,6 +345,7 @@ def plan(
     devices: Sequence[Device | str | int] | None = None,
     host: SupportsIndex | str | None = None,
     mmproj: str | os.PathLike[str] | bool | None = None,
+    draft: Draft | str | os.PathLike[str] | bool | None = None,
 ) -> Plan:
     """Find out how much memory a model and a context would take, without loading anything.
 
@@ -359,6 +377,11 @@ def plan(
         The file of a projector, which sees or hears for the model, to be counted with it: on the first device, as
         ``MtmdContext`` loads it, with the scratch memory of a picture; or its address on the Hugging Face Hub, of which
         the header is read. True: the one that lies beside the model, in its folder or repository.
+    draft
+        What drafts for it (:class:`Speculative`), to be counted as well, with a context as large as the model's: the
+        draft's file, or a :class:`Draft`, which has its parameters, too. True: the model's own layers for multi-token
+        prediction, which are then loaded, or else ``mtp-*.gguf`` beside the model. What the model's context holds for a
+        draft that reads its hidden states is counted with the model's.
 
     Returns
     -------
@@ -368,6 +391,8 @@ def plan(
     ------
     ModelNotFoundError, ModelLoadError, ContextCreationError, ValueError
         As loading the model and making the context would.
+    SpeculativeError
+        If the draft is none for this model.
 
     Notes
     -----
@@ -382,8 +407,9 @@ def plan(
     """
     file, chosen, context = check_arguments(path, model_params, context_params)
     memory, seeing = described_host(host), find_projector(mmproj, file)
-    natives = device_list(devices, chosen)
-    return make_plan(read_header(file), chosen, context, natives, memory, projector=seeing)
+    natives, header = device_list(devices, chosen), read_header(file)
+    drafter, chosen = find_drafter(draft, header, chosen, natives)
+    return make_plan(header, chosen, context, natives, memory, projector=seeing, drafter=drafter)
 
 
 def check_arguments(
@@ -420,6 +446,7 @@ def make_plan(
     host: HostMemory | None = None,
     *,
     projector: Projector | None = None,
+    drafter: Drafter | None = None,
     quiet: bool = False,
 ) -> Plan:
     """Simulate, and describe the result. Of ``devices``, those of the parameters are used, if these have any.
@@ -430,7 +457,9 @@ def make_plan(
     if devices is not None and model_params.devices is not None:
         by_name = {decoded(lib.ggml_backend_dev_name(native)): native for native in devices}
         used = [by_name[device.name] for device in model_params.devices]
-    found = simulate(header, model_params, context_params, used, host, quiet=quiet)
+    found = simulate(header, model_params, context_params, used, host, drafter=drafter, quiet=quiet)
+    held = found.devices if projector is None else projector.added_to(found.devices)
+    draft = found.draft
     experts = {
         layer: {name: size for name, size in tensors.items() if name in found.places}
         for layer, tensors in header.experts.items()
@@ -439,7 +468,7 @@ def make_plan(
         size for tensors in experts.values() for name, size in tensors.items() if found.places.get(name) is not None
     )
     return Plan(
-        found.devices if projector is None else projector.added_to(found.devices),
+        held if draft is None else draft.added_to(held),
         header.paths[0],
         model_params,
         context_params,
@@ -447,8 +476,8 @@ def make_plan(
         found.n_layer,
         found.n_layer_nextn,
         found.mapped,
-        found.gaps,
-        found.lazy,
+        found.gaps + (0 if draft is None else draft.gaps),
+        found.lazy + (0 if draft is None else draft.lazy),
         found.n_swa,
         MappingProxyType(found.places),
         on_device,
@@ -461,6 +490,8 @@ def make_plan(
         devices,
         host,
         projector,
+        drafter,
+        draft,
         MappingProxyType(found.cached),
         tuple(length_notes(context_params.n_ctx, found.n_ctx, found.n_ctx_seq, found.n_ctx_train)),
     )

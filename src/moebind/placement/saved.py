@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from moebind._core.shown import shown
 from moebind._core.sizes import show_size
 from moebind._core.version import __version__
 from moebind.backend.devices import Device, describe
+from moebind.params.draft import Draft
 from moebind.params.params import ContextParams, ModelParams
 from moebind.params.serialize import device_of
 from moebind.placement.described_devices import described_device, is_description, written
@@ -93,6 +94,8 @@ class Saved:
         What was chosen, and why.
     mmproj : str or None
         The projector that was counted.
+    draft : Draft or None
+        What was counted to draft, as it was given.
     """
 
     model_params: ModelParams
@@ -104,6 +107,7 @@ class Saved:
     budgets: Mapping[str, int] = field(default_factory=dict)
     explanation: str = ""
     mmproj: str | None = None
+    draft: Draft | None = None
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Saved:
@@ -165,6 +169,7 @@ class Saved:
             },
             str(found.get("explanation", "")),
             None if found.get("mmproj") is None else checks.path("mmproj", found["mmproj"]),
+            _draft(found.get("draft"), devices),
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -188,6 +193,7 @@ class Saved:
             "model_params": self.model_params.to_dict(),
             "context_params": self.context_params.to_dict(),
             "mmproj": None if self.mmproj is None else checks.absolute(self.mmproj),
+            "draft": None if self.draft is None else self.draft.to_dict(),
             "explanation": self.explanation,
         }
 
@@ -258,12 +264,30 @@ def _with_devices(params: ModelParams, used: object, devices: Sequence[str | int
     """The parameters with the devices that a fit uses, where it leaves out some of those that were given."""
     if devices is None or not isinstance(used, Sequence) or len(used) >= len(devices):
         return params
-    there = [
+    return params.with_devices(_named(used, devices))
+
+
+def _named(used: Sequence[str], devices: Sequence[str | int]) -> list[Device]:
+    """Those of the devices that were given, of these names."""
+    return [
         describe(at, described_device(at, each)) if _is_described(each) else _there(str(each))
         for at, each in enumerate(devices)
         if (f"GPU{at}" if _is_described(each) else each) in used
     ]
-    return params.with_devices(there)
+
+
+def _draft(found: Any, devices: Sequence[str | int] | None) -> Draft | None:
+    """A draft, which may name devices that were only described."""
+    if found is None:
+        return None
+    params = found["model_params"]
+    if params is None or params.get("devices") is None:
+        return Draft.from_dict(found)
+    used = params["devices"]
+    bare = {name: value for name, value in params.items() if name != "devices"}
+    read = Draft.from_dict({**found, "model_params": bare})
+    there = [_there(str(name)) for name in used] if devices is None else _named(used, devices)
+    return replace(read, model_params=None if read.model_params is None else read.model_params.with_devices(there))
 
 
 def _there(name: str) -> Device:

@@ -17,6 +17,7 @@ from moebind.context.moe_cache import NothingToCacheError
 from moebind.enums import SplitMode
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement import split
+from moebind.placement.drafter import Drafter
 from moebind.placement.header import Header
 from moebind.placement.mmproj import Projector
 from moebind.placement.movable import ExpertMatrix, Level, levels, movable_matrices, to_host
@@ -54,6 +55,8 @@ class Search:
         Bytes by device; a device, or the host, that is not there may take any number.
     host
         The memory of a host that need not be this machine; None: this machine's.
+    projector, drafter
+        What is counted besides, in each plan.
     """
 
     def __init__(
@@ -63,11 +66,12 @@ class Search:
         budgets: Mapping[str, int],
         host: HostMemory | None = None,
         projector: Projector | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         self.header = header
         self.devices = devices
         self.host = host
-        self.projector = projector
+        self.projector, self.drafter = projector, drafter
         self.budgets = budgets
         self.n_plans = 0
         #: The plan that came closest, for the message when nothing fits.
@@ -81,7 +85,9 @@ class Search:
             self.n_plans += 1
             try:
                 where = (self.devices, self.host)
-                made = make_plan(self.header, model, context, *where, projector=self.projector, quiet=True)
+                made = make_plan(
+                    self.header, model, context, *where, projector=self.projector, drafter=self.drafter, quiet=True
+                )
             except NothingToCacheError:
                 made = self.plan(model, context.with_moe_cache_size(0))
             self._known[key] = made
@@ -118,7 +124,7 @@ class Search:
         if self.fits(plan):
             return plan
         listed = {device.name: device for device in self.listed()}
-        everything = tuple(listed[device.name] for device in plan.devices[:-1])
+        everything = tuple(listed[device.name] for device in plan._own_devices)
 
         def find(used: tuple[Device, ...]) -> Plan | None:
             if used == everything:
@@ -170,7 +176,7 @@ class Search:
         full = self.plan(model, context)
         bare = self._bare(model, context)
         # Where there is anything at all, there is scratch memory: at least half of the least that was seen.
-        scratch = min(device.compute for device in bare.devices[:-1]) // 2
+        scratch = min((device.compute for device in bare._own_devices), default=0) // 2
         room = sum(max(self.budgets.get(device.name, _ANY) - scratch, 0) for device in used)
         held = sum(device.model + device.context for device in bare.devices[:-1])
         rest, all_ = self._from_devices(bare), self._from_devices(full)
@@ -185,7 +191,7 @@ class Search:
         plan = self.plan(model, context)
         if self._on_devices(plan):
             return plan
-        several = len(plan.devices) > 2 and model.tensor_split is None and model.split_mode == SplitMode.LAYER
+        several = len(plan._own_devices) > 1 and model.tensor_split is None and model.split_mode == SplitMode.LAYER
         if several:
             plan = self.plan(split.spread(self.header, plan, model, self.budgets)[0], context)
             if self._on_devices(plan):
@@ -255,7 +261,7 @@ class Search:
                 seen = device_levels[wanted[name]].nbytes - over.get(name, -_ANY)
                 room[name] = min(seen, device_levels[wanted[name]].nbytes - 1) if over.get(name, 0) > 0 else seen
         best, at = self._a_little_more(model, context, matrices, choices, at, best)
-        if len(best.devices) > 2:
+        if len(best._own_devices) > 1:
             kept = {matrix for name, index in at.items() for matrix in choices[name][index].kept}
             best = self._overflow(model, context, matrices, kept, best)
         return best

@@ -12,8 +12,10 @@ load usually is; what a mapping changes is worked out here, as ``load_tensors`` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 from moebind._core import log
 from moebind._core.native import CData, Hooks, decoded, ffi, lib, own
@@ -27,6 +29,7 @@ from moebind.errors import ContextCreationError, ModelLoadError, NativeError, Rp
 from moebind.params import tensor_overrides
 from moebind.params.native import check_layers, check_together, native_model_params, plain_context_params
 from moebind.params.params import ContextParams, ModelParams
+from moebind.placement.draft_memory import DraftMemory
 from moebind.placement.header import Header
 
 __all__ = ["Simulation", "simulate"]
@@ -44,12 +47,12 @@ LAZY_MIN = 4 << 30
 class Simulation:
     """The memory that llama.cpp would use, and where.
 
-    ``devices`` is as in a plan. ``places`` has, for each tensor, the name of its device, or None in host memory;
-    one that stands on both, as the token embeddings do when they are the output too, has the device.
+    ``devices`` is as in a plan, without drafts. ``places`` has, for each tensor, the name of its device, or None in
+    host memory; one that stands on both, as the token embeddings do when they are the output too, has the device.
     ``gaps`` are bytes of mapped ranges that hold no tensor of the host's, and are not read; ``lazy`` are bytes of
     tables that are mapped by themselves and read row by row. ``n_swa`` is the width of sliding windows, 0 without any.
     ``reads`` are the bytes of weights that a token reads on each device; None is the host. ``cached`` are the layers of
-    which a cache of experts holds some, or would, and the devices that compute them.
+    which a cache of experts holds some, or would, and the devices that compute them. ``draft`` is what drafts.
     """
 
     devices: tuple[DeviceMemory, ...]
@@ -65,6 +68,31 @@ class Simulation:
     n_swa: int
     reads: dict[str | None, int]
     cached: dict[int, str]
+    draft: DraftMemory | None = None
+
+
+class Counts(Protocol):
+    """What is to draft for a model, and can be counted beside it."""
+
+    def count(
+        self,
+        model_params: ModelParams,
+        context_params: ContextParams,
+        context: CData,
+        taken: Sequence[DeviceMemory],
+        devices: Sequence[CData] | None,
+        host: HostMemory | None,
+    ) -> DraftMemory:
+        """Count it, and have the model's context keep the hidden states that it takes."""
+
+
+class Held(NamedTuple):
+    """What a model and a context would hold: by device, and as in :class:`Simulation`."""
+
+    devices: tuple[DeviceMemory, ...]
+    mapped: bool
+    gaps: int
+    lazy: int
 
 
 def simulate(
@@ -74,6 +102,7 @@ def simulate(
     devices: Sequence[CData] | None = None,
     host: HostMemory | None = None,
     *,
+    drafter: Counts | None = None,
     quiet: bool = False,
 ) -> Simulation:
     """Load the model and make a context, without memory.
@@ -88,6 +117,8 @@ def simulate(
         Devices that need not be in the list of this machine's, instead of those of ``model_params``.
     host
         The memory of a host that need not be this machine; None: this machine's.
+    drafter
+        What drafts for it.
     quiet
         Whether to leave out warnings.
 
@@ -97,23 +128,55 @@ def simulate(
         As for the real thing.
     """
     init()
-    header.check(model_params)
+    # What llama.cpp says when it fails is in the exception.
+    with log.quietly(), watched(header, model_params, devices):
+        model = load(header, model_params, devices)
+        if context_params.moe_cache_size:
+            check_moe_cache(model, header.paths[0], context_params.moe_cache_size, quiet=quiet)
+        context = new_context(model, context_params)
+        draft = None
+        if drafter is not None:
+            before = held(header, model_params, model, context, host).devices
+            draft = drafter.count(model_params, context_params, context, before, devices, host)
+        now = held(header, model_params, model, context, host)
+        used = devices_of(model)
+        return Simulation(
+            now.devices,
+            places_of(tensors_of(model)),
+            int(lib.llama_n_ctx(context)),
+            int(lib.llama_n_ctx_seq(context)),
+            int(lib.llama_model_n_ctx_train(model)),
+            int(lib.llama_model_n_layer(model)),
+            int(lib.llama_model_n_layer_nextn(model)),
+            now.mapped,
+            now.gaps,
+            now.lazy,
+            int(lib.llama_model_n_swa(model)),
+            _reads(model, context),
+            {layer: decoded(lib.ggml_backend_dev_name(used[at])) for layer, at in cached_layers(model).items()},
+            draft,
+        )
+
+
+@contextmanager
+def watched(header: Header, params: ModelParams, devices: Sequence[CData] | None) -> Iterator[None]:
+    """Stand around a simulation: say which file could not be planned because a server went away."""
     try:
-        targets = (override.target for override in model_params.tensor_overrides)
-        with rpc_servers.watched(rpc_servers.before_load(model_params.devices, targets) if devices is None else ()):
-            return _simulate(header, model_params, context_params, devices, host, quiet)
+        targets = (override.target for override in params.tensor_overrides)
+        with rpc_servers.watched(rpc_servers.before_load(params.devices, targets) if devices is None else ()):
+            yield
     except RpcServerError as error:
         raise ModelLoadError(f"{header.paths[0]} could not be planned: {error}") from error
 
 
-def _simulate(
-    header: Header,
-    model_params: ModelParams,
-    context_params: ContextParams,
-    devices: Sequence[CData] | None,
-    host: HostMemory | None,
-    quiet: bool,
-) -> Simulation:
+def load(header: Header, model_params: ModelParams, devices: Sequence[CData] | None) -> CData:
+    """A model without memory.
+
+    Raises
+    ------
+    ModelLoadError
+    """
+    header.check(model_params)
     described = {
         decoded(lib.ggml_backend_dev_name(each)): lib.ggml_backend_dev_buffer_type(each) for each in devices or ()
     }
@@ -125,54 +188,52 @@ def _simulate(
         native.devices = listed = ffi.new("ggml_backend_dev_t[]", [*devices, ffi.NULL])
         keep.append(listed)
     lib.moebind_log_forget()
-    with log.quietly():  # what llama.cpp says when it fails is in the exception
-        try:
-            model = own(lib.own_llama_model_load_from_file, header.path.encode(), native[0])
-        except NativeError as error:
-            raise ModelLoadError(
-                f"{header.paths[0]} could not be planned: {error.message}{log.recent_lines()}"
-            ) from error
-        if not model:
-            raise ModelLoadError(f"{header.paths[0]} could not be planned{log.recent_lines()}")
-        del keep  # llama.cpp read it
-        used = [lib.moebind_model_device(model, i) for i in range(lib.moebind_model_n_devices(model))]
-        if context_params.moe_cache_size:
-            check_moe_cache(model, header.paths[0], context_params.moe_cache_size, quiet=quiet)
-        try:
-            wanted = _native_context_params(model, context_params)[0]
-            context = own(lib.own_moebind_context_counted, model, wanted, holds=[model])
-        except NativeError as error:
-            raise ContextCreationError(f"no such context can be made: {error.message}{log.recent_lines()}") from error
-        if not context:
-            raise ContextCreationError(f"no such context can be made{log.recent_lines()}")
-        tensors = tensors_of(model)
-        mapped = _is_mapped(model_params, used)
-        parts = read_parts(context)
-        gaps = alone = 0
-        lazy = _is_lazy(model_params, header, used)
-        if mapped or lazy:
-            parts, gaps, alone = _as_mapped(header, parts, tensors, mapped, lazy)
-        return Simulation(
-            gather(parts, used, host),
-            places_of(tensors),
-            int(lib.llama_n_ctx(context)),
-            int(lib.llama_n_ctx_seq(context)),
-            int(lib.llama_model_n_ctx_train(model)),
-            int(lib.llama_model_n_layer(model)),
-            int(lib.llama_model_n_layer_nextn(model)),
-            mapped,
-            gaps,
-            alone,
-            int(lib.llama_model_n_swa(model)),
-            _reads(model, context),
-            {layer: decoded(lib.ggml_backend_dev_name(used[at])) for layer, at in cached_layers(model).items()},
-        )
+    try:
+        model = own(lib.own_llama_model_load_from_file, header.path.encode(), native[0])
+    except NativeError as error:
+        raise ModelLoadError(f"{header.paths[0]} could not be planned: {error.message}{log.recent_lines()}") from error
+    if not model:
+        raise ModelLoadError(f"{header.paths[0]} could not be planned{log.recent_lines()}")
+    del keep  # llama.cpp read it
+    return model
 
 
-def _native_context_params(model: CData, params: ContextParams) -> CData:
-    check_together(params, params.n_ctx or int(lib.llama_model_n_ctx_train(model)), model)
-    check_layers(model, params)
-    return plain_context_params(params)
+def new_context(model: CData, params: ContextParams, other: CData | None = None) -> CData:
+    """A context without memory; ``other`` is that of the model that it drafts for.
+
+    Raises
+    ------
+    ContextCreationError
+    """
+    try:
+        check_together(params, params.n_ctx or int(lib.llama_model_n_ctx_train(model)), model)
+        check_layers(model, params)
+        native = plain_context_params(params)
+        if other is not None:
+            native.ctx_other = other
+        holds = [model] if other is None else [model, other]
+        context = own(lib.own_moebind_context_counted, model, native[0], holds=holds)
+    except NativeError as error:
+        raise ContextCreationError(f"no such context can be made: {error.message}{log.recent_lines()}") from error
+    if not context:
+        raise ContextCreationError(f"no such context can be made{log.recent_lines()}")
+    return context
+
+
+def devices_of(model: CData) -> list[CData]:
+    """The devices that the layers of a model are spread over."""
+    return [lib.moebind_model_device(model, at) for at in range(lib.moebind_model_n_devices(model))]
+
+
+def held(header: Header, params: ModelParams, model: CData, context: CData, host: HostMemory | None) -> Held:
+    """What a model and a context without memory would hold."""
+    used = devices_of(model)
+    mapped, lazy = _is_mapped(params, used), _is_lazy(params, header, used)
+    parts = read_parts(context)
+    gaps = alone = 0
+    if mapped or lazy:
+        parts, gaps, alone = _as_mapped(header, parts, tensors_of(model), mapped, lazy)
+    return Held(gather(parts, used, host), mapped, gaps, alone)
 
 
 def places_of(tensors: Sequence[tuple[str, CData]]) -> dict[str, str | None]:

@@ -7,6 +7,7 @@ from functools import cache
 from itertools import accumulate, pairwise
 
 from moebind.params.params import ModelParams
+from moebind.placement.draft_memory import draft_part
 from moebind.placement.header import Header
 from moebind.placement.movable import EXPERT_MATRIX, pinned
 from moebind.placement.plan import Plan
@@ -45,10 +46,12 @@ def spread(
     if "output.weight" not in header.tensors and "token_embd.weight" in header.tensors:
         output += header.tensors["token_embd.weight"].nbytes
     first = max(n_layer + 1 - params.n_gpu_layers, 0) if params.n_gpu_layers >= 0 else 0
-    devices = plan.devices[:-1]
-    cache = sum(device.context for device in devices) // max(plan.n_layer - first, 1)
+    devices = plan._own_devices
+    drafts = {device.name: draft_part(device, "model") + draft_part(device, "context") for device in devices}
+    caches = sum(device.context - draft_part(device, "context") for device in devices)
+    cache = caches // max(plan.n_layer - first, 1)
     dense = [size + (cache if layer < plan.n_layer else 0) for layer, size in enumerate(dense)]
-    rooms = [budgets.get(device.name, device.free) - device.compute for device in devices]
+    rooms = [budgets.get(device.name, device.free) - device.compute - drafts[device.name] for device in devices]
     rooms[-1] -= output
     heavy = [tuple(layer.values()) for layer in matrices[first:]]
     ranked = _ranked(rooms, [0, *accumulate(dense[first:])], heavy)

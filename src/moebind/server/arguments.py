@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any, TypeAlias
 
@@ -43,16 +43,23 @@ class Devices:
         The names that the buffer types of all devices have there, by the devices' names here.
     rpc : tuple[str, ...]
         The RPC servers that it has to know, as ``"host:port"``.
+    names : Mapping[str, str]
+        The names that all devices have there, by their names here.
     """
 
     used: tuple[str, ...]
     buffers: Mapping[str, str]
     rpc: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, used: Sequence[Device]) -> Devices:
-        """These devices, and the others that rules for tensors may name: the processor, and what is beside them."""
-        servers = tuple(dict.fromkeys(device.description for device in used if device.backend == "RPC"))
+    def of(cls, used: Sequence[Device], besides: Sequence[Device] = ()) -> Devices:
+        """These devices, and the others that rules for tensors may name: the processor, and what is beside them.
+
+        ``besides`` are those that only a draft uses.
+        """
+        known = [*used, *besides]
+        servers = tuple(dict.fromkeys(device.description for device in known if device.backend == "RPC"))
         remote = [device for each in servers for device in devices() if device.description == each]
         local = [device for device in devices() if device.backend != "RPC"]
         there = {device.name: device.name for device in local}
@@ -62,7 +69,7 @@ class Devices:
             buffer = decoded(lib.ggml_backend_buft_name(lib.ggml_backend_dev_buffer_type(native_device(name))))
             # The buffer type of a device has its name, or begins with it.
             buffers[name] = there[name] + buffer.removeprefix(name) if buffer.startswith(name) else buffer
-        return cls(tuple(there[device.name] for device in used), buffers, servers)
+        return cls(tuple(there[device.name] for device in used), buffers, servers, there)
 
     def buffer(self, target: str) -> str:
         """The buffer type that a rule's target means in llama-server.

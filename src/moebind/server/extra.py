@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from moebind._core import checks
 from moebind._core.shown import shown
@@ -24,6 +25,14 @@ _OURS: Mapping[str, str] = {
     "hf-file": "give the model as hf://OWNER/REPO/FILE.gguf",
     "mmproj": "use mmproj",
     "mmproj-url": "download it first",
+    **dict.fromkeys(
+        (
+            *("spec-draft-model", "spec-draft-ngl", "spec-draft-device", "spec-draft-override-tensor"),
+            *("spec-draft-cpu-moe", "spec-draft-n-cpu-moe", "spec-draft-type-k", "spec-draft-type-v"),
+        ),
+        "use draft; on a command line, give it before --",
+    ),
+    "spec-draft-hf": "download it first",
     "alias": "a model is called as its file",
     "host": "use host",
     "port": "use port",
@@ -96,6 +105,12 @@ def check_extra(extra: Iterable[str]) -> list[str]:
                     f"{each} is among the arguments for llama-server itself, where no plan would know of it: set "
                     f"{parameter} instead"
                 )
+    for each, value in pairwise([*arguments, ""]):
+        if "--spec-type" in _named(each) and "draft-" in value:
+            raise ValueError(
+                f"{each} {value} is among the arguments for llama-server itself, where no plan would count the draft: "
+                "use draft; on a command line, give it before --"
+            )
     return arguments
 
 

@@ -14,6 +14,7 @@ from moebind.backend.devices import Device, devices
 from moebind.enums import PoolingType, SplitMode
 from moebind.errors import FitError, MoebindError
 from moebind.files.download import local_file
+from moebind.params.draft import Draft
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.device_budgets import MARGIN, MARGIN_SHARE
 from moebind.placement.fit import fit
@@ -22,6 +23,7 @@ from moebind.placement.plan import Plan, plan
 from moebind.server.arguments import Devices, Settings, settings
 from moebind.server.folders import Found
 from moebind.server.presets import unwritable
+from moebind.server.served_drafts import draft_settings, with_outputs
 
 __all__ = ["ServedModel", "Wishes", "place", "budgets", "prompt_cache", "server_context", "table", "together", "tried"]
 
@@ -70,7 +72,15 @@ class ServedModel:
     def used(self) -> list[Device]:
         """The devices that its layers may be on, in the order in which they take them."""
         known = {device.name: device for device in devices()}
-        return [] if self.plan is None else [known[device.name] for device in self.plan.devices[:-1]]
+        return [] if self.plan is None else [known[device.name] for device in self.plan._own_devices]
+
+    @property
+    def used_by_draft(self) -> list[Device]:
+        """The devices that only its draft may be on."""
+        known = {device.name: device for device in devices()}
+        own = {device.name for device in self.used}
+        others = () if self.plan is None else (each for each in self.plan.devices[:-1] if each.name not in own)
+        return [known[device.name] for device in others]
 
     @property
     def needs(self) -> dict[str, int]:
@@ -97,6 +107,7 @@ class Wishes:
     """What was asked for every model: parameters, whether they are fitted, and bytes that stay free (None: fit's).
 
     ``n_ctx`` is a length of context that was asked for, which the parameters have, too: there it may be the default.
+    ``draft`` is what drafts, with llama-server's rules.
     """
 
     model_params: ModelParams
@@ -104,6 +115,7 @@ class Wishes:
     fitted: bool = True
     margin: int | None = None
     n_ctx: int | None = None
+    draft: Draft | bool | None = None
 
 
 def server_context(given: ContextParams | None, parallel: int | None) -> ContextParams:
@@ -137,13 +149,15 @@ def place(found: Found, wishes: Wishes, *, alone: bool) -> ServedModel:
         As for :func:`fit`, and if llama-server cannot take a parameter.
     """
     wishes = replace(wishes, context_params=_pooled(found, wishes.context_params))
+    if wishes.draft:
+        wishes = replace(wishes, context_params=with_outputs(wishes.context_params))
     chosen = _fitted(found, wishes, alone) if wishes.fitted else _planned(found, wishes)
     if wishes.fitted and not chosen.fits:  # the host has no budget of its own where there are devices
         raise FitError(f"{os.path.basename(found.path)} does not fit: {' '.join(chosen.advice)}", chosen.missing)
     path = local_file(found.path)  # what does not fit is not downloaded
     projector = None if found.mmproj is None else local_file(found.mmproj)
     model = ServedModel(found.name, path, chosen, projector)
-    there = Devices.of(model.used)
+    there = Devices.of(model.used, model.used_by_draft)
     # The servers come before their devices' names.
     options: Settings = {"model": path, "fit": "off", **({"rpc": ",".join(there.rpc)} if there.rpc else {})}
     if projector is not None:
@@ -152,6 +166,8 @@ def place(found: Found, wishes: Wishes, *, alone: bool) -> ServedModel:
     if params.split_mode == SplitMode.NONE:
         params = params.with_main_gpu(0)  # the only one that is used
     options |= settings(params, chosen.context_params, there)
+    if chosen.draft is not None:
+        options |= draft_settings(chosen, None if chosen.draft.path is None else local_file(chosen.draft.path), there)
     return replace(model, options=options)
 
 
@@ -174,13 +190,14 @@ def _pooled(found: Found, context: ContextParams) -> ContextParams:
 
 
 def _planned(found: Found, wishes: Wishes) -> Plan:
-    return plan(found.path, wishes.model_params, wishes.context_params, mmproj=found.mmproj)
+    beside: dict[str, Any] = {"mmproj": found.mmproj, "draft": wishes.draft}
+    return plan(found.path, wishes.model_params, wishes.context_params, **beside)
 
 
 def _fitted(found: Found, wishes: Wishes, alone: bool) -> Plan:
     context = wishes.context_params
     asked: dict[str, Any] = {"model_params": wishes.model_params, "context_params": context}
-    asked |= {"margin": wishes.margin, "mmproj": found.mmproj}
+    asked |= {"margin": wishes.margin, "mmproj": found.mmproj, "draft": wishes.draft}
     if not alone and wishes.n_ctx is None and context.n_ctx in {0, ContextParams().n_ctx}:
         n_ctx = min(N_CTX_OF_SEVERAL, read_header(found.path).integer("context_length", N_CTX_OF_SEVERAL))
         with suppress(FitError):  # a shorter one may fit

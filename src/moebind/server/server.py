@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, SupportsIndex
 
@@ -15,6 +16,7 @@ from moebind.backend.devices import devices, each_card_once
 from moebind.backend.loopback import worker_pids
 from moebind.enums import DeviceType
 from moebind.errors import ServerError
+from moebind.params.draft import Draft
 from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server.address import Address
@@ -36,6 +38,7 @@ from moebind.server.placed import (
 )
 from moebind.server.presets import presets
 from moebind.server.process import has_page, program
+from moebind.server.served_drafts import served_draft
 from moebind.server.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -83,6 +86,10 @@ class Server:
         such as ``"chatml-tools"``, Jinja source, or a file with that.
     mmproj
         The file with which a single model sees or hears. In folders, such a file is used for what is beside it.
+    draft
+        What drafts for a single model, as for :func:`moebind.fit`: a file, a :class:`Draft`, or True for the model's
+        own layers for multi-token prediction. It is counted with the model. A ``Draft`` says its devices, layers,
+        tensor overrides and types of caches; all else llama-server takes from the model.
     fit
         Whether to fit. Without, the parameters are taken as they are.
     margin
@@ -123,6 +130,7 @@ class Server:
         parallel: SupportsIndex | None = None,
         extra: Iterable[str] = (),
         mmproj: str | os.PathLike[str] | None = None,
+        draft: Draft | str | os.PathLike[str] | bool | None = None,
         fit: bool = True,
         margin: SupportsIndex | str | None = None,
         one_at_a_time: bool = False,
@@ -130,6 +138,7 @@ class Server:
         ui: bool = True,
     ) -> None:
         wishes = _wishes(model_params, context_params, n_ctx, parallel, fit, margin)
+        wishes = replace(wishes, draft=served_draft(draft))
         keys = _keys(api_key)
         arguments = with_template(check_extra(extra))
         alone = checks.boolean("one_at_a_time", one_at_a_time)
@@ -143,6 +152,8 @@ class Server:
                 "use the models, and read what others ask them. Set api_key, or allow_network if you trust that network"
             )
         several = len(found) > 1 or models_dir is not None
+        if several and wishes.draft:
+            raise ValueError("draft belongs to one model, and there are several: serve that one alone")
         if several:
             self._models = tuple(tried(each, wishes, alone=alone) for each in found)
         else:
