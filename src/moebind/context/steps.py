@@ -122,7 +122,7 @@ class Steps:
         NoKvSlotError
             If the cache has no room for a single text.
         Exception
-            Whatever ends a computation: :meth:`rewind` or :meth:`drop` those of :attr:`computed`.
+            Whatever ends a computation: :meth:`rewind`, or :meth:`drop` those of :attr:`computed`.
         """
         context, drafts, batch, schedule = self._context, self._drafts, self._batch, self.schedule
         may_draft, drafted = True, False
@@ -232,14 +232,14 @@ class Steps:
                 if run.source is None:
                     self.schedule.rewind(lib.llama_get_memory(native), run)
 
-    def drop(self) -> list[Run]:
-        """Forget those for whom a computation failed, and what the cache has of them; returns them."""
+    def drop(self, run: Run) -> None:
+        """Forget a text for whom a computation failed, and what the cache has of it."""
         with self._context._exclusive() as native:
-            self._must_own_all()
-            lost = [run for run in self.computed if run.seq >= 0]
-            for run in lost:
-                self.schedule.drop(lib.llama_get_memory(native), run)
-        return lost
+            memory = lib.llama_get_memory(native)
+            if run.seq >= 0:
+                self.schedule.drop(memory, run)
+            else:
+                self.schedule.cancel(memory, run)
 
     def close(self) -> None:
         """Empty the sequences that still belong to these texts."""
