@@ -350,7 +350,7 @@ class Engine(OfThisProcess):
         return delivery
 
     def abort(self) -> None:
-        """End all requests that there are with :class:`AbortedError`. Later ones are computed. Any thread may call it."""
+        """End all requests that there are with :class:`AbortedError`; later ones are computed. For any thread."""
         self._open()
         self._thread.abort()
 

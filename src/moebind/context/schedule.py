@@ -172,15 +172,16 @@ class Schedule:
         run.anew()
         best = own if self.shares and own >= n else 0
         left = self.free[seq]
-        if best >= self._worth_copying() and self.keeps and len(self.free) > 1 and left.size > best:
-            # What else the sequence has stays there, for whoever goes on from that.
-            self.free[seq] = self.free.pop(seq)
-            self._take(memory, run, self._spare(seq))
-            run.n_past = self._copied(memory, (seq, left.size), run.seq, best)
-        elif best:
+        # What else a sequence has stays there, if it is worth it, for whoever goes on from that.
+        spares = self.keeps and len(self.free) > 1 and left.size - best >= SHARED_MIN
+        if best and not spares:
             del self.free[seq]
             run.seq = seq
             run.n_past = best if self._keep(memory, seq, best) else 0
+        elif best >= self._worth_copying():
+            self.free[seq] = self.free.pop(seq)  # used just now
+            self._take(memory, run, self._spare(seq))
+            run.n_past = self._copied(memory, (seq, left.size), run.seq, best)
         else:
             self._take(memory, run, self._spare(-1))
         if not run.n_past and self.shares and other is not None and n >= self._worth_copying():
