@@ -437,9 +437,11 @@ class Engine(OfThisProcess):
         thread: EngineThread | None = self.__dict__.get("_thread")  # it may have been refused
         if thread is None or thread.over is not None:
             return
-        thread.stop()  # it closes the context
-        if not _ending():
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+        try:
+            if not _ending():
+                warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            thread.stop()  # it closes the context
 
     def __repr__(self) -> str:
         if self.closed:
