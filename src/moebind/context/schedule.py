@@ -125,7 +125,7 @@ class Schedule:
         Returns those of which nothing is asked.
         """
         nothing = []
-        while not self.full and (self.free or (self.waiting and self._put_off(memory))):
+        while (self.free and not self.full) or (self.waiting and self._put_off(memory)):
             run = heapq.heappop(self.waiting)[1] if self.waiting else next(self.prompts, None)
             if run is None:
                 break
