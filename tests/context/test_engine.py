@@ -173,7 +173,7 @@ def test_a_prefix_is_computed_once_and_kept(dense: Model, unified: bool) -> None
         for n in range(6):
             assert computed(texts(engine, [[*PREFIX, 5 + n, 9]])) <= 2
         # It goes on from a whole conversation, whose beginning was used by another one meanwhile.
-        [first] = texts(engine, [[*PREFIX, 11, 12]])
+        [first] = texts(engine, [[*PREFIX, 11, 12]], sampler=endless(dense), max_tokens=24)
         texts(engine, [[*PREFIX, 13, 14]])
         conversation = [*PREFIX, 11, 12, *first.tokens, 3]
         assert computed(texts(engine, [conversation])) == 2

@@ -46,8 +46,8 @@ def run(engine: Engine, model: Model, script: list[tuple[str, int, int]], expect
     asked: list[tuple[int, Pieces]] = []
     for what, which, number in script:
         if what == "ask":
-            pieces = engine.generate(PROMPTS[which], sampler=endless(model), max_tokens=N_TOKENS, priority=number)
-            asked.append((which, pieces))
+            options: dict[str, Any] = {"sampler": endless(model), "max_tokens": N_TOKENS, "priority": number}
+            asked.append((which, engine.generate(PROMPTS[which], **options)))  # no other name for what is dropped
         elif asked:
             at = which % len(asked)
             if what == "read":
