@@ -213,12 +213,14 @@ def test_the_context_is_empty_afterwards(dense: Model) -> None:
 
 def test_abort(dense: Model) -> None:
     with dense.new_context(EXACT) as context:
+        other = threading.Thread(target=context.abort)
         with pytest.raises(AbortedError):
             for at, piece in context.generate_many([[1, 7]] * 3, max_tokens=200, sampler=Sampler.dist(3)):
                 if at == 0 and piece.index == 2:
-                    threading.Thread(target=context.abort).start()
+                    other.start()
                 if piece.index > 2:
                     context.abort()
+        other.join()
         context.abort()
         assert len(list(context.generate_many([[1, 7]], max_tokens=1))) == 1
 
