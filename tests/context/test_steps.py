@@ -59,7 +59,7 @@ def test_texts(dense: Model, context: Context) -> None:
 
 
 def test_prompts_get_equal_parts(dense: Model, context: Context) -> None:
-    prompts = [[1, *range(20, 20 + n)] for n in (5, 50, 90)]
+    prompts = [[1, *range(20 + n, 20 + 2 * n)] for n in (5, 50, 90)]
     runs = [text(context, at, prompt) for at, prompt in enumerate(prompts)]
     steps = Steps(context, iter(runs), n_prompt=30)
     steps._n_prompt_alone = 30
