@@ -33,6 +33,9 @@ class Worker(Protocol):
     def cancel(self, run: Asked) -> None:
         """Have a text forgotten."""
 
+    def wake(self, task: ToTask) -> None:
+        """Have a coroutine woken with all others, once the batch is delivered. Called in the engine's thread."""
+
     def must_be_elsewhere(self) -> None:
         """Raise if this is the engine's thread, which cannot wait for itself."""
 
@@ -231,10 +234,25 @@ class ToTask(Delivery):
     def _tell(self) -> None:
         if self._waits:
             self._waits = False
+            self._worker.wake(self)
+
+    @staticmethod
+    def wake_all(tasks: list[ToTask]) -> None:
+        """Wake these coroutines, each event loop by one system call. Called in the engine's thread."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[ToTask]] = {}
+        for task in tasks:
+            by_loop.setdefault(task._loop, []).append(task)
+        for loop, those in by_loop.items():
             try:
-                self._loop.call_soon_threadsafe(self._arrived.set)
+                loop.call_soon_threadsafe(ToTask._arrive, those)
             except RuntimeError:  # the event loop is closed: nobody is there any more
-                self.leave()
+                for task in those:
+                    task.leave()
+
+    @staticmethod
+    def _arrive(tasks: list[ToTask]) -> None:
+        for task in tasks:
+            task._arrived.set()
 
     async def fetch(self) -> Piece:
         """The next piece.

@@ -22,7 +22,7 @@ from moebind.context.engine_options import check_names
 from moebind.context.engine_streams import EngineChatReply, EnginePieces
 from moebind.context.engine_thread import EngineThread
 from moebind.context.generate import Generation
-from moebind.context.steps import Steps
+from moebind.context.stepping import Steps
 from moebind.enums import SpeculativeType
 from moebind.errors import BatchError, ClosedError
 from moebind.params.params import ContextParams

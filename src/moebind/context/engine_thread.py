@@ -24,7 +24,7 @@ from moebind.errors import AbortedError, ClosedError, EngineFullError, LoraError
 if TYPE_CHECKING:
     from moebind.context.context import Context
     from moebind.context.schedule import Run
-    from moebind.context.steps import Progress, Steps
+    from moebind.context.stepping import Progress, Steps
 
 __all__ = ["EngineThread"]
 
@@ -53,6 +53,8 @@ class EngineThread:
         self._open: dict[int, Asked] = {}
         #: Those that are computed just now.
         self._computing: list[Run] = []
+        #: Coroutines to be woken.
+        self._woken: list[ToTask] = []
         self._hooks = Hooks()
         self._stopping = False
         #: Why it computes nothing any more.
@@ -157,6 +159,7 @@ class EngineThread:
             n_told = len(self._open)
             for run in list(self._open.values()):
                 self._end(run, ClosedError(self.over) if failure is None else _another(failure))
+            self._wake_all()
         if failure is not None and not isinstance(failure, ClosedError) and not n_told:
             raise failure
 
@@ -169,6 +172,7 @@ class EngineThread:
                 steps.fill()
             except LoraError as error:
                 self._lose(list(steps.schedule.running), error)
+            self._wake_all()
             self._computing = steps.able()
             if not self._computing:
                 inbox.get()()
@@ -177,6 +181,7 @@ class EngineThread:
             if inbox.empty() and not self._stopping:
                 for progress in self._advance():
                     self._deliver(progress)
+                self._wake_all()
             self._computing = []
 
     def _advance(self) -> list[Progress]:
@@ -212,6 +217,15 @@ class EngineThread:
             self._steps.drop(run)
             if isinstance(run, Asked):
                 self._end(run, _another(error))
+
+    def wake(self, task: ToTask) -> None:
+        """Have a coroutine woken with all others, once the batch is delivered."""
+        self._woken.append(task)
+
+    def _wake_all(self) -> None:
+        if self._woken:
+            ToTask.wake_all(self._woken)
+            self._woken = []
 
     def _end(self, run: Asked, error: BaseException | None) -> None:
         if self._open.pop(run.index, None) is not None and run.delivery is not None:

@@ -16,7 +16,7 @@ from moebind.context.media import has_media
 from moebind.context.pieces import Completion, Piece, Record
 from moebind.context.prepare import Request
 from moebind.context.schedule import Run
-from moebind.context.steps import Steps
+from moebind.context.stepping import Steps
 from moebind.context.stops import Stop, checked_stops
 from moebind.context.unknown_arguments import refuse
 from moebind.errors import BatchError, SamplerError

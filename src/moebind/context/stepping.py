@@ -255,8 +255,10 @@ class Steps:
             lib.llama_memory_seq_rm(lib.llama_get_memory(native), seq, -1, -1)
 
     def _must_own_all(self) -> None:
-        for seq in range(self._context._n_seq_max):
-            self._context._must_own(seq, self._generation)
+        n_seq_max = self._context._n_seq_max
+        if self._context._owners.count(self._generation) != n_seq_max:
+            for seq in range(n_seq_max):
+                self._context._must_own(seq, self._generation)
 
 
 def _batch_room(context: Generation) -> int:

@@ -12,7 +12,7 @@ from engines import EXACT, PROMPTS, alone, endless
 from conftest import CPU
 from moebind import AbortedError, ClosedError, Context, Model, Sampler, lib
 from moebind.context.schedule import Run
-from moebind.context.steps import Steps
+from moebind.context.stepping import Steps
 from moebind.sampling.settings import Settings
 
 LONG = [1, *(3 + (i * 11) % 280 for i in range(200))]
