@@ -18,7 +18,7 @@ from engines import EXACT, PROMPTS, alone, check, endless, wait_until
 from generations import Gate
 
 from conftest import CPU
-from moebind import AbortedError, ClosedError, Engine, Model, Sampler, lib
+from moebind import AbortedError, ClosedError, Context, Engine, LoraAdapter, LoraError, Model, Sampler, lib
 from moebind.context import engine_thread
 
 
@@ -103,6 +103,27 @@ def test_an_abort_callback_that_says_stop(dense: Model) -> None:
                 each.complete()
         stops.clear()
         assert [engine.generate([1, 9], max_tokens=8).complete().tokens] == alone(dense, [[1, 9]])
+        check(engine)
+
+
+def test_adapters_that_cannot_be_used(moe: Model, adapter: LoraAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_refused = 0
+
+    def refuse(*_: object) -> None:
+        nonlocal n_refused
+        n_refused += 1
+        raise LoraError("no memory")
+
+    monkeypatch.setattr(Context, "_use", refuse)
+    with Engine(moe, EXACT) as engine:
+        before = engine.generate([1, 9], max_tokens=8)
+        with_it = [engine.generate([1, 7], adapters={adapter: 1.0}) for _ in range(2)]
+        after = engine.generate([1, 9], max_tokens=8)
+        for each in with_it:
+            with pytest.raises(LoraError, match="no memory"):
+                each.complete()
+        assert [before.complete().tokens, after.complete().tokens] == alone(moe, [[1, 9]] * 2)
+        assert n_refused in {1, 2}  # as they come
         check(engine)
 
 
@@ -203,7 +224,7 @@ def test_closing_the_model(tiny_path: Callable[..., Path]) -> None:
     model.close()
     with pytest.raises(ClosedError):
         pieces.complete()
-    with pytest.raises(ClosedError):
+    with pytest.raises(ClosedError, match="this Engine cannot be used"):
         engine.generate([1, 7])
     engine.close()
     assert not threads()

@@ -409,7 +409,8 @@ class Engine(OfThisProcess):
         """
         if self._thread.over is not None:
             raise ClosedError(self._thread.over)
-        self._context._open()
+        if self._context.closed:
+            raise ClosedError(f"this Engine cannot be used: {self._context._why_closed}")
         return self._context
 
     def __enter__(self) -> Self:
