@@ -10,6 +10,9 @@ Latency: three texts are being written when a prompt of ``--prompt`` tokens come
 longest pause between two pieces of a running text, while that prompt is computed, and how long its first token takes;
 with the prompt in parts of several sizes, and whole. The pauses before it came are beside them.
 
+Share: of the processor's time that an engine and its readers take, the part that is in llama_decode, with one thread.
+What else runs on the machine hardly changes it. The rest is all that an engine can lose.
+
 On a shared machine only ratios within a round mean something. The model should have no experts: llama-batched-bench
 decodes random tokens, which go to more of them than text does.
 """
@@ -21,12 +24,16 @@ import os
 import statistics
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from batched import N_PROMPT, native_speed
 from programs import arguments, demo_model, program
 
 import moebind
 from moebind import ContextParams, Engine, Model, ModelParams, Sampler
+from moebind.context.decode import Decoding
 
 
 def endless(model: Model) -> Sampler:
@@ -35,14 +42,31 @@ def endless(model: Model) -> Sampler:
     return Sampler.chain([Sampler.logit_bias(ends), Sampler.greedy()])
 
 
-def our_speed(model: Model, threads: int, sequences: int, tokens: int) -> float:
-    """Tokens per second, all sequences together, from when the last of them has its first token."""
+@contextmanager
+def counted() -> Iterator[list[float]]:
+    """The seconds of the processor's time that the computing thread spends in each batch's llama_decode."""
+    seconds, compute = list[float](), Decoding._compute
+
+    def counting(*arguments: Any) -> None:
+        begun = time.thread_time()
+        compute(*arguments)
+        seconds.append(time.thread_time() - begun)
+
+    Decoding._compute = counting  # type: ignore[method-assign, assignment]
+    try:
+        yield seconds
+    finally:
+        Decoding._compute = compute  # type: ignore[method-assign]
+
+
+def our_speed(model: Model, threads: int, sequences: int, tokens: int) -> tuple[float, float]:
+    """Tokens per second, all sequences together, from when the last has its first; and the processor's seconds."""
     n_ctx = sequences * -(-(N_PROMPT + tokens + 1) // 256) * 256
     params = ContextParams(n_ctx=n_ctx, n_seq_max=sequences, n_threads=threads, n_threads_batch=threads)
     # Counting is what models go on with: nobody ends before the others.
     texts = [", ".join(str(number) for number in range(start, start + 20)) for start in range(1, sequences + 1)]
     prompts = [model.str_to_token(text)[:N_PROMPT] for text in texts]
-    times: list[float] = []
+    times, spent = list[float](), list[float]()
 
     async def read(prompt: object) -> float:
         async with engine.agenerate(prompt, max_tokens=tokens + 1) as pieces:  # type: ignore[arg-type]
@@ -50,6 +74,7 @@ def our_speed(model: Model, threads: int, sequences: int, tokens: int) -> float:
                 times.append(time.perf_counter())
                 if piece.index == 0:
                     begun = times[-1]
+                    spent.append(time.process_time())
         return begun
 
     async def all_of_them() -> float:
@@ -57,9 +82,10 @@ def our_speed(model: Model, threads: int, sequences: int, tokens: int) -> float:
 
     with Engine(model, params, prompt_chunk=sequences * N_PROMPT, n_ahead=tokens + 1) as engine:
         begun = asyncio.run(all_of_them())
+        spent.append(time.process_time())
     if len(times) != sequences * (tokens + 1):
         raise SystemExit(f"the model ended after {len(times)} tokens: try fewer --tokens")
-    return sum(each > begun for each in times) / (times[-1] - begun)
+    return sum(each > begun for each in times) / (times[-1] - begun), spent[-1] - spent[-2]
 
 
 def pauses(model: Model, threads: int, n_prompt: int, chunk: int) -> tuple[float, float, float, float]:
@@ -105,7 +131,7 @@ def pauses(model: Model, threads: int, n_prompt: int, chunk: int) -> tuple[float
 def main() -> None:
     """Measure and print."""
     parser = arguments(__doc__, "the dense SmolLM2", 48)
-    parser.add_argument("--sequences", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--sequences", type=int, nargs="*", default=[8, 16])
     parser.add_argument("--prompt", type=int, default=4000)
     parser.add_argument("--chunks", type=int, nargs="+", default=[16, 64, 256, 8192])
     options = parser.parse_args()
@@ -117,14 +143,20 @@ def main() -> None:
         our_speed(model, options.threads, 2, 4)  # the file comes into the cache
         for sequences in options.sequences:
             ratios = []
+            with counted() as seconds:
+                _, spent = our_speed(model, 1, sequences, options.tokens)
+            share = sum(seconds[-options.tokens :]) / spent
+            print(f"{sequences:3} sequences: {share:.4f} of the processor's time is in llama_decode", flush=True)
             for _ in range(options.rounds):
                 native = native_speed(bench, path, options.threads, sequences, options.tokens)
-                ours = our_speed(model, options.threads, sequences, options.tokens)
+                ours, _ = our_speed(model, options.threads, sequences, options.tokens)
                 ratios.append(ours / native)
                 print(
                     f"{sequences:3} sequences: llama-batched-bench {native:7.2f}, Engine {ours:7.2f} tokens/s", end=""
                 )
                 print(f", ratio {ratios[-1]:.3f}", flush=True)
+            if not ratios:
+                continue
             middle = statistics.median(ratios)
             print(f"ratio {middle:.3f}, median of {len(ratios)} ({min(ratios):.3f} to {max(ratios):.3f})\n")
         n_prompt = min(options.prompt, model.n_ctx_train - 64)
