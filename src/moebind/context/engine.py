@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 from moebind._core import checks
 from moebind._core.arguments import explained
 from moebind._core.other_names import missing, uncallable
-from moebind._core.owner import OfThisProcess
+from moebind._core.owner import OfThisProcess, warn_unclosed
 from moebind._core.shown import shown
 from moebind.context.asynchronous import in_thread
 from moebind.context.context import Context
@@ -440,7 +439,7 @@ class Engine(OfThisProcess):
             return
         try:
             if not _ending():
-                warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+                warn_unclosed(self)
         finally:
             thread.stop()  # it closes the context
 

@@ -202,14 +202,13 @@ class EngineThread:
 
     def _deliver(self, progress: Progress) -> None:
         run, pieces, error = progress
-        delivery = run.delivery if isinstance(run, Asked) else None
-        if delivery is None or not isinstance(run, Asked):
-            return
-        delivery.put(pieces)
+        assert isinstance(run, Asked)  # noqa: S101
+        assert run.delivery is not None  # noqa: S101
+        run.delivery.put(pieces)
         if progress.ended:
             self._end(run, error)
         else:
-            run.paused = delivery.pauses()
+            run.paused = run.delivery.pauses()
 
     def _lose(self, runs: list[Run], error: BaseException) -> None:
         """End these, for whom a computation failed."""
