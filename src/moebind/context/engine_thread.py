@@ -172,6 +172,7 @@ class EngineThread:
                 steps.fill()
             except LoraError as error:
                 self._lose(list(steps.schedule.running), error)
+                continue
             self._wake_all()
             self._computing = steps.able()
             if not self._computing:
