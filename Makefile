@@ -35,6 +35,7 @@ check: environment ## lint, format, types, import contract, generated files
 	$(RUN) tools/params_methods.py --check
 	$(RUN) tools/c_api_table.py --check
 	$(RUN) tools/house.py --check
+	$(RUN) cmake/bundled.py --check
 
 docs: environment ## the documentation, in docs/_build/html
 	$(RUN) -m sphinx -nW --keep-going -q -b html docs docs/_build/html
@@ -49,6 +50,7 @@ generated: environment ## write the generated files again
 	$(RUN) tools/params_methods.py
 	$(RUN) tools/c_api_table.py
 	$(RUN) tools/house.py
+	$(RUN) cmake/bundled.py
 
 clean:           ## remove what was built, not what was downloaded
 	rm -rf build .venv docs/_build

@@ -1,39 +1,19 @@
-# The licence of everything that the wheel bundles, in moebind/licences.
-set(llama "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp")
-function(moebind_licence name file)
-  install(FILES "${file}" DESTINATION moebind/licences RENAME "${name}.txt" COMPONENT moebind)
-endfunction()
-moebind_licence(llama.cpp "${llama}/LICENSE")
-moebind_licence(nlohmann-json "${llama}/licenses/LICENSE-jsonhpp")
-moebind_licence(cpp-httplib "${llama}/vendor/cpp-httplib/LICENSE")
-moebind_licence(sha256 "${llama}/vendor/hash/sha256/LICENSE")
-moebind_licence(rotate-bits "${llama}/vendor/hash/rotate-bits/LICENSE.md")
-moebind_licence(xxhash "${llama}/vendor/hash/xxhash/LICENSE")
-
-# Some are told only inside the source file: from the line that begins with `start` to the end of that comment.
-function(moebind_licence_inside name file start)
-  file(READ "${file}" text)
-  string(FIND "${text}" "${start}" begin)
-  if(begin EQUAL -1)
-    message(FATAL_ERROR "${file} no longer has the licence that begins with '${start}'")
-  endif()
-  string(SUBSTRING "${text}" ${begin} -1 text)
-  string(FIND "${text}" "*/" end)
-  string(SUBSTRING "${text}" 0 ${end} text)
-  file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/licences/${name}.txt" "${text}")
-  moebind_licence(${name} "${CMAKE_CURRENT_BINARY_DIR}/licences/${name}.txt")
-endfunction()
-moebind_licence_inside(miniaudio "${llama}/vendor/miniaudio/miniaudio.h" "This software is available as a choice of")
-moebind_licence_inside(stb_image "${llama}/vendor/stb/stb_image.h" "This software is available under 2 licenses")
-moebind_licence_inside(subprocess "${llama}/vendor/sheredom/subprocess.h" "This is free and unencumbered software")
-
-# llamafile's matrix multiplication in ggml-cpu: MIT, in the line comments that its file begins with.
-file(READ "${llama}/ggml/src/ggml-cpu/llamafile/sgemm.cpp" text)
-string(FIND "${text}" "\n\n" end)
-string(SUBSTRING "${text}" 0 ${end} text)
-string(REGEX REPLACE "(^|\n)// ?" "\\1" text "${text}")
-if(NOT text MATCHES "^Copyright .*Mozilla Foundation.*THE SOFTWARE IS PROVIDED")
-  message(FATAL_ERROR "ggml-cpu/llamafile/sgemm.cpp no longer begins with its licence")
+# In the wheel's metadata: the licences of everything that it bundles, and a list of it (an SBOM, CycloneDX).
+# cmake/bundled.py has the table. The licences themselves are files of the project, licences/, which pip looks for before
+# llama.cpp is there; here they are compared with those of the llama.cpp that is built.
+set(listed "${CMAKE_CURRENT_BINARY_DIR}/moebind.cdx.json")
+set(version "${PROJECT_VERSION}")
+if(SKBUILD_PROJECT_VERSION_FULL) # with what CMake takes for no version, such as rc1
+  set(version "${SKBUILD_PROJECT_VERSION_FULL}")
 endif()
-file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/licences/llamafile.txt" "${text}\n")
-moebind_licence(llamafile "${CMAKE_CURRENT_BINARY_DIR}/licences/llamafile.txt")
+execute_process(
+  COMMAND ${Python_EXECUTABLE} "${CMAKE_CURRENT_LIST_DIR}/bundled.py" --check --sbom "${listed}"
+    --version "${version}" --without ${MOEBIND_WITHOUT} --built ${MOEBIND_LIBRARIES} ${MOEBIND_PROGRAMS}
+  RESULT_VARIABLE failed ERROR_VARIABLE said)
+if(failed)
+  string(STRIP "${said}" said)
+  message(FATAL_ERROR "${said}")
+endif()
+if(SKBUILD_METADATA_DIR)
+  install(FILES "${listed}" DESTINATION "${SKBUILD_METADATA_DIR}/sboms" COMPONENT moebind)
+endif()

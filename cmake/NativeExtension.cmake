@@ -33,7 +33,7 @@ endforeach()
 
 # Globbed when CMake runs, as it does in every install.
 file(GLOB generator "${native}/bind/*.py" "${native}/bind/*.h" "${native}/bind/stand-ins/*.h" "${native}/core/shim.h"
-  "${native}/core/drafts.h"
+  "${native}/core/drafts.h" "${native}/core/grammars.h"
   "${vendored}/include/*.h" "${vendored}/ggml/include/*.h" "${vendored}/tools/mtmd/*.h")
 # The generator leaves files that did not change alone; the stamp says when it last ran.
 add_custom_command(

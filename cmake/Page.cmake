@@ -24,5 +24,4 @@ if(NOT failed EQUAL 0)
   return()
 endif()
 set(MOEBIND_UI_VERDICT "in: ${page}")
-install(DIRECTORY "${page}/" DESTINATION moebind/ui COMPONENT moebind PATTERN licences.txt EXCLUDE)
-install(FILES "${page}/licences.txt" DESTINATION moebind/licences RENAME web-page.txt COMPONENT moebind)
+install(DIRECTORY "${page}/" DESTINATION moebind/ui COMPONENT moebind) # with the licences of what is in it

@@ -133,7 +133,7 @@ class Checkout:
         """What CMake and a source distribution need besides."""
         for name in ("CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml"):
             shutil.copy(ROOT / name, self.folder)
-        for name in ("cmake", "native", "src"):
+        for name in ("cmake", "licences", "native", "src"):
             shutil.copytree(ROOT / name, self.folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
 
     def start(self, *arguments: str, python: str = sys.executable, online: bool = True) -> subprocess.Popen[str]:

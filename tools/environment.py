@@ -29,6 +29,7 @@ ASKED = ("MOEBIND_CUDA", "MOEBIND_CUDA_ARCHITECTURES", "MOEBIND_VULKAN", "MOEBIN
 BUILT_FROM = (
     "CMakeLists.txt",
     "cmake",
+    "licences",
     "native",
     "vendor/fetch.py",
     "vendor/llama.cpp.lock",

@@ -26,7 +26,7 @@ from headers import OWN_HEADERS, Declarations, Function, read
 from pycparser import c_ast, c_generator
 
 MODULE = "moebind._libllama"
-#: The folders of moebind's own headers: callbacks.h is here, shim.h and drafts.h in the other one.
+#: The folders of moebind's own headers: callbacks.h is here, shim.h, drafts.h and grammars.h in the other one.
 OWN = (Path(__file__).parent, Path(__file__).parent.parent / "core")
 
 

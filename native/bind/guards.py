@@ -36,6 +36,7 @@ MADE = {
     "moebind_chat_templates_new": "moebind_chat_templates_free",
     "moebind_context_counted": "llama_free",
     "moebind_context_new": "llama_free",
+    "moebind_grammars_new": "moebind_grammars_free",
     "moebind_hooks_new": "moebind_hooks_free",
     "moebind_reference": "moebind_unreference",
     "moebind_sampler_grammar": "llama_sampler_free",
@@ -122,6 +123,11 @@ def definitions(functions: Sequence[Function], headers: Sequence[str], loaded: s
     """``guards.cpp``. Functions in ``loaded`` are in backends that are opened at run time, and are looked up there."""
     includes = "".join(f'#include "{header}"\n' for header in headers)
     by_name = {function.name: function for function in functions}
+
+    def called(name: str, arguments: str) -> str:
+        where = f'moebind::in_backend<decltype({name})>("{name}")' if name in loaded else name
+        return f"{where}({arguments})"
+
     lines = [
         HEAD
         + includes
@@ -129,13 +135,11 @@ def definitions(functions: Sequence[Function], headers: Sequence[str], loaded: s
     ]
     for function in functions:
         result, declaration, arguments = _named(function, f"guarded_{function.name}")
-        call = f"{function.name}({arguments})"
-        if function.name in loaded:
-            call = f'moebind::in_backend<decltype({function.name})>("{function.name}")({arguments})'
+        call = called(function.name, arguments)
         made = by_name.get(function.name.removeprefix("own_"))
         if made is not None and made is not function:
             given = arguments.partition(", ")[2]
-            call = f"moebind::own<guarded_{freed_by(made)}>(a0, {made.name}({given}))"
+            call = f"moebind::own<guarded_{freed_by(made)}>(a0, {called(made.name, given)})"
         if function.name in FREE_ON_DEVICES:
             call = f"moebind::device_lost() ? void() : {call}"
         lines.append(f"{declaration} {{ return moebind::guard([&]() -> {result} {{ return {call}; }}); }}\n")

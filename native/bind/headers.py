@@ -28,9 +28,10 @@ API_HEADERS = (
     "ggml.h",
     "shim.h",
     "drafts.h",
+    "grammars.h",
 )
 #: Those of them that are moebind's own, in native/core.
-OWN_HEADERS = ("shim.h", "drafts.h")
+OWN_HEADERS = ("shim.h", "drafts.h", "grammars.h")
 #: moebind's own: what C++ calls and Python defines.
 CALLBACK_HEADER = "callbacks.h"
 

@@ -8,21 +8,43 @@
 #include "unicode.h"
 
 #include <dlfcn.h>
+#include <link.h>
+
+#include <string>
+#include <vector>
+
+// The files of ggml's CPU backend that are in the process: one that it is linked to, or the variant that was loaded.
+static std::vector<std::string> cpu_backends() {
+    std::vector<std::string> found;
+    dl_iterate_phdr(
+        [](dl_phdr_info * info, size_t, void * to) {
+            const std::string path = info->dlpi_name;
+            if (path.compare(path.rfind('/') + 1, 11, "libggml-cpu") == 0) {
+                static_cast<std::vector<std::string> *>(to)->push_back(path);
+            }
+            return 0;
+        },
+        &found);
+    return found;
+}
 
 // OpenMP keeps a pool of threads for each thread that computed with several. A child has the pool, but not its threads,
 // and would wait for them for ever. So the pool of the thread that forks, the only one that its child has, is given up;
 // the next computation makes a new one.
 static void give_up_openmp() {
-    // Whichever OpenMP ggml brought into the process, if any; omp.h would tie us to one.
-    void * openmp = dlopen("libgomp.so.1", RTLD_NOW | RTLD_NOLOAD);
-    if (openmp == nullptr) {
-        return;
+    for (const std::string & path : cpu_backends()) {
+        void * library = dlopen(path.c_str(), RTLD_NOW | RTLD_NOLOAD);
+        if (library == nullptr) {
+            continue;
+        }
+        constexpr int pause_hard = 2;  // omp_pause_hard, of the OpenMP specification
+        // Whichever OpenMP that file needs, and whatever its own is called: what repairs a wheel puts one in under a name
+        // that no other package has. omp.h would tie us to one.
+        if (auto * pause = reinterpret_cast<int (*)(int)>(dlsym(library, "omp_pause_resource_all"))) {
+            pause(pause_hard);
+        }
+        dlclose(library);
     }
-    constexpr int pause_hard = 2;  // omp_pause_hard, of the OpenMP specification
-    if (auto * pause = reinterpret_cast<int (*)(int)>(dlsym(openmp, "omp_pause_resource_all"))) {
-        pause(pause_hard);
-    }
-    dlclose(openmp);
 }
 
 static std::mutex & fork_mutex() {

@@ -424,41 +424,6 @@ struct llama_sampler * moebind_sampler_python(const char * name, uintptr_t objec
 // llama_sampler_init_infill, which takes time with the square of the candidates; more than `most` throw.
 struct llama_sampler * moebind_sampler_infill(const struct llama_vocab * vocab, size_t most);
 
-// --- grammars (sampling/grammar_*.cpp) ---
-
-// Throws what is wrong with a grammar, with its place.
-void moebind_grammar_check(const char * grammar, const char * root);
-
-// Whether every text of a rule has a part that one of some rules describes; with `some`, whether a text may have one. They
-// are those with one of the `names` in their own, if all that they describe holds the text that comes with that name.
-bool moebind_grammar_passes(const char * grammar, const char * root, const char ** names, const char ** texts,
-                            size_t n_names, bool some);
-
-// Whether a text of the grammar may begin with this one.
-bool moebind_grammar_takes(const char * grammar, const char * text);
-
-// A sampler that lets only through what the grammar allows, and throws when nothing is left.
-struct llama_sampler * moebind_sampler_grammar(const struct llama_vocab * vocab, const char * grammar,
-                                               const char * root);
-
-// Before its first use.
-void moebind_grammar_begin(struct llama_sampler * grammar);
-
-// The text begins with this, before the first token; throws when the grammar forbids it. Not of one that waits.
-void moebind_grammar_written(struct llama_sampler * grammar, const char * text);
-
-// Take these control tokens for their text, as in the replies of a chat template.
-void moebind_grammar_show(struct llama_sampler * grammar, const llama_token * tokens, size_t n_tokens);
-
-// Instead of moebind_grammar_begin: let everything through until a word, a pattern (std::regex) or a token comes. An invalid pattern
-// throws.
-void moebind_grammar_wait(struct llama_sampler * grammar, const char ** words, size_t n_words, const char ** patterns,
-                          size_t n_patterns, const llama_token * tokens, size_t n_tokens);
-bool moebind_grammar_waits(const struct llama_sampler * grammar);
-
-// Whether accepting the token would succeed.
-bool moebind_grammar_allows(const struct llama_sampler * grammar, llama_token token);
-
 // --- JSON schemas (sampling/json_schema.cpp) ---
 
 // The grammar of a JSON schema, by llama-common. Writes at most `size` bytes and returns how many there are.

@@ -1,6 +1,6 @@
 // What all texts of a grammar have in common: whether a chat's grammar really holds a reply to what was asked.
 #include "grammar_rules.h"
-#include "shim.h"
+#include "grammars.h"
 
 #include <algorithm>
 #include <string>

@@ -2,7 +2,7 @@
 
 #include "big_stack.h"
 #include "grammar_steps.h"
-#include "shim.h"
+#include "grammars.h"
 
 #include <algorithm>
 #include <cctype>

@@ -5,7 +5,7 @@
 
 namespace {
 
-// One call may look at so many candidates, to which a new stack counts as many: about half a second.
+// One call may take so many steps, to which a new stack counts as many: about half a second.
 constexpr size_t work_max   = 16 * 1000 * 1000;
 constexpr size_t stack_work = 200;
 constexpr size_t stacks_max = 20000;
@@ -47,6 +47,7 @@ uint32_t grammar_steps::intern(const grammar_stack & stack) {
     const auto [found, is_new] = ids.emplace(stack, uint32_t(stacks.size()));
     if (is_new) {
         work(stack.size() + stack_work);
+        bytes += stack.size() * sizeof(stack[0]) + stack_work;
         stacks.push_back(&found->first);
         followers.emplace_back();
         followed.push_back(false);
@@ -109,6 +110,7 @@ const std::vector<uint32_t> & grammar_steps::after(uint32_t id) {
             next.push_back(rest);
         }
         auto found    = expand(std::move(next));
+        bytes += found.size() * sizeof(found[0]);
         followers[id] = std::move(found);
         followed[id]  = true;
     }

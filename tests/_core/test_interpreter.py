@@ -75,3 +75,19 @@ def test_processes_of_a_pool_compute(tmp_path: Path, tiny_path: MakeTiny, method
         method,
     )
     assert said == "3 4 True\n"
+
+
+@pytest.mark.parametrize("name", ["darwin", "win32", "freebsd14"])
+def test_another_system_is_refused_in_a_sentence(name: str) -> None:
+    code = f"""if True:
+        import sys
+        sys.platform = {name!r}
+        try:
+            import moebind
+        except ImportError as error:
+            print(error, "numpy" in sys.modules, "moebind._libllama" in sys.modules, sep="|")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=180)
+    said, *loaded = done.stdout.strip().split("|")
+    assert said.startswith(f"moebind works on Linux, and this is {name}. On Windows use it in WSL 2")
+    assert loaded == ["False", "False"]

@@ -62,6 +62,20 @@ def test_it_tunes_and_others_use_it(path: Path, tmp_path: Path, capsys: Capture)
         assert ("tuned for chat on 20" in capsys.readouterr().err) == (source == ["--tuned"])
 
 
+def test_a_full_disk_leaves_the_preset_that_was_there(
+    path: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "preset.ini").write_text("old", encoding="utf-8")
+    monkeypatch.setattr(command, "tune", lambda *_, **__: made_up(path))
+    monkeypatch.setattr(os, "fsync", fail)
+    assert run("tune", path, "--preset", tmp_path / "preset.ini") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert (tmp_path / "preset.ini").read_text(encoding="utf-8") == "old"
+
+
 def test_results_as_json(path: Path, capsys: Capture) -> None:
     assert run("tune", path, *QUICK, "--minutes", 0, "--json", "--no-progress") == 0
     said = capsys.readouterr()

@@ -57,6 +57,20 @@ def test_what_is_omitted(declared: headers.Declarations) -> None:
     )
 
 
+def test_functions_of_loaded_backends_are_looked_up(declared: headers.Declarations) -> None:
+    # A call by name would keep the extension from being imported, where ggml's CPU backend is loaded and not linked.
+    functions, _ = cdef.bound_functions(declared, None)
+    loaded = {function.name for function in functions if function.header == "ggml-cpu.h"}
+    assert {"ggml_threadpool_new", "ggml_threadpool_free", "ggml_cpu_has_avx2"} <= loaded
+    functions = [*functions, *guards.owning(functions)]
+    assert "own_ggml_threadpool_new" in {function.name for function in functions}
+    source = guards.definitions(functions, [], loaded)
+    called = {name for name in loaded if re.search(rf"(?<!\w){name}\(", source)}
+    assert called == set()
+    linked = guards.definitions(functions, [], set())
+    assert {name for name in loaded if re.search(rf"(?<!\w){name}\(", linked)} == loaded
+
+
 def test_functions_without_a_library_are_left_out(declared: headers.Declarations) -> None:
     functions, omitted = cdef.bound_functions(declared, {"llama_decode"})
     own = {function.name for function in declared.functions if function.header in headers.OWN_HEADERS}

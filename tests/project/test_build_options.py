@@ -40,6 +40,21 @@ def test_our_own_files_give_no_warnings(plain: subprocess.CompletedProcess[str])
     assert not [file for file in warnings if not file.startswith("vendor/llama.cpp")]
 
 
+def test_free_threaded_python_is_refused(tmp_path: Path) -> None:
+    """One that says so of itself; all else it does as ours."""
+    python = tmp_path / "python3"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *Py_GIL_DISABLED*) echo 1 ;; *) exec {sys.executable} "$@" ;; esac\n',
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
+    done = configure(tmp_path / "build", "-DMOEBIND_CUDA=OFF", f"-DPython_EXECUTABLE={python}")
+    assert done.returncode != 0
+    said = " ".join(done.stderr.split())
+    assert f"{python} is a free-threaded Python" in said
+    assert "Use the Python of the same version with the interpreter's lock." in said
+
+
 # --- what is compiled how ---
 
 #: What computes, and the flags of a command that say where its source is.
@@ -386,3 +401,12 @@ def test_a_replacement_of_what_is_not_there(tmp_path: Path, file: str, old: str,
     failed = configure(tmp_path / "build", "-DMOEBIND_CUDA=OFF", source=source)
     assert failed.returncode != 0
     assert says in " ".join(failed.stderr.split())
+
+
+def test_another_system_is_refused(tmp_path: Path) -> None:
+    failed = configure(tmp_path / "build", "-DCMAKE_SYSTEM_NAME=FreeBSD")
+    assert failed.returncode != 0
+    said = " ".join(failed.stderr.split())
+    assert "moebind is built for Linux, and this is FreeBSD. On Windows use WSL 2" in said
+    assert "CMake Error" in said
+    assert said.count("CMake Error") == 1

@@ -26,11 +26,7 @@ pytestmark = pytest.mark.timeout(3600)  # half a minute with ccache, many withou
 LIBRARIES = {"ggml-base", "ggml", "ggml-cpu", "ggml-rpc", "llama", "llama-common", "mtmd", "llama-server-impl"}
 TOP_LEVEL = {
     *("CHANGELOG.md", "CMakeLists.txt", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"),
-    *("cmake", "examples", "native", "src", "vendor"),
-}
-LICENCES = {
-    *("llama.cpp", "nlohmann-json", "cpp-httplib", "sha256", "rotate-bits", "xxhash"),
-    *("llamafile", "miniaudio", "stb_image", "subprocess"),
+    *("cmake", "examples", "licences", "native", "src", "vendor"),
 }
 
 
@@ -161,12 +157,12 @@ def test_wheel_holds_this_and_no_more(files: dict[str, zipfile.ZipInfo]) -> None
     version = moebind.__version__
     info = {
         f"moebind-{version}.dist-info/{name}"
-        for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
+        for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "sboms/moebind.cdx.json")
     }
+    info |= {f"moebind-{version}.dist-info/licenses/{name}" for name in own_files("licences")}
     native = {"moebind/_libllama.abi3.so", "moebind/bin/llama-server"}
     native |= {f"moebind/lib/lib{name}.so" for name in LIBRARIES}
-    licences = {f"moebind/licences/{name}.txt" for name in LICENCES}
-    assert files.keys() == info | native | licences | package_files()
+    assert files.keys() == info | native | package_files()
 
 
 def test_wheel_has_the_types(files: dict[str, zipfile.ZipInfo]) -> None:
@@ -181,21 +177,16 @@ def test_modes_in_the_wheel(files: dict[str, zipfile.ZipInfo]) -> None:
         assert mode & stat.S_IRGRP, name
 
 
-def test_no_licence_is_empty(files: dict[str, zipfile.ZipInfo], wheel: Path) -> None:
+def test_the_list_of_what_is_bundled(files: dict[str, zipfile.ZipInfo], wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        texts = {PurePosixPath(name).stem: archive.read(name) for name in files if "/licences/" in name}
-    for name, text in texts.items():
-        assert b"icense" in text or b"ublic domain" in text or b"Permission is hereby granted" in text, name
-    assert texts["llama.cpp"] == (ROOT / "vendor/llama.cpp/LICENSE").read_bytes()
-
-
-def test_every_bundled_library_of_others_has_a_licence() -> None:
-    # A newer llama.cpp with another folder here needs a line in cmake/Licences.cmake.
-    vendored = ROOT / "vendor/llama.cpp/vendor"
-    found = {path.name for path in vendored.iterdir() if path.is_dir()}
-    assert found == {"cpp-httplib", "hash", "miniaudio", "nlohmann", "sheredom", "stb"}
-    hashes = {path.name for path in (vendored / "hash").iterdir() if path.is_dir()}
-    assert hashes == {"rotate-bits", "sha1", "sha256", "xxhash"}  # sha1 is in the public domain
+        listed = json.loads(archive.read(f"moebind-{moebind.__version__}.dist-info/sboms/moebind.cdx.json"))
+    about = listed["metadata"]["component"]
+    assert about["version"] == moebind.__version__
+    built = {each["value"] for each in about["properties"]}
+    assert {f"lib{name}.so" for name in built - {"llama-server"}} == {
+        PurePosixPath(name).name for name in files if name.startswith("moebind/lib/")
+    }
+    assert "llama-server" in built
 
 
 def test_wheel_is_small(wheel: Path) -> None:
@@ -252,7 +243,7 @@ def test_metadata(wheel: Path) -> None:
     (metadata,) = importlib.metadata.distributions(name="moebind", path=[str(wheel)])
     fields = metadata.metadata
     assert fields["License-Expression"] == "MIT"
-    assert fields["License-File"] == "LICENSE"
+    assert set(fields.get_all("License-File", [])) == {"LICENSE", *own_files("licences")}
     assert fields["Requires-Python"] == ">=3.10"
     unconditional = {line for line in metadata.requires or () if "extra" not in line}
     assert {line.partition(">")[0] for line in unconditional} == {"cffi", "lazy-loader", "numpy"}

@@ -121,6 +121,25 @@ def test_files_of_configuration_are_left_alone(where: str, tmp_path: Path) -> No
         assert ("using config file" in done.stdout + done.stderr) is not left_alone
 
 
+def test_libraries_in_the_current_folder_are_left_alone(tmp_path: Path) -> None:
+    # As a download may have put them there: opening one runs what is in it.
+    source = tmp_path / "theirs.c"
+    source.write_text(
+        '#include <stdio.h>\n__attribute__((constructor)) static void run(void) { puts("theirs ran"); }\n'
+    )
+    for name in ("cpu-theirs", "cuda", "rpc"):
+        library = tmp_path / f"libggml-{name}.so"
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    command = [program(), "--list-devices"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path)
+    assert "Available devices" in done.stdout + done.stderr
+    assert "theirs ran" not in done.stdout
+    # That it would be seen: they are opened where they are asked for.
+    asked = {**os.environ, "GGML_BACKEND_PATH": str(tmp_path / "libggml-rpc.so")}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path, env=asked)
+    assert "theirs ran" in done.stdout
+
+
 def test_a_folder_is_its_owners() -> None:
     folder = Folder(["sesame", "open"])
     try:

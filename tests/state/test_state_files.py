@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -383,7 +384,8 @@ def test_a_full_disk_leaves_the_old_file(context: Context, tmp_path: Path, monke
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "moebind", str(folder)]
-    mounted = os.getuid() == 0 and subprocess.run(mount, check=False, capture_output=True).returncode == 0
+    mountable = os.getuid() == 0 and shutil.which("mount") is not None
+    mounted = mountable and subprocess.run(mount, check=False, capture_output=True).returncode == 0
     try:
         context.state_save_file(folder / "file", TOKENS)
         before = (folder / "file").read_bytes()

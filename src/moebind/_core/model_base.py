@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from moebind._core.native import CData, lib, text_from
+from moebind._core.native import CData, lib, own, text_from
 from moebind._core.owner import Owner
 from moebind.errors import ClosedError, TokenizeError
 
@@ -28,6 +28,8 @@ class ModelBase(Owner):
 
     #: ``const llama_vocab *``; it holds the model, which another thread may close during a call.
     _vocab: CData | None = None
+    #: What its grammars share; None: it has had none.
+    _grammars: CData | None = None
     _n_vocab = 0
     _paths: tuple[str, ...]
     #: Its files as they were when it was loaded, and what tells the model from others.
@@ -44,7 +46,7 @@ class ModelBase(Owner):
     _children: WeakSet[Owner]
 
     def _leave_to_parent(self) -> None:
-        self._vocab = None
+        self._vocab = self._grammars = None
         super()._leave_to_parent()
 
     def _add_child(self, child: Owner) -> None:
@@ -85,6 +87,20 @@ class ModelBase(Owner):
         if lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_NONE:
             raise TokenizeError("this model has no vocabulary: give it token ids, and read token ids from it")
         return vocab
+
+    def _open_grammars(self) -> CData:
+        """What the grammars of its vocabulary share (``moebind_grammars``).
+
+        Raises
+        ------
+        TokenizeError
+            If the model has no vocabulary.
+        """
+        grammars = self._grammars
+        if grammars is None:  # two threads at once make two, of which one is soon forgotten
+            vocab = self._usable_vocab()
+            grammars = self._grammars = own(lib.own_moebind_grammars_new, vocab, holds=[vocab])
+        return grammars
 
     @property
     def n_vocab(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from moebind._core.atomic_files import write_whole
 from moebind.cli import options as o
 from moebind.cli.budgets import Memory, budgets
 from moebind.cli.devices import separate
@@ -141,7 +143,7 @@ def command(
         show(f"In Python: {found.model_params}, {found.context_params}")
         show(f"Options of moebind: {shlex.join(found.options)}")
     if preset is not None:
-        preset.write_text(found.preset(), encoding="utf-8")
+        write_whole(os.fspath(preset), [found.preset().encode()])
     if picture is not None and any(step.gain is not None for step in found.steps):
         found.plot(picture)
 

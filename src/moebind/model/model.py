@@ -34,6 +34,7 @@ from moebind.files.header_checks import check_model
 from moebind.model.adapters import LoraAdapter
 from moebind.model.embedding import Embedding
 from moebind.model.from_hub import Pretrained, checked_params
+from moebind.model.host_room import check_room
 from moebind.model.prompts import Prompts
 from moebind.model.saving import Saving
 from moebind.params import tensor_overrides
@@ -134,6 +135,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         chosen = checked_params(params)
         init()
         check_model(file, chosen.kv_overrides, vocab_only=chosen.vocab_only, mapped=chosen.use_mmap)
+        check_room(file, chosen)
         model: Model | None = None
         try:
             targets = (override.target for override in chosen.tensor_overrides)
@@ -199,7 +201,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         """
         if self._pointer is not None:
             close_all(self._children, "its model was closed")
-            self._vocab = None
+            self._vocab = self._grammars = None
             self._ready = None
             super().close()
 

@@ -209,7 +209,7 @@ class GrammarKinds(SamplerKinds):
         if len(text) > BYTES_MAX:
             raise GrammarError(f"grammar_str has {len(text)} bytes; at most {BYTES_MAX} are taken")
         try:
-            native = own(lib.own_moebind_sampler_grammar, vocab, text, root, holds=[vocab])
+            native = own(lib.own_moebind_sampler_grammar, model._open_grammars(), text, root, holds=[vocab])
         except NativeError as error:
             raise GrammarError(f"the grammar is not usable: {error.message}") from None
         sampler = cls._make(native, holds=(vocab,))

@@ -11,7 +11,7 @@ import numpy as np
 
 from moebind._core import checks
 from moebind._core.context_base import ContextBase
-from moebind._core.native import CData, clones, decoded, lib, own, part_of
+from moebind._core.native import CData, clones, decoded, ffi, lib, own, part_of
 from moebind._core.shown import shown
 from moebind.backend.timings import SamplerTimings
 from moebind.errors import ClosedError, NativeError, SamplerError
@@ -259,7 +259,29 @@ class Sampler(PythonKinds):
         return token
 
     def _sample_checked(self, logits: NDArray[np.float32]) -> int:
-        """``llama_sampler_sample`` on candidates that Python may see, whose choice the grammars are asked about."""
+        """Choose from all tokens where Python takes part or a grammar has to be asked, and accept the choice."""
+        token = self._likeliest_allowed(logits)
+        if token is None:
+            token = self._chosen_and_allowed(logits)
+        self._accept(token)
+        self._note_choice()
+        return token
+
+    def _likeliest_allowed(self, logits: NDArray[np.float32]) -> int | None:
+        """The choice of a chain of a grammar and the maximum, found without candidates; None: it is another chain.
+
+        Most often the likeliest of all tokens is allowed, and then nothing has to be known about the others.
+        """
+        grammar, last = self._parts if len(self._parts) == 2 else (self, self)
+        if not (grammar._is_grammar and last._is_greedy):
+            return None
+        with _as_sampler_errors(self):
+            row = ffi.from_buffer("float[]", logits)
+            token = int(lib.moebind_grammar_likeliest(grammar._open(), row, logits.size))
+        return None if token == lib.LLAMA_TOKEN_NULL else token
+
+    def _chosen_and_allowed(self, logits: NDArray[np.float32]) -> int:
+        """The choice among candidates, which ``llama_sampler_sample`` would not show to Python."""
         refused: list[int] = []
         while True:
             array = TokenDataArray.from_logits(logits)
@@ -272,14 +294,11 @@ class Sampler(PythonKinds):
                 raise SamplerError(f"{self!r} chose token {token}; the vocabulary has {logits.size}")
             forbidding = self._forbidding(token)
             if forbidding is None:
-                break
+                return token
             # Only a lazy grammar sees a forbidden token come too late: the token that starts it, with more behind.
             if not lib.moebind_grammar_waits(forbidding._open()) or len(refused) == REFUSED_MAX:
                 raise SamplerError(f"{self!r} chose token {token}, which its grammar forbids: put the grammar first")
             refused.append(token)
-        self._accept(token)
-        self._note_choice()
-        return token
 
     def _note_choice(self) -> None:
         """Note that grammars have a text now, by tokens that were chosen."""

@@ -1,0 +1,99 @@
+"""A wheel in a clean environment: installed from a local index, without a compiler, and tried.
+
+The index is a folder with the wheel and all that it depends on, so that pip needs no network.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from roots import enter
+from tested import TESTERS
+
+__all__ = ["download", "fill_index", "plain_tags", "try_here", "try_in"]
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Of the checkout, what those tests read; the sources are not among it.
+TREE = ("conftest.py", "pyproject.toml", "benchmarks", "examples", "tests", "tools/wheels")
+
+
+def plain_tags(machine: str, minor: int) -> list[str]:
+    """The tags of wheels that a system with the C library 2.``minor`` takes, newest first, for pip."""
+    return [f"manylinux_2_{each}_{machine}" for each in range(minor, 16, -1)] + [f"manylinux2014_{machine}"]
+
+
+def fill_index(wheel: Path, index: Path, python: str, minor: int, wanted: Sequence[str] = TESTERS) -> None:
+    """Put a wheel, its dependencies and what its tests take into a folder, for a Python and a C library.
+
+    Parameters
+    ----------
+    python
+        The version, as in 3.11.
+    minor
+        The C library's, as the 31 in 2.31.
+    """
+    index.mkdir(parents=True, exist_ok=True)
+    if wheel.parent != index:
+        shutil.copy(wheel, index)
+    machine = re.sub(r".*manylinux_\d+_\d+_", "", wheel.stem)
+    download((str(wheel), *wanted), index, python, plain_tags(machine, minor))
+
+
+def download(wanted: Sequence[str], index: Path, python: str, tags: Sequence[str]) -> None:
+    """Have pip bring wheels for another Python and another system into a folder."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", str(index)]
+    command += ["--only-binary", ":all:", "--implementation", "cp", "--python-version", python]
+    for tag in tags:
+        command += ["--platform", tag]
+    subprocess.run([*command, "--find-links", str(index), *wanted], check=True)
+
+
+def installing(index: str, python: str) -> list[str]:
+    """The command that installs from the index alone."""
+    return [python, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", index]
+
+
+def try_here(index: Path, model: Path, folder: Path) -> dict[str, Any]:
+    """Install into an environment in a folder, and have a model write: what ``smoke.py`` prints."""
+    venv.create(folder, with_pip=True, clear=True)
+    python = str(folder / "bin/python")
+    subprocess.run([*installing(str(index), python), "moebind"], check=True)
+    smoke = [python, "-I", "-W", "error", str(ROOT / "tools/wheels/smoke.py"), str(model)]
+    done = subprocess.run(smoke, check=True, capture_output=True, text=True, cwd=folder)
+    return dict(json.loads(done.stdout))
+
+
+def try_in(root: Path, interpreter: str, index: Path, model: Path, *, tested: bool = True) -> dict[str, Any]:
+    """The same in a root of ``roots.py``, which must have no compiler; and the tests, with what they take."""
+    work = root / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "checkout/tools").mkdir(parents=True)
+    shutil.copytree(index, work / "index")
+    for name in TREE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, work / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, work / "checkout")
+    shutil.copy(model, work / "model.gguf")
+    enter(root, ["sh", "-c", "! command -v cc && ! command -v gcc && ! command -v clang"])
+    enter(root, [interpreter, "-m", "venv", "/work/env"])
+    python = "/work/env/bin/python"
+    enter(root, [*installing("/work/index", python), "moebind"])
+    smoke = [python, "-I", "-W", "error", "/work/checkout/tools/wheels/smoke.py", "/work/model.gguf"]
+    said = dict(json.loads(enter(root, smoke, captured=True)))
+    if tested:
+        enter(root, [*installing("/work/index", python), *TESTERS])
+        made = [sys.executable, str(ROOT / "examples/demo_model.py")]  # which some of them load
+        demo = Path(subprocess.run(made, check=True, capture_output=True, text=True).stdout.strip())
+        (work / "cache").mkdir()
+        shutil.copy(demo, work / "cache")
+        enter(root, [python, "/work/checkout/tools/wheels/tested.py"], {"MOEBIND_CACHE": "/work/cache"})
+    return said
