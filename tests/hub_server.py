@@ -34,6 +34,8 @@ class Hub:
         #: Repositories that take this token: ("gated" are listed without it, "private" are not).
         self.gated: dict[str, str] = {}
         self.private: dict[str, str] = {}
+        #: Files that are kept in chunks, too, as the Hub's large ones are.
+        self.xet: set[str] = set()
         #: Called before a file is sent, with the handler, its name and its bytes; True: it has answered.
         self.misbehave: Callable[[Handler, str, bytes], bool] | None = None
         #: What is said instead of a list.
@@ -132,6 +134,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             etag = hashlib.sha256(f"{repo}/{name}/{hub.size(repo, name)}".encode()).hexdigest()
             headers |= {"X-Linked-Size": str(hub.size(repo, name)), "X-Linked-Etag": f'"{etag}"', "ETag": f'"{etag}"'}
+            if name in hub.xet:
+                headers |= {"X-Xet-Hash": etag, "X-Xet-Refresh-Route": f"{hub.endpoint}/xet-token"}
             self.reply(302, {"Location": f"{hub.cdn}/cdn/{quote(f'{repo}/{name}')}", **headers})
 
     def content(self, repo: str, name: str) -> None:

@@ -5,7 +5,6 @@
 
 #include "llama-ext.h"
 
-#include <cstring>
 #include <string>
 
 #ifdef MOEBIND_WITHOUT_QUANTIZE_WATCH
@@ -61,6 +60,6 @@ int32_t moebind_quantize(const char * source, const char * target, const llama_m
 
 size_t moebind_quantize_rows(char * buffer, size_t size) {
     const std::string & rows = last_rows();
-    std::memcpy(buffer, rows.data(), rows.size() < size ? rows.size() : size);
+    rows.copy(buffer, size);
     return rows.size();
 }

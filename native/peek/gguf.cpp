@@ -138,7 +138,7 @@ class header_scan {
             }
             return true;
         }
-        const size_t of_one = type < GGUF_TYPE_COUNT ? gguf_type_size((gguf_type) type) : 0;
+        const size_t of_one = type >= 0 && type < GGUF_TYPE_COUNT ? gguf_type_size((gguf_type) type) : 0;
         return of_one != 0 && fits(n, of_one, bytes_max / of_one, "an array of") && skip(n * of_one);
     }
 

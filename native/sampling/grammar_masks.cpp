@@ -70,8 +70,8 @@ std::shared_ptr<const token_mask> grammar_masks::mask(const grammar_state & at, 
     return use([&]() {
         const auto from = automaton->at(at.stacks);
         uint64_t   key  = from;
-        for (char byte : at.unfinished) {  // three at most
-            key = key << 8 | uint8_t(byte);
+        for (size_t i = 0; i < 3; i++) {  // an unfinished character has three bytes at most, and none of them is zero
+            key = key << 8 | (i < at.unfinished.size() ? uint8_t(at.unfinished[i]) : 0);
         }
         const auto known = masks.find(key);
         if (known != masks.end()) {

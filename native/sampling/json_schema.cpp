@@ -3,14 +3,12 @@
 #include "json-schema-to-grammar.h"
 #include "shim.h"
 
-#include <algorithm>
-#include <cstring>
+#include <string>
 
 size_t moebind_json_schema_to_grammar(const char * schema, char * buffer, size_t size) {
     std::string grammar;
     moebind::on_big_stack(size_t(256) << 20,
                           [&]() { grammar = json_schema_to_grammar(common_json::parse(schema), true); });
-    const size_t written = std::min(grammar.size(), size);
-    std::memcpy(buffer, grammar.data(), written);
+    grammar.copy(buffer, size);
     return grammar.size();
 }

@@ -63,6 +63,17 @@ def test_a_text_is_no_markup() -> None:
     assert Reader(html_of("1 < 2 & <script>")).text == "1 < 2 & <script>"
 
 
+def test_columns_stand_below_each_other_whatever_the_page_is_written_in() -> None:
+    [style] = re.findall(r'<pre style="([^"]+)"', html_of("a  b"))
+    assert "font-family: monospace" in style
+    assert "white-space: pre" in style
+
+
+def test_experts_are_their_table(tiny_path: MakeTiny) -> None:
+    summary = moebind.experts(tiny_path(n_expert=4))
+    assert Reader(summary._repr_html_()).text == str(summary)
+
+
 def test_a_plan_a_fit_and_a_breakdown(tiny_path: MakeTiny) -> None:
     path = tiny_path(n_expert=4)
     plan, fit = moebind.plan(path, devices=["64MiB"]), moebind.fit(path, devices=["64MiB"])

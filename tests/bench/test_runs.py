@@ -15,11 +15,11 @@ import numpy as np
 import psutil
 import pytest
 import tiny
-from hub_server import Hub
+from hub_server import Hub, cached
 
 import moebind
-from conftest import CPU, SMALL
-from moebind import Device, Model, ModelNotFoundError, ModelParams, MoebindError, SplitMode
+from conftest import SMALL
+from moebind import Device, ModelNotFoundError, ModelParams, MoebindError, SplitMode
 from moebind.bench import OffloadReport, Placement, default_placements, offload
 
 MakeTiny = Callable[..., Path]
@@ -285,10 +285,10 @@ def test_split_files_recurrent_models_and_our_own_device(tiny_path: MakeTiny, de
     assert len(both.held.workers) == 2
 
 
-def test_files_of_the_hub_are_measured_once_they_are_here(hub: Hub) -> None:
-    with pytest.raises(ValueError, match="not downloaded"):
-        offload("hf://someone/tiny/F32", **QUICK)  # type: ignore[arg-type]
-    Model.from_pretrained("someone/tiny", "F32", CPU).close()
+def test_files_of_the_hub_are_downloaded_when_nothing_else_is_wrong(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="n_prompt"):
+        offload("hf://someone/tiny/F32", **{**QUICK, "n_prompt": 0})  # type: ignore[arg-type]
+    assert cached(tmp_path) == []
     report = offload("hf://someone/tiny/F32", ["cpu-moe"], **QUICK)  # type: ignore[arg-type]
     assert report.ok
     assert len(report.environment["files"]) == 3

@@ -117,3 +117,34 @@ def test_misuse(hub: Hub, arguments: list[str], status: int, message: str, capsy
     assert said.out == ""
     assert message in said.err
     assert said.err.count("\n") == 1
+
+
+def test_what_lies_beside_a_model(hub: Hub, tmp_path: Path, capsys: Capture) -> None:
+    hub.repos[REPO] |= {f"mtp-{number}.gguf": b"GGUF" for number in range(9)}
+    assert run("get", f"{REPO}:Q4_K", "--dry-run", *FITS) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "eside it" in line or "more" in line]
+    assert lines[0] == f"Beside it: hf://{REPO}/mmproj-tiny-F16.gguf (a projector, by which it sees or hears: --mmproj)"
+    assert lines[1] == f"Beside it: hf://{REPO}/mtp-0.gguf (a model that drafts for it: --model-draft)"
+    assert lines[-1] == "  and 2 more"
+    assert run("get", f"{REPO}:Q4_K", "--dry-run", "--json", *FITS) == 0
+    told = json.loads(capsys.readouterr().out)["beside"]
+    assert told[0] == {"address": f"hf://{REPO}/mmproj-tiny-F16.gguf", "kind": "mmproj", "nbytes": 4}
+    assert len(told) == 10
+
+
+def test_what_lies_beside_models_is_brought_as_it_is(hub: Hub, tmp_path: Path, capsys: Capture) -> None:
+    address = f"hf://{REPO}/mmproj-tiny-F16.gguf"
+    assert run("get", address, "--dry-run") == 0
+    assert "mmproj-tiny-F16.gguf: " in capsys.readouterr().out
+    assert run("get", address) == 2
+    assert "there is no terminal to ask on" in capsys.readouterr().err
+    assert cached(tmp_path) == []
+    assert run("get", address, "--yes", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["here"], told["nbytes"]) == ("mmproj", False, 4)
+    assert Path(told["paths"][0]).read_bytes() == b"GGUF"
+    assert run("get", address) == 0  # it is here
+    assert capsys.readouterr().out.strip() == told["paths"][0]
+    assert run("list", "--hub", "--no-fit") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if address in line]
+    assert line.split()[-1] == "mmproj"

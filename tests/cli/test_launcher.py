@@ -53,3 +53,15 @@ def test_the_program_and_the_module_tell_the_same() -> None:
     done = subprocess.run([MOEBIND, "--versoin"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("moebind: ")
+
+
+def test_garbage_is_collected_from_the_command_on() -> None:
+    code = (
+        "import gc, sys; sys.argv = ['moebind', 'devices', '--json']; import moebind.cli.show_devices as command\n"
+        "from moebind_launcher import main\n"
+        "shown = command.show_json\n"
+        "command.show_json = lambda value: print(gc.isenabled(), gc.get_freeze_count() > 10_000)\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["True True"]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lora
 import pytest
 from hub_server import F32, REPO, Hub, cached
 
 import moebind
-from moebind import ModelLoadError, ModelNotFoundError
+from conftest import CPU
+from moebind import Model, ModelLoadError, ModelNotFoundError
+from moebind.files.download import local_file
 
 
 @pytest.mark.parametrize("arguments", [(REPO, "F32"), (f"hf://{REPO}/F32",), (f"hf://{REPO}/{F32.format(2)}",)])
@@ -53,3 +58,95 @@ def test_arguments(
 ) -> None:
     with pytest.raises(error, match=re.escape(message)):
         moebind.download(*arguments, **keywords)  # type: ignore[arg-type]
+
+
+def test_addresses_where_files_are_taken(hub: Hub, tmp_path: Path, moe: Model, first: lora.Pairs) -> None:
+    hub.repos[REPO]["lora.gguf"] = lora.write(tmp_path / "lora.gguf", first)
+    hub.repos[REPO]["imatrix.gguf"] = b"not an importance matrix"
+    with Model.load_from_file(f"hf://{REPO}/Q4_K", CPU) as model:
+        assert Path(model.path).name == "tiny-Q4_K.gguf"
+        assert Path(model.path).is_relative_to(tmp_path / "cache")
+    with moe.lora_adapter_init(f"hf://{REPO}/lora.gguf") as adapter:
+        assert Path(adapter.path).is_relative_to(tmp_path / "cache")
+    source = f"hf://{REPO}/F32"
+    written = moebind.quantize(source, tmp_path / "q8.gguf", moebind.Ftype.Q8_0, progress=False)
+    assert written.paths == (str(tmp_path / "q8.gguf"),)
+    with pytest.raises(moebind.QuantizeError, match="is not an importance matrix"):
+        moebind.quantize(source, None, moebind.Ftype.Q8_0, imatrix=f"hf://{REPO}/imatrix.gguf", dry_run=True)
+    hub.forget()
+    assert local_file(source) == local_file(f"hf://{REPO}/{F32.format(2)}")
+    assert hub.sent == 0
+    assert local_file("no/such/file.gguf") == "no/such/file.gguf"
+
+
+def test_wrong_parameters_are_told_before_a_download(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="params is"):
+        Model.load_from_file(f"hf://{REPO}/Q4_K", 7)  # type: ignore[arg-type]
+    assert cached(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["hf://someone/tiny/Q9", "hf://someone/nothing/Q4_K", "hf://tiny"])
+def test_addresses_of_nothing(hub: Hub, moe: Model, tmp_path: Path, text: str) -> None:
+    takers: list[Callable[[], object]] = [
+        lambda: Model.load_from_file(text, CPU),
+        lambda: moe.lora_adapter_init(text),
+        lambda: moebind.quantize(text, None, moebind.Ftype.Q8_0, dry_run=True),
+        lambda: moebind.quantize(local_file(f"hf://{REPO}/F32"), None, moebind.Ftype.Q8_0, imatrix=text, dry_run=True),
+        lambda: moebind.plan(f"hf://{REPO}/Q4_K", mmproj=text),
+    ]
+    for take in takers:
+        with pytest.raises((ModelNotFoundError, moebind.MtmdNotFoundError, ValueError), match="tiny|nothing"):
+            take()
+
+
+def test_files_in_chunks_are_left_to_hf_xet(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As huggingface_hub does it where hf_xet is installed: the file goes into the same cache."""
+    from huggingface_hub import file_download
+
+    asked = []
+
+    def fetch(*, incomplete_path: Path, xet_file_data: Any, expected_size: int, **_: object) -> None:
+        asked.append((xet_file_data.file_hash, xet_file_data.refresh_route, expected_size))
+        incomplete_path.write_bytes(Path(str(hub.repos[REPO]["tiny-Q4_K.gguf"])).read_bytes())
+
+    monkeypatch.setattr(file_download, "xet_get", fetch)
+    monkeypatch.setattr(file_download, "is_xet_available", lambda: True)
+    hub.xet.add("tiny-Q4_K.gguf")
+    (path,) = moebind.download(REPO, "Q4_K")
+    assert hub.sent == 0
+    ((digest, route, size),) = asked
+    assert (len(digest), route, size) == (64, f"{hub.endpoint}/xet-token", Path(path).stat().st_size)
+    assert moebind.inspect(path).n_expert == 4
+    # Without it, as any other file.
+    monkeypatch.setattr(file_download, "is_xet_available", lambda: False)
+    hub.xet.add("tiny-Q4_K_M.gguf")
+    (path,) = moebind.download(REPO, "Q4_K_M")
+    assert hub.sent == Path(path).stat().st_size
+    assert len(asked) == 1
+
+
+def test_the_cache_is_that_of_huggingface_hub(hub: Hub, tmp_path: Path) -> None:
+    """What either brought, the other has."""
+    import huggingface_hub
+
+    (ours,) = moebind.download(REPO, "Q4_K")
+    theirs = huggingface_hub.hf_hub_download(
+        REPO, "tiny-Q4_K.gguf", local_files_only=True, cache_dir=tmp_path / "cache"
+    )
+    assert theirs == ours
+    name = "tiny-Q4_K_M.gguf"
+    theirs = huggingface_hub.hf_hub_download(REPO, name, endpoint=hub.endpoint, cache_dir=tmp_path / "cache")
+    hub.forget()
+    assert moebind.download(REPO, "Q4_K_M") == (theirs,)
+    assert hub.sent == 0
+    assert {row.name for row in moebind.list_models(fits=False)} == {
+        f"hf://{REPO}/tiny-Q4_K.gguf",
+        f"hf://{REPO}/{name}",
+    }
+
+
+def test_other_names_of_arguments() -> None:
+    with pytest.raises(TypeError, match="has no argument 'file'; it is 'filename' here"):
+        moebind.download(REPO, file="Q4_K")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="did you mean 'cache_dir'"):
+        moebind.download(REPO, cachedir="/tmp")  # type: ignore[call-arg]  # noqa: S108

@@ -12,6 +12,7 @@ from hub_server import REPO, TOKEN, Handler, Hub, cached, child
 import moebind
 from conftest import CPU
 from moebind import Gguf, Model, ModelLoadError, ModelNotFoundError
+from moebind.files.hub import Address, find, projector_in
 
 Misbehave = Callable[[Handler, str, bytes], bool]
 
@@ -253,3 +254,15 @@ def test_gguf_on_the_hub(hub: Hub) -> None:
         tensor.data()
     Model.from_pretrained(REPO, "Q4_K", CPU).close()
     assert Gguf.from_file(f"hf://{REPO}/tiny-Q4_K.gguf").tensors["output_norm.weight"].data().shape == (64,)
+
+
+def test_what_lies_beside_models(hub: Hub) -> None:
+    sizes = {"mmproj-a-F16.gguf": 3, "sub/mtp-tiny.gguf": 4, "imatrix.gguf": 5, "imatrix.dat": 6, "eagle3-x.gguf": 7}
+    hub.repos[REPO] |= {name: b"x" * size for name, size in sizes.items()}
+    found = find(Address.parse(f"hf://{REPO}/Q4_K"))
+    told = {name: size for name, size in sizes.items() if name.endswith(".gguf")} | {"mmproj-tiny-F16.gguf": 4}
+    assert dict(found.beside) == told
+    assert projector_in(f"hf://{REPO}@main/Q4_K") == f"hf://{REPO}@main/mmproj-a-F16.gguf"
+    assert dict(find(Address(REPO, "mmproj-a-F16.gguf")).beside).keys() == told.keys() - {"mmproj-a-F16.gguf"}
+    hub.repos[REPO] = {"tiny.gguf": b"GGUF"}
+    assert projector_in(f"hf://{REPO}") is None

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hub_server import F32, REPO, Handler, Hub, cached, child
 
-import moebind
 from conftest import CPU
 from moebind import Model, ModelLoadError, ModelNotFoundError
 
@@ -91,15 +90,9 @@ def test_wrong_arguments(
     assert not hub.requests
 
 
-def test_files_on_the_hub_are_not_loaded_by_path(hub: Hub, tmp_path: Path) -> None:
-    address = f"hf://{REPO}/tiny-Q4_K.gguf"
-    for call in (
-        lambda: Model.load_from_file(address, CPU),
-        lambda: Model.load_from_splits([address], CPU),
-        lambda: moebind.quantize(address, tmp_path / "x.gguf", moebind.Ftype.Q8_0),
-    ):
-        with pytest.raises(ModelNotFoundError, match="does not exist; Model.from_pretrained"):
-            call()
+def test_files_of_any_names_are_no_addresses(hub: Hub) -> None:
+    with pytest.raises(ModelNotFoundError, match="does not exist; Model.from_pretrained"):
+        Model.load_from_splits([f"hf://{REPO}/tiny-Q4_K.gguf"], CPU)
     assert not hub.requests
 
 

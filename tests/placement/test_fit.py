@@ -411,3 +411,11 @@ def test_the_longest_context_of_all(tiny_path: MakeTiny, monkeypatch: pytest.Mon
     path = tiny_path(n_expert=4, n_ctx_train=2**17)
     fit = moebind.fit(path, context_params=ContextParams(n_seq_max=8), devices=["1TiB"])
     assert fit.context_params.n_ctx == 2**18
+
+
+def test_a_budget_that_nothing_fits_into_is_the_first_line(tiny_path: Callable[..., Path]) -> None:
+    fit = moebind.fit(tiny_path(), memory={"GPU0": "64KiB"}, devices=["1GiB"], host="8GiB", n_ctx=256)
+    said = "GPU0 may take 0.1 MiB, too little for any layer: everything is in host memory."
+    assert str(fit).splitlines()[0] == said
+    fit = moebind.fit(tiny_path(), devices=[], host="8GiB", n_ctx=256)
+    assert str(fit).splitlines()[0] == "There is no other device: everything is in host memory."

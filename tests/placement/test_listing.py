@@ -125,3 +125,10 @@ def test_names_do_not_move_the_cursor(folder: Path, tiny_path: MakeTiny) -> None
     (folder / "bad\x1b[2J.gguf").symlink_to(tiny_path())
     (folder / "bad\x1b[2J-2.gguf").write_bytes(b"junk")
     assert "\x1b" not in listing_text(moebind.list_models([folder], fits=False))
+
+
+def test_other_names_of_arguments() -> None:
+    with pytest.raises(TypeError, match="did you mean 'devices'"):
+        moebind.list_models(device=["1GiB"])  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"Write list_models\(folders, context_params=ContextParams\(n_ubatch=64\)\)"):
+        moebind.list_models(n_ubatch=64)  # type: ignore[call-arg]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import projectors
 import pytest
+from hub_server import REPO, Hub, cached
 
 import moebind
 from conftest import CPU
@@ -112,3 +113,25 @@ def test_what_is_no_projector(tiny_path: Callable[..., Path], tmp_path: Path) ->
     projectors.write(tmp_path / "lacking.gguf", "gemma3", without="mm.input_projection.weight")
     with pytest.raises(MtmdError, match="cannot be planned"):
         plan(model, mmproj=tmp_path / "lacking.gguf")
+
+
+def test_projectors_of_the_hub_are_counted_before_a_download(hub: Hub, tmp_path: Path) -> None:
+    kind = KINDS[0]
+    files = {"mmproj-b.gguf": projectors.write(tmp_path / "mmproj.gguf", kind)}
+    files["text.gguf"] = projectors.text_model(tmp_path / "text.gguf", kind)
+    hub.repos[REPO] = dict(files)
+    local = plan(files["text.gguf"], CPU, mmproj=files["mmproj-b.gguf"])
+    for given in (True, f"hf://{REPO}/mmproj-b.gguf"):
+        there = plan(f"hf://{REPO}/text.gguf", CPU, mmproj=given)
+        assert there.mmproj == f"hf://{REPO}/mmproj-b.gguf"
+        assert there.devices[0].buffers[-1] == local.devices[0].buffers[-1]
+    assert cached(tmp_path) == []
+    found = fit(f"hf://{REPO}/text.gguf", mmproj=True, n_ctx=512, host="1GiB", devices=[])
+    found.save(tmp_path / "fit.json")
+    assert Fit.load(tmp_path / "fit.json").plan.mmproj == f"hf://{REPO}/mmproj-b.gguf"
+    with Model.load_from_file(f"hf://{REPO}/text.gguf", CPU) as model:
+        MtmdContext.init_from_file(f"hf://{REPO}/mmproj*", model, MtmdContextParams(use_gpu=False)).close()
+    assert plan(f"hf://{REPO}/text.gguf", CPU, mmproj=True).devices[0].buffers == local.devices[0].buffers  # it is here
+    del hub.repos[REPO]["mmproj-b.gguf"]
+    with pytest.raises(MtmdError, match="no projector"):
+        plan(f"hf://{REPO}/text.gguf", CPU, mmproj=True)

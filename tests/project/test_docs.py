@@ -160,9 +160,22 @@ def test_build_options_are_those_of_cmake() -> None:
     assert sorted(told) == sorted((a or c, b or d) for a, b, c, d in declared)
 
 
+def test_what_the_readme_says_is_saved_is_what_was_planned() -> None:
+    """Its rows are rows of the table that a benchmark prints: the device, the host and what is saved."""
+    row = re.compile(r"^\| ([^|]+ (?:Q4_K_M|MXFP4)) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+ %) \| ([\d.]+) \|", re.MULTILINE)
+    planned = re.compile(
+        r"^\| ([^|]+) \|(?: [^|]+ \| [^|]+ \| [\d.]+ % \|)? ([\d.]+) \| ([\d.]+) \| ([\d.]+ %) \| ([\d.]+) \|",
+        re.MULTILINE,
+    )
+    said = row.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(said) > 4
+    assert {*said} <= {*planned.findall((DOCS / "offload.md").read_text(encoding="utf-8"))}
+
+
 @pytest.mark.thorough  # make docs does it too
+@pytest.mark.timeout(900)  # a minute, on a machine that has nothing else to do
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
-    for module in ("sphinx", "furo", "myst_parser", "numpydoc"):
+    for module in ("sphinx", "furo", "myst_parser", "numpydoc", "sphinx_copybutton"):
         pytest.importorskip(module, reason="needs the extra [docs]")
     command = [sys.executable, "-m", "sphinx", "-nW", "--keep-going", "-q", "-b", "html"]
     done = subprocess.run(

@@ -109,7 +109,10 @@ def test_demo_model_is_made_once(demo_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "missing"), [("demo_model.py", "gguf"), ("demo_model.py", "tqdm"), ("demo.py", "psutil")]
 )
-def test_a_package_that_is_missing_is_a_sentence(name: str, missing: str) -> None:
+def test_a_package_that_is_missing_is_a_sentence(
+    name: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOEBIND_CACHE", str(tmp_path))  # whoever has the demo model needs nothing to make it
     code = f"import runpy, sys; sys.modules[{missing!r}] = None; sys.path.insert(0, sys.argv[1])\n"
     code += f"runpy.run_path(sys.argv[1] + '/{name}', run_name='__main__')"
     done = run("-c", code, EXAMPLES, check=False)

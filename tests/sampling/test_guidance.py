@@ -227,3 +227,14 @@ def test_without_a_token_that_ends_a_text(model: Model, monkeypatch: pytest.Monk
     monkeypatch.setattr(guidance, "_tokenizers", weakref.WeakKeyDictionary())
     with pytest.raises(TokenizeError, match="no token that ends a text"):
         Sampler.llguidance(model, regex="a")
+
+
+def test_forms_have_names(model: Model) -> None:
+    with pytest.raises(
+        TypeError, match=r"takes model by position, and no more: .* one of grammar, json_schema, regex, lark"
+    ):
+        Sampler.llguidance(model, PERSON)  # type: ignore[misc]
+    with pytest.raises(TypeError, match="has no argument 'schema'; it is 'json_schema' here"):
+        Sampler.llguidance(model, schema=PERSON)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="has no argument 'json_schema'; it is 'schema' here"):
+        Sampler.json_schema(model, json_schema=PERSON)  # type: ignore[call-arg]

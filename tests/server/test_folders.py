@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub_server import Hub
 
 from moebind import ModelNotFoundError
-from moebind.server.folders import Found, fetched, find, in_folder, of_file
+from moebind.server.folders import Found, find, in_folder, of_file
 
 MakeTiny = Callable[..., Path]
 
@@ -121,9 +120,7 @@ def test_what_is_no_address_is_refused() -> None:
         of_file("hf://someone")
 
 
-def test_a_model_of_the_hub_is_downloaded_when_it_is_fetched(hub: Hub, tiny_path: MakeTiny) -> None:
-    found = of_file("hf://someone/tiny/Q4_K_M")
-    assert found.name == "tiny-Q4_K_M"
-    path = Path(fetched(found.path))
-    assert path.read_bytes() == tiny_path(n_expert=4, seed=2).read_bytes()
-    assert fetched(str(path)) == str(path)
+def test_projectors_may_have_addresses(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").touch()
+    projector = "hf://someone/tiny/mmproj-tiny-F16.gguf"
+    assert of_file(tmp_path / "m.gguf", projector).mmproj == projector

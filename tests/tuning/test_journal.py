@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated import Machine, Point, random_machine
 
+from moebind.errors import MoebindError
 from moebind.tuning.journal import Journal
 from moebind.tuning.search import Choice, Found, Measured, Step, search
 
@@ -172,3 +173,47 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert journal.ask({"what": 0}, lambda: None) == 0
     assert journal.ask({"what": 1}, lambda: 1) == 1
     journal.close()
+
+
+def test_two_searches_do_not_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    first = Journal(path, ABOUT)
+    first.ask({"a": 1}, lambda: 2)
+    written = path.read_bytes()
+    for resume in (False, True):
+        with pytest.raises(MoebindError, match=r"^journal is '.*', into which another search writes at this moment"):
+            Journal(path, ABOUT, resume=resume)
+    assert path.read_bytes() == written
+    first.ask({"b": 1}, lambda: 3)
+    first.close()
+    again = Journal(path, ABOUT, resume=True)
+    assert again.ask({"a": 1}, lambda: 0) == 2
+    assert again.ask({"b": 1}, lambda: 0) == 3
+    again.close()
+    # What is no journal is told, and left alone for who looks next.
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="no journal"):
+        Journal(path, ABOUT, resume=True)
+    assert path.read_bytes() == b"something else"
+    Journal(path, ABOUT).close()
+
+
+def test_the_end_of_a_process_gives_the_journal_up(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    code = (
+        "import sys; from moebind.tuning.journal import Journal\n"
+        "held = Journal(sys.argv[1], {}); print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(MoebindError, match="another search"):
+        Journal(path, ABOUT)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert process.stdin is not None
+    process.stdin.close()
+    Journal(path, ABOUT).close()

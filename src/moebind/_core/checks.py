@@ -160,6 +160,11 @@ def on_hub(path: str) -> bool:
     return path.startswith(HUB[:-1])
 
 
+def absolute(path: str) -> str:
+    """A path from the root; the address of a file on the Hugging Face Hub is one."""
+    return path if on_hub(path) else os.path.abspath(path)
+
+
 def int32_array(name: str, value: object, low: int, high: int = INT32_MAX) -> NDArray[np.int32]:
     """A one-dimensional, contiguous int32 array of numbers from ``low`` to ``high``, from integers of any width."""
     if isinstance(value, (str, bytes)):

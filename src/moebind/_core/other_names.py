@@ -9,7 +9,7 @@ from types import MappingProxyType
 from moebind._core.native import lib
 from moebind._core.shown import shown
 
-__all__ = ["SETTINGS", "elsewhere", "missing", "refuse_module_name", "uncallable"]
+__all__ = ["SETTINGS", "elsewhere", "instead_of", "missing", "refuse_module_name", "uncallable"]
 
 #: Of the module.
 _MODULE = {
@@ -60,6 +60,30 @@ _OBJECTS = {
     "token_eos": "model.token_eos",
 }
 
+#: Of classes.
+_CLASSES: dict[str, dict[str, str]] = {
+    "Sampler": {
+        "temperature": "Sampler.temp(t)",
+        "temperature_ext": "Sampler.temp_ext(t, delta, exponent)",
+        **dict.fromkeys(("repeat_penalty", "repetition_penalty", "penalty"), "Sampler.penalties(n, repeat)"),
+        **dict.fromkeys(("presence_penalty", "frequency_penalty"), "Sampler.penalties(n, 1.0, frequency, presence)"),
+        **dict.fromkeys(("random", "multinomial", "seed"), "Sampler.dist(seed)"),
+        **dict.fromkeys(("softmax",), "Sampler.dist(seed), which computes it"),
+        **dict.fromkeys(("argmax",), "Sampler.greedy()"),
+        **dict.fromkeys(("regex", "lark"), "Sampler.llguidance(model, regex=...), or lark=..."),
+        "gbnf": "Sampler.grammar(model, text)",
+        "json": "Sampler.json_schema(model, schema)",
+        "locally_typical": "Sampler.typical(p)",
+        "mirostat_v1": "Sampler.mirostat(n_vocab, seed, tau, eta)",
+    },
+    "Model": {
+        **dict.fromkeys(("load", "open", "from_file", "load_model", "from_path"), "Model.load_from_file(path, params)"),
+        **dict.fromkeys(("from_hub", "from_hf", "from_repo"), "Model.from_pretrained(repo_id, filename, params)"),
+    },
+    "Context": {
+        **dict.fromkeys(("create", "new", "from_model", "load", "from_pretrained"), "model.new_context(params)"),
+    },
+}
 #: Of what is generated.
 _TEXTS = {
     "finish_reason": "stop_reason, 'eog' or 'stop' where it would be 'stop', 'length' or 'context' where 'length'",
@@ -107,6 +131,11 @@ def missing(owner: object, name: str, *, of_text: bool = False, of_pool: bool = 
     """The error for an attribute that an object does not have, with what to write instead if that is known."""
     hint = _hint(name, _TEXTS if of_text else _POOLS if of_pool else _OBJECTS)
     return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=owner)
+
+
+def instead_of(owner: str, name: str) -> str:
+    """What to write in place of a name that a class does not have, as the end of a sentence; empty if unknown."""
+    return _hint(name, _CLASSES.get(owner, {}))
 
 
 def uncallable(owner: object) -> TypeError:

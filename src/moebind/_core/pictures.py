@@ -36,7 +36,9 @@ def html_of(text: str, above: str = "", draw: Callable[[str], object] | None = N
         yet (``ValueError``), there is none.
     """
     picture = "" if draw is None else _svg(draw)
-    return f'<div>{above}{picture}<pre style="line-height: 1.25; white-space: pre-wrap">{html.escape(text)}</pre></div>'
+    # Pages of notebooks may set another font for everything; then columns would not stand below each other.
+    style = "font-family: monospace; line-height: 1.25; white-space: pre-wrap"
+    return f'<div>{above}{picture}<pre style="{style}">{html.escape(text)}</pre></div>'
 
 
 def _svg(draw: Callable[[str], object]) -> str:

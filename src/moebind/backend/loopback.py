@@ -6,7 +6,6 @@ import os
 import select
 import subprocess
 import sys
-import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -56,6 +55,8 @@ def _start(n_threads: int) -> tuple[subprocess.Popen[bytes], list[Device], str]:
 
 def _worker(n_threads: int) -> tuple[subprocess.Popen[bytes], int]:
     """A process that serves, and the port that it listens on: nobody else can have that one."""
+    import tempfile  # takes longer to import than the rest of this module
+
     port, report = os.pipe()
     with tempfile.TemporaryFile() as said, open(port, "rb") as told:
         try:

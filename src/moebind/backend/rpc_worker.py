@@ -63,8 +63,9 @@ def serve_parent(report: int, n_threads: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started us
     threading.Thread(target=_end_with_input, daemon=True).start()
+    served = _of_type(DeviceType.CPU)  # loads the RPC backend, where it is not linked
     lib.moebind_rpc_report_port(report)
-    serve("127.0.0.1", 0, n_threads, _of_type(DeviceType.CPU))
+    serve("127.0.0.1", 0, n_threads, served)
     sys.exit("no port can be served")
 
 

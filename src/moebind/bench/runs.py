@@ -24,6 +24,7 @@ from moebind.bench.resident_memory import seen_from_outside
 from moebind.bench.rows import OffloadRow, read_row
 from moebind.bench.settings import Settings, checked_context, checked_devices, checked_prompts
 from moebind.bench.texts import AGREEMENT
+from moebind.files.download import local_file
 from moebind.files.gguf import Gguf
 from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams
@@ -67,8 +68,8 @@ def offload(
     Parameters
     ----------
     model_path
-        The model's file, or the first one of a split model; or the address of one on the Hugging Face Hub that was
-        downloaded already.
+        The model's file, or the first one of a split model; or the address of one on the Hugging Face Hub, which is
+        downloaded unless it is in the cache.
     placements
         What to compare: :class:`Placement` objects, or texts as :meth:`Placement.parse` reads them. The first is what
         others are compared with. None: :func:`default_placements`.
@@ -127,10 +128,6 @@ def offload(
     """
     path = checks.path("model_path", model_path)
     header = Gguf.from_file(path)
-    if checks.on_hub(path):
-        path = header.paths[0]  # in the Hub's cache, if it was downloaded
-        if not os.path.isfile(path):
-            raise ValueError(f"model_path is {path!r}, which is not downloaded: Model.from_pretrained does that")
     chosen = checked(placements, path)
     settings = Settings(
         context=checked_context(context_params, header),
@@ -148,13 +145,14 @@ def offload(
             f"n_prompt and n_generate are {settings.n_prompt} and {settings.n_generate} tokens, and a sequence has "
             f"room for {room}: make n_ctx larger"
         )
-    requests = [_request(path, each, settings) for each in chosen]
+    file = local_file(path)  # only now, when nothing else is wrong
+    requests = [_request(file, each, settings) for each in chosen]
     if command is None:
         command = _call(path, placements, output, context_params, devices, settings)
     with ExitStack() as stack:
         bar = stack.enter_context(Progress(progress, len(chosen) * settings.steps, settings.step_name))
         kept = Output.of(output, stack)
-        files = environment.checksums(header.paths, kept.checksums, bar.aside)
+        files = environment.checksums(Gguf.from_file(file).paths, kept.checksums, bar.aside)
         comparison = _Comparison(files, settings, kept, checks.text("command", command).decode())
         try:
             return comparison.run(chosen, requests, bar)

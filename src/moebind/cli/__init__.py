@@ -40,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> int:
     from moebind.cli.app import app
     from moebind.cli.options import error_in_options, in_options
-    from moebind.cli.usage import usage_sentence
 
     set_log(None)  # what matters of llama.cpp's log is in the error's message; the line would be there twice
     try:
@@ -63,6 +62,8 @@ def _run(arguments: list[str]) -> int:
             return INTERRUPTED
         if not hasattr(error, "format_message"):
             raise
+        from moebind.cli.usage import usage_sentence
+
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message(), file=sys.stderr)
         else:

@@ -6,7 +6,6 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from moebind._core import checks
 from moebind.bench.speed import SpeedReport, batch, decode, prompt
 from moebind.cli import options as o
 from moebind.cli.devices import DevicesHere
@@ -15,7 +14,6 @@ from moebind.cli.loading import computing
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
-from moebind.files.download import download
 from moebind.params.params import ContextParams, ModelParams
 
 __all__ = ["batch_command", "decode_command", "prompt_command"]
@@ -107,9 +105,9 @@ def batch_command(
 def _chosen(
     model: str, given: Given, device: list[str] | None, n_tokens: int
 ) -> tuple[str, ModelParams, ContextParams]:
-    """The file, which is downloaded where an address is given, and the parameters."""
+    """The model, and the parameters."""
     params, context = computing(model, given, device, max(n_tokens, 1))
-    return download(model)[0] if checks.on_hub(model) else model, params, context
+    return model, params, context
 
 
 def _told(report: SpeedReport, as_json: bool) -> None:

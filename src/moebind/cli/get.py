@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -17,10 +18,21 @@ from moebind.cli.model_argument import Hub, on_hub
 from moebind.cli.output import note, show, show_json
 from moebind.errors import FitError
 from moebind.files.download import download
+from moebind.files.hub import HubFiles, find
+from moebind.files.hub_address import Address
 from moebind.files.model_card import ModelCard, inspect, show_count
+from moebind.files.model_files import sidecar_kind
 from moebind.placement.fit import fit
 from moebind.placement.summary import does_not_fit
 
+#: What files beside models are for.
+_KINDS = {
+    "mmproj": "a projector, by which it sees or hears: --mmproj",
+    "imatrix": "an importance matrix, for moebind quantize --imatrix",
+    **dict.fromkeys(("mtp", "eagle3", "dflash", "dspark"), "a model that drafts for it: --model-draft"),
+}
+#: More are counted.
+_BESIDE_MAX = 8
 Wanted = Annotated[
     str | None,
     typer.Argument(
@@ -52,6 +64,11 @@ def command(
         raise ValueError("there is no model, or two: give OWNER/REPO[:QUANT] or -hf")
     given = wanted or hf_repo or ""
     address = given if checks.on_hub(given) else on_hub(given)
+    files = find(Address.parse(address))
+    if sidecar_kind(os.path.basename(files.files[0][0])) is not None:
+        _get_sidecar(address, files, yes=yes, dry_run=dry_run, as_json=as_json)
+        return
+    beside = _beside(files)
     card = inspect(address)
     try:
         found = fit(
@@ -66,17 +83,50 @@ def command(
         fits, how = False, does_not_fit(error.missing)
     here = card.bytes_read is None  # its files are read where they are
     if not as_json:
-        for line in (_described(card), f"Here: {how}."):
+        for line in (_described(card), f"Here: {how}.", *_told(beside)):
             show(line) if dry_run else note(line)
     if not (here or dry_run or yes):
         _ask(f"Download {show_size(card.nbytes)}{'' if fits else ', which does not fit here'}?")
     paths = () if dry_run and not here else card.paths if here else download(address)
     if as_json:
-        show_json(
-            {"address": address, "nbytes": card.nbytes, "fits": fits, "fit": how, "here": here, "paths": list(paths)}
-        )
+        found_here = {"fits": fits, "fit": how, "here": here, "paths": list(paths)}
+        show_json({"address": address, "nbytes": card.nbytes, **found_here, "beside": beside})
     elif paths:
         show(paths[0])
+
+
+def _get_sidecar(address: str, files: HubFiles, *, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Download a file that lies beside models, which by itself fits nowhere."""
+    (name, nbytes), here = files.files[0], bool(files.paths)
+    kind = str(sidecar_kind(os.path.basename(name)))
+    if not as_json:
+        line = f"{name}: {show_size(nbytes)}, {_KINDS[kind]}"
+        show(line) if dry_run else note(line)
+    if not (here or dry_run or yes):
+        _ask(f"Download {show_size(nbytes)}?")
+    paths = files.paths if here else () if dry_run else download(address)
+    if as_json:
+        show_json({"address": address, "nbytes": nbytes, "kind": kind, "here": here, "paths": list(paths)})
+    elif paths:
+        show(paths[0])
+
+
+def _beside(files: HubFiles) -> list[dict[str, object]]:
+    """What lies beside the model in its repository."""
+    return [
+        {
+            "address": files.address.name_of(name),
+            "kind": sidecar_kind(os.path.basename(name)),
+            "nbytes": nbytes,
+        }
+        for name, nbytes in files.beside
+    ]
+
+
+def _told(beside: Sequence[Mapping[str, object]]) -> list[str]:
+    shown = [f"Beside it: {each['address']} ({_KINDS[str(each['kind'])]})" for each in beside[:_BESIDE_MAX]]
+    more = len(beside) - len(shown)
+    return [*shown, *([f"  and {more} more"] if more else [])]
 
 
 def _described(card: ModelCard) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -12,6 +13,7 @@ from typer.core import TyperGroup
 
 from moebind.cli.output import say
 from moebind.cli.signatures import completed
+from moebind.cli.values import OwnCommand, read_plainly
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -49,6 +51,14 @@ def lazy_group(modules: Mapping[str, str], plugins: str | None = None) -> type[T
             self.commands[cmd_name] = made
             return made
 
+        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+            found = super().resolve_command(ctx, args)
+            _collect_from_here()
+            return found
+
+        def get_params(self, ctx: Any) -> list[Any]:
+            return read_plainly(super().get_params(ctx))
+
         def format_commands(self, ctx: Any, formatter: Any) -> None:
             super().format_commands(ctx, formatter)
             more = _entry_points(plugins)
@@ -56,6 +66,13 @@ def lazy_group(modules: Mapping[str, str], plugins: str | None = None) -> type[T
                 say(f"warning: {_source(more[name])} has a command {name!r}, which is one of moebind's own")
 
     return Lazy
+
+
+def _collect_from_here() -> None:
+    """Start the garbage collector, if the program began without it; it leaves alone what is there by now."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 @cache
@@ -75,7 +92,7 @@ def _own(name: str, module: str) -> Any:
     app = getattr(imported, "app", None)
     if app is not None:
         return _group(name, app)
-    return _command(name, completed(imported.command), getattr(imported, "CLASS", None))
+    return _command(name, completed(imported.command), getattr(imported, "CLASS", OwnCommand))
 
 
 def _others(name: str, entry: EntryPoint) -> Any:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from moebind._core import checks
 from moebind._core.progress import progress_bar
 from moebind.backend.devices import Device, default_devices
 from moebind.cli.devices import device_list
@@ -16,7 +15,6 @@ from moebind.cli.given import Chosen, Given
 from moebind.cli.options import in_options
 from moebind.cli.output import say
 from moebind.diagnosis.facts import no_gpu_is_meant
-from moebind.files.hub_address import Address
 from moebind.params.context_length import length_notes
 from moebind.params.params import N_CTX, ContextParams, ModelParams
 
@@ -101,10 +99,7 @@ def open_model(model: str, params: ModelParams) -> Model:
             progress, finish = progress_bar(os.path.basename(model), leave=False)
             stack.callback(finish)
             params = params.with_progress_callback(progress)
-        if not checks.on_hub(model):
-            return Model.load_from_file(model, params)
-        address = Address.parse(model)
-        return Model.from_pretrained(address.repo, address.wanted, params, revision=address.revision)
+        return Model.load_from_file(model, params)
 
 
 def new_context(model: Model, params: ContextParams) -> Context:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moebind._core import checks
-from moebind.files.model_files import projector_beside
+from moebind.files.projector_checks import projector_beside
 
 if TYPE_CHECKING:
     from moebind.model.model import Model
@@ -48,7 +47,7 @@ def projector_for(model: str, mmproj: str | None, media: Sequence[Path]) -> str 
     """
     if mmproj is not None or not media:
         return mmproj
-    beside = None if checks.on_hub(model) else projector_beside(model)
+    beside = projector_beside(model)
     if beside is None:
         raise ValueError(
             f"{media[0]} needs the model's projector, and none (mmproj*.gguf) lies beside it: give its file, --mmproj "

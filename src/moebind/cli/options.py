@@ -13,7 +13,6 @@ from moebind._core import checks
 from moebind.cli.parameters import flags_of, option_names
 from moebind.cli.text_options import SAMPLING
 from moebind.enums import PoolingType
-from moebind.placement.plot import check_plot
 
 __all__ = [
     "AsJson",
@@ -167,6 +166,8 @@ def plot_path(given: Path | None, what: str, option: str = "--plot") -> str | No
     """Where to draw, if that will be possible: looked at before anything is computed."""
     if given is None:
         return None
+    from moebind.placement.plot import check_plot  # few commands draw, and it imports more than they all do
+
     path = checks.path(option, given)
     check_plot(option, path, what)
     return path

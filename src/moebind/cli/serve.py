@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from moebind.cli import options as o
 from moebind.cli.budgets import Margin
@@ -24,6 +23,7 @@ from moebind.cli.loading import with_devices
 from moebind.cli.model_argument import Hub, ModelOption, on_hub
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
+from moebind.cli.values import OwnCommand
 from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server import Server
@@ -39,7 +39,7 @@ _REST = "moebind.serve.rest"
 LOOK = 0.5
 
 
-class WithRest(TyperCommand):
+class WithRest(OwnCommand):
     """A command that leaves alone what is behind ``--``: arguments of another program's."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]

@@ -79,7 +79,7 @@ class _AsyncGeneration(AsyncStream[Piece]):
 
     @property
     def text(self) -> str:
-        """The text so far, as the model wrote it."""
+        """The text so far, as the model wrote it; empty before the first piece, and :meth:`complete` generates it."""
         return self._known().text
 
     @property

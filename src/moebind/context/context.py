@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 from weakref import WeakSet
 
 from moebind._core import checks, log
+from moebind._core.class_names import NamedABC
 from moebind._core.native import Hooks, ffi, lib, own
 from moebind._core.other_names import missing, uncallable
 from moebind._core.owner import CallLock, close_all
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 
-class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapters):
+class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapters, metaclass=NamedABC):
     """A model at work: a KV cache, and the logits and embeddings of the last batch. Made by ``Model.new_context``.
 
     Calls from several threads wait for each other; :meth:`abort` does not wait. A callback of a context must not call

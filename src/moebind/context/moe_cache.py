@@ -5,11 +5,15 @@ What would stop llama.cpp is refused beforehand, and what would only make it slo
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from moebind._core.caller import warn
 from moebind._core.native import CData, ffi, lib
 from moebind._core.sizes import show_size
-from moebind.backend.timings import MoeCacheStats
 from moebind.errors import ContextCreationError
+
+if TYPE_CHECKING:
+    from moebind.backend.timings import MoeCacheStats
 
 __all__ = ["NothingToCacheError", "cached_layers", "check_moe_cache", "read_moe_cache"]
 
@@ -23,6 +27,10 @@ def read_moe_cache(context: CData) -> MoeCacheStats | None:
     counters = ffi.new("struct moebind_moe_counters *")
     if not lib.moebind_moe_cache_counters(context, counters):
         return None
+    from moebind.backend.timings import (
+        MoeCacheStats,
+    )  # plans ask whether there can be a cache, and never for its counts
+
     return MoeCacheStats(counters.n_slots, counters.hits, counters.misses, counters.bytes, counters.copied)
 
 

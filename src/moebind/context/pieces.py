@@ -230,7 +230,7 @@ class Stream(_Attributes, Iterator[Piece]):
 
     @property
     def text(self) -> str:
-        """The text so far, as the model wrote it."""
+        """The text so far, as the model wrote it; empty before the first piece, and :meth:`complete` generates it."""
         return self._record.text
 
     @property

@@ -5,11 +5,26 @@ from __future__ import annotations
 import os
 
 from moebind._core import checks
+from moebind._core.arguments import explained
 from moebind._core.shown import shown
 
-__all__ = ["download"]
+__all__ = ["download", "local_file"]
 
 
+def local_file(path: str) -> str:
+    """The file that a path names; where it is an address on the Hugging Face Hub, downloaded unless it is in the cache.
+
+    Of a split model, the first file.
+
+    Raises
+    ------
+    ModelNotFoundError, ModelLoadError, ImportError
+        For an address, as :func:`download`.
+    """
+    return download(path)[0] if checks.on_hub(path) else path
+
+
+@explained(other_names={"file": "filename", "repo": "repo_id", "hf_token": "token"})
 def download(
     repo_id: str,
     filename: str | None = None,

@@ -20,7 +20,7 @@ from moebind._core.native import lib
 from moebind._core.shown import shown
 from moebind.errors import ModelLoadError, ModelNotFoundError, NativeError
 from moebind.files.hub_address import Address, choose
-from moebind.files.model_files import ModelFiles, gathered
+from moebind.files.model_files import ModelFiles, gathered, sidecar_kind
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
@@ -34,6 +34,7 @@ __all__ = [
     "fetched_headers",
     "find",
     "in_cache",
+    "projector_in",
 ]
 
 #: Bytes that the headers of one model may take, all files together. Vocabularies make them 1 to 20 MiB.
@@ -51,12 +52,16 @@ _LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token that may read it"
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The files of one model, at one commit, with their sizes. ``paths`` are those in the cache, if all of them are."""
+    """The files of one model, at one commit, with their sizes.
+
+    ``paths`` are those in the cache, if all of them are; ``beside`` is what else lies in the repository, for models.
+    """
 
     address: Address
     commit: str
     files: tuple[tuple[str, int], ...]
     paths: tuple[str, ...] = ()
+    beside: tuple[tuple[str, int], ...] = ()
     endpoint: str | None = None
     token: str | bool | None = field(default=None, repr=False)
 
@@ -138,7 +143,9 @@ def find(
             raise
         raise ModelLoadError(f"{failure}; of what is in the cache, {error}") from failure.__cause__
     files = tuple((name, sizes[name]) for name in chosen)
-    return HubFiles(address, commit, files, _cached(address.repo, commit, files, cache_dir), endpoint, token)
+    beside = tuple((name, sizes[name]) for name in sorted(sizes) if _lies_beside(name) and name not in chosen)
+    cached = _cached(address.repo, commit, files, cache_dir)
+    return HubFiles(address, commit, files, cached, beside, endpoint, token)
 
 
 def download(found: HubFiles, cache_dir: str | None = None) -> tuple[str, ...]:
@@ -227,6 +234,20 @@ def _read_header(files: HfFileSystem, found: HubFiles, number: int, descriptor: 
         # A damaged header ends where the known bytes end; zeros would go on.
         os.ftruncate(descriptor, size)
     return known
+
+
+# --- what lies beside models ---
+
+
+def _lies_beside(name: str) -> bool:
+    return name.endswith(".gguf") and name.isprintable() and sidecar_kind(os.path.basename(name)) is not None
+
+
+def projector_in(address: str) -> str | None:
+    """The address of the projector in a model's repository, of several the first by name; None: there is none."""
+    found = find(Address.parse(address))
+    names = [name for name, _ in found.beside if sidecar_kind(os.path.basename(name)) == "mmproj"]
+    return found.address.name_of(names[0]) if names else None
 
 
 # --- the cache ---

@@ -12,6 +12,7 @@ import numpy as np
 from moebind._core import checks
 from moebind._core.shown import shown
 from moebind.errors import QuantizeError
+from moebind.files.download import local_file
 from moebind.files.gguf import Gguf
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def importances(imatrix: str | os.PathLike[str] | Mapping[str, ArrayLike]) -> di
     Parameters
     ----------
     imatrix
-        A file that ``llama-imatrix`` wrote, as GGUF or in its older format, or the numbers themselves.
+        A file that ``llama-imatrix`` wrote, as GGUF or in its older format, its address on the Hugging Face Hub, or the
+        numbers themselves.
 
     Raises
     ------
@@ -42,7 +44,7 @@ def importances(imatrix: str | os.PathLike[str] | Mapping[str, ArrayLike]) -> di
     """
     if isinstance(imatrix, Mapping):
         return {name: _checked(name, values) for name, values in imatrix.items()}
-    path = checks.path("imatrix", imatrix)
+    path = local_file(checks.path("imatrix", imatrix))
     if not os.path.isfile(path):
         raise FileNotFoundError(f"imatrix is {path!r}, which is not a file")
     with open(path, "rb") as file:

@@ -8,7 +8,7 @@ from moebind._core import checks
 from moebind.errors import ModelNotFoundError
 from moebind_launcher.model_names import ModelFiles, Split, gathered, gguf_files, sidecar_kind
 
-__all__ = ["ModelFiles", "Split", "gathered", "in_folder", "projector_beside", "sidecar_kind"]
+__all__ = ["ModelFiles", "Split", "gathered", "in_folder", "sidecar_kind"]
 
 
 def in_folder(folder: str | os.PathLike[str]) -> list[ModelFiles]:
@@ -24,10 +24,3 @@ def in_folder(folder: str | os.PathLike[str]) -> list[ModelFiles]:
         what = "is a file; give its folder" if os.path.exists(top) else "does not exist"
         raise ModelNotFoundError(f"the folder {top} {what}")
     return gathered(gguf_files(top))
-
-
-def projector_beside(path: str) -> str | None:
-    """The projector (``mmproj``) in a model's folder, of several the first by name; None: there is none."""
-    folder = os.path.dirname(os.path.abspath(path))
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".gguf") and sidecar_kind(name) == "mmproj")
-    return os.path.join(folder, names[0]) if names else None

@@ -1,12 +1,19 @@
-"""Projector files, looked at before libmtmd does, which ends the process with some of what it takes for granted."""
+"""Projector files: where they are, and what is looked at before libmtmd does.
+
+libmtmd ends the process with some of what it takes for granted.
+"""
 
 from __future__ import annotations
 
+import os
+
+from moebind._core import checks
 from moebind._core.shown import shown
 from moebind.errors import ModelLoadError, ModelNotFoundError, MtmdError, MtmdNotFoundError
 from moebind.files.gguf import Gguf
+from moebind.files.model_files import sidecar_kind
 
-__all__ = ["check", "is_projector"]
+__all__ = ["check", "is_projector", "projector_beside"]
 
 #: The architecture of a projector's file.
 ARCHITECTURE = "clip"
@@ -60,3 +67,14 @@ def check(path: str) -> None:
             raise MtmdError(f"{path} lacks the tensor a.position_embd.weight")
         if kind == "mlp" and not ({"mm.2.weight"} <= names or {"mm.3.weight", "mm.3.bias"} <= names):
             raise MtmdError(f"{path} lacks the tensor mm.2.weight")
+
+
+def projector_beside(path: str) -> str | None:
+    """The projector (``mmproj``) in a model's folder or repository, the first by name; None: there is none."""
+    if checks.on_hub(path):
+        from moebind.files.hub import projector_in
+
+        return projector_in(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".gguf") and sidecar_kind(name) == "mmproj")
+    return os.path.join(folder, names[0]) if names else None

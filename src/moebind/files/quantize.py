@@ -17,6 +17,7 @@ from moebind.backend.devices import init
 from moebind.enums import Ftype, GgmlType
 from moebind.errors import ModelLoadError, QuantizeError
 from moebind.files import tensor_patterns
+from moebind.files.download import local_file
 from moebind.files.gguf import Gguf
 from moebind.files.header_checks import check_model
 from moebind.files.imatrix import importances
@@ -74,14 +75,15 @@ def quantize(
     Parameters
     ----------
     src
-        A GGUF file, preferably in F32, F16 or BF16; for a split model, any of its files.
+        A GGUF file, preferably in F32, F16 or BF16; for a split model, any of its files. Or the address of one on the
+        Hugging Face Hub, which is downloaded unless it is in the cache, for a dry run, too.
     dst
         Where to write it. A dry run takes None.
     ftype
         The type of most tensors. Mixtures such as ``Q4_K_M`` keep some tensors at more bits.
     imatrix
-        How much each column matters: a file of ``llama-imatrix``, or a mapping from tensor names to float arrays of
-        ``columns * experts`` numbers. The smallest types need one.
+        How much each column matters: a file of ``llama-imatrix``, its address on the Hugging Face Hub, or a mapping
+        from tensor names to float arrays of ``columns * experts`` numbers. The smallest types need one.
     tensor_types
         Types for tensors by regular expression (C++'s ``std::regex``, searched for in the name), such as
         ``{r"ffn_down_exps": GgmlType.Q3_K}``; the first match wins. If a row's length is not a multiple of a type's
@@ -192,7 +194,7 @@ def quantize(
 
 
 def _open_source(src: str | os.PathLike[str], overrides: Mapping[str, bool | int | float | str] | None) -> Gguf:
-    source = Gguf._from_local(checks.path("src", src))
+    source = Gguf._from_local(local_file(checks.path("src", src)))
     check_model(source, KvOverrides(overrides or {}), mapped=False)
     for tensor in source.tensors.values():
         if tensor.n_elements == 0:  # llama.cpp divides by the length of its rows

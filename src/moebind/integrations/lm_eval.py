@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from moebind._core import checks
 from moebind._core.shown import shown
-from moebind.files.download import download
-from moebind.files.hub_address import Address
+from moebind.files.download import local_file
 from moebind.integrations.loading import LOADING, parameters
 from moebind.integrations.row_scores import Row, score_rows
 from moebind.model.model import Model
@@ -83,10 +82,7 @@ class MoebindLM(TemplateLM):
             )
         asked = int(batch_size) if str(batch_size).isdecimal() else 1
         together = n_seq_max or (asked if asked > 1 else N_SEQ_MAX)
-        self.path = checks.path("path", path)
-        if checks.on_hub(self.path):
-            address = Address.parse(self.path)
-            self.path = download(address.repo, address.wanted, revision=address.revision)[0]
+        self.path = local_file(checks.path("path", path))
         model_params, context_params = parameters(self.path, settings)
         self.model = Model.load_from_file(self.path, model_params)
         # One cache for all: texts share what they begin with, and a long one may have all of it.

@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 from moebind._core import atomic_files, checks, log
 from moebind._core.caller import warn
+from moebind._core.class_names import NamedABC
 from moebind._core.native import CData, Hooks, decoded, ffi, lib, own, part_of
 from moebind._core.other_names import missing, uncallable
 from moebind._core.owner import close_all
@@ -29,6 +30,7 @@ from moebind.backend.devices import (
 )
 from moebind.enums import DeviceType, SplitMode
 from moebind.errors import ModelLoadError, NativeError, RpcServerError
+from moebind.files.download import local_file
 from moebind.files.gguf import Gguf
 from moebind.files.header_checks import check_model
 from moebind.model.adapters import LoraAdapter
@@ -58,7 +60,7 @@ _warned_no_device = False
 _SAMPLING_KEYS = range(lib.LLAMA_MODEL_META_KEY_SAMPLING_SEQUENCE, lib.LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_ETA + 1)
 
 
-class Model(Prompts, Embedding, Pretrained, Saving):
+class Model(Prompts, Embedding, Pretrained, Saving, metaclass=NamedABC):
     """A loaded model. Made by :meth:`load_from_file`.
 
     Use it as a context manager, or close it, because it takes a lot of memory. Closing it closes its contexts first.
@@ -83,7 +85,9 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         Parameters
         ----------
         path
-            The file, or any file of a split model (``NAME-00001-of-00004.gguf``) with the others in the same folder.
+            The file, or any file of a split model (``NAME-00001-of-00004.gguf``) with the others in the same folder; or
+            the address of one on the Hugging Face Hub (``hf://OWNER/REPO/FILE.gguf``), which is downloaded unless it is
+            in the cache. :meth:`from_pretrained` has more to say about that.
         params
             How to load it; None: llama.cpp's defaults.
 
@@ -105,7 +109,8 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         -----
         Uses ``llama_model_load_from_file``. Ctrl-C stops a load.
         """
-        return cls._load(Gguf._from_local(checks.path("path", path)), params, split=False)
+        chosen = checked_params(params)
+        return cls._load(Gguf._from_local(local_file(checks.path("path", path))), chosen, split=False)
 
     @classmethod
     @explained_with_fields(model="Model.load_from_splits(paths, {})")
@@ -267,7 +272,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         Parameters
         ----------
         path
-            A GGUF file, as llama.cpp's ``convert_lora_to_gguf.py`` writes it.
+            A GGUF file, as llama.cpp's ``convert_lora_to_gguf.py`` writes it, or its address on the Hugging Face Hub.
 
         Returns
         -------
@@ -285,7 +290,7 @@ class Model(Prompts, Embedding, Pretrained, Saving):
         -----
         Uses ``llama_adapter_lora_init``.
         """
-        return LoraAdapter._load(self, checks.path("path", path))
+        return LoraAdapter._load(self, local_file(checks.path("path", path)))
 
     # --- what it is ---
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moebind._core import checks, log
+from moebind._core.immutable import changed_by_copying
 from moebind._core.model_base import ModelBase
 from moebind._core.native import CData, Hooks, decoded, ffi, lib, own
 from moebind._core.owner import CallLock
@@ -21,6 +22,7 @@ from moebind.backend.devices import Device, native_device
 from moebind.enums import FlashAttnType
 from moebind.errors import AbortedError, MtmdError, NativeError
 from moebind.files import projector_checks
+from moebind.files.download import local_file
 from moebind.mtmd.bitmap import Bitmap
 from moebind.mtmd.chunks import InputChunk, InputChunks, InputChunkType
 from moebind.mtmd.projector_base import ProjectorBase
@@ -40,6 +42,7 @@ def default_marker() -> str:
     return decoded(lib.mtmd_default_marker())
 
 
+@changed_by_copying
 @dataclass(frozen=True, kw_only=True)
 class MtmdContextParams:
     """How to load a projector (``struct mtmd_context_params``).
@@ -154,7 +157,7 @@ class MtmdContext(ProjectorBase):
         Parameters
         ----------
         path
-            The file.
+            The file, or its address on the Hugging Face Hub.
         model
             The model that it belongs to.
         params
@@ -180,6 +183,7 @@ class MtmdContext(ProjectorBase):
         opened = model._open()
         if model._without_weights:
             raise MtmdError("the model was loaded without weights (vocab_only, no_alloc): it cannot see or hear")
+        name = local_file(name)
         projector_checks.check(name)
         hooks = Hooks()
         native, kept = params._native(opened)

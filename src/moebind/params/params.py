@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from moebind._core import checks
+from moebind._core.immutable import changed_by_copying
 from moebind._core.native import lib
 from moebind._core.shown import shown
 from moebind._core.sizes import MEMORY_MIN, parse_memory
@@ -256,6 +257,7 @@ class Params:
         return cls(**serialize.read(cls, fields))
 
 
+@changed_by_copying
 @dataclass(frozen=True, repr=False, kw_only=True)
 class ModelParams(ModelParamsMethods, Params):
     """How a model is loaded: ``llama_model_params``, with the defaults of ``llama_model_default_params``.
@@ -400,6 +402,7 @@ def _load_mode(mmap: bool, mlock: bool) -> LoadMode:
     return LoadMode.MLOCK if mlock else LoadMode.NONE
 
 
+@changed_by_copying
 @dataclass(frozen=True, repr=False, kw_only=True)
 class ContextParams(ContextParamsMethods, Params):
     """How a context is made: ``llama_context_params``, with the defaults of ``llama_context_default_params``.

@@ -143,6 +143,12 @@ class ExpertSummary:
         total += f"{show_size(self.active_nbytes)} of them work on a token"
         return "\n".join([head, *text_table(columns, rows), total])
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table."""
+        from moebind._core.pictures import html_of
+
+        return html_of(str(self))
+
     def _kinds(self) -> list[tuple[LayerExperts, list[int]]]:
         """Layers that are alike, as the first of a kind and the numbers of all."""
         kinds: dict[tuple[object, ...], tuple[LayerExperts, list[int]]] = {}

@@ -83,7 +83,7 @@ class Fit:
         ValueError
             If the parameters hold callbacks.
         """
-        path = self.plan.path if checks.on_hub(self.plan.path) else os.path.abspath(self.plan.path)
+        path = checks.absolute(self.plan.path)
         made_for = (self._identity, self._devices, self._host)
         kept = (self.model_params, self.context_params, path, *made_for, self.budgets)
         return {**Saved(*kept, self.explanation, self.plan.mmproj).to_dict(), "plan": self.plan.to_dict()}
@@ -391,8 +391,9 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     if unused and len(plan.devices) > 1:
         lines.append(f"Without {' and '.join(unused)} a token reads less from host memory: left out.")
     if len(plan.devices) == 1:
-        why = f"{' and '.join(unused)} may take too little" if unused else "There is no other device"
-        lines.append(f"{why}: everything is in host memory.")
+        sizes = " and ".join(f"{name} may take {show_size(search.budgets[name])}" for name in unused)
+        why = f"{sizes}, too little for any layer" if unused else "There is no other device"
+        lines.insert(0, f"{why}: everything is in host memory.")
         if search.devices is None and not unused:
             lines.append("Cards that are not here can be described, such as with devices=['12GiB'].")
     elif params.n_gpu_layers != model.n_gpu_layers:

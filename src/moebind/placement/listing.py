@@ -16,6 +16,7 @@ from moebind.backend.devices import Device
 from moebind.errors import FitError, MoebindError
 from moebind.files.model_card import ModelCard, inspect, printable, show_count
 from moebind.files.model_files import ModelFiles, in_folder
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.fit import Fit, fit
 from moebind.placement.summary import does_not_fit
@@ -76,6 +77,7 @@ class ListedModel:
         return asdict(self)
 
 
+@explained_with_fields(model="list_models(folders, model_params={})", context="list_models(folders, context_params={})")
 def list_models(
     folders: Sequence[str | os.PathLike[str]] = (),
     *,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 from moebind._core import checks, log
@@ -13,7 +14,7 @@ from moebind.backend.devices import init
 from moebind.errors import MtmdError
 from moebind.files import projector_checks
 from moebind.files.gguf import Gguf
-from moebind.files.model_files import projector_beside
+from moebind.files.projector_checks import projector_beside
 
 __all__ = ["Projector", "find_projector"]
 
@@ -41,7 +42,8 @@ class Projector:
         params = lib.mtmd_context_params_default()
         params.use_gpu = False  # a device to plan for need not be here; weights are as large on any
         parts, tokens = ffi.new("struct moebind_mtmd_memory[]", 8), ffi.new("int32_t *")
-        count = lib.moebind_mtmd_memory_of(os.fsencode(path), params, parts, len(parts), tokens)
+        with _openable(path) as file:
+            count = lib.moebind_mtmd_memory_of(os.fsencode(file), params, parts, len(parts), tokens)
         if not count:
             raise MtmdError(f"{path} cannot be planned{log.recent_lines(3)}")
         model = sum(tensor.nbytes for tensor in Gguf.from_file(path).tensors.values())
@@ -62,6 +64,22 @@ class Projector:
         )
 
 
+@contextmanager
+def _openable(path: str) -> Iterator[str]:
+    """A file that libmtmd can open; of one on the Hub that is not in the cache, with its header and nothing else."""
+    if not checks.on_hub(path):
+        yield path
+        return
+    from moebind.files import hub
+
+    found = hub.find(hub.Address.parse(path))
+    if found.paths:
+        yield found.paths[0]
+        return
+    with closing(hub.fetched_headers(found)) as files:
+        yield next(files).path
+
+
 def find_projector(mmproj: str | os.PathLike[str] | bool | None, model: str) -> Projector | None:
     """The projector that is meant: a file, or with True the one that lies beside the model.
 
@@ -74,7 +92,7 @@ def find_projector(mmproj: str | os.PathLike[str] | bool | None, model: str) -> 
         return None
     if mmproj is not True:
         return Projector.of(checks.path("mmproj", mmproj))
-    beside = None if checks.on_hub(model) else projector_beside(model)
+    beside = projector_beside(model)
     if beside is None:
         raise MtmdError(f"no projector (mmproj*.gguf) lies beside {model}: give its file")
     return Projector.of(beside)

@@ -357,7 +357,8 @@ def plan(
         GPU.
     mmproj
         The file of a projector, which sees or hears for the model, to be counted with it: on the first device, as
-        ``MtmdContext`` loads it, with the scratch memory of a picture. True: the one that lies beside the model.
+        ``MtmdContext`` loads it, with the scratch memory of a picture; or its address on the Hugging Face Hub, of which
+        the header is read. True: the one that lies beside the model, in its folder or repository.
 
     Returns
     -------

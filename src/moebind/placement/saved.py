@@ -187,7 +187,7 @@ class Saved:
             "budgets": dict(self.budgets),
             "model_params": self.model_params.to_dict(),
             "context_params": self.context_params.to_dict(),
-            "mmproj": None if self.mmproj is None else os.path.abspath(self.mmproj),
+            "mmproj": None if self.mmproj is None else checks.absolute(self.mmproj),
             "explanation": self.explanation,
         }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from moebind._core import checks
+from moebind._core.arguments import explained
 from moebind._core.native import CData, ffi, lib, own
 from moebind._core.shown import shown
 from moebind.errors import GrammarError, NativeError
@@ -75,6 +76,7 @@ class GrammarKinds(SamplerKinds):
         return sampler
 
     @classmethod
+    @explained(other_names={"json_schema": "schema"})
     def json_schema(cls, model: ModelBase, schema: Mapping[str, object] | str, *, strict: bool = True) -> Self:
         """Allow only JSON that satisfies a schema: ``grammar(model, json_schema_to_grammar(schema))``.
 

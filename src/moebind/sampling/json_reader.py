@@ -36,6 +36,9 @@ COMPARISONS_MAX = 100_000
 ANNOTATIONS = {"$schema", "$id", "$anchor", "$comment", "$defs", "definitions", "title", "description", "default"}
 ANNOTATIONS |= {"examples", "example", "deprecated", "readOnly", "writeOnly", "contentMediaType", "contentEncoding"}
 ANNOTATIONS |= {"discriminator", "externalDocs", "xml"}  # OpenAPI's
+# What editors show, and SchemaStore.
+ANNOTATIONS |= {"markdownDescription", "enumDescriptions", "markdownEnumDescriptions", "enumItemLabels", "fileMatch"}
+ANNOTATIONS |= {"defaultSnippets", "deprecationMessage", "errorMessage", "patternErrorMessage", "suggestSortText"}
 KEYWORDS = {
     "object": {"properties", "required", "additionalProperties"},
     "array": {"items", "prefixItems", "minItems", "maxItems", "uniqueItems"},

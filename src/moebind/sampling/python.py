@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from moebind._core import checks
+from moebind._core.arguments import explained
 from moebind._core.native import CData, ffi, handle_of, lib, own
 from moebind._core.shown import shown
 from moebind.sampling.candidates import TOKEN_DATA, TokenDataArray
@@ -155,6 +156,7 @@ class PythonKinds(GrammarKinds):
         return sampler
 
     @classmethod
+    @explained(other_names={"schema": "json_schema", "gbnf": "grammar", "grammar_str": "grammar"})
     def llguidance(
         cls,
         model: ModelBase,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from moebind._core import checks
+from moebind._core.class_names import NamedClass
 from moebind._core.context_base import ContextBase
 from moebind._core.native import CData, clones, decoded, ffi, lib, own, part_of
 from moebind._core.shown import shown
@@ -46,7 +47,7 @@ class SampledContext(ContextBase):
         """Choose a token from one of its outputs, and accept it. The caller holds the context."""
 
 
-class Sampler(PythonKinds):
+class Sampler(PythonKinds, metaclass=NamedClass):
     """A sampler, or a chain of samplers. Made by the class methods.
 
     Most samplers filter or change the candidates. :meth:`greedy`, :meth:`dist`, :meth:`mirostat`, :meth:`mirostat_v2`

@@ -12,7 +12,7 @@ from moebind.errors import ModelNotFoundError
 from moebind.files.hub_address import Address
 from moebind.files.model_files import Split, sidecar_kind
 
-__all__ = ["Found", "fetched", "find", "in_folder", "of_file"]
+__all__ = ["Found", "find", "in_folder", "of_file"]
 
 #: Letters that end a name somewhere: in the file of presets, or in a list of names.
 _NOT_IN_NAMES = re.compile(r"[][,:;#\s]+")
@@ -37,30 +37,13 @@ def of_file(path: str | os.PathLike[str], mmproj: str | os.PathLike[str] | None 
     ModelNotFoundError
         If there is no such file.
     """
-    file = checks.path("model", path)
-    if not checks.on_hub(file):
-        file = os.path.abspath(file)
-    projector = None if mmproj is None else os.path.abspath(checks.path("mmproj", mmproj))
+    file = checks.absolute(checks.path("model", path))
+    projector = None if mmproj is None else checks.absolute(checks.path("mmproj", mmproj))
     for each in (file, projector):
         if each is not None and not checks.on_hub(each) and not os.path.isfile(each):
             what = "is a folder; give it as models_dir" if os.path.isdir(each) else "does not exist"
             raise ModelNotFoundError(f"{each} {what}")
     return Found(_name(_file_on_hub(file) if checks.on_hub(file) else file), file, projector)
-
-
-def fetched(path: str) -> str:
-    """The file of a model; one on the Hugging Face Hub is downloaded, unless it is in the cache.
-
-    Raises
-    ------
-    ModelLoadError, ImportError
-        As for ``Model.from_pretrained``.
-    """
-    if not checks.on_hub(path):
-        return path
-    from moebind.files import hub
-
-    return hub.download(hub.find(Address.parse(path)))[0]
 
 
 def in_folder(folder: str | os.PathLike[str]) -> list[Found]:

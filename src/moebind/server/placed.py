@@ -13,13 +13,14 @@ from moebind._core.tables import Column, text_table
 from moebind.backend.devices import Device, devices
 from moebind.enums import PoolingType, SplitMode
 from moebind.errors import FitError, MoebindError
+from moebind.files.download import local_file
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.device_budgets import MARGIN, MARGIN_SHARE
 from moebind.placement.fit import fit
 from moebind.placement.header import read_header
 from moebind.placement.plan import Plan, plan
 from moebind.server.arguments import Devices, Settings, settings
-from moebind.server.folders import Found, fetched
+from moebind.server.folders import Found
 from moebind.server.presets import unwritable
 
 __all__ = ["ServedModel", "Wishes", "place", "budgets", "prompt_cache", "server_context", "table", "together", "tried"]
@@ -139,13 +140,14 @@ def place(found: Found, wishes: Wishes, *, alone: bool) -> ServedModel:
     chosen = _fitted(found, wishes, alone) if wishes.fitted else _planned(found, wishes)
     if wishes.fitted and not chosen.fits:  # the host has no budget of its own where there are devices
         raise FitError(f"{os.path.basename(found.path)} does not fit: {' '.join(chosen.advice)}", chosen.missing)
-    path = fetched(found.path)  # what does not fit is not downloaded
-    model = ServedModel(found.name, path, chosen, found.mmproj)
+    path = local_file(found.path)  # what does not fit is not downloaded
+    projector = None if found.mmproj is None else local_file(found.mmproj)
+    model = ServedModel(found.name, path, chosen, projector)
     there = Devices.of(model.used)
     # The servers come before their devices' names.
     options: Settings = {"model": path, "fit": "off", **({"rpc": ",".join(there.rpc)} if there.rpc else {})}
-    if found.mmproj is not None:
-        options["mmproj"] = found.mmproj
+    if projector is not None:
+        options["mmproj"] = projector
     params = chosen.model_params
     if params.split_mode == SplitMode.NONE:
         params = params.with_main_gpu(0)  # the only one that is used

@@ -8,12 +8,15 @@ each answer. What was being written when the process was killed is an incomplete
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Mapping
+from io import BufferedRandom
 from typing import Any
 
 from moebind._core.shown import shown
+from moebind.errors import MoebindError
 
 __all__ = ["Journal"]
 
@@ -37,6 +40,8 @@ class Journal:
     ------
     ValueError
         If the file is of another search; the message says in what it differs.
+    MoebindError
+        If another process writes it at this moment.
     FileNotFoundError
         If there is nothing to go on with.
     OSError
@@ -50,11 +55,22 @@ class Journal:
         self._at = 0
         #: Bytes of the file that count.
         self._end = 0
-        if resume:
-            self._read()
-        self._file = open(self.path, "r+b" if resume else "wb")  # noqa: SIM115  # closed by close
-        if not resume:
-            self._write({"form": FORM, "about": self._about})
+        self._file = self._opened(resume)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if resume:
+                self._read()
+            else:
+                self._write({"form": FORM, "about": self._about})
+        except BlockingIOError:
+            self._file.close()
+            raise MoebindError(
+                f"journal is {shown(self.path)}, into which another search writes at this moment: wait until that has "
+                "ended, or give another file"
+            ) from None
+        except BaseException:
+            self._file.close()
+            raise
 
     @property
     def replays(self) -> bool:
@@ -86,14 +102,20 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _read(self) -> None:
+    def _opened(self, resume: bool) -> BufferedRandom:
+        """The file, with what is in it: another process may be writing."""
         try:
-            with open(self.path, "rb") as file:
-                lines = file.readlines()
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | (0 if resume else os.O_CREAT), 0o666)
         except FileNotFoundError:
+            if not resume:
+                raise
             raise FileNotFoundError(
                 f"there is nothing to resume: {self.path} does not exist; leave resume out to begin"
             ) from None
+        return open(descriptor, "r+b")
+
+    def _read(self) -> None:
+        lines = self._file.readlines()
         end = 0
         for number, line in enumerate(lines or [b""]):
             found = _parsed(line)

@@ -17,6 +17,7 @@ from moebind.bench import environment
 from moebind.bench.record import FailedError
 from moebind.bench.settings import checked_context, checked_devices, checked_prompts
 from moebind.errors import FitError, MoebindError
+from moebind.files.download import local_file
 from moebind.files.gguf import Gguf
 from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
@@ -121,7 +122,7 @@ def tune(
     ModelNotFoundError, ModelLoadError
         If the file is missing or no model. A trial that fails is in ``trials``.
     MoebindError
-        If the defaults cannot be measured, or the progress callback stopped it.
+        If the defaults cannot be measured, the progress callback stopped it, or another search writes the journal.
     ValueError, TypeError
         If an argument is out of range, or the journal is of another search.
     KeyboardInterrupt
@@ -220,10 +221,6 @@ def _checked(
 ) -> _Asked:
     file = checks.path("path", path)
     header = Gguf.from_file(file)
-    if checks.on_hub(file):
-        file = header.paths[0]
-        if not os.path.isfile(file):
-            raise ValueError(f"path is {file!r}, which is not downloaded: moebind.download does that")
     wanted = checked_goal(goal, n_prompt, n_generate, n_sequences)
     model = ModelParams() if model_params is None else model_params
     if not isinstance(model, ModelParams):
@@ -249,11 +246,13 @@ def _checked(
     if none:
         model = model.with_n_gpu_layers(0)
     size = memory if memory is None or isinstance(memory, Mapping) else parse_memory("memory", memory)
+    chosen, texts = _dimensions(dimensions, kv_types=checks.boolean("kv_types", kv_types)), checked_prompts(prompts)
+    file = local_file(file)  # only now, when nothing else is wrong
     return _Asked(
         file,
         wanted,
-        _dimensions(dimensions, kv_types=checks.boolean("kv_types", kv_types)),
-        checked_prompts(prompts),
+        chosen,
+        texts,
         {
             "path": os.path.abspath(file),
             "devices": list(used),

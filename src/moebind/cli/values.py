@@ -1,0 +1,65 @@
+"""What is given to commands, as they get it: text as it is, and numbers as moebind's own parsers read them.
+
+Some versions of typer make an adapter of pydantic's for each option of a command, given or not. That takes longer than
+all else that a command does before it begins, and finds nothing in texts. So such a version gets readers from here, and
+its own is asked where it does more: for paths, and whatever else commands may come to take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from typer.core import TyperCommand
+
+__all__ = ["OwnCommand", "read_plainly"]
+
+
+class OwnCommand(TyperCommand):
+    """A command of moebind's own."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options and arguments, which read plainly."""
+        return read_plainly(super().get_params(ctx))
+
+
+def read_plainly(params: list[Any]) -> list[Any]:
+    """Have options and arguments of typer's read texts and numbers without adapters; they are changed, and returned.
+
+    Parameters
+    ----------
+    params
+        Those of one of moebind's own commands, whose parsers raise no ValueError.
+    """
+    for each in params:
+        # The name is not private, but not documented either: where there is none, nothing is to be replaced.
+        typers = getattr(each, "get_runtime_param", None)
+        if typers is not None and not isinstance(typers, _Reader):
+            each.get_runtime_param = _Reader(each.type_descriptor, typers)
+    return params
+
+
+class _Reader:
+    """Reads the values of one option or argument."""
+
+    def __init__(self, descriptor: Any, typers: Callable[[], Any]) -> None:
+        self._kind = descriptor.annotation
+        self._parser = descriptor.parameter_info.parser
+        #: Makes typer's own reader.
+        self._typers = typers
+
+    def __call__(self) -> _Reader:
+        return self
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The value that a command gets, as typer's readers have this method."""
+        several = param.multiple or param.nargs == -1
+        if value is None:
+            return () if several else None
+        if not several and self._parser is not None:
+            return self._parser(value)
+        if self._kind is str and isinstance(value, str):
+            return value
+        if several and self._kind == list[str] and not isinstance(value, str):
+            return list(value)
+        return self._typers().coerce(value, param=param, ctx=ctx)
