@@ -87,6 +87,7 @@ from .context.async_generation import AsyncPieces as AsyncPieces
 from .context.batch import Batch as Batch
 from .context.batch_ext import BatchExt as BatchExt
 from .context.context import Context as Context
+from .context.engine import Engine as Engine
 from .context.generate_many import NumberedPieces as NumberedPieces
 from .context.mtp_speculative import (
     MtpSpeculative as MtpSpeculative,
@@ -201,6 +202,9 @@ from .errors import (
 )
 from .errors import (
     EncodeError as EncodeError,
+)
+from .errors import (
+    EngineFullError as EngineFullError,
 )
 from .errors import (
     FitError as FitError,

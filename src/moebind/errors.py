@@ -17,6 +17,7 @@ __all__ = [
     "DecodeError",
     "EmbeddingsError",
     "EncodeError",
+    "EngineFullError",
     "FitError",
     "GrammarError",
     "LoraError",
@@ -131,6 +132,10 @@ class EncodeError(MoebindError):
 
 class BatchError(MoebindError, ValueError):
     """Something cannot be added to a batch, or the batch cannot be processed as it is."""
+
+
+class EngineFullError(MoebindError):
+    """An engine has as many requests as it may have: wait until one ends, or tell the client to come back later."""
 
 
 class EmbeddingsError(MoebindError):

@@ -64,8 +64,9 @@ def test_names_of_objects(dense: Model) -> None:
 
 def test_objects_that_are_called(dense: Model) -> None:
     pool = moebind.ContextPool([dense.new_context(SMALL)])
-    with dense.new_context(SMALL) as context:
+    with dense.new_context(SMALL) as context, moebind.Engine(dense, SMALL) as engine:
         for owner, here in (
+            (engine, "engine.generate(prompt).complete(), or engine.chat(messages).complete()"),
             (dense, "context.generate(prompt).complete(), with context = model.new_context(params)"),
             (context, "context.generate(prompt).complete(), or context.chat(messages).complete()"),
             (pool, "await pool.agenerate(prompt).complete(), or await pool.achat(messages).complete()"),

@@ -161,6 +161,8 @@ CALLS: dict[str, Callable[[Context, Any], object]] = {
     "BatchExt": lambda _, v: BatchExt(v),
     "ContextPool": lambda _, v: ContextPool([v]),
     "ContextPool, no list": lambda _, v: ContextPool(v),
+    "Engine": lambda _, v: moebind.Engine(v),
+    "Engine, params": lambda c, v: moebind.Engine(c.model, v),
     "new_context": lambda c, v: c.model.new_context({"n_ctx": v}),  # type: ignore[arg-type]
     "n_ctx": lambda _, v: ContextParams(n_ctx=v),
     "eval_callback": lambda _, v: ContextParams(eval_callback=v),

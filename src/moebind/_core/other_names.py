@@ -117,6 +117,7 @@ _POOLS = {
 _CALLED = {
     "Model": "context.generate(prompt).complete(), with context = model.new_context(params)",
     "Context": "context.generate(prompt).complete(), or context.chat(messages).complete()",
+    "Engine": "engine.generate(prompt).complete(), or engine.chat(messages).complete()",
     "ContextPool": "await pool.agenerate(prompt).complete(), or await pool.achat(messages).complete()",
 }
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["CallLock", "OfThisProcess", "Owner"]
+__all__ = ["CallLock", "OfThisProcess", "Owner", "warn_unclosed"]
 
 
 class CallLock:
@@ -129,7 +129,12 @@ class Owner(OfThisProcess):
 
     def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
         if self._warn_unclosed and self._pointer is not None and not _ending():
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+            warn_unclosed(self)
+
+
+def warn_unclosed(owner: object) -> None:
+    """Warn of an object that is collected; from its finalizer, which the interpreter calls."""
+    warnings.warn(f"{owner!r} was never closed", ResourceWarning, source=owner, stacklevel=3)
 
 
 #: Every object there is.

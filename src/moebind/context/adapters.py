@@ -53,6 +53,11 @@ class Adapters(ContextBase):
         -----
         Uses ``llama_set_adapters_lora``. Graphs and scratch memory are rebuilt here, not in the next ``decode``.
         """
+        wanted = self._checked_adapters(adapters)
+        with self._exclusive() as native:
+            self._use(native, wanted)
+
+    def _checked_adapters(self, adapters: Mapping[LoraAdapter, float]) -> tuple[tuple[CData, float], ...]:
         if not isinstance(adapters, Mapping):
             raise TypeError(f"adapters is {shown(adapters)}; it takes a mapping of adapters to scales")
         wanted: list[tuple[CData, float]] = []
@@ -63,8 +68,7 @@ class Adapters(ContextBase):
             if adapter._model is not self._model:
                 raise LoraError(f"{adapter!r} is of another model; load it with this context's model")
             wanted.append((adapter._open(), factor))
-        with self._exclusive() as native:
-            self._use(native, tuple(wanted))
+        return tuple(wanted)
 
     def clear_lora_adapters(self) -> None:
         """Use no LoRA adapters (``llama_set_adapters_lora``)."""

@@ -159,9 +159,12 @@ class AsyncChatReply(_AsyncGeneration):
         """
         if self._work is not None or self._over or self._by_deltas is not None:
             raise RuntimeError("this reply has begun: ask for deltas() of a new one, before its first piece")
-        deltas = AsyncStream(self._enter, partial(_deltas, self._make))
+        deltas = self._stream_of_deltas()
         self._by_deltas = weakref.ref(deltas)
         return deltas
+
+    def _stream_of_deltas(self) -> AsyncStream[ChatDelta]:
+        return AsyncStream(self._enter, partial(_deltas, self._make))
 
     async def __anext__(self) -> Piece:
         if self._by_deltas is not None:

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
 from moebind._core.native import Hooks, ffi, lib
@@ -26,15 +26,29 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["AsyncStream", "Enter", "Work", "in_thread"]
+__all__ = ["AsyncStream", "Enter", "Leave", "Work", "Working", "in_thread"]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R")
 
 #: What gives back what a generation used, from any thread.
 Leave = Callable[[], None]
 #: What waits for a turn.
 Enter = Callable[[], Coroutine[Any, Any, tuple[Any, Leave]]]
+
+
+class Working(Protocol[T_co]):
+    """Something that is computed elsewhere for one coroutine."""
+
+    async def fetch(self) -> T_co:
+        """The next item; raises StopAsyncIteration behind the last one."""
+
+    async def ended(self) -> None:
+        """Wait until everything that it uses is given back."""
+
+    def leave(self) -> None:
+        """Have it end as soon as it can, and take no notice of what comes. Any thread may call it."""
 
 
 class _Once:
@@ -188,7 +202,7 @@ class AsyncStream(AsyncIterator[T]):
         Called in the thread with what it works on: gives the iterator.
     """
 
-    _work: Work[T] | None = None
+    _work: Working[T] | None = None
     _entering = False
     _over = False
 
@@ -216,7 +230,7 @@ class AsyncStream(AsyncIterator[T]):
                 leave = _Once(called)
                 if self._over:  # it was closed meanwhile
                     raise StopAsyncIteration
-                self._work = Work(partial(self._make, where), leave)
+                self._work = self._working(where, leave)
             return await self._work.fetch()
         except BaseException:  # also CancelledError
             self._go()
@@ -225,6 +239,10 @@ class AsyncStream(AsyncIterator[T]):
             raise
         finally:
             self._entering = False
+
+    def _working(self, where: Any, leave: Leave) -> Working[T]:
+        """Begin to compute; what is computed can be fetched there."""
+        return Work(partial(self._make, where), leave)
 
     def _go(self) -> None:
         """Go away: whatever is computed for it is aborted."""

@@ -34,6 +34,8 @@ from moebind.state.state import State
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from typing_extensions import Self
+
     from moebind.model.model import Model
 
 __all__ = ["Context"]
@@ -56,7 +58,7 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
     @classmethod
     def _of(
         cls, model: Model, params: ContextParams, ctx_other: Context | None, samplers: Mapping[int, Sampler] | None
-    ) -> Context:
+    ) -> Self:
         context = cls.__new__(cls)
         context._start(model, params, ctx_other, samplers)
         return context

@@ -9,27 +9,24 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.native import CData, ffi, lib
+from moebind._core.native import lib
 from moebind._core.shown import shown
-from moebind.context.batch import Batch
-from moebind.context.draft_many import ManyDrafts
 from moebind.context.generate import Generation
 from moebind.context.media import has_media
 from moebind.context.pieces import Completion, Piece, Record
 from moebind.context.prepare import Request
-from moebind.context.schedule import Run, Schedule, pack
-from moebind.context.scores import Score, score
-from moebind.context.speculate import choose_drafted
+from moebind.context.schedule import Run
+from moebind.context.stepping import Steps
 from moebind.context.stops import Stop, checked_stops
 from moebind.context.unknown_arguments import refuse
-from moebind.errors import BatchError, NoKvSlotError, SamplerError
+from moebind.errors import BatchError, SamplerError
 from moebind.sampling.sampler import Sampler
 from moebind.sampling.settings import Settings
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
     from typing_extensions import Never, Self
 
     from moebind.context.speculative import Speculative
@@ -256,15 +253,8 @@ class BatchedGeneration(Generation):
         if isinstance(prompts, (Sequence, np.ndarray)):
             requests.check_all()
 
-        def runs() -> Iterator[Run]:
-            for at, request in enumerate(requests):
-                chooses = request.sampler()
-                if chooses is not None and chooses._is_greedy:
-                    chooses = None
-                record = Record(request.tokens.size, "length" if request.limit == 0 else None)
-                yield Run(at, request, request.writer(self), chooses, record, request.tokens.tolist())
-
-        return NumberedPieces._of(self._generate_many(runs(), drafter), requests)
+        runs = (Run.of(at, request, self) for at, request in enumerate(requests))
+        return NumberedPieces._of(self._generate_many(runs, drafter), requests)
 
     def _numbered_request(self, at: int, prompt: Any, common: dict[str, Any]) -> Request:
         """The arguments of one prompt, its own before those for all."""
@@ -310,128 +300,20 @@ class BatchedGeneration(Generation):
         self, runs: Iterator[Run], speculative: Speculative | None
     ) -> Iterator[tuple[Run, Piece | None]]:
         lib.moebind_hooks_forget(self._hooks.pointer)
-        batch = Batch(self._batch_room())
-        everything = range(self._n_seq_max)
-        drafts = ManyDrafts(self, speculative)
-        with self._exclusive() as native:
-            # Without causal attention, what comes later changes what came before.
-            shares = bool(lib.llama_get_causal_attn(native)) and not drafts.follows
-            window = int(lib.llama_model_n_swa(self._model._open()))
-            schedule = Schedule(runs, self._n_seq_max, self._unified, self.n_ctx_seq, shares, window)
-            generation = self._take_over(everything)
-            self._empty(native, everything)
+        steps = Steps(self, runs, speculative)
         try:
             while True:
-                with self._exclusive() as native:
-                    self._must_own_all(generation)
-                    nothing = schedule.fill(lib.llama_get_memory(native))
-                    drafts.settle(schedule.running)
-                for run in nothing:
+                for run in steps.fill():
                     yield run, None
-                if not schedule.running:
+                if not steps.schedule.running:
                     return
-                for run, pieces in self._advance(schedule, batch, generation, drafts):
-                    if pieces[-1].stop_reason is not None:
-                        schedule.leave(run)
-                        schedule.full = False
+                for run, pieces, error in steps.advance():
                     for piece in pieces:
                         yield run, piece
+                    if error is not None:
+                        raise error
         finally:
-            if not self.closed:
-                self._forget_sequences(everything, generation)
-
-    def _must_own_all(self, generation: int) -> None:
-        for seq in range(self._n_seq_max):
-            self._must_own(seq, generation)
-
-    def _batch_room(self) -> int:
-        """How many tokens a batch can have, whichever they are."""
-        with self._exclusive() as native:
-            room = self._n_batch
-            if not lib.llama_get_causal_attn(native) or self._pools_wholes(native):
-                room = min(room, self.n_ubatch)
-            if self._embeddings:  # every token is an output
-                room = min(room, self._n_outputs_max)
-            return room
-
-    def _advance(
-        self, schedule: Schedule, batch: Batch, generation: int, drafts: ManyDrafts
-    ) -> list[tuple[Run, list[Piece]]]:
-        """Compute one batch; returns the next pieces of each prompt that was computed to its end."""
-        running, may_draft = schedule.running, True
-        while True:
-            try:
-                with self._exclusive() as native, drafts.measured(running):
-                    self._must_own_all(generation)
-                    drafted = drafts.draft(running, batch.capacity) if may_draft else False
-                    parts = pack(running, batch)
-                    ends = [(run, at) for run, _, at in parts if at is not None]
-                    n_outputs = batch.n_tokens if self._embeddings else int(batch.logits.sum())
-                    self._compute(native, batch._struct(), n_outputs)
-                    self._flags = batch.logits.copy()
-                    for run, n, _ in parts:
-                        run.n_past += n
-                    drafts.computed(batch)
-                    # Now, while the sequence of each prompt that others wait for is no longer than their prefix.
-                    schedule.hand_on(lib.llama_get_memory(native))
-                    return self._choose(native, ends, drafts)
-            except NoKvSlotError:
-                if may_draft and drafted:
-                    may_draft = False
-                    for run in running:
-                        run.drafted = []
-                    continue
-                if len(running) == 1:
-                    raise
-                self._forget_sequences([schedule.give_up().seq], generation)
-
-    def _choose(self, native: CData, ends: list[tuple[Run, int]], drafts: ManyDrafts) -> list[tuple[Run, list[Piece]]]:
-        """The pieces that come after these outputs, and after what was drafted. The caller holds the context."""
-        if not ends:
-            return []
-        places = [at + index for run, at in ends for index in range(len(run.drafted) + 1)]
-        logits = self._logits_of(native, places)
-        likeliest = self._likeliest_of(logits) if any(run.sampler is None for run, _ in ends) else []
-        rows = {place: row for row, place in enumerate(places)}
-        chosen: list[tuple[Run, list[Piece]]] = []
-        for run, at in ends:
-
-            def choose(native: CData, place: int, run: Run = run) -> tuple[int, Score | None]:
-                row, n_top = rows[place], run.request.n_top
-                token = likeliest[row] if run.sampler is None else self._sample_with(run.sampler, native, place)
-                return token, None if n_top is None else score(self._model, logits[row], token, n_top)
-
-            pieces, error = choose_drafted(native, choose, run.writer, run.drafted, at)
-            if error is not None:
-                raise error
-            drafts.chosen(native, run, len(pieces) - 1)
-            run.tokens += [piece.token for piece in pieces]
-            chosen.append((run, pieces))
-        return chosen
-
-    def _logits_of(self, native: CData, places: list[int]) -> NDArray[np.float32]:
-        """The logits of these tokens of the batch: all that have outputs."""
-        shape = self._n_outputs, self._model._n_vocab
-        memory = ffi.buffer(lib.llama_get_logits(native), 4 * shape[0] * shape[1])
-        logits = np.frombuffer(memory, np.float32).reshape(shape)
-        return logits[places] if self._embeddings else logits
-
-    def _likeliest_of(self, logits: NDArray[np.float32]) -> list[int]:
-        if self._suppress is not None:
-            logits = logits.copy()
-            logits[:, self._suppress] = -np.inf
-        likeliest: list[int] = logits.argmax(axis=1).tolist()
-        return likeliest
-
-    def _forget_sequences(self, seq_ids: Iterable[int], generation: int) -> None:
-        """Empty those of these sequences that still belong to the generation."""
-        with self._exclusive() as native:
-            self._empty(native, [seq for seq in seq_ids if self._owners[seq] == generation])
-
-    def _empty(self, native: CData, seq_ids: Iterable[int]) -> None:
-        for seq in seq_ids:
-            self._history.pop(seq, None)
-            lib.llama_memory_seq_rm(lib.llama_get_memory(native), seq, -1, -1)
+            steps.close()
 
 
 def _settings(taken: Mapping[str, Any]) -> Settings:

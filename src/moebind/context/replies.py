@@ -13,7 +13,7 @@ from moebind.errors import ChatTemplateError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ChatDelta", "ChatReply", "ToolCallDelta", "ToolFunctionDelta"]
+__all__ = ["ChatDelta", "ChatReply", "Parsing", "ToolCallDelta", "ToolFunctionDelta"]
 
 #: A reply is parsed from its beginning each time. So this many times as long as it took is spent on generating first.
 PARSING_PAUSE = 9
@@ -135,18 +135,12 @@ class ChatReply(Stream):
         >>> for delta in context.chat(messages).deltas():
         ...     print(delta.get("content", ""), end="", flush=True)
         """
-        shown = Shown()
-        parse_at = 0.0
+        parsing = Parsing(self)
         for piece in self:
-            if not piece.text or piece.stop_reason is not None or time.perf_counter() < parse_at:
-                continue
-            begun = time.perf_counter()
-            delta = shown.show(self._so_far())
-            ended = time.perf_counter()
-            parse_at = ended + PARSING_PAUSE * (ended - begun)
+            delta = parsing.more() if parsing.is_due(piece) else {}
             if delta:
                 yield delta
-        last = shown.show(self.message, ended=True)
+        last = parsing.last()
         if last:
             yield last
 
@@ -161,6 +155,29 @@ class ChatReply(Stream):
 def message_of(prompt: ChatPrompt, record: Record) -> ChatMessage:
     """The message that a text is, or is to become."""
     return prompt.parse(record.text, partial=record.stop_reason != "eog")
+
+
+class Parsing:
+    """Gives what is new of a reply, now and then: it is parsed from its beginning each time."""
+
+    def __init__(self, reply: ChatReply) -> None:
+        self._reply, self._shown, self._parse_at = reply, Shown(), 0.0
+
+    def is_due(self, piece: Piece) -> bool:
+        """Whether to look for what is new, after this piece; at the end, :meth:`last` does."""
+        return bool(piece.text) and piece.stop_reason is None and time.perf_counter() >= self._parse_at
+
+    def more(self) -> ChatDelta:
+        """What is new, as far as that can be told; empty if nothing is."""
+        begun = time.perf_counter()
+        delta = self._shown.show(self._reply._so_far())
+        ended = time.perf_counter()
+        self._parse_at = ended + PARSING_PAUSE * (ended - begun)
+        return delta
+
+    def last(self) -> ChatDelta:
+        """What is new at the end."""
+        return self._shown.show(self._reply.message, ended=True)
 
 
 class Shown:

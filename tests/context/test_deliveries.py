@@ -1,0 +1,286 @@
+"""Readers of an engine: those that do not read, and those that go away, in whichever way."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, closing
+
+import pytest
+from engines import EXACT, PROMPTS, alone, check, endless, wait_until
+from generations import Gate
+
+from moebind import AsyncPieces, ClosedError, Engine, Model, Pieces
+
+
+@pytest.fixture
+def engine(dense: Model) -> Iterator[Engine]:
+    with Engine(dense, EXACT, prompt_chunk=16, n_ahead=4) as engine:
+        yield engine
+        check(engine)
+
+
+# --- who does not read ---
+
+
+def paused(engine: Engine) -> int:
+    return sum(run.paused for run in engine._thread._open.values())
+
+
+@pytest.mark.parametrize("n_ahead", [1, 2, 5])
+def test_who_does_not_read_is_waited_for_and_nobody_else(dense: Model, n_ahead: int) -> None:
+    [expected] = alone(dense, [[1, 7]], sampler=endless(dense), max_tokens=30)
+    with Engine(dense, EXACT, n_ahead=n_ahead) as engine:
+        slow = engine.generate([1, 7], sampler=endless(dense), max_tokens=30)
+        wait_until(lambda: paused(engine) == 1)
+        others = [engine.generate(prompt, max_tokens=8) for prompt in PROMPTS]
+        for each, tokens in zip(others, alone(dense, PROMPTS), strict=True):
+            assert each.complete().tokens == tokens
+        assert slow._pieces._delivery.n_unread == n_ahead  # type: ignore[attr-defined]
+        assert slow.complete().tokens == expected
+        check(engine)
+
+
+def test_who_does_not_read_gives_up_its_place(dense: Model) -> None:
+    """And gets it again, however often, with the same text."""
+    with Engine(dense, EXACT.with_n_seq_max(2), n_ahead=2) as engine:
+        slow = [engine.generate(prompt, sampler=endless(dense), max_tokens=20) for prompt in PROMPTS[:3]]
+        wait_until(lambda: paused(engine) == 3)  # in two sequences
+        assert engine.generate([1, 9], max_tokens=3).complete().tokens == alone(dense, [[1, 9]], max_tokens=3)[0]
+        for _ in range(20):
+            for each in slow:
+                next(each)
+        tokens = [each.complete().tokens for each in slow]
+        assert tokens == alone(dense, PROMPTS[:3], sampler=endless(dense), max_tokens=20)
+        check(engine)
+
+
+def test_who_awaits_nothing_is_waited_for(dense: Model, engine: Engine) -> None:
+    async def main() -> None:
+        slow = engine.agenerate([1, 7], sampler=endless(dense), max_tokens=30)
+        tokens = [(await anext(slow)).token]
+        while not paused(engine):
+            await asyncio.sleep(0.001)
+        assert len((await engine.agenerate([1, 9], max_tokens=5).complete()).tokens) > 0
+        tokens += [piece.token async for piece in slow]
+        assert [tuple(tokens)] == alone(dense, [[1, 7]], sampler=endless(dense), max_tokens=30)
+
+    asyncio.run(main())
+
+
+# --- who goes away ---
+
+
+def closed(pieces: Pieces) -> None:
+    pieces.close()
+    pieces.close()
+    with pytest.raises(StopIteration):
+        next(pieces)
+
+
+def left(pieces: Pieces) -> None:
+    with pytest.raises(ZeroDivisionError), pieces:
+        1 / 0  # noqa: B018
+
+
+def closed_by_contextlib(pieces: Pieces) -> None:
+    with closing(pieces):
+        pass
+
+
+def broken_off(pieces: Pieces) -> None:
+    for _ in pieces:
+        break
+
+
+def collected(pieces: Pieces) -> None:
+    pieces.around = pieces  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("way", [closed, left, closed_by_contextlib, broken_off, collected])
+@pytest.mark.parametrize("n_read", [0, 2])
+def test_who_goes_away_leaves_nothing(dense: Model, engine: Engine, way: Callable[[Pieces], None], n_read: int) -> None:
+    other = engine.generate([1, 9], max_tokens=8)
+    pieces = engine.generate([1, 7], sampler=endless(dense))
+    waiting = [engine.generate([1, 7], sampler=endless(dense)) for _ in range(4)]
+    for _ in range(n_read):
+        next(pieces)
+    for each in (pieces, *waiting):
+        way(each)
+    del pieces, waiting, each
+    gc.collect()
+    assert [other.complete().tokens] == alone(dense, [[1, 9]])
+    check(engine)
+
+
+def test_who_is_dropped_is_gone(dense: Model, engine: Engine) -> None:
+    pieces = engine.generate([1, 7], sampler=endless(dense))
+    dropped = weakref.ref(pieces)
+    del pieces
+    assert dropped() is None, "something keeps it"
+
+
+def test_a_computation_for_nobody_is_stopped(dense: Model) -> None:
+    """In the middle of the prompt; what is computed with another text is computed to its end."""
+    computing, go_on = threading.Event(), threading.Event()
+
+    def slow() -> bool:
+        computing.set()
+        go_on.wait()
+        return False
+
+    params = EXACT.with_n_ctx(3 * 512).with_n_ubatch(512).with_abort_callback(slow)
+    with Engine(dense, params) as engine:
+        prompt = engine.generate([1, *(3 + i % 250 for i in range(400))])
+        computing.wait()
+        threading.Timer(0.05, go_on.set).start()
+        prompt.close()  # which waits until its room is there again
+        assert engine._context.kv_cache_seq_pos_max(0) == -1
+        check(engine)
+
+
+def test_ctrl_c_while_waiting(dense: Model, engine: Engine) -> None:
+    gate = Gate(after=1)
+    pieces = engine.generate([1, 7], sampler=endless(dense, gate_of(gate)))
+    next(pieces)
+    wait_until(gate.reached.is_set)
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        next(pieces)
+    with pytest.raises(StopIteration):
+        next(pieces)
+    gate.open.set()
+    check(engine)
+    assert len(engine.generate([1, 7], max_tokens=2).complete().tokens) > 0
+
+
+def gate_of(gate: Gate) -> object:
+    from moebind import Sampler
+
+    return Sampler.from_callable(gate)
+
+
+# --- coroutines that go away ---
+
+
+async def cancelled(stream: AsyncPieces) -> None:
+    task = asyncio.ensure_future(stream.complete())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def timed_out(stream: AsyncPieces) -> None:
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(stream.complete(), 0.01)
+
+
+async def left_block(stream: AsyncPieces) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with stream:
+            1 / 0  # noqa: B018
+
+
+async def aclosed(stream: AsyncPieces) -> None:
+    await stream.aclose()
+    await stream.aclose()
+
+
+async def aclosed_by_contextlib(stream: AsyncPieces) -> None:
+    async with aclosing(stream):
+        pass
+
+
+async def dropped(stream: AsyncPieces) -> None:
+    pass
+
+
+@pytest.mark.parametrize("way", [cancelled, timed_out, left_block, aclosed, aclosed_by_contextlib, dropped])
+@pytest.mark.parametrize("n_read", [0, 2])
+def test_tasks_that_go_away_leave_nothing(
+    dense: Model, engine: Engine, way: Callable[[AsyncPieces], Awaitable[None]], n_read: int
+) -> None:
+    async def main() -> None:
+        other = asyncio.ensure_future(engine.agenerate([1, 9], max_tokens=8).complete())
+        streams = [engine.agenerate([1, 7], sampler=endless(dense)) for _ in range(3)]
+        for stream in streams:
+            for _ in range(n_read):
+                await anext(stream)
+        for stream in streams:
+            await way(stream)
+        streams.clear()
+        del stream
+        gc.collect()
+        assert [(await other).tokens] == alone(dense, [[1, 9]])
+
+    asyncio.run(main())
+    check(engine)
+
+
+def test_the_event_loop_ends_meanwhile(dense: Model, engine: Engine) -> None:
+    kept = []
+
+    async def main() -> None:
+        kept.append(engine.agenerate([1, 7], sampler=endless(dense)))
+        await anext(kept[0])
+
+    asyncio.run(main())
+    kept.clear()
+    check(engine)
+
+
+def test_one_task_at_a_time(dense: Model, engine: Engine) -> None:
+    async def main() -> None:
+        stream = engine.agenerate([1, 7], sampler=endless(dense))
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="only one can"):
+            await anext(stream)
+        await first
+        await stream.aclose()
+
+    asyncio.run(main())
+
+
+def test_an_engine_is_kept_by_its_readers(dense: Model) -> None:
+    pieces = Engine(dense, EXACT).generate([1, 9], max_tokens=8)
+    gc.collect()
+    assert [pieces.complete().tokens] == alone(dense, [[1, 9]])
+    with pytest.warns(ResourceWarning, match="Engine .* never closed"):
+        del pieces
+        gc.collect()
+
+
+def test_a_callback_cannot_wait_for_its_own_engine(dense: Model, engine: Engine) -> None:
+    from moebind import Sampler
+
+    nested = []
+
+    def ask(_candidates: object) -> None:
+        nested.append(engine.generate([1, 9], max_tokens=2))  # asking is possible, waiting is not
+        nested[0].complete()
+
+    with pytest.raises(RuntimeError, match="cannot wait"):
+        engine.generate([1, 7], sampler=Sampler.chain([Sampler.from_callable(ask), Sampler.greedy()])).complete()
+    del nested[:]
+
+
+def test_closed_engines_end_their_readers(dense: Model) -> None:
+    engine = Engine(dense, EXACT, n_ahead=3)
+    pieces = engine.generate([1, 7], sampler=endless(dense))
+    wait_until(lambda: paused(engine) == 1)
+    waiting = [engine.generate([1, 7], sampler=endless(dense)) for _ in range(5)]
+    engine.close()
+    assert [next(pieces).index for _ in range(3)] == [0, 1, 2]  # what was written before
+    with pytest.raises(ClosedError, match="closed"):
+        next(pieces)
+    for each in waiting:
+        with pytest.raises(ClosedError, match="closed"):
+            each.complete()
