@@ -17,6 +17,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(np|os|codecs|contextlib|collections\.abc)\..*"),
     (r"py:class", r"ArrayLike|NDArray|CData|Buffer|Figure"),
+    # What an engine's options are for type checkers; its documentation names them.
+    (r"py:class", r"(moebind\..*\.)?(GenerateOptions|ChatOptions)"),
     # In a union, whose parts have no aliases.
     (r"py:class", r"ModelBase|ProjectorBase|Stop|TypeAliasForwardRef|(moebind\..*\.)?(SpeculativeType|Decoding)"),
 ]
