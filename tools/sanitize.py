@@ -145,7 +145,10 @@ def main() -> int:
     found = FOLDER / chosen.kind / "reports" / str(os.getpid())
     shutil.rmtree(found, ignore_errors=True)
     found.mkdir(parents=True)
-    status = run(*sanitizer.prefix, python, *chosen.arguments, env=environment(sanitizer, found / "report"))
+    try:
+        status = run(*sanitizer.prefix, python, *chosen.arguments, env=environment(sanitizer, found / "report"))
+    except KeyboardInterrupt:  # long runs are ended so; what they found is told all the same
+        status = 130
     kinds = reports(found)
     for kind, (count, text) in kinds.items():
         print(f"\n=== {count} x {kind}\n{text}")
