@@ -211,8 +211,8 @@ class Engine(OfThisProcess):
         Returns
         -------
         Pieces
-            An iterator of :class:`Piece`; ``complete()`` waits for the whole. Closing it, leaving its ``with`` block,
-            or dropping it cancels the request.
+            An iterator of :class:`Piece`; ``complete()`` waits for the whole. Closing it, in any thread, leaving its
+            ``with`` block, or dropping it cancels the request.
 
         Raises
         ------
