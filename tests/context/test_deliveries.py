@@ -272,6 +272,37 @@ def test_a_callback_cannot_wait_for_its_own_engine(dense: Model, engine: Engine)
     del nested[:]
 
 
+class Interrupted:
+    """An inbox at which Ctrl-C comes before or after the first message."""
+
+    def __init__(self, engine: Engine, after: bool) -> None:
+        self._engine, self._inbox, self._after = engine, engine._thread._inbox, after
+        engine._thread._inbox = self  # type: ignore[assignment]
+
+    def put(self, message: Callable[[], None]) -> None:
+        self._engine._thread._inbox = self._inbox
+        if self._after:
+            self._inbox.put(message)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_who_is_interrupted_while_asking_leaves_nothing(dense: Model, engine: Engine, after: bool) -> None:
+    async def main() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            await anext(engine.agenerate([1, 7], sampler=endless(dense)))
+
+    engine.generate([1, 9], max_tokens=1).complete()  # its thread has its inbox
+    Interrupted(engine, after)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([1, 7], sampler=endless(dense))
+    gc.collect()
+    check(engine)
+    Interrupted(engine, after)
+    asyncio.run(main())
+    check(engine)
+
+
 def test_one_thread_reads_and_another_closes(dense: Model, engine: Engine) -> None:
     """The one end of a text is for both, whichever gets it."""
     for _ in range(10):
