@@ -121,3 +121,18 @@ def test_auto(moe: Model, drafters: dict[str, Model], caplog: pytest.LogCaptureF
         check_many(made, list(prompts(2)), max_tokens=4)
         assert made.target.timings().n_drafted == timings.n_drafted
     assert "drafting is switched off for 64 tokens" in caplog.records[0].getMessage()
+
+
+def test_auto_drafts_where_it_can_tell_what_that_costs(moe: Model, drafters: dict[str, Model]) -> None:
+    """Not beside prompts: a text that never is without them would lose without bound."""
+    with drafting(moe, drafters["near"], MANY, auto=True) as made:
+        judge = made.made._judge
+        assert judge is not None
+        judge.clock = Costs(made.target, 10**9, 10**11)
+        check_many(made, ["the a"], max_tokens=4)  # it knows what a token takes
+        assert judge.wants_draft
+        before = made.target.timings().n_drafted
+        others = [{"prompt": [1, 5 + i, 6], "max_tokens": 1} for i in range(100)]
+        made.target.generate_many([{"prompt": "the a of", "max_tokens": 40}, *others], speculative=made.made).complete()
+        # Three steps at most, each for three texts at most.
+        assert made.target.timings().n_drafted - before <= 3 * 3 * made.made.n_max
