@@ -155,7 +155,7 @@ class EngineThread:
         finally:
             lib.moebind_hooks_of_thread(ffi.NULL)
             with self._lock:
-                self.over = "this Engine cannot be used: it was closed"
+                self.over = f"this Engine cannot be used: {_why_over(failure)}"
             self._context.close()
             n_told = len(self._open)
             for run in list(self._open.values()):
@@ -252,6 +252,13 @@ class EngineThread:
     def _abort(self) -> None:
         for run in list(self._open.values()):
             self._cancel(run, AbortedError("the engine was told to abort", 2))
+
+
+def _why_over(failure: BaseException | None) -> str:
+    """What ended the thread; its context may have been closed by its model."""
+    if failure is None or isinstance(failure, ClosedError):
+        return "it was closed"
+    return f"it was ended by {type(failure).__name__}: {failure}"
 
 
 def _another(error: BaseException) -> BaseException:
