@@ -174,6 +174,15 @@ def test_a_device_that_only_the_draft_has(tiny_path: MakeTiny, device: Device) -
     )
 
 
+def test_a_device_that_is_not_planned_for(tiny_path: MakeTiny, device: Device) -> None:
+    path = tiny_path()
+    draft = Draft(str(path), ModelParams(devices=[device]))
+    message = rf"draft has the device '{device.name}', which is not among those that are planned for: GPU0"
+    for call in (plan, fit):
+        with pytest.raises(ValueError, match=message):
+            call(path, devices=["1GiB"], draft=draft)
+
+
 def test_a_fit_counts_it_first(tiny_path: MakeTiny) -> None:
     model = tiny_path(n_expert=8, n_layer=4)
     draft = tiny_path(n_layer=1)
