@@ -160,3 +160,21 @@ def test_what_is_fitted_drafts(path: Path, other: Path, capsys: Capture, device:
 def test_counted_options_that_are_wrong(path: Path, capsys: Capture, options: list[object], message: str) -> None:
     assert run("plan", path, *DEVICES, *(path if each == "PATH" else each for each in options)) != 0
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plan", "fit", "serve"])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("ngrams", "--spec-type is 'ngrams'; it takes auto, none, or some of draft-simple"),
+        ("ngram-mod,draft-eagle3", "--spec-type is draft-eagle3, which takes a draft: add --model-draft FILE"),
+    ],
+)
+def test_kinds_that_there_are_not(path: Path, capsys: Capture, command: str, kind: str, message: str) -> None:
+    assert run(command, path, "--spec-type", kind) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_kinds_have_pythons_names_too(tiny_path: MakeTiny, capsys: Capture) -> None:
+    path = tiny_path(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
+    assert as_json(capsys, "plan", path, *DEVICES, "--spec-type", "DRAFT_MTP")["draft"]["kind"] == "DRAFT_MTP"
