@@ -11,12 +11,12 @@ import pytest
 from serving import CONTEXT, complete
 
 from conftest import CPU
-from moebind import ContextParams, Device, Draft, GgmlType, ModelParams
+from moebind import ContextParams, Device, Draft, FlashAttnType, GgmlType, ModelParams
 from moebind.placement.draft_memory import draft_part
 from moebind.server import Server
 from moebind.server.folders import Found, of_file
 from moebind.server.placed import Wishes, place, server_context
-from moebind.server.served_drafts import ServedDraft, served_draft, with_outputs
+from moebind.server.served_drafts import ServedDraft, most_drafted, served_draft, with_outputs
 
 MakeTiny = Callable[..., Path]
 WISHES = Wishes(CPU, server_context(CONTEXT, None))
@@ -38,7 +38,7 @@ def test_a_draft_model_in_options(found: Found, tiny_path: MakeTiny, device: Dev
         ModelParams(n_gpu_layers=1, devices=(device,)).with_cpu_moe_all(),
         ContextParams(type_k=GgmlType.F32),
     )
-    model = place(found, replace(WISHES, draft=served_draft(given)), alone=True)
+    model = place(found, replace(WISHES, draft=served_draft(given, CPU, WISHES.context_params)), alone=True)
     assert {name: value for name, value in model.options.items() if name.startswith("spec-")} == {
         "spec-type": "draft-simple",
         "spec-draft-model": str(other),
@@ -83,7 +83,30 @@ def test_what_it_has_from_the_model() -> None:
 )
 def test_what_llama_server_cannot(given: Draft, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        served_draft(given)
+        served_draft(given, CPU, ContextParams())
+
+
+def test_what_it_has_as_the_model_has_it() -> None:
+    # A command's draft has all of the model's context but what its own options say.
+    target = ContextParams(swa_full=False, flash_attn_type=FlashAttnType.DISABLED)
+    given = Draft(context_params=Draft().context_for(target, 256, ahead=True).with_type_k(GgmlType.F32))
+    made = served_draft(given, CPU, target)
+    assert isinstance(made, ServedDraft)
+    assert made.context_for(target, 256, ahead=True).type_k == GgmlType.F32
+
+
+@pytest.mark.parametrize(
+    ("extra", "n_max"),
+    [([], 3), (["--spec-draft-n-max", "16"], 16), (["--spec-draft-n-max", "5", "--spec_draft_n_max", "7", "-v"], 7)],
+)
+def test_as_many_outputs_as_are_drafted(found: Found, tiny_path: MakeTiny, extra: list[str], n_max: int) -> None:
+    assert most_drafted(extra) == n_max
+    draft = served_draft(tiny_path(n_layer=1, n_expert=4), CPU, WISHES.context_params, n_max)
+    planned = place(found, replace(WISHES, draft=draft, n_drafted=n_max), alone=True).plan
+    assert planned is not None and planned.draft is not None and planned.draft.context_params is not None
+    sequences = WISHES.context_params.n_seq_max
+    assert planned.context_params.n_outputs_max_per_seq == 1 + n_max
+    assert planned.draft.context_params.n_outputs_max == sequences * (1 + n_max)
 
 
 def test_what_is_no_draft(found: Found, tiny_path: MakeTiny) -> None:
