@@ -12,7 +12,7 @@ from moebind.backend.devices import Device, devices
 from moebind.cli.devices import as_devices, separate
 from moebind.cli.given import Given
 from moebind.cli.parameters import CONTEXT, MODEL, Option, ParamsT
-from moebind.enums import SpeculativeType
+from moebind.enums import DeviceType, SpeculativeType
 from moebind.params.draft import Draft
 from moebind.params.params import ContextParams, ModelParams
 
@@ -64,7 +64,10 @@ def _of_draft(base: Option[ParamsT]) -> Option[ParamsT]:
         try:
             return base.read(params, value)
         except ValueError as error:
-            raise ValueError(str(error).replace(base.flag, flags[0])) from None
+            # It names the model's option, or begins with the parameter.
+            begin, _, rest = str(error).partition(" ")
+            begin = flags[0] if begin in base.fields else begin
+            raise ValueError(f"{begin} {rest}".replace(base.flag, flags[0])) from None
 
     default = "as the model's" if base.name in {"n_gpu_layers", "threads"} else base.shown
     return replace(base, name=f"{base.name}_draft", flags=flags, help=f"Draft: {base.help}", shown=default, read=read)
@@ -209,11 +212,13 @@ def passed_on(given: Given) -> list[str]:
 
 def _devices(names: str, listed: Sequence[Device | str | int]) -> list[Device]:
     """Devices of a draft, by their names: of those that are planned for, GPU0 is the first that is only described."""
-    known = {device.name: device for device in [*devices(), *as_devices(listed)]}
+    all_ = [*devices(), *as_devices(listed)]
+    known = {device.name: device for device in all_ if device.type != DeviceType.CPU}
     chosen = separate([names]) or []
+    some = f", or some of {', '.join(known)}" if known else ": there is no device"
     for name in chosen:
         if name not in known:
-            raise ValueError(f"--spec-draft-device is {name!r}; it takes none, or some of {', '.join(known)}")
+            raise ValueError(f"--spec-draft-device is {name!r}; it takes none{some}")
     return [known[name] for name in chosen]
 
 
