@@ -11,7 +11,7 @@ import pytest
 from serving import CONTEXT, complete
 
 from conftest import CPU
-from moebind import ContextParams, Device, Draft, FlashAttnType, GgmlType, ModelParams
+from moebind import ContextParams, Device, Draft, FlashAttnType, GgmlType, LoadMode, ModelParams
 from moebind.placement.draft_memory import draft_part
 from moebind.server import Server
 from moebind.server.folders import Found, of_file
@@ -62,9 +62,23 @@ def test_the_models_own_layers(tiny_path: MakeTiny) -> None:
     assert "spec-draft-model" not in model.options
 
 
+def test_layers_ahead_in_a_file_beside_the_model(tiny_path: MakeTiny, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny_path(arch="glm4moe", n_layer=3, n_expert=4, n_head_kv=4).read_bytes())
+    beside = tmp_path / "mtp-model.gguf"
+    beside.write_bytes(tiny_path(**MTP).read_bytes())
+    read = CPU.with_load_mode(LoadMode.NONE)
+    named = place(of_file(path), replace(WISHES, draft=ServedDraft(str(beside))), alone=True)
+    assert named.options["spec-type"] == "draft-mtp"
+    model = place(of_file(path), replace(WISHES, model_params=read, draft=True), alone=True)
+    assert (model.options["spec-type"], model.options["spec-draft-model"]) == ("draft-mtp", str(beside))
+    assert model.plan is not None and model.plan.draft is not None and model.plan.draft.model_params is not None
+    assert model.plan.draft.model_params.load_mode == LoadMode.NONE  # llama-server takes it from the model
+
+
 def test_what_it_has_from_the_model() -> None:
     target = ModelParams(n_gpu_layers=3, split_mode=0, no_host=True).with_cpu_moe_all()
-    assert ServedDraft("d.gguf").loaded_for(target) == replace(target, tensor_overrides=())
+    assert ServedDraft("d.gguf").loaded_for(target) == replace(target, tensor_overrides=(), load_mtp=True)
     context = with_outputs(server_context(CONTEXT.with_type_k(GgmlType.Q8_0), 2))
     assert (context.n_outputs_max, context.n_outputs_max_per_seq) == (min(context.n_batch, 8), 4)
     draft = ServedDraft("d.gguf").context_for(context, 512, ahead=False)

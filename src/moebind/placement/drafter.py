@@ -25,7 +25,7 @@ from moebind.placement.draft_memory import DraftMemory
 from moebind.placement.header import Header, read_header
 from moebind.placement.simulation import devices_of, held, load, new_context, watched
 
-__all__ = ["Drafter", "find_drafter"]
+__all__ = ["Drafter", "find_drafter", "models_own"]
 
 
 @dataclass(frozen=True)
@@ -167,14 +167,7 @@ def find_drafter(
     if draft is None or draft is False:
         return None, model_params
     if draft is True:
-        path = header.paths[0]
-        near = None if header.layers_ahead or checks.on_hub(path) else beside(path, "mtp")
-        if not header.layers_ahead and near is None:
-            raise SpeculativeError(
-                f"{path} has no layers that predict further ahead (MTP), and no mtp-*.gguf lies beside it: give the "
-                "file of a draft model"
-            )
-        given = Draft(near)
+        given = models_own(header)
     elif isinstance(draft, Draft):
         given = draft
     elif isinstance(draft, (str, os.PathLike)):
@@ -194,3 +187,21 @@ def find_drafter(
         # As many layers as were asked for the model: a fit may choose fewer for that one.
         given = replace(given, model_params=replace(given.loaded_for(model_params), devices=None))
     return Drafter(given, read_header(given.path or ""), header, natives), model_params
+
+
+def models_own(header: Header) -> Draft:
+    """What drafts for a model where nothing else is given: its own layers, or else a file beside it.
+
+    Raises
+    ------
+    SpeculativeError
+        If there is neither.
+    """
+    path = header.paths[0]
+    near = None if header.layers_ahead or checks.on_hub(path) else beside(path, "mtp")
+    if not header.layers_ahead and near is None:
+        raise SpeculativeError(
+            f"{path} has no layers that predict further ahead (MTP), and no mtp-*.gguf lies beside it: give the file "
+            "of a draft model"
+        )
+    return Draft(near)

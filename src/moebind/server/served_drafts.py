@@ -39,7 +39,8 @@ class ServedDraft(Draft):
     def loaded_for(self, target: ModelParams) -> ModelParams:
         """As :meth:`Draft.loaded_for`."""
         own = super().loaded_for(target)
-        return replace(target, **{name: getattr(own, name) for name in _OWN_MODEL})
+        # Layers that predict further ahead are loaded for the kind that they are, which follows from the file.
+        return replace(target, load_mtp=True, **{name: getattr(own, name) for name in _OWN_MODEL})
 
     def context_for(self, target: ContextParams, n_ctx: int, *, ahead: bool) -> ContextParams:
         """As :meth:`Draft.context_for`."""
