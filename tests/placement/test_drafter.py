@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -254,6 +255,23 @@ def test_a_saved_fit_knows_it(tiny_path: MakeTiny, tmp_path: Path, pinned: bool)
     own = fit(tiny_path(**MTP), memory="1GiB", n_ctx=512, devices=["1GiB"], draft=True)
     own.save(tmp_path / "own.json")
     assert Fit.load(tmp_path / "own.json").plan.draft == own.plan.draft
+
+
+@pytest.mark.parametrize(
+    ("draft", "message"),
+    [
+        ("d.gguf", "draft is 'd.gguf'; it takes an object with path"),
+        ({"path": 3}, "path is 3"),
+        ({"path": "d.gguf", "model_params": {"devices": 5}}, "the draft's devices are 5; it takes a list of names"),
+        ({"path": "d.gguf", "model_params": {"devices": ["GPU7"]}}, "devices are GPU7, of which some are not among"),
+    ],
+)
+def test_a_saved_draft_that_is_damaged(tiny_path: MakeTiny, tmp_path: Path, draft: object, message: str) -> None:
+    saved = tmp_path / "fit.json"
+    fit(tiny_path(), n_ctx=512, devices=["1GiB"]).save(saved)
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "draft": draft}))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Fit.load(saved)
 
 
 def test_advice_counts_it(tiny_path: MakeTiny) -> None:
