@@ -283,9 +283,9 @@ def _draft(found: Any, devices: Sequence[str | int] | None) -> Draft | None:
     if not isinstance(found, Mapping):
         raise TypeError(f"draft is {shown(found)}; it takes an object with path, model_params and context_params")
     params = found.get("model_params")
-    used = params.get("devices") if isinstance(params, Mapping) else None
-    if used is None:
+    if not isinstance(params, Mapping) or params.get("devices") is None:
         return Draft.from_dict(found)
+    used = params["devices"]
     if not isinstance(used, list) or not all(isinstance(name, str) for name in used):
         raise TypeError(f"the draft's devices are {shown(used)}; it takes a list of names")
     bare = {name: value for name, value in params.items() if name != "devices"}
