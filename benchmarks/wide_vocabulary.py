@@ -25,11 +25,12 @@ def widened(source: str, n_vocab: int | None) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / f"{Path(source).stem}-{n_vocab}.gguf"
-        _write(source, target, n_vocab)
+        write(source, target, n_vocab)
         yield str(target)
 
 
-def _write(source: str, target: Path, n_vocab: int) -> None:
+def write(source: str | Path, target: Path, n_vocab: int) -> None:
+    """Write a model with so many tokens; see :func:`widened`."""
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(target, architecture)
@@ -38,7 +39,7 @@ def _write(source: str, target: Path, n_vocab: int) -> None:
     if n_vocab < before:
         raise SystemExit(f"{source} has {before} tokens already")
     # The commonest come first: pairs of these are like the longer words of larger vocabularies.
-    common = [text for text in texts[300:10_000] if text.isalpha()]
+    common = [text for text in texts[300:10_000] or texts if text.isalpha()]
     random = np.random.default_rng(1)
     while len(texts) < n_vocab:
         pair = "".join(common[each] for each in random.integers(0, len(common), 2))

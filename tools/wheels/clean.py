@@ -73,7 +73,7 @@ def try_here(index: Path, model: Path, folder: Path) -> dict[str, Any]:
 
 def try_in(root: Path, interpreter: str, index: Path, model: Path, *, tested: bool = True) -> dict[str, Any]:
     """The same in a root of ``roots.py``, which must have no compiler; and the tests, with what they take."""
-    work = root / "work"
+    work = root / "trial"
     shutil.rmtree(work, ignore_errors=True)
     (work / "checkout/tools").mkdir(parents=True)
     shutil.copytree(index, work / "index")
@@ -84,16 +84,16 @@ def try_in(root: Path, interpreter: str, index: Path, model: Path, *, tested: bo
             shutil.copy(ROOT / name, work / "checkout")
     shutil.copy(model, work / "model.gguf")
     enter(root, ["sh", "-c", "! command -v cc && ! command -v gcc && ! command -v clang"])
-    enter(root, [interpreter, "-m", "venv", "/work/env"])
-    python = "/work/env/bin/python"
-    enter(root, [*installing("/work/index", python), "moebind"])
-    smoke = [python, "-I", "-W", "error", "/work/checkout/tools/wheels/smoke.py", "/work/model.gguf"]
+    enter(root, [interpreter, "-m", "venv", "/trial/env"])
+    python = "/trial/env/bin/python"
+    enter(root, [*installing("/trial/index", python), "moebind"])
+    smoke = [python, "-I", "-W", "error", "/trial/checkout/tools/wheels/smoke.py", "/trial/model.gguf"]
     said = dict(json.loads(enter(root, smoke, captured=True)))
     if tested:
-        enter(root, [*installing("/work/index", python), *TESTERS])
+        enter(root, [*installing("/trial/index", python), *TESTERS])
         made = [sys.executable, str(ROOT / "examples/demo_model.py")]  # which some of them load
         demo = Path(subprocess.run(made, check=True, capture_output=True, text=True).stdout.strip())
         (work / "cache").mkdir()
         shutil.copy(demo, work / "cache")
-        enter(root, [python, "/work/checkout/tools/wheels/tested.py"], {"MOEBIND_CACHE": "/work/cache"})
+        enter(root, [python, "/trial/checkout/tools/wheels/tested.py"], {"MOEBIND_CACHE": "/trial/cache"})
     return said
