@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from itertools import takewhile
 
 from moebind._core import checks
 from moebind.errors import ModelNotFoundError
@@ -44,4 +45,9 @@ def nearest(model: str, names: Iterable[str], kind: str) -> str | None:
 
     wanted = words(model)
     of_kind = sorted(name for name in names if sidecar_kind(os.path.basename(name)) == kind)
-    return max(of_kind, key=lambda name: len(os.path.commonprefix([wanted, words(name)])), default=None)
+
+    def alike(name: str) -> int:
+        """How many words at the beginning are the same."""
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(wanted, words(name), strict=False)))
+
+    return max(of_kind, key=alike, default=None)
