@@ -30,7 +30,6 @@ from moebind.params.params import ContextParams, ModelParams
 from moebind.server import Server
 from moebind.server.address import PORT, parse
 from moebind.server.extra import option_names, why_not
-from moebind.server.placed import N_CTX_OF_SEVERAL
 from moebind.server.supervisor import logger
 
 __all__ = ["CLASS", "command"]
@@ -130,7 +129,7 @@ _RARE = {
     *_CONTEXT,
     *DRAFTS,
     own_hidden=_RARE,
-    n_ctx=f"as fits; of several, {N_CTX_OF_SEVERAL}",
+    n_ctx="as fits",
     swa_full="no-swa-full",
     kv_unified="kv-unified",
 )

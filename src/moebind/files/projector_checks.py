@@ -68,7 +68,7 @@ def check(path: str) -> None:
 
 
 def projector_beside(path: str) -> str | None:
-    """The projector (``mmproj``) in a model's folder or repository, the first by name; None: there is none."""
+    """The projector (``mmproj``) in a model's folder or repository, of several the nearest by name; None: none."""
     if checks.on_hub(path):
         from moebind.files.hub import projector_in
 
