@@ -50,4 +50,5 @@ def test_timings_are_those_of_the_struct() -> None:
         "n_drafted": 0,
         "n_accepted": 0,
         "t_draft_ms": 0.0,
+        "draft_stopped": None,
     }
