@@ -72,19 +72,11 @@ def folder_with_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.chdir(folder)
         if request.path.name == "images.md":
-            put_seeing_model(folder)
+            sys.path.insert(0, str(ROOT / "tests"))
+            importlib.import_module("projectors").put_seeing_model(folder)
         if request.path.name == "hub.md":
             stack.enter_context(hub_with(model, folder, patch))
         yield folder
-
-
-def put_seeing_model(folder: Path) -> None:
-    """A tiny model that sees, of random weights, with its projector and a photo."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    projectors = importlib.import_module("projectors")
-    projectors.text_model(folder / "seeing.gguf", "gemma3")
-    projectors.write(folder / "mmproj-seeing.gguf", "gemma3")
-    projectors.photo(folder / "photo.jpg")
 
 
 @contextmanager

@@ -52,7 +52,13 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"- {text}" for text in _distinct(about["text"] for about in conditions))
     loads = [load for about in conditions for load in about["load"]]
     yield f"- The load of the machine was {min(loads):.0f} to {max(loads):.0f}."
-    yield from (f"- {text}" for text in _distinct(_sizes(about["sizes"]) for about in conditions))
+    of_sizes: dict[str, list[str]] = {}
+    for group in GROUPS:
+        if group.name in results["groups"]:
+            sizes = results["groups"][group.name]["conditions"]["sizes"]
+            of_sizes.setdefault(_sizes(sizes), []).extend(row.name for row in group.rows)
+    for text, rows in of_sizes.items():
+        yield f"- {text} In: {'; '.join(rows)}." if len(of_sizes) > 1 else f"- {text}"
 
 
 def _sizes(sizes: Mapping[str, int]) -> str:

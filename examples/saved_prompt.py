@@ -31,14 +31,18 @@ def main() -> None:
         try:
             tokens = context.state_seq_load_file(arguments.state, 0)
             print(f"{len(tokens)} tokens loaded in {time.perf_counter() - began:.2f} s")
-        except (FileNotFoundError, StateError) as error:  # none yet, or of another model
-            print(error)
+        except StateError as error:
+            if not isinstance(
+                error, FileNotFoundError
+            ):  # which is so the first time; else of another model, or damaged
+                print(error)
             context.generate(RULES, max_tokens=1).complete()
             context.state_seq_save_file(arguments.state, 0)
             print(f"computed and saved in {time.perf_counter() - began:.2f} s")
 
-        asked = context.generate(RULES + arguments.question, max_tokens=arguments.max_tokens)
-        print(asked.complete().text)
+        prompt = f"{RULES}\nQuestion: {arguments.question}\nAnswer:"
+        asked = context.generate(prompt, max_tokens=arguments.max_tokens, stop=["\nQuestion:"])
+        print(asked.complete().text.strip())
         print(f"{asked.usage.prompt_tokens} tokens of prompt, {asked.usage.cached_tokens} of them not computed again")
 
 

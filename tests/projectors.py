@@ -1,11 +1,14 @@
 """Tiny projectors with random weights, made from a seed, for tiny models.
 
 Three see, of which one cuts pictures up, and one hears.
+
+    python tests/projectors.py FOLDER          # one that sees, with its model and a photo, to try out pictures
 """
 
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -187,3 +190,18 @@ def wav(samples: np.ndarray, rate: int = 16_000, channels: int = 1) -> bytes:
         writer.setframerate(rate)
         writer.writeframes(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
     return file.getvalue()
+
+
+def put_seeing_model(folder: Path) -> None:
+    """Write a tiny model that sees, its projector and a photo into a folder."""
+    text_model(folder / "seeing.gguf", "gemma3")
+    write(folder / "mmproj-seeing.gguf", "gemma3")
+    photo(folder / "photo.jpg")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    chosen = Path(sys.argv[1])
+    chosen.mkdir(parents=True, exist_ok=True)
+    put_seeing_model(chosen)

@@ -128,6 +128,12 @@ def test_results_are_kept_by_group_and_become_a_table(tmp_path: Path) -> None:
         "- The load of the machine was 0 to 3.",
         "- Texts of 4 tokens, prompts of 16, 2 sequences, 3 embeddings.",
     ]
+    other = about | {"sizes": sizes | {"tokens": 8}}
+    speed_report.write(tmp_path / "more.json", about, {"writing": first}, {})
+    speed_report.write(tmp_path / "more.json", other, {"load": Measured([{"load": 2.0, "other_load": 1.0}] * 7)}, {})
+    *_, of_writing, of_load = speed_report.lines(speed_report.read(tmp_path / "more.json"))
+    assert of_writing.startswith("- Texts of 4 tokens, prompts of 16, 2 sequences, 3 embeddings. In: greedy decode : ")
+    assert of_load == "- Texts of 8 tokens, prompts of 16, 2 sequences, 3 embeddings. In: load : llama-cpp-python."
     page = f"# Speed\n\n{speed_report.BEGIN}\nold\n{speed_report.END}\n\nMore.\n"
     written = speed_report.with_table(page, results)
     assert "old" not in written
