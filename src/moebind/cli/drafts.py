@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moebind.context.context import Context
     from moebind.context.speculative import Speculative
 
-__all__ = ["DRAFTS", "RARE_DRAFTS", "draft_of", "drafting", "passed_on"]
+__all__ = ["DRAFTS", "RARE_DRAFTS", "draft_of", "drafting", "passed_on", "written"]
 
 MTP = "draft-mtp"
 
@@ -103,7 +103,20 @@ RARE_DRAFTS = {option.name for option in DRAFTS} - {"spec_type", "model_draft"}
 
 
 def _kinds(given: Given) -> list[str]:
-    return [each.strip() for each in (given.values["spec_type"] or "").split(",") if each.strip()]
+    """The values of ``--spec-type``.
+
+    Raises
+    ------
+    ValueError
+        If one of them is no kind.
+    """
+    named = [each.strip() for each in (given.values["spec_type"] or "").split(",") if each.strip()]
+    kinds = [each for each in named if each not in {"auto", "none"}]
+    if kinds:
+        from moebind.context.draft_checks import ALL_NAMES, kinds_of
+
+        kinds_of(kinds, "--spec-type", ("auto", "none", *ALL_NAMES))
+    return named
 
 
 def draft_of(
@@ -167,6 +180,15 @@ def _numbers(given: Given, kinds: list[str]) -> dict[str, Any]:
                 raise ValueError(f"--spec-{kind}-{name} is given without --spec-type {kind}")
             found[argument] = value
     return {name: value for name, value in found.items() if value is not None}
+
+
+def written(given: Given) -> list[str]:
+    """The options of drafts that were given, as another command takes them."""
+    words: list[str] = []
+    for option, value in given.of(DRAFTS):
+        for each in value if isinstance(value, list) else [value]:
+            words += [option.flag] if each is True else [option.flag, str(each)]
+    return words
 
 
 def passed_on(given: Given) -> list[str]:
