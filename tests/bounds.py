@@ -36,11 +36,30 @@ assert 25 * _ORDER < ORDER < 50 * _ORDER
 #: GELU, which the CPU looks up by x rounded to F16, in a table of F16 (ggml_vec_gelu_f32). If x is rounded to its other
 #: neighbour, the result moves by a step, 2 F16, times x times the slope: in root mean square 0.8 for x of size 1, and
 #: 0.7 since most numbers are not powers of two. If all lookups of a layer do so, each output of ffn_down moves by as
-#: much; after two layers by sqrt(2) of it, and by a half more for what the second makes of the first: 9e-4 in all.
-_GELU = 2 * F16 * 0.8 * 0.7 * math.sqrt(2 + 0.5)
+#: much; after n layers by sqrt(n) of it, and by a half more for what each makes of those before: 9e-4 after two.
+_LOOKUP = 2 * F16 * 0.8 * 0.7
+
+
+def _gelu(lookups: int) -> float:
+    return _LOOKUP * math.sqrt(lookups + max(lookups - 1, 0) / 2)
+
+
 #: The tiny encoder, whose activations are GELU. tests/encoders.py has it in numpy, to try that.
 GELU = 5e-3
-assert 5 * _GELU < GELU < 7 * _GELU
+assert 5 * _gelu(2) < GELU < 7 * _gelu(2)
+
+#: GELU and its approximation by tanh differ by up to 4.8e-4, at 2.7 to either side of 0. A row of weights of
+#: length 1 makes as much of it; five standard deviations, if it were as much everywhere.
+TANH = 5 * 4.8e-4
+
+
+def encoder(lookups: int = 0, roundings: int = 0) -> float:
+    """Six standard deviations of what F16 changes in embeddings of size 1.
+
+    GELU is looked up so often one after the other, and numbers of size 1 are rounded so often before a product.
+    """
+    return ORDER + 6 * math.hypot(_gelu(lookups), F16 * EVENLY * math.sqrt(roundings))
+
 
 #: Standard deviation of what keys and values in F16 change in logits of size 2; with flash attention also queries,
 #: weights, and sums over 64 positions. In four layers: 4e-3.

@@ -190,6 +190,17 @@ def test_addresses_on_the_hub() -> None:
     assert not checks.on_hub("hf/a/b")
 
 
+def test_a_folder_that_is_named_as_addresses_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    local = Path("./hf:/owner/model.gguf")
+    local.parent.mkdir(parents=True)
+    assert checks.on_hub(str(local))
+    local.touch()
+    assert not checks.on_hub(str(local))
+    assert checks.absolute(str(local)) == str(tmp_path / local)
+    assert checks.on_hub("hf://owner/model.gguf")
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32, np.int64, np.uint64])
 def test_arrays_of_any_width(dtype: type) -> None:
     given_array = np.arange(10, dtype=dtype)[::3]

@@ -72,6 +72,38 @@ def test_what_is_free_can_be_the_tighter_one(machine: Path) -> None:
     assert (found.capacity, found.free) == (63 * GIB, GIB)
 
 
+def with_swap(machine: Path, size: int) -> None:
+    with open(machine / "proc/meminfo", "a", encoding="utf-8") as file:
+        file.write(f"SwapTotal: {size // 1024} kB\n")
+
+
+def test_swap_without_groups(machine: Path) -> None:
+    with_swap(machine, 16 * GIB)
+    assert host_memory.host_memory() == HostMemory(64 * GIB, 40 * GIB, swap=16 * GIB)
+
+
+@pytest.mark.parametrize(("own", "above", "swap"), [("max", "max", 16), (0, "max", 0), (20 * GIB, 3 * GIB, 3)])
+def test_swap_of_version_2(machine: Path, own: int | str, above: int | str, swap: int) -> None:
+    with_swap(machine, 16 * GIB)
+    write(machine / "proc/self/cgroup", "0::/a/b")
+    write(machine / "cgroup/a/b/memory.max", 8 * GIB)
+    write(machine / "cgroup/a/b/memory.swap.max", own)
+    write(machine / "cgroup/a/memory.swap.max", above)
+    found = host_memory.host_memory()
+    assert (found.capacity, found.swap) == (8 * GIB, swap * GIB)
+
+
+@pytest.mark.parametrize(("both", "swap"), [(None, 16), (2**63 - 4096, 16), (8 * GIB, 0), (11 * GIB, 3)])
+def test_swap_of_version_1(machine: Path, both: int | None, swap: int) -> None:
+    with_swap(machine, 16 * GIB)
+    write(machine / "proc/self/cgroup", "4:memory:/x")
+    write(machine / "cgroup/memory/x/memory.limit_in_bytes", 8 * GIB)
+    if both is not None:  # else it is not counted
+        write(machine / "cgroup/memory/x/memory.memsw.limit_in_bytes", both)
+    found = host_memory.host_memory()
+    assert (found.capacity, found.swap) == (8 * GIB, swap * GIB)
+
+
 @pytest.mark.parametrize("text", ["", "nonsense", "1:2", "0::", "::::", "\xff\xfe"])
 def test_files_that_make_no_sense(machine: Path, text: str) -> None:
     write(machine / "proc/self/cgroup", text)

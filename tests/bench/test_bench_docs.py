@@ -66,6 +66,7 @@ def test_commands_of_the_page_are_understood(command: str, capsys: pytest.Captur
     assert ended.value.code == 0, capsys.readouterr().err
 
 
+@pytest.mark.timeout(600)  # half a minute, on a machine that has nothing else to do
 def test_commands_of_the_page_run(
     tiny_path: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

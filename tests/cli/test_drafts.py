@@ -74,7 +74,7 @@ def test_the_models_own_layers_draft(tiny_path: MakeTiny, capsys: Capture) -> No
     [
         (["--spec-draft-n-max", 3], "add --spec-type or --model-draft"),
         (["--spec-type", "ngram-simple", "--spec-ngram-mod-n-max", 3], "without --spec-type ngram-mod"),
-        (["--spec-type", "ngrams"], "--spec-type is 'ngrams'; it takes one of auto, none, draft-simple, "),
+        (["--spec-type", "ngrams"], "--spec-type is 'ngrams'; it takes auto, none, or some of draft-simple"),
         (["--spec-type", "draft-simple"], "takes a draft"),
         (["--spec-type", "draft-mtp"], "has no layers that predict further ahead"),
         (["-md", "nothing.gguf"], "nothing.gguf"),
@@ -152,6 +152,10 @@ def test_what_is_fitted_drafts(path: Path, other: Path, capsys: Capture, device:
         (["-devd", "GPU0"], "--spec-draft-device says how"),
         (["-ctkd", "q8_0"], "--spec-draft-type-k is given, but no model that drafts"),
         (["-md", "PATH", "-devd", "GPU7"], "--spec-draft-device is 'GPU7'; it takes none, or some of"),
+        (["-md", "PATH", "-devd", "CPU"], "--spec-draft-device is 'CPU'; it takes none, or some of"),
+        (["-md", "PATH", "-ngld", -7], "--spec-draft-ngl is -7; it takes"),
+        (["-md", "PATH", "-ncmoed", -4], "--spec-draft-n-cpu-moe is -4; it takes"),
+        (["-md", "PATH", "-td", -7], "--spec-draft-threads is -7; it takes"),
         (["-md", "PATH", "-ctkd", "q9"], "--spec-draft-type-k is 'q9'"),
         (["-md", "PATH", "-ngld", "some"], "--spec-draft-ngl is 'some'"),
         (["-md", "PATH", "--spec-ngram-mod-n-max", 3], "without --spec-type ngram-mod"),
@@ -160,3 +164,21 @@ def test_what_is_fitted_drafts(path: Path, other: Path, capsys: Capture, device:
 def test_counted_options_that_are_wrong(path: Path, capsys: Capture, options: list[object], message: str) -> None:
     assert run("plan", path, *DEVICES, *(path if each == "PATH" else each for each in options)) != 0
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plan", "fit", "serve"])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("ngrams", "--spec-type is 'ngrams'; it takes auto, none, or some of draft-simple"),
+        ("ngram-mod,draft-eagle3", "--spec-type is draft-eagle3, which takes a draft: add --model-draft FILE"),
+    ],
+)
+def test_kinds_that_there_are_not(path: Path, capsys: Capture, command: str, kind: str, message: str) -> None:
+    assert run(command, path, "--spec-type", kind) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_kinds_have_pythons_names_too(tiny_path: MakeTiny, capsys: Capture) -> None:
+    path = tiny_path(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
+    assert as_json(capsys, "plan", path, *DEVICES, "--spec-type", "DRAFT_MTP")["draft"]["kind"] == "DRAFT_MTP"

@@ -309,6 +309,16 @@ def test_options_of_llama_server_go_behind_the_dashes(path: Path, capsys: Captur
     assert "there is no option --tempp" in capsys.readouterr().err
     assert run("serve", path, "--", "--host", "::") == 2
     assert "is moebind's to set: use --host" in capsys.readouterr().err
+    for arguments, said in {
+        ("-fa",): "-fa is the last word; it takes a value",
+        ("--no-webui",): "but is moebind's to set: use ui, or --no-ui before --",
+        ("--draft-max", "4"): "there is no option --draft-max; did you mean --spec-draft-n-max?",
+        ("--mlock",): "there is no option --mlock; did you mean --load-mode mlock?",
+    }.items():
+        assert run("serve", path, *arguments) == 2
+        told = capsys.readouterr().err
+        assert said in told
+        assert "behind --" not in told
 
 
 def test_failures_are_one_line_and_end_with_1(path: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -80,6 +80,9 @@ def test_other_versions_of_typer_are_left_alone() -> None:
     param = SimpleNamespace(name="text")
     assert read_plainly([param]) == [param]
     assert vars(param) == {"name": "text"}
+    later = SimpleNamespace(name="text", get_runtime_param=print)  # which may tell the type elsewhere
+    assert read_plainly([later]) == [later]
+    assert later.get_runtime_param is print
 
 
 def test_a_plan_needs_no_adapters(tiny_path: Callable[..., Path]) -> None:

@@ -272,6 +272,65 @@ def test_a_callback_cannot_wait_for_its_own_engine(dense: Model, engine: Engine)
     del nested[:]
 
 
+class Interrupted:
+    """An inbox at which Ctrl-C comes before or after the first message."""
+
+    def __init__(self, engine: Engine, after: bool) -> None:
+        self._engine, self._inbox, self._after = engine, engine._thread._inbox, after
+        engine._thread._inbox = self  # type: ignore[assignment]
+
+    def put(self, message: Callable[[], None]) -> None:
+        self._engine._thread._inbox = self._inbox
+        if self._after:
+            self._inbox.put(message)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_who_is_interrupted_while_asking_leaves_nothing(dense: Model, engine: Engine, after: bool) -> None:
+    async def main() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            await anext(engine.agenerate([1, 7], sampler=endless(dense)))
+
+    engine.generate([1, 9], max_tokens=1).complete()  # its thread has its inbox
+    Interrupted(engine, after)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([1, 7], sampler=endless(dense))
+    gc.collect()
+    check(engine)
+    Interrupted(engine, after)
+    asyncio.run(main())
+    check(engine)
+
+
+def test_one_thread_reads_and_another_closes(dense: Model, engine: Engine) -> None:
+    """The one end of a text is for both, whichever gets it."""
+    for _ in range(10):
+        pieces, began, left = engine.generate([1, 7], sampler=endless(dense)), threading.Event(), threading.Event()
+
+        def read(pieces: Pieces = pieces, began: threading.Event = began, left: threading.Event = left) -> None:
+            for _piece in pieces:
+                began.set()
+            left.set()
+
+        threading.Thread(target=read, daemon=True).start()
+        began.wait()
+        pieces.close()
+        left.wait()
+
+
+def test_several_threads_read_one_text(dense: Model, engine: Engine) -> None:
+    pieces, taken = engine.generate([1, 7], sampler=endless(dense), max_tokens=40), list[int]()
+    readers = [
+        threading.Thread(target=lambda: taken.extend(piece.index for piece in pieces), daemon=True) for _ in range(3)
+    ]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert sorted(taken) == list(range(40))
+
+
 def test_closed_engines_end_their_readers(dense: Model) -> None:
     engine = Engine(dense, EXACT, n_ahead=3)
     pieces = engine.generate([1, 7], sampler=endless(dense))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from drafts import EAGER, NGRAMS, Costs, Drafting, check_same, drafting, prompts
 
 from conftest import CPU, EXACT
-from moebind import AbortedError, ContextType, Model, Sampler, SpeculativeType
+from moebind import AbortedError, ContextParams, ContextType, Model, Sampler, SpeculativeType
+from moebind.context.drafting import Wanted
 
 MANY = EXACT.with_n_ctx(1536).with_n_seq_max(3)
 
@@ -57,6 +58,24 @@ def test_a_full_cache(moe: Model, drafters: dict[str, Model]) -> None:
     params = EXACT.with_n_ctx(256).with_n_seq_max(3).with_kv_unified(True)
     with drafting(moe, drafters["near"], params, n_max=6) as made:
         check_many(made, [[3, 4, 5], [6, 7, 8], [9, 10]], max_tokens=200)
+
+
+@pytest.mark.parametrize("params", [MANY.with_n_batch(8).with_n_ubatch(8), MANY.with_n_outputs_max(4)])
+def test_drafts_leave_room_for_prompts(dense: Model, params: ContextParams, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when each draft is as long as can be, and the end of a prompt comes first, or at the same time."""
+
+    def draft(wanted: Sequence[Wanted]) -> None:
+        for each in wanted:
+            each.drafted = [7] * each.n_max
+
+    always = Sampler.chain([Sampler.logit_bias({7: 1000.0}), Sampler.greedy()])
+    with drafting(dense, None, params, kind=SpeculativeType.NGRAM_SIMPLE, n_match=1, n_max=8, n_min=1) as made:
+        monkeypatch.setattr(made.made._drafting, "draft", draft)
+        monkeypatch.setattr(made.made._drafting, "accept", lambda *_: None)  # it knows nothing of these
+        texts = [{"prompt": [1] * n, "max_tokens": 12 + n} for n in (3, 4, 2, 40, 2, 9)]
+        many = made.target.generate_many(texts, sampler=always, speculative=made.made)
+        assert [each.tokens for each in many.complete()] == [(7,) * each["max_tokens"] for each in texts]  # type: ignore[operator]
+        assert made.target.timings().n_drafted > 20
 
 
 def test_stops_and_samplers(moe: Model, drafters: dict[str, Model]) -> None:
@@ -119,3 +138,18 @@ def test_timings_tell_the_prompts_from_what_was_written(
     assert timings.n_eval == sum(each.usage.generated_tokens - 1 for each in completions)
     assert timings.t_p_eval_ms > 0
     assert timings.t_eval_ms > 0
+
+
+def test_auto_drafts_where_it_can_tell_what_that_costs(moe: Model, drafters: dict[str, Model]) -> None:
+    """Not beside prompts: a text that never is without them would lose without bound."""
+    with drafting(moe, drafters["near"], MANY, auto=True) as made:
+        judge = made.made._judge
+        assert judge is not None
+        judge.clock = Costs(made.target, 10**9, 10**11)
+        check_many(made, ["the a"], max_tokens=4)  # it knows what a token takes
+        assert judge.wants_draft
+        before = made.target.timings().n_drafted
+        others = [{"prompt": [1, 5 + i, 6], "max_tokens": 1} for i in range(100)]
+        made.target.generate_many([{"prompt": "the a of", "max_tokens": 40}, *others], speculative=made.made).complete()
+        # Three steps at most, each for three texts at most.
+        assert made.target.timings().n_drafted - before <= 3 * 3 * made.made.n_max

@@ -20,6 +20,7 @@ from generations import Gate
 from conftest import CPU
 from moebind import AbortedError, ClosedError, Context, Engine, LoraAdapter, LoraError, Model, Sampler, lib
 from moebind.context import engine_thread
+from moebind.context.schedule import Run
 
 
 @pytest.fixture
@@ -125,6 +126,20 @@ def test_adapters_that_cannot_be_used(moe: Model, adapter: LoraAdapter, monkeypa
         assert [before.complete().tokens, after.complete().tokens] == alone(moe, [[1, 9]] * 2)
         assert n_refused in {1, 2}  # as they come
         check(engine)
+
+
+def test_an_engine_that_fails_says_why(dense: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine(dense, EXACT) as engine:
+
+        def fail() -> list[Run]:
+            raise OwnError(1, 2)
+
+        monkeypatch.setattr(engine._thread._steps, "fill", fail)
+        with pytest.raises(OwnError, match="1 and 2"):
+            engine.generate([1, 9]).complete()
+        wait_until(lambda: engine.closed)
+        with pytest.raises(ClosedError, match="ended by OwnError: 1 and 2"):
+            engine.generate([1, 9])
 
 
 def test_abort(dense: Model, engine: Engine) -> None:

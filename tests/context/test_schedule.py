@@ -192,3 +192,35 @@ def test_a_prefix_behind_a_window_is_shared(tiny_path: Callable[..., Path], unif
             found = together(context, prompts)
     assert [each.tokens for each in found] == expected
     assert [each.usage.cached_tokens for each in found] == [0, 0, 501, 0]
+
+
+class Counted(int):
+    """A rank that counts how often one is compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+    def __lt__(self, other: int) -> bool:
+        Counted.compared += 1
+        return int(self) < int(other)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_cancelling_many_is_quick(backwards: bool) -> None:
+    n = 1000
+    made = schedule.Schedule(iter(()), 1, True, 512)
+    nothing: Any = None
+    runs = [schedule.Run(at, nothing, nothing, None, nothing, [1], Counted(at)) for at in range(n)]
+    for run in runs:
+        made.add(run)
+    Counted.compared = 0
+    for run in reversed(runs) if backwards else runs:
+        made.cancel(nothing, run)
+    assert not made.waiting
+    # To take one from a heap compares at each level, down and up again; tuples in tuples compare a number three times.
+    assert Counted.compared <= 2 * 3 * n * n.bit_length()

@@ -188,7 +188,7 @@ def test_data_of_a_truncated_file(tmp_path: Path) -> None:
 
 def test_any_file_of_a_split_model_gives_all_of_it(tiny_path: MakeTiny) -> None:
     first, whole = tiny_path(split=3, n_expert=4), Gguf.from_file(tiny_path(n_expert=4))
-    parts = sorted(first.parent.glob(f"{first.name[:-20]}*-of-00003.gguf"))
+    parts = sorted(first.parent.glob(f"{first.name[:-19]}*-of-00003.gguf"))
     for part in parts:
         file = Gguf.from_file(part)
         assert file.paths == tuple(map(str, parts))

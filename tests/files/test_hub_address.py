@@ -206,7 +206,8 @@ def test_any_text_as_an_address(text: str) -> None:
 
 
 def test_names_of_files_are_addresses() -> None:
-    for address in (Address("a/b"), Address("a/b", None, "main")):
+    for revision in (None, "main", "refs/pr/3", "refs/convert/parquet", "feature/x", "refs/heads/main"):
+        address = Address("a/b", None, revision)
         name = address.name_of("c/d.gguf")
         assert Address.parse(name) == Address("a/b", "c/d.gguf", address.revision)
 

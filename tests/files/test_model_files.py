@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moebind import ModelNotFoundError
-from moebind.files.model_files import ModelFiles, Split, in_folder, sidecar_kind
+from moebind.files.model_files import ModelFiles, Split, beside, in_folder, nearest, sidecar_kind
 
 
 def write(folder: Path, *names: str) -> None:
@@ -33,6 +33,32 @@ def write(folder: Path, *names: str) -> None:
 )
 def test_names_tell_what_lies_beside_models(name: str, kind: str | None) -> None:
     assert sidecar_kind(name) == kind
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        ("gemma-3-4b-it-Q4_K_M.gguf", "mmproj-gemma-3-4b-it-f16.gguf"),
+        ("gemma-3-12b-it-Q4_K_M.gguf", "gemma-3-12b-it.mmproj.gguf"),
+        ("Qwen2-VL-2B-00001-of-00002.gguf", "mmproj-Qwen2-VL-2B-f16.gguf"),
+        ("hf://owner/name/sub/qwen2-vl-2b-Q8_0.gguf", "mmproj-Qwen2-VL-2B-f16.gguf"),
+        ("another.gguf", "gemma-3-12b-it.mmproj.gguf"),  # the first
+        ("mmproj.gguf", "gemma-3-12b-it.mmproj.gguf"),
+    ],
+)
+def test_the_projector_of_several_is_that_of_the_model(model: str, wanted: str) -> None:
+    names = ["mmproj-gemma-3-4b-it-f16.gguf", "mmproj-Qwen2-VL-2B-f16.gguf", "gemma-3-12b-it.mmproj.gguf"]
+    names += ["gemma-3-4b-it-Q4_K_M.gguf", "mtp-gemma-3-4b-it-Q4_K_M.gguf"]
+    assert nearest(model, names, "mmproj") == wanted
+    assert nearest(model, reversed(names), "mmproj") == wanted
+    assert nearest(model, names, "imatrix") is None
+
+
+def test_of_several_files_beside_a_model(tmp_path: Path) -> None:
+    write(tmp_path, "b.gguf", "mmproj-a.gguf", "mmproj-b.gguf", "mmproj-b.txt", "mtp-b.gguf", "c/mmproj-b.gguf")
+    assert beside(str(tmp_path / "b.gguf"), "mmproj") == str(tmp_path / "mmproj-b.gguf")
+    assert beside(str(tmp_path / "b.gguf"), "mtp") == str(tmp_path / "mtp-b.gguf")
+    assert beside(str(tmp_path / "b.gguf"), "dflash") is None
 
 
 def test_names_of_splits() -> None:

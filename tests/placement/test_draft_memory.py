@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from moebind import BufferMemory, DeviceMemory, DeviceType, Draft, SpeculativeType
 from moebind.placement.draft_memory import DraftMemory, draft_part
 
@@ -33,6 +35,14 @@ def test_a_device_of_its_own_comes_before_the_host() -> None:
     assert found[0] == MODEL[0]
     assert found[1].buffers == (BufferMemory("draft", 10, 20, 30),)
     assert found[2].total == 18
+
+
+def test_a_cache_of_experts_counts() -> None:
+    own = DeviceMemory("GPU0", DeviceType.GPU, 1, 1, 1, (), moe_cache=7)
+    alone = replace(own, name="GPU1")
+    first, second, _ = drafts(own, alone).added_to(MODEL)
+    assert (first.total, second.total) == (6 + 10, 10)
+    assert [draft_part(each, "moe_cache") for each in (first, second)] == [7, 7]
 
 
 def test_it_says_what_it_takes() -> None:

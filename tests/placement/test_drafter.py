@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -174,6 +175,15 @@ def test_a_device_that_only_the_draft_has(tiny_path: MakeTiny, device: Device) -
     )
 
 
+def test_a_device_that_is_not_planned_for(tiny_path: MakeTiny, device: Device) -> None:
+    path = tiny_path()
+    draft = Draft(str(path), ModelParams(devices=[device]))
+    message = rf"draft has the device '{device.name}', which is not among those that are planned for: GPU0"
+    for call in (plan, fit):
+        with pytest.raises(ValueError, match=message):
+            call(path, devices=["1GiB"], draft=draft)
+
+
 def test_a_fit_counts_it_first(tiny_path: MakeTiny) -> None:
     model = tiny_path(n_expert=8, n_layer=4)
     draft = tiny_path(n_layer=1)
@@ -245,6 +255,23 @@ def test_a_saved_fit_knows_it(tiny_path: MakeTiny, tmp_path: Path, pinned: bool)
     own = fit(tiny_path(**MTP), memory="1GiB", n_ctx=512, devices=["1GiB"], draft=True)
     own.save(tmp_path / "own.json")
     assert Fit.load(tmp_path / "own.json").plan.draft == own.plan.draft
+
+
+@pytest.mark.parametrize(
+    ("draft", "message"),
+    [
+        ("d.gguf", "draft is 'd.gguf'; it takes an object with path"),
+        ({"path": 3}, "path is 3"),
+        ({"path": "d.gguf", "model_params": {"devices": 5}}, "the draft's devices are 5; it takes a list of names"),
+        ({"path": "d.gguf", "model_params": {"devices": ["GPU7"]}}, "devices are GPU7, of which some are not among"),
+    ],
+)
+def test_a_saved_draft_that_is_damaged(tiny_path: MakeTiny, tmp_path: Path, draft: object, message: str) -> None:
+    saved = tmp_path / "fit.json"
+    fit(tiny_path(), n_ctx=512, devices=["1GiB"]).save(saved)
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "draft": draft}))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Fit.load(saved)
 
 
 def test_advice_counts_it(tiny_path: MakeTiny) -> None:

@@ -54,11 +54,14 @@ def test_nothing_reported(tmp_path: Path) -> None:
     assert sanitize.reports(tmp_path) == {}
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no GCC")
+@pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("g++")), reason="there is no GCC for C++")
 @pytest.mark.parametrize("kind", sanitize.SANITIZERS)
 def test_a_program_runs_with_its_libraries(kind: str, tmp_path: Path) -> None:
     """Not Python: a program that the compiler has instrumented, and that does what it is looking for."""
     sanitizer = sanitize.SANITIZERS[kind]
+    allowed = subprocess.run([*sanitizer.prefix, "env", "true"], check=False, capture_output=True, text=True)
+    if allowed.returncode:
+        pytest.skip(f"{sanitizer.prefix[0]} is not allowed here, as in some containers: {allowed.stderr.strip()}")
     wrong = {
         "address": "char * p = new char[1]; delete[] p; return p[0];",
         "thread": "std::thread t([] { n = 1; }); n = 2; t.join(); return 0;",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,10 @@ import contents
 import flavours
 import repair
 
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no compiler (cc)")
 NAME = "moebind-1.0-cp310-abi3-manylinux_2_31_x86_64.whl"
+#: As it is built: auditwheel looks whether the libraries are for that processor.
+BUILT = f"moebind-1.0-cp310-abi3-linux_{platform.machine()}.whl"
 INFO = "moebind-1.0.dist-info"
 LIBRARIES = ("ggml-base", "ggml", "ggml-rpc", "llama", "llama-common", "mtmd")
 BACKEND = "int ggml_backend_init(void) { return 0; }\nint ggml_backend_score(void) { return 1; }\n"
@@ -38,7 +42,7 @@ class Wheel:
             self.compile(f"moebind/lib/libggml-cpu-{kind}.so", "$ORIGIN", BACKEND, needed=("ggml-base",))
         self.compile("moebind/bin/llama-server", "$ORIGIN/../lib", needed=("llama",))
         self.write(f"{INFO}/METADATA", METADATA)
-        self.write(f"{INFO}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp310-abi3-linux_x86_64\n")
+        self.write(f"{INFO}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {BUILT[12:-4]}\n")
         self.write(f"{INFO}/licenses/LICENSE", "MIT License\n")
         self.write(f"{INFO}/licenses/licences/a.txt", "MIT License\n")
         self.write(f"{INFO}/sboms/moebind.cdx.json", json.dumps({"components": [{"name": "a"}, {"name": "ggml"}]}))
@@ -191,8 +195,8 @@ def test_what_is_repaired_is_whole(wheel: Wheel, tmp_path: Path) -> None:
         command = ["cc", "-shared", "-fPIC", "-fopenmp", "-o", path, source, "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed"]
         command += [f"-Wl,-soname,{path.name}", f"-L{wheel.tree}/moebind/lib", "-lggml-base"]
         subprocess.run(command, check=True)
-    before = set(zipfile.ZipFile(wheel.pack("moebind-1.0-cp310-abi3-linux_x86_64.whl")).namelist())
-    repaired = repair.repair(tmp_path / "moebind-1.0-cp310-abi3-linux_x86_64.whl", tmp_path / "out")
+    before = set(zipfile.ZipFile(wheel.pack(BUILT)).namelist())
+    repaired = repair.repair(tmp_path / BUILT, tmp_path / "out")
     assert repaired.parent == tmp_path / "out"
     assert "manylinux_2_" in repaired.name
     assert contents.problems(repaired) == []
@@ -209,12 +213,12 @@ def test_what_is_repaired_is_whole(wheel: Wheel, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_repaired(wheel: Wheel, tmp_path: Path) -> None:
-    not_one = tmp_path / "moebind-1.0-cp310-abi3-linux_x86_64.whl"
+    not_one = tmp_path / BUILT
     not_one.write_bytes(b"nothing")
     with pytest.raises(repair.RepairError, match=r"auditwheel could not repair moebind-1\.0"):
         repair.repair(not_one, tmp_path / "out")
     (wheel.tree / "moebind/lib/libmtmd.so").unlink()
-    wheel.pack("moebind-1.0-cp310-abi3-linux_x86_64.whl")
+    wheel.pack(BUILT)
     with pytest.raises(repair.RepairError, match=r"(?s)is not whole:.*moebind/lib/libmtmd\.so is missing"):
         repair.repair(not_one, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

@@ -11,12 +11,12 @@ import pytest
 from serving import CONTEXT, complete
 
 from conftest import CPU
-from moebind import ContextParams, Device, Draft, GgmlType, ModelParams
+from moebind import ContextParams, Device, Draft, FlashAttnType, GgmlType, LoadMode, ModelParams
 from moebind.placement.draft_memory import draft_part
 from moebind.server import Server
 from moebind.server.folders import Found, of_file
 from moebind.server.placed import Wishes, place, server_context
-from moebind.server.served_drafts import ServedDraft, served_draft, with_outputs
+from moebind.server.served_drafts import ServedDraft, most_drafted, served_draft, with_outputs
 
 MakeTiny = Callable[..., Path]
 WISHES = Wishes(CPU, server_context(CONTEXT, None))
@@ -38,7 +38,7 @@ def test_a_draft_model_in_options(found: Found, tiny_path: MakeTiny, device: Dev
         ModelParams(n_gpu_layers=1, devices=(device,)).with_cpu_moe_all(),
         ContextParams(type_k=GgmlType.F32),
     )
-    model = place(found, replace(WISHES, draft=served_draft(given)), alone=True)
+    model = place(found, replace(WISHES, draft=served_draft(given, CPU, WISHES.context_params)), alone=True)
     assert {name: value for name, value in model.options.items() if name.startswith("spec-")} == {
         "spec-type": "draft-simple",
         "spec-draft-model": str(other),
@@ -62,9 +62,23 @@ def test_the_models_own_layers(tiny_path: MakeTiny) -> None:
     assert "spec-draft-model" not in model.options
 
 
+def test_layers_ahead_in_a_file_beside_the_model(tiny_path: MakeTiny, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny_path(arch="glm4moe", n_layer=3, n_expert=4, n_head_kv=4).read_bytes())
+    beside = tmp_path / "mtp-model.gguf"
+    beside.write_bytes(tiny_path(**MTP).read_bytes())
+    read = CPU.with_load_mode(LoadMode.NONE)
+    named = place(of_file(path), replace(WISHES, draft=ServedDraft(str(beside))), alone=True)
+    assert named.options["spec-type"] == "draft-mtp"
+    model = place(of_file(path), replace(WISHES, model_params=read, draft=True), alone=True)
+    assert (model.options["spec-type"], model.options["spec-draft-model"]) == ("draft-mtp", str(beside))
+    assert model.plan is not None and model.plan.draft is not None and model.plan.draft.model_params is not None
+    assert model.plan.draft.model_params.load_mode == LoadMode.NONE  # llama-server takes it from the model
+
+
 def test_what_it_has_from_the_model() -> None:
     target = ModelParams(n_gpu_layers=3, split_mode=0, no_host=True).with_cpu_moe_all()
-    assert ServedDraft("d.gguf").loaded_for(target) == replace(target, tensor_overrides=())
+    assert ServedDraft("d.gguf").loaded_for(target) == replace(target, tensor_overrides=(), load_mtp=True)
     context = with_outputs(server_context(CONTEXT.with_type_k(GgmlType.Q8_0), 2))
     assert (context.n_outputs_max, context.n_outputs_max_per_seq) == (min(context.n_batch, 8), 4)
     draft = ServedDraft("d.gguf").context_for(context, 512, ahead=False)
@@ -83,7 +97,30 @@ def test_what_it_has_from_the_model() -> None:
 )
 def test_what_llama_server_cannot(given: Draft, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        served_draft(given)
+        served_draft(given, CPU, ContextParams())
+
+
+def test_what_it_has_as_the_model_has_it() -> None:
+    # A command's draft has all of the model's context but what its own options say.
+    target = ContextParams(swa_full=False, flash_attn_type=FlashAttnType.DISABLED)
+    given = Draft(context_params=Draft().context_for(target, 256, ahead=True).with_type_k(GgmlType.F32))
+    made = served_draft(given, CPU, target)
+    assert isinstance(made, ServedDraft)
+    assert made.context_for(target, 256, ahead=True).type_k == GgmlType.F32
+
+
+@pytest.mark.parametrize(
+    ("extra", "n_max"),
+    [([], 3), (["--spec-draft-n-max", "16"], 16), (["--spec-draft-n-max", "5", "--spec_draft_n_max", "7", "-v"], 7)],
+)
+def test_as_many_outputs_as_are_drafted(found: Found, tiny_path: MakeTiny, extra: list[str], n_max: int) -> None:
+    assert most_drafted(extra) == n_max
+    draft = served_draft(tiny_path(n_layer=1, n_expert=4), CPU, WISHES.context_params, n_max)
+    planned = place(found, replace(WISHES, draft=draft, n_drafted=n_max), alone=True).plan
+    assert planned is not None and planned.draft is not None and planned.draft.context_params is not None
+    sequences = WISHES.context_params.n_seq_max
+    assert planned.context_params.n_outputs_max_per_seq == 1 + n_max
+    assert planned.draft.context_params.n_outputs_max == sequences * (1 + n_max)
 
 
 def test_what_is_no_draft(found: Found, tiny_path: MakeTiny) -> None:

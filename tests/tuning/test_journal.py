@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -217,3 +219,17 @@ def test_the_end_of_a_process_gives_the_journal_up(tmp_path: Path) -> None:
     assert process.stdin is not None
     process.stdin.close()
     Journal(path, ABOUT).close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    journal = Journal(tmp_path / "journal", ABOUT)
+    assert journal.ask({"a": 1}, lambda: 2) == 2
+    journal.close()
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        Journal(tmp_path / "journal", ABOUT, resume=True)

@@ -42,6 +42,8 @@ def make(path: Path, tmp_path: Path) -> Iterator[Callable[..., Trials]]:
             "given": GIVEN.to_dict(),
             "given_fields": [],
         }
+        for each in journals:  # one search at a time writes into it
+            each.close()
         journals.append(Journal(tmp_path / "journal", {}, resume=resume))
         usual: dict[str, Any] = {"logits": str(tmp_path), "prompts": PROMPTS, "seconds": 600.0}
         return Trials(request, arguments.pop("goal", GOAL), journals[-1], **{**usual, **arguments})

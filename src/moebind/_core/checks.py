@@ -156,8 +156,11 @@ def path(name: str, value: str | os.PathLike[str]) -> str:
 
 
 def on_hub(path: str) -> bool:
-    """Whether a path is the address of a file on the Hugging Face Hub; path objects make one slash of two."""
-    return path.startswith(HUB[:-1])
+    """Whether a path is the address of a file on the Hugging Face Hub.
+
+    Path objects make one slash of two: so is ``hf:/OWNER/REPO``, unless there is a file of that name.
+    """
+    return path.startswith(HUB) or (path.startswith(HUB[:-1]) and not os.path.lexists(path))
 
 
 def absolute(path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["HostMemory", "host_memory"]
 
@@ -15,11 +15,15 @@ NO_LIMIT = 2**60
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Bytes: all that there is for this process, and what of it is free. ``limit``: the control group that says so."""
+    """Bytes: all that there is for this process, and what of it is free. ``limit``: the control group that says so.
+
+    ``swap`` is what it may have besides, on a disk.
+    """
 
     capacity: int
     free: int
     limit: str | None = None
+    swap: int = 0
 
 
 def host_memory() -> HostMemory:
@@ -30,7 +34,11 @@ def host_memory() -> HostMemory:
     meminfo = _table(f"{PROC}/meminfo")
     total = 1024 * meminfo.get("MemTotal", 0) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     found = HostMemory(total, 1024 * meminfo.get("MemAvailable", 0) if "MemAvailable" in meminfo else total)
+    swap, most = 1024 * meminfo.get("SwapTotal", 0), NO_LIMIT
     for folder, limit_file, used_file, reclaimable in _groups():
+        # Version 2 limits swap by itself, version 1 memory and swap together, where that is counted.
+        swap = min(swap, _limit(f"{folder}/memory.swap.max"))
+        most = min(most, _limit(f"{folder}/memory.memsw.limit_in_bytes"))
         limit = _number(f"{folder}/{limit_file}")
         if limit is None or limit >= NO_LIMIT:
             continue
@@ -39,7 +47,7 @@ def host_memory() -> HostMemory:
         free = max(limit - max(used, 0), 0)
         if limit < found.capacity or free < found.free:
             found = HostMemory(min(limit, found.capacity), min(free, found.free), f"the control group {folder}")
-    return found
+    return replace(found, swap=max(min(swap, most - found.capacity), 0))
 
 
 def _groups() -> list[tuple[str, str, str, tuple[str, ...]]]:
@@ -72,6 +80,12 @@ def _lines(path: str) -> list[str]:
 def _number(path: str) -> int | None:
     lines = _lines(path)
     return int(lines[0]) if lines and lines[0].strip().isdecimal() else None
+
+
+def _limit(path: str) -> int:
+    """A limit, ``NO_LIMIT`` where there is none."""
+    limit = _number(path)
+    return NO_LIMIT if limit is None else limit
 
 
 def _table(path: str) -> dict[str, int]:

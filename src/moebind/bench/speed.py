@@ -17,6 +17,7 @@ from moebind.bench.progress import Progress
 from moebind.bench.rows import Samples
 from moebind.bench.texts import TEXT
 from moebind.context.context import Context
+from moebind.files.download import local_file
 from moebind.model.model import Model
 from moebind.params.params import ContextParams, ModelParams
 
@@ -291,6 +292,7 @@ def _measure(
             raise TypeError(f"{name} is {shown(value)}; it takes {needed.__name__}")
     if wanted.embeddings:
         raise ValueError("context_params has embeddings: such a context has no logits")
+    path = local_file(path)
     parts = counts.warmup + counts.repeats
     rows = []
     with (

@@ -7,10 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from moebind._core.shown import shown
 from moebind.backend.devices import Device, devices
 from moebind.cli.devices import as_devices, separate
 from moebind.cli.given import Given
 from moebind.cli.parameters import CONTEXT, MODEL, Option, ParamsT
+from moebind.enums import DeviceType, SpeculativeType
 from moebind.params.draft import Draft
 from moebind.params.params import ContextParams, ModelParams
 
@@ -62,10 +64,13 @@ def _of_draft(base: Option[ParamsT]) -> Option[ParamsT]:
         try:
             return base.read(params, value)
         except ValueError as error:
-            raise ValueError(str(error).replace(base.flag, flags[0])) from None
+            # It names the model's option, or begins with the parameter.
+            begin, _, rest = str(error).partition(" ")
+            begin = flags[0] if begin in base.fields else begin
+            raise ValueError(f"{begin} {rest}".replace(base.flag, flags[0])) from None
 
-    shown = base.shown if base.name in {"type_k", "type_v"} else "as the model's"
-    return replace(base, name=f"{base.name}_draft", flags=flags, help=f"Draft: {base.help}", shown=shown, read=read)
+    default = "as the model's" if base.name in {"n_gpu_layers", "threads"} else base.shown
+    return replace(base, name=f"{base.name}_draft", flags=flags, help=f"Draft: {base.help}", shown=default, read=read)
 
 
 _OF_MODEL = tuple(_of_draft(option) for option in MODEL if option.name in _LIKE)
@@ -103,20 +108,22 @@ RARE_DRAFTS = {option.name for option in DRAFTS} - {"spec_type", "model_draft"}
 
 
 def _kinds(given: Given) -> list[str]:
-    """The values of ``--spec-type``.
+    """The kinds that ``--spec-type`` has, by llama.cpp's names.
 
     Raises
     ------
     ValueError
-        If one of them is no kind.
+        If one is none, or there is no model for it.
     """
-    named = [each.strip() for each in (given.values["spec_type"] or "").split(",") if each.strip()]
-    kinds = [each for each in named if each not in {"auto", "none"}]
-    if kinds:
-        from moebind.context.draft_checks import ALL_NAMES, kinds_of
-
-        kinds_of(kinds, "--spec-type", ("auto", "none", *ALL_NAMES))
-    return named
+    given_names = (each.strip() for each in (given.values["spec_type"] or "").split(","))
+    kinds = [each.lower().replace("_", "-") for each in given_names if each]
+    known = [each.name.lower().replace("_", "-") for each in SpeculativeType]
+    for kind in kinds:
+        if kind not in {"auto", "none", *known}:
+            raise ValueError(f"--spec-type is {shown(kind)}; it takes auto, none, or some of {', '.join(known)}")
+        if kind.startswith("draft-") and kind != MTP and given.values["model_draft"] is None:
+            raise ValueError(f"--spec-type is {kind}, which takes a draft: add --model-draft FILE")
+    return kinds
 
 
 def draft_of(
@@ -214,11 +221,13 @@ def passed_on(given: Given) -> list[str]:
 
 def _devices(names: str, listed: Sequence[Device | str | int]) -> list[Device]:
     """Devices of a draft, by their names: of those that are planned for, GPU0 is the first that is only described."""
-    known = {device.name: device for device in [*devices(), *as_devices(listed)]}
+    all_ = [*devices(), *as_devices(listed)]
+    known = {device.name: device for device in all_ if device.type != DeviceType.CPU}
     chosen = separate([names]) or []
+    some = f", or some of {', '.join(known)}" if known else ": there is no device"
     for name in chosen:
         if name not in known:
-            raise ValueError(f"--spec-draft-device is {name!r}; it takes none, or some of {', '.join(known)}")
+            raise ValueError(f"--spec-draft-device is {name!r}; it takes none{some}")
     return [known[name] for name in chosen]
 
 

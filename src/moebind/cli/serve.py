@@ -29,8 +29,7 @@ from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server import Server
 from moebind.server.address import PORT, parse
-from moebind.server.extra import option_names
-from moebind.server.placed import N_CTX_OF_SEVERAL
+from moebind.server.extra import option_names, why_not
 from moebind.server.supervisor import logger
 
 __all__ = ["CLASS", "command"]
@@ -53,12 +52,21 @@ class WithRest(OwnCommand):
             return super().parse_args(ctx, args)
         except Exception as error:
             # Of an unknown option, whose class moved between versions of typer.
-            name = getattr(error, "option_name", None)
-            if name == "--api-key" and hasattr(error, "message"):
-                error.message = "there is no --api-key: whoever lists processes could read it. Use --api-key-file"
-            elif name is not None and hasattr(error, "message") and name in option_names():
-                error.message = f"{name} is an option of llama-server's: give it behind --, as in -- {name} ..."
+            if type(error).__name__ == "NoSuchOption":
+                error.message = _of_llama_server(error.option_name) or error.message  # type: ignore[attr-defined]
             raise
+
+
+def _of_llama_server(name: str) -> str | None:
+    """What is said of an option that moebind does not have, if llama-server has it."""
+    if name == "--api-key":
+        return "there is no --api-key: whoever lists processes could read it. Use --api-key-file"
+    if name not in option_names():
+        return None
+    reason = why_not(name)
+    if reason is not None:
+        return f"{name} is an option of llama-server's, {reason}"
+    return f"{name} is an option of llama-server's: give it behind --, as in -- {name} ..."
 
 
 CLASS = WithRest
@@ -121,7 +129,7 @@ _RARE = {
     *_CONTEXT,
     *DRAFTS,
     own_hidden=_RARE,
-    n_ctx=f"as fits; of several, {N_CTX_OF_SEVERAL}",
+    n_ctx="as fits",
     swa_full="no-swa-full",
     kv_unified="kv-unified",
 )

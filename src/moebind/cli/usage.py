@@ -27,6 +27,7 @@ _ELSEWHERE = {
     "--n-seq-max": "--parallel",
     "--n-batch": "--batch-size",
     "--n-ubatch": "--ubatch-size",
+    "--mlock": "--load-mode mlock",
 }
 #: How much a name must be like another one to be meant.
 _ALIKE = 0.75
@@ -71,8 +72,9 @@ def no_such(what: str, given: str, known: Iterable[str]) -> str:
 def meant(given: str, known: Iterable[str]) -> str | None:
     """The name that was probably meant; of those that differ only in their writing, the first."""
     names = list(known)
-    if _ELSEWHERE.get(_written(given)) in names:
-        return _ELSEWHERE[_written(given)]
+    elsewhere = _ELSEWHERE.get(_written(given))
+    if elsewhere is not None and elsewhere.split()[0] in names:
+        return elsewhere
     bare = _bare(given)
     if not bare:
         return None

@@ -32,10 +32,10 @@ def read_plainly(params: list[Any]) -> list[Any]:
         Those of one of moebind's own commands, whose parsers raise no ValueError.
     """
     for each in params:
-        # The name is not private, but not documented either: where there is none, nothing is to be replaced.
-        typers = getattr(each, "get_runtime_param", None)
-        if typers is not None and not isinstance(typers, _Reader):
-            each.get_runtime_param = _Reader(each.type_descriptor, typers)
+        # These names are not private, but not documented either: where there are none, nothing is to be replaced.
+        typers, descriptor = getattr(each, "get_runtime_param", None), getattr(each, "type_descriptor", None)
+        if typers is not None and descriptor is not None and not isinstance(typers, _Reader):
+            each.get_runtime_param = _Reader(descriptor, typers)
     return params
 
 

@@ -10,7 +10,8 @@ from moebind._core.context_base import ContextBase
 from moebind._core.native import CData, ffi, lib, own
 from moebind._core.shown import shown
 from moebind._core.sizes import show_size
-from moebind.backend.breakdown import DeviceMemory, read_breakdown
+from moebind.backend.breakdown import HOST, DeviceMemory, read_breakdown
+from moebind.backend.host_memory import host_memory
 from moebind.context.moe_cache import check_moe_cache
 from moebind.enums import PoolingType
 from moebind.errors import ContextCreationError, NativeError
@@ -143,9 +144,11 @@ def check_memory(model: Hyperparameters, params: ContextParams, native: CData) -
             for device in held
         ]
     for device in held:
-        if device.context > device.capacity:
+        swap = host_memory().swap if device.name == HOST else 0
+        if device.context > device.capacity + swap:
+            has = show_size(device.capacity) + (f" and {show_size(swap)} of swap" if swap else "")
             raise ContextCreationError(
-                f"n_ctx is {n_ctx}: of {device.name}, which has {show_size(device.capacity)}, its cache would take "
+                f"n_ctx is {n_ctx}: of {device.name}, which has {has}, its cache would take "
                 f"{show_size(device.context)}; ask for less, or for smaller cache types"
             )
 

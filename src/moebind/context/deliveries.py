@@ -151,6 +151,8 @@ class ToThread(Delivery):
             if self._worker.over is not None and self._items.empty():
                 raise ClosedError(self._worker.over) from None
             item = self._items.get()
+        if isinstance(item, _End):
+            self._items.put(item)  # for another thread, which reads or closes
         self._took()
         return item
 

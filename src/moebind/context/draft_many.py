@@ -59,9 +59,13 @@ class ManyDrafts:
         if speculative is None or not self._drafts or (self._judge is not None and not self._judge.wants_draft):
             return False
         ready = [run for run in running if run.begun and len(run.tokens) - run.n_past == 1]
+        if self._judge is not None and len(ready) < len(running):
+            return False  # what drafts cost beside prompts cannot be told, and would have no bound
+        # Each of the others has a token at least, and perhaps an output.
+        room = min(capacity, context.n_ubatch, context._n_outputs_max) - (len(running) - len(ready))
         wanted = []
         for run in ready:
-            share = min(capacity, context.n_ubatch, context._n_outputs_max) // len(ready) - 1
+            share = room // len(ready) - 1
             n_max = min(share, n_drafted_max(context, speculative, run.n_past, run.writer))
             if n_max > 0:
                 wanted.append(Wanted(run.seq, run.tokens[:-1], run.tokens[-1], n_max))

@@ -211,8 +211,8 @@ class Engine(OfThisProcess):
         Returns
         -------
         Pieces
-            An iterator of :class:`Piece`; ``complete()`` waits for the whole. Closing it, leaving its ``with`` block,
-            or dropping it cancels the request.
+            An iterator of :class:`Piece`; ``complete()`` waits for the whole. Closing it, in any thread, leaving its
+            ``with`` block, or dropping it cancels the request.
 
         Raises
         ------
@@ -332,9 +332,9 @@ class Engine(OfThisProcess):
     def _read(self, stream: S, place: tuple[int, Any]) -> S:
         """Submit the request of a stream, and have it read the pieces."""
         run = self._prepared(stream, place)
-        delivery = self._thread.submit(run, ToThread)
-        assert isinstance(delivery, ToThread)  # noqa: S101
-        stream._pieces = Reader(delivery, self)
+        # First the reader: when Ctrl-C comes now, it is dropped, which cancels the request.
+        stream._pieces = Reader(ToThread(self._thread, run, self._thread.n_ahead), self)
+        self._thread.submit(run)
         return stream
 
     async def _prepare(self, make: Callable[[], Stream], place: tuple[int, Any]) -> tuple[Prepared, Leave]:
@@ -344,8 +344,12 @@ class Engine(OfThisProcess):
 
     def _submit(self, run: Asked) -> ToTask:
         """Submit a request of the task that is running."""
-        delivery = self._thread.submit(run, ToTask)
-        assert isinstance(delivery, ToTask)  # noqa: S101
+        delivery = ToTask(self._thread, run, self._thread.n_ahead)
+        try:
+            self._thread.submit(run)
+        except BaseException:  # also Ctrl-C
+            delivery.leave()
+            raise
         return delivery
 
     def abort(self) -> None:

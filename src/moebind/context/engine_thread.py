@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 from moebind._core.fork import new_in_child
 from moebind._core.native import Hooks, ffi, lib
-from moebind.context.deliveries import Asked, ToTask, ToThread
+from moebind.context.deliveries import Asked, ToTask
 from moebind.errors import AbortedError, ClosedError, EngineFullError, LoraError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class EngineThread:
 
     def __init__(self, context: Context, steps: Steps, n_ahead: int, n_open_max: int | None) -> None:
         self._context, self._steps = context, steps
-        self._n_ahead, self._n_open_max = n_ahead, n_open_max
+        self.n_ahead, self._n_open_max = n_ahead, n_open_max
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = new_in_child(threading.RLock())
         #: The texts that have not ended, by index.
@@ -75,15 +75,15 @@ class EngineThread:
         """How many texts have a sequence."""
         return len(self._steps.schedule.running)
 
-    def submit(self, run: Asked, kind: type[ToThread] | type[ToTask]) -> ToThread | ToTask:
-        """Have a text computed; gives where its pieces come.
+    def submit(self, run: Asked) -> None:
+        """Have a text computed, which has a delivery. Whoever is interrupted here has to leave that.
 
         Raises
         ------
         ClosedError
         EngineFullError
         """
-        delivery = kind(self, run, self._n_ahead)
+        assert run.delivery is not None  # noqa: S101
         with self._lock:
             if self.over is not None:
                 raise ClosedError(self.over)
@@ -95,11 +95,10 @@ class EngineThread:
                     "wait until one ends, or make the engine with a larger max_waiting"
                 )
             if run.request.limit == 0:
-                delivery.end(None)
-                return delivery
+                run.delivery.end(None)
+                return
             self._open[run.index] = run
         self._inbox.put(lambda: self._add(run))
-        return delivery
 
     def resume(self, run: Asked) -> None:
         """Have a text go on that was paused."""
@@ -107,6 +106,8 @@ class EngineThread:
 
     def cancel(self, run: Asked) -> None:
         """Have a text forgotten, at once if nothing else is computed with it."""
+        if run.index not in self._open:  # it has ended, or was refused
+            return
         self._inbox.put(lambda: self._cancel(run, None))
         # The thread notes what it will compute, then looks for messages, then computes: it misses none of both.
         computing = self._computing
@@ -156,7 +157,7 @@ class EngineThread:
         finally:
             lib.moebind_hooks_of_thread(ffi.NULL)
             with self._lock:
-                self.over = "this Engine cannot be used: it was closed"
+                self.over = f"this Engine cannot be used: {_why_over(failure)}"
             self._context.close()
             n_told = len(self._open)
             for run in list(self._open.values()):
@@ -253,6 +254,13 @@ class EngineThread:
     def _abort(self) -> None:
         for run in list(self._open.values()):
             self._cancel(run, AbortedError("the engine was told to abort", 2))
+
+
+def _why_over(failure: BaseException | None) -> str:
+    """What ended the thread; its context may have been closed by its model."""
+    if failure is None or isinstance(failure, ClosedError):
+        return "it was closed"
+    return f"it was ended by {type(failure).__name__}: {failure}"
 
 
 def _another(error: BaseException) -> BaseException:

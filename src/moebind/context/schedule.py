@@ -62,6 +62,8 @@ class Run:
     #: Whether what drafts knows that it has a sequence, and its tokens.
     fresh: bool = False
     begun: bool = False
+    #: Whether it waits for a sequence.
+    waits: bool = False
     #: What is computed after its last token, in case it comes.
     drafted: list[int] = field(default_factory=list)
 
@@ -105,7 +107,7 @@ class Schedule:
     free: dict[int, NDArray[np.int32]] = field(default_factory=dict)
     #: In the order in which they began.
     running: list[Run] = field(default_factory=list)
-    #: A heap, by their places.
+    #: A heap, by their places. The first one waits; others may have been cancelled.
     waiting: list[tuple[tuple[int, int], Run]] = field(default_factory=list)
     #: Whether the cache has no room for another text until one ends.
     full: bool = False
@@ -117,6 +119,7 @@ class Schedule:
 
     def add(self, run: Run) -> None:
         """Let a text wait for a sequence."""
+        run.waits = True
         heapq.heappush(self.waiting, (run.place, run))
 
     def fill(self, memory: CData) -> list[Run]:
@@ -126,7 +129,7 @@ class Schedule:
         """
         nothing = []
         while (self.free and not self.full) or (self.waiting and self._put_off(memory)):
-            run = heapq.heappop(self.waiting)[1] if self.waiting else next(self.prompts, None)
+            run = self._next_waiting() if self.waiting else next(self.prompts, None)
             if run is None:
                 break
             if run.request.limit == 0:
@@ -139,6 +142,16 @@ class Schedule:
             while self.evict(memory):
                 pass
         return nothing
+
+    def _next_waiting(self) -> Run:
+        run = heapq.heappop(self.waiting)[1]
+        run.waits = False
+        self._forget_cancelled()
+        return run
+
+    def _forget_cancelled(self) -> None:
+        while self.waiting and not self.waiting[0][1].waits:
+            heapq.heappop(self.waiting)
 
     def _put_off(self, memory: CData) -> bool:
         """Take its sequence from a text that is paused; returns whether there is one. Whoever resumes it adds it."""
@@ -264,9 +277,9 @@ class Schedule:
         """Forget a text, wherever it is."""
         if run.seq >= 0:
             self.leave(memory, run)
-        elif (run.place, run) in self.waiting:
-            self.waiting.remove((run.place, run))
-            heapq.heapify(self.waiting)
+        else:  # it stays in the heap until it comes first: to look for it would take long, where many are cancelled
+            run.waits = False
+            self._forget_cancelled()
 
     def rewind(self, memory: CData, run: Run) -> None:
         """Have the cache hold what is known to be computed of a text, after a computation that was not completed."""

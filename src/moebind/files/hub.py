@@ -20,7 +20,7 @@ from moebind._core.native import lib
 from moebind._core.shown import shown
 from moebind.errors import ModelLoadError, ModelNotFoundError, NativeError
 from moebind.files.hub_address import Address, choose
-from moebind.files.model_files import ModelFiles, gathered, sidecar_kind
+from moebind.files.model_files import ModelFiles, gathered, nearest, sidecar_kind
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
@@ -244,10 +244,10 @@ def _lies_beside(name: str) -> bool:
 
 
 def projector_in(address: str) -> str | None:
-    """The address of the projector in a model's repository, of several the first by name; None: there is none."""
+    """The address of the projector in a model's repository, of several the nearest by name; None: there is none."""
     found = find(Address.parse(address))
-    names = [name for name, _ in found.beside if sidecar_kind(os.path.basename(name)) == "mmproj"]
-    return found.address.name_of(names[0]) if names else None
+    name = nearest(address, (name for name, _ in found.beside), "mmproj")
+    return None if name is None else found.address.name_of(name)
 
 
 # --- the cache ---

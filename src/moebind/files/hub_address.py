@@ -91,6 +91,8 @@ class Address:
     def name_of(self, file: str) -> str:
         """The address of one file."""
         revision = "" if self.revision is None else f"@{self.revision}"
+        if self.revision is not None and not _REFS.fullmatch(self.revision):
+            revision = revision.replace("/", "%2F")
         return f"{HUB}{self.repo}{revision}/{file}"
 
 

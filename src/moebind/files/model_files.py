@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
+from itertools import takewhile
 
 from moebind._core import checks
 from moebind.errors import ModelNotFoundError
 from moebind_launcher.model_names import ModelFiles, Split, gathered, gguf_files, sidecar_kind
 
-__all__ = ["ModelFiles", "Split", "beside", "gathered", "in_folder", "sidecar_kind"]
+__all__ = ["ModelFiles", "Split", "beside", "gathered", "in_folder", "nearest", "sidecar_kind"]
 
 
 def in_folder(folder: str | os.PathLike[str]) -> list[ModelFiles]:
@@ -27,7 +30,24 @@ def in_folder(folder: str | os.PathLike[str]) -> list[ModelFiles]:
 
 
 def beside(path: str, kind: str) -> str | None:
-    """The file of a kind (:func:`sidecar_kind`) in a model's folder, of several the first by name; None: none."""
+    """The file of a kind (:func:`sidecar_kind`) in a model's folder, of several the :func:`nearest`; None: none."""
     folder = os.path.dirname(os.path.abspath(path))
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".gguf") and sidecar_kind(name) == kind)
-    return os.path.join(folder, names[0]) if names else None
+    name = nearest(path, (name for name in os.listdir(folder) if name.endswith(".gguf")), kind)
+    return None if name is None else os.path.join(folder, name)
+
+
+def nearest(model: str, names: Iterable[str], kind: str) -> str | None:
+    """Of the names of a kind the one that has most of the words that the model's begins with; else the first."""
+
+    def words(name: str) -> list[str]:
+        stem = os.path.basename(name).removesuffix(".gguf").lower()
+        return [word for word in re.split(r"[^a-z0-9]+", stem) if word not in {"", kind}]
+
+    wanted = words(model)
+    of_kind = sorted(name for name in names if sidecar_kind(os.path.basename(name)) == kind)
+
+    def alike(name: str) -> int:
+        """How many words at the beginning are the same."""
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(wanted, words(name), strict=False)))
+
+    return max(of_kind, key=alike, default=None)

@@ -5,13 +5,11 @@ libmtmd ends the process with some of what it takes for granted.
 
 from __future__ import annotations
 
-import os
-
 from moebind._core import checks
 from moebind._core.shown import shown
 from moebind.errors import ModelLoadError, ModelNotFoundError, MtmdError, MtmdNotFoundError
 from moebind.files.gguf import Gguf
-from moebind.files.model_files import sidecar_kind
+from moebind.files.model_files import beside
 
 __all__ = ["check", "is_projector", "projector_beside"]
 
@@ -70,11 +68,9 @@ def check(path: str) -> None:
 
 
 def projector_beside(path: str) -> str | None:
-    """The projector (``mmproj``) in a model's folder or repository, the first by name; None: there is none."""
+    """The projector (``mmproj``) in a model's folder or repository, of several the nearest by name; None: none."""
     if checks.on_hub(path):
         from moebind.files.hub import projector_in
 
         return projector_in(path)
-    folder = os.path.dirname(os.path.abspath(path))
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".gguf") and sidecar_kind(name) == "mmproj")
-    return os.path.join(folder, names[0]) if names else None
+    return beside(path, "mmproj")

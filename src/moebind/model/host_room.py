@@ -31,11 +31,13 @@ def check_room(file: Gguf, params: ModelParams) -> None:
     if params.use_mmap or params.vocab_only or params.no_alloc or _others_hold_some(params):
         return
     memory, needed = host_memory(), _least(file, params)
-    if needed > memory.capacity:
+    # What is read can be swapped out, however slow that makes it.
+    if needed > memory.capacity + memory.swap:
         whose = f"{memory.limit} lets this process have" if memory.limit else "this machine has"
+        swap = f", and {show_size(memory.swap)} of swap" if memory.swap else ""
         raise ModelLoadError(
             f"{file.path} could not be loaded: its weights take {show_size(needed)} of memory, and {whose} "
-            f"{show_size(memory.capacity)}; load_mode is {params.load_mode.name}, which reads all of them: with "
+            f"{show_size(memory.capacity)}{swap}; load_mode is {params.load_mode.name}, which reads all of them: with "
             "LoadMode.MMAP they need no memory of their own"
         )
 

@@ -60,7 +60,7 @@ def draft_part(device: DeviceMemory, part: str) -> int:
 
 
 def _as_one(device: DeviceMemory) -> BufferMemory:
-    return BufferMemory(BUFFER, device.model, device.context, device.compute)
+    return BufferMemory(BUFFER, device.model, device.context, device.compute, device.moe_cache)
 
 
 def _sum(device: DeviceMemory, draft: DeviceMemory) -> DeviceMemory:
@@ -70,4 +70,5 @@ def _sum(device: DeviceMemory, draft: DeviceMemory) -> DeviceMemory:
         context=device.context + draft.context,
         compute=device.compute + draft.compute,
         buffers=(*device.buffers, _as_one(draft)),
+        moe_cache=device.moe_cache + draft.moe_cache,
     )

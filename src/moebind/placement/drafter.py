@@ -25,7 +25,7 @@ from moebind.placement.draft_memory import DraftMemory
 from moebind.placement.header import Header, read_header
 from moebind.placement.simulation import devices_of, held, load, new_context, watched
 
-__all__ = ["Drafter", "find_drafter"]
+__all__ = ["Drafter", "find_drafter", "models_own"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Drafter:
         params = self.given.loaded_for(model_params)
         used = devices
         if self.natives is not None and self.given.model_params is not None and params.devices is not None:
-            by_name = {decoded(lib.ggml_backend_dev_name(native)): native for native in self.natives}
-            used = [by_name[device.name] for device in params.devices if device.name in by_name]
+            by_name = _by_name(self.natives)
+            used = [by_name[device.name] for device in params.devices]
         with watched(self.header, params, used):
             draft = load(self.header, params, used)
             there = devices_of(draft)
@@ -139,6 +139,10 @@ class Drafter:
             raise SpeculativeError(f"{self.given.path or self.target.paths[0]}: {error.message}") from error
 
 
+def _by_name(natives: Sequence[CData]) -> dict[str, CData]:
+    return {decoded(lib.ggml_backend_dev_name(native)): native for native in natives}
+
+
 def _left(taken: Sequence[DeviceMemory], devices: Sequence[CData]) -> list[float]:
     """Bytes that are left of each device."""
     free = {device.name: float(max(device.free - device.total, 0)) for device in taken}
@@ -163,14 +167,7 @@ def find_drafter(
     if draft is None or draft is False:
         return None, model_params
     if draft is True:
-        path = header.paths[0]
-        near = None if header.layers_ahead or checks.on_hub(path) else beside(path, "mtp")
-        if not header.layers_ahead and near is None:
-            raise SpeculativeError(
-                f"{path} has no layers that predict further ahead (MTP), and no mtp-*.gguf lies beside it: give the "
-                "file of a draft model"
-            )
-        given = Draft(near)
+        given = models_own(header)
     elif isinstance(draft, Draft):
         given = draft
     elif isinstance(draft, (str, os.PathLike)):
@@ -179,7 +176,32 @@ def find_drafter(
         raise TypeError(f"draft is {shown(draft)}; it takes a file, a Draft, or True for the model's own layers")
     if given.path is None:
         return Drafter(given, None, header, natives), model_params.with_load_mtp(True)
+    names = None if natives is None else _by_name(natives)
+    for device in (given.model_params and given.model_params.devices) or ():
+        if names is not None and device.name not in names:
+            raise ValueError(
+                f"draft has the device {shown(device.name)}, which is not among those that are planned for: "
+                f"{', '.join(names) or 'none'}"
+            )
     if given.model_params is None:
         # As many layers as were asked for the model: a fit may choose fewer for that one.
         given = replace(given, model_params=replace(given.loaded_for(model_params), devices=None))
     return Drafter(given, read_header(given.path or ""), header, natives), model_params
+
+
+def models_own(header: Header) -> Draft:
+    """What drafts for a model where nothing else is given: its own layers, or else a file beside it.
+
+    Raises
+    ------
+    SpeculativeError
+        If there is neither.
+    """
+    path = header.paths[0]
+    near = None if header.layers_ahead or checks.on_hub(path) else beside(path, "mtp")
+    if not header.layers_ahead and near is None:
+        raise SpeculativeError(
+            f"{path} has no layers that predict further ahead (MTP), and no mtp-*.gguf lies beside it: give the file "
+            "of a draft model"
+        )
+    return Draft(near)

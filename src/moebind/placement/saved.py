@@ -280,13 +280,19 @@ def _draft(found: Any, devices: Sequence[str | int] | None) -> Draft | None:
     """A draft, which may name devices that were only described."""
     if found is None:
         return None
-    params = found["model_params"]
-    if params is None or params.get("devices") is None:
+    if not isinstance(found, Mapping):
+        raise TypeError(f"draft is {shown(found)}; it takes an object with path, model_params and context_params")
+    params = found.get("model_params")
+    if not isinstance(params, Mapping) or params.get("devices") is None:
         return Draft.from_dict(found)
     used = params["devices"]
+    if not isinstance(used, list) or not all(isinstance(name, str) for name in used):
+        raise TypeError(f"the draft's devices are {shown(used)}; it takes a list of names")
     bare = {name: value for name, value in params.items() if name != "devices"}
     read = Draft.from_dict({**found, "model_params": bare})
-    there = [_there(str(name)) for name in used] if devices is None else _named(used, devices)
+    there = [_there(name) for name in used] if devices is None else _named(used, devices)
+    if len(there) < len(used):
+        raise ValueError(f"the draft's devices are {', '.join(used)}, of which some are not among those of the fit")
     return replace(read, model_params=None if read.model_params is None else read.model_params.with_devices(there))
 
 

@@ -14,7 +14,7 @@ from moebind.server.arguments import ROWS, Settings
 from moebind.server.isolation import environment
 from moebind.server.process import program
 
-__all__ = ["check_extra", "given", "left_open", "option_names"]
+__all__ = ["check_extra", "given", "left_open", "option_names", "why_not"]
 
 #: Options that moebind sets, or that would undo what it sees to, and what to use instead.
 _OURS: Mapping[str, str] = {
@@ -58,15 +58,19 @@ _PARAMETERS = {row.option: name for name, row in ROWS.items() if row.option and 
 _UNPLANNED = [row.option for row in ROWS.values() if row.option and not row.planned]
 #: The names of an option at the beginning of its lines in llama-server's help.
 _NAMES = re.compile(r"-\S+?(?=,?\s|$)")
+#: What its help says of options that it refuses.
+_REMOVED = "the argument has been removed"
 
 
 @lru_cache(maxsize=1)
 def option_names() -> dict[str, frozenset[str]]:
-    """All names of each option of llama-server's, by each of its names."""
+    """All names of each option of llama-server's, by each of its names; without those it only remembers."""
     command = [program(), "--help"]
     help_ = subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout
     found: dict[str, frozenset[str]] = {}
     for line in help_.splitlines():
+        if _REMOVED in line:
+            continue
         names: list[str] = []
         for part in re.split(r",\s*", line) if line.startswith("-") else []:
             name = _NAMES.match(part)
@@ -93,18 +97,9 @@ def check_extra(extra: Iterable[str]) -> list[str]:
         raise TypeError(f"extra is the text {shown(extra)}; it takes a list of arguments, such as ['--temp', '0']")
     arguments = [checks.text(f"extra[{at}]", each).decode() for at, each in enumerate(extra)]
     for each in arguments:
-        names = _named(each)
-        for option, instead in _OURS.items():
-            if f"--{option}" in names:
-                raise ValueError(
-                    f"{each} is among the arguments for llama-server itself, but is moebind's to set: {instead}"
-                )
-        for option, parameter in _PARAMETERS.items():
-            if f"--{option}" in names:
-                raise ValueError(
-                    f"{each} is among the arguments for llama-server itself, where no plan would know of it: set "
-                    f"{parameter} instead"
-                )
+        reason = why_not(each)
+        if reason is not None:
+            raise ValueError(f"{each} is among the arguments for llama-server itself, {reason}")
     for each, value in pairwise([*arguments, ""]):
         if "--spec-type" in _named(each) and "draft-" in value:
             raise ValueError(
@@ -112,6 +107,18 @@ def check_extra(extra: Iterable[str]) -> list[str]:
                 "use draft; on a command line, give it before --"
             )
     return arguments
+
+
+def why_not(argument: str) -> str | None:
+    """What forbids to hand an option to llama-server, and what to do instead; None: nothing does."""
+    names = _named(argument)
+    for option, instead in _OURS.items():
+        if f"--{option}" in names:
+            return f"but is moebind's to set: {instead}"
+    for option, parameter in _PARAMETERS.items():
+        if f"--{option}" in names:
+            return f"where no plan would know of it: set {parameter} instead"
+    return None
 
 
 def left_open(options: Settings, extra: Sequence[str]) -> Settings:

@@ -17,13 +17,14 @@ from moebind.files.download import local_file
 from moebind.params.draft import Draft
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.device_budgets import MARGIN, MARGIN_SHARE
+from moebind.placement.drafter import models_own
 from moebind.placement.fit import fit
 from moebind.placement.header import read_header
 from moebind.placement.plan import Plan, plan
 from moebind.server.arguments import Devices, Settings, settings
 from moebind.server.folders import Found
 from moebind.server.presets import unwritable
-from moebind.server.served_drafts import draft_settings, with_outputs
+from moebind.server.served_drafts import N_MAX, ServedDraft, draft_settings, with_outputs
 
 __all__ = ["ServedModel", "Wishes", "place", "budgets", "prompt_cache", "server_context", "table", "together", "tried"]
 
@@ -107,7 +108,7 @@ class Wishes:
     """What was asked for every model: parameters, whether they are fitted, and bytes that stay free (None: fit's).
 
     ``n_ctx`` is a length of context that was asked for, which the parameters have, too: there it may be the default.
-    ``draft`` is what drafts, with llama-server's rules.
+    ``draft`` is what drafts, with llama-server's rules, ``n_drafted`` tokens at most.
     """
 
     model_params: ModelParams
@@ -116,6 +117,7 @@ class Wishes:
     margin: int | None = None
     n_ctx: int | None = None
     draft: Draft | bool | None = None
+    n_drafted: int = N_MAX
 
 
 def server_context(given: ContextParams | None, parallel: int | None) -> ContextParams:
@@ -150,7 +152,9 @@ def place(found: Found, wishes: Wishes, *, alone: bool) -> ServedModel:
     """
     wishes = replace(wishes, context_params=_pooled(found, wishes.context_params))
     if wishes.draft:
-        wishes = replace(wishes, context_params=with_outputs(wishes.context_params))
+        wishes = replace(wishes, context_params=with_outputs(wishes.context_params, wishes.n_drafted))
+    if wishes.draft is True:
+        wishes = replace(wishes, draft=ServedDraft(models_own(read_header(found.path)).path, n_max=wishes.n_drafted))
     chosen = _fitted(found, wishes, alone) if wishes.fitted else _planned(found, wishes)
     if wishes.fitted and not chosen.fits:  # the host has no budget of its own where there are devices
         raise FitError(f"{os.path.basename(found.path)} does not fit: {' '.join(chosen.advice)}", chosen.missing)

@@ -38,7 +38,7 @@ from moebind.server.placed import (
 )
 from moebind.server.presets import presets
 from moebind.server.process import has_page, program
-from moebind.server.served_drafts import served_draft
+from moebind.server.served_drafts import most_drafted, served_draft
 from moebind.server.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -142,9 +142,11 @@ class Server:
         ui: bool = True,
     ) -> None:
         wishes = _wishes(model_params, context_params, n_ctx, parallel, fit, margin)
-        wishes = replace(wishes, draft=served_draft(draft))
         keys = _keys(api_key)
         arguments = with_template(check_extra(extra))
+        n_max = most_drafted(arguments)
+        drafts = served_draft(draft, wishes.model_params, wishes.context_params, n_max)
+        wishes = replace(wishes, draft=drafts, n_drafted=n_max)
         alone = checks.boolean("one_at_a_time", one_at_a_time)
         open_ = checks.boolean("allow_network", allow_network)
         with_page = checks.boolean("ui", ui)

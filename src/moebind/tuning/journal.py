@@ -8,6 +8,7 @@ each answer. What was being written when the process was killed is an incomplete
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -57,7 +58,7 @@ class Journal:
         self._end = 0
         self._file = self._opened(resume)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock()
             if resume:
                 self._read()
             else:
@@ -101,6 +102,14 @@ class Journal:
         self._end += self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def _lock(self) -> None:
+        """Keep others from the file, where its file system has locks: some of networks have none."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}:
+                raise
 
     def _opened(self, resume: bool) -> BufferedRandom:
         """The file, with what is in it: another process may be writing."""
