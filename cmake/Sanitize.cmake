@@ -28,6 +28,7 @@ endforeach()
 foreach(target IN ITEMS llama-common mtmd _libllama) # in a third of the time, and fast enough
   target_compile_options(${target} PRIVATE -O0)
 endforeach()
-# Its threads, and how they share a graph.
+# Its threads, and how they share a graph. Paths are absolute: another folder's relative ones would be taken for ours.
 get_target_property(folder ggml-cpu SOURCE_DIR)
-set_property(SOURCE ggml-cpu/ggml-cpu.c ggml-cpu/ggml-cpu.cpp DIRECTORY "${folder}" APPEND PROPERTY COMPILE_OPTIONS ${threads})
+set_property(SOURCE "${folder}/ggml-cpu/ggml-cpu.c" "${folder}/ggml-cpu/ggml-cpu.cpp" DIRECTORY "${folder}"
+  APPEND PROPERTY COMPILE_OPTIONS ${threads})

@@ -87,7 +87,7 @@ def build(kind: str) -> Path:
     """Build and install, if that has to be; the environment's Python."""
     folder = FOLDER / kind
     python, stamp = folder / "venv/bin/python", folder / "built"
-    state = fingerprint(BUILT_FROM)
+    state = fingerprint((*BUILT_FROM, "tools/sanitize.py"))
     if stamp.exists() and stamp.read_text(encoding="utf-8") == state:
         return python
     if not PYTHON.exists():
@@ -100,6 +100,7 @@ def build(kind: str) -> Path:
     defines = {**WITHOUT, "MOEBIND_SANITIZE": kind}
     command = [python, "-m", "pip", "--disable-pip-version-check", "install", "-v", "--no-deps", "--no-build-isolation"]
     command += ["--no-index", "--ignore-installed", f"-Cbuild-dir={folder / 'cmake'}", "--editable", ROOT]
+    command += ["-Cinstall.strip=false"]  # reports tell lines of the source, and suppressions find functions
     command += [f"-Ccmake.define.{name}={value}" for name, value in defines.items()]
     print(f"sanitize: building for {kind}, in {folder} (as many minutes as llama.cpp takes)", flush=True)
     path = f"{PYTHON.parent}:{os.environ['PATH']}"
@@ -144,7 +145,10 @@ def main() -> int:
     found = FOLDER / chosen.kind / "reports" / str(os.getpid())
     shutil.rmtree(found, ignore_errors=True)
     found.mkdir(parents=True)
-    status = run(*sanitizer.prefix, python, *chosen.arguments, env=environment(sanitizer, found / "report"))
+    try:
+        status = run(*sanitizer.prefix, python, *chosen.arguments, env=environment(sanitizer, found / "report"))
+    except KeyboardInterrupt:  # long runs are ended so; what they found is told all the same
+        status = 130
     kinds = reports(found)
     for kind, (count, text) in kinds.items():
         print(f"\n=== {count} x {kind}\n{text}")

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstring>
 #include <deque>
+#include <mutex>
 #include <string>
 
 namespace {
@@ -81,8 +82,12 @@ void on_log(ggml_log_level level, const char * text, void *) {
 
 void moebind_log_start(ggml_log_level level) {
     lowest = level;
-    llama_log_set(on_log, nullptr);
-    mtmd_helper_log_set(on_log, nullptr);  // libmtmd's, too
+    // Once: llama.cpp reads these without a lock whenever it logs, which other threads may be doing by the next time.
+    static std::once_flag told;
+    std::call_once(told, []() {
+        llama_log_set(on_log, nullptr);
+        mtmd_helper_log_set(on_log, nullptr);  // libmtmd's, too
+    });
 }
 
 size_t moebind_log_recent(char * buffer, size_t size) {
