@@ -46,3 +46,15 @@ def test_what_is_there_is_not_explained() -> None:
         for written in names.values():
             called = written.partition("(")[0].partition(".")[2]
             assert hasattr(OWNERS[owner] if owner != "Context" else Model, called)
+
+
+def test_python_itself_calls_methods_by_the_class_that_has_them() -> None:
+    calls: list[tuple[str, object]] = [
+        ("Sampler.json_schema() missing 1 required", lambda: Sampler.json_schema(schema={})),  # type: ignore[call-arg]
+        ("Sampler.top_k() takes 2 positional", lambda: Sampler.top_k(3, 4)),  # type: ignore[call-arg]
+        ("chain_simple() takes samplers by position", lambda: Sampler.chain_simple(1, 2)),  # type: ignore
+    ]
+    for begin, call in calls:
+        with pytest.raises(TypeError) as raised:
+            call()  # type: ignore[operator]
+        assert str(raised.value).startswith(begin)

@@ -100,3 +100,21 @@ def test_the_answers_are_there() -> None:
             for owner, name in re.findall(r"\b(model|context|Model|Sampler|moebind)\.([a-z]\w*)", answer):
                 kind = {"model": moebind.Model, "context": moebind.Context, "moebind": moebind}.get(owner)
                 assert hasattr(kind or getattr(moebind, owner), name), answer
+
+
+def test_names_that_are_nearly_those_of_the_module() -> None:
+    with pytest.raises(AttributeError, match=r"loadmodel'\. Here it is Model\.load_from_file"):
+        moebind.loadmodel  # noqa: B018
+    with pytest.raises(AttributeError, match="did you mean 'Context'"):
+        moebind.Contex  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'zzzz'$"):
+        moebind.zzzz  # noqa: B018
+
+
+def test_a_fit_says_where_its_parameters_are(dense: Model) -> None:
+    fit = moebind.fit(dense.path, devices=[])
+    with pytest.raises(AttributeError, match=r"fit\.model_params, and fit\.context_params"):
+        fit.params  # noqa: B018
+    assert copy.copy(fit) == fit
+    with pytest.raises(AttributeError, match=r"model\.new_context\(params\)"):
+        dense.create_context  # noqa: B018

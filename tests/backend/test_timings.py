@@ -7,7 +7,7 @@ from dataclasses import asdict
 from states import decode_all
 
 from moebind import Batch, Context, SamplerTimings, Timings, ffi
-from moebind.backend.timings import read_timings
+from moebind.backend.timings import WrittenCounts, read_timings
 
 
 def test_timings(context: Context) -> None:
@@ -52,3 +52,8 @@ def test_timings_are_those_of_the_struct() -> None:
         "t_draft_ms": 0.0,
         "draft_stopped": None,
     }
+    # What batches were for texts that go on is theirs; that there was a single token is only said.
+    data.t_eval_ms = 0.0
+    timings = read_timings(data[0], written=WrittenCounts(4, 3, 2.5))
+    assert (timings.n_p_eval, timings.t_p_eval_ms) == (1, 1.0)
+    assert (timings.n_eval, timings.t_eval_ms) == (3, 2.5)

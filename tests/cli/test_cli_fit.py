@@ -34,14 +34,17 @@ def test_fit(path: Path, capsys: Capture) -> None:
 
 def test_the_line_of_options_says_whose(path: Path, capsys: Capture) -> None:
     for given, begins in (
-        (["--device", "1GiB"], "plan and bench, and without --device of serve: "),
-        (["--device", "none"], "plan, bench and serve: "),
-        (["--device", "none", "--host", "2GiB"], "plan (with --host 2GiB besides), bench and serve: "),
+        (["--device", "1GiB"], ["plan and bench: ", "generate, chat and serve: "]),
+        (["--device", "none"], ["plan, bench, generate, chat and serve: "]),
+        (["--device", "none", "--host", "2GiB"], ["plan: ", "bench, generate, chat and serve: "]),
     ):
         assert run("fit", path, "-c", "1k", "--ctx-size-min", "1k", *given) == 0
-        line = capsys.readouterr().out.splitlines()[-1]
-        assert line.startswith(f"Options of moebind {begins}")
-        assert "-c 1024" in line
+        lines = capsys.readouterr().out.splitlines()
+        for line, begin in zip(lines[-len(begins) :], begins, strict=True):
+            assert line.startswith(f"Options of moebind {begin}")
+            assert "-c 1024" in line
+            assert ("--host 2GiB" in line) == (begin == "plan: ")
+        assert lines[-len(begins) - 1].startswith("In Python: ")
 
 
 def test_a_machine_without_a_card(path: Path, capsys: Capture) -> None:

@@ -74,7 +74,7 @@ def test_the_models_own_layers_draft(tiny_path: MakeTiny, capsys: Capture) -> No
     [
         (["--spec-draft-n-max", 3], "add --spec-type or --model-draft"),
         (["--spec-type", "ngram-simple", "--spec-ngram-mod-n-max", 3], "without --spec-type ngram-mod"),
-        (["--spec-type", "ngrams"], "ngram-simple"),
+        (["--spec-type", "ngrams"], "--spec-type is 'ngrams'; it takes auto, none, or some of draft-simple"),
         (["--spec-type", "draft-simple"], "takes a draft"),
         (["--spec-type", "draft-mtp"], "has no layers that predict further ahead"),
         (["-md", "nothing.gguf"], "nothing.gguf"),

@@ -18,6 +18,15 @@ def path(tiny_path: MakeTiny) -> Path:
     return tiny_path(n_expert=4, n_layer=3)
 
 
+def without_devices(words: list[str]) -> list[str]:
+    """Options without those devices that are no machine's."""
+    kept = list(words)
+    while "--device" in kept:
+        at = kept.index("--device")
+        del kept[at : at + 2]
+    return kept
+
+
 def test_fit_prints_options_that_plan_takes(tiny_path: MakeTiny, capsys: Capture) -> None:
     path = tiny_path(n_expert=4, n_layer=3, n_head=2, n_head_kv=1)  # heads that whole blocks of Q8_0 go into
     device = ["--device", "8MiB", "--device", "6M", "--ctx-size-min", 256]
@@ -35,9 +44,15 @@ def test_fit_prints_options_that_plan_takes(tiny_path: MakeTiny, capsys: Capture
         assert run("fit", path, *given, "--json") == 0, capsys.readouterr().err
         told = json.loads(capsys.readouterr().out)
         assert run("fit", path, *given) == 0
-        line = capsys.readouterr().out.splitlines()[-1]
-        assert line.startswith("Options of moebind plan and bench, and without --device of serve: ")
+        line, *others = (each for each in capsys.readouterr().out.splitlines() if each.startswith("Options of moebind"))
         words = shlex.split(line.partition(": ")[2])  # as a shell reads them
+        if "--device none" in " ".join(words):
+            assert line.startswith("Options of moebind plan, bench, generate, chat and serve: ")
+            assert not others
+        else:
+            assert line.startswith("Options of moebind plan and bench: ")
+            assert others[0].startswith("Options of moebind generate, chat and serve: ")
+            assert shlex.split(others[0].partition(": ")[2]) == without_devices(words)
         assert words == told["options"]
         assert run("plan", path, *words, "--json") == 0
         planned = json.loads(capsys.readouterr().out)
@@ -46,6 +61,28 @@ def test_fit_prints_options_that_plan_takes(tiny_path: MakeTiny, capsys: Capture
             for each in plan["devices"]:
                 del each["free"]  # changes all the time
         assert planned == told["plan"]
+
+
+def test_a_draft_is_among_the_options(path: Path, tiny_path: MakeTiny, capsys: Capture) -> None:
+    draft = tiny_path(n_layer=2)
+    given = ["--device", "1GiB", "-c", 256, "--host", "2GiB", "-md", draft, "-ngld", 0, "-otd", r"attn_k=CPU"]
+    assert run("fit", path, *given, "--json") == 0, capsys.readouterr().err
+    told = json.loads(capsys.readouterr().out)
+    assert run("fit", path, *given) == 0
+    python, plan, bench, others = capsys.readouterr().out.splitlines()[-4:]
+    assert f"draft=Draft(path={str(draft)!r}" in python
+    assert plan.startswith("Options of moebind plan: ")
+    assert bench.startswith("Options of moebind bench: ")
+    assert "draft" not in bench.partition(": ")[2]
+    assert others.startswith("Options of moebind generate, chat and serve: ")
+    words = shlex.split(others.partition(": ")[2])
+    assert "--device" not in words
+    assert "--host" not in words
+    assert words[words.index("--spec-draft-model") + 1] == str(draft)
+    assert run("plan", path, *shlex.split(plan.partition(": ")[2]), "--json") == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["draft"] == told["plan"]["draft"]
+    assert planned["device_bytes"] == told["plan"]["device_bytes"]
 
 
 def test_bench_takes_the_options_that_fit_prints(path: Path, capsys: Capture) -> None:

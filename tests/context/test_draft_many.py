@@ -123,6 +123,23 @@ def test_auto(moe: Model, drafters: dict[str, Model], caplog: pytest.LogCaptureF
     assert "drafting is switched off for 64 tokens" in caplog.records[0].getMessage()
 
 
+@pytest.mark.parametrize("drafts", [True, False])
+def test_timings_tell_the_prompts_from_what_was_written(
+    moe: Model, drafters: dict[str, Model], *, drafts: bool
+) -> None:
+    texts = [[1, 270, 271, 272], [3, 4, 5], [6, 7, 8, 9, 10], [9, 10]]
+    with drafting(moe, drafters["near"], MANY, n_max=4) as made:
+        made.target.reset_timings()
+        pieces = made.target.generate_many(texts, max_tokens=12, speculative=made.made if drafts else None)
+        completions = pieces.complete()
+        timings = made.target.timings()
+        assert (timings.n_drafted > 0) == drafts
+    assert timings.n_p_eval == sum(each.usage.prompt_tokens - each.usage.cached_tokens for each in completions)
+    assert timings.n_eval == sum(each.usage.generated_tokens - 1 for each in completions)
+    assert timings.t_p_eval_ms > 0
+    assert timings.t_eval_ms > 0
+
+
 def test_auto_drafts_where_it_can_tell_what_that_costs(moe: Model, drafters: dict[str, Model]) -> None:
     """Not beside prompts: a text that never is without them would lose without bound."""
     with drafting(moe, drafters["near"], MANY, auto=True) as made:

@@ -13,8 +13,11 @@ import projectors
 import pytest
 from PIL import Image
 
+from conftest import SMALL
+from moebind import Model
 from moebind.context.media_messages import Pictures, with_markers, without_media
 from moebind.errors import ChatTemplateError, MtmdError
+from moebind.mtmd.bitmap import Bitmap
 
 SeeingMaker = Callable[[str], projectors.Seeing]
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
@@ -158,3 +161,11 @@ def test_markers_differ_each_time_and_messages_are_left_alone(seeing: SeeingMake
     for odd in (None, 5, "text", [5], [{"role": "user"}], [{"content": 5}]):
         assert with_markers(odd, see.mtmd)[0] == odd
         assert without_media(odd) == odd
+
+
+def test_a_bitmap_without_what_looks_at_it(dense: Model) -> None:
+    picture = Bitmap.from_image_data(np.zeros((2, 2, 3), np.uint8))
+    with dense.new_context(SMALL) as context:
+        for call in (context.chat, context.generate):
+            with pytest.raises(ValueError, match=r"messages\[0\]\['content'\]\[0\] is .*: it takes mtmd=\.\.\."):
+                call(user(picture, text("What is this?")))

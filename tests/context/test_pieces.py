@@ -122,3 +122,18 @@ def test_they_are_no_dicts(context: Context) -> None:
     for each in (completion, *completion.pieces):
         with pytest.raises(TypeError, match=r"is no dict, and has no \['choices'\]: it has attributes, such as \.text"):
             each["choices"]  # type: ignore[index]
+
+
+def test_what_is_printed_says_what_to_do(context: Context, dense: Model) -> None:
+    pieces = context.generate(PROMPT, max_tokens=3)
+    assert repr(pieces) == "<Pieces, 0 tokens so far: loop over it, or .complete() gives the whole>"
+    next(pieces)
+    assert "1 tokens so far" in str(pieces)
+    many = context.generate_many([PROMPT], max_tokens=1)
+    assert repr(many) == "<NumberedPieces: loop over indices and pieces, or .complete() gives all texts>"
+    reply = context.chat(HELLO, template="chatml", max_tokens=1)
+    assert repr(reply).startswith("<ChatReply, 0 tokens so far: loop over it")
+    for made in (context.agenerate(PROMPT, max_tokens=1), context.achat(HELLO, template="chatml", max_tokens=1)):
+        assert repr(made).startswith(
+            f"<{type(made).__name__}, 0 tokens so far: async for loops over it, or await .comp"
+        )

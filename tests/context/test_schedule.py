@@ -70,9 +70,10 @@ def test_a_prefix_is_computed_once(dense: Model, unified: bool) -> None:
         context.reset_timings()
         completions = together(context, iter(prompts), 3)
         assert computed(completions) == len(PREFIX) + 20 * 2
-        # Each batch counts its tokens, and has more than one; the last token of each text is not computed.
+        # The first token of each text comes from its prompt.
         n_generated = sum(each.usage.generated_tokens for each in completions)
-        assert context.timings().n_p_eval == computed(completions) + n_generated - 20
+        assert context.timings().n_p_eval == computed(completions)
+        assert context.timings().n_eval == n_generated - 20
         assert [each.tokens for each in completions] == alone(dense, prompts, 3)
 
 

@@ -275,3 +275,20 @@ def test_sampling_keeps_its_distribution(moe: Model, drafters: dict[str, Model],
     # Wilson and Hilferty: the cube root of chi-squared over its degrees of freedom is all but normal. Five deviations.
     spread = 2 / (9 * freedom)
     assert ((squared / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread) < 5
+
+
+def test_timings_tell_the_prompt_from_what_was_written(moe: Model, drafters: dict[str, Model]) -> None:
+    prompt = [1, 270, 271, 272]
+    with drafting(moe, drafters["near"], EXACT, n_max=4) as made:
+        for speculative in (made.made, None):
+            made.target.reset_timings()
+            completion = made.target.generate(prompt, max_tokens=16, speculative=speculative, reuse_prefix=False)
+            written = len(completion.complete().tokens)
+            timings = made.target.timings()
+            assert timings.n_p_eval == len(prompt)
+            # The first token comes from the prompt.
+            assert timings.n_eval == written - 1
+            assert timings.t_p_eval_ms > 0
+            assert timings.t_eval_ms > 0
+            assert (timings.n_drafted > 0) == (speculative is not None)
+            assert f"prompt 4 tokens in {timings.t_p_eval_ms:.0f} ms" in str(timings)

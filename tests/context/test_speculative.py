@@ -141,3 +141,10 @@ def test_threads_take_turns(moe: Model, drafters: dict[str, Model]) -> None:
 
         texts = list(pool.map(text, [0, 1]))
     assert texts[0] == texts[1]
+
+
+def test_kinds_by_a_name_that_none_has(moe: Model) -> None:
+    with moe.new_context(EXACT) as context:
+        for call in (context.generate, lambda prompt, **given: context.generate_many([prompt], **given)):
+            with pytest.raises(ValueError, match="^speculative is 'ngram'; it takes one of auto, ngram-simple, "):
+                call([1, 2], speculative="ngram")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebind import ModelNotFoundError
+from moebind import Model, ModelNotFoundError, plan
 from moebind._core.checks import on_hub
-from moebind.files.hub_address import Address, choose
+from moebind.files.hub_address import Address, choose, meant
 
 FILES = {
     "README.md": 10,
@@ -210,3 +210,35 @@ def test_names_of_files_are_addresses() -> None:
         address = Address("a/b", None, revision)
         name = address.name_of("c/d.gguf")
         assert Address.parse(name) == Address("a/b", "c/d.gguf", address.revision)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("https://huggingface.co/o/r/resolve/main/x.gguf", "hf://o/r/x.gguf"),
+        ("https:/huggingface.co/o/r/blob/v1.0/a/x.gguf?download=true", "hf://o/r@v1.0/a/x.gguf"),
+        ("https://hf.co/o/r", "hf://o/r"),
+        ("HF://o/r/x.gguf", "hf://o/r/x.gguf"),
+        ("hf:/o/r/x.gguf", "hf://o/r/x.gguf"),
+        ("o/r:Q4_K_M", "hf://o/r/Q4_K_M"),
+        ("o/r", None),
+        ("C:/models/x.gguf", None),
+        ("https://example.com/o/r", None),
+        ("", None),
+    ],
+)
+def test_what_seems_to_be_an_address(text: str, address: str | None) -> None:
+    assert meant(text) == address
+
+
+@pytest.mark.parametrize("text", ["https://huggingface.co/o/r/resolve/main/x.gguf", "o/r:x.gguf", "HF://o/r/x.gguf"])
+def test_a_path_that_seems_to_be_an_address(text: str) -> None:
+    for call in (plan, Model.load_from_file):
+        with pytest.raises(ModelNotFoundError, match="does not exist; .* write hf://o/r/x.gguf"):
+            call(text)
+
+
+@pytest.mark.parametrize("text", ["hf://o/r/x.gguf", "https://huggingface.co/o/r/blob/main/x.gguf"])
+def test_an_address_in_place_of_a_repository(text: str) -> None:
+    with pytest.raises(ValueError, match=r"it takes 'OWNER/NAME': Model.load_from_file, .* write hf://o/r/x.gguf"):
+        Model.from_pretrained(text)

@@ -145,12 +145,13 @@ def test_a_missing_gpu_is_told_once(tiny_path: MakeTiny) -> None:
     """In a process of its own: the others may have had a device."""
     code = f"""
 import warnings
-from moebind import DeviceType, Model, ModelParams, devices
+from moebind import DeviceType, Model, ModelParams, devices, fit
 path = {str(tiny_path())!r}
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
     Model.load_from_file(path, ModelParams(n_gpu_layers=0)).close()
     Model.load_from_file(path, ModelParams(devices=())).close()
+    Model.load_from_file(path, fit(path).model_params).close()
     assert not told
     Model.load_from_file(path).close()
     Model.load_from_file(path).close()
@@ -161,7 +162,9 @@ print(gpu, *(str(warning.message) for warning in told), *(warning.filename for w
     gpu, *told = done.stdout.splitlines()
     if gpu == "False":
         message, filename = told
-        assert re.match("n_gpu_layers is -1, but no device can take layers: .*CUDA is (in|out): ", message)
+        assert message.startswith("n_gpu_layers is -1, but no device can take layers: ")
+        for name in ("CUDA", "Vulkan"):
+            assert re.search(name + r" is (built in, but sees no card \(|out: |in: .*; but it is not used: )", message)
         assert "moebind.doctor() says what to do" in message
         assert filename == "<string>"
     else:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from moebind import plan
+import pytest
+
+from moebind import fit, plan
 from moebind.placement.device_budgets import MARGIN_SHARE, read_budgets
 
 
@@ -24,3 +26,12 @@ def test_what_is_not_told_is_what_is_free_less_the_margin(tiny_path: Callable[..
         second.name: 2**20,
         "Host": 2**21,
     }
+
+
+def test_a_budget_that_is_a_list(tiny_path: Callable[..., Path]) -> None:
+    with pytest.raises(
+        TypeError, match=r"memory is \['12GB'\]; it takes one size .*'12GiB', or a mapping such as {'GPU0'"
+    ):
+        fit(tiny_path(), memory=["12GB"], devices=["24GiB"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"margin is 1\.5; it takes a number of bytes, or a text such as '24GiB'"):
+        fit(tiny_path(), margin=1.5, devices=["24GiB"])  # type: ignore[arg-type]

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABCMeta
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from moebind._core.arguments import alike
 from moebind._core.other_names import instead_of
 
-__all__ = ["NamedABC", "NamedClass"]
+__all__ = ["NamedABC", "NamedClass", "as_its_own"]
+
+ClassT = TypeVar("ClassT", bound=type)
+
+
+def as_its_own(*parts: type) -> Callable[[ClassT], ClassT]:
+    """Let Python's messages call the methods of a class's parts by the class's name, which users know.
+
+    ``parts`` are bases of this class alone.
+    """
+
+    def decorate(made: ClassT) -> ClassT:
+        for part in parts:
+            for name, method in vars(part).items():
+                function = inspect.unwrap(getattr(method, "__func__", method))
+                if inspect.isfunction(function) and not name.startswith("_"):
+                    function.__qualname__ = f"{made.__name__}.{name}"
+        return made
+
+    return decorate
 
 
 class NamedClass(type):

@@ -22,6 +22,8 @@ _MODULE = {
     "LlamaDiskCache": "context.state_save_file(path), and state_load_file(path)",
     "LogitsProcessorList": "Sampler.from_callable(function)",
     "StoppingCriteriaList": "a loop over the pieces of generate() that is left",
+    **dict.fromkeys(("load_model", "loadmodel", "load", "load_from_file"), "Model.load_from_file(path, params)"),
+    **dict.fromkeys(("from_pretrained", "from_hub"), "Model.from_pretrained(repo_id, filename, params)"),
     "LlamaBackend": "moebind.init(), which is called where it is needed",
 }
 #: Of models and contexts, which are one object there.
@@ -29,6 +31,7 @@ _OBJECTS = {
     "create_completion": "context.generate(prompt).complete()",
     "create_chat_completion": "context.chat(messages).complete()",
     "create_chat_completion_openai_v1": "context.chat(messages).complete()",
+    **dict.fromkeys(("create_context", "context", "make_context"), "model.new_context(params)"),
     "create_embedding": "model.embed(texts)",
     "embed": "model.embed(texts)",
     "rerank": "model.rerank(query, texts)",
@@ -92,6 +95,15 @@ _TEXTS = {
     "message": "text; of a chat, the message that complete() gives",
     "delta": "text; of a chat, what deltas() gives",
 }
+#: Of fits.
+_FITS = {
+    "params": "fit.model_params, and fit.context_params",
+    "n_gpu_layers": "fit.model_params.n_gpu_layers",
+    "tensor_overrides": "fit.model_params.tensor_overrides",
+    "n_ctx": "fit.context_params.n_ctx",
+    "n_ubatch": "fit.context_params.n_ubatch",
+    "devices": "fit.plan.devices",
+}
 #: Of parameters: what is set elsewhere.
 SETTINGS = {
     "logits_all": "batch.add_sequence(tokens, 0, logits_all=True), for the batch that needs it",
@@ -127,9 +139,11 @@ def elsewhere(name: str) -> str:
     return _hint(name, SETTINGS)
 
 
-def missing(owner: object, name: str, *, of_text: bool = False, of_pool: bool = False) -> AttributeError:
+def missing(
+    owner: object, name: str, *, of_text: bool = False, of_pool: bool = False, of_fit: bool = False
+) -> AttributeError:
     """The error for an attribute that an object does not have, with what to write instead if that is known."""
-    hint = _hint(name, _TEXTS if of_text else _POOLS if of_pool else _OBJECTS)
+    hint = _hint(name, _TEXTS if of_text else _POOLS if of_pool else _FITS if of_fit else _OBJECTS)
     return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=owner)
 
 
@@ -162,6 +176,11 @@ def refuse_module_name(name: str, known: Collection[str]) -> None:
     if hint and _imports(2):
         # Python would replace an AttributeError by one of its own, without the hint.
         raise ImportError(f"cannot import name {shown(name)} from 'moebind'{hint}")
+    if not hint and not name.startswith("_"):
+        import difflib  # rarely needed
+
+        near = difflib.get_close_matches(name, known, 1, 0.75)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
     raise AttributeError(f"module 'moebind' has no attribute {shown(name)}{hint}")
 
 

@@ -22,6 +22,8 @@ _WRITTEN = re.compile(r"\s*(\d{1,18}(?:\.\d{1,15})?)\s*([a-zA-Z]{0,3})\s*", re.A
 
 def parse_size(name: str, value: SupportsIndex | str, low: int = 0) -> int:
     """Bytes from a number of them, or a text such as ``"24GiB"``, ``"24G"`` (the same), ``"512 MB"``."""
+    if not isinstance(value, (str, SupportsIndex)):
+        raise TypeError(f"{name} is {shown(value)}; it takes a number of bytes, or a text such as '24GiB' or '512MB'")
     if not isinstance(value, str):
         return checks.integer(name, value, low, 2**62)
     match = _WRITTEN.fullmatch(value)

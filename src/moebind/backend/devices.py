@@ -347,6 +347,15 @@ def backend_state(backend: str) -> str:
     return decoded(lib.moebind_built(backend.encode())) + (f"; but it is not used: {unused}" if unused else "")
 
 
+def why_no_card(backend: str) -> str:
+    """The same as a sentence, for somebody who has no card that this backend can use."""
+    state = backend_state(backend)
+    built, _, details = state.partition(": ")
+    if built != "in" or "; but it is not used: " in state or any(each.backend == backend for each in devices()):
+        return f"{backend} is {state}"
+    return f"{backend} is built in, but sees no card ({details})"
+
+
 def of_one_card(chosen: Iterable[Device]) -> tuple[Device, Device] | None:
     """Two of these that are one card, which backends list each for itself; None if each is another."""
     found: dict[str, Device] = {}

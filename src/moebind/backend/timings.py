@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from moebind._core.native import CData, lib
 from moebind._core.sizes import show_size
 
-__all__ = ["MoeCacheStats", "SamplerTimings", "SpeculativeCounts", "Timings"]
+__all__ = ["MoeCacheStats", "SamplerTimings", "SpeculativeCounts", "Timings", "WrittenCounts"]
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,39 @@ class SpeculativeCounts:
             self.t_draft_us += lib.llama_time_us() - began
 
 
+@dataclass
+class WrittenCounts:
+    """What several tokens at once were for texts that go on, which llama.cpp counts among prompts.
+
+    These are a token with what was drafted after it, and one token each of several texts.
+    """
+
+    #: Tokens that were computed, and those that the texts got of it.
+    n_computed: int = 0
+    n_written: int = 0
+    t_ms: float = 0.0
+
+    def add(self, native: CData, before: CData, n_computed: int, n_written: int) -> None:
+        """Count what was computed since ``before``, what ``llama_perf_context`` said then; its outputs were read.
+
+        Where prompts were computed with it, it has its share of the time, by its tokens.
+        """
+        now = lib.llama_perf_context(native)
+        n_tokens = now.n_p_eval - before.n_p_eval
+        if n_tokens > 0:  # a single token is counted as one
+            self.n_computed += n_computed
+            self.n_written += n_written
+            self.t_ms += (now.t_p_eval_ms - before.t_p_eval_ms) * min(1, n_computed / n_tokens)
+
+
 @dataclass(frozen=True)
 class Timings:
     """Times and counts of a context, since it was made or its timings were reset (``llama_perf_context``).
+
+    llama.cpp tells prompts from texts by the size of the batch. Here, what ``generate``, ``generate_many`` and an
+    :class:`Engine` compute for texts that go on is counted with the single tokens, several at once or not: a token with
+    what was drafted after it, and the tokens of several texts. If there are parts of prompts in the same batch, its
+    time is shared out by tokens. Batches of your own are as llama.cpp counts them.
 
     Attributes
     ----------
@@ -94,9 +124,11 @@ class Timings:
     t_load_ms : float
         Milliseconds from the beginning of the load to the end of the first computation, which is part of it.
     t_p_eval_ms, t_eval_ms : float
-        Milliseconds spent on prompts and batches, and on single tokens.
+        Milliseconds spent on prompts and batches, and on texts that go on and single tokens.
     n_p_eval, n_eval : int
-        Tokens in prompts and batches, and tokens computed one at a time. llama.cpp never reports less than one.
+        Tokens in prompts and batches, and tokens that texts got, or that were computed one at a time. Drafted tokens
+        that were wrong are in neither. The first token of a text comes from its prompt, and is not counted. Never less
+        than one, as in llama.cpp.
     n_reused : int
         How many times the graph of the previous call could be reused.
     moe_cache : MoeCacheStats or None
@@ -104,7 +136,7 @@ class Timings:
     n_drafted, n_accepted : int
         Tokens that were drafted by speculative decoding and computed, and those of them that were right.
     t_draft_ms : float
-        Milliseconds spent on drafting them. What computing them took is in ``t_p_eval_ms``.
+        Milliseconds spent on drafting them. What computing them took is in ``t_eval_ms``.
     draft_stopped : str or None
         Why drafting was switched off last, with ``auto``; None: it was not.
     """
@@ -134,7 +166,7 @@ class Timings:
 
     @property
     def tokens_per_second(self) -> float:
-        """Speed of tokens computed one at a time."""
+        """Speed of texts that go on, all of them together, and of single tokens; without what drafting took."""
         return 1e3 * self.n_eval / self.t_eval_ms if self.t_eval_ms else 0.0
 
     def __str__(self) -> str:
@@ -153,17 +185,22 @@ class Timings:
 
 
 def read_timings(
-    data: CData, moe_cache: MoeCacheStats | None = None, drafts: SpeculativeCounts | None = None
+    data: CData,
+    moe_cache: MoeCacheStats | None = None,
+    drafts: SpeculativeCounts | None = None,
+    written: WrittenCounts | None = None,
 ) -> Timings:
     """From a ``struct llama_perf_context_data``."""
-    counts = drafts or SpeculativeCounts()
+    counts, texts = drafts or SpeculativeCounts(), written or WrittenCounts()
+    # Without any single token, it says one.
+    n_single = 0 if texts.n_written and not data.t_eval_ms else data.n_eval
     return Timings(
         data.t_start_ms,
         data.t_load_ms,
-        data.t_p_eval_ms,
-        data.t_eval_ms,
-        data.n_p_eval,
-        data.n_eval,
+        max(0.0, data.t_p_eval_ms - texts.t_ms),
+        data.t_eval_ms + texts.t_ms,
+        max(1, data.n_p_eval - texts.n_computed),
+        n_single + texts.n_written,
         data.n_reused,
         moe_cache,
         counts.n_drafted,

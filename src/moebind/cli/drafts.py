@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from moebind.context.context import Context
     from moebind.context.speculative import Speculative
 
-__all__ = ["DRAFTS", "RARE_DRAFTS", "draft_of", "drafting", "passed_on"]
+__all__ = ["DRAFTS", "RARE_DRAFTS", "draft_of", "drafting", "passed_on", "written"]
 
 MTP = "draft-mtp"
 
@@ -187,6 +187,15 @@ def _numbers(given: Given, kinds: list[str]) -> dict[str, Any]:
                 raise ValueError(f"--spec-{kind}-{name} is given without --spec-type {kind}")
             found[argument] = value
     return {name: value for name, value in found.items() if value is not None}
+
+
+def written(given: Given) -> list[str]:
+    """The options of drafts that were given, as another command takes them."""
+    words: list[str] = []
+    for option, value in given.of(DRAFTS):
+        for each in value if isinstance(value, list) else [value]:
+            words += [option.flag] if each is True else [option.flag, str(each)]
+    return words
 
 
 def passed_on(given: Given) -> list[str]:

@@ -11,7 +11,7 @@ from moebind._core.sizes import parse_size
 from moebind.cli import options as o
 from moebind.cli.budgets import Margin, Memory, budgets
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
-from moebind.cli.drafts import DRAFTS, draft_of
+from moebind.cli.drafts import DRAFTS, draft_of, written
 from moebind.cli.given import RPC, Chosen, Given, takes
 from moebind.cli.media import Counted
 from moebind.cli.model_argument import takes_model
@@ -25,6 +25,7 @@ from moebind.placement.fit import fit
 from moebind.placement.routing import RoutingRecorder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Literal
 
 Context = Annotated[
@@ -102,6 +103,7 @@ def command(
     """
     chosen = given.read(model, separate(device), host)
     listed = device_list(chosen.device)
+    draft = draft_of(given, chosen.model_params, chosen.context_params, listed)
     found = fit(
         model,
         memory=budgets(memory),
@@ -114,7 +116,7 @@ def command(
         goal=cast("Literal['decode', 'prompt', 'balanced']", goal),
         host=None if chosen.host is None else checked_size(chosen.host, "--host"),
         mmproj=mmproj,
-        draft=draft_of(given, chosen.model_params, chosen.context_params, listed),
+        draft=draft,
         swa_full=given.values["swa_full"],
         moe_cache=moe_cache if moe_cache in {None, "auto"} else parse_size("--moe-cache", moe_cache),
         routing=None if routing is None else RoutingRecorder.load(routing),
@@ -127,17 +129,29 @@ def command(
         show_json({**found.to_dict(), "options": options})
     else:
         show(o.calls_as_options(str(found)))
-        show(f"In Python: {found.model_params}, {found.context_params}")
+        drafts = "" if draft is None else f", draft={draft}"
+        show(f"In Python: {found.model_params}, {found.context_params}{drafts}")
         lacking = [*unwritten(found.model_params), *unwritten(found.context_params)]
         but = f" (none sets {' and '.join(lacking)}; --save and --params keep it)" if lacking else ""
-        show(f"Options of moebind {_commands(chosen)}{but}: {shlex.join(options)}")
+        beside = [*written(given), *(["--mmproj", mmproj] if isinstance(mmproj, str) else [])]
+        for names, words in _by_command(options, chosen, beside):
+            show(f"Options of moebind {names}{but}: {shlex.join(words)}")
     if not found.plan.fits:  # such as where the host, which has no budget of its own, has too little free
         raise typer.Exit(1)
 
 
-def _commands(chosen: Chosen) -> str:
-    """The commands that take the options, and what of them does not go for all."""
-    # A server takes only devices that are here, and its --host is another one.
-    plan = "plan" if chosen.host is None else f"plan (with --host {chosen.host} besides)"
-    described = any(is_description(each) for each in chosen.device or ())
-    return f"{plan} and bench, and without --device of serve" if described else f"{plan}, bench and serve"
+def _by_command(options: Sequence[str], chosen: Chosen, beside: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Names of commands, and the options that they take: devices that are only described, a host, what is beside."""
+    described = {at for at, flag in enumerate(options[:-1]) if flag == "--device" and is_description(options[at + 1])}
+    here = [word for at, word in enumerate(options) if at not in described and at - 1 not in described]
+    host = [] if chosen.host is None else ["--host", chosen.host]
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for name, words in (
+        ("plan", [*options, *host, *beside]),
+        ("bench", options),
+        *((each, [*here, *beside]) for each in ("generate", "chat", "serve")),
+    ):
+        lines.setdefault(tuple(words), []).append(name)
+    return [
+        (" and ".join(filter(None, [", ".join(names[:-1]), names[-1]])), list(words)) for words, names in lines.items()
+    ]

@@ -18,6 +18,7 @@ from moebind.cli.given import Given, takes
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
+from moebind.cli.written_options import as_options
 from moebind.params.params import N_CTX
 from moebind.tuning.tune import tune
 
@@ -134,14 +135,16 @@ def command(
     except KeyboardInterrupt as stopped:  # typer would end with the same, and say nothing
         say(str(stopped) or "interrupted")
         raise typer.Exit(130) from None
+    # The result names no workers, which other processes call otherwise.
+    options = as_options(found.model_params, found.context_params, chosen.device)
     if save is not None:
         found.save(save)
     if as_json:
-        show_json({**found.to_dict(), "options": found.options})
+        show_json({**found.to_dict(), "options": options})
     else:
         show(o.calls_as_options(str(found)))
         show(f"In Python: {found.model_params}, {found.context_params}")
-        show(f"Options of moebind: {shlex.join(found.options)}")
+        show(f"Options of moebind: {shlex.join(options)}")
     if preset is not None:
         write_whole(os.fspath(preset), [found.preset().encode()])
     if picture is not None and any(step.gain is not None for step in found.steps):

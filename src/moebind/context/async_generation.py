@@ -69,6 +69,10 @@ class _AsyncGeneration(AsyncStream[Piece]):
         self._record.pieces.append(piece)
         return piece
 
+    def __repr__(self) -> str:
+        so_far = f"{len(self._record.pieces)} tokens so far"
+        return f"<{type(self).__name__}, {so_far}: async for loops over it, or await .complete() gives the whole>"
+
     def _known(self) -> Record:
         """What came, as far as it was fetched."""
         if self._source.stream is not None:

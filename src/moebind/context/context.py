@@ -16,7 +16,7 @@ from moebind._core.shown import shown
 from moebind.backend import rpc_servers
 from moebind.backend.breakdown import MemoryBreakdown, read_breakdown
 from moebind.backend.threadpool import ThreadPool
-from moebind.backend.timings import MoeCacheStats, SpeculativeCounts, Timings, read_timings
+from moebind.backend.timings import MoeCacheStats, SpeculativeCounts, Timings, WrittenCounts, read_timings
 from moebind.context.adapters import Adapters
 from moebind.context.async_generation import AsyncGeneration
 from moebind.context.backend_sampling import BackendSampling, checked_chains, outputs_per_sequence
@@ -105,7 +105,7 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
         self._pools: list[ThreadPool] = []
         self._lock = CallLock()
         self._other = ctx_other
-        self._speculatives, self._speculated = WeakSet(), SpeculativeCounts()
+        self._speculatives, self._speculated, self._written = WeakSet(), SpeculativeCounts(), WrittenCounts()
         self._own_speculatives = {}
         self._hooks = hooks
         self._model = model
@@ -293,13 +293,13 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
             cache, before = read_moe_cache(native), self._moe_cache_before
             if cache is not None and before is not None:
                 cache = cache._since(before)
-            return read_timings(lib.llama_perf_context(native), cache, self._speculated)
+            return read_timings(lib.llama_perf_context(native), cache, self._speculated, self._written)
 
     def reset_timings(self) -> None:
         """Start measuring anew (``llama_perf_context_reset``)."""
         with self._exclusive() as native:
             lib.llama_perf_context_reset(native)
-            self._speculated = SpeculativeCounts()
+            self._speculated, self._written = SpeculativeCounts(), WrittenCounts()
             self._moe_cache_before = read_moe_cache(native)
 
     def moe_cache_stats(self) -> MoeCacheStats | None:

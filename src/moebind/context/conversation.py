@@ -9,7 +9,7 @@ from moebind._core import checks
 from moebind._core.caller import warn
 from moebind.chat.grammar import grammar_sampler, schema_warnings
 from moebind.context.generate import Generation
-from moebind.context.media_messages import with_markers
+from moebind.context.media_messages import refuse_bitmaps, with_markers
 from moebind.context.replies import ChatReply
 from moebind.context.stops import Stop
 from moebind.context.unknown_arguments import refuse
@@ -114,6 +114,8 @@ class Conversation(Generation):
         if mtmd is not None:
             self._must_fit(mtmd)
             messages, pictures = with_markers(messages, mtmd)
+        else:
+            refuse_bitmaps(messages)
         prompt = model._chat_format(
             messages,
             template=template,

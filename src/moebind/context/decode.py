@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from weakref import WeakSet
 
     from moebind._core.owner import CallLock, Owner
-    from moebind.backend.timings import SpeculativeCounts
+    from moebind.backend.timings import SpeculativeCounts, WrittenCounts
     from moebind.model.prompts import Prompts
 
 __all__ = ["Decoding"]
@@ -60,6 +60,8 @@ class Decoding(Outputs, KvCache):
     _drafter: weakref.ref[Owner] | None = None
     #: What was drafted for it.
     _speculated: SpeculativeCounts
+    #: What several tokens at once were for texts that go on.
+    _written: WrittenCounts
 
     def decode(self, batch: Batch) -> None:
         """Process a batch: its tokens enter the cache, its outputs can be read afterwards.

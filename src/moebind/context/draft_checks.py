@@ -12,9 +12,11 @@ from moebind.enums import SpeculativeType
 from moebind.errors import SpeculativeError
 
 __all__ = [
+    "ALL_NAMES",
     "FROM_STATES",
     "MARKOV",
     "NGRAMS",
+    "NGRAM_NAMES",
     "check_draft",
     "check_target",
     "inferred",
@@ -34,6 +36,9 @@ FROM_STATES = frozenset(
 )
 #: Those that look the text up in itself.
 NGRAMS = frozenset(SpeculativeType) - FROM_STATES - {SpeculativeType.DRAFT_SIMPLE}
+#: The kinds by llama.cpp's names, and those that need no draft.
+ALL_NAMES = tuple(each.name.lower().replace("_", "-") for each in SpeculativeType)
+NGRAM_NAMES = tuple(name for name in ALL_NAMES if name.startswith("ngram"))
 #: By the draft's architecture; what is not here is a model of its own.
 _ARCHITECTURES = {"eagle3": SpeculativeType.DRAFT_EAGLE3, "gemma4-assistant": SpeculativeType.DRAFT_MTP}
 #: The tensor that tells a DSpark model from a DFlash model.
@@ -42,21 +47,27 @@ MARKOV = "markov_w1.weight"
 VOCAB_DIFFERENCE_MAX = 128
 
 
-def kinds_of(kind: SpeculativeType | int | str | Sequence[SpeculativeType | int | str]) -> tuple[SpeculativeType, ...]:
-    """The kinds that were asked for, by their members or by llama.cpp's names."""
+def kinds_of(
+    kind: SpeculativeType | int | str | Sequence[SpeculativeType | int | str],
+    argument: str = "kind",
+    taken: Sequence[str] = ALL_NAMES,
+) -> tuple[SpeculativeType, ...]:
+    """The kinds that were asked for, by their members or by llama.cpp's names.
+
+    ``argument`` is what asked for them, and ``taken`` the names that a message lists.
+    """
     given = kind if isinstance(kind, Sequence) and not isinstance(kind, str) else [kind]
     if not given:
-        raise ValueError("kind is empty; it takes a SpeculativeType, or several")
-    return tuple(dict.fromkeys(_kind(each) for each in given))
+        raise ValueError(f"{argument} is empty; it takes a SpeculativeType, or several")
+    return tuple(dict.fromkeys(_kind(each, argument, taken) for each in given))
 
 
-def _kind(kind: SpeculativeType | int | str) -> SpeculativeType:
+def _kind(kind: SpeculativeType | int | str, argument: str, taken: Sequence[str]) -> SpeculativeType:
     if not isinstance(kind, str):
-        return checks.member("kind", kind, SpeculativeType)
+        return checks.member(argument, kind, SpeculativeType)
     found = SpeculativeType.__members__.get(kind.upper().replace("-", "_"))
     if found is None:
-        names = ", ".join(each.name.lower().replace("_", "-") for each in SpeculativeType)
-        raise ValueError(f"kind is {shown(kind)}; it takes one of {names}")
+        raise ValueError(f"{argument} is {shown(kind)}; it takes one of {', '.join(taken)}")
     return found
 
 

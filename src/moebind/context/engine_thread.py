@@ -88,9 +88,11 @@ class EngineThread:
             if self.over is not None:
                 raise ClosedError(self.over)
             if self._n_open_max is not None and len(self._open) >= self._n_open_max:
+                n_sequences = self._steps.schedule.n_seq_max
                 raise EngineFullError(
-                    f"the engine has {len(self._open)} requests that have not ended, and takes no more: wait until one "
-                    "ends, or make the engine with a larger max_waiting"
+                    f"the engine has {len(self._open)} requests that have not ended: {n_sequences} for its sequences "
+                    f"(n_seq_max), and {self._n_open_max - n_sequences} that wait (max_waiting). It takes no more: "
+                    "wait until one ends, or make the engine with a larger max_waiting"
                 )
             if run.request.limit == 0:
                 run.delivery.end(None)

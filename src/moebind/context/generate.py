@@ -14,8 +14,9 @@ from moebind._core.arguments import explained
 from moebind._core.native import CData, lib
 from moebind._core.shown import shown
 from moebind.context.batch import Batch
+from moebind.context.draft_checks import NGRAM_NAMES, kinds_of
 from moebind.context.media import Media, MediaPrompt, has_media
-from moebind.context.media_messages import is_chat, with_markers
+from moebind.context.media_messages import is_chat, refuse_bitmaps, with_markers
 from moebind.context.pieces import Piece, Pieces, Record
 from moebind.context.prepare import Request, prepare
 from moebind.context.scores import Score, checked_logprobs, score
@@ -315,6 +316,8 @@ class Generation(Media):
             )
         known = self._own_speculatives.get(speculative)
         if not isinstance(known, Speculative) or known.closed:
+            if speculative != "auto":
+                kinds_of(speculative, "speculative", ("auto", *NGRAM_NAMES))
             known = Speculative(self, **AUTO) if speculative == "auto" else Speculative(self, kind=speculative)
             self._own_speculatives[speculative] = known
         return known
@@ -327,6 +330,8 @@ class Generation(Media):
             if is_chat(prompt):
                 messages, pictures = with_markers(prompt, mtmd)
                 prompt = pictures.put_into(self._model.apply_chat_template(messages))
+        elif is_chat(prompt):
+            refuse_bitmaps(prompt)
         if has_media(prompt, mtmd):
             media = self._media_prompt(prompt, mtmd)
             tokens, n = media.tokens, media.n_cells

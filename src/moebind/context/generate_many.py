@@ -77,6 +77,9 @@ class NumberedPieces(Iterator[tuple[int, Piece]]):
         made._runs, made._requests, made._records, made._began = runs, requests, {}, False
         return made
 
+    def __repr__(self) -> str:
+        return "<NumberedPieces: loop over indices and pieces, or .complete() gives all texts>"
+
     def __next__(self) -> tuple[int, Piece]:
         self._began = True
         while True:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from moebind.mtmd.bitmap import Bitmap
     from moebind.mtmd.projector import MtmdContext
 
-__all__ = ["Pictures", "is_chat", "part_of_file", "with_markers", "without_media"]
+__all__ = ["Pictures", "is_chat", "part_of_file", "refuse_bitmaps", "with_markers", "without_media"]
 
 _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 #: Types of parts, each with the key that has what it shows.
@@ -77,6 +77,24 @@ def with_markers(messages: Any, mtmd: MtmdContext) -> tuple[Any, Pictures]:
         return {"type": "media_marker", "text": pictures.marker}
 
     return _replaced(messages, take), pictures
+
+
+def refuse_bitmaps(messages: Any) -> None:
+    """Raise where messages have a bitmap, and nothing that could look at it.
+
+    Raises
+    ------
+    ValueError
+    """
+
+    def take(name: str, part: Any) -> Any:
+        if isinstance(part, Owner):
+            raise ValueError(
+                f"{name} is {shown(part)}: it takes mtmd=..., the MtmdContext that was loaded for this model"
+            )
+        return part
+
+    _replaced(messages, take)
 
 
 def without_media(messages: Any) -> Any:

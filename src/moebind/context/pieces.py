@@ -228,6 +228,10 @@ class Stream(_Attributes, Iterator[Piece]):
         self._record.pieces.append(piece)
         return piece
 
+    def __repr__(self) -> str:
+        so_far = f"{len(self._record.pieces)} tokens so far"
+        return f"<{type(self).__name__}, {so_far}: loop over it, or .complete() gives the whole>"
+
     @property
     def text(self) -> str:
         """The text so far, as the model wrote it; empty before the first piece, and :meth:`complete` generates it."""

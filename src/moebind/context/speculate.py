@@ -180,6 +180,7 @@ class _Text:
     def _verify(self, drafted: list[int]) -> list[Piece]:
         context, cached = self.context, self.cached
         native = context._open()
+        before = lib.llama_perf_context(native)
         try:
             drafted = self._compute(native, drafted)
             pieces, self.error = choose_drafted(native, self.choose, self.writer, drafted, 0)
@@ -194,6 +195,7 @@ class _Text:
         self.token = pieces[-1].token
         if not drafted:
             return pieces
+        context._written.add(native, before, 1 + len(drafted), len(pieces))
         if right < len(drafted) and not cut_back(context, native, self.seq, len(cached)):
             self._compute_again(native)
         context._speculated.add(len(drafted), right)

@@ -135,6 +135,7 @@ class Steps:
                     parts = pack(able, batch, self._room(able))
                     ends = [(run, at) for run, _, at in parts if at is not None]
                     n_outputs = batch.n_tokens if context._embeddings else int(batch.logits.sum())
+                    before = lib.llama_perf_context(native)
                     context._compute(native, batch._struct(), n_outputs)
                     context._flags = batch.logits.copy()
                     for run, n, _ in parts:
@@ -144,6 +145,7 @@ class Steps:
                     # Now, while the sequence of each prompt that others wait for is no longer than their prefix.
                     schedule.hand_on(memory)
                     made = self._choose(native, ends)
+                    self._count(native, before, parts, made)
                     for each in made:
                         if each.ended:
                             schedule.leave(memory, each.run)
@@ -155,6 +157,20 @@ class Steps:
                         run.drafted = []
                 elif not self._make_room():
                     raise
+
+    def _count(
+        self, native: CData, before: CData, parts: list[tuple[Run, int, int | None]], made: list[Progress]
+    ) -> None:
+        """Note for the timings what was computed for texts that go on."""
+        pieces = {id(each.run): len(each.pieces) for each in made}
+        n_computed = n_written = 0
+        for run, n, at in parts:
+            n_new = pieces.get(id(run), 0)
+            if n == 1 and at is not None and len(run.tokens) - n_new > run.record.n_prompt:
+                n_computed += 1 + len(run.drafted)
+                n_written += n_new
+        if n_computed:
+            self._context._written.add(native, before, n_computed, n_written)
 
     def _room(self, able: list[Run]) -> int | None:
         """How many tokens of prompts the next batch takes."""

@@ -20,6 +20,7 @@ from moebind._core.native import CData, decoded, ffi, lib, own
 from moebind._core.owner import OfThisProcess
 from moebind.enums import GgmlType, GgufType
 from moebind.errors import ModelLoadError, ModelNotFoundError, NativeError
+from moebind.files.hub_address import meant
 from moebind.files.model_files import Split
 
 if TYPE_CHECKING:
@@ -415,7 +416,10 @@ def open_header(path: str, name: str | None = None) -> CData:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        hint = "; Model.from_pretrained loads models of the Hugging Face Hub" if checks.on_hub(name) else ""
+        address = meant(name)
+        hint = "" if address is None else f"; if it is on the Hugging Face Hub, write {address}"
+        if checks.on_hub(name):
+            hint = "; Model.from_pretrained loads models of the Hugging Face Hub"
         if _REPOSITORY.fullmatch(name) and not name.endswith(".gguf"):
             hint = (
                 f"; if it is a repository of the Hugging Face Hub, Model.from_pretrained({name!r}, filename) loads "

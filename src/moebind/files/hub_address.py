@@ -13,7 +13,7 @@ from moebind._core.shown import shown
 from moebind.errors import ModelNotFoundError
 from moebind.files.model_files import Split, sidecar_kind
 
-__all__ = ["Address", "choose"]
+__all__ = ["Address", "choose", "meant"]
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 #: The other kinds of repositories, as addresses name them.
@@ -22,6 +22,14 @@ _OTHER_KINDS = {"buckets", "datasets", "kernels", "spaces"}
 _REFS = re.compile(r"refs/(?:pr/\d+|convert/\w+)(?=/|$)")
 #: A letter and a digit, which all names of quantisations have: Q4_K_M, BF16, UD-IQ2_XXS.
 _QUANTISED = re.compile(r"[A-Za-z]\d")
+#: Addresses as browsers have them; path objects make one slash of two.
+_PAGE = re.compile(
+    r"https?:/{1,2}(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:resolve|blob|raw|tree)/(?P<revision>[^/?#]+)(?:/(?P<file>[^?#]+))?)?/?(?:[?#].*)?",
+    re.ASCII | re.IGNORECASE,
+)
+#: As llama.cpp and Ollama write it: a repository and a quantisation.
+_TAGGED = re.compile(r"(?:(?:hf|huggingface)\.co/)?(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w.-]+)", re.ASCII)
 #: More are not listed in a message.
 _LISTED_MAX = 20
 
@@ -45,7 +53,10 @@ class Address:
             raise TypeError(f"repo_id is {shown(self.repo)} ({type(self.repo).__name__}); it takes a str, 'OWNER/NAME'")
         if not _REPO.fullmatch(self.repo):
             hint = ""
-            if ":" in self.repo and not on_hub(self.repo):
+            address = meant(self.repo)
+            if address is not None and ("//" in self.repo or on_hub(self.repo)):
+                hint = f": Model.load_from_file, plan and fit take an address, so write {address}"
+            elif ":" in self.repo:
                 hint = ": give what follows the colon as filename"
             elif "@" in self.repo:
                 hint = ": give what follows the @ as revision"
@@ -83,6 +94,23 @@ class Address:
         if self.revision is not None and not _REFS.fullmatch(self.revision):
             revision = revision.replace("/", "%2F")
         return f"{HUB}{self.repo}{revision}/{file}"
+
+
+def meant(text: str) -> str | None:
+    """The address on the Hub that a text seems to be, with ``hf://``; None if it is like none.
+
+    Only addresses with ``hf://`` are taken; others could be paths.
+    """
+    if text.lower().startswith(HUB[:-1]):
+        return HUB + text[len(HUB) - 1 :].lstrip("/")
+    found = _PAGE.fullmatch(text) or _TAGGED.fullmatch(text)
+    if found is None:
+        return None
+    parts = found.groupdict()
+    revision = parts.get("revision")
+    at = f"@{revision}" if revision not in {None, "main"} else ""
+    file = f"/{parts['file']}" if parts["file"] else ""
+    return f"{HUB}{parts['repo']}{at}{file}"
 
 
 def choose(sizes: Mapping[str, int], wanted: str | None, where: str) -> tuple[str, ...]:

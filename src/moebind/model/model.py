@@ -18,7 +18,6 @@ from moebind._core.progress import progress_bar
 from moebind.backend import rpc_servers
 from moebind.backend.devices import (
     Device,
-    backend_state,
     describe,
     for_tensor_split,
     fork_hint,
@@ -27,6 +26,7 @@ from moebind.backend.devices import (
     native_device,
     native_devices,
     users,
+    why_no_card,
 )
 from moebind.enums import DeviceType, SplitMode
 from moebind.errors import ModelLoadError, NativeError, RpcServerError
@@ -370,7 +370,7 @@ def _warn_without_device(params: ModelParams) -> None:
     if not usable:
         _warned_no_device = True
         warn(
-            f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. CUDA "
-            f"is {backend_state('CUDA')}, Vulkan is {backend_state('Vulkan')}{fork_hint()}. moebind.doctor() says what "
-            "to do; set n_gpu_layers=0 if you want the CPU"
+            f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. "
+            f"{why_no_card('CUDA')}; {why_no_card('Vulkan')}{fork_hint()}. moebind.doctor() says what to do; set "
+            "n_gpu_layers=0 if you want the CPU"
         )

@@ -43,6 +43,11 @@ def _budgets(
         return others
     most = {device.name: device.capacity for device in plan.devices}
     if not isinstance(memory, Mapping):
+        if not isinstance(memory, (str, SupportsIndex)):
+            raise TypeError(
+                f"memory is {shown(memory)}; it takes one size for each device, such as '12GiB', or a mapping such as "
+                f"{{{next(iter(others))!r}: '12GiB'}}"
+            )
         size = parse_memory("memory", memory)
         _must_have("memory", size, max(others, key=most.__getitem__), most)
         return {name: min(size, most[name]) for name in others}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, SupportsIndex
+from typing import TYPE_CHECKING, Literal, SupportsIndex
 
 from moebind._core import checks
+from moebind._core.other_names import missing
 from moebind._core.shown import shown
 from moebind._core.sizes import parse_memory, show_size
 from moebind.backend.devices import Device
@@ -66,6 +67,11 @@ class Fit:
     #: Devices and a host that were given, which :meth:`load` plans for again.
     _devices: tuple[str | int, ...] | None = field(default=None, repr=False)
     _host: int | None = field(default=None, repr=False)
+
+    if not TYPE_CHECKING:  # type checkers would take it for any attribute
+
+        def __getattr__(self, name: str) -> object:
+            raise missing(self, name, of_fit=True)
 
     def __str__(self) -> str:
         return "\n".join([self.explanation, *self.plan._text()])
@@ -182,7 +188,8 @@ def fit(
     with which a token would read more from host memory is left out. Experts are placed with a context of
     ``n_ctx_min``, which then grows as far as the memory left allows.
 
-    What you set yourself is kept: ``n_gpu_layers``, tensor overrides, ``tensor_split``, ``n_ctx``, cache types.
+    Where there is no device, ``n_gpu_layers`` is 0. What you set yourself is kept: ``n_gpu_layers``, tensor overrides,
+    ``tensor_split``, ``n_ctx``, cache types.
 
     Parameters
     ----------
@@ -280,6 +287,9 @@ def fit(
         budgets = {}  # there are devices, which model_params leaves out: the host is as it is beside any others
     search.budgets = budgets
     given, shortest = model, _shortest(header, context, least, pinned)
+    nowhere = devices is None and model.devices is None and not first._own_devices
+    if nowhere and model.n_gpu_layers == _MODEL.n_gpu_layers:
+        model = model.with_n_gpu_layers(0)  # else a load warns that nothing takes them
     share = choose_share(search, model, shortest, routing, ratio) if auto else CacheShare(context.moe_cache_size, "")
     if share.size:
         model, context = cached_params(search, model, shortest), context.with_moe_cache_size(share.size)
@@ -289,7 +299,7 @@ def fit(
 
     chosen, full = windows.choose(place, first.n_swa if swa_full is None else 0, model, context)
     if chosen is None:
-        raise FitError(_nothing_fits(search, file, model), _lacks(search))
+        raise FitError(_nothing_fits(search, file, given), _lacks(search))
     if share.size and not auto:
         check_share(search, given, shortest, share.size, chosen)
     result = _on(devices, chosen.model_params)

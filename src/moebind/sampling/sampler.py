@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.class_names import NamedClass
+from moebind._core.arguments import explained
+from moebind._core.class_names import NamedClass, as_its_own
 from moebind._core.context_base import ContextBase
 from moebind._core.native import CData, clones, decoded, ffi, lib, own, part_of
 from moebind._core.shown import shown
 from moebind.backend.timings import SamplerTimings
 from moebind.errors import ClosedError, NativeError, SamplerError
 from moebind.sampling.candidates import TokenDataArray
+from moebind.sampling.grammar import GrammarKinds
+from moebind.sampling.kinds import SamplerKinds
 from moebind.sampling.python import PythonKinds, applying
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ class SampledContext(ContextBase):
         """Choose a token from one of its outputs, and accept it. The caller holds the context."""
 
 
+@as_its_own(SamplerKinds, GrammarKinds, PythonKinds)
 class Sampler(PythonKinds, metaclass=NamedClass):
     """A sampler, or a chain of samplers. Made by the class methods.
 
@@ -128,6 +132,7 @@ class Sampler(PythonKinds, metaclass=NamedClass):
         return chain
 
     @classmethod
+    @explained()
     def chain_simple(cls, samplers: Iterable[Sampler]) -> Self:
         """A chain that measures how long sampling takes: ``chain(samplers)``."""
         return cls.chain(samplers)

@@ -115,7 +115,11 @@ class Server:
     ...     print(server.url, [model.name for model in server.models])
     """
 
-    @explained_with_fields(model="Server(model, model_params={})", context="Server(model, context_params={})")
+    @explained_with_fields(
+        model="Server(model, model_params={})",
+        context="Server(model, context_params={})",
+        other_names={"model_draft": "draft", "draft_model": "draft"},
+    )
     def __init__(
         self,
         model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
