@@ -80,6 +80,11 @@ def test_moebind_server_is_there_when_it_is_asked_for() -> None:
     assert done.stdout == "False Server\n"
 
 
+def test_a_draft_by_another_name() -> None:
+    with pytest.raises(TypeError, match="no argument 'model_draft'; it is 'draft' here"):
+        Server("moe.gguf", model_draft="draft.gguf")  # type: ignore[call-arg]
+
+
 def test_it_gives_the_tokens_that_the_library_gives(server: Server, path: Path) -> None:
     with Model.load_from_file(path, CPU) as model, model.new_context(CONTEXT) as context:
         tokens = [piece.token for piece in context.generate("it is", max_tokens=8)]
