@@ -58,6 +58,7 @@ def test_it_builds_and_computes(tmp_path: Path) -> None:
         "CMakeLists.txt",
         "LICENSE",
         "cmake",
+        "licences",
         "native",
         "src",
         "vendor/fetch.py",
