@@ -137,7 +137,7 @@ def test_without_a_projector(seeing: SeeingMaker) -> None:
     with see.context() as context:
         with pytest.raises(ValueError, match=r"image_url.*need mtmd=\.\.\."):
             context.chat(user(image(png()), text("?")), template=TEMPLATE)
-        with pytest.raises(TypeError):
+        with pytest.raises(ValueError, match=r"Bitmap.*it takes mtmd=\.\.\."):
             context.chat(user(see.bitmap(), text("?")), template=TEMPLATE)
         with pytest.raises(MtmdError, match="takes no sound"):
             context.chat(user(seeing("ultravox").bitmap(), text("?")), mtmd=see.mtmd, template=TEMPLATE)
