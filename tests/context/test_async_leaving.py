@@ -13,11 +13,11 @@ import time
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 from generations import Gate, gone
+from leaving import WAYS_TO_LEAVE
 
 from conftest import SMALL
 from moebind import AbortedError, AsyncPieces, ClosedError, Context, Model
@@ -32,39 +32,7 @@ def two(dense: Model) -> Iterator[Context]:
         yield context
 
 
-async def cancelled(stream: AsyncPieces) -> None:
-    task = asyncio.ensure_future(anext(stream))
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
-async def timed_out(stream: AsyncPieces) -> None:
-    with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(anext(stream), 0.01)
-
-
-async def left(stream: AsyncPieces) -> None:
-    with pytest.raises(ZeroDivisionError):
-        async with stream:
-            1 / 0  # noqa: B018
-
-
-async def closed(stream: AsyncPieces) -> None:
-    await stream.aclose()
-    await stream.aclose()
-
-
-async def closed_by_contextlib(stream: AsyncPieces) -> None:
-    async with aclosing(stream):
-        pass
-
-
-WAYS = [cancelled, timed_out, left, closed, closed_by_contextlib]
-
-
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", WAYS_TO_LEAVE)
 def test_who_goes_away_leaves_nothing(two: Context, way: Callable[[AsyncPieces], Awaitable[None]]) -> None:
     gate = Gate()
     expected = [piece.token for piece in two.generate([1, 5], max_tokens=5, seq_id=1)]

@@ -8,11 +8,12 @@ import signal
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, closing
+from contextlib import closing
 
 import pytest
 from engines import EXACT, PROMPTS, alone, check, endless, wait_until
 from generations import Gate
+from leaving import WAYS_TO_LEAVE
 
 from moebind import AsyncPieces, ClosedError, Engine, Model, Pieces
 
@@ -169,40 +170,11 @@ def gate_of(gate: Gate) -> object:
 # --- coroutines that go away ---
 
 
-async def cancelled(stream: AsyncPieces) -> None:
-    task = asyncio.ensure_future(stream.complete())
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
-async def timed_out(stream: AsyncPieces) -> None:
-    with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(stream.complete(), 0.01)
-
-
-async def left_block(stream: AsyncPieces) -> None:
-    with pytest.raises(ZeroDivisionError):
-        async with stream:
-            1 / 0  # noqa: B018
-
-
-async def aclosed(stream: AsyncPieces) -> None:
-    await stream.aclose()
-    await stream.aclose()
-
-
-async def aclosed_by_contextlib(stream: AsyncPieces) -> None:
-    async with aclosing(stream):
-        pass
-
-
 async def dropped(stream: AsyncPieces) -> None:
     pass
 
 
-@pytest.mark.parametrize("way", [cancelled, timed_out, left_block, aclosed, aclosed_by_contextlib, dropped])
+@pytest.mark.parametrize("way", [*WAYS_TO_LEAVE, dropped])
 @pytest.mark.parametrize("n_read", [0, 2])
 def test_tasks_that_go_away_leave_nothing(
     dense: Model, engine: Engine, way: Callable[[AsyncPieces], Awaitable[None]], n_read: int

@@ -61,7 +61,7 @@ def test_multi_token_prediction(tiny_path: MakeTiny, n_seq_max: int) -> None:
         with drafting(model, model, params, params.with_ctx_type(ContextType.MTP)) as made:
             assert made.made.kinds == (SpeculativeType.DRAFT_MTP,)
             for seq_id in range(n_seq_max):
-                made.check(prompts(20), max_tokens=24, seq_id=seq_id)
+                made.check(prompts(50), max_tokens=24, seq_id=seq_id)
             assert made.target.timings().n_drafted > 50
             made.made.close()
             # It is as it was before: no hidden states are kept for anybody.
@@ -78,14 +78,14 @@ def test_drafts_from_hidden_states(architecture_path: Callable[..., Path], name:
         params = LONG.with_ctx_type(ContextType.MTP) if other.n_layer_nextn else LONG
         with drafting(model, other, LONG, params, ctx_other=True, n_max=3) as made:
             assert made.made.kinds == (kind.kind,)
-            made.check(prompts(20), max_tokens=24)
+            made.check(prompts(50), max_tokens=24)
             assert made.target.timings().n_drafted > 50
 
 
 def test_a_recurrent_memory_goes_back_by_its_snapshots(tiny_path: MakeTiny, drafters: dict[str, Model]) -> None:
     with Model.load_from_file(tiny_path(arch="lfm2", n_layer=4), CPU) as model:
         with drafting(model, drafters["near"], LONG.with_n_rs_seq(3), LONG, n_max=8) as made:
-            made.check(prompts(20), max_tokens=24)
+            made.check(prompts(50), max_tokens=24)
             timings = made.target.timings()
             assert timings.n_drafted > 50
             assert timings.n_accepted < timings.n_drafted

@@ -21,10 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import compared
+import compared  # which lets the next be found
 import numpy as np
 import torch
 import transformers
+from committed_references import write_or_check
 from torch import Tensor, nn
 
 SEED = 3
@@ -254,25 +255,6 @@ def make(name: str, model: nn.Module, folder: Path) -> None:
         print(f"{name:10}{key:14}{values.shape} standard deviation {values.std():.2f}")
 
 
-def differences(fresh: Path) -> list[str]:
-    """How what is committed differs from what was made."""
-    wrong = []
-    for path in sorted(fresh.iterdir()):
-        committed = compared.DATA / path.name
-        if not committed.exists():
-            wrong.append(f"{path.name} is missing")
-        elif path.suffix == ".gguf" and path.read_bytes() != committed.read_bytes():
-            wrong.append(f"{path.name} has other bytes")
-        elif path.suffix == ".npz":
-            with np.load(path) as made, np.load(committed) as kept:
-                if set(made) != set(kept):
-                    wrong.append(f"{path.name} has other arrays")
-                # Another torch, or another processor, sums in another order.
-                elif any(np.abs(made[key] - kept[key]).max() > 3e-5 for key in made):
-                    wrong.append(f"{path.name} has other values")
-    return wrong
-
-
 def main() -> int:
     """Write the data, or check it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -282,16 +264,12 @@ def main() -> int:
     sys.path[:0] = [str(arguments.source), str(arguments.source / "gguf-py")]
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if arguments.check else compared.DATA
-        folder.mkdir(exist_ok=True)
+
+    def make_all(folder: Path) -> None:
         for name, model in models().items():
             make(name, model, folder)
-        if not arguments.check:
-            return 0
-        wrong = differences(folder)
-        print(*(wrong or ["the committed files are what this script makes"]), sep="\n")
-        return bool(wrong)
+
+    return write_or_check(make_all, compared.DATA, check=arguments.check)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from committed_references import write_or_check
 
 DATA = Path(__file__).resolve().parent / "data"
 SEED = 3
@@ -152,25 +154,6 @@ def report_parts(model: nn.Module, tokens: Tensor) -> None:
         print(f"{'':10}{(changed - plain).abs().max():5.2f}, same argmax {same:4.0%}: only {meaning}")
 
 
-def differences(fresh: Path) -> list[str]:
-    """How what is committed differs from what was made."""
-    wrong = []
-    for path in sorted(fresh.iterdir()):
-        committed = DATA / path.name
-        if not committed.exists():
-            wrong.append(f"{path.name} is missing")
-        elif path.suffix == ".gguf" and path.read_bytes() != committed.read_bytes():
-            wrong.append(f"{path.name} has other bytes")
-        elif path.suffix == ".npz":
-            with np.load(path) as made, np.load(committed) as kept:
-                if set(made) != set(kept):
-                    wrong.append(f"{path.name} has other arrays")
-                # Another torch, or another processor, sums in another order.
-                elif any(np.abs(made[key] - kept[key]).max() > 3e-5 for key in made):
-                    wrong.append(f"{path.name} has other values")
-    return wrong
-
-
 def main() -> int:
     """Write the data, or check it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -178,16 +161,12 @@ def main() -> int:
     check = parser.parse_args().check
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if check else DATA
-        folder.mkdir(exist_ok=True)
+
+    def make_all(folder: Path) -> None:
         for name in architectures.configs():
             make(name, folder)
-        if not check:
-            return 0
-        wrong = differences(folder)
-        print(*(wrong or ["the committed files are what this script makes"]), sep="\n")
-        return bool(wrong)
+
+    return write_or_check(make_all, DATA, check=check)
 
 
 if __name__ == "__main__":
