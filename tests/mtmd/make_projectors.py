@@ -5,9 +5,10 @@
     tar xzf ~/.cache/moebind/xllamacpp-VERSION.tar.gz -C /tmp
     /tmp/references/bin/python tests/mtmd/make_projectors.py /tmp/xllamacpp-VERSION/thirdparty/llama.cpp
 
-The archive is the one that moebind is built from, which ``vendor/llama.cpp.lock`` names. Its converter writes the files, as it does those that people use, so
-names, permutations and metadata are llama.cpp's own; it is not among what is vendored. ``--check`` writes nothing: it
-makes everything anew, and says whether what is committed is still that. The tests need neither torch nor transformers.
+The archive is the one that moebind is built from, which ``vendor/llama.cpp.lock`` names. Its converter writes the
+files, as it does those that people use, so names, permutations and metadata are llama.cpp's own; it is not among what
+is vendored. ``--check`` writes nothing: it makes everything anew, and says whether what is committed is still that. The
+tests need neither torch nor transformers.
 """
 
 from __future__ import annotations
