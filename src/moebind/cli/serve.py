@@ -30,6 +30,7 @@ from moebind.params.params import ContextParams, ModelParams
 from moebind.server import Server
 from moebind.server.address import PORT, parse
 from moebind.server.extra import option_names, why_not
+from moebind.server.placed import N_CTX_OF_SEVERAL
 from moebind.server.supervisor import logger
 
 __all__ = ["CLASS", "command"]
@@ -73,7 +74,11 @@ CLASS = WithRest
 
 Models = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[MODEL]...", help="GGUF files, or addresses on the Hub.", show_default=False),
+    typer.Argument(
+        metavar="[MODEL]...",
+        help=f"GGUF files, or addresses on the Hub; of several, each has {N_CTX_OF_SEVERAL} tokens.",
+        show_default=False,
+    ),
 ]
 Folders = Annotated[
     list[str] | None,
