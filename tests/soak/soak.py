@@ -43,6 +43,7 @@ MIB = 2**20
 SHARED = "/dev/shm/"  # noqa: S108
 #: How much more resident memory at the end is none: the allocator's pages come and go by some.
 ALLOWED = MIB
+MEMORY = frozenset({"allocated", "resident"})
 CPU = ModelParams(n_gpu_layers=0, devices=())
 SMALL = ContextParams(n_ctx=256, n_threads=1, n_threads_batch=1)
 TWO = SMALL.with_n_ctx(512).with_n_seq_max(2)
@@ -115,14 +116,29 @@ class Record:
         """What there is more of at the end than after the first rounds, and by how much."""
         if not self.enough:
             return [f"{len(self.rounds)} rounds are too few to tell: {3 * self.warm_up} at least"]
-        window = max(1, self.warm_up // 5)  # a median: one round may catch something that is about to end
-        first, last = self.rounds[self.warm_up - window : self.warm_up + window], self.rounds[-2 * window :]
         found = []
-        for field in [each for each in fields(Held) if each.name not in self.ignored]:
-            before, after = (statistics.median(getattr(held, field.name) for held in part) for part in (first, last))
-            if after - before >= (ALLOWED if field.name in {"allocated", "resident"} else 1):
-                found.append(f"{field.name.replace('_', ' ')}: {before:g}, then {after:g}")
+        for name in [each.name for each in fields(Held) if each.name not in self.ignored]:
+            before, after = (self._memory if name in MEMORY else self._counted)(name)
+            if after - before >= (ALLOWED if name in MEMORY else 1):
+                found.append(f"{name.replace('_', ' ')}: {before:g}, then {after:g}")
         return found
+
+    def _memory(self, name: str) -> tuple[float, float]:
+        """Of memory: what there is around the end of the warm-up, and at the end."""
+        window = max(1, self.warm_up // 5)
+        first, last = self.rounds[self.warm_up - window : self.warm_up + window], self.rounds[-2 * window :]
+        before, after = (statistics.median(getattr(held, name) for held in part) for part in (first, last))
+        return before, after
+
+    def _counted(self, name: str) -> tuple[int, int]:
+        """Of what is counted: the most there was in the first third, and the least in the last.
+
+        A connection whose other end is closed is still open for a moment, in many rounds or in none, as a machine is
+        fast. What is kept is there in every later round.
+        """
+        part = len(self.rounds) // 3
+        counts = [getattr(held, name) for held in self.rounds]
+        return max(counts[:part]), min(counts[-part:])
 
 
 def _told(held: Held) -> str:

@@ -51,3 +51,24 @@ def test_too_few_rounds_tell_nothing() -> None:
     for _ in range(14):
         record.add(soak.Held.by(psutil.Process()))
     assert record.leaks() == ["14 rounds are too few to tell: 15 at least"]
+
+
+def held(files: int) -> soak.Held:
+    return soak.Held(0, 0, files, 1, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "files", [[11] + 9 * [10] + 10 * [10, 11], [11, 10, 10, 10, 10] + 15 * [11]], ids=["now and then", "mostly"]
+)
+def test_what_is_about_to_end_is_no_leak(files: list[int]) -> None:
+    record = soak.Record(warm_up=5)
+    for each in files:
+        record.add(held(each))
+    assert record.leaks() == []
+
+
+def test_what_is_kept_every_few_rounds_is_told() -> None:
+    record = soak.Record(warm_up=5)
+    for number in range(30):
+        record.add(held(10 + number // 8))
+    assert record.leaks() == ["files: 11, then 12"]
