@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from moebind._core import checks
 from moebind._core.native import CData, ffi, lib
 from moebind._core.shown import shown
-from moebind.context.decode import Decoding
 from moebind.enums import SpeculativeType
 from moebind.errors import SpeculativeError
+
+if TYPE_CHECKING:  # plans read what a draft is, and compute nothing
+    from moebind.context.decode import Decoding
 
 __all__ = [
     "ALL_NAMES",
