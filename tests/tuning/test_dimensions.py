@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from moebind.backend.devices import describe
 from moebind.placement.described_devices import described_device
 from moebind.placement.header import read_header
 from moebind.placement.search import Search
+from moebind.tuning import dimensions
 from moebind.tuning.configuration import MIN_BATCH, Configuration
 from moebind.tuning.dimensions import ASKED, DIMENSIONS, Choices, Planner
 from moebind.tuning.goals import checked_goal
@@ -193,6 +196,11 @@ def test_caches_of_experts(planner: MakePlanner, dense_path: Path) -> None:
         assert reason(made, "repacking", each.subject) == "experts that are repacked cannot be cached"
         assert "no cache of experts" in names(choices(made, "expert cache", each.subject))
     assert reason(planner(file=dense_path), "expert cache") == "the model has no experts"
+    # A placement that leaves nothing to cache is tried without a cache, with which no context can be made.
+    placed = {each.name: each for each in choices(planner(1.0), "placement", taken[0].subject)}
+    assert placed["everything on the devices"].refused is None
+    assert placed["everything on the devices"].subject.context_params.moe_cache_size == 0
+    assert placed["all experts in host memory"].subject.context_params.moe_cache_size > 0
 
 
 def test_threads_go_by_cores(planner: MakePlanner) -> None:
@@ -236,10 +244,34 @@ def test_places_have_no_more_threads_than_processors(planner: MakePlanner) -> No
 
 def test_load_modes(planner: MakePlanner) -> None:
     made = planner()
-    [found] = choices(made, "load mode")
-    assert found.subject.model_params.load_mode == LoadMode.NONE
-    [back] = choices(made, "load mode", found.subject)
-    assert back.subject.model_params.load_mode == LoadMode.MMAP
+
+    def modes(current: Configuration | None = None) -> set[LoadMode]:
+        return {each.subject.model_params.load_mode for each in choices(made, "load mode", current)}
+
+    direct = {LoadMode.DIRECT_IO} if dimensions._reads_directly(made.search.header.paths[0]) else set()
+    locked = {LoadMode.MLOCK, LoadMode.MMAP_MLOCK}
+    assert modes() == {LoadMode.NONE} | direct | locked  # AUTO maps a file that is for the processor
+    read = made.given.with_model(ModelParams().with_load_mode(LoadMode.NONE))
+    assert modes(read) == {LoadMode.MMAP} | direct | locked
+    made.lockable = 2**12
+    assert modes() == {LoadMode.NONE} | direct
+    made.lockable = made.plan(made.given).host.model
+    assert modes() == {LoadMode.NONE} | direct | locked
+
+
+def test_files_that_can_only_be_read_through_the_cache(
+    planner: MakePlanner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, flags: int, *more: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return opened(path, flags, *more)
+
+    made = planner()
+    assert not dimensions._reads_directly(str(tmp_path / "none"))
+    opened = os.open
+    monkeypatch.setattr(os, "open", refuse)
+    assert not {each.subject.model_params.load_mode for each in choices(made, "load mode")} & {LoadMode.DIRECT_IO}
 
 
 def test_work_of_devices_on_weights_of_the_host(planner: MakePlanner) -> None:

@@ -39,6 +39,7 @@ def make(path: Path, tmp_path: Path) -> Iterator[Callable[..., Trials]]:
             "path": str(path),
             "devices": devices or [],
             "memory": None,
+            "draft": None,
             "given": GIVEN.to_dict(),
             "given_fields": [],
         }

@@ -60,6 +60,8 @@ class Given:
     def __init__(self, values: Mapping[str, Any]) -> None:
         #: The values of options by name; None for those that were not given.
         self.values = dict(values)
+        #: Whether the file says that the model's own layers draft, which predict further ahead.
+        self._own_layers_draft = False
         #: What is given up when the command has ended.
         self.held = ExitStack()
 
@@ -96,6 +98,9 @@ class Given:
             for each in endpoints.split(","):
                 add_rpc_server(each.strip())
         saved = Saved(ModelParams(), ContextParams()) if source is None else read_for(source, model)
+        if self._own_layers_draft:
+            # Commands load these layers for the kind of drafts that they are, and llama-server does.
+            saved = replace(saved, model_params=saved.model_params.with_load_mtp(False))
         context_params = self._with(CONTEXT, saved.context_params)
         if source is None and self.values.get("n_ctx") is None and n_ctx is not None:
             context_params = context_params.with_n_ctx(n_ctx)
@@ -111,7 +116,7 @@ class Given:
         return Chosen(model_params, context_params, None if device is None else list(device), host)
 
     def _source(self, model: str) -> str | None:
-        """The file of parameters, which ``--tuned`` looks for; what it says of the process is set."""
+        """The file of parameters, which ``--tuned`` looks for; what it says of the process and of drafts is set."""
         if self.values.get("tuned"):
             if self.values.get("params") is not None:
                 raise ValueError("--params and --tuned are both given; leave one of them out")
@@ -121,10 +126,22 @@ class Given:
             say(sentence)
         source: str | None = self.values.get("params")
         if source is not None:
-            from moebind.tuning.saved import process_of
+            from moebind.tuning.saved import settings_of
+            from moebind.tuning.speculation import MTP
 
-            process_of(source).apply()
+            process, speculation = settings_of(source)
+            process.apply()
+            if speculation is not None:
+                self._own_layers_draft = speculation.kind == MTP
+                self._drafts(speculation.values)
         return source
+
+    def _drafts(self, values: Mapping[str, Any]) -> None:
+        """Take what drafts from a file, if the command can draft, and no option says anything of it."""
+        from moebind.cli.drafts import DRAFTS
+
+        if "spec_type" in self.values and not self.of(DRAFTS):
+            self.values |= values
 
     def of(self, options: Sequence[Option[ParamsT]]) -> list[tuple[Option[ParamsT], Any]]:
         """Those of the options that were given, with their values."""
