@@ -44,9 +44,9 @@ class Speculation:
     def name(self) -> str:
         """It in a few words."""
         if self.kind not in {None, MTP}:
-            return f"drafts by {self.kind}"
+            return f"{self.kind} drafts"
         who = "the model's own layers" if self.draft is None else os.path.basename(self.draft)
-        return f"drafts of {self.n_max} tokens by {who}"
+        return f"up to {self.n_max} token{'s' * (self.n_max != 1)} drafted by {who}"
 
     @property
     def counted(self) -> Draft | None:

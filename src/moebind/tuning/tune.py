@@ -257,7 +257,7 @@ def _checked(
     drafts = None if draft is None else checks.path("draft", draft)
     if drafts is not None:
         if "speculation" not in chosen:
-            raise ValueError("draft is given, and dimensions has no 'speculation', which tries it: add that")
+            raise ValueError("draft is given, and dimensions lacks 'speculation', which tries it: add that")
         Gguf.from_file(drafts)
     file = local_file(file)  # only now, when nothing else is wrong
     drafts = None if drafts is None else os.path.abspath(local_file(drafts))
