@@ -201,6 +201,7 @@ def test_what_drafts_is_read_as_options(path: Path, speculation: Speculation, ex
     own = Given({"tuned": True, "params": None, **nothing, "spec_type": "none"})
     own.read(str(path))
     assert {name for name in nothing if own.values[name] is not None} == {"spec_type"}
+    assert all(name.startswith("spec_") or name.endswith("_draft") for name in nothing)
     without = Given({"tuned": True, "params": None})
     without.read(str(path))
     assert set(without.values) == {"tuned", "params"}

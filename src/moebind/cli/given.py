@@ -138,9 +138,9 @@ class Given:
 
     def _drafts(self, values: Mapping[str, Any]) -> None:
         """Take what drafts from a file, if the command can draft, and no option says anything of it."""
-        from moebind.cli.drafts import DRAFTS
-
-        if "spec_type" in self.values and not self.of(DRAFTS):
+        # As the options in moebind.cli.drafts are called, which reads what is given here.
+        said = {name for name in self.values if name.startswith("spec_") or name.endswith("_draft")}
+        if values.keys() <= said and not any(self.values[name] not in (None, []) for name in said):
             self.values |= values
 
     def of(self, options: Sequence[Option[ParamsT]]) -> list[tuple[Option[ParamsT], Any]]:
