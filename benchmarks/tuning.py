@@ -79,9 +79,7 @@ def _about(conditions: Mapping[str, Any]) -> str:
     load, day = conditions["load_average"][0], str(conditions["date"])[:10]
     waiting = os.environ.get("OMP_WAIT_POLICY")
     threads = "" if waiting is None else f", OMP_WAIT_POLICY={waiting}"
-    return (
-        f"{day}, {processor}, {count} processors{threads}, llama.cpp {build['llama_cpp']}, load {load:.0f} at the end"
-    )
+    return f"{day}, {machine}{threads}, llama.cpp {version}, load {load:.0f} at the end"
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
