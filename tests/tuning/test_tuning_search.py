@@ -139,11 +139,11 @@ def test_what_is_kept_is_seldom_lost_for_lack_of_time() -> None:
 
 
 @pytest.mark.parametrize("seconds", [1.0, 40.0])
-def test_too_little_time_is_known_after_one_measurement(seconds: float) -> None:
+def test_too_little_time_is_known_after_two_measurements(seconds: float) -> None:
     machine = random_machine(7)
     machine.seconds, machine.limit = seconds, 45 * seconds
     found = run(machine)
-    assert len(machine.measured) == 1
+    assert len(machine.measured) == 2
     assert found.needs is not None
     assert {step.why for step in found.steps} == {NO_TIME}
     assert machine.limit < found.needs < 2 * machine.limit
@@ -153,6 +153,24 @@ def test_too_little_time_is_known_after_one_measurement(seconds: float) -> None:
     decided = run(again)
     assert decided.needs is None
     assert decided.best["threads"] == 1
+
+
+def test_a_first_load_from_the_disk_is_not_taken_for_all() -> None:
+    class Cold(Machine):
+        def _measure(self, point, until):  # type: ignore[no-untyped-def]
+            self.seconds = 1.0 if self.measured else 60.0
+            return super()._measure(point, until)
+
+    machine = Cold({"a": [0.0, -0.5]}, limit=200.0)
+    found = run(machine)
+    assert found.needs is None
+    assert found.best == {"a": 1}
+    # Without time to look once more, it is all that is known.
+    machine = Cold({"a": [0.0, -0.5]}, limit=100.0)
+    found = run(machine)
+    assert len(machine.measured) == 1
+    assert found.needs is not None
+    assert found.needs > 60 * 40
 
 
 def test_a_first_measurement_that_takes_too_long() -> None:

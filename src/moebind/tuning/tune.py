@@ -80,7 +80,7 @@ def tune(
         tokens), ``"batch"`` (eight sequences side by side); or weights, such as ``{"decode": 0.5, "prompt": 0.5}``.
     minutes
         What it may take; None: as long as it needs. Part of the time is kept for the last comparison. If there is not
-        enough for a single choice, that is known after the first measurement, and is said.
+        enough for a single choice, that is known after two measurements, and is said.
     memory
         What devices and host may take, as for :func:`fit`: it is never exceeded.
     model_params, context_params
