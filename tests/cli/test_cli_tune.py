@@ -186,7 +186,10 @@ def test_what_was_found_is_read_as_parameters(path: Path, monkeypatch: pytest.Mo
     [
         (Speculation("ngram-mod"), {"spec_type": "ngram-mod"}),
         (Speculation("draft-mtp", n_max=3), {"spec_type": "draft-mtp", "spec_draft_n_max": 3}),
-        (Speculation(draft="small.gguf", n_max=6), {"model_draft": "small.gguf", "spec_draft_n_max": 6}),
+        (
+            Speculation("draft-simple", "small.gguf", 6),
+            {"spec_type": "draft-simple", "model_draft": "small.gguf", "spec_draft_n_max": 6},
+        ),
     ],
 )
 def test_what_drafts_is_read_as_options(path: Path, speculation: Speculation, expected: dict[str, Any]) -> None:

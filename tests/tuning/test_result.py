@@ -114,7 +114,10 @@ def test_a_preset_drafts(path: Path) -> None:
     for speculation, added in (
         (Speculation("ngram-mod"), ["spec-type = ngram-mod"]),
         (Speculation("draft-mtp", n_max=3), ["spec-type = draft-mtp", "spec-draft-n-max = 3"]),
-        (Speculation(draft="/a/b.gguf", n_max=1), ["spec-draft-model = /a/b.gguf", "spec-draft-n-max = 1"]),
+        (
+            Speculation("draft-simple", "/a/b.gguf", 1),
+            ["spec-type = draft-simple", "spec-draft-model = /a/b.gguf", "spec-draft-n-max = 1"],
+        ),
     ):
         ahead = MODEL.with_load_mtp(speculation.kind == "draft-mtp")
         written = made_up(path, speculation=speculation, model_params=ahead).preset().splitlines()

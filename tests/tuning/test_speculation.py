@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def test_it_is_told_in_words_and_as_options() -> None:
     assert NGRAM.options == ["--spec-type", "ngram-simple"]
     assert MTP.options == ["--spec-type", "draft-mtp", "--spec-draft-n-max", "2"]
     assert draft.options == ["--spec-draft-model", "/models/small.gguf", "--spec-draft-n-max", "1"]
+    assert Speculation(draft="a/b.gguf").name == "tokens drafted by b.gguf"
     assert NGRAM.counted is None
     assert MTP.counted == moebind.Draft()
     assert draft.counted == moebind.Draft("/models/small.gguf")
@@ -70,15 +72,25 @@ def test_what_is_damaged_is_refused(damage: dict[str, Any]) -> None:
 def test_it_drafts_and_the_text_is_the_same(context: Context, small: Speculation) -> None:
     prompt = "the cat the cat the cat the cat the cat the cat the cat the cat"
     expected = context.generate(prompt, max_tokens=24).complete().tokens
-    kinds = {NGRAM: "NGRAM_SIMPLE", MTP: "DRAFT_MTP", small: "DRAFT_SIMPLE"}
+    kinds = {NGRAM: "NGRAM_SIMPLE", MTP: "DRAFT_MTP", small: "DRAFT_SIMPLE", replace(small, kind="draft-simple"): ""}
     for each, kind in kinds.items():
         with each.opened(context) as speculative:
-            assert speculative.kinds == (SpeculativeType[kind],)
+            assert speculative.kinds == (SpeculativeType[kind or "DRAFT_SIMPLE"],)
             pieces = context.generate(prompt, max_tokens=24, reuse_prefix=False, speculative=speculative)
             assert pieces.complete().tokens == expected
             draft = speculative.draft_context
         assert speculative.closed
         assert draft is None or draft.closed
+
+
+def test_a_draft_with_layers_that_predict_further_ahead_is_a_file_all_the_same() -> None:
+    draft = Speculation("draft-mtp", "mtp-moe.gguf", 3)
+    assert not draft.own_layers
+    assert MTP.own_layers
+    assert draft.counted == moebind.Draft("mtp-moe.gguf")
+    assert draft.name == "up to 3 tokens drafted by mtp-moe.gguf"
+    assert draft.values == {"spec_type": "draft-mtp", "model_draft": "mtp-moe.gguf", "spec_draft_n_max": 3}
+    assert draft.python[0] == "draft = moebind.Draft('mtp-moe.gguf')"
 
 
 def test_what_cannot_draft_says_so(context: Context, path: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Machine:
             handlers["begins"](1, {"number": number})
             speed = self.speed(request["model_params"], context) * float(np.exp(self.random.normal(0, 0.01)))
             self.wrote.append(request["writes"])
-            speed *= 1.0 if drafts is None else self.drafted.get(drafts["kind"] or "draft", 0.9)
+            speed *= 1.0 if drafts is None else self.drafted.get(drafts["kind"], 0.9)
             speeds = {"prompt": speed, "decode": speed, "batch": speed}
             handlers["measured"](1, {"number": number, "seconds": 0.1, "speeds": speeds, "memory": {"Host": 1}})
         return None
@@ -124,14 +124,15 @@ def test_what_is_faster_is_kept(path: Path, machine: Machine) -> None:
     assert found.conditions["build"]["llama_cpp"] == moebind.llama_cpp_version
 
 
-@pytest.mark.parametrize("kind", ["ngram-simple", "draft-mtp", "draft"])
+@pytest.mark.parametrize("kind", ["ngram-simple", "draft-mtp", "draft-simple"])
 def test_what_drafts_best_is_kept(tiny_path: MakeTiny, machine: Machine, kind: str) -> None:
     path = tiny_path(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
     draft = tiny_path(n_layer=1)
     machine.drafted = {kind: 2.0}
     found = moebind.tune(path, **QUICK, dimensions=["micro-batch", "speculation"], draft=draft)
     assert found.speculation is not None
-    assert (found.speculation.kind or "draft") == kind
+    assert found.speculation.kind == kind
+    assert found.speculation.draft == (str(draft) if kind == "draft-simple" else None)
     assert found.model_params.load_mtp == (kind == "draft-mtp")
     assert found.total is not None
     assert found.total.gain == pytest.approx(4.0, rel=0.05)  # and micro-batches of 128

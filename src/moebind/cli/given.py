@@ -133,12 +133,11 @@ class Given:
         source: str | None = self.values.get("params")
         if source is not None:
             from moebind.tuning.saved import settings_of
-            from moebind.tuning.speculation import MTP
 
             process, speculation = settings_of(source)
             process.apply()
             if speculation is not None:
-                self._own_layers_draft = speculation.kind == MTP
+                self._own_layers_draft = speculation.own_layers
                 self._drafts(speculation.values)
         return source
 

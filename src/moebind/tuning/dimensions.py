@@ -411,16 +411,23 @@ def speculation(planner: Planner, current: Configuration) -> Choices:
     if not any(planner.goal.weights.get(part) for part in ("decode", "batch")):
         return "no text is written for this goal"
     wanted: list[Speculation | None] = [None, *map(Speculation, NGRAMS)]
+    found: list[Choice[Configuration]] = []
     if planner.search.header.layers_ahead:
         wanted += [Speculation(MTP, n_max=count) for count in DRAFTED]
     if planner.draft is not None:
-        wanted += [Speculation(draft=planner.draft, n_max=count) for count in DRAFTED]
-    found = []
+        drafts = current.with_speculation(Speculation(draft=planner.draft))
+        try:
+            counted = planner.drafting(drafts).plan(drafts)._draft
+        except (MoebindError, ValueError) as error:
+            found.append(Choice(f"tokens drafted by {planner.draft}", drafts, str(error).splitlines()[0]))
+        else:
+            kind = None if counted is None else counted.kind.name.lower().replace("_", "-")
+            wanted += [Speculation(kind, planner.draft, count) for count in DRAFTED]
     for each in wanted:
         if each == current.speculation:
             continue
         name = "nothing drafts" if each is None else each.name
-        own = each is not None and each.kind == MTP
+        own = each is not None and each.own_layers
         params = current.model_params.with_load_mtp(own or planner.given.model_params.load_mtp)
         changed = current.with_speculation(each).with_model(params)
         try:

@@ -28,8 +28,8 @@ class Speculation:
     Attributes
     ----------
     kind : str or None
-        llama.cpp's name, as ``--spec-type`` takes it, such as ``"ngram-mod"`` or ``"draft-mtp"``; None for a draft,
-        whose file says what it is.
+        llama.cpp's name, as ``--spec-type`` takes it, such as ``"ngram-mod"`` or ``"draft-mtp"``; None: what the file of
+        the draft says.
     draft : str or None
         The file of a model that drafts.
     n_max : int or None
@@ -43,15 +43,22 @@ class Speculation:
     @property
     def name(self) -> str:
         """It in a few words."""
-        if self.kind not in {None, MTP}:
+        if self.counted is None:
             return f"{self.kind} drafts"
         who = "the model's own layers" if self.draft is None else os.path.basename(self.draft)
+        if self.n_max is None:
+            return f"tokens drafted by {who}"
         return f"up to {self.n_max} token{'s' * (self.n_max != 1)} drafted by {who}"
 
     @property
     def counted(self) -> Draft | None:
         """What takes memory, as plans count it; n-grams take none to speak of."""
-        return None if self.kind not in {None, MTP} else Draft(self.draft)
+        return Draft(self.draft) if self.draft is not None or self.own_layers else None
+
+    @property
+    def own_layers(self) -> bool:
+        """Whether the model's own layers draft, which predict further ahead, and are loaded for that."""
+        return self.kind == MTP and self.draft is None
 
     @property
     def values(self) -> dict[str, str | int]:
@@ -75,7 +82,7 @@ class Speculation:
         """Lines of Python that make it for a ``model`` and its ``context``."""
         if self.draft is None:
             more = "" if self.n_max is None else f", n_max={self.n_max}"
-            if self.kind != MTP:
+            if not self.own_layers:
                 return [f"speculative = moebind.Speculative(context, kind={self.kind!r}{more})"]
             return [f"params = moebind.MtpSpeculativeParams({more[2:]})",
                     "speculative = moebind.MtpSpeculative(context, params=params)"]  # fmt: skip
