@@ -28,8 +28,8 @@ class Speculation:
     Attributes
     ----------
     kind : str or None
-        llama.cpp's name, as ``--spec-type`` takes it, such as ``"ngram-mod"`` or ``"draft-mtp"``; None: what the file of
-        the draft says.
+        llama.cpp's name, as ``--spec-type`` takes it, such as ``"ngram-mod"`` or ``"draft-mtp"``; None: what the
+        draft's file says.
     draft : str or None
         The file of a model that drafts.
     n_max : int or None
