@@ -11,7 +11,7 @@ import pytest
 from conftest import CPU, EXACT
 from moebind import Context, Model, MoebindError, Speculative
 from moebind.bench.measure import capture
-from moebind.tuning.written_texts import continued, endless, timed_texts
+from moebind.tuning.written_texts import WARM_UP, continued, endless, timed_texts
 
 PROMPTS = ["the cat is in it", "a to of the a to of the a to of the a to of the a to of"]
 
@@ -56,8 +56,8 @@ def test_each_prompt_is_continued_by_its_part(
             lengths.clear()
             speeds = timed_texts(context, "the cat is " * 20, 32, PROMPTS, asked, speculative)
             assert min(speeds) > 0
-            # The prompt, then each text with its first token, which is not timed.
-            assert lengths == [1, each + 1, each + 1]
+            # What is not timed, the prompt, then each text with its first token, which is not timed either.
+            assert lengths == [WARM_UP, 1, each + 1, each + 1]
 
 
 def test_texts_side_by_side(model: Model) -> None:

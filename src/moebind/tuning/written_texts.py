@@ -28,6 +28,8 @@ __all__ = ["continued", "timed_texts"]
 
 #: Tokens that are written after each prompt at least, if so many are to be written at all.
 LENGTH = 16
+#: Tokens of a text before those that are timed.
+WARM_UP = 4
 
 
 def endless(context: Context) -> Sampler:
@@ -47,6 +49,8 @@ def timed_texts(
     """
     model, sampler = context.model, endless(context)
     write = partial(context.generate, sampler=sampler, reuse_prefix=False, speculative=speculative)
+    # A draft reads its weights for the first time: not in a text that is timed.
+    write(model.str_to_token(text)[: min(LENGTH, n_prompt)], max_tokens=WARM_UP).complete()
     start = time.perf_counter()
     write(model.str_to_token(text)[:n_prompt], max_tokens=1).complete()
     prompt_speed = n_prompt / (time.perf_counter() - start)
