@@ -83,7 +83,7 @@ class Tuning(Findings):
     def options(self) -> list[str]:
         """Options of ``moebind plan``, ``bench``, ``generate`` and others; needs the extra ``cli``.
 
-        What drafts is left out: :attr:`speculation` has its own ``options``, for commands that write text. What is set
+        What drafts is left out: ``speculation`` has its own ``options``, for commands that write text. What is set
         for the process has none: ``--tuned`` sets it, or the environment and ``taskset`` do.
         """
         from moebind.cli.written_options import as_options  # typer, which few programs need
