@@ -408,7 +408,7 @@ def plan(
     file, chosen, context = check_arguments(path, model_params, context_params)
     memory, seeing = described_host(host), find_projector(mmproj, file)
     natives, header = device_list(devices, chosen), read_header(file)
-    drafter, chosen = find_drafter(draft, header, chosen, natives)
+    drafter, chosen = find_drafter(draft, file, header, chosen, natives)
     return make_plan(header, chosen, context, natives, memory, projector=seeing, drafter=drafter)
 
 
