@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from drafts import FROM_STATES
+from hub_server import Hub, cached
 
 from conftest import EXACT, SMALL
 from moebind import (
@@ -145,6 +146,31 @@ def test_layers_ahead_in_a_file_beside_the_model(tiny_path: MakeTiny, tmp_path: 
     assert isinstance(told, dict)
     assert told["kind"] == "DRAFT_MTP"
     assert plan(model, draft=False).draft is None
+
+
+def test_layers_ahead_in_a_file_of_the_repository(hub: Hub, tiny_path: MakeTiny, tmp_path: Path) -> None:
+    model, drafts = tiny_path(**{**MTP, "n_layer": 3, "n_mtp": 0}), tiny_path(**MTP)
+    hub.repos["someone/ahead"] = {"model-Q4_0.gguf": model, "model-Q8_0.gguf": model}
+    address = "hf://someone/ahead/Q4_0"
+    with pytest.raises(
+        SpeculativeError, match=rf"{address} has no layers .* give the file of a draft model \(draft=, or"
+    ):
+        plan(address, context_params=LONG, devices=["1GiB"], draft=True)
+    hub.repos["someone/ahead"] |= {"mtp-model-Q8_0.gguf": drafts, "mtp-model-Q4_0.gguf": drafts}
+    ways: list[Draft | bool] = [True, Draft(), Draft(context_params=LONG.with_type_k(GgmlType.F32))]
+    for download in (False, True):  # in the cache, nothing lies beside it
+        if download:
+            Model.from_pretrained("someone/ahead", "Q4_0", ModelParams(n_gpu_layers=0)).close()
+        for way in ways:
+            planned = plan(address, context_params=LONG, devices=["1GiB"], draft=way)
+            assert planned.draft is not None
+            assert planned.draft.path == "hf://someone/ahead/mtp-model-Q4_0.gguf"
+    assert planned.draft.context_params is not None
+    assert planned.draft.context_params.type_k == GgmlType.F32
+    found = fit(address, n_ctx=512, devices=["1GiB"], draft=True)
+    found.save(tmp_path / "fit.json")
+    assert Fit.load(tmp_path / "fit.json").plan.draft == found.plan.draft
+    assert cached(tmp_path) == ["model-Q4_0.gguf"]
 
 
 def test_places_of_its_own(tiny_path: MakeTiny) -> None:

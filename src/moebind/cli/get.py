@@ -122,7 +122,9 @@ def _draft_of(address: str, kinds: Sequence[str]) -> tuple[Draft | None, HubFile
 def _with(drafting: HubFiles | None) -> list[str]:
     if drafting is None:
         return []
-    return [f"With {drafting.files[0][0]}: {show_size(sum(nbytes for _, nbytes in drafting.files))}, which drafts for it"]
+    return [
+        f"With {drafting.files[0][0]}: {show_size(sum(nbytes for _, nbytes in drafting.files))}, which drafts for it"
+    ]
 
 
 def _get_sidecar(address: str, files: HubFiles, *, yes: bool, dry_run: bool, as_json: bool) -> None:
