@@ -232,18 +232,18 @@ def draft_of(
             raise ValueError(f"{of_context[0][0].flag} is given, but no model that drafts: add --model-draft FILE")
         return None
     bare = Draft(path)
-    model = context = None
+    own_model = own_context = None
     if loaded:
-        model = replace(bare.loaded_for(model_params), devices=None)
+        own_model = replace(bare.loaded_for(model_params), devices=None)
         for each, value in of_model:
-            model = each.read(model, value)
+            own_model = each.read(own_model, value)
         if values["device_draft"]:
-            model = model.with_devices(_devices(values["device_draft"], listed or ()))
+            own_model = own_model.with_devices(_devices(values["device_draft"], listed or ()))
     if of_context:
-        context = bare.context_for(context_params, context_params.n_ctx, ahead=path is None)
+        own_context = bare.context_for(context_params, context_params.n_ctx, ahead=path is None)
         for option, value in of_context:
-            context = option.read(context, value)
-    return Draft(path, model, context)
+            own_context = option.read(own_context, value)
+    return Draft(path, own_model, own_context)
 
 
 def _numbers(given: Given, kinds: list[str]) -> dict[str, Any]:

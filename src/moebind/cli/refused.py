@@ -1,4 +1,4 @@
-"""Options of llama.cpp's programs for drafts that commands do not take, and why: who has them in a command line is told."""
+"""llama.cpp's options for drafts that commands do not take, and why: who gives one is told."""
 
 from __future__ import annotations
 
