@@ -24,6 +24,7 @@ from moebind import (
     ModelParams,
     MtpSpeculative,
     Plan,
+    Sampler,
     Speculative,
     fit,
     plan,
@@ -93,6 +94,28 @@ def test_a_draft_model_as_it_is_loaded(
     assert sum(each["total"] for each in told["devices"]) == sum(draft_part(each, "total") for each in planned.devices)
     # What the model reads for a token has nothing to do with it.
     assert planned.bytes_per_token == plan(path, where, params).bytes_per_token
+
+
+@pytest.mark.parametrize("params", [LONG, LONG.with_n_ubatch(8), LONG.with_n_seq_max(4).with_kv_unified(True)])
+def test_many_drafted_tokens_are_counted(tiny_path: MakeTiny, where: ModelParams, params: ContextParams) -> None:
+    """A step with 16 drafted tokens computes 17, with as many outputs; a plan does not ask how many there will be."""
+    path = tiny_path(n_expert=4)
+    planned = plan(path, where, params, draft=path)
+    assert planned.draft is not None
+    assert planned.draft.model_params is not None
+    assert planned.draft.context_params is not None
+    with ExitStack() as opened:
+        model = opened.enter_context(Model.load_from_file(path, where))
+        drafts = opened.enter_context(Model.load_from_file(path, planned.draft.model_params))
+        target = opened.enter_context(model.new_context(params))
+        draft = opened.enter_context(drafts.new_context(planned.draft.context_params))
+        made = opened.enter_context(Speculative(target, draft, n_max=16))
+        never = Sampler.chain_simple(
+            [Sampler.logit_bias({2: -1e9}), Sampler.greedy()]
+        )  # its text does not end by itself
+        target.generate("the", max_tokens=40, sampler=never, speculative=made).complete()
+        assert target.timings().n_accepted > 16  # it is its own draft
+        check(planned, target.memory_breakdown().devices, draft.memory_breakdown().devices, own=False)
 
 
 def test_the_models_own_layers(tiny_path: MakeTiny, where: ModelParams) -> None:
