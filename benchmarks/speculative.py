@@ -125,7 +125,7 @@ def main() -> None:
         drafts = opened.enter_context(Model.load_from_file(draft_path, on))
         context = opened.enter_context(model.new_context(params))
         draft = opened.enter_context(drafts.new_context(params))
-        print(f"{arguments.pairs} pairs of {arguments.tokens} tokens; {context.memory_breakdown()}\n", flush=True)
+        print(f"{arguments.pairs} pairs of {arguments.tokens} tokens\n\n{context.memory_breakdown()}\n", flush=True)
         print("| drafts | plain, tokens/s | with drafts | ratio | right |\n| --- | --- | --- | --- | --- |", flush=True)
         report("none, story", context, STORY, arguments, None)
         for n_max in arguments.n_max:

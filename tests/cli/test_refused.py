@@ -38,3 +38,11 @@ def test_the_first_that_is_refused_is_told() -> None:
     assert why_refused(["--spec-draft-prio=2", "--draft"]) == (
         f"there is no --spec-draft-prio here: {REFUSED['--spec-draft-prio']}"
     )
+
+
+def test_the_page_has_those_that_are_taken() -> None:
+    page = (SOURCE.parents[3] / "docs" / "cli.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^### Drafts\n.*?\n((?:\|[^\n]*\n)+)", page, re.MULTILINE | re.DOTALL)
+    first = " ".join(row.split(" | ")[0] for row in table.splitlines())
+    named = re.findall(r"`(--?[a-z0-9-]+)[^`]*`", first)
+    assert sorted(named) == sorted(flag for option in DRAFTS for flag in option.flags)
