@@ -80,6 +80,7 @@ def test_the_models_own_layers_draft(tiny_path: MakeTiny, capsys: Capture) -> No
         (["--spec-type", "draft-simple"], "takes a draft"),
         (["--spec-type", "draft-mtp"], "and no mtp-*.gguf lies beside it: give the file of a draft model"),
         (["-md", "a.gguf", "-hfd", "someone/tiny"], "--model-draft and --spec-draft-hf are both given"),
+        (["--image", "photo.jpg", "-mm", "m.gguf", "--spec-type", "auto"], "photo.jpg and --spec-type are both given"),
         (["--draft-max", "8"], "there is no --draft-max here: llama.cpp has taken it away: use --spec-draft-n-max"),
         (["-Cd", "3"], "there is no -Cd here: threads have their processors for the whole process"),
         (["--spec-draft-p-split=0.1"], "there is no --spec-draft-p-split here"),
