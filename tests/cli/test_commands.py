@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from commands import Capture, run
+
+import moebind
 
 MakeTiny = Callable[..., Path]
 
@@ -102,3 +105,25 @@ def test_failures_end_with_1(tmp_path: Path, capsys: Capture, path: Path) -> Non
         assert said.out == ""
         assert said.err.startswith("moebind: ")
         assert said.err.count("\n") == 1, said.err
+
+
+def test_drivers_are_looked_for_meanwhile_and_what_fails_there_is_left_to_who_asks(
+    path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[threading.Thread] = []
+
+    def failing() -> None:
+        asked.append(threading.current_thread())
+        raise moebind.MoebindError("no driver answers")
+
+    monkeypatch.setattr("moebind.backend.devices.init", failing)
+    assert run("plan", path) == 1
+    for each in asked:
+        if each is not threading.current_thread():
+            each.join()
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "moebind: no driver answers\n")
+    assert {each is threading.main_thread() for each in asked} == {True, False}
+    asked.clear()
+    assert run("inspect", "--help") == 0
+    assert asked == []
