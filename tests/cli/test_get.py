@@ -125,7 +125,7 @@ def test_what_lies_beside_a_model(hub: Hub, tmp_path: Path, capsys: Capture) -> 
     assert run("get", f"{REPO}:Q4_K", "--dry-run", *FITS) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "eside it" in line or "more" in line]
     assert lines[0] == f"Beside it: hf://{REPO}/mmproj-tiny-F16.gguf (a projector, by which it sees or hears: --mmproj)"
-    assert lines[1] == f"Beside it: hf://{REPO}/mtp-0.gguf (a model that drafts for it: --model-draft)"
+    assert lines[1] == f"Beside it: hf://{REPO}/mtp-0.gguf (what drafts for it: --spec-type draft-mtp)"
     assert lines[-1] == "  and 2 more"
     assert run("get", f"{REPO}:Q4_K", "--dry-run", "--json", *FITS) == 0
     told = json.loads(capsys.readouterr().out)["beside"]

@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     from moebind.context.context import Context
     from moebind.context.speculative import Speculative
 
-__all__ = ["DRAFTS", "MTP", "RARE_DRAFTS", "draft_beside", "draft_of", "drafting", "kinds_of", "passed_on", "written"]
+__all__ = [
+    "DRAFTS",
+    "MTP",
+    "RARE_DRAFTS",
+    "SIDECARS",
+    "draft_beside",
+    "draft_of",
+    "drafting",
+    "kinds_of",
+    "passed_on",
+    "written",
+]
 
 MTP = "draft-mtp"
 #: Drafts that lie beside their model, as files' names begin, and kinds' names end.

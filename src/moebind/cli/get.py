@@ -14,7 +14,7 @@ from moebind._core.sizes import show_size
 from moebind.cli import options as o
 from moebind.cli.budgets import Margin, Memory, budgets
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
-from moebind.cli.drafts import MTP, draft_beside, kinds_of
+from moebind.cli.drafts import MTP, SIDECARS, draft_beside, kinds_of
 from moebind.cli.model_argument import Hub, on_hub
 from moebind.cli.output import note, show, show_json
 from moebind.errors import FitError
@@ -32,7 +32,7 @@ from moebind.placement.summary import does_not_fit
 _KINDS = {
     "mmproj": "a projector, by which it sees or hears: --mmproj",
     "imatrix": "an importance matrix, for moebind quantize --imatrix",
-    **dict.fromkeys(("mtp", "eagle3", "dflash", "dspark"), "a model that drafts for it: --model-draft"),
+    **{kind: f"what drafts for it: --spec-type draft-{kind}" for kind in sorted(SIDECARS)},
 }
 #: More are counted.
 _BESIDE_MAX = 8
