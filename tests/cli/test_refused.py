@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from commands import Capture, run
+
 from moebind.cli.drafts import DRAFTS
 from moebind.cli.refused import REFUSED, why_refused
 
@@ -38,6 +40,13 @@ def test_the_first_that_is_refused_is_told() -> None:
     assert why_refused(["--spec-draft-prio=2", "--draft"]) == (
         f"there is no --spec-draft-prio here: {REFUSED['--spec-draft-prio']}"
     )
+
+
+def test_commands_that_take_no_drafts_have_nothing_to_refuse(capsys: Capture) -> None:
+    assert run("list", "--draft-max", "8") == 2
+    assert "there is no option --draft-max" in capsys.readouterr().err
+    assert run("get", "someone/tiny", "--mtp") == 2
+    assert "there is no --mtp here: give --spec-type draft-mtp" in capsys.readouterr().err
 
 
 def test_the_page_has_those_that_are_taken() -> None:

@@ -312,7 +312,8 @@ def test_options_of_llama_server_go_behind_the_dashes(path: Path, capsys: Captur
     for arguments, said in {
         ("-fa",): "-fa is the last word; it takes a value",
         ("--no-webui",): "but is moebind's to set: use ui, or --no-ui before --",
-        ("--draft-max", "4"): "there is no option --draft-max; did you mean --spec-draft-n-max?",
+        ("--draft-max", "4"): "there is no --draft-max here: llama.cpp has taken it away: use --spec-draft-n-max",
+        ("--spec-draft-prio", "2"): "is an option of llama-server's: give it behind --, as in -- --spec-draft-prio ...",
         ("--mlock",): "there is no option --mlock; did you mean --load-mode mlock?",
     }.items():
         assert run("serve", path, *arguments) == 2

@@ -23,13 +23,13 @@ class OwnCommand(TyperCommand):
         return read_plainly(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the options; of one that llama.cpp has, and no command here, the error says why."""
+        """Read the options; where drafts are taken, the error for one of llama.cpp's that is not says why."""
         given = list(args)
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
             # Of an unknown option, whose class moved between versions of typer.
-            if type(error).__name__ == "NoSuchOption":
+            if type(error).__name__ == "NoSuchOption" and any("--spec-type" in each.opts for each in self.params):
                 from moebind.cli.refused import why_refused
 
                 error.message = why_refused(given) or error.message  # type: ignore[attr-defined]
