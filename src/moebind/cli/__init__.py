@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from moebind._core.log import set_log
+from moebind._core.native import lib
 from moebind.cli.output import say
 from moebind.cli.statuses import FAILED, INTERRUPTED, MISUSED, status_of
 from moebind.errors import MoebindError
@@ -44,10 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _look_for_devices() -> None:
     """Have llama.cpp look for drivers of graphics cards, which takes a while; an error is met again by who asks."""
-    from moebind.backend.devices import init
-
-    with suppress(Exception):
-        init()
+    with suppress(MoebindError):
+        lib.ggml_backend_dev_count()
 
 
 def _run(arguments: list[str]) -> int:
