@@ -13,6 +13,8 @@ from drafts import FROM_STATES
 from hub_server import REPO, Hub, cached
 
 from moebind import Device
+from moebind.cli.drafts import DRAFTS, passed_on
+from moebind.cli.given import Given
 
 MakeTiny = Callable[..., Path]
 FAST = ["-ngl", 0, "-t", 1, "-c", 256]
@@ -265,3 +267,10 @@ def test_a_draft_on_the_hub(hub: Hub, repository: str, path: Path, tmp_path: Pat
     assert (found["draft"]["path"], found["draft"]["kind"]) == (f"hf://{repository}/mtp-model.gguf", "DRAFT_MTP")
     found = as_json(capsys, "plan", path, *DEVICES, "--spec-draft-hf", f"{REPO}:Q4_K")
     assert (found["draft"]["path"], found["draft"]["kind"]) == (f"hf://{REPO}/Q4_K", "DRAFT_SIMPLE")
+
+
+def test_a_server_is_told_numbers_and_threads_and_no_file() -> None:
+    values = {option.name: None for option in DRAFTS} | {"hf_repo_draft": REPO, "spec_type": "draft-mtp,ngram-mod"}
+    told = passed_on(Given({**values, "spec_draft_n_max": 4, "threads_draft": 2, "threads_batch_draft": 3}))
+    numbers = ["--spec-draft-n-max", "4", "--spec-draft-threads", "2", "--spec-draft-threads-batch", "3"]
+    assert told == ["--spec-type", "ngram-mod", *numbers]
