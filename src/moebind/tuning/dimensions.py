@@ -146,8 +146,9 @@ class Planner:
             If it cannot draft for this model.
         """
         counted = None if current.speculation is None else current.speculation.counted
-        drafter, _ = find_drafter(counted, self.search.header, self.model(current), self.search.devices)
-        search = Search(self.search.header, self.search.devices, self.search.budgets, self.search.host, drafter=drafter)
+        header, natives = self.search.header, self.search.devices
+        drafter, _ = find_drafter(counted, header.paths[0], header, self.model(current), natives)
+        search = Search(header, natives, self.search.budgets, self.search.host, drafter=drafter)
         return replace(self, search=search, _refusals={})
 
     def unplaced(self, current: Configuration) -> ModelParams:
