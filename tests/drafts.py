@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import bounds
 import numpy as np
 import tiny
 
-from moebind import Completion, Context, ContextParams, Model, Speculative, SpeculativeType
+from moebind import (
+    Completion,
+    Context,
+    ContextParams,
+    ContextType,
+    Model,
+    ModelParams,
+    Speculative,
+    SpeculativeType,
+)
+from moebind.context.drafting import DraftModel, Wanted
 
+#: As in conftest.py, which imports this file.
+CPU = ModelParams(n_gpu_layers=0, devices=())
 NGRAMS = [kind for kind in SpeculativeType if kind.name.startswith("NGRAM")]
 #: Few tokens have to match, so that there is much to draft in short texts.
 EAGER: dict[str, Any] = {"n_match": 2, "n_max": 6, "n_min": 1}
@@ -46,6 +60,29 @@ FROM_STATES = {
     ),
     "gemma4-assistant": FromStates(SpeculativeType.DRAFT_MTP, "gemma4", "gemma4-assistant"),
 }
+
+
+#: A model whose last layer predicts further ahead.
+MTP = tiny.Shape(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
+
+
+def write_mtp(path: Path, *, trunk: bool = True, ahead: bool = True) -> Path:
+    """Write the model, or only its trunk, or only the layer ahead, as it is published beside a model.
+
+    Its layers add little to a token's embedding, and the layer ahead reads that: so it is right now and then.
+    """
+    last = f"blk.{MTP.n_layer - 1}."
+    without = ("(?!)" if trunk else rf"blk\.(?!{MTP.n_layer - 1}\.)") if ahead else re.escape(last)
+    change = {}
+    for name, data in tiny._tensors(MTP, np.random.default_rng(MTP.seed)).items():
+        if re.match(without, name):
+            continue
+        if re.search("attn_output|ffn_down", name):
+            change[name] = -0.95 * data
+        elif name == last + "nextn.eh_proj.weight":
+            change[name] = np.eye(*data.shape, dtype=np.float32) - data
+    shape = MTP if ahead else replace(MTP, n_layer=MTP.n_layer - 1, n_mtp=0)
+    return tiny.write(path, shape, add=change, without=without)
 
 
 def prompts(n: int, seed: int = 0) -> list[str]:
@@ -117,6 +154,21 @@ def drafting(
         yield Drafting(target, reference, opened.enter_context(Speculative(target, draft, **options)))
 
 
+@contextmanager
+def drafting_from_states(
+    architecture_path: Callable[..., Path], name: str, params: ContextParams, **options: Any
+) -> Iterator[Drafting]:
+    """As :func:`drafting`, with one of ``FROM_STATES``."""
+    kind = FROM_STATES[name]
+    with (
+        Model.load_from_file(architecture_path(kind.target, 1), CPU) as model,
+        Model.load_from_file(architecture_path(kind.architecture, 2, kind.numbers, kind.named), CPU) as other,
+    ):
+        own = params.with_ctx_type(ContextType.MTP) if other.n_layer_nextn else params
+        with drafting(model, other, params, own, ctx_other=True, **options) as made:
+            yield made
+
+
 class Costs:
     """A clock for a context: each look at it is the beginning or the end of a step, which takes what is described."""
 
@@ -128,3 +180,18 @@ class Costs:
         self._now += self._took[n > self._seen]
         self._seen = n
         return self._now
+
+    def slow_prompts(self, drafter: DraftModel, microseconds: int) -> None:
+        """Have the draft model take so long for a prompt, besides what it really takes."""
+        catch_up = drafter._catch_up
+
+        def slowly(native: Any, wanted: Wanted) -> bool:
+            before = drafter.t_prompt_us
+            able = catch_up(native, wanted)
+            if drafter.t_prompt_us > before:
+                drafter.t_prompt_us += microseconds
+                self._counts.t_draft_us += microseconds
+                self._now += microseconds
+            return able
+
+        drafter._catch_up = slowly  # type: ignore[method-assign]

@@ -10,8 +10,9 @@ import pytest
 from drafts import EAGER, NGRAMS, Costs, Drafting, check_same, drafting, prompts
 
 from conftest import CPU, EXACT
-from moebind import AbortedError, ContextParams, ContextType, Model, Sampler, SpeculativeType
-from moebind.context.drafting import Wanted
+from moebind import AbortedError, Context, ContextParams, ContextType, Model, Sampler, SpeculativeType
+from moebind.context import draft_many
+from moebind.context.drafting import DraftModel, Wanted
 
 MANY = EXACT.with_n_ctx(1536).with_n_seq_max(3)
 
@@ -38,12 +39,10 @@ def test_n_grams(moe: Model, kind: SpeculativeType) -> None:
         check_many(made, list(prompts(12)), max_tokens=40)
 
 
-def test_multi_token_prediction(tiny_path: Callable[..., Path]) -> None:
-    path = tiny_path(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
-    with Model.load_from_file(path, CPU.with_load_mtp(True)) as model:
-        with drafting(model, model, MANY, MANY.with_ctx_type(ContextType.MTP)) as made:
-            check_many(made, list(prompts(8)), max_tokens=24)
-            assert made.target.timings().n_drafted > 50
+def test_multi_token_prediction(mtp: Model) -> None:
+    with drafting(mtp, mtp, MANY, MANY.with_ctx_type(ContextType.MTP)) as made:
+        check_many(made, list(prompts(8)), max_tokens=24)
+        assert made.target.timings().n_drafted > 50
 
 
 def test_a_recurrent_memory(tiny_path: Callable[..., Path], drafters: dict[str, Model]) -> None:
@@ -153,3 +152,72 @@ def test_auto_drafts_where_it_can_tell_what_that_costs(moe: Model, drafters: dic
         made.target.generate_many([{"prompt": "the a of", "max_tokens": 40}, *others], speculative=made.made).complete()
         # Three steps at most, each for three texts at most.
         assert made.target.timings().n_drafted - before <= 3 * 3 * made.made.n_max
+
+
+@pytest.mark.parametrize("p_min", [0.0, 1.0])
+def test_the_drafts_own_prompts_are_no_loss(moe: Model, drafters: dict[str, Model], p_min: float) -> None:
+    """With a draft that is always right, or never sure enough to offer anything."""
+    with drafting(moe, drafters["same"], MANY, auto=True, p_min=p_min) as made:
+        judge, drafter = made.made._judge, made.made._drafting
+        assert judge is not None
+        assert isinstance(drafter, DraftModel)
+        judge.clock = clock = Costs(made.target, 10**9, 10**9)
+        clock.slow_prompts(drafter, 10**12)
+        # Each begins with another token: what the draft has of one is nothing of the next.
+        check_many(made, [[3 + n, *range(20, 60)] for n in range(12)], max_tokens=12)
+        timings = made.target.timings()
+        assert timings.draft_stopped is None
+        assert drafter.t_prompt_us > 9 * 10**12
+        assert (timings.n_drafted > 0) == (p_min == 0)
+
+
+@pytest.mark.parametrize("name", ["draft model", "from states"])
+def test_what_has_lost_is_tried_again_with_a_text(
+    moe: Model,
+    drafters: dict[str, Model],
+    mtp: Model,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    simple = name == "draft model"
+    model, draft = (moe, drafters["near"]) if simple else (mtp, mtp)
+    with drafting(model, draft, MANY, None if simple else MANY.with_ctx_type(ContextType.MTP), auto=True) as made:
+        judge = made.made._judge
+        assert judge is not None
+        judge.clock = Costs(made.target, 10**9, 10**11)
+        with caplog.at_level(logging.INFO, "moebind.speculative"):
+            check_many(made, list(prompts(40)), max_tokens=12)
+        messages = [record.getMessage() for record in caplog.records]
+        assert "drafting is tried again" in messages
+        n_switched_off = sum("switched off" in message for message in messages)
+        # What follows has missed the texts by then, and begins with the next call.
+        assert n_switched_off > 1 if simple else n_switched_off == 1
+        before = made.target.timings().n_drafted
+        assert before <= 3 * 3 * made.made.n_max * n_switched_off
+        judge.clock, judge._left = Costs(made.target, 10**9, 10**6), 1
+        check_many(made, list(prompts(3)), max_tokens=12)
+        check_many(made, list(prompts(3)), max_tokens=12)
+        assert made.target.timings().n_drafted > before
+
+
+@pytest.mark.parametrize("name", ["draft model", "from states"])
+def test_a_memory_that_does_not_go_back_after_all(
+    moe: Model,
+    drafters: dict[str, Model],
+    mtp: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    cut = draft_many.cut_back
+
+    def no_memory_does(context: Context, native: object, seq: int, _n: int) -> bool:
+        cut(context, native, seq, 0)
+        return False
+
+    simple = name == "draft model"
+    model, draft = (moe, drafters["other"]) if simple else (mtp, mtp)
+    with drafting(model, draft, MANY, None if simple else MANY.with_ctx_type(ContextType.MTP)) as made:
+        monkeypatch.setattr(draft_many, "cut_back", no_memory_does)
+        check_many(made, list(prompts(6)), max_tokens=16)
+        assert made.target.timings().n_accepted == 0
+        assert made.target.timings().n_drafted == 6 * 3  # three, once in each text

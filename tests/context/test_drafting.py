@@ -8,7 +8,7 @@ from pathlib import Path
 
 import drafts
 import pytest
-from drafts import EAGER, NGRAMS, drafting, prompts
+from drafts import EAGER, NGRAMS, drafting, drafting_from_states, prompts
 
 from conftest import CPU, EXACT
 from moebind import Context, ContextType, Model, Speculative, SpeculativeError, SpeculativeType
@@ -54,32 +54,44 @@ def test_several_kinds_at_once(moe: Model, drafters: dict[str, Model]) -> None:
 
 
 @pytest.mark.parametrize("n_seq_max", [1, 2])
-def test_multi_token_prediction(tiny_path: MakeTiny, n_seq_max: int) -> None:
-    path = tiny_path(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
+def test_multi_token_prediction(mtp: Model, n_seq_max: int) -> None:
     params = LONG.with_n_seq_max(n_seq_max)
-    with Model.load_from_file(path, CPU.with_load_mtp(True)) as model:
-        with drafting(model, model, params, params.with_ctx_type(ContextType.MTP)) as made:
-            assert made.made.kinds == (SpeculativeType.DRAFT_MTP,)
-            for seq_id in range(n_seq_max):
-                made.check(prompts(50), max_tokens=24, seq_id=seq_id)
-            assert made.target.timings().n_drafted > 50
-            made.made.close()
-            # It is as it was before: no hidden states are kept for anybody.
-            made.check(prompts(2), max_tokens=8, plainly=True)
+    with drafting(mtp, mtp, params, params.with_ctx_type(ContextType.MTP)) as made:
+        assert made.made.kinds == (SpeculativeType.DRAFT_MTP,)
+        for seq_id in range(n_seq_max):
+            made.check(prompts(50 // n_seq_max), max_tokens=24, seq_id=seq_id)
+        timings = made.target.timings()
+        assert 50 < timings.n_accepted < timings.n_drafted
+        made.made.close()
+        # It is as it was before: no hidden states are kept for anybody.
+        made.check(prompts(2), max_tokens=8, plainly=True)
+
+
+def test_layers_ahead_in_a_file_of_their_own(tmp_path: Path) -> None:
+    """The model has none, and the file beside it nothing else."""
+    trunk = drafts.write_mtp(tmp_path / "model.gguf", ahead=False)
+    heads = drafts.write_mtp(tmp_path / "mtp-model.gguf", trunk=False)
+    assert not [each for each in Gguf.open(heads).tensors if each.name.startswith("blk.0.")]
+    params, ahead = LONG, LONG.with_ctx_type(ContextType.MTP)
+    with (
+        Model.load_from_file(trunk, CPU) as model,
+        Model.load_from_file(heads, CPU.with_load_mtp(True)) as layers,
+    ):
+        assert (model.n_layer_nextn, layers.n_layer_nextn) == (0, 1)
+        for ctx_other in (False, True):
+            with drafting(model, layers, params, ahead, ctx_other=ctx_other, n_max=2) as made:
+                assert made.made.kinds == (SpeculativeType.DRAFT_MTP,)
+                made.check(prompts(50), max_tokens=24)
+                timings = made.target.timings()
+                assert 50 < timings.n_accepted < timings.n_drafted
 
 
 @pytest.mark.parametrize("name", drafts.FROM_STATES)
 def test_drafts_from_hidden_states(architecture_path: Callable[..., Path], name: str) -> None:
-    kind = drafts.FROM_STATES[name]
-    with (
-        Model.load_from_file(architecture_path(kind.target, 1), CPU) as model,
-        Model.load_from_file(architecture_path(kind.architecture, 2, kind.numbers, kind.named), CPU) as other,
-    ):
-        params = LONG.with_ctx_type(ContextType.MTP) if other.n_layer_nextn else LONG
-        with drafting(model, other, LONG, params, ctx_other=True, n_max=3) as made:
-            assert made.made.kinds == (kind.kind,)
-            made.check(prompts(50), max_tokens=24)
-            assert made.target.timings().n_drafted > 50
+    with drafting_from_states(architecture_path, name, LONG, n_max=3) as made:
+        assert made.made.kinds == (drafts.FROM_STATES[name].kind,)
+        made.check(prompts(50), max_tokens=24)
+        assert made.target.timings().n_drafted > 50
 
 
 def test_a_recurrent_memory_goes_back_by_its_snapshots(tiny_path: MakeTiny, drafters: dict[str, Model]) -> None:

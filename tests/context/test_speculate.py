@@ -8,15 +8,17 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from drafts import EAGER, Costs, Drafting, check_same, drafting, prompts
+from drafts import EAGER, Costs, Drafting, check_same, drafting, drafting_from_states, prompts
 
 from conftest import EXACT
-from moebind import AbortedError, Batch, ClosedError, Context, Model, Sampler
+from moebind import AbortedError, Batch, ClosedError, Context, ContextType, Model, Sampler
+from moebind.context.drafting import DraftModel
 
 LONG = EXACT.with_n_ctx(512)
 SCHEMA = {
@@ -27,10 +29,24 @@ SCHEMA = {
 }
 
 
-@pytest.fixture(params=["same", "other", "near"])
-def at_work(request: pytest.FixtureRequest, moe: Model, drafters: dict[str, Model]) -> Iterator[Drafting]:
-    with drafting(moe, drafters[request.param], LONG, n_max=4) as made:
-        yield made
+@pytest.fixture(params=["same", "other", "near", "n-grams", "mtp", "eagle3"])
+def at_work(
+    request: pytest.FixtureRequest,
+    moe: Model,
+    drafters: dict[str, Model],
+    mtp: Model,
+    architecture_path: Callable[..., Path],
+) -> Iterator[Drafting]:
+    if request.param == "n-grams":
+        made = drafting(moe, None, LONG, kind="ngram-map-k", **EAGER)
+    elif request.param == "mtp":
+        made = drafting(mtp, mtp, LONG, LONG.with_ctx_type(ContextType.MTP), n_max=4)
+    elif request.param == "eagle3":
+        made = drafting_from_states(architecture_path, "eagle3", LONG, n_max=4)
+    else:
+        made = drafting(moe, drafters[request.param], LONG, n_max=4)
+    with made as opened:
+        yield opened
 
 
 def test_stops_and_limits(at_work: Drafting) -> None:
@@ -56,9 +72,9 @@ def both(at_work: Drafting, prompt: str, make: Sampler, **options: object) -> li
 
 
 @pytest.mark.parametrize("max_tokens", [4, 40])
-def test_a_grammar_and_a_schema(at_work: Drafting, moe: Model, max_tokens: int) -> None:
+def test_a_grammar_and_a_schema(at_work: Drafting, max_tokens: int) -> None:
     for grammar in ['root ::= ("ab" | "cd")+', "root ::= [a-z ]{5,20}"]:
-        chain = Sampler.chain([Sampler.grammar(moe, grammar, "root"), Sampler.greedy()])
+        chain = Sampler.chain([Sampler.grammar(at_work.target.model, grammar, "root"), Sampler.greedy()])
         drafted, plain = both(at_work, "the", chain, max_tokens=max_tokens)
         assert drafted == plain
     at_work.check(["the", "a of"], max_tokens=max_tokens, json_schema=SCHEMA, temperature=0)
@@ -91,7 +107,7 @@ def test_a_sampler_goes_on_after_a_text(at_work: Drafting) -> None:
     assert texts[0] == texts[1]
 
 
-def test_biases_and_seeds(at_work: Drafting, moe: Model) -> None:
+def test_biases_and_seeds(at_work: Drafting) -> None:
     likeliest = at_work.reference.generate("the a of", max_tokens=9).complete().tokens
     bias = Sampler.logit_bias(dict.fromkeys(likeliest, -100.0))
     drafted, plain = both(at_work, "the a of", Sampler.chain([bias, Sampler.greedy()]), max_tokens=30)
@@ -237,6 +253,22 @@ def test_auto_switches_off_what_loses(
     assert timings.draft_stopped is not None
     assert timings.draft_stopped in first
     assert f"drafting was switched off: {timings.draft_stopped}" in str(timings)
+
+
+@pytest.mark.parametrize("p_min", [0.0, 1.0])
+def test_the_drafts_own_prompt_is_no_loss(moe: Model, drafters: dict[str, Model], p_min: float) -> None:
+    """With a draft that is always right, or never sure enough to offer anything."""
+    with drafting(moe, drafters["same"], LONG, auto=True, p_min=p_min) as made:
+        judge, drafter = made.made._judge, made.made._drafting
+        assert judge is not None
+        assert isinstance(drafter, DraftModel)
+        judge.clock = clock = Costs(made.target, 10**9, 10**9)
+        clock.slow_prompts(drafter, 10**12)
+        made.check(["the a of to " * n for n in range(5, 11)], max_tokens=12, reuse_prefix=False)
+        assert drafter.t_prompt_us >= 5 * 10**12
+        timings = made.target.timings()
+        assert timings.draft_stopped is None
+        assert (timings.n_drafted > 0) == (p_min == 0)
 
 
 def chances(context: Context, prompt: list[int], top_k: int, depth: int) -> dict[tuple[int, ...], float]:
