@@ -20,6 +20,7 @@ from moebind import (
     ContextType,
     Model,
     ModelParams,
+    Sampler,
     Speculative,
     SpeculativeType,
 )
@@ -30,6 +31,8 @@ CPU = ModelParams(n_gpu_layers=0, devices=())
 NGRAMS = [kind for kind in SpeculativeType if kind.name.startswith("NGRAM")]
 #: Few tokens have to match, so that there is much to draft in short texts.
 EAGER: dict[str, Any] = {"n_match": 2, "n_max": 6, "n_min": 1}
+#: Longer than what is drafted at once.
+REPEATED = "abcdefghij"
 WORDS = ["the", "a", "of", "to", "and", "in", "it", "is", "was", "on"]
 
 
@@ -93,6 +96,13 @@ def prompts(n: int, seed: int = 0) -> list[str]:
         words = random.choice(WORDS, random.integers(2, 12))
         made.append(" ".join(np.tile(words, 4) if number % 2 else words))
     return made
+
+
+def repeating(model: Model) -> Sampler:
+    """Goes on with ``REPEATED`` for ever, whatever the model says: a text in which n-grams find what follows."""
+    texts = (model.token_to_bytes(token) for token in range(model.n_vocab))
+    letters = Sampler.logit_bias({token: 1000.0 for token, text in enumerate(texts) if token > 258 and len(text) == 1})
+    return Sampler.chain([Sampler.grammar(model, f'root ::= ("{REPEATED}")+', "root"), letters, Sampler.greedy()])
 
 
 def check_same(context: Context, prompt: object, drafted: Completion, plain: Completion, **options: object) -> None:

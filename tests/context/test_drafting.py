@@ -8,10 +8,10 @@ from pathlib import Path
 
 import drafts
 import pytest
-from drafts import EAGER, NGRAMS, drafting, drafting_from_states, prompts
+from drafts import EAGER, NGRAMS, REPEATED, drafting, drafting_from_states, prompts, repeating
 
 from conftest import CPU, EXACT
-from moebind import Context, ContextType, Model, Speculative, SpeculativeError, SpeculativeType
+from moebind import Context, ContextType, Gguf, Model, Speculative, SpeculativeError, SpeculativeType
 from moebind.context import speculate
 
 MakeTiny = Callable[..., Path]
@@ -43,8 +43,14 @@ def test_n_grams(moe: Model, kind: SpeculativeType) -> None:
     with drafting(moe, None, LONG, kind=kind, **EAGER) as made:
         made.check(prompts(50), max_tokens=24)
         made.check(["the a of " * 12], max_tokens=150)
-        if kind != SpeculativeType.NGRAM_CACHE:  # which wants to have seen more
-            assert made.target.timings().n_drafted > 0
+    # A text that goes on as its prompt does.
+    with drafting(moe, None, LONG, kind=kind, **EAGER) as made, repeating(moe) as sampler:
+        prompt = REPEATED * 4
+        text = made.target.generate(prompt, sampler=sampler, max_tokens=60, speculative=made.made).complete()
+        assert text.text == REPEATED * 6
+        timings = made.target.timings()
+        assert 20 < timings.n_accepted <= timings.n_drafted
+        assert timings.t_draft_ms > 0
 
 
 def test_several_kinds_at_once(moe: Model, drafters: dict[str, Model]) -> None:
@@ -71,19 +77,18 @@ def test_layers_ahead_in_a_file_of_their_own(tmp_path: Path) -> None:
     """The model has none, and the file beside it nothing else."""
     trunk = drafts.write_mtp(tmp_path / "model.gguf", ahead=False)
     heads = drafts.write_mtp(tmp_path / "mtp-model.gguf", trunk=False)
-    assert not [each for each in Gguf.open(heads).tensors if each.name.startswith("blk.0.")]
-    params, ahead = LONG, LONG.with_ctx_type(ContextType.MTP)
+    assert not any(name.startswith("blk.0.") for name in Gguf.from_file(heads).tensors)
     with (
         Model.load_from_file(trunk, CPU) as model,
         Model.load_from_file(heads, CPU.with_load_mtp(True)) as layers,
     ):
         assert (model.n_layer_nextn, layers.n_layer_nextn) == (0, 1)
-        for ctx_other in (False, True):
-            with drafting(model, layers, params, ahead, ctx_other=ctx_other, n_max=2) as made:
+        for ctx_other, n in ((False, 50), (True, 4)):
+            with drafting(model, layers, LONG, LONG.with_ctx_type(ContextType.MTP), ctx_other=ctx_other) as made:
                 assert made.made.kinds == (SpeculativeType.DRAFT_MTP,)
-                made.check(prompts(50), max_tokens=24)
+                made.check(prompts(n), max_tokens=24)
                 timings = made.target.timings()
-                assert 50 < timings.n_accepted < timings.n_drafted
+                assert 0 < timings.n_accepted < timings.n_drafted
 
 
 @pytest.mark.parametrize("name", drafts.FROM_STATES)

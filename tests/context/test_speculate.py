@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chats import HELLO
 from drafts import EAGER, Costs, Drafting, check_same, drafting, drafting_from_states, prompts
 
 from conftest import EXACT
@@ -59,6 +61,14 @@ def test_stops_and_limits(at_work: Drafting) -> None:
         completion = at_work.target.generate("the a of", max_tokens=limit, speculative=at_work.made).complete()
         assert completion.usage.generated_tokens == limit
         assert completion.tokens == text.tokens[:limit]
+
+
+def check_drafted(at_work: Drafting, more_than: int = 0) -> int:
+    """Raise unless so many tokens were drafted; n-grams were only looked for. Returns how many there were."""
+    timings = at_work.target.timings()
+    assert timings.t_draft_ms > 0
+    assert timings.n_drafted > more_than or at_work.made.draft_context is None
+    return timings.n_drafted
 
 
 def both(at_work: Drafting, prompt: str, make: Sampler, **options: object) -> list[tuple[int, ...]]:
@@ -124,6 +134,40 @@ def test_logprobs(at_work: Drafting) -> None:
     np.testing.assert_allclose(drafted.logprobs, plain.logprobs, atol=1e-4)
     for one, other in zip(drafted.pieces, plain.pieces, strict=True):
         assert [each.token for each in one.top] == [each.token for each in other.top]
+
+
+def test_chats(at_work: Drafting) -> None:
+    options: dict[str, Any] = {"max_tokens": 24, "template": "chatml"}
+    reply = at_work.target.chat(HELLO, speculative=at_work.made, **options)
+    message = reply.complete()
+    assert message == at_work.reference.chat(HELLO, **options).complete()
+    assert reply.usage.generated_tokens == 24
+    check_drafted(at_work)
+    # The next turn goes on from what the cache holds.
+    longer = [*HELLO, message, {"role": "user", "content": "and it"}]
+    answer = at_work.target.chat(longer, speculative=at_work.made, **options)
+    assert answer.complete() == at_work.reference.chat(longer, **options).complete()
+    assert answer.usage.cached_tokens > 24
+
+
+def test_asynchronously(at_work: Drafting) -> None:
+    target, expected = at_work.target, at_work.reference.generate("the a of", max_tokens=24).complete()
+    reply = at_work.reference.chat(HELLO, max_tokens=24, template="chatml").complete()
+
+    async def main() -> None:
+        pieces = target.agenerate("the a of", max_tokens=24, speculative=at_work.made)
+        assert (await pieces.complete()).tokens == expected.tokens
+        drafted = check_drafted(at_work)
+        chat = target.achat(HELLO, max_tokens=24, template="chatml", speculative=at_work.made)
+        assert await chat.complete() == reply
+        check_drafted(at_work, drafted)
+        # One that is left in the middle.
+        async with target.agenerate("the a of", max_tokens=200, speculative=at_work.made) as left:
+            await anext(left)
+        again = target.agenerate("the a of", max_tokens=24, speculative=at_work.made)
+        assert (await again.complete()).tokens == expected.tokens
+
+    asyncio.run(main())
 
 
 def test_a_full_context(at_work: Drafting) -> None:
