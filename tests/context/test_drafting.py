@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import drafts
 import pytest
-from drafts import EAGER, NGRAMS, REPEATED, drafting, drafting_from_states, prompts, repeating
+from drafts import (
+    EAGER,
+    NGRAMS,
+    REPEATED,
+    Drafting,
+    check_same,
+    drafting,
+    drafting_from_states,
+    prompts,
+    repeating,
+)
 
 from conftest import CPU, EXACT
 from moebind import Context, ContextType, Gguf, Model, Speculative, SpeculativeError, SpeculativeType
@@ -116,15 +127,49 @@ def test_a_memory_that_cannot_go_back_is_refused(tiny_path: MakeTiny, shape: dic
         assert target.generate("the", max_tokens=4).complete().usage.generated_tokens > 0
 
 
-def test_a_sliding_window(tiny_path: MakeTiny, drafters: dict[str, Model]) -> None:
-    # The cache has room for the window and one computation: what is drafted wrongly takes old tokens' places.
+@pytest.fixture(params=["other", "n-grams"])
+def sliding(request: pytest.FixtureRequest, tiny_path: MakeTiny, drafters: dict[str, Model]) -> Iterator[Drafting]:
+    """Drafts for a model with a sliding window.
+
+    The cache has room for the window and one computation: what is drafted wrongly takes old tokens' places.
+    """
     params = EXACT.with_n_ctx(1024).with_n_ubatch(8).with_n_batch(64).with_swa_full(False)
+    grams: dict[str, Any] = {"kind": "ngram-map-k", **EAGER, "n_match": 1}
     with Model.load_from_file(tiny_path(arch="gemma4", n_layer=4), CPU) as model:
-        with drafting(model, drafters["other"], params, n_max=32) as made:
-            assert model.n_swa < 100
-            made.check(["the a of to and"], max_tokens=600)
-            timings = made.target.timings()
-            assert timings.n_accepted < timings.n_drafted
+        assert model.n_swa < 100
+        simple = request.param != "n-grams"
+        with drafting(
+            model, drafters[request.param] if simple else None, params, **({"n_max": 32} if simple else grams)
+        ) as made:
+            yield made
+
+
+def test_a_sliding_window(sliding: Drafting) -> None:
+    sliding.check(["the a of to and"], max_tokens=300)
+    sliding.check(prompts(8), max_tokens=90)
+    # Longer than the window, and what follows it again.
+    long = "the a of to and in it is " * 12
+    sliding.check([long, long, long + "was", long[:60]], max_tokens=90)
+    timings = sliding.target.timings()
+    assert timings.n_drafted > 0
+    assert timings.n_accepted < timings.n_drafted
+
+
+def test_a_sliding_window_is_used_again(sliding: Drafting) -> None:
+    """A text goes on after one with drafts, whose wrong ends were taken back."""
+    target, reference = sliding.target, sliding.reference
+    prompt = target.model.str_to_token("the a of to and").tolist()
+    n_cached = 0
+    for _ in range(5):
+        drafted = target.generate(prompt, max_tokens=40, speculative=sliding.made).complete()
+        plain = reference.generate(prompt, max_tokens=40, reuse_prefix=False).complete()
+        check_same(reference, prompt, drafted, plain, max_tokens=40)
+        n_cached = drafted.usage.cached_tokens
+        prompt = [*prompt, *drafted.tokens, 270]
+    assert n_cached >= len(prompt) - 2 * 42
+    # Without drafts it goes on from there, too.
+    plainly = target.generate(prompt, max_tokens=20).complete()
+    check_same(reference, prompt, plainly, reference.generate(prompt, max_tokens=20).complete(), max_tokens=20)
 
 
 def test_a_memory_that_does_not_go_back_after_all(

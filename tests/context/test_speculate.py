@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chats import HELLO
-from drafts import EAGER, Costs, Drafting, check_same, drafting, drafting_from_states, prompts
+from drafts import EAGER, Costs, Drafting, Watched, check_same, drafting, drafting_from_states, prompts
 
 from conftest import EXACT
 from moebind import AbortedError, Batch, ClosedError, Context, ContextType, Model, Sampler
@@ -227,7 +227,57 @@ def test_a_sampler_that_fails(at_work: Drafting) -> None:
         at_work.check(["the a of"], max_tokens=9)
 
 
-def test_a_draft_is_aborted_anywhere(moe: Model, drafters: dict[str, Model]) -> None:
+@pytest.fixture(params=["near", "mtp", "eagle3"])
+def watched(
+    request: pytest.FixtureRequest,
+    moe: Model,
+    drafters: dict[str, Model],
+    mtp: Model,
+    architecture_path: Callable[..., Path],
+) -> Iterator[tuple[Drafting, Watched]]:
+    watcher = Watched(LONG.with_n_seq_max(2))
+    params = watcher.params
+    if request.param == "mtp":
+        made = drafting(mtp, mtp, LONG.with_n_seq_max(2), params.with_ctx_type(ContextType.MTP))
+    elif request.param == "eagle3":
+        made = drafting_from_states(architecture_path, "eagle3", LONG.with_n_seq_max(2), params)
+    else:
+        made = drafting(moe, drafters["near"], LONG.with_n_seq_max(2), params)
+    with made as opened:
+        yield opened, watcher
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("how", ["Ctrl-C", "abort"])
+def test_stopped_in_the_middle_of_a_draft(watched: tuple[Drafting, Watched], how: str, *, many: bool) -> None:
+    made, watcher = watched
+    stop, error = {
+        "Ctrl-C": (lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt),
+        "abort": (made.target.abort, AbortedError),
+    }[how]
+
+    def text() -> None:
+        if many:
+            made.target.generate_many(prompts(3), max_tokens=8, speculative=made.made).complete()
+        else:
+            made.target.generate("the a of", max_tokens=8, speculative=made.made, reuse_prefix=False).complete()
+
+    watcher.after(0, stop)
+    text()
+    n_tensors = watcher.seen
+    assert watcher.ended > 4
+    for n in np.linspace(1, n_tensors, 6).astype(int):
+        watcher.after(n, stop)
+        with pytest.raises(error):
+            text()
+        assert watcher.ended == 0, "it went on"
+        made.check(["the a of", "it is"], max_tokens=9)
+        watcher.after(0, stop)
+        text()
+        assert watcher.seen == n_tensors
+
+
+def test_the_drafts_own_abort_callback(moe: Model, drafters: dict[str, Model]) -> None:
     asked, limit = itertools.count(), math.inf
     params = LONG.with_abort_callback(lambda: next(asked) >= limit)
     with drafting(moe, drafters["near"], LONG, params) as made:
@@ -257,6 +307,7 @@ def test_abort(moe: Model, drafters: dict[str, Model]) -> None:
 
 
 def test_ctrl_c(at_work: Drafting) -> None:
+    # Anywhere: in a draft, in the target's computation, or between them.
     for delay in (0.01, 0.03):
         alarm = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
         alarm.start()
@@ -267,13 +318,14 @@ def test_ctrl_c(at_work: Drafting) -> None:
         at_work.check(["the a of", "it is"], max_tokens=9)
 
 
-@pytest.mark.parametrize("kind", ["near", "ngram-map-k"])
+@pytest.mark.parametrize("kind", ["near", "ngram-map-k", "mtp"])
 def test_auto_switches_off_what_loses(
-    moe: Model, drafters: dict[str, Model], caplog: pytest.LogCaptureFixture, kind: str
+    moe: Model, drafters: dict[str, Model], mtp: Model, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    options: dict[str, Any] = {} if kind == "near" else {"kind": kind, **EAGER}
-    draft = drafters[kind] if kind == "near" else None
-    with drafting(moe, draft, LONG, auto=True, **options) as made:
+    options: dict[str, Any] = {"kind": kind, **EAGER} if kind == "ngram-map-k" else {}
+    target, draft = (mtp, mtp) if kind == "mtp" else (moe, drafters.get(kind))
+    draft_params = LONG.with_ctx_type(ContextType.MTP) if kind == "mtp" else None
+    with drafting(target, draft, LONG, draft_params, auto=True, **options) as made:
         judge = made.made._judge
         assert judge is not None
         judge.clock = Costs(made.target, 10**9, 10**11)
