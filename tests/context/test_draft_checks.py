@@ -83,8 +83,6 @@ def test_other_vocabularies(moe: Model, edit: Callable[..., edited.Edited], demo
     for changes, message in (
         ({"tokenizer.ggml.tokens": tokens}, f"token {len(tokens) - 1} is "),
         ({"tokenizer.ggml.bos_token_id": 2}, "texts begin with token 1, the draft's begin with token 2"),
-        ({"tokenizer.ggml.add_bos_token": False}, "texts begin with token 1, the draft's begin with no such token"),
-        ({"tokenizer.ggml.add_eos_token": True}, "texts end with no such token, the draft's end with token 2"),
     ):
         changed = edit(n_expert=4)
         for key, value in changes.items():
@@ -93,15 +91,18 @@ def test_other_vocabularies(moe: Model, edit: Callable[..., edited.Edited], demo
             refused(moe, other, message)
 
 
-def test_other_ends(moe: Model, tmp_path: Path) -> None:
-    ends = {"tokenizer.ggml.add_eos_token": True}
-    with (
-        Model.load_from_file(with_more_tokens(tmp_path / "2.gguf", 0, **ends), CPU) as two,
-        Model.load_from_file(
-            with_more_tokens(tmp_path / "5.gguf", 0, **ends, **{"tokenizer.ggml.eos_token_id": 5}), CPU
-        ) as five,
-    ):
-        refused(two, five, "texts end with token 2, the draft's end with token 5; a draft takes the same vocabulary")
+def test_other_ends(tmp_path: Path) -> None:
+    def differ(target: dict[str, object], draft: dict[str, object], message: str) -> None:
+        paths = (with_more_tokens(tmp_path / f"{i}.gguf", 0, **more) for i, more in enumerate((target, draft)))
+        one, other = (Model.load_from_file(path, CPU) for path in paths)
+        with one, other:
+            refused(one, other, f"the target's texts {message}; a draft takes the same vocabulary")
+
+    ends, five = {"tokenizer.ggml.add_eos_token": True}, {"tokenizer.ggml.eos_token_id": 5}
+    differ({}, {"tokenizer.ggml.add_bos_token": False}, "begin with token 1, the draft's begin with no such token")
+    differ({}, ends, "end with no such token, the draft's end with token 2")
+    differ(ends, {}, "end with token 2, the draft's end with no such token")
+    differ(ends, ends | five, "end with token 2, the draft's end with token 5")
 
 
 @pytest.mark.parametrize("n", [VOCAB_DIFFERENCE_MAX, VOCAB_DIFFERENCE_MAX + 1])

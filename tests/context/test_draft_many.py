@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from drafts import (
+    EACH_FROM_STATES,
     EAGER,
-    FROM_STATES,
     NGRAMS,
     PARTED_MAX,
     REPEATED,
@@ -61,7 +61,7 @@ def test_n_grams(moe: Model, kind: SpeculativeType) -> None:
         assert timings.t_draft_ms > 0
 
 
-@pytest.mark.parametrize("name", FROM_STATES)
+@pytest.mark.parametrize("name", EACH_FROM_STATES)
 def test_drafts_from_hidden_states(architecture_path: Callable[..., Path], name: str) -> None:
     with drafting_from_states(architecture_path, name, MANY, n_max=3) as made:
         check_many(made, list(prompts(8)), max_tokens=24)

@@ -102,7 +102,7 @@ def test_layers_ahead_in_a_file_of_their_own(tmp_path: Path) -> None:
                 assert 0 < timings.n_accepted < timings.n_drafted
 
 
-@pytest.mark.parametrize("name", drafts.FROM_STATES)
+@pytest.mark.parametrize("name", drafts.EACH_FROM_STATES)
 def test_drafts_from_hidden_states(architecture_path: Callable[..., Path], name: str) -> None:
     with drafting_from_states(architecture_path, name, LONG, n_max=3) as made:
         assert made.made.kinds == (drafts.FROM_STATES[name].kind,)

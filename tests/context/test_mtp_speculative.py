@@ -39,7 +39,7 @@ def test_it_makes_a_context_and_generates(target: Context, model: Model) -> None
         assert isinstance(draft, Context)
         assert draft.params.ctx_type == ContextType.MTP
         assert (mtp.target_context, mtp.n_max) == (target, 2)
-        Drafting(target, reference, mtp).check(prompts(50), max_tokens=20)
+        Drafting(target, reference, mtp).check(prompts(12), max_tokens=20)
         assert target.timings().n_drafted > 0
     assert draft.closed
     assert not target.closed

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chats import HELLO
-from drafts import EAGER, Costs, Drafting, Watched, check_same, drafting, drafting_from_states, prompts
+from drafts import EAGER, FROM_STATES, Costs, Drafting, Watched, check_same, drafting, drafting_from_states, prompts
 
 from conftest import EXACT
 from moebind import AbortedError, Batch, ClosedError, Context, ContextType, Model, Sampler
@@ -31,7 +31,7 @@ SCHEMA = {
 }
 
 
-@pytest.fixture(params=["same", "other", "near", "n-grams", "mtp", "eagle3"])
+@pytest.fixture(params=["same", "other", "near", "n-grams", "mtp", "eagle3", "gemma4-assistant"])
 def at_work(
     request: pytest.FixtureRequest,
     moe: Model,
@@ -43,8 +43,8 @@ def at_work(
         made = drafting(moe, None, LONG, kind="ngram-map-k", **EAGER)
     elif request.param == "mtp":
         made = drafting(mtp, mtp, LONG, LONG.with_ctx_type(ContextType.MTP), n_max=4)
-    elif request.param == "eagle3":
-        made = drafting_from_states(architecture_path, "eagle3", LONG, n_max=4)
+    elif request.param in FROM_STATES:
+        made = drafting_from_states(architecture_path, request.param, LONG, n_max=4)
     else:
         made = drafting(moe, drafters[request.param], LONG, n_max=4)
     with made as opened:
@@ -337,7 +337,7 @@ def test_auto_switches_off_what_loses(
             made.check(["the a of the a of"], max_tokens=12)
             assert made.target.timings().n_drafted == drafted
             judge.clock = Costs(made.target, 10**9, 10**6)
-            made.check(["the a of the a of the a of"] * 2, max_tokens=100)
+            made.check([*prompts(6), "the a of the a of the a of"], max_tokens=100)
         timings = made.target.timings()
         made.target.reset_timings()
         assert made.target.timings().draft_stopped is None

@@ -43,11 +43,16 @@ class ManyDrafts:
 
     def settle(self, running: Sequence[Run]) -> None:
         """Note which texts are new."""
+        if self._speculative is None:
+            return
+        drafting = self._speculative._drafting
         for run in running:
-            if self._speculative is not None and run.fresh:
-                run.fresh = False
-                run.may_draft = run.may_draft and self._may_begin(self._speculative._drafting)
-                self._speculative._drafting.keep(run.seq, np.array(run.tokens[: run.n_past], np.int32), run.n_past)
+            if not run.fresh:
+                continue
+            run.fresh = False
+            run.may_draft = run.may_draft and self._may_begin(drafting)
+            if run.may_draft or self.follows:
+                drafting.keep(run.seq, np.array(run.tokens[: run.n_past], np.int32), run.n_past)
 
     def _may_begin(self, drafting: Drafting) -> bool:
         """Whether a text that begins now is drafted for; one that follows would know nothing of it later."""
@@ -95,7 +100,8 @@ class ManyDrafts:
             return
         if not run.begun:
             run.begun = True
-            speculative._drafting.begin(run.seq, run.tokens)
+            if run.may_draft:
+                speculative._drafting.begin(run.seq, run.tokens)
             return
         if not run.drafted:
             return
