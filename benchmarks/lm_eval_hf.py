@@ -1,4 +1,4 @@
-"""Requests a second as a model of lm-evaluation-harness, against the harness's own model ``hf``, and the scores of both.
+"""Requests a second as a model of lm-evaluation-harness, against the harness's own ``hf``, and the scores of both.
 
     python -m venv /tmp/harness
     /tmp/harness/bin/pip install . lm_eval torch transformers==4.57.6 "datasets<4.6" accelerate peft gguf tqdm
@@ -43,6 +43,7 @@ def main() -> None:
     from moebind.integrations.lm_eval import MoebindLM
 
     parser = arguments(__doc__, "the dense model of the demo model", 3)
+    parser.set_defaults(rounds=3)
     parser.add_argument("--questions", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -62,7 +63,7 @@ def main() -> None:
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     with tempfile.TemporaryDirectory() as folder:
         exact = Path(folder, "F32.gguf")
-        moebind.quantize(path, exact, "F32", allow_requantize=True)
+        moebind.quantize(path, exact, moebind.Ftype.ALL_F32, allow_requantize=True, progress=False)
         saved = Path(folder, "exact.json")
         cache = {"n_ctx": 4096, "type_k": "F32", "type_v": "F32", "flash_attn_type": "DISABLED"}
         saved.write_text(json.dumps({"context_params": cache}), encoding="utf-8")

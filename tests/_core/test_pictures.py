@@ -76,7 +76,7 @@ def contrast(one: str, other: str) -> float:
 def test_colours_read_on_light_and_dark_pages() -> None:
     colours = [*COLOURS.values(), *bench_plot.SPEEDS.values(), tuning_plot.KEPT, tuning_plot.OTHER]
     for page in ("#ffffff", "#111111"):
-        # The guidelines ask for 3 where something is to be told apart from the page, and for 4.5 where it is to be read.
+        # The guidelines ask for 3 where something is to be told apart from the page, and 4.5 where it is to be read.
         # No colour has 4.5 on both; the most is the root of their contrast.
         assert min(contrast(colour, page) for colour in colours) >= 3
         assert contrast(TEXT, page) >= 0.99 * contrast("#ffffff", "#111111") ** 0.5

@@ -1,4 +1,4 @@
-"""moebind as a model of lm-evaluation-harness, on task files of this machine. ``test_lm_eval.py`` installs it and runs this.
+"""moebind as a model of lm-evaluation-harness, on task files of this machine. ``test_lm_eval.py`` installs it.
 
 The comparison with the harness's own model needs torch and transformers 4, too: CONTRIBUTING.md.
 """

@@ -1,4 +1,4 @@
-"""The vocabulary of the reference models, as transformers reads it. Needs transformers; beside what writes it for llama.cpp."""
+"""The vocabulary of the reference models, as transformers reads it; the tests do not import it."""
 
 from __future__ import annotations
 
