@@ -90,6 +90,7 @@ def test_columns_stand_below_each_other_whatever_the_page_is_written_in() -> Non
     [style] = re.findall(r'<pre style="([^"]+)"', html_of("a  b"))
     assert "font-family: monospace" in style
     assert "white-space: pre" in style
+    assert "word-break: normal" in style
 
 
 def test_experts_are_their_table(tiny_path: MakeTiny) -> None:

@@ -36,8 +36,9 @@ def html_of(text: str, above: str = "", draw: Callable[[str], object] | None = N
         yet (``ValueError``), there is none.
     """
     picture = "" if draw is None else _svg(draw)
-    # Pages of notebooks may set another font for everything; then columns would not stand below each other.
-    style = "font-family: monospace; line-height: 1.25; white-space: pre-wrap"
+    # Pages of notebooks may set another font for everything; then columns would not stand below each other. Some
+    # break lines in the middle of words.
+    style = "font-family: monospace; line-height: 1.25; white-space: pre-wrap; word-break: normal"
     return f'<div>{above}{picture}<pre style="{style}">{html.escape(text)}</pre></div>'
 
 
