@@ -1,4 +1,4 @@
-"""The examples for frameworks of others: that they are whole, and what the page says of them. The light ones are run."""
+"""The examples for frameworks of others: that they are whole, what the page says of them, and that two of them run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_framework_that_there_is_not() -> None:
 @pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_the_light_ones_run(demo_path: Path) -> None:
-    """The others bring hundreds of megabytes. What a reply says is the model's; its form is enforced, and checked here."""
+    """The others bring hundreds of megabytes. What a reply says is the model's; its form is enforced."""
     forms = {
         "instructor": r"name='.*' inhabitants=\d+\n",
         "outlines": r"name='.*' country=<Country\.(france|italy): '(France|Italy)'>\n",
