@@ -88,7 +88,7 @@ def main() -> None:
         ratios = [theirs_took / ours for theirs_took, ours in zip(took["hf, F32"], took[name], strict=True)]
         spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
         speed = len(requests) / statistics.median(took[name])
-        print(f"{name:20}{speed:12.1f}{spread:>24}{np.abs(scores[name] - reference).max():32.4f}")
+        print(f"{name:20}{speed:12.1f}{spread:>24}{np.abs(scores[name] - reference).max():32.0e}")
 
 
 if __name__ == "__main__":

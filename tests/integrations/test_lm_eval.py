@@ -13,7 +13,7 @@ PROGRAM = Path(__file__).with_name("with_lm_eval.py")
 
 
 @pytest.mark.thorough
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_harness_has_it_as_a_model() -> None:
     environment = packages("lm_eval>=0.4.13", "huggingface_hub>=1.31")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", PROGRAM]

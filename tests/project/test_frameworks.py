@@ -57,7 +57,7 @@ def test_a_framework_that_there_is_not() -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_light_ones_run(demo_path: Path) -> None:
     """The others bring hundreds of megabytes. What a reply says is the model's; its form is enforced."""
     forms = {
