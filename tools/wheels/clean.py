@@ -71,8 +71,14 @@ def try_here(index: Path, model: Path, folder: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def try_in(root: Path, interpreter: str, index: Path, model: Path, *, tested: bool = True) -> dict[str, Any]:
-    """The same in a root of ``roots.py``, which must have no compiler; and the tests, with what they take."""
+def try_in(root: Path, interpreter: str, index: Path, model: Path, tests: Sequence[str] = ()) -> dict[str, Any]:
+    """The same in a root of ``roots.py``, which must have no compiler; and the tests, with what they take.
+
+    Parameters
+    ----------
+    tests
+        Which of them; empty: those of ``tested.py``.
+    """
     work = root / "trial"
     shutil.rmtree(work, ignore_errors=True)
     (work / "checkout/tools").mkdir(parents=True)
@@ -89,11 +95,10 @@ def try_in(root: Path, interpreter: str, index: Path, model: Path, *, tested: bo
     enter(root, [*installing("/trial/index", python), "moebind"])
     smoke = [python, "-I", "-W", "error", "/trial/checkout/tools/wheels/smoke.py", "/trial/model.gguf"]
     said = dict(json.loads(enter(root, smoke, captured=True)))
-    if tested:
-        enter(root, [*installing("/trial/index", python), *TESTERS])
-        made = [sys.executable, str(ROOT / "examples/demo_model.py")]  # which some of them load
-        demo = Path(subprocess.run(made, check=True, capture_output=True, text=True).stdout.strip())
-        (work / "cache").mkdir()
-        shutil.copy(demo, work / "cache")
-        enter(root, [python, "/trial/checkout/tools/wheels/tested.py"], {"MOEBIND_CACHE": "/trial/cache"})
+    enter(root, [*installing("/trial/index", python), *TESTERS])
+    made = [sys.executable, str(ROOT / "examples/demo_model.py")]  # which some of them load
+    demo = Path(subprocess.run(made, check=True, capture_output=True, text=True).stdout.strip())
+    (work / "cache").mkdir()
+    shutil.copy(demo, work / "cache")
+    enter(root, [python, "/trial/checkout/tools/wheels/tested.py", *tests], {"MOEBIND_CACHE": "/trial/cache"})
     return said

@@ -1,7 +1,8 @@
 """The tests of a wheel: those of the project's that take an installed moebind and a moment.
 
 ``python tools/wheels/tested.py`` runs them with the moebind that this Python has, after it has seen it write with a
-tiny model (smoke.py). It takes the packages of ``TESTERS``. cibuildwheel runs it for every wheel of a release.
+tiny model (smoke.py). It takes the packages of ``TESTERS``. cibuildwheel runs it for every wheel of a release. With
+names of files or of tests it runs those instead, as for a processor that is emulated, where all would take hours.
 """
 
 from __future__ import annotations
@@ -52,11 +53,21 @@ def tiny_model(folder: Path) -> Path:
 
 
 def main() -> int:
-    """Run them: the exit status of pytest."""
+    """Run them, or those that are named: the exit status of pytest."""
     with tempfile.TemporaryDirectory() as scratch:
         smoke = [sys.executable, str(ROOT / "tools/wheels/smoke.py"), str(tiny_model(Path(scratch)))]
         subprocess.run(smoke, check=True, cwd=scratch)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not thorough", *TESTED]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not thorough",
+        *(sys.argv[1:] or TESTED),
+    ]
     return subprocess.run(command, check=False, cwd=ROOT).returncode
 
 
