@@ -112,6 +112,25 @@ def test_building_for_this_processor_says_nothing_of_it() -> None:
     assert "_PYTHON_HOST_PLATFORM" not in building.environment("cpu", 1)
 
 
+def test_what_builds_is_kept(tmp_path: Path) -> None:
+    """A Python that writes down what it is asked, and says that the build takes one thing more."""
+    python, asked = tmp_path / "bin/python", tmp_path / "asked"
+    python.parent.mkdir()
+    python.write_text(
+        f'#!/bin/sh\necho "$@" >> {asked}\ncase "$*" in *get_requires*) echo "[\\"$MOEBIND_CUDA\\"]" ;; esac\n'
+    )
+    python.chmod(0o755)
+    assert building.toolchain(tmp_path, {"MOEBIND_CUDA": "a-toolkit"}) == str(python)
+    first, *_, last = asked.read_text().splitlines()
+    requires = re.search(r"^requires = \[(.+)\]$", PROJECT, re.MULTILINE)
+    assert requires is not None
+    assert first.endswith(requires[1].replace('"', "").replace(",", ""))
+    assert last.startswith("-m pip install")
+    assert last.endswith(" a-toolkit")
+    # No command of the build names a folder that is another one the next time.
+    assert "--no-build-isolation" in building.pip_wheel(str(python), "source", "folder", "objects")
+
+
 def test_a_folder_has_one_wheel(tmp_path: Path) -> None:
     with pytest.raises(building.BuildError, match="has 0 wheels of moebind; it takes one"):
         building.only_wheel(tmp_path)

@@ -1,16 +1,20 @@
 """Build a wheel for other machines: every variant of the CPU backend, and what its flavour has besides.
 
-The build folder is kept, so that a build that was stopped goes on where it was, object by object; ccache does the same
-across folders. That is how the CUDA wheel is built, whose kernels take hours.
+The build folder is kept, and so is the environment with what builds: a build that was stopped goes on where it was,
+object by object. pip's own environments have another name each time, which each object's command has in it, as the
+folder of nvcc's headers for one: all would be compiled again. ccache does the same across checkouts. That is how the
+CUDA wheel is built, whose kernels take hours.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
-import sys
 import time
+import venv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,9 @@ __all__ = ["CROSS", "BuildError", "Built", "Cross", "build", "options"]
 ROOT = Path(__file__).resolve().parents[2]
 #: What every wheel is built with.
 DEFINES = ("MOEBIND_PORTABLE=ON",)
+QUIET = ("--disable-pip-version-check",)
+#: What an environment's Python is asked: what the build takes besides, CMake and CUDA's toolkit for two.
+ASKS = "import json; from scikit_build_core.build import get_requires_for_build_wheel as get; print(json.dumps(get()))"
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,25 @@ def defines(variants: Sequence[str] = (), machine: str = "") -> list[str]:
 
 def pip_wheel(python: str, source: str, folder: str, build_folder: str, more: Sequence[str] = ()) -> list[str]:
     """The command that builds."""
-    command = [python, "-m", "pip", "wheel", "--verbose", "--no-deps", "--disable-pip-version-check"]
+    command = [python, "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-build-isolation", *QUIET]
     return [*command, *options(build_folder, more), "--wheel-dir", folder, source]
+
+
+def toolchain(folder: Path, variables: dict[str, str]) -> str:
+    """The Python of an environment that has what builds with those variables; it is made unless it is there."""
+    python = folder / "bin/python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+    install = [str(python), "-m", "pip", "install", "--quiet", *QUIET]
+    listed = re.search(r"^requires = (\[.*\])$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    if listed is None:
+        raise BuildError("pyproject.toml has no list 'requires'")
+    subprocess.run([*install, *json.loads(listed[1])], check=True)
+    asked = [str(python), "-c", ASKS]
+    more = subprocess.run(asked, check=True, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **variables})
+    if wanted := json.loads(more.stdout):
+        subprocess.run([*install, *wanted], check=True)
+    return str(python)
 
 
 def only_wheel(folder: Path) -> Path:
@@ -117,11 +141,10 @@ def build(
         One of ``CROSS``; empty: this machine's.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    told = {**os.environ, **environment(flavour, jobs, architectures, machine)}
+    told = environment(flavour, jobs, architectures, machine)
     begun = time.monotonic()
-    command = pip_wheel(sys.executable, str(ROOT), str(folder), str(build_folder), defines(variants, machine))
-    if machine:  # pip would bring that processor's CMake into a build environment of its own
-        command.insert(command.index("--no-deps"), "--no-build-isolation")
-    if subprocess.run(["nice", "-n", "19", *command], check=False, env=told).returncode != 0:
+    python = toolchain(build_folder.with_name(f"{build_folder.name}-environment"), FLAVOURS[flavour].environment)
+    command = pip_wheel(python, str(ROOT), str(folder), str(build_folder), defines(variants, machine))
+    if subprocess.run(["nice", "-n", "19", *command], check=False, env={**os.environ, **told}).returncode != 0:
         raise BuildError(f"the build failed; run this again, and it goes on in {build_folder}")
     return Built(only_wheel(folder), time.monotonic() - begun)

@@ -15,16 +15,23 @@ from pathlib import Path
 __all__ = ["ROOT", "TESTED", "TESTERS", "tiny_model"]
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Of each room some, and what a wheel can get wrong: libraries, programs, processes that are started.
+#: Of each room some, and what a wheel can get wrong: libraries that are found, assertions that unwind through them,
+#: OpenMP under a name of its own (forks), what the processor's library computes (numerics), programs, and processes.
 TESTED = (
     "tests/_core/test_core_native.py",
+    "tests/_core/test_fork.py",
     "tests/_core/test_log.py",
     "tests/backend/test_devices.py",
     "tests/backend/test_loopback.py",
+    "tests/chat/test_templates.py",
     "tests/context/test_generate.py",
     "tests/files/test_gguf.py",
     "tests/model/test_model.py",
     "tests/model/test_vocab.py",
+    "tests/mtmd/test_projector.py",
+    "tests/native/test_guards.py",
+    "tests/numerics/test_transformers.py",
+    "tests/placement/test_worker.py",
     "tests/sampling/test_sampler.py",
     "tests/sampling/test_sampling_grammar.py",
     "tests/server/test_isolation.py",
