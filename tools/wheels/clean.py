@@ -21,8 +21,11 @@ from tested import TESTERS
 __all__ = ["download", "fill_index", "plain_tags", "try_here", "try_in"]
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Of the checkout, what those tests read; the sources are not among it.
-TREE = ("conftest.py", "pyproject.toml", "benchmarks", "examples", "tests", "tools/wheels")
+#: Of the checkout, what those tests read; the package's sources are not among it.
+TREE = (
+    *("conftest.py", "pyproject.toml", "docs/numerics.md", "vendor/fetch.py", "vendor/page.py"),
+    *("benchmarks", "examples", "tests", "tools/wheels"),
+)
 
 
 def plain_tags(machine: str, minor: int) -> list[str]:
@@ -81,13 +84,14 @@ def try_in(root: Path, interpreter: str, index: Path, model: Path, tests: Sequen
     """
     work = root / "trial"
     shutil.rmtree(work, ignore_errors=True)
-    (work / "checkout/tools").mkdir(parents=True)
     shutil.copytree(index, work / "index")
     for name in TREE:
+        target = work / "checkout" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, work / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(ROOT / name, work / "checkout")
+            shutil.copy(ROOT / name, target)
     shutil.copy(model, work / "model.gguf")
     enter(root, ["sh", "-c", "! command -v cc && ! command -v gcc && ! command -v clang"])
     enter(root, [interpreter, "-m", "venv", "/trial/env"])

@@ -16,7 +16,8 @@ __all__ = ["ROOT", "TESTED", "TESTERS", "tiny_model"]
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Of each room some, and what a wheel can get wrong: libraries that are found, assertions that unwind through them,
-#: OpenMP under a name of its own (forks), what the processor's library computes (numerics), programs, and processes.
+#: OpenMP under a name of its own (forks), what the processor's library computes (numerics), programs, and files beside
+#: them (the page).
 TESTED = (
     "tests/_core/test_core_native.py",
     "tests/_core/test_fork.py",
@@ -35,6 +36,7 @@ TESTED = (
     "tests/sampling/test_sampler.py",
     "tests/sampling/test_sampling_grammar.py",
     "tests/server/test_isolation.py",
+    "tests/server/test_page.py",
     "tests/state/test_state.py",
     "tests/test_public.py",
 )
