@@ -102,7 +102,8 @@ def with_anthropic(url: str, model: str) -> None:
     client = anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0)
     asked = [{"role": "user", "content": QUESTION}]
     print("count:", client.messages.count_tokens(model=model, messages=asked).input_tokens, "tokens")
-    short = {"model": model, "messages": asked, "max_tokens": N_TOKENS, "temperature": 0}
+    likeliest = {"temperature": 0}  # which this client has no argument for
+    short = {"model": model, "messages": asked, "max_tokens": N_TOKENS, "extra_body": likeliest}
     reply = client.messages.create(**short)
     print("messages:", reply.content[0].text)
     with client.messages.stream(**short) as stream:
@@ -119,9 +120,8 @@ def with_anthropic(url: str, model: str) -> None:
         ],
         tools=[tool],
         tool_choice={"type": "any"},
-        temperature=0,
         max_tokens=64,
-        extra_body={"logit_bias": LIKELIER},
+        extra_body={**likeliest, "logit_bias": LIKELIER},
     )
     print("tools:", [(each.name, each.input) for each in called.content if each.type == "tool_use"])
 
