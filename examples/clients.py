@@ -31,9 +31,7 @@ WEATHER = {
 TOOL = {"name": "weather", "description": "The weather in a city.", "parameters": WEATHER}
 PARIS = {"city": "Paris"}
 CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": json.dumps(PARIS)}}
-#: A small model needs an example of a call, and may still do without one, since llama-server lets it: so these, of which
-#: ``<tool_call>`` is made, are likelier than it finds them.
-LIKELIER = {"<": 5, "call": 8}
+#: A small model needs an example of a call.
 WEATHER_TALK = [
     {"role": "user", "content": "What is the weather in Paris?"},
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
@@ -77,7 +75,6 @@ def with_openai(url: str, model: str) -> None:
         tool_choice="required",
         temperature=0,
         max_tokens=64,
-        logit_bias=LIKELIER,
     )
     calls = called.choices[0].message.tool_calls or []
     print("tools:", [(call.function.name, call.function.arguments) for call in calls])
@@ -121,7 +118,7 @@ def with_anthropic(url: str, model: str) -> None:
         tools=[tool],
         tool_choice={"type": "any"},
         max_tokens=64,
-        extra_body={**likeliest, "logit_bias": LIKELIER},
+        extra_body=likeliest,
     )
     print("tools:", [(each.name, each.input) for each in called.content if each.type == "tool_use"])
 
@@ -134,8 +131,7 @@ def with_langchain(url: str, model: str) -> None:
     print("invoke:", chat.invoke(QUESTION).content)
     print("stream:", [piece.content for piece in chat.stream(QUESTION) if piece.content][:6], "...")
     print("structured:", chat.with_structured_output({"title": "answer", **ANSWER}).invoke(QUESTION))
-    tool = {"type": "function", "function": TOOL}
-    bound = chat.bind_tools([tool], tool_choice="required", logit_bias=LIKELIER)
+    bound = chat.bind_tools([{"type": "function", "function": TOOL}], tool_choice="required")
     print("tools:", [(call["name"], call["args"]) for call in bound.invoke(WEATHER_TALK).tool_calls])
 
 
@@ -211,9 +207,10 @@ def main() -> None:
     from moebind import ContextParams
     from moebind.server import Server
 
-    # The model's own template knows no tools; llama-server would leave them out.
-    tools, embeddings = ["--chat-template", "chatml-tools"], ContextParams(embeddings=True)
-    with Server(demo_model(), n_ctx=2048, context_params=embeddings, extra=tools) as server:
+    # The model's own template knows no tools; llama-server would leave them out. It also lets a model write text before
+    # a call, and this one would never come to that: so two tokens of <tool_call>, "<" and "call", are made likelier.
+    tools = ["--chat-template", "chatml-tools", "--logit-bias", "44+5", "--logit-bias", "4350+8"]
+    with Server(demo_model(), n_ctx=2048, context_params=ContextParams(embeddings=True), extra=tools) as server:
         ask(server.url, server.models[0].name)
 
 

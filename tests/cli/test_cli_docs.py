@@ -16,9 +16,7 @@ MakeTiny = Callable[..., Path]
 PAGE = [*transcripts("cli.md")]
 TEXTS = [each for each in PAGE if re.search(r"moebind (generate|chat|probe|embed|rerank|tokenize) ", each[0])]
 #: Those of models and measurements, which wrote something there.
-FILES = [
-    each for each in PAGE if each[1] and re.search(r"moebind (inspect|list|get|quantize|bench) ", each[0])
-]
+FILES = [each for each in PAGE if each[1] and re.search(r"moebind (inspect|list|get|quantize|bench) ", each[0])]
 #: Commands that compute nothing.
 WITHOUT_THREADS = r"moebind (tokenize|inspect|list|get|devices)\b"
 TALKS = [each for each in TEXTS if "\n> " in each[1]]

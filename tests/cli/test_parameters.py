@@ -137,7 +137,9 @@ def test_names_are_those_of_llama_cpp() -> None:
     theirs = (ROOT / "vendor/llama.cpp/common/arg.cpp").read_text(encoding="utf-8")
     # As parameters are called; gone since; only a flag there; --moe-cache-mib there, in whole MiB.
     ours = {"--n-ctx", "--no-mmap", "--no-swa-full", "--moe-cache"}
-    flags = [flag.strip() for option in (*MODEL, *CONTEXT, *SAMPLING) for part in option.flags for flag in part.split("/")]
+    flags = [
+        flag.strip() for option in (*MODEL, *CONTEXT, *SAMPLING) for part in option.flags for flag in part.split("/")
+    ]
     assert len(set(flags)) == len(flags)
     assert {flag for flag in flags if flag and f'"{flag}"' not in theirs} <= ours
 

@@ -69,4 +69,4 @@ def _keep_output_for_json() -> None:
     sys.stdout.flush()
     ours = os.dup(1)
     os.dup2(2, 1)
-    sys.stdout = open(ours, "w", encoding=sys.stdout.encoding)
+    sys.stdout = os.fdopen(ours, "w", encoding=sys.stdout.encoding)
