@@ -118,8 +118,8 @@ def test_an_importance_matrix(one_layer: Path, tmp_path: Path, capsys: Capture) 
 
 def test_a_bar_on_a_terminal(wide: Path, tmp_path: Path) -> None:
     target = tmp_path / "small.gguf"
-    # A terminal has a width.
-    with typing("bash", "-c", f"stty cols 80; exec {MOEBIND} quantize {wide} {target} Q8_0 -t 1") as typist:
+    # A terminal has a size.
+    with typing("bash", "-c", f"stty cols 80 rows 24; exec {MOEBIND} quantize {wide} {target} Q8_0 -t 1") as typist:
         seen = typist.wait_for("100%")
         assert seen.lstrip().startswith("small.gguf:")
         assert str(target) in typist.wait_for(str(target))

@@ -12,7 +12,7 @@ import ray
 import ray_program  # beside this file; it finds the examples
 import ray_serve
 from ray import serve
-from ray_program import ask, replicas, servers, until
+from ray_program import ask, replicas, servers, start, until
 
 import moebind
 from moebind import ContextParams, ModelParams
@@ -38,8 +38,7 @@ def main() -> None:
     model, folder, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
     tell_needs(model)
     ray_program.PATIENCE = 300  # Serve waits half a minute before it believes a load
-    ray.init(num_cpus=4, resources={"host_ram": 64}, include_dashboard=False, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    start(port)
     context = ContextParams(n_threads=1, n_threads_batch=1, n_ubatch=64, swa_full=False, kv_unified=True)
     app = ray_serve.application(
         model,
