@@ -158,10 +158,11 @@ class _Text:
 
     def _step(self, drafted: list[int]) -> list[Piece]:
         context = self.context
-        follows = self.drafts and self.drafting.follows
-        if drafted or follows or not self.greedy or not context._steps_natively():
+        following = None
+        if not drafted and self.greedy and not (self.drafts and self.drafting.follows):
+            following = context._likeliest_after(context._open(), self.step._struct(), self.token, len(self.cached))
+        if following is None:
             return self._verify(drafted)
-        following = context._likeliest_after(context._open(), self.step._struct(), self.token, len(self.cached))
         self.cached.append(self.token)
         self.token = following
         return [self.writer.take(following)]

@@ -267,6 +267,11 @@ def _built_again(option: str, verdict: str) -> str:
     return f"{first}, then {REBUILD} with -C cmake.define.{option}=ON, which stops without it"
 
 
+_WITH_DEVICE_FILES = (
+    "in a container, start it with them (docker run --device /dev/dri); elsewhere, load the card's kernel driver"
+)
+
+
 def _no_vulkan_device(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     if not facts.vulkan_verdict.startswith("in") or any(device.backend == "Vulkan" for device in facts.devices):
         return
@@ -280,6 +285,8 @@ def _no_vulkan_device(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     elif not facts.libvulkan:
         why = f"there is no loader of Vulkan: {facts.vulkan_failure or 'libvulkan.so.1 cannot be loaded'}"
         do = "install it, and the card's driver: packages libvulkan1 and, for AMD and Intel, mesa-vulkan-drivers"
+    elif not facts.render_nodes and facts.vulkan_failure.startswith("there are no device files"):
+        why, do = facts.vulkan_failure.partition(";")[0], _WITH_DEVICE_FILES
     elif facts.vulkan_failure and chosen:
         why, do = f"{facts.vulkan_failure}; the environment has {', '.join(chosen)}", "unset it, or mend what it names"
     elif not facts.vulkan_drivers:
@@ -291,8 +298,7 @@ def _no_vulkan_device(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
         why = f"this user may not read and write {', '.join(closed)}"
         do = "change their permissions, or add the user to the group that has them (often render or video)"
     elif not facts.render_nodes:
-        why = "there are no device files (/dev/dri/renderD*)"
-        do = "in a container, start it with them (docker run --device /dev/dri); elsewhere, load its kernel driver"
+        why, do = "there are no device files (/dev/dri/renderD*)", _WITH_DEVICE_FILES
     else:
         why = f"the drivers ({', '.join(facts.vulkan_drivers)}) show no card that has what llama.cpp needs"
         do = "see what vulkaninfo lists; a newer driver may be needed"

@@ -99,6 +99,7 @@ def plain_context_params(params: ContextParams) -> CData:
 
 def _set_plain_fields(native: CData, params: ModelParams | ContextParams) -> None:
     """Set each field of the struct that is a number, a flag or an enum; what it points to, callers see to."""
+    declared = params.__dataclass_fields__
     for name, field in ffi.typeof(native).item.fields:
-        if field.type.kind in {"primitive", "enum"} and hasattr(params, name):
+        if field.type.kind in {"primitive", "enum"} and name in declared:
             setattr(native, name, getattr(params, name))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from moebind._core import checks, log
 from moebind._core.native import ffi, lib
@@ -19,8 +20,7 @@ from moebind.files.projector_checks import projector_beside
 __all__ = ["Projector", "find_projector"]
 
 
-@dataclass(frozen=True)
-class Projector:
+class Projector(NamedTuple):
     """A projector's file, and its bytes: weights, and scratch memory for a picture as large as that of its warm-up."""
 
     path: str
