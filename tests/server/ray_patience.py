@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
 import threading
 import time
+from pathlib import Path
 
 import openai
 import ray
@@ -53,31 +55,29 @@ def main() -> None:
     )
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=8)
 
-    # It is loaded for long: Serve neither ends it nor asks it anything.
-    started = threading.Thread(target=serve.run, args=(app,))
-    started.start()
-    until(lambda: servers(folder))
-    [first] = servers(folder)
-    first.suspend()
-    time.sleep(LONG)
-    [name] = replicas()
-    loading = started.is_alive()
-    first.resume()
-    started.join(ray_program.PATIENCE)
+    # Somebody else copies the file for long: Serve neither ends the replica nor asks it anything.
     answered: list[int] = []
+    Path(folder).mkdir()
+    with open(Path(folder, f"{Path(model).name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        started = threading.Thread(target=serve.run, args=(app,))
+        started.start()
+        until(replicas)
+        time.sleep(LONG)
+        [name] = replicas()
+        loading = started.is_alive() and not servers(folder)
+    started.join(ray_program.PATIENCE)
     ask(client, 1, answered)
     print("loaded:", loading, replicas() == [name], answered == [1], flush=True)
 
-    # It dies, and is loaded for long again: the replica is well, and the request waits.
-    first.kill()
-    until(lambda: servers(folder) and servers(folder) != [first])
-    [second] = servers(folder)
-    second.suspend()
+    # llama-server says nothing for long, nor of its health: the replica is well, and a request waits.
+    [server] = servers(folder)
+    server.suspend()
     waiting = threading.Thread(target=ask, args=(client, 2, answered))
     waiting.start()
     time.sleep(LONG)
     held = answered == [1]
-    second.resume()
+    server.resume()
     waiting.join(ray_program.PATIENCE)
     print("again:", held, replicas() == [name], answered == [1, 2], flush=True)
 

@@ -58,7 +58,10 @@ def until(condition: Callable[[], object]) -> None:
 def servers(folder: str) -> list[psutil.Process]:
     """The servers of the replicas, with the model of this folder."""
     found = psutil.process_iter(["name", "cmdline"])
-    return [each for each in found if each.info["name"] == "llama-server" and folder in " ".join(each.info["cmdline"])]
+    # One that has just ended has no command line any more.
+    return [
+        each for each in found if each.info["name"] == "llama-server" and folder in " ".join(each.info["cmdline"] or ())
+    ]
 
 
 def ask(client: openai.OpenAI, number: int, answered: list[int]) -> None:
