@@ -86,7 +86,8 @@ def check_layers(model: CData, params: ContextParams) -> None:
         )
     raise ContextCreationError(
         "the file has only layers that predict further ahead (MTP), to draft for the model that they belong to: give "
-        "that model's own file, or take ctx_type MTP, and load_mtp"
+        "that model's own file, and this one as its draft (draft=, or --model-draft on a command line); a context of "
+        "these layers alone takes ctx_type MTP, and load_mtp"
     )
 
 

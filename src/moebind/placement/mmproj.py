@@ -15,7 +15,7 @@ from moebind.backend.devices import init
 from moebind.errors import MtmdError
 from moebind.files import projector_checks
 from moebind.files.gguf import Gguf
-from moebind.files.projector_checks import projector_beside
+from moebind.files.sidecars import beside
 
 __all__ = ["Projector", "find_projector"]
 
@@ -92,7 +92,7 @@ def find_projector(mmproj: str | os.PathLike[str] | bool | None, model: str) -> 
         return None
     if mmproj is not True:
         return Projector.of(checks.path("mmproj", mmproj))
-    beside = projector_beside(model)
-    if beside is None:
+    near = beside(model, "mmproj")
+    if near is None:
         raise MtmdError(f"no projector (mmproj*.gguf) lies beside {model}: give its file")
-    return Projector.of(beside)
+    return Projector.of(near)

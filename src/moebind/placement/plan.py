@@ -382,8 +382,8 @@ def plan(
     draft
         What drafts for it (:class:`Speculative`), to be counted as well, with a context as large as the model's: the
         draft's file, or a :class:`Draft`, which has its parameters, too. True: the model's own layers for multi-token
-        prediction, which are then loaded, or else ``mtp-*.gguf`` beside the model. What the model's context holds for a
-        draft that reads its hidden states is counted with the model's.
+        prediction, which are then loaded, or else ``mtp-*.gguf`` beside the model, in its folder or repository. What
+        the model's context holds for a draft that reads its hidden states is counted with the model's.
 
     Returns
     -------
@@ -414,7 +414,7 @@ def plan(
     if draft is not None:
         from moebind.placement.drafter import find_drafter  # few plans have one
 
-        drafter, chosen = find_drafter(draft, header, chosen, natives)
+        drafter, chosen = find_drafter(draft, file, header, chosen, natives)
     return make_plan(header, chosen, context, natives, memory, projector=seeing, drafter=drafter)
 
 
