@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from drafts import FROM_STATES
+from drafts import FROM_STATES, write_mtp
 from hub_server import Hub, cached
 
 from conftest import EXACT, SMALL
@@ -150,6 +150,25 @@ def test_drafts_from_hidden_states(architecture_path: Callable[..., Path], where
         drafts = opened.enter_context(Model.load_from_file(draft_path, planned.draft.model_params))
         target = opened.enter_context(model.new_context(LONG))
         draft = opened.enter_context(drafts.new_context(planned.draft.context_params, ctx_other=target))
+        made = opened.enter_context(Speculative(target, draft))
+        target.generate("the", max_tokens=4, speculative=made).complete()
+        check(planned, target.memory_breakdown().devices, draft.memory_breakdown().devices, own=False)
+
+
+def test_layers_ahead_in_a_file_of_their_own(tmp_path: Path, where: ModelParams) -> None:
+    path, heads = tmp_path / "model.gguf", tmp_path / "mtp-model.gguf"
+    write_mtp(path, ahead=False)
+    write_mtp(heads, trunk=False)
+    planned = plan(path, where, LONG, draft=True)
+    assert planned.draft is not None
+    assert planned.draft.path == str(heads)
+    assert planned.draft.model_params is not None
+    assert planned.draft.context_params is not None
+    with ExitStack() as opened:
+        model = opened.enter_context(Model.load_from_file(path, where))
+        layers = opened.enter_context(Model.load_from_file(heads, planned.draft.model_params))
+        target = opened.enter_context(model.new_context(LONG))
+        draft = opened.enter_context(layers.new_context(planned.draft.context_params, ctx_other=target))
         made = opened.enter_context(Speculative(target, draft))
         target.generate("the", max_tokens=4, speculative=made).complete()
         check(planned, target.memory_breakdown().devices, draft.memory_breakdown().devices, own=False)
