@@ -31,7 +31,7 @@ WEATHER = {
 TOOL = {"name": "weather", "description": "The weather in a city.", "parameters": WEATHER}
 PARIS = {"city": "Paris"}
 CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": json.dumps(PARIS)}}
-#: A small model needs an example of a call, and may still do without one: llama-server lets it.
+#: A small model needs an example of a call.
 WEATHER_TALK = [
     {"role": "user", "content": "What is the weather in Paris?"},
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
@@ -80,7 +80,12 @@ def with_openai(url: str, model: str) -> None:
     print("tools:", [(call.function.name, call.function.arguments) for call in calls])
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": ANSWER}}
     reply = chat.create(model=model, messages=asked, response_format=form, temperature=0, max_tokens=64)
-    print("JSON schema:", reply.choices[0].message.content)
+    print("JSON schema:", json.loads(reply.choices[0].message.content))
+    try:
+        found = client.embeddings.create(model=model, input=["a cat", "a dog"]).data
+        print("embeddings:", [f"{len(each.embedding)} numbers" for each in found])
+    except openai.APIStatusError as error:  # it was started without --embeddings
+        print("embeddings:", error.body["message"])
     try:
         client.completions.create(model=model, prompt="a " * 10**6)
     except openai.BadRequestError as error:
@@ -94,9 +99,11 @@ def with_anthropic(url: str, model: str) -> None:
     client = anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0)
     asked = [{"role": "user", "content": QUESTION}]
     print("count:", client.messages.count_tokens(model=model, messages=asked).input_tokens, "tokens")
-    reply = client.messages.create(model=model, messages=asked, max_tokens=N_TOKENS)
+    likeliest = {"temperature": 0}  # which this client has no argument for
+    short = {"model": model, "messages": asked, "max_tokens": N_TOKENS, "extra_body": likeliest}
+    reply = client.messages.create(**short)
     print("messages:", reply.content[0].text)
-    with client.messages.stream(model=model, messages=asked, max_tokens=N_TOKENS) as stream:
+    with client.messages.stream(**short) as stream:
         print("streaming:", list(stream.text_stream)[:6], "...")
     tool = {"name": "weather", "description": TOOL["description"], "input_schema": WEATHER}
     called = client.messages.create(
@@ -111,6 +118,7 @@ def with_anthropic(url: str, model: str) -> None:
         tools=[tool],
         tool_choice={"type": "any"},
         max_tokens=64,
+        extra_body=likeliest,
     )
     print("tools:", [(each.name, each.input) for each in called.content if each.type == "tool_use"])
 
@@ -196,10 +204,13 @@ def main() -> None:
         return
     from demo_model import demo_model
 
+    from moebind import ContextParams
     from moebind.server import Server
 
-    # The model's own template knows no tools; llama-server would leave them out.
-    with Server(demo_model(), n_ctx=2048, extra=["--chat-template", "chatml-tools"]) as server:
+    # The model's own template knows no tools; llama-server would leave them out. It also lets a model write text before
+    # a call, and this one would never come to that: so two tokens of <tool_call>, "<" and "call", are made likelier.
+    tools = ["--chat-template", "chatml-tools", "--logit-bias", "44+5", "--logit-bias", "4350+8"]
+    with Server(demo_model(), n_ctx=2048, context_params=ContextParams(embeddings=True), extra=tools) as server:
         ask(server.url, server.models[0].name)
 
 

@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import projectors
 import pytest
 from hub_server import serving
+from transcripts import VARIABLES, like, transcripts
 from typist import MOEBIND, typing
 
 MakeTiny = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "cli.md"
-#: What one core computes is in the page; spinning threads would slow down whoever else is here.
-VARIABLES = {
-    **os.environ,
-    "PATH": f"{MOEBIND.parent}:{os.environ['PATH']}",
-    "CUDA_VISIBLE_DEVICES": "",
-    "OMP_WAIT_POLICY": "passive",
-}
-
-
-def transcripts() -> Iterator[tuple[str, str]]:
-    """Each command of the page, and what it wrote there."""
-    for block in re.findall(r"^```console\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, output = part.partition("\n")
-            yield command, output
-
-
-TEXTS = [each for each in transcripts() if re.search(r"moebind (generate|chat|probe|embed|rerank|tokenize) ", each[0])]
+PAGE = [*transcripts("cli.md")]
+TEXTS = [each for each in PAGE if re.search(r"moebind (generate|chat|probe|embed|rerank|tokenize) ", each[0])]
 #: Those of models and measurements, which wrote something there.
-FILES = [
-    each for each in transcripts() if each[1] and re.search(r"moebind (inspect|list|get|quantize|bench) ", each[0])
-]
+FILES = [each for each in PAGE if each[1] and re.search(r"moebind (inspect|list|get|quantize|bench) ", each[0])]
 #: Commands that compute nothing.
-WITHOUT_THREADS = r"moebind (tokenize|inspect|list|get) "
+WITHOUT_THREADS = r"moebind (tokenize|inspect|list|get|devices)\b"
 TALKS = [each for each in TEXTS if "\n> " in each[1]]
 SILENT = [command for command, output in TEXTS if not output]
 WRITTEN = [each for each in TEXTS if each[1] and each not in TALKS]
-
-
-def like(text: str) -> str:
-    """A text without its numbers, which are another machine's, how they are aligned, and what its host has them in."""
-    plain = re.sub(r"\x1b\[\d+m|\r|^  CPU.*\n| to CPU.*", "", text, flags=re.MULTILINE)
-    return re.sub(r" +", " ", re.sub(r"\d+(\.\d+)?", "N", plain))
 
 
 @pytest.fixture
@@ -110,3 +85,24 @@ def test_conversations(command: str, output: str, folder: Path) -> None:
             seen += typist.wait_for(f"{line}\r\n")
         typist.ends_with(0)
     assert like(seen) == like(output)
+
+
+def test_devices(folder: Path) -> None:
+    # What this machine has besides, and why not more, is its own.
+    [(command, output)] = [each for each in PAGE if each[0] == "moebind devices"]
+    said, shown = run(command, folder).splitlines(), output.splitlines()
+    assert said[0].split() == shown[0].split()
+    [row] = [line for line in said if line.startswith("CPU ")]
+    assert row.split()[:3] == shown[1].split()[:3]
+    if len(said) == len(shown):  # no device takes layers
+        assert said[2] == shown[2]
+    state = r"^Backends: |(\w+) is (?:in|out)\b"
+    assert re.findall(state, said[-1]) == re.findall(state, shown[-1])
+
+
+def test_routing(folder: Path) -> None:
+    [(command, output)] = [each for each in PAGE if each[0].startswith("moebind routing ")]
+    said, shown = (re.sub(r"\|.*\|", "|map|", like(text)) for text in (run(command, folder), output))
+    assert (folder / "routing.svg").stat().st_size > 1000
+    # The page leaves lines out; which experts are busy, the last bit of a number may decide.
+    assert re.fullmatch("(.*\\n)*".join(map(re.escape, shown.split("...\n"))), said), said

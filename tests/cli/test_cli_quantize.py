@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 from commands import Capture, run
+from hub_server import Hub
 from quantizing import importance
+from typist import MOEBIND, typing
 
 import moebind
 from moebind import Ftype, GgmlType, Gguf
@@ -111,6 +114,25 @@ def test_an_importance_matrix(one_layer: Path, tmp_path: Path, capsys: Capture) 
     assert "takes an importance matrix" in capsys.readouterr().err
     assert run("quantize", one_layer, target, "IQ2_XS", "--imatrix", file, "-t", 1) == 0
     assert moebind.inspect(target).ftype == Ftype.IQ2_XS
+
+
+def test_a_bar_on_a_terminal(wide: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small.gguf"
+    # A terminal has a size.
+    with typing("bash", "-c", f"stty cols 80 rows 24; exec {MOEBIND} quantize {wide} {target} Q8_0 -t 1") as typist:
+        seen = typist.wait_for("100%")
+        assert seen.lstrip().startswith("small.gguf:")
+        assert str(target) in typist.wait_for(str(target))
+        typist.ends_with(0)
+    command = [MOEBIND, "quantize", wide, "Q8_0", "-t", "1", "--dry-run"]
+    assert "%|" not in subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+def test_a_model_of_the_hub(hub: Hub, capsys: Capture) -> None:
+    assert run("quantize", "-hf", "someone/tiny:F32", "Q8_0", "--dry-run") == 0
+    told = capsys.readouterr().out
+    assert run("quantize", "hf://someone/tiny/F32", "Q8_0", "--dry-run") == 0
+    assert capsys.readouterr().out == told
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -68,3 +69,33 @@ def test_a_worker(host: str, tiny_path: MakeTiny) -> None:
         _, said = worker.communicate(timeout=10)
     assert worker.returncode == -signal.SIGINT  # which shells call 130
     assert ("neither authentication nor encryption" in said) is (host == "0.0.0.0")
+
+
+def test_json_once_it_listens(capsys: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [MOEBIND, "rpc-worker", "--port", str(port), "--threads", "1", "--device", "CPU", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None and worker.stderr is not None
+        try:
+            told = json.loads(worker.stdout.readline())
+            assert run("devices", "--rpc", f"127.0.0.1:{port}") == 0  # it listens
+            assert f"127.0.0.1:{port}" in capsys.readouterr().out
+        finally:
+            worker.send_signal(signal.SIGINT)
+        assert worker.stdout.read() == ""  # what llama.cpp says of its clients is elsewhere
+        assert "Accepted client connection" in worker.stderr.read()
+    [cpu] = [each for each in moebind.devices() if each.name == "CPU"]
+    assert told["host"] == "127.0.0.1"
+    assert told["port"] == port
+    [served] = told["devices"]
+    assert (served["name"], served["backend"], served["type"]) == ("CPU", "CPU", "CPU")
+    assert served["memory_total"] == cpu.memory_total
+
+
+def test_no_json_where_it_cannot_listen() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        command = [MOEBIND, "rpc-worker", "--port", str(used.getsockname()[1]), "--device", "CPU", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is in use" in done.stderr

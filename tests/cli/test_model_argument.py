@@ -9,7 +9,9 @@ import typer
 from commands import Capture, run
 from hub_server import Hub
 
+from moebind.cli import bench
 from moebind.cli import options as o
+from moebind.cli.app import COMMANDS
 from moebind.cli.model_argument import on_hub, takes_model
 
 READ: list[Any] = []
@@ -84,15 +86,66 @@ def test_addresses() -> None:
     assert on_hub("owner/repo:Q4_K_M") == "hf://owner/repo/Q4_K_M"
 
 
-def test_every_command_that_takes_a_model_takes_it_so(hub: Hub, capsys: Capture) -> None:
+#: Commands of no one model; of all others, how they are called, behind the model.
+WITHOUT_MODEL = {"devices", "list", "rpc-worker"}
+BEHIND: dict[tuple[str, ...], list[str]] = {
+    ("generate",): ["it is"],
+    ("chat",): ["-p", "it is", "-st"],
+    ("probe",): [],
+    ("embed",): ["it is"],
+    ("rerank",): ["it is", "it was"],
+    ("tokenize",): ["it is"],
+    ("plan",): [],
+    ("fit",): [],
+    ("tune",): ["--minutes", "1"],
+    ("experts",): [],
+    ("inspect",): [],
+    ("get",): [],
+    ("quantize",): ["Q8_0", "--dry-run"],
+    ("routing",): [],
+    ("cache",): [],
+    ("doctor",): [],
+    ("serve",): ["--port", "0"],
+    ("bench", "offload"): ["--device", "loopback"],
+    ("bench", "decode"): [],
+    ("bench", "prompt"): [],
+    ("bench", "batch"): [],
+}
+
+
+#: A name on the Hub; and the first of three files.
+OTHERWISE = {("get",), ("quantize",)}
+
+
+def test_there_is_no_other_command() -> None:
+    assert {*COMMANDS} == WITHOUT_MODEL | {name for name, *_ in BEHIND}
+    assert {each.name for each in bench.app.registered_commands} == {rest[0] for _, *rest in BEHIND if rest}
+
+
+@pytest.mark.parametrize("command", BEHIND, ids=" ".join)
+def test_every_command_takes_a_model_of_the_hub(command: tuple[str, ...], hub: Hub, capsys: Capture) -> None:
+    assert run(*command, "-hf", "someone/nothing:F32", *BEHIND[command]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "someone/nothing" in told.err
+    assert told.err.count("\n") == 1
+    assert any("someone/nothing" in each for each in hub.requests)
+
+
+@pytest.mark.parametrize("command", [each for each in BEHIND if each not in OTHERWISE], ids=" ".join)
+def test_every_command_takes_a_model_as_an_option(command: tuple[str, ...], capsys: Capture) -> None:
+    assert run(*command, "-m", "none.gguf", *BEHIND[command]) == 1
+    assert "none.gguf" in capsys.readouterr().err
+
+
+def test_what_is_on_the_hub_is_what_an_address_names(hub: Hub, capsys: Capture) -> None:
     assert run("experts", "-hf", "someone/tiny:F32") == 0
     told = capsys.readouterr().out
     assert run("experts", "hf://someone/tiny/F32") == 0
     assert capsys.readouterr().out == told
-    assert run("plan", "-hf", "someone/nothing:F32") == 1
-    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_model_that_is_forgotten(capsys: Capture) -> None:
     for command in (["plan"], ["fit"], ["experts"], ["cache"], ["bench", "offload"]):
-        assert run(*command, "-m", "none.gguf") == 1
-        assert "none.gguf" in capsys.readouterr().err
         assert run(*command) == 2
         assert capsys.readouterr().err.startswith("moebind: there is no model: ")

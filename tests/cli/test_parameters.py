@@ -15,6 +15,7 @@ from parameter_values import made
 from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParams, SplitMode
 from moebind.cli.given import Given, takes
 from moebind.cli.parameters import CONTEXT, MODEL, option_names, unwritten
+from moebind.cli.text_options import SAMPLING
 from moebind.cli.written_options import as_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +137,9 @@ def test_names_are_those_of_llama_cpp() -> None:
     theirs = (ROOT / "vendor/llama.cpp/common/arg.cpp").read_text(encoding="utf-8")
     # As parameters are called; gone since; only a flag there; --moe-cache-mib there, in whole MiB.
     ours = {"--n-ctx", "--no-mmap", "--no-swa-full", "--moe-cache"}
-    flags = [flag.strip() for option in (*MODEL, *CONTEXT) for part in option.flags for flag in part.split("/")]
+    flags = [
+        flag.strip() for option in (*MODEL, *CONTEXT, *SAMPLING) for part in option.flags for flag in part.split("/")
+    ]
     assert len(set(flags)) == len(flags)
     assert {flag for flag in flags if flag and f'"{flag}"' not in theirs} <= ours
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -13,14 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import projectors
 import psutil
 import pytest
 from commands import Capture, run
+from PIL import Image
 from serving import PATIENCE, ask, complete, is_there, until
 
 import moebind
 from conftest import CPU
-from moebind import ContextParams
+from moebind import ContextParams, ModelParams
 from moebind.cli.serve import _ended_by
 from moebind.server.process import has_page
 from moebind.server.supervisor import logger
@@ -128,6 +131,111 @@ def test_folders_in_one_text(folder: Path, path: Path) -> None:
     with serving("--model-dirs", f"{folder};{path.parent};", *SMALL) as (process, lines):
         names = [each["id"] for each in ask(lines[0], "/v1/models").said["data"]]
         assert {"a", path.stem} <= {*names}
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_one_at_a_time(path: Path, tiny_path: MakeTiny) -> None:
+    other = tiny_path()
+    for given, count in (([], 2), (["--one-at-a-time"], 1)):
+        with serving(path, other, *given, *SMALL, "--no-ui", "--json", *REST[1:]) as (process, lines):
+            told = json.loads("\n".join(lines))
+            assert told["at_once"] == count
+            for name in (path.stem, other.stem):
+                assert complete(told["url"], name).status == 200
+            listed = ask(told["url"], "/models").said["data"]
+            assert sum(each["status"]["value"] != "unloaded" for each in listed) == count
+            process.terminate()
+            process.wait(PATIENCE)
+
+
+def test_where_it_listens(path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with serving(path, *SMALL[:-2], "--bind", f"127.0.0.1:{port}", *REST) as (process, lines):
+        assert lines[0] == f"http://127.0.0.1:{port}"
+        assert complete(f"http://127.0.0.1:{port}").status == 200
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_where_it_listens_if_nobody_says(path: Path) -> None:
+    command = [str(each) for each in (MOEBIND, "serve", path, *SMALL[:-2], *REST)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            if line := process.stdout.readline():
+                assert line == "http://127.0.0.1:11435\n"
+                assert complete("http://127.0.0.1:11435").status == 200
+            else:  # somebody else on this machine is there
+                assert process.stderr.read().startswith("moebind: 127.0.0.1:11435 is in use")
+        finally:
+            process.kill()
+
+
+def test_experts_of_the_first_layers(path: Path) -> None:
+    with serving(path, "--device", "loopback", "-ncmoe", "1", *SMALL, *REST) as (process, lines):
+        assert complete(lines[0]).status == 200
+        everybody = psutil.Process(process.pid).children(recursive=True)
+        [words] = [each.cmdline() for each in everybody if each.name() == "llama-server"]
+        [rule] = ModelParams().with_n_cpu_moe(1).tensor_overrides
+        assert words[words.index("--override-tensor") + 1] == f"{rule.pattern}=CPU"
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("option", [["--n-cpu-moe", "1"], ["--cpu-moe"]])
+def test_experts_that_are_in_host_memory_anyway(option: list[str], path: Path) -> None:
+    said = f"moebind: note: {option[0]} changes nothing: no device takes layers, so all weights are in host memory\n"
+    for given, told in ((["--device", "none"], said), (["--device", "loopback"], "")):
+        with serving(path, *option, *given, *SMALL, *REST) as (process, _):
+            process.terminate()
+            assert process.communicate(timeout=PATIENCE) == ("", told)
+
+
+def test_a_picture(tmp_path: Path) -> None:
+    projectors.put_seeing_model(tmp_path)
+    Image.fromarray(projectors.pixels(96, 64, seed=2)).save(tmp_path / "other.jpg")
+    seeing = [tmp_path / "seeing.gguf", "--mmproj", tmp_path / "mmproj-seeing.gguf"]
+
+    def asked(*pictures: str) -> dict[str, object]:
+        said: list[dict[str, object]] = [{"type": "text", "text": "it is"}]
+        for name in pictures:
+            data = base64.b64encode((tmp_path / name).read_bytes()).decode()
+            said.append({"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}})
+        message = {"role": "user", "content": said}
+        likeliest = {"max_tokens": 16, "temperature": 0, "ignore_eos": True, "logprobs": True}
+        return {"messages": [message], "cache_prompt": False, **likeliest}
+
+    with serving(*seeing, "-c", 1024, *SMALL[2:], *REST) as (process, lines):
+        replies = [
+            ask(lines[0], "/v1/chat/completions", asked(*pictures)).said
+            for pictures in ((), ("photo.jpg",), ("photo.jpg",), ("other.jpg",))
+        ]
+        process.terminate()
+        process.wait(PATIENCE)
+    tokens = [each["usage"]["prompt_tokens"] for each in replies]
+    side = projectors.SIDES["gemma3"] // projectors.PATCH // projectors.MERGED
+    assert tokens[1] == tokens[3] >= tokens[0] + side**2
+    found = [each["choices"][0]["logprobs"]["content"] for each in replies]
+    assert found[1] == found[2] != found[3]  # it sees which one
+    with serving(seeing[0], "-c", 1024, *SMALL[2:], *REST) as (process, lines):
+        assert "image" in ask(lines[0], "/v1/chat/completions", asked("photo.jpg")).said["error"]["message"]
+
+
+NGRAMS = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "1", "--spec-ngram-simple-size-m", "2"]
+
+
+@pytest.mark.parametrize("drafts", [[], ["--model-draft", "MODEL"], NGRAMS], ids=["none", "a model", "n-grams"])
+def test_drafts(path: Path, drafts: list[str]) -> None:
+    given = [path if each == "MODEL" else each for each in drafts]
+    body: dict[str, object] = {"prompt": [70] * 8, "n_predict": 32, "temperature": 0, "ignore_eos": True}
+    if drafts == NGRAMS:
+        body["logit_bias"] = [[70, 100]]  # the same again and again: what came before comes after
+    with serving(path, *given, *SMALL, *REST) as (process, lines):
+        timings = ask(lines[0], "/completion", body).said["timings"]
+        assert timings["predicted_n"] == 32
+        assert (timings.get("draft_n_accepted", 0) > 0) is bool(drafts)
         process.terminate()
         process.wait(PATIENCE)
 

@@ -81,3 +81,17 @@ def test_prompts_on_a_terminal() -> None:
         typist.type(CTRL_D)
         typist.wait_for("'one\\ntwo' 'three' None")
         typist.ends_with(0)
+
+
+def test_lines_have_a_history() -> None:
+    pytest.importorskip("readline")
+    code = f"{READ}print(repr(terminal.read()), repr(terminal.read('more: ')), repr(terminal.read('again: ')))"
+    with typing(sys.executable, "-c", code) as typist:
+        typist.wait_for("> ")
+        typist.type("one two\n")
+        typist.wait_for("more: ")
+        typist.type("\x1b[A and three\n")  # arrow up
+        typist.wait_for("again: ")
+        typist.type("\x1b[A\x1b[A\n")
+        typist.wait_for("'one two' 'one two and three' 'one two'")
+        typist.ends_with(0)

@@ -12,6 +12,7 @@ from pathlib import Path
 import projectors
 import pytest
 from packages import packages
+from transcripts import transcripts
 
 from conftest import EXAMPLES
 
@@ -181,7 +182,15 @@ def test_clients_that_others_wrote() -> None:
         [sys.executable, EXAMPLES / "clients.py"], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    clients = re.findall(r"^# (.*)\n(.*)", done.stdout, re.MULTILINE)
-    assert [name for name, _ in clients] == ["curl", "openai", "anthropic", "langchain-openai", "litellm", "llm"]
-    assert [name for name, said in clients if said == "not installed"] in ([], ["curl"])
-    assert done.stdout.count("Paris") >= 6
+    [shown] = [
+        output for command, output in transcripts("clients.md") if command.startswith("python examples/clients.py")
+    ]
+    expected, said = (
+        dict(re.findall(r"^# (.*)\n((?:[^#].*\n)*)", text, re.MULTILINE)) for text in (shown, done.stdout)
+    )
+    assert [*said] == ["curl", "openai", "anthropic", "langchain-openai", "litellm", "llm"]
+    without = {name for name, told in said.items() if told == "not installed\n"}
+    assert without <= {"curl"}
+    assert said == expected | dict.fromkeys(without, "not installed\n")
+    for name in ("openai", "anthropic", "langchain-openai"):
+        assert re.search(r"^tools: \[\('weather', .*Oslo", said[name], re.MULTILINE)

@@ -33,6 +33,19 @@ def kill_one() -> None:
     ray.kill(ray.get_actor(replicas()[0], namespace="serve"))
 
 
+def start(port: int) -> None:
+    """Start Ray, and Serve: Ray waits half a minute for itself, which a machine that is busy otherwise may not keep."""
+    for more in (2, 1, 0):
+        try:
+            ray.init(num_cpus=4, resources={"host_ram": 64}, include_dashboard=False, log_to_driver=False)
+            break
+        except Exception as error:  # Ray has no class for it
+            if not more or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+
+
 def until(condition: Callable[[], object]) -> None:
     """Wait until something is so."""
     give_up = time.monotonic() + PATIENCE
@@ -45,7 +58,10 @@ def until(condition: Callable[[], object]) -> None:
 def servers(folder: str) -> list[psutil.Process]:
     """The servers of the replicas, with the model of this folder."""
     found = psutil.process_iter(["name", "cmdline"])
-    return [each for each in found if each.info["name"] == "llama-server" and folder in " ".join(each.info["cmdline"])]
+    # One that has just ended has no command line any more.
+    return [
+        each for each in found if each.info["name"] == "llama-server" and folder in " ".join(each.info["cmdline"] or ())
+    ]
 
 
 def ask(client: openai.OpenAI, number: int, answered: list[int]) -> None:
@@ -79,8 +95,7 @@ def whole(client: openai.OpenAI, number: int, answered: list[int]) -> None:
 def main() -> None:
     """Ask many things, and kill replicas meanwhile."""
     model, folder, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    ray.init(num_cpus=4, resources={"host_ram": 64}, include_dashboard=False, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    start(port)
     context = ContextParams(n_threads=1, n_threads_batch=1, n_ubatch=64, swa_full=False, kv_unified=True)
     app = ray_serve.application(
         model,

@@ -32,7 +32,12 @@ from moebind import (
     ModelParams,
     ServerError,
 )
+from moebind.backend import breakdown
+from moebind.backend.host_memory import HostMemory
+from moebind.placement.device_budgets import MARGIN_SHARE
 from moebind.server import Server, supervisor
+from moebind.server.folders import of_file
+from moebind.server.placed import Wishes, place, server_context
 from moebind.server.supervisor import Supervisor
 
 MakeTiny = Callable[..., Path]
@@ -115,6 +120,36 @@ def test_as_many_as_fit_stay_in_memory(router: Server) -> None:
     for name in ("a", "b"):
         assert complete(router.url, name).status == 200
     assert loaded(router) == ["a", "b"]
+
+
+def test_no_more_than_fit_are_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wishes = Wishes(CPU, server_context(CONTEXT, None))
+    needs = place(of_file(folder / "a.gguf"), wishes, alone=False).needs["Host"]
+    for count in (1, 2):
+        size = round((count + 0.5) * needs) * MARGIN_SHARE // (MARGIN_SHARE - 1)  # one more would not fit
+        monkeypatch.setattr(breakdown, "host_memory", lambda size=size: HostMemory(size, size))
+        with Server(models_dir=folder, **SMALL_SERVER) as server:
+            assert server.at_once == count
+            for name, before in (("a", []), ("b", ["a"] if count == 2 else [])):
+                assert complete(server.url, name).status == 200
+                assert loaded(server) == [*before, name]
+
+
+def option(name: str, process: psutil.Process) -> list[str]:
+    """The values that an option has on a command line."""
+    words = process.cmdline()
+    return [words[at + 1] for at, word in enumerate(words) if word == name]
+
+
+def test_llama_servers_own_fit_is_off(server: Server, router: Server) -> None:
+    _, single = family(server)
+    assert option("--fit", single) == ["off"]
+    assert complete(router.url, "a").status == 200
+    _, several, *models = family(router)
+    assert models
+    assert [option("--fit", each) for each in models] == [["off"]] * len(models)
+    assert option("--models-preset", several)  # by which they have it, and not from the router's own command line
+    assert option("--fit", several) == []
 
 
 def test_one_at_a_time(folder: Path) -> None:

@@ -13,14 +13,14 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import SupportsIndex
 
 from moebind._core import checks
 from moebind._core.listening import why_not
 from moebind._core.native import CData, decoded, ffi, lib
 from moebind._core.shown import shown
-from moebind.backend.devices import describe, each_card_once, native_device, native_devices
+from moebind.backend.devices import Device, describe, devices, each_card_once, native_device, native_devices
 from moebind.enums import DeviceType
 
 #: Where a worker listens.
@@ -136,6 +136,7 @@ def run(
     cache: str | os.PathLike[str] | None = None,
     *,
     allow_network: bool = False,
+    listening: Callable[[list[Device]], None] | None = None,
 ) -> None:
     """Serve until the process is ended, after the checks and the warning that a network needs.
 
@@ -151,6 +152,8 @@ def run(
         A folder for copies of large tensors.
     allow_network
         Listen on an address that other machines can reach.
+    listening
+        Called with the devices that are served, in a thread, once it listens.
 
     Raises
     ------
@@ -178,9 +181,24 @@ def run(
         print(WARNING.format(host=address, port=number), file=sys.stderr, flush=True)
     if folder is not None:
         os.makedirs(folder, exist_ok=True)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing of Python's runs any more
+    if listening is not None:
+        names = {decoded(lib.ggml_backend_dev_name(device)) for device in served}
+        _once_it_listens(listening, [each for each in devices() if each.name in names])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would not see it
     serve(address, number, threads, served, folder)
     sys.exit(f"{address}:{number} cannot be served")
+
+
+def _once_it_listens(listening: Callable[[list[Device]], None], served: list[Device]) -> None:
+    read, report = os.pipe()
+    lib.moebind_rpc_report_port(report)  # which closes it
+
+    def wait() -> None:
+        with open(read, "rb") as reported:
+            if reported.readline():
+                listening(served)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from moebind.cli import options as o
+from moebind.cli.model_argument import Hub, on_hub
 from moebind.cli.output import show, show_json
 from moebind.enums import Ftype, GgmlType
 from moebind.files.quantize import quantize
@@ -50,6 +51,7 @@ BufferSize = Annotated[
 
 def command(
     arguments: Arguments,
+    hf_repo: Hub = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; tell the size.")] = False,
     imatrix: Imatrix = None,
     tensor_type: Types = None,
@@ -75,6 +77,8 @@ def command(
 
     Example: moebind quantize moe-f16.gguf moe-q4_k_m.gguf Q4_K_M --dry-run
     """
+    if hf_repo is not None:
+        arguments = [on_hub(hf_repo), *arguments]
     if len(arguments) not in {2, 3}:
         given = "is 1 argument" if len(arguments) == 1 else f"are {len(arguments)} arguments"
         raise ValueError(f"there {given}; it takes SRC DST TYPE, or SRC TYPE with --dry-run")

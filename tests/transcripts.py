@@ -1,0 +1,34 @@
+"""What pages show of commands, to be made again."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from typist import MOEBIND
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+#: What one core computes is in the pages; spinning threads would slow down whoever else is here.
+VARIABLES = {
+    **os.environ,
+    "PATH": f"{MOEBIND.parent}:{os.environ['PATH']}",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_WAIT_POLICY": "passive",
+}
+
+
+def transcripts(page: str) -> Iterator[tuple[str, str]]:
+    """Each command of a page, and what it wrote there."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for block in re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            yield command, output
+
+
+def like(text: str) -> str:
+    """A text without its numbers, which are another machine's, how they are aligned, and what its host has them in."""
+    plain = re.sub(r"\x1b\[\d+m|\r|^  CPU.*\n| to CPU.*", "", text, flags=re.MULTILINE)
+    return re.sub(r" +", " ", re.sub(r"\d+(\.\d+)?", "N", plain))
