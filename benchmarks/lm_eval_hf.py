@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from programs import arguments
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 COUNTRIES = ["France", "Italy", "Spain", "Germany", "Greece", "Portugal", "Norway", "Poland", "Austria", "Ireland"]
 CITIES = [" Paris", " Rome", " Madrid", " Berlin"]
@@ -33,6 +33,11 @@ number {} of the list?\nAnswer: the capital is"
 
 def main() -> None:
     """Measure and print."""
+    parser = arguments(__doc__, "the dense model of the demo model", 3)
+    parser.set_defaults(rounds=3)
+    parser.add_argument("--questions", type=int, default=20)
+    options = parser.parse_args()
+
     import torch
     from demo_model import dense_model
     from lm_eval.api.instance import Instance
@@ -42,10 +47,6 @@ def main() -> None:
     import moebind
     from moebind.integrations.lm_eval import MoebindLM
 
-    parser = arguments(__doc__, "the dense model of the demo model", 3)
-    parser.set_defaults(rounds=3)
-    parser.add_argument("--questions", type=int, default=20)
-    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     path = Path(options.model or dense_model())
     read = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}

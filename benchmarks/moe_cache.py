@@ -23,7 +23,7 @@ from moebind import ContextParams, Model, ModelParams, RoutingRecorder
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, markdown_table
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
 from demo_model import demo_model
 
 PROMPT = "Once upon a time"

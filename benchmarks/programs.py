@@ -33,7 +33,7 @@ def arguments(description: str | None, model: str, tokens: int) -> argparse.Argu
 
 def demo_model(dense: bool = False) -> str:
     """The path of the demo model, or of the one without experts that it is made from."""
-    sys.path.insert(0, str(ROOT / "examples"))
+    sys.path.append(str(ROOT / "examples"))
     import demo_model as example
 
     return str(example.dense_model() if dense else example.demo_model())

@@ -30,7 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import moebind
 from moebind import Context, ContextParams, Model, ModelParams, Speculative
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 import demo_model
 from speed_judge import LEAST, judge
 
