@@ -196,7 +196,9 @@ def engine(path: Path, record: Record, minutes: float) -> None:
 def serve(paths: list[Path], record: Record, minutes: float, *, kept: bool) -> None:
     """Ask one model, then the other, of which one is in memory, or both at once; from several clients at once."""
     end = time.monotonic() + 60 * minutes
-    with Server(paths, context_params=SMALL, parallel=2, one_at_a_time=not kept) as server:
+    # Without the cache of prompts, which is to grow until it is as large as it may be.
+    extra = ["--cache-ram", "0"]
+    with Server(paths, context_params=SMALL, parallel=2, one_at_a_time=not kept, extra=extra) as server:
         names = [model.name for model in server.models]
         turns = [names] if kept else [[name] for name in names]
 
