@@ -179,7 +179,8 @@ class EngineThread:
             self._wake_all()
             self._computing = steps.able()
             if not self._computing:
-                inbox.get()()
+                if not self._stopping:  # or the message that woke it for that is read already
+                    inbox.get()()
                 continue
             lib.moebind_hooks_forget(self._hooks.pointer)
             if inbox.empty() and not self._stopping:
