@@ -1,11 +1,16 @@
 """Speculative decoding against plain decoding, in interleaved pairs: tokens a second, and how many drafts were right.
 
-    $ python benchmarks/speculative.py                         # the demo model, drafted for by the one it is made of
-    $ python benchmarks/speculative.py moe.gguf draft.gguf --tokens 128 --pairs 5
+    $ python benchmarks/speculative.py --loopback              # the demo model, drafted for by the one it is made of
+    $ python benchmarks/speculative.py moe.gguf draft.gguf --gpu --tokens 128 --pairs 15
 
-Speeds of a shared machine change by the minute, so each speed with drafts is compared with one without right before it.
-The table has the median of the ratios. The model is on the CPU, experts and all; ``--gpu`` puts all but the experts on
-the GPU, and the draft as well. ``docs/speculative.md`` has what came of it.
+Speeds of a shared machine change by the minute, so each speed with drafts is compared with one without right beside it,
+which comes first and last in turn. The table has the median of the ratios, and the interval in which it lies but for a
+chance of 5 %: one that holds 1 says neither that drafts gain nor that they lose. Its first row has no drafts on either
+side, so that what it has beside 1 is the machine's.
+
+The model is on the CPU, experts and all. ``--gpu`` and ``--loopback`` leave only its experts there, in host memory, and
+put all else and the draft on the GPU, or on a worker process that plays one. ``docs/speculative.md`` has what came of
+it.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 # Threads that wait by spinning say nothing on a machine that is busy otherwise.
@@ -26,6 +32,7 @@ from moebind import Context, ContextParams, Model, ModelParams, Speculative
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import demo_model
+from speed_judge import LEAST, judge
 
 #: A story, which repeats nothing, and a text that is there once already.
 STORY = "Once upon a time, in a village by the sea,"
@@ -46,17 +53,27 @@ def speed(context: Context, prompt: str, n_tokens: int, speculative: Speculative
     return 1e6 * n / (moebind.time_us() - began)
 
 
-def pairs(
-    context: Context, prompt: str, n_tokens: int, n_pairs: int, speculative: Speculative | Callable[[], Speculative]
-) -> Iterator[tuple[float, float]]:
-    """Speeds without drafts and with them, one right after the other; what is called makes one for each text."""
-    for _ in range(n_pairs):
-        plain = speed(context, prompt, n_tokens, None)
-        if isinstance(speculative, Speculative):
-            yield plain, speed(context, prompt, n_tokens, speculative)
+#: What drafts: nothing, the same for all texts, or one that is made for each.
+Drafts = Speculative | Callable[[], Speculative] | None
+
+
+def with_drafts(context: Context, prompt: str, n_tokens: int, drafts: Drafts) -> float:
+    """Tokens a second with what drafts."""
+    if drafts is None or isinstance(drafts, Speculative):
+        return speed(context, prompt, n_tokens, drafts)
+    with drafts() as made:
+        return speed(context, prompt, n_tokens, made)
+
+
+def pairs(context: Context, prompt: str, n_tokens: int, n_pairs: int, drafts: Drafts) -> Iterator[tuple[float, float]]:
+    """Speeds without drafts and with them, one right after the other; each is first in every other pair."""
+    for number in range(n_pairs):
+        if number % 2:
+            drafted = with_drafts(context, prompt, n_tokens, drafts)
+            yield speed(context, prompt, n_tokens, None), drafted
         else:
-            with speculative() as made:
-                yield plain, speed(context, prompt, n_tokens, made)
+            plain = speed(context, prompt, n_tokens, None)
+            yield plain, with_drafts(context, prompt, n_tokens, drafts)
 
 
 def report(
@@ -64,16 +81,17 @@ def report(
     context: Context,
     prompt: str,
     arguments: argparse.Namespace,
-    made: Speculative | Callable[[], Speculative],
+    drafts: Drafts,
 ) -> None:
     """Print a row of the table."""
     context.reset_timings()
-    measured = list(pairs(context, prompt, arguments.tokens, arguments.pairs, made))
+    measured = list(pairs(context, prompt, arguments.tokens, arguments.pairs, drafts))
     plain, drafted = (statistics.median(each) for each in zip(*measured, strict=True))
-    ratio = statistics.median(one / other for other, one in measured)
+    ratio = judge([one / other for other, one in measured])
     timings = context.timings()
     right = f"{timings.acceptance:.0%}" if timings.n_drafted else "-"
-    print(f"| {name} | {plain:.1f} | {drafted:.1f} | {ratio:.2f} | {right} |", flush=True)
+    spread = f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+    print(f"| {name} | {plain:.1f} | {drafted:.1f} | {spread} | {right} |", flush=True)
 
 
 def main() -> None:
@@ -82,25 +100,34 @@ def main() -> None:
     parser.add_argument("model", nargs="?")
     parser.add_argument("draft", nargs="?")
     parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=11, help=f"for each row, {LEAST} at least (%(default)s)")
     parser.add_argument("--n-max", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--gpu", action="store_true")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--gpu", action="store_true", help="all but the experts is on the GPU")
+    where.add_argument("--loopback", action="store_true", help="it is on a worker process, as on a GPU")
     arguments = parser.parse_args()
+    if arguments.pairs < LEAST:
+        parser.error(f"--pairs is {arguments.pairs}; it takes {LEAST} at least, since fewer have no interval")
     path = arguments.model or demo_model.demo_model()
     draft_path = arguments.draft or demo_model.dense_model()
-    host = ModelParams(n_gpu_layers=0, devices=())
-    on = ModelParams(n_gpu_layers=-1) if arguments.gpu else host
     params = ContextParams(n_ctx=2048)
     if arguments.threads:
         params = params.with_n_threads(arguments.threads).with_n_threads_batch(arguments.threads)
-    print("| drafts | plain, tokens/s | with drafts | ratio | right |\n| --- | --- | --- | --- | --- |", flush=True)
-    with (
-        Model.load_from_file(path, on.with_cpu_moe_all() if arguments.gpu else on) as model,
-        Model.load_from_file(draft_path, on) as drafts,
-        model.new_context(params) as context,
-        drafts.new_context(params) as draft,
-    ):
+    with ExitStack() as opened:
+        on = whole = ModelParams(n_gpu_layers=0, devices=())
+        if arguments.gpu or arguments.loopback:
+            on = ModelParams(n_gpu_layers=-1)
+            if arguments.loopback:
+                on = on.with_devices([opened.enter_context(moebind.loopback_device())])
+            whole = on.with_cpu_moe_all()
+        model = opened.enter_context(Model.load_from_file(path, whole))
+        drafts = opened.enter_context(Model.load_from_file(draft_path, on))
+        context = opened.enter_context(model.new_context(params))
+        draft = opened.enter_context(drafts.new_context(params))
+        print(f"{arguments.pairs} pairs of {arguments.tokens} tokens\n\n{context.memory_breakdown()}\n", flush=True)
+        print("| drafts | plain, tokens/s | with drafts | ratio | right |\n| --- | --- | --- | --- | --- |", flush=True)
+        report("none, story", context, STORY, arguments, None)
         for n_max in arguments.n_max:
             with Speculative(context, draft, n_max=n_max) as made:
                 report(f"draft model, n_max {n_max}, story", context, STORY, arguments, made)

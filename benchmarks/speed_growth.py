@@ -42,7 +42,7 @@ def context(settings: Settings) -> Found:
     with model.new_context(_params(settings, sizes[-1] + settings.tokens + 1)) as made:
         for size in sizes:
             pieces = made.generate(tokens[:size], max_tokens=settings.tokens + 1)
-            found[str(size)] = outside(made, pieces)
+            found[str(size)] = outside(pieces)
     return found
 
 
@@ -76,7 +76,7 @@ def vocabulary(settings: Settings) -> Found:
     for n_vocab in (10_000, 50_000, 100_000, 150_000):
         with _model(_wide(Path(settings.large).parent, n_vocab)).new_context(_params(settings, 256)) as made:
             tokens = np.arange(300, 316, dtype=np.int32)
-            found[str(n_vocab)] = outside(made, made.generate(tokens, max_tokens=settings.tokens + 1))
+            found[str(n_vocab)] = outside(made.generate(tokens, max_tokens=settings.tokens + 1))
     return found
 
 

@@ -5,16 +5,17 @@ They return speeds, in units of work a second, but for names that end in ``_us``
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from speed_settings import COUNTING, SAMPLING, Settings, long_text, schema, short_texts, shortest
 
-from moebind import Batch, Context, ContextParams, Model, ModelParams, PoolingType, ffi, lib
+from moebind import Batch, ContextParams, Model, ModelParams, PoolingType, ffi, lib
 
 #: All quantities that a function finds.
 Found = dict[str, float]
@@ -42,15 +43,26 @@ def _generated(settings: Settings, path: str, clock: Clock | None = None, **argu
     return (len(stamps) - 1) / (stamps[-1] - stamps[0])
 
 
-def outside(context: Context, pieces: Iterable[object]) -> float:
+@cache
+def _inside() -> Callable[[], float]:
+    """Tells the microseconds of this process in llama_decode: ``speed_clock.c``, which it has to be run with."""
+    try:
+        function = ctypes.CDLL(None).speed_clock_inside_us
+    except AttributeError:
+        raise RuntimeError("there is no C compiler (cc), which the clock around llama_decode takes") from None
+    function.restype = ctypes.c_double
+    return cast("Callable[[], float]", function)
+
+
+def outside(pieces: Iterable[object]) -> float:
     """Microseconds of a token outside of llama_decode: their median, so that a thread that has to wait is left out."""
     found: list[float] = []
-    before, computed = 0.0, 0.0
+    before, computed, inside = 0.0, 0.0, _inside()
     for _ in pieces:
-        now, timings = time.perf_counter(), context.timings()
+        now, total = time.perf_counter(), inside()
         if before:
-            found.append(1e6 * (now - before) - 1e3 * (timings.t_eval_ms - computed))
-        computed = timings.t_eval_ms
+            found.append(1e6 * (now - before) - (total - computed))
+        computed = total
         before = time.perf_counter()
     return statistics.median(found)
 
@@ -68,7 +80,7 @@ def greedy(settings: Settings) -> Found:
 def between(settings: Settings) -> Found:
     """What is done between two tokens."""
     with _model(settings.model).new_context(_params(settings)) as context:
-        return {"outside_us": outside(context, context.generate(COUNTING, max_tokens=settings.tokens + 1))}
+        return {"outside_us": outside(context.generate(COUNTING, max_tokens=settings.tokens + 1))}
 
 
 def sampled(settings: Settings) -> Found:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -104,6 +106,7 @@ class Sides:
         self._running: dict[str, Process | FailedError] = {}
         self._programs: dict[str, Path] = {}
         self._other_environment: dict[str, str] | None = None
+        self._clocked_environment: dict[str, str] | None = None
         if not with_other:
             self._running["other"] = FailedError("llama-cpp-python was left out")
 
@@ -136,7 +139,7 @@ class Sides:
     def _side(self, name: str) -> Process:
         if name not in self._running:
             try:
-                started = Process(name, self.settings, self._other() if name == "other" else self._environment)
+                started = Process(name, self.settings, self._other() if name == "other" else self._clocked())
                 self._running[name] = started
                 self._ends.callback(started.close)
                 if name == "other":
@@ -147,6 +150,16 @@ class Sides:
         if isinstance(found, FailedError):
             raise found
         return found
+
+    def _clocked(self) -> dict[str, str]:
+        """The environment in which llama_decode's time is counted, if there is a compiler to make the clock with."""
+        if self._clocked_environment is None:
+            self._clocked_environment = self._environment
+            if shutil.which("cc") is not None:
+                clock = Path(self._ends.enter_context(tempfile.TemporaryDirectory(prefix="moebind-clock-")), "clock.so")
+                self._run("cc", "-O1", "-shared", "-fPIC", "-o", clock, HERE / "speed_clock.c", "-ldl")
+                self._clocked_environment = self._environment | {"LD_PRELOAD": str(clock)}
+        return self._clocked_environment
 
     def _other(self) -> dict[str, str]:
         """The environment in which llama-cpp-python finds its files and our library."""

@@ -5,6 +5,7 @@ eight equal experts, of which a small random router chooses two; since llama.cpp
 the model writes the same text as the original. Quantised blocks are copied, nothing is quantised again.
 
     python examples/demo_model.py            # prints the path, and makes the model if it is not there
+    python examples/demo_model.py --dense    # the same for the dense model, which can draft for the other
 """
 
 from __future__ import annotations
@@ -134,4 +135,4 @@ def demo_model() -> Path:
 
 
 if __name__ == "__main__":
-    print(demo_model())
+    print(dense_model() if sys.argv[1:] == ["--dense"] else demo_model())

@@ -22,7 +22,8 @@ from moebind import Context, ContextParams, Device, FlashAttnType, GgmlType, Lor
 from moebind.backend.devices import backend_state
 
 sys.path.insert(0, str(Path(__file__).parent))
-import edited  # beside this file
+import drafts  # beside this file
+import edited
 import hub_server
 import projectors
 import tiny
@@ -244,6 +245,14 @@ def drafters(tiny_path: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     yield made
     for model in made.values():
         model.close()
+
+
+@pytest.fixture(scope="session")
+def mtp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """A model whose last layer predicts further ahead, and is right now and then."""
+    path = drafts.write_mtp(tmp_path_factory.mktemp("mtp") / "mtp.gguf")
+    with Model.load_from_file(path, CPU.with_load_mtp(True)) as model:
+        yield model
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@
 #include "ggml-vulkan.h"  // and ggml_backend_vk_reg for moebind_vulkan_backend
 
 #include <dlfcn.h>
+#include <unistd.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <string>
@@ -53,9 +55,29 @@ ggml_backend_reg_t listed(loaded_backend & backend, void * library) {
     return reg;
 }
 
+// Whether there can be a card that Vulkan drives: one has a file of the kernel's. Where there is none, as in most containers, only
+// drivers that compute on the processor are left, which ggml does not use; to load all of them takes longer than `moebind plan`.
+bool may_have_card() {
+    for (const char * variable : { "GGML_VK_VISIBLE_DEVICES", "VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES" }) {
+        if (getenv(variable) != nullptr) {
+            return true;  // who chooses knows better
+        }
+    }
+    for (const char * file : { "/dev/dri", "/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/mali0", "/dev/kgsl-3d0" }) {
+        if (access(file, F_OK) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 ggml_backend_reg_t load(loaded_backend & backend) {
     if (dlopen(backend.driver, RTLD_LAZY | RTLD_LOCAL) == nullptr) {
         return failed(backend, GGML_LOG_LEVEL_INFO, dlerror());
+    }
+    if (&backend == &vulkan && !may_have_card()) {
+        return failed(backend, GGML_LOG_LEVEL_INFO,
+                      "there are no device files of graphics cards (/dev/dri); GGML_VK_VISIBLE_DEVICES=0 looks all the same");
     }
     void * library = dlopen(path_of(backend.library).c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr || dlsym(library, backend.registry) == nullptr) {

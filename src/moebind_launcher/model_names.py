@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 __all__ = ["ModelFiles", "Split", "gathered", "gguf_files", "sidecar_kind"]
@@ -40,8 +39,7 @@ class Split(NamedTuple):
         return f"{self.stem}-{number:05d}-of-{self.n_files:05d}.gguf"
 
 
-@dataclass(frozen=True)
-class ModelFiles:
+class ModelFiles(NamedTuple):
     """The files of one model, or a file that lies beside models.
 
     Attributes

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import projectors
 import pytest
 from hub_server import serving
 from typist import MOEBIND, typing
 
 MakeTiny = Callable[..., Path]
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "cli.md"
 #: What one core computes is in the page; spinning threads would slow down whoever else is here.
 VARIABLES = {
     **os.environ,
@@ -54,6 +57,11 @@ def folder(demo_path: Path, tiny_path: MakeTiny, tmp_path: Path) -> Path:
     (tmp_path / "moe.gguf").symlink_to(demo_path)
     (tmp_path / "texts.txt").write_text("a cat\na dog\n", encoding="utf-8")
     (tmp_path / "reranker.gguf").symlink_to(tiny_path(arch="bert", n_head_kv=4, n_ctx_train=64, n_cls_out=1))
+    dense = subprocess.run(
+        [sys.executable, ROOT / "examples" / "demo_model.py", "--dense"], capture_output=True, text=True, check=True
+    )
+    (tmp_path / "draft.gguf").symlink_to(dense.stdout.strip())
+    projectors.put_seeing_model(tmp_path)
     return tmp_path
 
 
@@ -79,7 +87,9 @@ def test_transcripts(command: str, output: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(("command", "output"), FILES)
 def test_models_and_measurements(command: str, output: str, folder: Path) -> None:
-    (folder / "reranker.gguf").unlink()  # it would be listed
+    for path in folder.glob("*.gguf"):
+        if path.name != "moe.gguf":
+            path.unlink()  # it would be listed
     with serving({"someone/demo-moe-GGUF": {"demo-moe-Q4_1.gguf": (folder / "moe.gguf").resolve()}}) as hub:
         said = run(command, folder, HF_ENDPOINT=hub.endpoint, HF_HUB_CACHE=str(folder / "cache"))
     assert like(said) == like(output)

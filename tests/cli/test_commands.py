@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from commands import Capture, run
+
+import moebind
 
 MakeTiny = Callable[..., Path]
 
@@ -102,3 +105,23 @@ def test_failures_end_with_1(tmp_path: Path, capsys: Capture, path: Path) -> Non
         assert said.out == ""
         assert said.err.startswith("moebind: ")
         assert said.err.count("\n") == 1, said.err
+
+
+def test_drivers_are_looked_for_meanwhile(path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[threading.Thread] = []
+    begun = threading.Event()
+
+    class Looking:
+        def ggml_backend_dev_count(self) -> int:
+            asked.append(threading.current_thread())
+            begun.set()
+            raise moebind.NativeError("no driver answers")
+
+    monkeypatch.setattr("moebind.cli.lib", Looking())
+    assert run("plan", path) == 0  # who asks for devices meets the error, if there is still one
+    assert begun.wait(60)
+    asked[0].join()
+    assert capsys.readouterr().err == ""
+    assert threading.main_thread() not in asked
+    assert run("inspect", "--help") == 0
+    assert len(asked) == 1

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 from commands import Capture, run
+from drafts import FROM_STATES
+from hub_server import REPO, Hub, cached
 
 from moebind import Device
+from moebind.cli.drafts import DRAFTS, passed_on
+from moebind.cli.given import Given
 
 MakeTiny = Callable[..., Path]
 FAST = ["-ngl", 0, "-t", 1, "-c", 256]
@@ -76,7 +80,12 @@ def test_the_models_own_layers_draft(tiny_path: MakeTiny, capsys: Capture) -> No
         (["--spec-type", "ngram-simple", "--spec-ngram-mod-n-max", 3], "without --spec-type ngram-mod"),
         (["--spec-type", "ngrams"], "--spec-type is 'ngrams'; it takes auto, none, or some of draft-simple"),
         (["--spec-type", "draft-simple"], "takes a draft"),
-        (["--spec-type", "draft-mtp"], "has no layers that predict further ahead"),
+        (["--spec-type", "draft-mtp"], "and no mtp-*.gguf lies beside it: give the file of a draft model"),
+        (["-md", "a.gguf", "-hfd", "someone/tiny"], "--model-draft and --spec-draft-hf are both given"),
+        (["--image", "photo.jpg", "-mm", "m.gguf", "--spec-type", "auto"], "photo.jpg and --spec-type are both given"),
+        (["--draft-max", "8"], "there is no --draft-max here: llama.cpp has taken it away: use --spec-draft-n-max"),
+        (["-Cd", "3"], "there is no -Cd here: threads have their processors for the whole process"),
+        (["--spec-draft-p-split=0.1"], "there is no --spec-draft-p-split here"),
         (["-md", "nothing.gguf"], "nothing.gguf"),
     ],
 )
@@ -103,9 +112,10 @@ def test_a_plan_counts_a_draft(path: Path, other: Path, capsys: Capture) -> None
     host = as_json(capsys, "plan", path, *DEVICES, "--model-draft", other, "-ngld", 0)
     assert host["device_bytes"] < found["device_bytes"]
     assert host["draft"]["model_params"] == {"n_gpu_layers": 0, "load_mtp": True}
-    on_second = as_json(capsys, "plan", path, *DEVICES, "-md", other, "-devd", "GPU1", "-td", 3)
+    on_second = as_json(capsys, "plan", path, *DEVICES, "-md", other, "-devd", "GPU1", "-td", 3, "-tbd", 5)
     assert [each["name"] for each in on_second["draft"]["devices"]] == ["GPU1", "Host"]
     assert on_second["draft"]["context_params"]["n_threads"] == 3
+    assert on_second["draft"]["context_params"]["n_threads_batch"] == 5
     assert run("plan", path, *DEVICES, "-md", other) == 0
     assert "  draft " in capsys.readouterr().out
 
@@ -156,6 +166,7 @@ def test_what_is_fitted_drafts(path: Path, other: Path, capsys: Capture, device:
         (["-md", "PATH", "-ngld", -7], "--spec-draft-ngl is -7; it takes"),
         (["-md", "PATH", "-ncmoed", -4], "--spec-draft-n-cpu-moe is -4; it takes"),
         (["-md", "PATH", "-td", -7], "--spec-draft-threads is -7; it takes"),
+        (["-md", "PATH", "-tbd", -7], "--spec-draft-threads-batch is -7; it takes"),
         (["-md", "PATH", "-ctkd", "q9"], "--spec-draft-type-k is 'q9'"),
         (["-md", "PATH", "-ngld", "some"], "--spec-draft-ngl is 'some'"),
         (["-md", "PATH", "--spec-ngram-mod-n-max", 3], "without --spec-type ngram-mod"),
@@ -171,7 +182,11 @@ def test_counted_options_that_are_wrong(path: Path, capsys: Capture, options: li
     ("kind", "message"),
     [
         ("ngrams", "--spec-type is 'ngrams'; it takes auto, none, or some of draft-simple"),
-        ("ngram-mod,draft-eagle3", "--spec-type is draft-eagle3, which takes a draft: add --model-draft FILE"),
+        (
+            "ngram-mod,draft-eagle3",
+            "--spec-type is draft-eagle3, which takes a draft, and no eagle3-*.gguf lies beside",
+        ),
+        ("draft-simple", "--spec-type is draft-simple, which takes a draft: add --model-draft FILE"),
     ],
 )
 def test_kinds_that_there_are_not(path: Path, capsys: Capture, command: str, kind: str, message: str) -> None:
@@ -182,3 +197,80 @@ def test_kinds_that_there_are_not(path: Path, capsys: Capture, command: str, kin
 def test_kinds_have_pythons_names_too(tiny_path: MakeTiny, capsys: Capture) -> None:
     path = tiny_path(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
     assert as_json(capsys, "plan", path, *DEVICES, "--spec-type", "DRAFT_MTP")["draft"]["kind"] == "DRAFT_MTP"
+
+
+MTP = {"arch": "glm4moe", "n_layer": 4, "n_expert": 4, "n_mtp": 1, "n_head_kv": 4}
+
+
+@pytest.fixture
+def apart(tiny_path: MakeTiny, tmp_path: Path) -> Path:
+    """A model whose layers that predict further ahead are in a file beside it."""
+    (tmp_path / "model.gguf").symlink_to(tiny_path(**{**MTP, "n_layer": 3, "n_mtp": 0}))
+    (tmp_path / "mtp-model.gguf").symlink_to(tiny_path(**MTP))
+    return tmp_path / "model.gguf"
+
+
+def test_layers_ahead_in_a_file_beside_the_model(apart: Path, capsys: Capture, device: Device) -> None:
+    plain, _ = told(apart, capsys)
+    beside = str(apart.with_name("mtp-model.gguf"))
+    for options in ([], ["-md", beside], ["-ngld", 0, "-ctkd", "f32"], ["--spec-type", "draft-mtp,ngram-mod"]):
+        text, timings = told(apart, capsys, "--spec-type", "draft-mtp", "--spec-draft-n-max", 2, *options)
+        assert text == plain
+        assert "drafted" in timings
+    found = as_json(capsys, "plan", apart, *DEVICES, "--spec-type", "draft-mtp", "-ngld", 0)
+    assert (found["draft"]["path"], found["draft"]["kind"]) == (beside, "DRAFT_MTP")
+    found = as_json(capsys, "fit", apart, *DEVICES, "--spec-type", "draft-mtp")
+    assert found["draft"]["path"] == beside
+    # Where it is fitted before it is loaded, too.
+    fitted = ["generate", apart, PROMPT, "-n", 8, "-t", 1, "-c", 256, "--device", device.name, "--timings"]
+    assert run(*fitted, "--spec-type", "draft-mtp") == 0
+    assert "drafted" in capsys.readouterr().err
+
+
+def test_another_kind_of_file_beside_the_model(
+    architecture_path: Callable[..., Path], tmp_path: Path, capsys: Capture
+) -> None:
+    kind = FROM_STATES["eagle3"]
+    (tmp_path / "model.gguf").symlink_to(architecture_path(kind.target, 1))
+    (tmp_path / "eagle3-model.gguf").symlink_to(architecture_path(kind.architecture, 2, kind.numbers, kind.named))
+    found = as_json(capsys, "plan", tmp_path / "model.gguf", *DEVICES, "--spec-type", "draft-eagle3")
+    assert found["draft"]["path"] == str(tmp_path / "eagle3-model.gguf")
+    assert found["draft"]["kind"] == "DRAFT_EAGLE3"
+
+
+@pytest.fixture
+def repository(hub: Hub, apart: Path) -> str:
+    hub.repos["someone/ahead"] = {each.name: each for each in (apart, apart.with_name("mtp-model.gguf"))}
+    return "someone/ahead"
+
+
+def test_a_draft_on_the_hub(hub: Hub, repository: str, path: Path, tmp_path: Path, capsys: Capture) -> None:
+    ask = ["-hf", repository, "--spec-type", "draft-mtp"]
+    found = as_json(capsys, "plan", *ask, *DEVICES)
+    assert found["draft"]["path"] == f"hf://{repository}/mtp-model.gguf"
+    assert cached(tmp_path) == []
+    # A model that is in the cache has there, at first, nothing beside it.
+    assert run("get", repository, "--yes", *DEVICES[:2]) == 0
+    assert cached(tmp_path) == ["model.gguf"]
+    capsys.readouterr()
+    writes = ["generate", "-p", PROMPT, "-n", 12, *FAST, "--timings"]
+    assert run(*writes, "-hf", repository) == 0
+    plain = capsys.readouterr().out
+    assert run(*writes, *ask) == 0
+    said = capsys.readouterr()
+    assert said.out == plain
+    assert "drafted" in said.err
+    assert cached(tmp_path) == ["model.gguf", "mtp-model.gguf"]
+    # For a model that is somewhere else: what lies beside models of the repository, or else the model itself.
+    model = str(hub.repos[repository]["model.gguf"])
+    found = as_json(capsys, "plan", model, *DEVICES, "-hfd", repository, "--spec-type", "draft-mtp")
+    assert (found["draft"]["path"], found["draft"]["kind"]) == (f"hf://{repository}/mtp-model.gguf", "DRAFT_MTP")
+    found = as_json(capsys, "plan", path, *DEVICES, "--spec-draft-hf", f"{REPO}:Q4_K")
+    assert (found["draft"]["path"], found["draft"]["kind"]) == (f"hf://{REPO}/Q4_K", "DRAFT_SIMPLE")
+
+
+def test_a_server_is_told_numbers_and_threads_and_no_file() -> None:
+    values = {option.name: None for option in DRAFTS} | {"hf_repo_draft": REPO, "spec_type": "draft-mtp,ngram-mod"}
+    told = passed_on(Given({**values, "spec_draft_n_max": 4, "threads_draft": 2, "threads_batch_draft": 3}))
+    numbers = ["--spec-draft-n-max", "4", "--spec-draft-threads", "2", "--spec-draft-threads-batch", "3"]
+    assert told == ["--spec-type", "ngram-mod", *numbers]

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -124,12 +125,44 @@ def test_what_lies_beside_a_model(hub: Hub, tmp_path: Path, capsys: Capture) -> 
     assert run("get", f"{REPO}:Q4_K", "--dry-run", *FITS) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "eside it" in line or "more" in line]
     assert lines[0] == f"Beside it: hf://{REPO}/mmproj-tiny-F16.gguf (a projector, by which it sees or hears: --mmproj)"
-    assert lines[1] == f"Beside it: hf://{REPO}/mtp-0.gguf (a model that drafts for it: --model-draft)"
+    assert lines[1] == f"Beside it: hf://{REPO}/mtp-0.gguf (what drafts for it: --spec-type draft-mtp)"
     assert lines[-1] == "  and 2 more"
     assert run("get", f"{REPO}:Q4_K", "--dry-run", "--json", *FITS) == 0
     told = json.loads(capsys.readouterr().out)["beside"]
     assert told[0] == {"address": f"hf://{REPO}/mmproj-tiny-F16.gguf", "kind": "mmproj", "nbytes": 4}
     assert len(told) == 10
+
+
+def test_what_drafts_for_a_model(hub: Hub, tiny_path: Callable[..., Path], tmp_path: Path, capsys: Capture) -> None:
+    ahead = {"arch": "glm4moe", "n_layer": 4, "n_expert": 4, "n_mtp": 1, "n_head_kv": 4}
+    model, drafts = tiny_path(**{**ahead, "n_layer": 3, "n_mtp": 0}), tiny_path(**ahead)
+    hub.repos["someone/ahead"] = {"model.gguf": model, "mtp-model.gguf": drafts}
+    hub.repos["someone/whole"] = {"model.gguf": drafts}
+    ask = ["get", "someone/ahead", "--spec-type", "draft-mtp", *FITS]
+    assert run(*ask, "--dry-run") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith("With mtp-model.gguf: ")
+    assert cached(tmp_path) == []
+    assert run(*ask) == 2  # there is no terminal to ask on
+    assert run("get", "someone/ahead", "--yes", *FITS) == 0
+    assert cached(tmp_path) == ["model.gguf"]
+    capsys.readouterr()
+    assert run(*ask) == 2  # the draft is not here yet
+    assert run(*ask, "--yes") == 0
+    said_now = capsys.readouterr()
+    assert Path(said_now.out.strip()).name == "model.gguf"
+    assert "What drafts for it: " in said_now.err
+    assert cached(tmp_path) == ["model.gguf", "mtp-model.gguf"]
+    hub.forget()
+    assert run(*ask, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [Path(path).read_bytes() for path in told["drafts"]] == [drafts.read_bytes()]
+    assert hub.sent == 0
+    assert run("get", "someone/whole", "--spec-type", "draft-mtp", "--yes", "--json", *FITS) == 0
+    assert json.loads(capsys.readouterr().out)["drafts"] == []  # the layers are in the model's own file
+    for kind, message in (("draft-eagle3", "no eagle3-*.gguf lies beside"), ("quick", "--spec-type is 'quick'")):
+        assert run("get", "someone/ahead", "--spec-type", kind, *FITS) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_what_lies_beside_models_is_brought_as_it_is(hub: Hub, tmp_path: Path, capsys: Capture) -> None:

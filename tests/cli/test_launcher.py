@@ -65,3 +65,10 @@ def test_garbage_is_collected_from_the_command_on() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["True True"]
+
+
+def test_output_that_nobody_takes_has_a_status() -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run([MOEBIND, "devices"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "moebind: No space left on device\n", done.stderr

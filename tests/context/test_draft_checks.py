@@ -6,7 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import edited
+import gguf
+import numpy as np
 import pytest
+import tiny
+from drafts import drafting, prompts
 
 from conftest import CPU, EXACT
 from moebind import (
@@ -19,7 +23,7 @@ from moebind import (
     SpeculativeError,
     SpeculativeType,
 )
-from moebind.context.draft_checks import FROM_STATES, NGRAMS, kinds_of
+from moebind.context.draft_checks import FROM_STATES, NGRAMS, VOCAB_DIFFERENCE_MAX, kinds_of
 
 MakeTiny = Callable[..., Path]
 
@@ -51,11 +55,29 @@ def test_names() -> None:
     )
 
 
-def test_other_vocabularies(moe: Model, edit: Callable[..., edited.Edited], demo: Model) -> None:
-    import tiny
+def with_more_tokens(path: Path, n: int, **more: object) -> Path:
+    """Write a tiny model that has so many tokens more, at the end."""
+    shape = tiny.Shape(n_layer=1)
+    metadata, tensors = tiny._metadata(shape), tiny._tensors(shape, np.random.default_rng(shape.seed))
+    for name in ("token_embd.weight", "output.weight"):
+        tensors[name] = np.vstack([tensors[name], tensors[name][:n]])
+    tokens = [*tiny.TOKENS, *(f"<more {i}>" for i in range(n))]
+    normal = [int(gguf.TokenType.NORMAL)]
+    metadata |= {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [-float(i) for i in range(len(tokens))],
+        "tokenizer.ggml.token_type": [*metadata["tokenizer.ggml.token_type"], *normal * n],  # type: ignore[misc]
+        **more,
+    }
+    tiny._write_file(path, "llama", metadata, tensors)
+    return path
 
+
+def test_other_vocabularies(moe: Model, edit: Callable[..., edited.Edited], demo: Model) -> None:
     with demo.new_context(EXACT) as target, moe.new_context(EXACT) as draft:
-        with pytest.raises(SpeculativeError, match="a draft takes the same vocabulary as the target"):
+        with pytest.raises(
+            SpeculativeError, match="vocabulary is of type BPE, the draft's SPM; a draft takes the same"
+        ):
             Speculative(target, draft)
     tokens = [*tiny.TOKENS[:-1], "▁else"]
     for changes, message in (
@@ -67,6 +89,35 @@ def test_other_vocabularies(moe: Model, edit: Callable[..., edited.Edited], demo
             changed.set(key, value)
         with Model.load_from_file(changed.write(), CPU) as other:
             refused(moe, other, message)
+
+
+def test_other_ends(tmp_path: Path) -> None:
+    def differ(target: dict[str, object], draft: dict[str, object], message: str) -> None:
+        paths = (with_more_tokens(tmp_path / f"{i}.gguf", 0, **more) for i, more in enumerate((target, draft)))
+        one, other = (Model.load_from_file(path, CPU) for path in paths)
+        with one, other:
+            refused(one, other, f"the target's texts {message}; a draft takes the same vocabulary")
+
+    ends, five = {"tokenizer.ggml.add_eos_token": True}, {"tokenizer.ggml.eos_token_id": 5}
+    differ({}, {"tokenizer.ggml.add_bos_token": False}, "begin with token 1, the draft's begin with no such token")
+    differ({}, ends, "end with no such token, the draft's end with token 2")
+    differ(ends, {}, "end with token 2, the draft's end with no such token")
+    differ(ends, ends | five, "end with token 2, the draft's end with token 5")
+
+
+@pytest.mark.parametrize("n", [VOCAB_DIFFERENCE_MAX, VOCAB_DIFFERENCE_MAX + 1])
+def test_vocabularies_of_other_lengths(moe: Model, tmp_path: Path, n: int) -> None:
+    """At the end they may differ: either may have the longer one."""
+    with Model.load_from_file(with_more_tokens(tmp_path / "more.gguf", n), CPU) as more:
+        assert more.n_vocab == moe.n_vocab + n
+        if n > VOCAB_DIFFERENCE_MAX:
+            refused(moe, more, f"the target has {moe.n_vocab} tokens, the draft {moe.n_vocab + n}; a draft takes")
+            refused(more, moe, f"the target has {more.n_vocab} tokens, the draft {moe.n_vocab}; a draft takes")
+            return
+        for target, draft in ((moe, more), (more, moe)):
+            with drafting(target, draft, EXACT) as made:
+                made.check([*prompts(8), [1, 270, 280, target.n_vocab - 1, 5]], max_tokens=24)
+                assert made.target.timings().n_drafted > 0
 
 
 @pytest.mark.parametrize(

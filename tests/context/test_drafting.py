@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import drafts
 import pytest
-from drafts import EAGER, NGRAMS, drafting, prompts
+from drafts import (
+    EAGER,
+    NGRAMS,
+    REPEATED,
+    Drafting,
+    check_same,
+    drafting,
+    drafting_from_states,
+    prompts,
+    repeating,
+)
 
 from conftest import CPU, EXACT
-from moebind import Context, ContextType, Model, Speculative, SpeculativeError, SpeculativeType
+from moebind import Context, ContextType, Gguf, Model, Speculative, SpeculativeError, SpeculativeType
 from moebind.context import speculate
 
 MakeTiny = Callable[..., Path]
@@ -43,8 +54,14 @@ def test_n_grams(moe: Model, kind: SpeculativeType) -> None:
     with drafting(moe, None, LONG, kind=kind, **EAGER) as made:
         made.check(prompts(50), max_tokens=24)
         made.check(["the a of " * 12], max_tokens=150)
-        if kind != SpeculativeType.NGRAM_CACHE:  # which wants to have seen more
-            assert made.target.timings().n_drafted > 0
+    # A text that goes on as its prompt does.
+    with drafting(moe, None, LONG, kind=kind, **EAGER) as made, repeating(moe) as sampler:
+        prompt = REPEATED * 4
+        text = made.target.generate(prompt, sampler=sampler, max_tokens=60, speculative=made.made).complete()
+        assert text.text == REPEATED * 6
+        timings = made.target.timings()
+        assert 20 < timings.n_accepted <= timings.n_drafted
+        assert timings.t_draft_ms > 0
 
 
 def test_several_kinds_at_once(moe: Model, drafters: dict[str, Model]) -> None:
@@ -54,32 +71,43 @@ def test_several_kinds_at_once(moe: Model, drafters: dict[str, Model]) -> None:
 
 
 @pytest.mark.parametrize("n_seq_max", [1, 2])
-def test_multi_token_prediction(tiny_path: MakeTiny, n_seq_max: int) -> None:
-    path = tiny_path(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
+def test_multi_token_prediction(mtp: Model, n_seq_max: int) -> None:
     params = LONG.with_n_seq_max(n_seq_max)
-    with Model.load_from_file(path, CPU.with_load_mtp(True)) as model:
-        with drafting(model, model, params, params.with_ctx_type(ContextType.MTP)) as made:
-            assert made.made.kinds == (SpeculativeType.DRAFT_MTP,)
-            for seq_id in range(n_seq_max):
-                made.check(prompts(50), max_tokens=24, seq_id=seq_id)
-            assert made.target.timings().n_drafted > 50
-            made.made.close()
-            # It is as it was before: no hidden states are kept for anybody.
-            made.check(prompts(2), max_tokens=8, plainly=True)
+    with drafting(mtp, mtp, params, params.with_ctx_type(ContextType.MTP)) as made:
+        assert made.made.kinds == (SpeculativeType.DRAFT_MTP,)
+        for seq_id in range(n_seq_max):
+            made.check(prompts(50 // n_seq_max), max_tokens=24, seq_id=seq_id)
+        timings = made.target.timings()
+        assert 50 < timings.n_accepted < timings.n_drafted
+        made.made.close()
+        # It is as it was before: no hidden states are kept for anybody.
+        made.check(prompts(2), max_tokens=8, plainly=True)
 
 
-@pytest.mark.parametrize("name", drafts.FROM_STATES)
-def test_drafts_from_hidden_states(architecture_path: Callable[..., Path], name: str) -> None:
-    kind = drafts.FROM_STATES[name]
+def test_layers_ahead_in_a_file_of_their_own(tmp_path: Path) -> None:
+    """The model has none, and the file beside it nothing else."""
+    trunk = drafts.write_mtp(tmp_path / "model.gguf", ahead=False)
+    heads = drafts.write_mtp(tmp_path / "mtp-model.gguf", trunk=False)
+    assert not any(name.startswith("blk.0.") for name in Gguf.from_file(heads).tensors)
     with (
-        Model.load_from_file(architecture_path(kind.target, 1), CPU) as model,
-        Model.load_from_file(architecture_path(kind.architecture, 2, kind.numbers, kind.named), CPU) as other,
+        Model.load_from_file(trunk, CPU) as model,
+        Model.load_from_file(heads, CPU.with_load_mtp(True)) as layers,
     ):
-        params = LONG.with_ctx_type(ContextType.MTP) if other.n_layer_nextn else LONG
-        with drafting(model, other, LONG, params, ctx_other=True, n_max=3) as made:
-            assert made.made.kinds == (kind.kind,)
-            made.check(prompts(50), max_tokens=24)
-            assert made.target.timings().n_drafted > 50
+        assert (model.n_layer_nextn, layers.n_layer_nextn) == (0, 1)
+        for ctx_other, n in ((False, 50), (True, 4)):
+            with drafting(model, layers, LONG, LONG.with_ctx_type(ContextType.MTP), ctx_other=ctx_other) as made:
+                assert made.made.kinds == (SpeculativeType.DRAFT_MTP,)
+                made.check(prompts(n), max_tokens=24)
+                timings = made.target.timings()
+                assert 0 < timings.n_accepted < timings.n_drafted
+
+
+@pytest.mark.parametrize("name", drafts.EACH_FROM_STATES)
+def test_drafts_from_hidden_states(architecture_path: Callable[..., Path], name: str) -> None:
+    with drafting_from_states(architecture_path, name, LONG, n_max=3) as made:
+        assert made.made.kinds == (drafts.FROM_STATES[name].kind,)
+        made.check(prompts(50), max_tokens=24)
+        assert made.target.timings().n_drafted > 50
 
 
 def test_a_recurrent_memory_goes_back_by_its_snapshots(tiny_path: MakeTiny, drafters: dict[str, Model]) -> None:
@@ -99,15 +127,49 @@ def test_a_memory_that_cannot_go_back_is_refused(tiny_path: MakeTiny, shape: dic
         assert target.generate("the", max_tokens=4).complete().usage.generated_tokens > 0
 
 
-def test_a_sliding_window(tiny_path: MakeTiny, drafters: dict[str, Model]) -> None:
-    # The cache has room for the window and one computation: what is drafted wrongly takes old tokens' places.
+@pytest.fixture(params=["other", "n-grams"])
+def sliding(request: pytest.FixtureRequest, tiny_path: MakeTiny, drafters: dict[str, Model]) -> Iterator[Drafting]:
+    """Drafts for a model with a sliding window.
+
+    The cache has room for the window and one computation: what is drafted wrongly takes old tokens' places.
+    """
     params = EXACT.with_n_ctx(1024).with_n_ubatch(8).with_n_batch(64).with_swa_full(False)
+    grams: dict[str, Any] = {"kind": "ngram-map-k", **EAGER, "n_match": 1}
     with Model.load_from_file(tiny_path(arch="gemma4", n_layer=4), CPU) as model:
-        with drafting(model, drafters["other"], params, n_max=32) as made:
-            assert model.n_swa < 100
-            made.check(["the a of to and"], max_tokens=600)
-            timings = made.target.timings()
-            assert timings.n_accepted < timings.n_drafted
+        assert model.n_swa < 100
+        simple = request.param != "n-grams"
+        with drafting(
+            model, drafters[request.param] if simple else None, params, **({"n_max": 32} if simple else grams)
+        ) as made:
+            yield made
+
+
+def test_a_sliding_window(sliding: Drafting) -> None:
+    sliding.check(["the a of to and"], max_tokens=300)
+    sliding.check(prompts(8), max_tokens=90)
+    # Longer than the window, and what follows it again.
+    long = "the a of to and in it is " * 12
+    sliding.check([long, long, long + "was", long[:60]], max_tokens=90)
+    timings = sliding.target.timings()
+    assert timings.n_drafted > 0
+    assert timings.n_accepted < timings.n_drafted
+
+
+def test_a_sliding_window_is_used_again(sliding: Drafting) -> None:
+    """A text goes on after one with drafts, whose wrong ends were taken back."""
+    target, reference = sliding.target, sliding.reference
+    prompt = target.model.str_to_token("the a of to and").tolist()
+    n_cached = 0
+    for _ in range(5):
+        drafted = target.generate(prompt, max_tokens=40, speculative=sliding.made).complete()
+        plain = reference.generate(prompt, max_tokens=40, reuse_prefix=False).complete()
+        check_same(reference, prompt, drafted, plain, max_tokens=40)
+        n_cached = drafted.usage.cached_tokens
+        prompt = [*prompt, *drafted.tokens, 270]
+    assert n_cached >= len(prompt) - 2 * 42
+    # Without drafts it goes on from there, too.
+    plainly = target.generate(prompt, max_tokens=20).complete()
+    check_same(reference, prompt, plainly, reference.generate(prompt, max_tokens=20).complete(), max_tokens=20)
 
 
 def test_a_memory_that_does_not_go_back_after_all(

@@ -45,10 +45,19 @@ def test_greedy_is_argmax_step_by_step(demo_context: Context, demo: Model) -> No
     assert "".join(piece.text for piece in pieces).startswith(" Paris")
 
 
-@given(st.lists(st.floats(width=32) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=150))
+@given(st.lists(st.floats(width=32) | st.sampled_from([0.0, 1.0, np.nan, -np.inf]), min_size=1, max_size=150))
 def test_the_likeliest_is_the_first_of_the_highest(logits: list[float]) -> None:
     known = [-np.inf if np.isnan(logit) else logit for logit in logits]
     assert lib.moebind_likeliest(ffi.new("float[]", logits), len(logits)) == known.index(max(known))
+
+
+@given(st.integers(1, 5000), st.lists(st.tuples(st.integers(0, 4999), st.floats(width=32)), max_size=8))
+def test_the_likeliest_of_many(n: int, changes: list[tuple[int, float]]) -> None:
+    logits = np.full(n, -1, np.float32)
+    for at, logit in changes:
+        logits[at % n] = logit
+    expected = int(np.where(np.isnan(logits), -np.inf, logits).argmax())
+    assert lib.moebind_likeliest(ffi.from_buffer("float *", logits), n) == expected
 
 
 def test_a_greedy_sampler_is_the_default(demo_context: Context) -> None:

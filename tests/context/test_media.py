@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import projectors
 import pytest
+from native_calls import stopped_by_ctrl_c
 
-from moebind import ContextParams, Sampler
+from moebind import ContextParams, Sampler, ffi, lib
 from moebind.errors import BatchError, ClosedError, MtmdError, SpeculativeError
-from moebind.mtmd import Bitmap
+from moebind.mtmd import Bitmap, MtmdContext, projector
 
 SeeingMaker = Callable[[str], projectors.Seeing]
 KINDS = sorted(projectors.MODELS)
@@ -194,20 +195,64 @@ def test_asynchronously(seeing: SeeingMaker) -> None:
             context.agenerate(prompt, mtmd=5)
 
 
-def test_a_generation_that_is_left_stops_its_encoder(seeing: SeeingMaker) -> None:
+class Replaced:
+    """The library with other functions in the place of some."""
+
+    def __init__(self, **functions: object) -> None:
+        self.__dict__.update(functions)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(lib, name)
+
+
+def encoded(see: projectors.Seeing, bitmap: Bitmap) -> bytes:
+    """What becomes of a picture that is encoded to its end, by a projector of its own: no memory has it afterwards."""
+    with MtmdContext.init_from_file(see.mtmd.path, see.model, see.mtmd.params) as another:
+        (chunk,) = (each for each in another.tokenize([bitmap]) if each.text_tokens is None)
+        return another.encode_chunk(chunk).tobytes()
+
+
+def test_a_generation_that_is_left_stops_its_encoder(seeing: SeeingMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     see = seeing("qwen2vl_merger")
-    large = Bitmap.from_image_data(projectors.pixels(1400, 1400))
+    large = Bitmap.from_image_data(projectors.pixels(700, 700))
     with see.context(n_ctx=4096) as context:
+        expected = ids(context, ["a", see.bitmap(), "b"], see)
+        whole, cut = encoded(see, large), list[bool]()
 
         async def run() -> None:
+            loop, encodes = asyncio.get_running_loop(), asyncio.Event()
+
+            def encode(native: Any, chunk: Any) -> int:
+                loop.call_soon_threadsafe(encodes.set)
+                code = int(lib.mtmd_encode_chunk(native, chunk))
+                cut.append(code != 0 or bytes(ffi.buffer(lib.mtmd_get_output_embd(native), len(whole))) != whole)
+                return code
+
+            monkeypatch.setattr(projector, "lib", Replaced(mtmd_encode_chunk=encode))
             task = asyncio.ensure_future(context.agenerate(["a", large, "b"], mtmd=see.mtmd, max_tokens=2).complete())
-            await asyncio.sleep(0.2)
+            await encodes.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
-        asyncio.run(run())
-        assert len(ids(context, ["a", see.bitmap(), "b"], see)) >= 1
+        for _ in range(20):  # it may be left too late, if the processor is busy
+            asyncio.run(run())
+            monkeypatch.undo()
+            if any(cut):
+                break
+        assert any(cut)
+        assert ids(context, ["a", see.bitmap(), "b"], see) == expected
+
+
+def test_ctrl_c_while_a_picture_is_encoded(seeing: SeeingMaker) -> None:
+    see = seeing("qwen2vl_merger")
+    large = Bitmap.from_image_data(projectors.pixels(1000, 1000))
+    with see.context(n_ctx=4096) as context:
+        prompt = ["a", see.bitmap(), "b"]
+        expected = ids(context, prompt, see)
+        assert stopped_by_ctrl_c("mtmd_encode_chunk", lambda: ids(context, ["c", large, "d"], see))
+        assert ids(context, prompt, see, reuse_prefix=False) == expected
+        assert ids(context, prompt, see) == expected
 
 
 def test_a_sequence_that_is_taken_over_while_a_picture_is_encoded(seeing: SeeingMaker) -> None:

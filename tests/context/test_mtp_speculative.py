@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drafts import Drafting, prompts
+from drafts import Drafting, prompts, write_mtp
 
 from conftest import CPU, EXACT
 from moebind import Batch, Context, ContextType, Model, MtpSpeculative, MtpSpeculativeParams, SpeculativeError
@@ -39,10 +39,29 @@ def test_it_makes_a_context_and_generates(target: Context, model: Model) -> None
         assert isinstance(draft, Context)
         assert draft.params.ctx_type == ContextType.MTP
         assert (mtp.target_context, mtp.n_max) == (target, 2)
-        Drafting(target, reference, mtp).check(prompts(50), max_tokens=20)
+        Drafting(target, reference, mtp).check(prompts(12), max_tokens=20)
         assert target.timings().n_drafted > 0
     assert draft.closed
     assert not target.closed
+
+
+def test_layers_in_a_file_of_their_own(tmp_path: Path) -> None:
+    trunk, heads = write_mtp(tmp_path / "a.gguf", ahead=False), write_mtp(tmp_path / "mtp-a.gguf", trunk=False)
+    with (
+        Model.load_from_file(trunk, CPU) as model,
+        Model.load_from_file(heads, CPU.with_load_mtp(True)) as layers,
+        model.new_context(EXACT) as target,
+        model.new_context(EXACT) as reference,
+        layers.new_context(EXACT.with_ctx_type(ContextType.MTP)) as ahead,
+    ):
+        with pytest.raises(
+            SpeculativeError, match=r"has no layers that predict further ahead \(MTP\): those in a file"
+        ):
+            MtpSpeculative(target)
+        with MtpSpeculative(target, ahead) as mtp:
+            Drafting(target, reference, mtp).check(prompts(6), max_tokens=20)
+            assert target.timings().n_accepted > 0
+        assert not ahead.closed
 
 
 def test_a_loop_of_ones_own(target: Context, model: Model) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from drafts import EAGER, Costs, Drafting, check_same, drafting, prompts
+from chats import HELLO
+from drafts import EAGER, FROM_STATES, Costs, Drafting, Watched, check_same, drafting, drafting_from_states, prompts
 
 from conftest import EXACT
-from moebind import AbortedError, Batch, ClosedError, Context, Model, Sampler
+from moebind import AbortedError, Batch, ClosedError, Context, ContextType, Model, Sampler
+from moebind.context.drafting import DraftModel
 
 LONG = EXACT.with_n_ctx(512)
 SCHEMA = {
@@ -27,10 +31,24 @@ SCHEMA = {
 }
 
 
-@pytest.fixture(params=["same", "other", "near"])
-def at_work(request: pytest.FixtureRequest, moe: Model, drafters: dict[str, Model]) -> Iterator[Drafting]:
-    with drafting(moe, drafters[request.param], LONG, n_max=4) as made:
-        yield made
+@pytest.fixture(params=["same", "other", "near", "n-grams", "mtp", "eagle3", "gemma4-assistant"])
+def at_work(
+    request: pytest.FixtureRequest,
+    moe: Model,
+    drafters: dict[str, Model],
+    mtp: Model,
+    architecture_path: Callable[..., Path],
+) -> Iterator[Drafting]:
+    if request.param == "n-grams":
+        made = drafting(moe, None, LONG, kind="ngram-map-k", **EAGER)
+    elif request.param == "mtp":
+        made = drafting(mtp, mtp, LONG, LONG.with_ctx_type(ContextType.MTP), n_max=4)
+    elif request.param in FROM_STATES:
+        made = drafting_from_states(architecture_path, request.param, LONG, n_max=4)
+    else:
+        made = drafting(moe, drafters[request.param], LONG, n_max=4)
+    with made as opened:
+        yield opened
 
 
 def test_stops_and_limits(at_work: Drafting) -> None:
@@ -45,6 +63,14 @@ def test_stops_and_limits(at_work: Drafting) -> None:
         assert completion.tokens == text.tokens[:limit]
 
 
+def check_drafted(at_work: Drafting, more_than: int = 0) -> int:
+    """Raise unless so many tokens were drafted; n-grams were only looked for. Returns how many there were."""
+    timings = at_work.target.timings()
+    assert timings.t_draft_ms > 0
+    assert timings.n_drafted > more_than or at_work.made.draft_context is None
+    return timings.n_drafted
+
+
 def both(at_work: Drafting, prompt: str, make: Sampler, **options: object) -> list[tuple[int, ...]]:
     """The tokens with drafts, and those without, by clones of a sampler."""
     texts = []
@@ -56,9 +82,9 @@ def both(at_work: Drafting, prompt: str, make: Sampler, **options: object) -> li
 
 
 @pytest.mark.parametrize("max_tokens", [4, 40])
-def test_a_grammar_and_a_schema(at_work: Drafting, moe: Model, max_tokens: int) -> None:
+def test_a_grammar_and_a_schema(at_work: Drafting, max_tokens: int) -> None:
     for grammar in ['root ::= ("ab" | "cd")+', "root ::= [a-z ]{5,20}"]:
-        chain = Sampler.chain([Sampler.grammar(moe, grammar, "root"), Sampler.greedy()])
+        chain = Sampler.chain([Sampler.grammar(at_work.target.model, grammar, "root"), Sampler.greedy()])
         drafted, plain = both(at_work, "the", chain, max_tokens=max_tokens)
         assert drafted == plain
     at_work.check(["the", "a of"], max_tokens=max_tokens, json_schema=SCHEMA, temperature=0)
@@ -91,7 +117,7 @@ def test_a_sampler_goes_on_after_a_text(at_work: Drafting) -> None:
     assert texts[0] == texts[1]
 
 
-def test_biases_and_seeds(at_work: Drafting, moe: Model) -> None:
+def test_biases_and_seeds(at_work: Drafting) -> None:
     likeliest = at_work.reference.generate("the a of", max_tokens=9).complete().tokens
     bias = Sampler.logit_bias(dict.fromkeys(likeliest, -100.0))
     drafted, plain = both(at_work, "the a of", Sampler.chain([bias, Sampler.greedy()]), max_tokens=30)
@@ -108,6 +134,40 @@ def test_logprobs(at_work: Drafting) -> None:
     np.testing.assert_allclose(drafted.logprobs, plain.logprobs, atol=1e-4)
     for one, other in zip(drafted.pieces, plain.pieces, strict=True):
         assert [each.token for each in one.top] == [each.token for each in other.top]
+
+
+def test_chats(at_work: Drafting) -> None:
+    options: dict[str, Any] = {"max_tokens": 24, "template": "chatml"}
+    reply = at_work.target.chat(HELLO, speculative=at_work.made, **options)
+    message = reply.complete()
+    assert message == at_work.reference.chat(HELLO, **options).complete()
+    assert reply.usage.generated_tokens == 24
+    check_drafted(at_work)
+    # The next turn goes on from what the cache holds.
+    longer = [*HELLO, message, {"role": "user", "content": "and it"}]
+    answer = at_work.target.chat(longer, speculative=at_work.made, **options)
+    assert answer.complete() == at_work.reference.chat(longer, **options).complete()
+    assert answer.usage.cached_tokens > 24
+
+
+def test_asynchronously(at_work: Drafting) -> None:
+    target, expected = at_work.target, at_work.reference.generate("the a of", max_tokens=24).complete()
+    reply = at_work.reference.chat(HELLO, max_tokens=24, template="chatml").complete()
+
+    async def main() -> None:
+        pieces = target.agenerate("the a of", max_tokens=24, speculative=at_work.made)
+        assert (await pieces.complete()).tokens == expected.tokens
+        drafted = check_drafted(at_work)
+        chat = target.achat(HELLO, max_tokens=24, template="chatml", speculative=at_work.made)
+        assert await chat.complete() == reply
+        check_drafted(at_work, drafted)
+        # One that is left in the middle.
+        async with target.agenerate("the a of", max_tokens=200, speculative=at_work.made) as left:
+            await anext(left)
+        again = target.agenerate("the a of", max_tokens=24, speculative=at_work.made)
+        assert (await again.complete()).tokens == expected.tokens
+
+    asyncio.run(main())
 
 
 def test_a_full_context(at_work: Drafting) -> None:
@@ -167,7 +227,57 @@ def test_a_sampler_that_fails(at_work: Drafting) -> None:
         at_work.check(["the a of"], max_tokens=9)
 
 
-def test_a_draft_is_aborted_anywhere(moe: Model, drafters: dict[str, Model]) -> None:
+@pytest.fixture(params=["near", "mtp", "eagle3"])
+def watched(
+    request: pytest.FixtureRequest,
+    moe: Model,
+    drafters: dict[str, Model],
+    mtp: Model,
+    architecture_path: Callable[..., Path],
+) -> Iterator[tuple[Drafting, Watched]]:
+    watcher = Watched(LONG.with_n_seq_max(2))
+    params = watcher.params
+    if request.param == "mtp":
+        made = drafting(mtp, mtp, LONG.with_n_seq_max(2), params.with_ctx_type(ContextType.MTP))
+    elif request.param == "eagle3":
+        made = drafting_from_states(architecture_path, "eagle3", LONG.with_n_seq_max(2), params)
+    else:
+        made = drafting(moe, drafters["near"], LONG.with_n_seq_max(2), params)
+    with made as opened:
+        yield opened, watcher
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("how", ["Ctrl-C", "abort"])
+def test_stopped_in_the_middle_of_a_draft(watched: tuple[Drafting, Watched], how: str, *, many: bool) -> None:
+    made, watcher = watched
+    stop, error = {
+        "Ctrl-C": (lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt),
+        "abort": (made.target.abort, AbortedError),
+    }[how]
+
+    def text() -> None:
+        if many:
+            made.target.generate_many(prompts(3), max_tokens=8, speculative=made.made).complete()
+        else:
+            made.target.generate("the a of", max_tokens=8, speculative=made.made, reuse_prefix=False).complete()
+
+    watcher.after(0, stop)
+    text()
+    n_tensors = watcher.seen
+    assert watcher.ended > 4
+    for n in np.linspace(1, n_tensors, 6).astype(int):
+        watcher.after(n, stop)
+        with pytest.raises(error):
+            text()
+        assert watcher.ended == 0, "it went on"
+        made.check(["the a of", "it is"], max_tokens=9)
+        watcher.after(0, stop)
+        text()
+        assert watcher.seen == n_tensors
+
+
+def test_the_drafts_own_abort_callback(moe: Model, drafters: dict[str, Model]) -> None:
     asked, limit = itertools.count(), math.inf
     params = LONG.with_abort_callback(lambda: next(asked) >= limit)
     with drafting(moe, drafters["near"], LONG, params) as made:
@@ -197,6 +307,7 @@ def test_abort(moe: Model, drafters: dict[str, Model]) -> None:
 
 
 def test_ctrl_c(at_work: Drafting) -> None:
+    # Anywhere: in a draft, in the target's computation, or between them.
     for delay in (0.01, 0.03):
         alarm = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
         alarm.start()
@@ -207,13 +318,14 @@ def test_ctrl_c(at_work: Drafting) -> None:
         at_work.check(["the a of", "it is"], max_tokens=9)
 
 
-@pytest.mark.parametrize("kind", ["near", "ngram-map-k"])
+@pytest.mark.parametrize("kind", ["near", "ngram-map-k", "mtp"])
 def test_auto_switches_off_what_loses(
-    moe: Model, drafters: dict[str, Model], caplog: pytest.LogCaptureFixture, kind: str
+    moe: Model, drafters: dict[str, Model], mtp: Model, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    options: dict[str, Any] = {} if kind == "near" else {"kind": kind, **EAGER}
-    draft = drafters[kind] if kind == "near" else None
-    with drafting(moe, draft, LONG, auto=True, **options) as made:
+    options: dict[str, Any] = {"kind": kind, **EAGER} if kind == "ngram-map-k" else {}
+    target, draft = (mtp, mtp) if kind == "mtp" else (moe, drafters.get(kind))
+    draft_params = LONG.with_ctx_type(ContextType.MTP) if kind == "mtp" else None
+    with drafting(target, draft, LONG, draft_params, auto=True, **options) as made:
         judge = made.made._judge
         assert judge is not None
         judge.clock = Costs(made.target, 10**9, 10**11)
@@ -225,7 +337,7 @@ def test_auto_switches_off_what_loses(
             made.check(["the a of the a of"], max_tokens=12)
             assert made.target.timings().n_drafted == drafted
             judge.clock = Costs(made.target, 10**9, 10**6)
-            made.check(["the a of the a of the a of"] * 2, max_tokens=100)
+            made.check([*prompts(6), "the a of the a of the a of"], max_tokens=100)
         timings = made.target.timings()
         made.target.reset_timings()
         assert made.target.timings().draft_stopped is None
@@ -237,6 +349,22 @@ def test_auto_switches_off_what_loses(
     assert timings.draft_stopped is not None
     assert timings.draft_stopped in first
     assert f"drafting was switched off: {timings.draft_stopped}" in str(timings)
+
+
+@pytest.mark.parametrize("p_min", [0.0, 1.0])
+def test_the_drafts_own_prompt_is_no_loss(moe: Model, drafters: dict[str, Model], p_min: float) -> None:
+    """With a draft that is always right, or never sure enough to offer anything."""
+    with drafting(moe, drafters["same"], LONG, auto=True, p_min=p_min) as made:
+        judge, drafter = made.made._judge, made.made._drafting
+        assert judge is not None
+        assert isinstance(drafter, DraftModel)
+        judge.clock = clock = Costs(made.target, 10**9, 10**9)
+        clock.slow_prompts(drafter, 10**12)
+        made.check(["the a of to " * n for n in range(5, 11)], max_tokens=12, reuse_prefix=False)
+        assert drafter.t_prompt_us >= 5 * 10**12
+        timings = made.target.timings()
+        assert timings.draft_stopped is None
+        assert (timings.n_drafted > 0) == (p_min == 0)
 
 
 def chances(context: Context, prompt: list[int], top_k: int, depth: int) -> dict[tuple[int, ...], float]:

@@ -156,6 +156,11 @@ def test_no_vulkan_in_spite_of_a_card() -> None:
             "no device 7; the environment has GGML_VK_VISIBLE_DEVICES=7",
             "unset it",
         ),
+        (
+            {"vulkan_failure": "there are no device files of graphics cards (/dev/dri); look"},
+            "there are no device files (/dev/dri/renderD*)",
+            "--device /dev/dri",
+        ),
         ({"vulkan_failure": "Vulkan 1.2 required"}, "Vulkan 1.2 required", "vulkaninfo"),
         ({"render_nodes": {"/dev/dri/renderD128": False}}, "may not read and write /dev/dri/renderD128", "render"),
         ({}, "no device files", "--device /dev/dri"),

@@ -12,7 +12,7 @@ from hub_server import REPO, TOKEN, Handler, Hub, cached, child
 import moebind
 from conftest import CPU
 from moebind import Gguf, Model, ModelLoadError, ModelNotFoundError
-from moebind.files.hub import Address, find, projector_in
+from moebind.files.hub import Address, find, sidecar_in
 
 Misbehave = Callable[[Handler, str, bytes], bool]
 
@@ -262,7 +262,8 @@ def test_what_lies_beside_models(hub: Hub) -> None:
     found = find(Address.parse(f"hf://{REPO}/Q4_K"))
     told = {name: size for name, size in sizes.items() if name.endswith(".gguf")} | {"mmproj-tiny-F16.gguf": 4}
     assert dict(found.beside) == told
-    assert projector_in(f"hf://{REPO}@main/Q4_K") == f"hf://{REPO}@main/mmproj-a-F16.gguf"
+    assert sidecar_in(f"hf://{REPO}@main/Q4_K", "mmproj") == f"hf://{REPO}@main/mmproj-tiny-F16.gguf"
+    assert sidecar_in(f"hf://{REPO}/Q4_K", "eagle3") == f"hf://{REPO}/eagle3-x.gguf"
     assert dict(find(Address(REPO, "mmproj-a-F16.gguf")).beside).keys() == told.keys() - {"mmproj-a-F16.gguf"}
     hub.repos[REPO] = {"tiny.gguf": b"GGUF"}
-    assert projector_in(f"hf://{REPO}") is None
+    assert sidecar_in(f"hf://{REPO}", "mmproj") is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moebind import ModelNotFoundError
-from moebind.files.model_files import ModelFiles, Split, beside, in_folder, nearest, sidecar_kind
+from moebind.files.model_files import ModelFiles, Split, in_folder, nearest, sidecar_kind
 
 
 def write(folder: Path, *names: str) -> None:
@@ -52,13 +52,6 @@ def test_the_projector_of_several_is_that_of_the_model(model: str, wanted: str) 
     assert nearest(model, names, "mmproj") == wanted
     assert nearest(model, reversed(names), "mmproj") == wanted
     assert nearest(model, names, "imatrix") is None
-
-
-def test_of_several_files_beside_a_model(tmp_path: Path) -> None:
-    write(tmp_path, "b.gguf", "mmproj-a.gguf", "mmproj-b.gguf", "mmproj-b.txt", "mtp-b.gguf", "c/mmproj-b.gguf")
-    assert beside(str(tmp_path / "b.gguf"), "mmproj") == str(tmp_path / "mmproj-b.gguf")
-    assert beside(str(tmp_path / "b.gguf"), "mtp") == str(tmp_path / "mtp-b.gguf")
-    assert beside(str(tmp_path / "b.gguf"), "dflash") is None
 
 
 def test_names_of_splits() -> None:

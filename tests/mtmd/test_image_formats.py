@@ -82,6 +82,69 @@ def test_the_first_picture_of_an_animation() -> None:
     assert tuple(Bitmap.from_buffer(data).data[0, 0]) == (250, 10, 10)
 
 
+def colours(n: int) -> Image.Image:
+    """A picture of so many colours, each pixel another one than its neighbours."""
+    palette = np.random.default_rng(n).permutation(256**3)[:n]
+    rgb = np.stack([palette >> 16, palette >> 8 & 255, palette & 255], -1).astype(np.uint8)
+    return Image.fromarray(rgb[np.arange(23 * 17).reshape(17, 23) * 7 % n])
+
+
+@pytest.mark.parametrize("n", [2, 5, 16, 200, 256])
+@pytest.mark.parametrize("options", [{"interlace": 0}, {"interlace": 1}])
+def test_gifs_of_several_colours(n: int, options: dict[str, object]) -> None:
+    image = colours(n)
+    data = encoded("GIF", image.convert("P", palette=Image.Palette.ADAPTIVE, colors=n), **options)
+    np.testing.assert_array_equal(Bitmap.from_buffer(data).data, np.asarray(image))
+
+
+def test_a_gif_with_a_palette_of_its_picture_and_room_around_it() -> None:
+    def palette(*rgb: tuple[int, int, int]) -> bytes:
+        return bytes(np.array(rgb, np.uint8))
+
+    # Codes of 3 bits, the lowest first: clear, 0, 1, clear, 1, 0, end. More between two clears would make them longer.
+    codes = sum(code << 3 * at for at, code in enumerate((4, 0, 1, 4, 1, 0, 5))).to_bytes(3, "little")
+    everybody = palette((1, 2, 3), (40, 50, 60), (7, 8, 9), (0, 0, 0))
+    own = palette((200, 10, 20), (30, 210, 40), (5, 5, 5), (6, 6, 6))
+    for local, (zero, one) in ((b"", [(1, 2, 3), (40, 50, 60)]), (own, [(200, 10, 20), (30, 210, 40)])):
+        data = b"GIF89a" + struct.pack("<HHBBB", 4, 3, 0x81, 0, 0) + everybody
+        data += b"," + struct.pack("<HHHHB", 1, 1, 2, 2, 0x81 if local else 0) + local
+        shown = Bitmap.from_buffer(data + b"\x02\x03" + codes + b"\0;").data
+        assert shown.shape == (3, 4, 3)
+        np.testing.assert_array_equal(shown[1:, 1:3], [[zero, one], [one, zero]])
+
+
+@pytest.mark.parametrize(("mode", "n"), [("P", 256), ("P", 7), ("1", 2), ("L", 256)])
+def test_bitmaps_with_a_palette(mode: str, n: int) -> None:
+    image = colours(n)
+    image = image.convert("P", palette=Image.Palette.ADAPTIVE, colors=n) if mode == "P" else image.convert(mode)
+    expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(Bitmap.from_buffer(encoded("BMP", image)).data, expected)
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+@pytest.mark.parametrize("upside_down", [False, True])
+def test_bitmaps_of_several_pixels_in_a_byte(bits: int, upside_down: bool) -> None:
+    n, width, height = 2**bits, 13, 5
+    palette = np.random.default_rng(bits).integers(0, 256, (n, 4), dtype=np.uint8)
+    pixels = np.random.default_rng(3).integers(0, n, (height, width))
+    in_bits = np.unpackbits(pixels.astype(np.uint8)[..., None], axis=-1)[..., 8 - bits :].reshape(height, -1)
+    padded = np.pad(in_bits, ((0, 0), (0, -width * bits % 32)))
+    rows = np.packbits(padded if upside_down else padded[::-1], axis=-1).tobytes()
+    offset = 54 + 4 * n
+    header = b"BM" + struct.pack("<IHHI", offset + len(rows), 0, 0, offset)
+    header += struct.pack("<IiiHHIIiiII", 40, width, -height if upside_down else height, 1, bits, 0, 0, 0, 0, n, 0)
+    shown = Bitmap.from_buffer(header + palette.tobytes() + rows).data
+    np.testing.assert_array_equal(shown, palette[pixels][..., 2::-1])
+
+
+def test_the_first_picture_of_an_animated_png() -> None:
+    pictures = [Image.fromarray(projectors.pixels(23, 17, seed)) for seed in (1, 2, 3)]
+    for first, options in ((pictures[0], {}), (pictures[0], {"default_image": True})):
+        data = encoded("PNG", first, save_all=True, append_images=pictures[1:], **options)
+        assert b"acTL" in data
+        np.testing.assert_array_equal(Bitmap.from_buffer(data).data, np.asarray(first))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
 def test_cut_off(kind: str) -> None:
     data = encoded(kind)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -52,10 +55,17 @@ print(loader.moebind_unloaded(b"SYCL").decode())
 """
 
 
-def ask(loader: Path, backend: str, driver: Path | str = "") -> list[str]:
+#: Drivers are looked for, whether there is a card or not.
+LOOKS = {"GGML_VK_VISIBLE_DEVICES": "0"}
+
+
+def ask(
+    loader: Path, backend: str, driver: Path | str = "", variables: Mapping[str, str] = MappingProxyType(LOOKS)
+) -> list[str]:
     """What the registry gets, and why."""
     command = [sys.executable, "-c", ASKS, backend, str(driver), str(loader / "libloader.so")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("VK_", "GGML_VK_"))}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment | variables)
     assert done.returncode == 0, done.stderr
     answer, reason, other = done.stdout.splitlines()
     assert not other
@@ -133,3 +143,16 @@ def test_a_broken_driver_of_vulkans_is_no_driver(
     answer, said = ask(loader, "Vulkan", here)
     assert answer == "None"
     assert reason in said
+
+
+CARDS = ("/dev/dri", "/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/mali0", "/dev/kgsl-3d0")
+
+
+@pytest.mark.skipif(any(map(os.path.exists, CARDS)), reason="there is a graphics card")
+def test_without_a_card_no_driver_of_vulkans_is_loaded(loader: Path) -> None:
+    here = library(loader / "libvulkan.so.1")
+    library(loader / "libggml-vulkan.so", BROKEN % ("return nullptr;", "throw 1;", "nullptr"), "c++")
+    answer, said = ask(loader, "Vulkan", here, {})
+    assert (answer, said.partition(" (")[0]) == ("None", "there are no device files of graphics cards")
+    for variable in ("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES"):
+        assert ask(loader, "Vulkan", here, {variable: "some.json"})[1] == "unknown error"

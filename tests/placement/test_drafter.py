@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from drafts import FROM_STATES
+from drafts import FROM_STATES, write_mtp
+from hub_server import Hub, cached
 
 from conftest import EXACT, SMALL
 from moebind import (
@@ -23,6 +24,7 @@ from moebind import (
     ModelParams,
     MtpSpeculative,
     Plan,
+    Sampler,
     Speculative,
     fit,
     plan,
@@ -94,6 +96,28 @@ def test_a_draft_model_as_it_is_loaded(
     assert planned.bytes_per_token == plan(path, where, params).bytes_per_token
 
 
+@pytest.mark.parametrize("params", [LONG, LONG.with_n_ubatch(8), LONG.with_n_seq_max(4).with_kv_unified(True)])
+def test_many_drafted_tokens_are_counted(tiny_path: MakeTiny, where: ModelParams, params: ContextParams) -> None:
+    """A step with 16 drafted tokens computes 17, with as many outputs; a plan does not ask how many there will be."""
+    path = tiny_path(n_expert=4)
+    planned = plan(path, where, params, draft=path)
+    assert planned.draft is not None
+    assert planned.draft.model_params is not None
+    assert planned.draft.context_params is not None
+    with ExitStack() as opened:
+        model = opened.enter_context(Model.load_from_file(path, where))
+        drafts = opened.enter_context(Model.load_from_file(path, planned.draft.model_params))
+        target = opened.enter_context(model.new_context(params))
+        draft = opened.enter_context(drafts.new_context(planned.draft.context_params))
+        made = opened.enter_context(Speculative(target, draft, n_max=16))
+        never = Sampler.chain_simple(
+            [Sampler.logit_bias({2: -1e9}), Sampler.greedy()]
+        )  # its text does not end by itself
+        target.generate("the", max_tokens=40, sampler=never, speculative=made).complete()
+        assert target.timings().n_accepted > 16  # it is its own draft
+        check(planned, target.memory_breakdown().devices, draft.memory_breakdown().devices, own=False)
+
+
 def test_the_models_own_layers(tiny_path: MakeTiny, where: ModelParams) -> None:
     path = tiny_path(**MTP)
     planned = plan(path, where, LONG, draft=True)
@@ -131,6 +155,25 @@ def test_drafts_from_hidden_states(architecture_path: Callable[..., Path], where
         check(planned, target.memory_breakdown().devices, draft.memory_breakdown().devices, own=False)
 
 
+def test_layers_ahead_in_a_file_of_their_own(tmp_path: Path, where: ModelParams) -> None:
+    path, heads = tmp_path / "model.gguf", tmp_path / "mtp-model.gguf"
+    write_mtp(path, ahead=False)
+    write_mtp(heads, trunk=False)
+    planned = plan(path, where, LONG, draft=True)
+    assert planned.draft is not None
+    assert planned.draft.path == str(heads)
+    assert planned.draft.model_params is not None
+    assert planned.draft.context_params is not None
+    with ExitStack() as opened:
+        model = opened.enter_context(Model.load_from_file(path, where))
+        layers = opened.enter_context(Model.load_from_file(heads, planned.draft.model_params))
+        target = opened.enter_context(model.new_context(LONG))
+        draft = opened.enter_context(layers.new_context(planned.draft.context_params, ctx_other=target))
+        made = opened.enter_context(Speculative(target, draft))
+        target.generate("the", max_tokens=4, speculative=made).complete()
+        check(planned, target.memory_breakdown().devices, draft.memory_breakdown().devices, own=False)
+
+
 def test_layers_ahead_in_a_file_beside_the_model(tiny_path: MakeTiny, tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(tiny_path(arch="glm4moe", n_layer=3, n_expert=4, n_head_kv=4).read_bytes())
@@ -145,6 +188,31 @@ def test_layers_ahead_in_a_file_beside_the_model(tiny_path: MakeTiny, tmp_path: 
     assert isinstance(told, dict)
     assert told["kind"] == "DRAFT_MTP"
     assert plan(model, draft=False).draft is None
+
+
+def test_layers_ahead_in_a_file_of_the_repository(hub: Hub, tiny_path: MakeTiny, tmp_path: Path) -> None:
+    model, drafts = tiny_path(**{**MTP, "n_layer": 3, "n_mtp": 0}), tiny_path(**MTP)
+    hub.repos["someone/ahead"] = {"model-Q4_0.gguf": model, "model-Q8_0.gguf": model}
+    address = "hf://someone/ahead/Q4_0"
+    with pytest.raises(
+        SpeculativeError, match=rf"{address} has no layers .* give the file of a draft model \(draft=, or"
+    ):
+        plan(address, context_params=LONG, devices=["1GiB"], draft=True)
+    hub.repos["someone/ahead"] |= {"mtp-model-Q8_0.gguf": drafts, "mtp-model-Q4_0.gguf": drafts}
+    ways: list[Draft | bool] = [True, Draft(), Draft(context_params=LONG.with_type_k(GgmlType.F32))]
+    for download in (False, True):  # in the cache, nothing lies beside it
+        if download:
+            Model.from_pretrained("someone/ahead", "Q4_0", ModelParams(n_gpu_layers=0)).close()
+        for way in ways:
+            planned = plan(address, context_params=LONG, devices=["1GiB"], draft=way)
+            assert planned.draft is not None
+            assert planned.draft.path == "hf://someone/ahead/mtp-model-Q4_0.gguf"
+    assert planned.draft.context_params is not None
+    assert planned.draft.context_params.type_k == GgmlType.F32
+    found = fit(address, n_ctx=512, devices=["1GiB"], draft=True)
+    found.save(tmp_path / "fit.json")
+    assert Fit.load(tmp_path / "fit.json").plan.draft == found.plan.draft
+    assert cached(tmp_path) == ["model-Q4_0.gguf"]
 
 
 def test_places_of_its_own(tiny_path: MakeTiny) -> None:

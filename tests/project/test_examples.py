@@ -106,6 +106,12 @@ def test_demo_model_is_made_once(demo_path: Path) -> None:
     assert demo_path.stat().st_mtime_ns == before
 
 
+def test_the_dense_model_by_itself(demo_path: Path) -> None:
+    path = Path(run(EXAMPLES / "demo_model.py", "--dense").stdout.strip())
+    assert path.is_file()
+    assert path.stat().st_size < demo_path.stat().st_size
+
+
 @pytest.mark.parametrize(
     ("name", "missing"), [("demo_model.py", "gguf"), ("demo_model.py", "tqdm"), ("demo.py", "psutil")]
 )

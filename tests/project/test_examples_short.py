@@ -62,6 +62,22 @@ def test_tools() -> None:
     assert done.stdout.count("\n") >= 2  # the answer
 
 
+def test_speculative() -> None:
+    said = run("speculative", "-n", 8).stdout
+    plain, drafted = (
+        re.search(
+            rf"^{kind}:\n  (\d+) tokens in \d+ ms(?:, (\d+) of (\d+) drafted tokens were right)?$", said, re.MULTILINE
+        )
+        for kind in ("without drafts", "with a draft model")
+    )
+    assert plain is not None and drafted is not None
+    assert plain.groups() == ("7", None, None)
+    # The demo model writes about what the one that it is made of writes: of such drafts, some are right.
+    assert drafted[1] == "7"
+    assert 0 < int(drafted[2]) <= int(drafted[3])
+    assert re.search(r"^the same text for [1-8] of 8 tokens:$", said, re.MULTILINE)
+
+
 def test_search(tmp_path: Path) -> None:
     texts = {
         "cat": "A cat sat on the mat. It slept there all day long, as cats do, and nobody minded it.",

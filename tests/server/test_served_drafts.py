@@ -72,6 +72,9 @@ def test_layers_ahead_in_a_file_beside_the_model(tiny_path: MakeTiny, tmp_path: 
     assert named.options["spec-type"] == "draft-mtp"
     model = place(of_file(path), replace(WISHES, model_params=read, draft=True), alone=True)
     assert (model.options["spec-type"], model.options["spec-draft-model"]) == ("draft-mtp", str(beside))
+    typed = ServedDraft(context_params=ContextParams(type_k=GgmlType.F32))
+    made = place(of_file(path), replace(WISHES, draft=typed), alone=True)
+    assert (made.options["spec-draft-model"], made.options["spec-draft-type-k"]) == (str(beside), "f32")
     assert model.plan is not None and model.plan.draft is not None and model.plan.draft.model_params is not None
     assert model.plan.draft.model_params.load_mode == LoadMode.NONE  # llama-server takes it from the model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from typing import SupportsIndex
 
 from moebind._core import checks
@@ -32,6 +31,8 @@ def parse_size(name: str, value: SupportsIndex | str, low: int = 0) -> int:
         raise ValueError(
             f"{name} is {shown(value)}; it takes a number of bytes, or a text such as '24GiB', '24G' or '512MB'"
         )
+    from decimal import Decimal  # slow to import, and few sizes are texts
+
     size = int(Decimal(match[1]) * unit)
     if not match[2] and 0 < size < 2**20:
         raise ValueError(_without_unit(name, value, match[1]))
@@ -52,7 +53,7 @@ def parse_memory(name: str, value: SupportsIndex | str, low: int = 0) -> int:
 
 
 def _without_unit(name: str, value: object, number: str) -> str:
-    unit = "GiB" if Decimal(number) < 1024 else "MiB"
+    unit = "GiB" if float(number) < 1024 else "MiB"
     return f"{name} is {shown(value)}, which is so many bytes: give a unit, as in '{number}{unit}'"
 
 

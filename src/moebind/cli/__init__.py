@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from moebind._core.log import set_log
+from moebind._core.native import lib
 from moebind.cli.output import say
 from moebind.cli.statuses import FAILED, INTERRUPTED, MISUSED, status_of
 from moebind.errors import MoebindError
 
 __all__ = ["main"]
+
+#: Commands whose first question is what devices there are.
+_ASK_FOR_DEVICES = frozenset({"plan", "fit"})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,7 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(_run(sys.argv[1:] if arguments is None else list(arguments)))
 
 
+def _look_for_devices() -> None:
+    """Have llama.cpp look for drivers of graphics cards, which takes a while; an error is met again by who asks."""
+    with suppress(MoebindError):
+        lib.ggml_backend_dev_count()
+
+
 def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in _ASK_FOR_DEVICES:
+        threading.Thread(target=_look_for_devices).start()  # while the command is imported and its options are read
     from moebind.cli.app import app
     from moebind.cli.options import error_in_options, in_options
 

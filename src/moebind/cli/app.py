@@ -37,15 +37,8 @@ COMMANDS = {
     "bench": "moebind.cli.bench",
 }
 
-
-def _look_for_devices() -> None:
-    from moebind.backend.devices import init  # other commands begin without
-
-    init()
-
-
 app = typer.Typer(
-    cls=lazy_group(COMMANDS, PLUGINS, meanwhile={"plan": _look_for_devices, "fit": _look_for_devices}),
+    cls=lazy_group(COMMANDS, PLUGINS),
     help="llama.cpp for Python, with a mixture-of-experts model's experts in host memory.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -11,6 +11,7 @@ from moebind._core.shown import shown
 from moebind.backend.devices import Device, devices
 from moebind.cli.devices import as_devices, separate
 from moebind.cli.given import Given
+from moebind.cli.model_argument import on_hub
 from moebind.cli.parameters import CONTEXT, MODEL, Option, ParamsT
 from moebind.enums import DeviceType, SpeculativeType
 from moebind.params.draft import Draft
@@ -20,9 +21,22 @@ if TYPE_CHECKING:
     from moebind.context.context import Context
     from moebind.context.speculative import Speculative
 
-__all__ = ["DRAFTS", "RARE_DRAFTS", "draft_of", "drafting", "passed_on", "written"]
+__all__ = [
+    "DRAFTS",
+    "MTP",
+    "RARE_DRAFTS",
+    "SIDECARS",
+    "draft_beside",
+    "draft_of",
+    "drafting",
+    "kinds_of",
+    "passed_on",
+    "written",
+]
 
 MTP = "draft-mtp"
+#: Drafts that lie beside their model, as files' names begin, and kinds' names end.
+SIDECARS = {"mtp", "eagle3", "dflash", "dspark"}
 
 
 def _option(
@@ -54,6 +68,7 @@ _LIKE = {
     "type_k": ("--spec-draft-type-k", "--cache-type-k-draft", "-ctkd"),
     "type_v": ("--spec-draft-type-v", "--cache-type-v-draft", "-ctvd"),
     "threads": ("--spec-draft-threads", "--threads-draft", "-td"),
+    "threads_batch": ("--spec-draft-threads-batch", "--threads-batch-draft", "-tbd"),
 }
 
 
@@ -70,6 +85,7 @@ def _of_draft(base: Option[ParamsT]) -> Option[ParamsT]:
             raise ValueError(f"{begin} {rest}".replace(base.flag, flags[0])) from None
 
     default = "as the model's" if base.name in {"n_gpu_layers", "threads"} else base.shown
+    default = "as --spec-draft-threads" if base.name == "threads_batch" else default
     return replace(base, name=f"{base.name}_draft", flags=flags, help=f"Draft: {base.help}", shown=default, read=read)
 
 
@@ -78,6 +94,13 @@ _OF_CONTEXT = tuple(_of_draft(option) for option in CONTEXT if option.name in _L
 DRAFTS: tuple[Option[Any], ...] = (
     _option("spec_type", ("--spec-type",), str, "Draft tokens and check several at once.", metavar="KIND|auto"),
     _option("model_draft", ("--spec-draft-model", "--model-draft", "-md"), str, "A model that drafts.", metavar="FILE"),
+    _option(
+        "hf_repo_draft",
+        ("--spec-draft-hf", "--hf-repo-draft", "-hfd", "-hfrd"),
+        str,
+        "The same from the Hub.",
+        metavar="OWNER/REPO[:QUANT]",
+    ),
     _option("spec_draft_n_max", ("--spec-draft-n-max",), int, "The most tokens that a model drafts.", "3"),
     _option("spec_draft_n_min", ("--spec-draft-n-min",), int, "The fewest.", "0"),
     _option("spec_draft_p_min", ("--spec-draft-p-min", "--draft-p-min"), float, "How sure it has to be.", "0", "P"),
@@ -107,27 +130,85 @@ DRAFTS: tuple[Option[Any], ...] = (
 RARE_DRAFTS = {option.name for option in DRAFTS} - {"spec_type", "model_draft"}
 
 
-def _kinds(given: Given) -> list[str]:
+def kinds_of(text: str | None) -> list[str]:
     """The kinds that ``--spec-type`` has, by llama.cpp's names.
 
     Raises
     ------
     ValueError
-        If one is none, or there is no model for it.
+        If one is none.
     """
-    given_names = (each.strip() for each in (given.values["spec_type"] or "").split(","))
+    given_names = (each.strip() for each in (text or "").split(","))
     kinds = [each.lower().replace("_", "-") for each in given_names if each]
     known = [each.name.lower().replace("_", "-") for each in SpeculativeType]
     for kind in kinds:
         if kind not in {"auto", "none", *known}:
             raise ValueError(f"--spec-type is {shown(kind)}; it takes auto, none, or some of {', '.join(known)}")
-        if kind.startswith("draft-") and kind != MTP and given.values["model_draft"] is None:
-            raise ValueError(f"--spec-type is {kind}, which takes a draft: add --model-draft FILE")
     return kinds
+
+
+def draft_beside(model: str | None, kinds: Sequence[str]) -> str | None:
+    """The file that drafts for a model, of what lies beside it in its folder or repository, for the first such kind.
+
+    Parameters
+    ----------
+    model
+        The file or the address of the model; None: there are several.
+    kinds
+        As ``--spec-type`` has them.
+
+    Returns
+    -------
+    str or None
+        None: no file drafts, but n-grams; or the model's own layers, if ``draft-mtp`` is among the kinds.
+
+    Raises
+    ------
+    ValueError
+        If there is none for a kind that takes one.
+    SpeculativeError
+        If there are no layers that predict further ahead.
+    ModelLoadError
+        If the Hub cannot be asked.
+    """
+    from moebind.files.sidecars import beside
+    from moebind.placement.drafter import models_own
+    from moebind.placement.header import read_header
+
+    kind = next((each for each in kinds if each.startswith("draft-")), None)
+    if kind is None or (kind == MTP and model is None):
+        return None  # of several models, each has layers of its own, or a file beside it
+    if kind == MTP and model is not None:
+        return models_own(model, read_header(model))
+    sidecar = kind.removeprefix("draft-")
+    near = beside(model, sidecar) if model is not None and sidecar in SIDECARS else None
+    if near is None:
+        missing = f", and no {sidecar}-*.gguf lies beside {model}" if model and sidecar in SIDECARS else ""
+        raise ValueError(f"--spec-type is {kind}, which takes a draft{missing}: add --model-draft FILE")
+    return near
+
+
+def _file_of(given: Given, model: str | None, kinds: Sequence[str]) -> str | None:
+    """The file of the draft, or its address; None: as :func:`draft_beside`."""
+    from moebind.files.sidecars import beside
+
+    path, repo = given.values["model_draft"], given.values["hf_repo_draft"]
+    if path is not None and repo is not None:
+        raise ValueError("--model-draft and --spec-draft-hf are both given; a draft is one model")
+    if path is not None:
+        return str(path)
+    if repo is None:
+        return draft_beside(model, kinds)
+    address = on_hub(repo)
+    # As llama.cpp has it: in a repository of models, what lies beside them is what a kind means.
+    wanted = (each.removeprefix("draft-") for each in kinds)
+    found = (beside(address, each) for each in wanted if each in SIDECARS)
+    return next((each for each in found if each is not None), address)
 
 
 def draft_of(
     given: Given,
+    model: str | None,
     model_params: ModelParams,
     context_params: ContextParams,
     listed: Sequence[Device | str | int] | None = None,
@@ -138,8 +219,10 @@ def draft_of(
     ----------
     given
         The options.
+    model
+        The file or the address of the model that it drafts for; None: there are several.
     model_params, context_params
-        Of the model that it drafts for.
+        That model's.
     listed
         The devices that are planned for, of which some may only be described.
 
@@ -148,29 +231,30 @@ def draft_of(
     ValueError
         If the options do not go together.
     """
-    values, path = given.values, given.values["model_draft"]
-    _numbers(given, _kinds(given))
+    values, kinds = given.values, kinds_of(given.values["spec_type"])
+    _numbers(given, kinds)
+    path = _file_of(given, model, kinds)
     of_model, of_context = given.of(_OF_MODEL), given.of(_OF_CONTEXT)
     loaded = [option.flag for option, _ in of_model] + (["--spec-draft-device"] if values["device_draft"] else [])
     if path is None and loaded:
         raise ValueError(f"{loaded[0]} says how a draft's file is loaded; give the file, --model-draft FILE")
-    if path is None and MTP not in _kinds(given):
+    if path is None and MTP not in kinds:
         if of_context:
             raise ValueError(f"{of_context[0][0].flag} is given, but no model that drafts: add --model-draft FILE")
         return None
     bare = Draft(path)
-    model = context = None
+    own_model = own_context = None
     if loaded:
-        model = replace(bare.loaded_for(model_params), devices=None)
+        own_model = replace(bare.loaded_for(model_params), devices=None)
         for each, value in of_model:
-            model = each.read(model, value)
+            own_model = each.read(own_model, value)
         if values["device_draft"]:
-            model = model.with_devices(_devices(values["device_draft"], listed or ()))
+            own_model = own_model.with_devices(_devices(values["device_draft"], listed or ()))
     if of_context:
-        context = bare.context_for(context_params, context_params.n_ctx, ahead=path is None)
+        own_context = bare.context_for(context_params, context_params.n_ctx, ahead=path is None)
         for option, value in of_context:
-            context = option.read(context, value)
-    return Draft(path, model, context)
+            own_context = option.read(own_context, value)
+    return Draft(path, own_model, own_context)
 
 
 def _numbers(given: Given, kinds: list[str]) -> dict[str, Any]:
@@ -206,14 +290,14 @@ def passed_on(given: Given) -> list[str]:
     ValueError
         If drafting is to be measured, which llama-server does not do.
     """
-    kinds = _kinds(given)
+    kinds = kinds_of(given.values["spec_type"])
     if "auto" in kinds:
         raise ValueError("--spec-type is 'auto', which llama-server does not know; it takes kinds, such as ngram-mod")
     _numbers(given, kinds)
     ngrams = [kind for kind in kinds if kind.startswith("ngram-")]
     arguments = ["--spec-type", ",".join(ngrams)] if ngrams else []
     unplanned = [option for option in DRAFTS if option.name.startswith("spec_") and option.name != "spec_type"]
-    unplanned += [option for option in _OF_CONTEXT if option.name == "threads_draft"]
+    unplanned += [option for option in _OF_CONTEXT if option.name in {"threads_draft", "threads_batch_draft"}]
     for option, value in given.of(unplanned):
         arguments += [option.flag, str(value)]
     return arguments
@@ -247,7 +331,7 @@ def drafting(given: Given, context: Context, draft: Draft | None) -> Iterator[Sp
     from moebind.context.mtp_speculative import MtpSpeculative, MtpSpeculativeParams
     from moebind.context.speculative import Speculative
 
-    kinds = _kinds(given)
+    kinds = kinds_of(given.values["spec_type"])
     automatic = "auto" in kinds
     kinds = [kind for kind in kinds if kind not in {"auto", "none"}]
     numbers = _numbers(given, kinds)

@@ -103,7 +103,7 @@ def command(
     """
     chosen = given.read(model, separate(device), host)
     listed = device_list(chosen.device)
-    draft = draft_of(given, chosen.model_params, chosen.context_params, listed)
+    draft = draft_of(given, model, chosen.model_params, chosen.context_params, listed)
     found = fit(
         model,
         memory=budgets(memory),

@@ -14,14 +14,17 @@ from moebind._core.sizes import show_size
 from moebind.cli import options as o
 from moebind.cli.budgets import Margin, Memory, budgets
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
+from moebind.cli.drafts import MTP, SIDECARS, draft_beside, kinds_of
 from moebind.cli.model_argument import Hub, on_hub
 from moebind.cli.output import note, show, show_json
 from moebind.errors import FitError
 from moebind.files.download import download
 from moebind.files.hub import HubFiles, find
+from moebind.files.hub import download as hub_download
 from moebind.files.hub_address import Address
 from moebind.files.model_card import ModelCard, inspect, show_count
 from moebind.files.model_files import sidecar_kind
+from moebind.params.draft import Draft
 from moebind.placement.fit import fit
 from moebind.placement.summary import does_not_fit
 
@@ -29,7 +32,7 @@ from moebind.placement.summary import does_not_fit
 _KINDS = {
     "mmproj": "a projector, by which it sees or hears: --mmproj",
     "imatrix": "an importance matrix, for moebind quantize --imatrix",
-    **dict.fromkeys(("mtp", "eagle3", "dflash", "dspark"), "a model that drafts for it: --model-draft"),
+    **{kind: f"what drafts for it: --spec-type draft-{kind}" for kind in sorted(SIDECARS)},
 }
 #: More are counted.
 _BESIDE_MAX = 8
@@ -46,6 +49,10 @@ Wanted = Annotated[
 def command(
     wanted: Wanted = None,
     hf_repo: Hub = None,
+    spec_type: Annotated[
+        str | None,
+        typer.Option("--spec-type", metavar="KIND", help="With what drafts for it, such as draft-mtp or draft-eagle3."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Download nothing.")] = False,
     memory: Memory = None,
@@ -64,12 +71,14 @@ def command(
         raise ValueError("there is no model, or two: give OWNER/REPO[:QUANT] or -hf")
     given = wanted or hf_repo or ""
     address = given if checks.on_hub(given) else on_hub(given)
+    kinds = kinds_of(spec_type)
     files = find(Address.parse(address))
     if sidecar_kind(os.path.basename(files.files[0][0])) is not None:
         _get_sidecar(address, files, yes=yes, dry_run=dry_run, as_json=as_json)
         return
     beside = _beside(files)
     card = inspect(address)
+    draft, drafting = _draft_of(address, kinds)
     try:
         found = fit(
             address,
@@ -77,22 +86,45 @@ def command(
             margin=margin,
             devices=device_list(separate(device)),
             host=None if host is None else checked_size(host, "--host"),
+            draft=draft,
         )
         fits, how = found.plan.fits, f"{found.plan.summary}, context {found.plan.n_ctx}"
     except FitError as error:
         fits, how = False, does_not_fit(error.missing)
     here = card.bytes_read is None  # its files are read where they are
     if not as_json:
-        for line in (_described(card), f"Here: {how}.", *_told(beside)):
+        for line in (_described(card), *_with(drafting), f"Here: {how}.", *_told(beside)):
             show(line) if dry_run else note(line)
-    if not (here or dry_run or yes):
-        _ask(f"Download {show_size(card.nbytes)}{'' if fits else ', which does not fit here'}?")
+    missing = 0 if here else card.nbytes
+    if drafting is not None and not drafting.paths:
+        missing += sum(nbytes for _, nbytes in drafting.files)
+    if missing and not (dry_run or yes):
+        _ask(f"Download {show_size(missing)}{'' if fits else ', which does not fit here'}?")
     paths = () if dry_run and not here else card.paths if here else download(address)
+    drafts = () if drafting is None else drafting.paths or (() if dry_run else hub_download(drafting))
+    if drafts and not as_json:
+        note(f"What drafts for it: {drafts[0]}")
     if as_json:
         found_here = {"fits": fits, "fit": how, "here": here, "paths": list(paths)}
-        show_json({"address": address, "nbytes": card.nbytes, **found_here, "beside": beside})
+        show_json({"address": address, "nbytes": card.nbytes, **found_here, "drafts": list(drafts), "beside": beside})
     elif paths:
         show(paths[0])
+
+
+def _draft_of(address: str, kinds: Sequence[str]) -> tuple[Draft | None, HubFiles | None]:
+    """What is to draft for a model, for a fit, and its file, if that lies beside it; None: nothing is, or no file."""
+    beside = draft_beside(address, kinds)
+    if beside is not None:
+        return Draft(beside), find(Address.parse(beside))
+    return (Draft() if MTP in kinds else None), None
+
+
+def _with(drafting: HubFiles | None) -> list[str]:
+    if drafting is None:
+        return []
+    return [
+        f"With {drafting.files[0][0]}: {show_size(sum(nbytes for _, nbytes in drafting.files))}, which drafts for it"
+    ]
 
 
 def _get_sidecar(address: str, files: HubFiles, *, yes: bool, dry_run: bool, as_json: bool) -> None:

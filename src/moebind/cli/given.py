@@ -11,14 +11,12 @@ from dataclasses import replace
 from typing import Annotated, Any, NamedTuple, get_args
 
 from moebind.backend.devices import default_devices
-from moebind.backend.loopback import loopback_device
 from moebind.backend.rpc_servers import add_rpc_server
 from moebind.cli.devices import LOOPBACK, exact_size, separate
 from moebind.cli.output import say
 from moebind.cli.parameters import ADDED, CONTEXT, MODEL, USUAL, Option, ParamsT, shares
 from moebind.cli.signatures import HELP_ALL, give_signature
 from moebind.params.params import ContextParams, ModelParams
-from moebind.placement.saved import Saved, read_for
 
 __all__ = ["RPC", "TUNED", "Chosen", "Given", "takes"]
 
@@ -66,8 +64,10 @@ class Given:
     def computing(self, device: Sequence[str] | None) -> list[str] | None:
         """The devices of a command that computes, one by one: with the workers that it asks for, which are started."""
         named = separate(device)
-        if named is None:
-            return None
+        if named is None or LOOPBACK not in named:
+            return named
+        from moebind.backend.loopback import loopback_device  # which few ask for
+
         return [self.held.enter_context(loopback_device()).name if each == LOOPBACK else each for each in named]
 
     def read(
@@ -95,17 +95,23 @@ class Given:
         for endpoints in self.values.get("rpc") or ():
             for each in endpoints.split(","):
                 add_rpc_server(each.strip())
-        saved = Saved(ModelParams(), ContextParams()) if source is None else read_for(source, model)
-        context_params = self._with(CONTEXT, saved.context_params)
+        model_params, context_params, devices, saved_host = ModelParams(), ContextParams(), None, None
+        if source is not None:
+            from moebind.placement.saved import read_for  # files are rarely given
+
+            saved = read_for(source, model)
+            model_params, context_params = saved.model_params, saved.context_params
+            devices, saved_host = saved.devices, saved.host
+        context_params = self._with(CONTEXT, context_params)
         if source is None and self.values.get("n_ctx") is None and n_ctx is not None:
             context_params = context_params.with_n_ctx(n_ctx)
-        model_params = self._with(MODEL, saved.model_params)
-        if device is None and saved.devices is not None:
-            device = [each if isinstance(each, str) else exact_size(each) for each in saved.devices]
+        model_params = self._with(MODEL, model_params)
+        if device is None and devices is not None:
+            device = [each if isinstance(each, str) else exact_size(each) for each in devices]
         if device is not None:
             model_params = model_params.with_devices(None)  # those that are given, or the same by name
-        if host is None and saved.host is not None:
-            host = exact_size(saved.host)
+        if host is None and saved_host is not None:
+            host = exact_size(saved_host)
         if self.values.get("tensor_split") is not None:
             _check_shares(self.values["tensor_split"], model_params, device)
         return Chosen(model_params, context_params, None if device is None else list(device), host)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +24,7 @@ __all__ = ["PLUGINS", "lazy_group"]
 PLUGINS = "moebind.commands"
 
 
-def lazy_group(
-    modules: Mapping[str, str], plugins: str | None = None, meanwhile: Mapping[str, Callable[[], object]] | None = None
-) -> type[TyperGroup]:
+def lazy_group(modules: Mapping[str, str], plugins: str | None = None) -> type[TyperGroup]:
     """A class of groups, as ``typer.Typer(cls=...)`` takes it.
 
     Parameters
@@ -37,11 +33,7 @@ def lazy_group(
         The module of each command, in the order of the help. It has a function ``command``, or ``app`` for a group.
     plugins
         The group of entry points with commands of other packages; None: there are none.
-    meanwhile
-        What a command will need that takes a while without Python, by the command's name: it is called in a thread
-        while the command's module is imported, and its errors are left to the command, which calls it again.
     """
-    begun = meanwhile or {}
 
     class Lazy(TyperGroup):
         def list_commands(self, ctx: Any) -> list[str]:
@@ -51,8 +43,6 @@ def lazy_group(
             if cmd_name in self.commands:
                 return self.commands[cmd_name]
             if cmd_name in modules:
-                if cmd_name in begun:
-                    _begin(begun[cmd_name])
                 made = _own(cmd_name, modules[cmd_name])
             elif cmd_name in _entry_points(plugins):
                 made = _others(cmd_name, _entry_points(plugins)[cmd_name])
@@ -76,14 +66,6 @@ def lazy_group(
                 say(f"warning: {_source(more[name])} has a command {name!r}, which is one of moebind's own")
 
     return Lazy
-
-
-def _begin(function: Callable[[], object]) -> None:
-    def quietly() -> None:
-        with suppress(Exception):
-            function()
-
-    threading.Thread(target=quietly).start()
 
 
 def _collect_from_here() -> None:

@@ -44,7 +44,7 @@ def load(
     *,
     fitted: bool = False,
     n_ctx: int | None = N_CTX,
-    draft_of: Callable[[Given, ModelParams, ContextParams], Draft | None] | None = None,
+    draft_of: Callable[[Given, str, ModelParams, ContextParams], Draft | None] | None = None,
     mmproj: str | None = None,
 ) -> Loaded:
     """Load the model of a command.
@@ -66,7 +66,7 @@ def load(
         A projector that is loaded besides, for which there has to be room, too.
     """
     params, context = computing(model, given, device, n_ctx)
-    draft = None if draft_of is None else draft_of(given, params, context)
+    draft = None if draft_of is None else draft_of(given, model, params, context)
     if draft is not None and draft.path is None:
         params = params.with_load_mtp(True)
     used = default_devices() if params.devices is None else params.devices

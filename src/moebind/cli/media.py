@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moebind.files.projector_checks import projector_beside
+from moebind.files.sidecars import beside
 
 if TYPE_CHECKING:
     from moebind.model.model import Model
@@ -47,13 +47,13 @@ def projector_for(model: str, mmproj: str | None, media: Sequence[Path]) -> str 
     """
     if mmproj is not None or not media:
         return mmproj
-    beside = projector_beside(model)
-    if beside is None:
+    near = beside(model, "mmproj")
+    if near is None:
         raise ValueError(
             f"{media[0]} needs the model's projector, and none (mmproj*.gguf) lies beside it: give its file, --mmproj "
             "FILE"
         )
-    return beside
+    return near
 
 
 @contextmanager

@@ -175,8 +175,9 @@ def plot_path(given: Path | None, what: str, option: str = "--plot") -> str | No
 
 def error_in_options(error: Exception) -> str:
     """What went wrong, with the options' names; of the system's own errors, without their number."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return in_options(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return in_options(f"{where}{error.strerror}")
     return in_options(str(error))
 
 

@@ -49,7 +49,7 @@ def command(
         devices=listed,
         host=None if chosen.host is None else checked_size(chosen.host, "--host"),
         mmproj=mmproj,
-        draft=draft_of(given, chosen.model_params, chosen.context_params, listed),
+        draft=draft_of(given, model, chosen.model_params, chosen.context_params, listed),
     )
     if as_json:
         show_json(found.to_dict())

@@ -201,7 +201,7 @@ def command(
                 *ctx.meta.get(_REST, ()),
             ],
             mmproj=mmproj,
-            draft=draft_of(given, chosen.model_params, chosen.context_params),
+            draft=draft_of(given, names[0] if single else None, chosen.model_params, chosen.context_params),
             fit=o.wants_fit(fit),
             margin=margin,
             one_at_a_time=one_at_a_time,

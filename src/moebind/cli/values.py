@@ -22,6 +22,19 @@ class OwnCommand(TyperCommand):
         """Its options and arguments, which read plainly."""
         return read_plainly(super().get_params(ctx))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options; where drafts are taken, the error for one of llama.cpp's that is not says why."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # Of an unknown option, whose class moved between versions of typer.
+            if type(error).__name__ == "NoSuchOption" and any("--spec-type" in each.opts for each in self.params):
+                from moebind.cli.refused import why_refused
+
+                error.message = why_refused(given) or error.message  # type: ignore[attr-defined]
+            raise
+
 
 def read_plainly(params: list[Any]) -> list[Any]:
     """Have options and arguments of typer's read texts and numbers without adapters; they are changed, and returned.

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from moebind.cli.drafts import draft_of, drafting
+from moebind.cli.drafts import DRAFTS, draft_of, drafting
 from moebind.cli.given import Given
 from moebind.cli.loading import load, new_context
 from moebind.cli.media import opened, projector_for
+from moebind.cli.parameters import only
 
 if TYPE_CHECKING:
     from moebind.context.context import Context
@@ -50,9 +51,16 @@ def writing(
     Raises
     ------
     ValueError
-        If there are such files and no projector; this is found out before anything is loaded.
+        If there are such files and no projector, or something that drafts, which takes text alone; this is found out
+        before anything is loaded.
     """
     projector = projector_for(model, mmproj, media)
+    drafts = [option.flag for option, _ in given.of(only(DRAFTS, "spec_type", "model_draft", "hf_repo_draft"))]
+    if media and drafts and given.values["spec_type"] != "none":
+        raise ValueError(
+            f"{media[0]} and {drafts[0]} are both given, and a prompt with pictures or sound is not drafted for: leave "
+            "one of them out"
+        )
     loaded, context_params, draft = load(model, given, device, fitted=fitted, draft_of=draft_of, mmproj=projector)
     with (
         loaded,

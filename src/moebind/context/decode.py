@@ -178,22 +178,22 @@ class Decoding(Outputs, KvCache):
         """Tokens that a sequence can have, in its cache and for its model."""
         return min(self.n_ctx_seq, self._n_pos or self.n_ctx_seq)
 
-    def _steps_natively(self) -> bool:
-        """Whether :meth:`_likeliest_after` is all that there is to do."""
-        return not self._extra_locks and self._hooks.eval is None and self._suppress is None
-
-    def _likeliest_after(self, native: CData, batch: CData, token: int, pos: int) -> int:
+    def _likeliest_after(self, native: CData, batch: CData, token: int, pos: int) -> int | None:
         """:meth:`_compute` for one token, and :meth:`_likeliest`, in one native call. The caller holds the context.
 
-        After a computation the processor's caches hold weights, so that whatever Python touches between two tokens
-        takes ten times as long as in a loop of its own.
+        None if there is more to do than that call does; nothing is done then. After a computation the processor's
+        caches hold weights, so that whatever Python touches between two tokens takes ten times as long as in a loop
+        of its own: so nothing is called here that need not be.
         """
-        self._reserve_outputs(native, 1)
+        if self._extra_locks or self._hooks.eval is not None or self._suppress is not None:
+            return None
+        self._n_outputs, self._flags, self._has_logits, self._output_seqs = 0, None, True, None
         code = lib.moebind_step(native, self._hooks.pointer, batch, token, pos, self._next_token)
         if code != 0:
             self._raise_decode_error(code, 1)
         self._n_outputs = 1
-        return int(self._next_token[0])
+        following: int = self._next_token[0]
+        return following
 
     def _run(self, function: Any, native: CData, *arguments: Any) -> int:
         """Call a native function that computes, with everything that it uses."""

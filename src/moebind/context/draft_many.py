@@ -11,12 +11,14 @@ import numpy as np
 from moebind._core.native import CData
 from moebind.context.drafting import Wanted
 from moebind.context.speculate import cut_back, n_drafted_max
+from moebind.context.speculative_judge import Step, logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moebind.context.batch import Batch
     from moebind.context.decode import Decoding
+    from moebind.context.drafting import Drafting
     from moebind.context.schedule import Run
     from moebind.context.speculative import Speculative
 
@@ -30,33 +32,40 @@ class ManyDrafts:
     """
 
     def __init__(self, context: Decoding, speculative: Speculative | None) -> None:
-        self._context = context
+        self._context, self._speculative = context, speculative
         self._judge = None if speculative is None else speculative._judge
+        #: Whether each token has to be computed here, since its hidden states are needed.
+        self.follows = speculative is not None and speculative._drafting.follows
         if self._judge is not None:
             self._judge.text_begins()
-            if speculative is not None and not self._judge.drafts and not speculative._drafting.anytime:
-                speculative = None  # it has lost, and cannot begin in the middle
-        self._speculative = speculative
-        self._drafts = speculative is not None
-
-    @property
-    def follows(self) -> bool:
-        """Whether each token has to be computed here, since its hidden states are needed."""
-        return self._speculative is not None and self._speculative._drafting.follows
+            # Nobody follows what has lost: then texts can have prefixes of others.
+            self.follows = self.follows and self._judge.drafts
 
     def settle(self, running: Sequence[Run]) -> None:
         """Note which texts are new."""
+        if self._speculative is None:
+            return
+        drafting = self._speculative._drafting
         for run in running:
-            if self._speculative is not None and run.fresh:
-                run.fresh = False
-                self._speculative._drafting.keep(run.seq, np.array(run.tokens[: run.n_past], np.int32), run.n_past)
+            if not run.fresh:
+                continue
+            run.fresh = False
+            run.may_draft = run.may_draft and self._may_begin(drafting)
+            if run.may_draft or self.follows:
+                drafting.keep(run.seq, np.array(run.tokens[: run.n_past], np.int32), run.n_past)
+
+    def _may_begin(self, drafting: Drafting) -> bool:
+        """Whether a text that begins now is drafted for; one that follows would know nothing of it later."""
+        if drafting.follows:
+            return self.follows
+        return self._judge is None or self._judge.drafts or drafting.anytime
 
     def draft(self, running: Sequence[Run], capacity: int) -> bool:
         """Draft for the texts that go on; returns whether there is something."""
         for run in running:
             run.drafted = []
         speculative, context = self._speculative, self._context
-        if speculative is None or not self._drafts or (self._judge is not None and not self._judge.wants_draft):
+        if speculative is None or (self._judge is not None and not self._judge.wants_draft):
             return False
         ready = [run for run in running if run.begun and len(run.tokens) - run.n_past == 1]
         if self._judge is not None and len(ready) < len(running):
@@ -67,7 +76,7 @@ class ManyDrafts:
         for run in ready:
             share = room // len(ready) - 1
             n_max = min(share, n_drafted_max(context, speculative, run.n_past, run.writer))
-            if n_max > 0:
+            if n_max > 0 and run.may_draft:
                 wanted.append(Wanted(run.seq, run.tokens[:-1], run.tokens[-1], n_max))
         if not wanted:
             return False
@@ -80,7 +89,7 @@ class ManyDrafts:
 
     def computed(self, batch: Batch) -> None:
         """The context has computed this batch."""
-        if self._speculative is not None and self._drafts and self.follows:
+        if self._speculative is not None and self.follows:
             with self._context._speculated.drafting():
                 self._speculative._drafting.computed(batch)
 
@@ -91,13 +100,15 @@ class ManyDrafts:
             return
         if not run.begun:
             run.begun = True
-            speculative._drafting.begin(run.seq, run.tokens)
+            if run.may_draft:
+                speculative._drafting.begin(run.seq, run.tokens)
             return
         if not run.drafted:
             return
         run.n_past += n_right
         if n_right < len(run.drafted) and not cut_back(context, native, run.seq, run.n_past):
-            run.n_past = 0  # its tokens are computed again, as a prompt
+            run.n_past, run.may_draft = 0, False  # its tokens are computed again, as a prompt
+            logger.info("drafting is switched off for the rest of a text: its memory cannot take back tokens")
             speculative._drafting.forget(run.seq)
         context._speculated.add(len(run.drafted), n_right)
         with context._speculated.drafting():
@@ -106,21 +117,19 @@ class ManyDrafts:
     @contextmanager
     def measured(self, running: Sequence[Run]) -> Iterator[None]:
         """Stand around a computation, to see whether drafting pays. Those with prompts tell nothing."""
-        judge = self._judge
-        if judge is None:
+        judge, speculative = self._judge, self._speculative
+        if judge is None or speculative is None:
             yield
             return
         only_texts = all(run.begun and len(run.tokens) - run.n_past == 1 for run in running)
-        before = [len(run.tokens) for run in running]
-        counts, began = self._context._speculated, judge.clock()
-        drafting_before = counts.t_draft_us
+        before = sum(len(run.tokens) for run in running)
+        step = Step(judge, self._context._speculated, speculative._drafting)
         yield
         if not only_texts:
             return
-        drafted = any(run.drafted for run in running)
-        searched = 0 if drafted else counts.t_draft_us - drafting_before
-        n_tokens = sum(len(run.tokens) for run in running) - sum(before)
-        judge.saw(n_tokens, judge.clock() - began - searched, drafted=drafted, searched=searched)
-        if judge.reason is not None:
-            counts.stopped = judge.reason
-            self._drafts = self._speculative is not None and self._speculative._drafting.anytime
+        n_tokens = sum(len(run.tokens) for run in running) - before
+        goes_on = step.ended(n_tokens, drafted=any(run.drafted for run in running))
+        if not goes_on and not speculative._drafting.anytime:
+            self.follows = False
+            for run in running:
+                run.may_draft = False

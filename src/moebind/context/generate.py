@@ -75,19 +75,19 @@ def generate(
         if piece.stop_reason is not None:
             return
         with context._held():
-            native = context._open()
+            native = context._pointer or context._open()
             if owners[seq_id] != generation:
                 context._must_own(seq_id, generation)
-            if simple and context._steps_natively():
-                following = context._likeliest_after(native, native_step, token, len(cached))
-                cached.append(token)
-            else:
+            following = context._likeliest_after(native, native_step, token, len(cached)) if simple else None
+            if following is None:
                 token_in[0], pos_in[0] = token, len(cached)
                 context._compute(native, native_step, 1)
                 if context._attached:
                     context._remember_sequences(step)
                 cached.append(token)
                 following = choose(native)
+            else:
+                cached.append(token)
             token = following
 
 

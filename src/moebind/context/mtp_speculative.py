@@ -57,7 +57,10 @@ def own_layers(model: Model) -> Model:
     SpeculativeError
     """
     if not model.n_layer_nextn:
-        raise SpeculativeError(f"{model!r} has no layers that predict further ahead (MTP)")
+        raise SpeculativeError(
+            f"{model!r} has no layers that predict further ahead (MTP): those in a file of their own, mtp-*.gguf, "
+            "draft through a context of theirs, draft_context (on a command line, --model-draft FILE)"
+        )
     if not model.params.load_mtp:
         raise SpeculativeError(
             "the layers that predict further ahead were not loaded: load the model with "

@@ -62,6 +62,8 @@ class Run:
     #: Whether what drafts knows that it has a sequence, and its tokens.
     fresh: bool = False
     begun: bool = False
+    #: Whether something may be drafted for it, now and later.
+    may_draft: bool = True
     #: Whether it waits for a sequence.
     waits: bool = False
     #: What is computed after its last token, in case it comes.

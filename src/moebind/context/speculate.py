@@ -14,7 +14,7 @@ from moebind.context.drafting import Drafting, Wanted
 from moebind.context.pieces import Piece, Record, Writer
 from moebind.context.prepare import Request, prepare
 from moebind.context.scores import Score, score
-from moebind.context.speculative_judge import Judge, logger
+from moebind.context.speculative_judge import Judge, Step, logger
 from moebind.errors import NoKvSlotError
 
 if TYPE_CHECKING:
@@ -142,26 +142,20 @@ class _Text:
         context, judge = self.context, self.judge
         if judge is None:
             return self._step(self._draft())
-        counts, drafting = context._speculated, self.drafting
-        began, before = judge.clock(), (counts.t_draft_us, drafting.t_prompt_us)
+        step = Step(judge, context._speculated, self.drafting)
         drafted = self._draft()
         pieces = self._step(drafted)
-        # The draft model's own computation of the prompt is no part of a step.
-        took = judge.clock() - began - (drafting.t_prompt_us - before[1])
-        # Without drafts, nobody would follow either, or look for some.
-        searched = 0 if drafted else counts.t_draft_us - before[0]
-        judge.saw(len(pieces), took - searched, drafted=bool(drafted), searched=searched)
-        if judge.reason is not None:
-            counts.stopped = judge.reason
-            self.drafts = self.drafts and drafting.anytime
+        if not step.ended(len(pieces), drafted=bool(drafted)):
+            self.drafts = self.drafts and self.drafting.anytime
         return pieces
 
     def _step(self, drafted: list[int]) -> list[Piece]:
         context = self.context
-        follows = self.drafts and self.drafting.follows
-        if drafted or follows or not self.greedy or not context._steps_natively():
+        following = None
+        if not drafted and self.greedy and not (self.drafts and self.drafting.follows):
+            following = context._likeliest_after(context._open(), self.step._struct(), self.token, len(self.cached))
+        if following is None:
             return self._verify(drafted)
-        following = context._likeliest_after(context._open(), self.step._struct(), self.token, len(self.cached))
         self.cached.append(self.token)
         self.token = following
         return [self.writer.take(following)]

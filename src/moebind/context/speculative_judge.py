@@ -16,10 +16,15 @@ import logging
 import statistics
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from moebind._core.native import lib
 
-__all__ = ["Judge", "logger"]
+if TYPE_CHECKING:
+    from moebind.backend.timings import SpeculativeCounts
+    from moebind.context.drafting import Drafting
+
+__all__ = ["Judge", "Step", "logger"]
 
 logger = logging.getLogger("moebind.speculative")
 
@@ -139,3 +144,33 @@ class Judge:
         )
         logger.info("drafting is switched off for %d tokens: %s", self._wait, self.reason)
         self._left, self._wait = self._wait, min(2 * self._wait, WAIT_MAX)
+
+
+class Step:
+    """A step that begins now, to be judged when it has ended.
+
+    Parameters
+    ----------
+    judge
+        Who judges.
+    counts
+        Has the time that drafting took.
+    drafting
+        Has the time that it computed prompts, which is no part of any step: the first draft of a text would always
+        lose.
+    """
+
+    def __init__(self, judge: Judge, counts: SpeculativeCounts, drafting: Drafting) -> None:
+        self._judge, self._counts, self._drafting = judge, counts, drafting
+        self._began, self._t_draft_us, self._t_prompt_us = judge.clock(), counts.t_draft_us, drafting.t_prompt_us
+
+    def ended(self, n_tokens: int, *, drafted: bool) -> bool:
+        """It gave so many tokens, with a draft or without; returns whether drafting goes on."""
+        judge, counts = self._judge, self._counts
+        prompt = self._drafting.t_prompt_us - self._t_prompt_us
+        # Without drafts, nobody would follow either, or look for some.
+        searched = 0 if drafted else counts.t_draft_us - self._t_draft_us - prompt
+        judge.saw(n_tokens, judge.clock() - self._began - prompt - searched, drafted=drafted, searched=searched)
+        if judge.reason is not None:
+            counts.stopped = judge.reason
+        return judge.drafts

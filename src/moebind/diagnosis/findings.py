@@ -270,7 +270,7 @@ def _built_again(option: str, verdict: str) -> str:
 def _no_vulkan_device(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     if not facts.vulkan_verdict.startswith("in") or any(device.backend == "Vulkan" for device in facts.devices):
         return
-    variables = facts.vulkan_variables
+    variables, failure = facts.vulkan_variables, facts.vulkan_failure.partition("there are no device files")[0]
     chosen = [f"{name}={value}" for name, value in variables.items() if name != "GGML_DISABLE_VULKAN"]
     closed = [path for path, usable in facts.render_nodes.items() if not usable]
     if "GGML_DISABLE_VULKAN" in variables:
@@ -280,13 +280,13 @@ def _no_vulkan_device(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     elif not facts.libvulkan:
         why = f"there is no loader of Vulkan: {facts.vulkan_failure or 'libvulkan.so.1 cannot be loaded'}"
         do = "install it, and the card's driver: packages libvulkan1 and, for AMD and Intel, mesa-vulkan-drivers"
-    elif facts.vulkan_failure and chosen:
-        why, do = f"{facts.vulkan_failure}; the environment has {', '.join(chosen)}", "unset it, or mend what it names"
+    elif failure and chosen:
+        why, do = f"{failure}; the environment has {', '.join(chosen)}", "unset it, or mend what it names"
     elif not facts.vulkan_drivers:
-        why = f"there is no driver{f': {facts.vulkan_failure}' if facts.vulkan_failure else ''}"
+        why = f"there is no driver{f': {failure}' if failure else ''}"
         do = "install the card's: package mesa-vulkan-drivers for AMD and Intel, NVIDIA's driver for theirs"
-    elif facts.vulkan_failure:
-        why, do = facts.vulkan_failure, "see whether vulkaninfo works; a newer driver may be needed"
+    elif failure:
+        why, do = failure, "see whether vulkaninfo works; a newer driver may be needed"
     elif closed:
         why = f"this user may not read and write {', '.join(closed)}"
         do = "change their permissions, or add the user to the group that has them (often render or video)"
@@ -296,11 +296,11 @@ def _no_vulkan_device(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     else:
         why = f"the drivers ({', '.join(facts.vulkan_drivers)}) show no card that has what llama.cpp needs"
         do = "see what vulkaninfo lists; a newer driver may be needed"
-    software = any(name.startswith("lvp_") for name in facts.vulkan_drivers)
+    software = any(name.startswith("lvp_") for name in facts.vulkan_drivers) and not chosen
     yield Finding(
         "Vulkan is built in, but there is no Vulkan device",
         why,
-        do + (". GGML_VK_VISIBLE_DEVICES=0 uses the software driver, to try it out" if software and not chosen else ""),
+        do + (". GGML_VK_VISIBLE_DEVICES=0 uses the software driver, to try it out" if software else ""),
         Severity.WARNING if facts.other_cards else Severity.INFO,
     )
 

@@ -20,7 +20,6 @@ from moebind._core.native import CData, decoded, ffi, lib, own
 from moebind._core.owner import OfThisProcess
 from moebind.enums import GgmlType, GgufType
 from moebind.errors import ModelLoadError, ModelNotFoundError, NativeError
-from moebind.files.hub_address import meant
 from moebind.files.model_files import Split
 
 if TYPE_CHECKING:
@@ -416,6 +415,8 @@ def open_header(path: str, name: str | None = None) -> CData:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
+        from moebind.files.hub_address import meant  # here, since most files are there
+
         address = meant(name)
         hint = "" if address is None else f"; if it is on the Hugging Face Hub, write {address}"
         if checks.on_hub(name):

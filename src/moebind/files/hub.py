@@ -34,7 +34,7 @@ __all__ = [
     "fetched_headers",
     "find",
     "in_cache",
-    "projector_in",
+    "sidecar_in",
 ]
 
 #: Bytes that the headers of one model may take, all files together. Vocabularies make them 1 to 20 MiB.
@@ -243,10 +243,10 @@ def _lies_beside(name: str) -> bool:
     return name.endswith(".gguf") and name.isprintable() and sidecar_kind(os.path.basename(name)) is not None
 
 
-def projector_in(address: str) -> str | None:
-    """The address of the projector in a model's repository, of several the nearest by name; None: there is none."""
+def sidecar_in(address: str, kind: str) -> str | None:
+    """The address of a file of a kind in a model's repository, of several the nearest by name; None: there is none."""
     found = find(Address.parse(address))
-    name = nearest(address, (name for name, _ in found.beside), "mmproj")
+    name = nearest(found.files[0][0], (name for name, _ in found.beside), kind)
     return None if name is None else found.address.name_of(name)
 
 

@@ -11,7 +11,7 @@ from moebind._core import checks
 from moebind.errors import ModelNotFoundError
 from moebind_launcher.model_names import ModelFiles, Split, gathered, gguf_files, sidecar_kind
 
-__all__ = ["ModelFiles", "Split", "beside", "gathered", "in_folder", "nearest", "sidecar_kind"]
+__all__ = ["ModelFiles", "Split", "gathered", "in_folder", "nearest", "sidecar_kind"]
 
 
 def in_folder(folder: str | os.PathLike[str]) -> list[ModelFiles]:
@@ -27,13 +27,6 @@ def in_folder(folder: str | os.PathLike[str]) -> list[ModelFiles]:
         what = "is a file; give its folder" if os.path.exists(top) else "does not exist"
         raise ModelNotFoundError(f"the folder {top} {what}")
     return gathered(gguf_files(top))
-
-
-def beside(path: str, kind: str) -> str | None:
-    """The file of a kind (:func:`sidecar_kind`) in a model's folder, of several the :func:`nearest`; None: none."""
-    folder = os.path.dirname(os.path.abspath(path))
-    name = nearest(path, (name for name in os.listdir(folder) if name.endswith(".gguf")), kind)
-    return None if name is None else os.path.join(folder, name)
 
 
 def nearest(model: str, names: Iterable[str], kind: str) -> str | None:

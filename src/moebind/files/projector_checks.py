@@ -1,17 +1,15 @@
-"""Projector files: where they are, and what is looked at before libmtmd does.
+"""Projector files: what is looked at before libmtmd does.
 
 libmtmd ends the process with some of what it takes for granted.
 """
 
 from __future__ import annotations
 
-from moebind._core import checks
 from moebind._core.shown import shown
 from moebind.errors import ModelLoadError, ModelNotFoundError, MtmdError, MtmdNotFoundError
 from moebind.files.gguf import Gguf
-from moebind.files.model_files import beside
 
-__all__ = ["check", "is_projector", "projector_beside"]
+__all__ = ["check", "is_projector"]
 
 #: The architecture of a projector's file.
 ARCHITECTURE = "clip"
@@ -65,12 +63,3 @@ def check(path: str) -> None:
             raise MtmdError(f"{path} lacks the tensor a.position_embd.weight")
         if kind == "mlp" and not ({"mm.2.weight"} <= names or {"mm.3.weight", "mm.3.bias"} <= names):
             raise MtmdError(f"{path} lacks the tensor mm.2.weight")
-
-
-def projector_beside(path: str) -> str | None:
-    """The projector (``mmproj``) in a model's folder or repository, of several the nearest by name; None: none."""
-    if checks.on_hub(path):
-        from moebind.files.hub import projector_in
-
-        return projector_in(path)
-    return beside(path, "mmproj")

@@ -21,7 +21,7 @@ class Draft:
     Attributes
     ----------
     path : str or None
-        The draft's file. None: the model's own layers for multi-token prediction.
+        The draft's file. None: the model's own layers for multi-token prediction, or else ``mtp-*.gguf`` beside it.
     model_params : ModelParams or None
         How it is loaded: without ``devices`` on those of the model. None: with as many layers on devices as was asked
         for the model.

@@ -86,7 +86,8 @@ def check_layers(model: CData, params: ContextParams) -> None:
         )
     raise ContextCreationError(
         "the file has only layers that predict further ahead (MTP), to draft for the model that they belong to: give "
-        "that model's own file, or take ctx_type MTP, and load_mtp"
+        "that model's own file, and this one as its draft (draft=, or --model-draft on a command line); a context of "
+        "these layers alone takes ctx_type MTP, and load_mtp"
     )
 
 
@@ -99,6 +100,7 @@ def plain_context_params(params: ContextParams) -> CData:
 
 def _set_plain_fields(native: CData, params: ModelParams | ContextParams) -> None:
     """Set each field of the struct that is a number, a flag or an enum; what it points to, callers see to."""
+    declared = params.__dataclass_fields__
     for name, field in ffi.typeof(native).item.fields:
-        if field.type.kind in {"primitive", "enum"} and hasattr(params, name):
+        if field.type.kind in {"primitive", "enum"} and name in declared:
             setattr(native, name, getattr(params, name))

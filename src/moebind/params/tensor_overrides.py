@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from moebind._core import checks
 from moebind._core.native import CData, decoded, ffi, lib
@@ -160,8 +161,7 @@ def _extra_buffer_types(device: CData) -> list[CData]:
     return found
 
 
-@dataclass(frozen=True)
-class Resolved:
+class Resolved(NamedTuple):
     """Overrides, matched against a model's tensors.
 
     ``native`` is the NULL-terminated array for ``llama_model_params``; it lives as long as this object.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from moebind._core.sizes import show_size
 from moebind.backend.breakdown import BufferMemory, DeviceMemory, sizes_of
@@ -17,8 +18,7 @@ __all__ = ["BUFFER", "DraftMemory", "draft_part"]
 BUFFER = "draft"
 
 
-@dataclass(frozen=True)
-class DraftMemory:
+class DraftMemory(NamedTuple):
     """What drafts, with all its parameters, and what it takes; ``gaps`` and ``lazy`` are as in a plan."""
 
     draft: Draft

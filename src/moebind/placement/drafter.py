@@ -18,7 +18,7 @@ from moebind.context.draft_checks import FROM_STATES, MARKOV, kind_of_draft, sta
 from moebind.enums import SpeculativeType, SplitMode
 from moebind.errors import NativeError, SpeculativeError
 from moebind.files.architecture_facts import USE_OTHER_CONTEXT
-from moebind.files.model_files import beside
+from moebind.files.sidecars import beside
 from moebind.params.draft import Draft
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.draft_memory import DraftMemory
@@ -151,11 +151,14 @@ def _left(taken: Sequence[DeviceMemory], devices: Sequence[CData]) -> list[float
 
 def find_drafter(
     draft: Draft | str | os.PathLike[str] | bool | None,
+    model: str,
     header: Header,
     model_params: ModelParams,
     natives: Sequence[CData] | None,
 ) -> tuple[Drafter | None, ModelParams]:
     """What is to draft for a model, and the model's parameters, with its own layers loaded if these draft.
+
+    ``model`` is the model's file or address, as it was given: what is in the Hub's cache may lack its sidecars.
 
     Raises
     ------
@@ -167,13 +170,15 @@ def find_drafter(
     if draft is None or draft is False:
         return None, model_params
     if draft is True:
-        given = models_own(header)
+        given = Draft()
     elif isinstance(draft, Draft):
         given = draft
     elif isinstance(draft, (str, os.PathLike)):
         given = Draft(checks.path("draft", draft))
     else:
         raise TypeError(f"draft is {shown(draft)}; it takes a file, a Draft, or True for the model's own layers")
+    if given.path is None:
+        given = replace(given, path=models_own(model, header))
     if given.path is None:
         return Drafter(given, None, header, natives), model_params.with_load_mtp(True)
     names = None if natives is None else _by_name(natives)
@@ -189,19 +194,29 @@ def find_drafter(
     return Drafter(given, read_header(given.path or ""), header, natives), model_params
 
 
-def models_own(header: Header) -> Draft:
-    """What drafts for a model where nothing else is given: its own layers, or else a file beside it.
+def models_own(model: str, header: Header) -> str | None:
+    """The file with the layers that predict further ahead for a model; None: they are in the model's own file.
+
+    Parameters
+    ----------
+    model
+        The model's file or address; a file beside it is looked for there.
+    header
+        Its header.
 
     Raises
     ------
     SpeculativeError
         If there is neither.
+    ModelLoadError
+        If a repository is to be looked into, and the Hub cannot be asked.
     """
-    path = header.paths[0]
-    near = None if header.layers_ahead or checks.on_hub(path) else beside(path, "mtp")
-    if not header.layers_ahead and near is None:
+    if header.layers_ahead:
+        return None
+    near = beside(model, "mtp")
+    if near is None:
         raise SpeculativeError(
-            f"{path} has no layers that predict further ahead (MTP), and no mtp-*.gguf lies beside it: give the file "
-            "of a draft model"
+            f"{model} has no layers that predict further ahead (MTP), and no mtp-*.gguf lies beside it: give the file "
+            "of a draft model (draft=, or --model-draft on a command line)"
         )
-    return Draft(near)
+    return near

@@ -147,12 +147,13 @@ class Fit:
         found = Saved.read(path)
         if found.identity is None:
             raise ValueError(f"{os.fspath(path)} names no model: it holds parameters, but no fit")
-        header = read_header(found.path if model_path is None else checks.path("model_path", model_path))
+        model_file = found.path if model_path is None else checks.path("model_path", model_path)
+        header = read_header(model_file)
         found.check(header, os.fspath(path))
         devices, model, context = found.natives(), found.model_params, found.context_params
         host, seeing = described_host(found.host), find_projector(found.mmproj, found.path)
         natives = device_list(devices, model)
-        drafter, model = find_drafter(found.draft, header, model, natives)
+        drafter, model = find_drafter(found.draft, model_file, header, model, natives)
         plan = make_plan(header, model, context, natives, host, projector=seeing, drafter=drafter)
         made_for = (found.budgets, found.explanation, found.identity, found.devices, found.host)
         return cls(_on(devices, model), context, replace(plan, _fitted=True), *made_for)
@@ -278,7 +279,7 @@ def fit(
     header = read_header(file)
     natives = device_list(devices, model)
     memory_of_host = described_host(host)
-    drafter, model = find_drafter(draft, header, model, natives)
+    drafter, model = find_drafter(draft, file, header, model, natives)
     search = Search(header, natives, {}, memory_of_host, find_projector(mmproj, file), drafter)
     # One plan to learn which devices there are; of a short context, since a long one can be refused.
     first = search.plan(model, context if pinned else context.with_n_ctx(_CONTEXT.n_ctx))

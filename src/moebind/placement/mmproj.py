@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from moebind._core import checks, log
 from moebind._core.native import ffi, lib
@@ -14,13 +15,12 @@ from moebind.backend.devices import init
 from moebind.errors import MtmdError
 from moebind.files import projector_checks
 from moebind.files.gguf import Gguf
-from moebind.files.projector_checks import projector_beside
+from moebind.files.sidecars import beside
 
 __all__ = ["Projector", "find_projector"]
 
 
-@dataclass(frozen=True)
-class Projector:
+class Projector(NamedTuple):
     """A projector's file, and its bytes: weights, and scratch memory for a picture as large as that of its warm-up."""
 
     path: str
@@ -92,7 +92,7 @@ def find_projector(mmproj: str | os.PathLike[str] | bool | None, model: str) -> 
         return None
     if mmproj is not True:
         return Projector.of(checks.path("mmproj", mmproj))
-    beside = projector_beside(model)
-    if beside is None:
+    near = beside(model, "mmproj")
+    if near is None:
         raise MtmdError(f"no projector (mmproj*.gguf) lies beside {model}: give its file")
-    return Projector.of(beside)
+    return Projector.of(near)

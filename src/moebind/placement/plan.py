@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 from moebind._core import checks
 from moebind._core.native import CData, decoded, lib
@@ -25,12 +25,14 @@ from moebind.params.serialize import write
 from moebind.placement import advice
 from moebind.placement.described_devices import described_host, device_list
 from moebind.placement.draft_memory import DraftMemory, draft_part
-from moebind.placement.drafter import Drafter, find_drafter
 from moebind.placement.header import Header, read_header
 from moebind.placement.mmproj import Projector, find_projector
 from moebind.placement.simulation import MAPPED, simulate
 from moebind.placement.speed import Bandwidth, reads_text, tokens_per_second
 from moebind.placement.summary import does_not_fit, summary
+
+if TYPE_CHECKING:
+    from moebind.placement.drafter import Drafter
 
 __all__ = ["Plan", "plan"]
 
@@ -380,8 +382,8 @@ def plan(
     draft
         What drafts for it (:class:`Speculative`), to be counted as well, with a context as large as the model's: the
         draft's file, or a :class:`Draft`, which has its parameters, too. True: the model's own layers for multi-token
-        prediction, which are then loaded, or else ``mtp-*.gguf`` beside the model. What the model's context holds for a
-        draft that reads its hidden states is counted with the model's.
+        prediction, which are then loaded, or else ``mtp-*.gguf`` beside the model, in its folder or repository. What
+        the model's context holds for a draft that reads its hidden states is counted with the model's.
 
     Returns
     -------
@@ -408,7 +410,11 @@ def plan(
     file, chosen, context = check_arguments(path, model_params, context_params)
     memory, seeing = described_host(host), find_projector(mmproj, file)
     natives, header = device_list(devices, chosen), read_header(file)
-    drafter, chosen = find_drafter(draft, header, chosen, natives)
+    drafter = None
+    if draft is not None:
+        from moebind.placement.drafter import find_drafter  # few plans have one
+
+        drafter, chosen = find_drafter(draft, file, header, chosen, natives)
     return make_plan(header, chosen, context, natives, memory, projector=seeing, drafter=drafter)
 
 
@@ -449,10 +455,7 @@ def make_plan(
     drafter: Drafter | None = None,
     quiet: bool = False,
 ) -> Plan:
-    """Simulate, and describe the result. Of ``devices``, those of the parameters are used, if these have any.
-
-    ``quiet`` leaves out warnings.
-    """
+    """Simulate, without warnings if ``quiet``; of ``devices``, those of the parameters are used, if these have any."""
     used = devices
     if devices is not None and model_params.devices is not None:
         by_name = {decoded(lib.ggml_backend_dev_name(native)): native for native in devices}
@@ -467,6 +470,7 @@ def make_plan(
     on_device = sum(
         size for tensors in experts.values() for name, size in tensors.items() if found.places.get(name) is not None
     )
+    reads = {each.name: found.reads.get(None if each.name == HOST else each.name, 0) for each in found.devices}
     return Plan(
         held if draft is None else draft.added_to(held),
         header.paths[0],
@@ -481,9 +485,7 @@ def make_plan(
         found.n_swa,
         MappingProxyType(found.places),
         on_device,
-        MappingProxyType(
-            {name: found.reads.get(None if name == HOST else name, 0) for name in (each.name for each in found.devices)}
-        ),
+        MappingProxyType(reads),
         header.gguf.bytes_read,
         experts,
         header,

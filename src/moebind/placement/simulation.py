@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from moebind._core import log
@@ -43,8 +43,7 @@ LOOK_UP = frozenset({"gemma4", "qwen4exp"})
 LAZY_MIN = 4 << 30
 
 
-@dataclass(frozen=True)
-class Simulation:
+class Simulation(NamedTuple):
     """The memory that llama.cpp would use, and where.
 
     ``devices`` is as in a plan, without drafts. ``places`` has, for each tensor, the name of its device, or None in

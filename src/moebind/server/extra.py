@@ -27,12 +27,11 @@ _OURS: Mapping[str, str] = {
     "mmproj-url": "download it first",
     **dict.fromkeys(
         (
-            *("spec-draft-model", "spec-draft-ngl", "spec-draft-device", "spec-draft-override-tensor"),
+            *("spec-draft-model", "spec-draft-hf", "spec-draft-ngl", "spec-draft-device", "spec-draft-override-tensor"),
             *("spec-draft-cpu-moe", "spec-draft-n-cpu-moe", "spec-draft-type-k", "spec-draft-type-v"),
         ),
         "use draft; on a command line, give it before --",
     ),
-    "spec-draft-hf": "download it first",
     "alias": "a model is called as its file",
     "host": "use host",
     "port": "use port",

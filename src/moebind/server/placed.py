@@ -154,7 +154,10 @@ def place(found: Found, wishes: Wishes, *, alone: bool) -> ServedModel:
     if wishes.draft:
         wishes = replace(wishes, context_params=with_outputs(wishes.context_params, wishes.n_drafted))
     if wishes.draft is True:
-        wishes = replace(wishes, draft=ServedDraft(models_own(read_header(found.path)).path, n_max=wishes.n_drafted))
+        wishes = replace(wishes, draft=ServedDraft(n_max=wishes.n_drafted))
+    if isinstance(wishes.draft, Draft) and wishes.draft.path is None:
+        own = models_own(found.path, read_header(found.path))
+        wishes = replace(wishes, draft=replace(wishes.draft, path=own))
     chosen = _fitted(found, wishes, alone) if wishes.fitted else _planned(found, wishes)
     if wishes.fitted and not chosen.fits:  # the host has no budget of its own where there are devices
         raise FitError(f"{os.path.basename(found.path)} does not fit: {' '.join(chosen.advice)}", chosen.missing)

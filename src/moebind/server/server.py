@@ -88,8 +88,9 @@ class Server:
         The file with which a single model sees or hears. In folders, such a file is used for what is beside it.
     draft
         What drafts for a single model, as for :func:`moebind.fit`: a file, a :class:`moebind.Draft`, or True for the
-        model's own layers for multi-token prediction. It is counted with the model. A ``Draft`` says its devices,
-        layers, tensor overrides and types of caches; all else llama-server takes from the model.
+        model's own layers for multi-token prediction, or else ``mtp-*.gguf`` beside it. It is counted with the model. A
+        ``Draft`` says its devices, layers, tensor overrides and types of caches; all else llama-server takes from the
+        model.
     fit
         Whether to fit. Without, the parameters are taken as they are.
     margin
