@@ -315,9 +315,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=100, help="how many rounds (100)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="the first round (0)")
+    parser.add_argument(
+        "--without", nargs="*", default=[], help="what is not made: pieces, say; a round found without it"
+    )
     parser.add_argument("--files", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.files:
+        MAKERS[:] = [name for name in MAKERS if name.removeprefix("make_") not in chosen.without]
         run_round(chosen.seed, chosen.first, *chosen.files)
         return 0
     import lora
@@ -330,7 +334,7 @@ def main(arguments: list[str] | None = None) -> int:
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "MALLOC_PERTURB_": "165"}
         for number in range(chosen.first, chosen.first + chosen.count):
             command = [sys.executable, "-W", "ignore", "-X", "faulthandler", __file__, "--seed", str(chosen.seed)]
-            command += ["--first", str(number), "--files", str(model), str(adapter)]
+            command += ["--first", str(number), "--files", str(model), str(adapter), "--without", *chosen.without]
             done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
             if done.returncode != 0 or done.stderr:
                 failed += 1
