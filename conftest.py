@@ -1,7 +1,8 @@
 """Runs the Python blocks of README.md and docs/ as tests.
 
 The blocks of a page share their names and run in order, in a folder of their own in which the demo model is
-``moe.gguf``. Nothing else is prepared for them: what a page shows is what a reader can type. docs/hub.md has a hub.
+``moe.gguf``. Nothing else is prepared: what a page shows is what a reader can type. Pages about other models have
+tiny ones, and docs/hub.md has a hub.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -73,9 +73,13 @@ def folder_with_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
         (folder / "draft.gguf").symlink_to(_module(ROOT / "examples" / "demo_model.py").dense_model())
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.chdir(folder)
+        patch.syspath_prepend(ROOT / "tests")
         if request.path.name == "images.md":
-            sys.path.insert(0, str(ROOT / "tests"))
             importlib.import_module("projectors").put_seeing_model(folder)
+        if request.path.name == "embeddings.md":
+            tiny = importlib.import_module("tiny")
+            tiny.write(folder / "reranker.gguf", tiny.Shape(arch="bert", n_head_kv=4, n_ctx_train=64, n_cls_out=1))
+            tiny.write(folder / "t5.gguf", tiny.Shape(arch="t5", n_head_kv=4))
         if request.path.name == "hub.md":
             stack.enter_context(hub_with(model, folder, patch))
         yield folder

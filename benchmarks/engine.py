@@ -28,12 +28,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from batched import N_PROMPT, native_speed
-from programs import arguments, demo_model, program
+from programs import arguments, demo_model
+from speed_settings import Settings
+from speed_sides import FailedError, Sides
 
 import moebind
 from moebind import ContextParams, Engine, Model, ModelParams, Sampler
 from moebind.context.decode import Decoding
+
+#: Tokens of each prompt; llama-batched-bench is run with as many.
+N_PROMPT = 16
 
 
 def endless(model: Model) -> Sampler:
@@ -88,6 +92,16 @@ def our_speed(model: Model, threads: int, sequences: int, tokens: int) -> tuple[
     return sum(each > begun for each in times) / (times[-1] - begun), spent[-1] - spent[-2]
 
 
+def native_speed(model: str, threads: int, sequences: int, tokens: int) -> float:
+    """Tokens per second of llama-batched-bench, all sequences together, without the prompts."""
+    of_it = Settings("", model, "", "", "", threads=threads, sequences=sequences, tokens=tokens)
+    with Sides(of_it, with_other=False) as sides:
+        try:
+            return sides.ask("llama-batched-bench", "")["batched_bench"]
+        except FailedError as error:
+            raise SystemExit(str(error)) from None
+
+
 def pauses(model: Model, threads: int, n_prompt: int, chunk: int) -> tuple[float, float, float, float]:
     """Seconds: the median pause before the prompt comes; then median and longest, and until the prompt's first token"""
     params = ContextParams(n_ctx=n_prompt + 2048, n_seq_max=4, n_threads=threads, n_threads_batch=threads)
@@ -136,7 +150,6 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, nargs="+", default=[16, 64, 256, 8192])
     options = parser.parse_args()
     path = options.model or demo_model(dense=True)
-    bench = program("llama-batched-bench")
     print(f"{path}\n{options.threads} threads, {os.cpu_count()} cores, llama.cpp {moebind.llama_cpp_version}")
     print(f"load {os.getloadavg()[0]:.1f}\n")
     with Model.load_from_file(path, ModelParams(n_gpu_layers=0)) as model:
@@ -148,7 +161,7 @@ def main() -> None:
             share = sum(seconds[-options.tokens :]) / spent
             print(f"{sequences:3} sequences: {share:.4f} of the processor's time is in llama_decode", flush=True)
             for _ in range(options.rounds):
-                native = native_speed(bench, path, options.threads, sequences, options.tokens)
+                native = native_speed(path, options.threads, sequences, options.tokens)
                 ours, _ = our_speed(model, options.threads, sequences, options.tokens)
                 ratios.append(ours / native)
                 print(

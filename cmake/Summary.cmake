@@ -1,5 +1,10 @@
 # What was configured, told once at the end.
 set(cpu_flags "every variant of this architecture; the best one is chosen when it is loaded")
+if(MOEBIND_LEFT_OUT)
+  list(JOIN MOEBIND_VARIANTS " " cpu_flags)
+  list(JOIN MOEBIND_LEFT_OUT " " said)
+  string(APPEND cpu_flags ", but not ${said} (MOEBIND_VARIANTS)")
+endif()
 if(NOT MOEBIND_PORTABLE)
   get_target_property(cpu_flags ggml-cpu COMPILE_OPTIONS)
   list(FILTER cpu_flags INCLUDE REGEX "^-m")

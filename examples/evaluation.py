@@ -5,7 +5,7 @@
     python examples/evaluation.py -m moe.gguf --questions questions.jsonl
 
 Each line of the file is like {"question": "The capital of France is", "choices": [" Paris", " Rome"], "answer": 0}.
-lm-evaluation-harness has the tasks that models are compared by; docs/integrations.md says how it runs moebind.
+lm-evaluation-harness has the tasks that models are compared by; docs/evaluation.md says how it runs moebind.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests")]
 PICTURES = ROOT / "docs" / "pictures"
 #: Readable on white and on black.
-LINES, GREY = "#d9822b", "#7d848f"
+LINES, GREY = "#d27a22", "#737a85"
 # The same files each time.
 os.environ["SOURCE_DATE_EPOCH"] = "0"
 matplotlib.rcParams["svg.hashsalt"] = "moebind"

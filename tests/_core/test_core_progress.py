@@ -44,3 +44,25 @@ def test_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     with pytest.raises(ImportError, match=r"pip install 'moebind\[cli\]'"):
         progress_bar("load")
+
+
+@pytest.mark.thorough
+def test_a_notebook_shows_bars() -> None:
+    nbformat, nbclient, _ = (
+        pytest.importorskip(name, reason="needs the extra [test]") for name in ("nbformat", "nbclient", "ipywidgets")
+    )
+    program = """
+from moebind._core.progress import progress_bar
+for only_on_terminals in (False, True):
+    progress, close = progress_bar("load", only_on_terminals=only_on_terminals)
+    progress(0.5)
+    progress(1.0)
+    close()
+"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(program)])
+    nbclient.NotebookClient(notebook, timeout=None).execute()
+    view = "application/vnd.jupyter.widget-view+json"
+    assert [view in output["data"] for output in notebook.cells[0].outputs] == [True, True]
+    widgets = notebook.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
+    bars = [each["state"] for each in widgets if each["model_name"] == "FloatProgressModel"]
+    assert [(bar["value"], bar["max"], bar["bar_style"]) for bar in bars] == [(100, 100, "success")] * 2

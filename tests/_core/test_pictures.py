@@ -13,7 +13,9 @@ import pytest
 import moebind
 from conftest import CPU, SMALL
 from moebind import Model, RoutingRecorder
-from moebind._core.pictures import html_bars, html_of
+from moebind._core.pictures import COLOURS, TEXT, html_bars, html_of
+from moebind.bench import plot as bench_plot
+from moebind.tuning import plot as tuning_plot
 
 MakeTiny = Callable[..., Path]
 
@@ -59,6 +61,27 @@ def test_bars_are_as_long_as_what_they_stand_for() -> None:
     assert Reader(html_bars([])).widths == []
 
 
+def luminance(colour: str) -> float:
+    """As the guidelines for accessible pages (WCAG 2.2) define it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in parts]
+    return sum(share * each for share, each in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    darker, brighter = sorted((luminance(one), luminance(other)))
+    return (brighter + 0.05) / (darker + 0.05)
+
+
+def test_colours_read_on_light_and_dark_pages() -> None:
+    colours = [*COLOURS.values(), *bench_plot.SPEEDS.values(), tuning_plot.KEPT, tuning_plot.OTHER]
+    for page in ("#ffffff", "#111111"):
+        # The guidelines ask for 3 where something is to be told apart from the page, and 4.5 where it is to be read.
+        # No colour has 4.5 on both; the most is the root of their contrast.
+        assert min(contrast(colour, page) for colour in colours) >= 3
+        assert contrast(TEXT, page) >= 0.99 * contrast("#ffffff", "#111111") ** 0.5
+
+
 def test_a_text_is_no_markup() -> None:
     assert Reader(html_of("1 < 2 & <script>")).text == "1 < 2 & <script>"
 
@@ -67,6 +90,7 @@ def test_columns_stand_below_each_other_whatever_the_page_is_written_in() -> Non
     [style] = re.findall(r'<pre style="([^"]+)"', html_of("a  b"))
     assert "font-family: monospace" in style
     assert "white-space: pre" in style
+    assert "word-break: normal" in style
 
 
 def test_experts_are_their_table(tiny_path: MakeTiny) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,15 @@ def test_json_round_trip(report: OffloadReport, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(text, encoding="utf-8")
     assert OffloadReport.load(tmp_path) == report
     assert OffloadReport.load(tmp_path / "report.json").to_dict() == json.loads(text)
+
+
+def test_notebooks_show_a_picture_and_the_table(report: OffloadReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = report._repr_html_()
+    assert shown.count('<img style="max-width: 100%" alt="" src="data:image/svg+xml;base64,') == 1
+    assert html.escape(str(report)) in shown
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    without = report._repr_html_()
+    assert "<img" not in without and html.escape(str(report)) in without
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"form": 2}', "null", "nonsense", '{"form": 1, "rows": [{}]}'])

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from commands import Capture, run
+from serving import ask
 
 from moebind import ModelParams, Tuning
 from moebind.cli import tune as command
+from moebind.cli.drafts import DRAFTS
 from moebind.cli.given import Given
 from moebind.tuning import saved
 from moebind.tuning.configuration import MIN_BATCH, Process
+from moebind.tuning.speculation import Speculation
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tuning"))
 from results import CONTEXT, MODEL, made_up
@@ -117,6 +122,7 @@ def test_chat_uses_it_too(path: Path, capsys: Capture) -> None:
         (["--minutes", "-1"], "--minutes is -1"),
         (["--device", "CUDA99"], "--device is 'CUDA99'; it takes 'loopback'"),
         (["-p", 500, "-c", 256], "make --ctx-size larger"),
+        (["--model-draft", "a.gguf", "--only", "threads"], "--model-draft is given, and"),
         (["--plot", "steps.gif2"], "--plot is 'steps.gif2'"),
     ],
 )
@@ -173,6 +179,72 @@ def test_what_was_found_is_read_as_parameters(path: Path, monkeypatch: pytest.Mo
     assert chosen.context_params == CONTEXT.with_n_ubatch(64)  # other options win over it
     # A server takes them as those of a file: not with llama-server's own defaults.
     assert given.values["params"] == str(target)
+
+
+@pytest.mark.parametrize(
+    ("speculation", "expected"),
+    [
+        (Speculation("ngram-mod"), {"spec_type": "ngram-mod"}),
+        (Speculation("draft-mtp", n_max=3), {"spec_type": "draft-mtp", "spec_draft_n_max": 3}),
+        (
+            Speculation("draft-simple", "small.gguf", 6),
+            {"spec_type": "draft-simple", "model_draft": "small.gguf", "spec_draft_n_max": 6},
+        ),
+    ],
+)
+def test_what_drafts_is_read_as_options(path: Path, speculation: Speculation, expected: dict[str, Any]) -> None:
+    kept(path, speculation=speculation, model_params=MODEL.with_load_mtp(True))
+    nothing = dict.fromkeys(option.name for option in DRAFTS)
+    given = Given({"tuned": True, "params": None, **nothing})
+    chosen = given.read(str(path))
+    assert {name: value for name, value in given.values.items() if name in nothing and value is not None} == expected
+    # Commands load the layers that predict further ahead if these are what drafts; others may need them all the same.
+    assert chosen.model_params.load_mtp == (speculation.kind != "draft-mtp")
+    # What options say of drafts wins over all of it, and commands that do not draft are told nothing.
+    own = Given({"tuned": True, "params": None, **nothing, "spec_type": "none"})
+    own.read(str(path))
+    assert {name for name in nothing if own.values[name] is not None} == {"spec_type"}
+    assert all(name.startswith("spec_") or name.endswith("_draft") for name in nothing)
+    without = Given({"tuned": True, "params": None})
+    without.read(str(path))
+    assert set(without.values) == {"tuned", "params"}
+
+
+def test_commands_draft_as_it_was_found(tiny_path: MakeTiny, capsys: Capture) -> None:
+    path = tiny_path(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
+    kept(path, speculation=Speculation("draft-mtp", n_max=2), model_params=MODEL.with_load_mtp(True))
+    arguments = ["generate", path, "the cat the cat the cat", "-n", 4, "-t", 1, "--device", "none", "--tuned"]
+    assert run(*arguments, "--timings") == 0
+    assert "drafted" in capsys.readouterr().err
+    # What options say is what drafts, and here there is no such file.
+    assert run(*arguments, "--model-draft", "none.gguf") == 1
+    assert "none.gguf does not exist" in capsys.readouterr().err
+
+
+def test_a_server_is_started_as_it_was_found(path: Path, tmp_path: Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    kept(path, process=Process({MIN_BATCH: "77"}, (cpu,)), speculation=Speculation("ngram-mod"))
+    command = [sys.executable, "-m", "moebind", "serve", path, "--tuned", "--port", "0", "--no-ui", "--", "--no-warmup"]
+    with (
+        open(tmp_path / "said", "w", encoding="utf-8") as said,
+        subprocess.Popen([str(each) for each in command], stdout=subprocess.PIPE, stderr=said, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            assert url.startswith("http://"), (tmp_path / "said").read_text(encoding="utf-8")
+            props = ask(url, "/props").said
+            assert props["default_generation_settings"]["n_ctx"] == CONTEXT.n_ctx
+            children = psutil.Process(process.pid).children(recursive=True)
+            [server] = [each for each in children if each.name() == "llama-server"]
+            words = server.cmdline()
+            assert words[words.index("--ubatch-size") + 1] == str(CONTEXT.n_ubatch) == "128"
+            assert words[words.index("--spec-type") + 1] == "ngram-mod"
+            assert server.environ()[MIN_BATCH] == "77"
+            assert server.cpu_affinity() == [cpu]
+        finally:
+            process.terminate()
+    assert "tuned for chat on 2026" in (tmp_path / "said").read_text(encoding="utf-8")
 
 
 def test_another_build_is_refused_with_a_sentence(path: Path, capsys: Capture) -> None:

@@ -17,7 +17,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-N_VOCAB = 264
+#: Bytes and a few more, so that any text can be tokenised.
+VOCABULARY = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "e", "t", "a", "o"]
+N_VOCAB = len(VOCABULARY)
 #: The context that phimoe was "pretrained" with. llama.cpp pads n_ctx to 256: a context of 256 takes the short factors.
 PHIMOE_ORIGINAL = 256
 
@@ -299,15 +301,12 @@ def phimoe_magnitude(config: transformers.PretrainedConfig) -> float:
 
 
 def _vocabulary(writer: gguf.GGUFWriter) -> None:
-    """Byte tokens and a few more, so that any text can be tokenised."""
-    special, letters = ["<unk>", "<s>", "</s>"], ["▁", "e", "t", "a", "o"]
-    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
     kinds = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
-    kinds += [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.NORMAL] * len(letters)
-    assert len(tokens) == N_VOCAB
+    kinds += [gguf.TokenType.BYTE] * 256
+    kinds += [gguf.TokenType.NORMAL] * (N_VOCAB - len(kinds))
     writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([-float(i) for i in range(len(tokens))])
+    writer.add_token_list(VOCABULARY)
+    writer.add_token_scores([-float(i) for i in range(N_VOCAB)])
     writer.add_token_types([int(kind) for kind in kinds])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -311,6 +313,60 @@ def test_portable(tmp_path: Path) -> None:
     assert "rpc" in backends
     assert len([name for name in backends if name.startswith("cpu-")]) > 5
     assert "-march=native" not in (tmp_path / "build/build.ninja").read_text(encoding="utf-8")
+
+
+#: Two of the kinds of processors that there are for each kind of machine.
+VARIANTS = {"x86_64": ("x64", "haswell"), "aarch64": ("armv8.0_1", "armv8.2_1")}
+
+
+def test_some_variants(tmp_path: Path) -> None:
+    wanted = VARIANTS[platform.machine()]
+    done = configure(tmp_path, "-DMOEBIND_CUDA=OFF", "-DMOEBIND_PORTABLE=ON", f"-DMOEBIND_VARIANTS={';'.join(wanted)}")
+    assert done.returncode == 0, done.stderr
+    assert set(line(done.stdout, "backends").split(", ")) == {f"cpu-{name}" for name in wanted} | {"rpc"}
+    assert line(done.stdout, "CPU flags").startswith(f"{' '.join(wanted)}, but not ")
+    # Nothing of the others is compiled, nor installed.
+    commands = json.loads((tmp_path / "compile_commands.json").read_text(encoding="utf-8"))
+    compiled = [(re.search(r"/ggml-cpu-(\S+?)\.dir/", each["command"]), each["file"]) for each in commands]
+    files: dict[str, set[str]] = {}
+    for target, file in compiled:
+        if target is not None:
+            files.setdefault(target[1], set()).add(Path(file).name)
+    assert len(files[wanted[0]]) > 5
+    others = {name: made for name, made in files.items() if name.removesuffix("-feats") not in wanted}
+    assert all(made == {"left_out.c"} for name, made in others.items() if not name.endswith("-feats"))
+    installed = (tmp_path / "cmake_install.cmake").read_text(encoding="utf-8")
+    assert all((f"libggml-cpu-{name}.so" in installed) == (name in wanted) for name in files if "-feats" not in name)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("-DMOEBIND_VARIANTS=x64",), "there are variants only with MOEBIND_PORTABLE=ON. Set that, too."),
+        (
+            ("-DMOEBIND_PORTABLE=ON", "-DMOEBIND_VARIANTS=pentium"),
+            "has 'pentium', which is no variant for this kind of processor. There are: ",
+        ),
+    ],
+)
+def test_variants_that_there_are_not(options: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    failed = configure(tmp_path, "-DMOEBIND_CUDA=OFF", *options)
+    assert failed.returncode != 0
+    assert says in " ".join(failed.stderr.split())
+
+
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="there is no cross compiler for 64-bit Arm")
+def test_for_64_bit_arm(tmp_path: Path) -> None:
+    done = configure(
+        tmp_path,
+        "-DMOEBIND_CUDA=OFF",
+        "-DMOEBIND_PORTABLE=ON",
+        f"-DCMAKE_TOOLCHAIN_FILE={ROOT}/cmake/aarch64-linux.cmake",
+        f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}",  # as scikit-build-core says it
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cpu-armv8.0_1" in line(done.stdout, "backends").split(", ")
+    assert "aarch64-linux-gnu-g++" in (tmp_path / "compile_commands.json").read_text(encoding="utf-8")
 
 
 def test_a_source_that_cannot_be_fetched(tmp_path: Path) -> None:

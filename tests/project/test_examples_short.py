@@ -163,6 +163,7 @@ def test_the_notebook() -> None:
     nbformat, nbclient = (
         pytest.importorskip(name, reason="needs the extra [test]") for name in ("nbformat", "nbclient")
     )
+    pytest.importorskip("ipywidgets", reason="needs the extra [test]")
     notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # they are made anew by whoever runs it
     nbclient.NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
@@ -170,6 +171,8 @@ def test_the_notebook() -> None:
     said = [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
     assert all(NO_CARD in each for each in said)
     shown = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
-    assert len(shown) == 7
+    assert len(shown) == 8
     assert all("ExpertSummary(" not in each for each in shown)
-    assert sum("<svg" in each or "<img" in each for each in shown) >= 2  # heat map and curve
+    assert sum("<svg" in each or "<img" in each for each in shown) == 3  # heat map, curve and what was measured
+    bars = [each for each in outputs if "application/vnd.jupyter.widget-view+json" in each.get("data", {})]
+    assert len(bars) == 1

@@ -1,4 +1,4 @@
-"""The examples for frameworks of others, which are run by hand: that they are whole, and what the page says of them."""
+"""The examples for frameworks of others: that they are whole, what the page says of them, and that two of them run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import importlib.util
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from packages import packages
 from pages import DOCS
 
 from conftest import EXAMPLES
+from moebind import ContextParams
+from moebind.server import Server
 
 FOLDER = EXAMPLES / "frameworks"
 PROGRAMS = sorted(FOLDER.glob("with_*.py"))
@@ -50,3 +54,22 @@ def test_a_framework_that_there_is_not() -> None:
     )
     assert done.returncode == 2
     assert "there is no example for autogen; there are dspy, haystack" in done.stderr
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1800)
+def test_the_light_ones_run(demo_path: Path) -> None:
+    """The others bring hundreds of megabytes. What a reply says is the model's; its form is enforced."""
+    forms = {
+        "instructor": r"name='.*' inhabitants=\d+\n",
+        "outlines": r"name='.*' country=<Country\.(france|italy): '(France|Italy)'>\n",
+    }
+    wanted = [each for name in forms for each in run.packages(run.FRAMEWORKS[name])]
+    environment = packages(*wanted)
+    threads = ContextParams(n_threads=1, n_threads_batch=1)
+    with Server(demo_path, n_ctx=2048, context_params=threads, extra=["--chat-template", "chatml"]) as server:
+        for name, form in forms.items():
+            program = [sys.executable, run.FRAMEWORKS[name], server.url, server.models[0].name]
+            done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            assert re.fullmatch(form, done.stdout), done.stdout

@@ -245,6 +245,11 @@ def test_metadata(wheel: Path) -> None:
     assert fields["License-Expression"] == "MIT"
     assert set(fields.get_all("License-File", [])) == {"LICENSE", *own_files("licences")}
     assert fields["Requires-Python"] == ">=3.10"
+    assert {(point.group, point.name) for point in metadata.entry_points} == {
+        ("console_scripts", "moebind"),
+        ("llm", "moebind"),
+        ("lm_eval.models", "moebind"),
+    }
     unconditional = {line for line in metadata.requires or () if "extra" not in line}
     assert {line.partition(">")[0] for line in unconditional} == {"cffi", "lazy-loader", "numpy"}
 

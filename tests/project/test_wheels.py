@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 import sys
@@ -96,6 +97,40 @@ def test_the_command_that_builds() -> None:
     assert command[-3:] == ["--wheel-dir", "folder", "source"]
 
 
+@pytest.mark.parametrize("machine", building.CROSS)
+def test_building_for_another_processor(machine: str) -> None:
+    told = building.defines(("one", "two"), machine)
+    assert told[0] == "MOEBIND_VARIANTS=one;two"
+    toolchain = Path(told[1].removeprefix("CMAKE_TOOLCHAIN_FILE="))
+    assert f"set(CMAKE_SYSTEM_PROCESSOR {machine})" in toolchain.read_text(encoding="utf-8")
+    assert building.environment("cpu", 1, machine=machine)["_PYTHON_HOST_PLATFORM"] == f"linux-{machine}"
+    assert machine in {root.machine for root in roots.ROOTS.values()}  # where it is tried
+
+
+def test_building_for_this_processor_says_nothing_of_it() -> None:
+    assert building.defines() == []
+    assert "_PYTHON_HOST_PLATFORM" not in building.environment("cpu", 1)
+
+
+def test_what_builds_is_kept(tmp_path: Path) -> None:
+    """A Python that writes down what it is asked, and says that the build takes one thing more."""
+    python, asked = tmp_path / "bin/python", tmp_path / "asked"
+    python.parent.mkdir()
+    python.write_text(
+        f'#!/bin/sh\necho "$@" >> {asked}\ncase "$*" in *get_requires*) echo "[\\"$MOEBIND_CUDA\\"]" ;; esac\n'
+    )
+    python.chmod(0o755)
+    assert building.toolchain(tmp_path, {"MOEBIND_CUDA": "a-toolkit"}) == str(python)
+    first, *_, last = asked.read_text().splitlines()
+    requires = re.search(r"^requires = \[(.+)\]$", PROJECT, re.MULTILINE)
+    assert requires is not None
+    assert first.endswith(requires[1].replace('"', "").replace(",", ""))
+    assert last.startswith("-m pip install")
+    assert last.endswith(" a-toolkit")
+    # No command of the build names a folder that is another one the next time.
+    assert "--no-build-isolation" in building.pip_wheel(str(python), "source", "folder", "objects")
+
+
 def test_a_folder_has_one_wheel(tmp_path: Path) -> None:
     with pytest.raises(building.BuildError, match="has 0 wheels of moebind; it takes one"):
         building.only_wheel(tmp_path)
@@ -177,6 +212,19 @@ def test_a_distribution_that_is_there_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / roots.STAMP).write_text("new\n")
     roots.make("new", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [roots.STAMP]
+
+
+def test_a_processor_that_nothing_emulates(tmp_path: Path) -> None:
+    with pytest.raises(roots.RootError, match=r"apt-get install qemu-user-static.*qemu-pdp11\.conf"):
+        roots.check_emulated("pdp11", tmp_path)
+    (tmp_path / "qemu-pdp11").write_text("enabled\n")
+    roots.check_emulated("pdp11", tmp_path)
+    roots.check_emulated("", tmp_path)
+    roots.check_emulated(platform.machine(), tmp_path)
+
+
+def test_every_root_has_a_name_at_debian() -> None:
+    assert {root.machine for root in roots.ROOTS.values()} - {""} <= roots.DEBIAN.keys()
 
 
 def test_the_commands() -> None:

@@ -31,10 +31,12 @@ FILES = {
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the program with its libraries, and a page beside them."""
-    folder = tmp_path_factory.mktemp("installed")
+    folder = tmp_path_factory.mktemp("installed") / "moebind"
     package = Path(program()).parent.parent
     for part in ("bin", "lib"):
         shutil.copytree(package / part, folder / part)
+    if (beside := package.with_name("moebind.libs")).is_dir():  # what a repaired wheel brings
+        shutil.copytree(beside, folder.with_name("moebind.libs"))
     for name, (text, _) in FILES.items():
         (folder / "built" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "built" / name).write_text(text)

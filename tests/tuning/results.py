@@ -48,6 +48,8 @@ def made_up(path: Path, **changes: Any) -> Tuning:
         "trials": tuple(trials),
         "agreements": {"n_ubatch 128": Agreement(1e-4, 2e-3, 0.99, 60, 0.9, 7, 8)},
         "complete": True,
+        "needs": None,
+        "speculation": None,
         "path": str(path),
         "model_params": MODEL,
         "context_params": CONTEXT,

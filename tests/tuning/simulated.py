@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moebind.tuning.search import Choice, Measured, Step
+from moebind.tuning.search import Choice, Measured, NoTimeError, Step
 
 Point = Mapping[str, int]
 #: The dimension that makes room for others.
@@ -28,6 +28,10 @@ class Machine:
         What each choice takes, by dimension, and what there is: what takes more must not be tried.
     noise
         The standard deviation of the logarithm of a measurement.
+    seconds, uneven
+        How long a measurement takes, and the standard deviation of the logarithm of that.
+    checking
+        How long the comparison of results takes, in multiples of a measurement.
     spikes
         The share of measurements that take half as long again.
     """
@@ -40,15 +44,19 @@ class Machine:
     spikes: float = 0.05
     seed: int = 1
     seconds: float = 1.0
+    uneven: float = 0.0
+    checking: float = 0.0
     limit: float = float("inf")
     fails: frozenset[tuple[str, int]] = frozenset()
     wrong: frozenset[tuple[str, int]] = frozenset()
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
+        self.durations = np.random.default_rng(self.seed)  # of its own: what is measured is the same with any
         self.drift = 0.0
         self.used = 0.0
         self.measured: list[Point] = []
+        self.results: list[Measured] = []
         self.steps: list[Step] = []
 
     @property
@@ -99,21 +107,30 @@ class Machine:
         ]
         return {**point, PLACEMENT: max(fitting, key=lambda at: self.memory[PLACEMENT][at])} if fitting else point
 
-    def round(self, purpose: str, subjects: Sequence[tuple[str, Point]]) -> list[Measured]:
-        return [self._measure(point) for _, point in subjects]
+    def round(self, purpose: str, subjects: Sequence[tuple[str, Point]], within: float) -> list[Measured]:
+        until = self.used + within
+        found = [self._measure(point, until) for _, point in subjects]
+        self.results += found
+        return found
 
-    def _measure(self, point: Point) -> Measured:
+    def _measure(self, point: Point, until: float) -> Measured:
+        seconds = self.seconds * self.durations.lognormal(0.0, self.uneven)
+        if self.used + seconds > until:
+            self.used = until
+            raise NoTimeError
         self.measured.append(point)
-        self.used += self.seconds
+        self.used += seconds
         if self.fails & set(point.items()):
-            return Measured(None, "the process was ended by SIGSEGV", self.seconds)
+            return Measured(None, "the process was ended by SIGSEGV", seconds)
         self.drift += self.random.normal(0, self.noise / 2)
         disturbed = 0.4 * (self.random.random() < self.spikes)
-        return Measured(
-            self.cost(point) + self.drift + self.random.normal(0, self.noise) + disturbed, None, self.seconds
-        )
+        return Measured(self.cost(point) + self.drift + self.random.normal(0, self.noise) + disturbed, None, seconds)
 
-    def check(self, name: str, point: Point) -> str | None:
+    def check(self, name: str, point: Point, within: float) -> str | None:
+        taken = min(self.checking * self.seconds, within)
+        self.used += taken
+        if taken == within:
+            raise NoTimeError
         return "it computes something else" if self.wrong & set(point.items()) else None
 
     def time_left(self) -> float:

@@ -12,6 +12,7 @@ import pytest
 import moebind
 from moebind import ContextParams, ModelParams
 from moebind.tuning.configuration import MIN_BATCH, Configuration, Process
+from moebind.tuning.speculation import Speculation
 
 
 def test_it_is_plain_values() -> None:
@@ -19,9 +20,12 @@ def test_it_is_plain_values() -> None:
         ModelParams().with_n_cpu_moe(3).with_load_mode(moebind.LoadMode.NONE),
         ContextParams(n_ctx=1024, n_threads=2),
         Process({MIN_BATCH: "64"}, (0,), "DISTRIBUTE"),
-    )
+    ).with_speculation(Speculation("ngram-mod"))
     again = Configuration.from_dict(json.loads(json.dumps(made.to_dict())))
     assert again == made
+    assert again.speculation == Speculation("ngram-mod")
+    older = {name: value for name, value in made.to_dict().items() if name != "speculation"}
+    assert Configuration.from_dict(older) == made.with_speculation(None)
     assert again.model_params == ModelParams().with_n_cpu_moe(3).with_load_mode(moebind.LoadMode.NONE)
     assert again.context_params == ContextParams(n_ctx=1024, n_threads=2)
 
@@ -35,6 +39,7 @@ def test_threads_are_written_down_where_they_are_the_default() -> None:
 def test_what_is_loaded_alike() -> None:
     first = Configuration.of(ModelParams(), ContextParams())
     assert first.with_context(n_ubatch=64).loaded == first.loaded
+    assert first.with_speculation(Speculation("ngram-mod")).loaded == first.loaded
     assert first.with_model(ModelParams().with_cpu_moe_all()).loaded != first.loaded
     assert first.with_process(cpus=(0,)).loaded != first.loaded
 

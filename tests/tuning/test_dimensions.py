@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import moebind
 from moebind import ContextParams, FlashAttnType, GgmlType, LoadMode, ModelParams
 from moebind.backend.devices import describe
 from moebind.placement.described_devices import described_device
 from moebind.placement.header import read_header
 from moebind.placement.search import Search
+from moebind.tuning import dimensions
 from moebind.tuning.configuration import MIN_BATCH, Configuration
 from moebind.tuning.dimensions import ASKED, DIMENSIONS, Choices, Planner
 from moebind.tuning.goals import checked_goal
@@ -193,6 +197,11 @@ def test_caches_of_experts(planner: MakePlanner, dense_path: Path) -> None:
         assert reason(made, "repacking", each.subject) == "experts that are repacked cannot be cached"
         assert "no cache of experts" in names(choices(made, "expert cache", each.subject))
     assert reason(planner(file=dense_path), "expert cache") == "the model has no experts"
+    # A placement that leaves nothing to cache is tried without a cache, with which no context can be made.
+    placed = {each.name: each for each in choices(planner(1.0), "placement", taken[0].subject)}
+    assert placed["everything on the devices"].refused is None
+    assert placed["everything on the devices"].subject.context_params.moe_cache_size == 0
+    assert placed["all experts in host memory"].subject.context_params.moe_cache_size > 0
 
 
 def test_threads_go_by_cores(planner: MakePlanner) -> None:
@@ -236,10 +245,34 @@ def test_places_have_no_more_threads_than_processors(planner: MakePlanner) -> No
 
 def test_load_modes(planner: MakePlanner) -> None:
     made = planner()
-    [found] = choices(made, "load mode")
-    assert found.subject.model_params.load_mode == LoadMode.NONE
-    [back] = choices(made, "load mode", found.subject)
-    assert back.subject.model_params.load_mode == LoadMode.MMAP
+
+    def modes(current: Configuration | None = None) -> set[LoadMode]:
+        return {each.subject.model_params.load_mode for each in choices(made, "load mode", current)}
+
+    direct = {LoadMode.DIRECT_IO} if dimensions._reads_directly(made.search.header.paths[0]) else set()
+    locked = {LoadMode.MLOCK, LoadMode.MMAP_MLOCK}
+    assert modes() == {LoadMode.NONE} | direct | locked  # AUTO maps a file that is for the processor
+    read = made.given.with_model(ModelParams().with_load_mode(LoadMode.NONE))
+    assert modes(read) == {LoadMode.MMAP} | direct | locked
+    made.lockable = 2**12
+    assert modes() == {LoadMode.NONE} | direct
+    made.lockable = made.plan(made.given).host.model
+    assert modes() == {LoadMode.NONE} | direct | locked
+
+
+def test_files_that_can_only_be_read_through_the_cache(
+    planner: MakePlanner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, flags: int, *more: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return opened(path, flags, *more)
+
+    made = planner()
+    assert not dimensions._reads_directly(str(tmp_path / "none"))
+    opened = os.open
+    monkeypatch.setattr(os, "open", refuse)
+    assert not {each.subject.model_params.load_mode for each in choices(made, "load mode")} & {LoadMode.DIRECT_IO}
 
 
 def test_work_of_devices_on_weights_of_the_host(planner: MakePlanner) -> None:
@@ -271,9 +304,104 @@ def test_types_of_the_cache(planner: MakePlanner) -> None:
     assert {"cache types"} == ASKED
 
 
-def test_repacking(planner: MakePlanner) -> None:
-    # F32 weights have one layout.
-    assert reason(planner(None), "repacking") == "this processor has no other layout for the weights in host memory"
+NO_LAYOUT = "this processor has no other layout for the weights in host memory"
+
+
+def test_weights_with_one_layout_are_not_repacked(planner: MakePlanner) -> None:
+    assert reason(planner(None), "repacking") == NO_LAYOUT  # they are F32
+
+
+def test_repacking(planner: MakePlanner, path: Path, tmp_path: Path) -> None:
+    moebind.quantize(path, tmp_path / "small.gguf", moebind.Ftype.Q4_0)
+    made = planner(None, file=tmp_path / "small.gguf")
+    if not {buffer.name for buffer in made.plan(made.given).host.buffers} & {"CPU_REPACK", "AMX", "CPU_KLEIDIAI"}:
+        assert reason(made, "repacking") == NO_LAYOUT
+        pytest.skip(NO_LAYOUT)
+    [plain] = choices(made, "repacking")
+    assert (plain.name, plain.refused) == ("weights as they are in the file", None)
+    assert not plain.subject.model_params.use_extra_bufts
+    assert {buffer.name for buffer in made.plan(plain.subject).host.buffers} <= {"CPU", "CPU_Mapped"}
+    [back] = choices(made, "repacking", plain.subject)
+    assert (back.name, back.refused) == ("repacked weights", None)
+    assert back.subject.model_params == made.given.model_params
+
+
+def test_what_the_host_has_no_room_for_is_refused(planner: MakePlanner) -> None:
+    made = planner(1.0)
+    everything = made.plan(made.given)._host_needs
+    [on_host] = [each for each in choices(made, "placement") if each.name == "nothing on the devices"]
+    needs = made.plan(on_host.subject)._host_needs
+    assert needs > everything
+    for room, refused in ((needs, None), (needs - 2**19, "it takes 0.5 MiB more than Host may")):
+        made = planner(1.0)
+        made.host_room = room
+        [on_host] = [each for each in choices(made, "placement") if each.name == "nothing on the devices"]
+        assert on_host.refused == refused
+        assert made.refusal(made.model(made.given), CONTEXT) is None
+    # What the caller allows, and is less, counts before what is free.
+    made = planner(1.0)
+    made.search.budgets = {**made.search.budgets, "Host": needs - 2**20}
+    made.host_room = needs - 2**19
+    [on_host] = [each for each in choices(made, "placement") if each.name == "nothing on the devices"]
+    assert on_host.refused == "it takes 1.0 MiB more than Host may"
+
+
+@pytest.fixture(scope="module")
+def ahead(tiny_path: MakeTiny) -> Path:
+    """A model whose last layer predicts further ahead."""
+    return tiny_path(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
+
+
+def test_what_may_draft(planner: MakePlanner, ahead: Path, dense_path: Path) -> None:
+    ngrams = {"ngram-simple drafts", "ngram-mod drafts"}
+    own = {f"up to {count} drafted by the model's own layers" for count in ("1 token", "3 tokens", "6 tokens")}
+    assert names(choices(planner(), "speculation")) == ngrams
+    made = planner(None, file=ahead)
+    found = choices(made, "speculation")
+    assert names(found) == ngrams | own
+    for each in found:
+        assert each.subject.model_params.load_mtp == (each.name in own)
+    [mtp] = [each.subject for each in found if "3 tokens" in each.name]
+    again = choices(made, "speculation", mtp)
+    assert names(again) == {"nothing drafts"} | ngrams | own - {"up to 3 tokens drafted by the model's own layers"}
+    [none] = [each.subject for each in again if each.name == "nothing drafts"]
+    assert (none.speculation, none.model_params.load_mtp) == (None, False)
+    made.draft = str(dense_path)
+    drafts = {f"up to {count} drafted by {dense_path.name}" for count in ("1 token", "3 tokens", "6 tokens")}
+    found = choices(made, "speculation")
+    assert names(found) == ngrams | own | drafts
+    # llama-server has to be told what kind of draft it is.
+    assert {each.subject.speculation.kind for each in found if each.name in drafts} == {"draft-simple"}
+
+
+def test_drafts_are_for_goals_that_write_text(planner: MakePlanner) -> None:
+    assert reason(planner(goal=checked_goal({"prompt": 1})), "speculation") == "no text is written for this goal"
+    assert choices(planner(goal=checked_goal("batch", 100)), "speculation")
+
+
+def test_a_draft_takes_memory_too(planner: MakePlanner, ahead: Path, path: Path) -> None:
+    made = planner(1.0, file=ahead)
+    made.draft = str(path)  # which is larger than the model
+    found = choices(made, "speculation")
+    drafts = [each for each in found if path.name in each.name]
+    assert len(drafts) == 3
+    for each in drafts:
+        counted = made.drafting(each.subject)
+        plan = counted.plan(each.subject)
+        assert plan.draft is not None
+        over = {name for name, size in counted.search.excess(plan).items() if size > 0}
+        assert bool(over) == (each.refused is not None)
+    # With the budget doubled, both have room on the device.
+    made.search.budgets = {name: 100 * size for name, size in made.search.budgets.items()}
+    assert not [each for each in choices(made, "speculation") if each.refused is not None]
+
+
+def test_what_cannot_draft_is_a_choice_that_is_refused(planner: MakePlanner, tiny_path: MakeTiny) -> None:
+    made = planner()
+    made.draft = str(tiny_path(n_layer=1).with_name("none.gguf"))
+    refused = [each.refused for each in choices(made, "speculation") if each.refused is not None]
+    assert len(refused) == 1
+    assert "none.gguf does not exist" in refused[0]
 
 
 def test_every_dimension_has_choices_or_a_reason(planner: MakePlanner) -> None:

@@ -36,18 +36,18 @@ class Kept:
     def choices(self, dimension: str, current: Point) -> list[Choice[Point]] | str:
         return self.machine.choices(dimension, current)
 
-    def round(self, purpose: str, subjects: list[tuple[str, Point]]) -> list[Measured]:
+    def round(self, purpose: str, subjects: list[tuple[str, Point]], within: float) -> list[Measured]:
         def answer() -> list[list[object]]:
             if not self.left:
                 raise Stopped
             self.left -= 1
-            return [[each.cost, each.failure, each.seconds] for each in self.machine.round(purpose, subjects)]
+            return [[each.cost, each.failure, each.seconds] for each in self.machine.round(purpose, subjects, within)]
 
         question = {"purpose": purpose, "subjects": [[name, dict(point)] for name, point in subjects]}
         return [Measured(*each) for each in self.journal.ask(question, answer)]
 
-    def check(self, name: str, subject: Point) -> str | None:
-        return self.machine.check(name, subject)
+    def check(self, name: str, subject: Point, within: float) -> str | None:
+        return self.machine.check(name, subject, within)
 
     def time_left(self) -> float:
         return float("inf")

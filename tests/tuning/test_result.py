@@ -17,8 +17,10 @@ from results import CONTEXT, MODEL, STEPS, TOTAL, made_up
 import moebind
 from moebind import ContextParams, Model, Tuning
 from moebind.placement.fit import Fit
+from moebind.server.extra import option_names
 from moebind.tuning.configuration import MIN_BATCH, Process
 from moebind.tuning.result import KEY
+from moebind.tuning.speculation import Speculation
 
 MakeTiny = Callable[..., Path]
 PROCESS = Process({MIN_BATCH: "128"}, (min(os.sched_getaffinity(0)),))
@@ -30,7 +32,13 @@ def path(tiny_path: MakeTiny) -> Path:
 
 
 def test_it_is_the_same_after_a_file(path: Path, tmp_path: Path) -> None:
-    for found in (made_up(path), made_up(path, process=PROCESS, total=None, complete=False)):
+    drafts = Speculation("draft-mtp", n_max=3)
+    over = made_up(path).trials
+    for found in (
+        made_up(path),
+        made_up(path, process=PROCESS, total=None, complete=False, needs=12.5, speculation=drafts),
+        made_up(path, trials=tuple(replace(each, unplanned={"Host": 7}) for each in over)),
+    ):
         found.save(tmp_path / "tuned.json")
         assert Tuning.load(tmp_path / "tuned.json") == found
 
@@ -86,6 +94,40 @@ def test_a_preset(path: Path) -> None:
     assert "ubatch-size = 128" in written
     assert "threads = 1" in written
     assert made_up(path).preset().splitlines()[2] == f"[{path.stem}]"
+    assert ";" not in made_up(path).preset()
+
+
+def test_a_preset_says_what_it_cannot_set(path: Path) -> None:
+    process = Process({MIN_BATCH: "128"}, (0, 2), "DISTRIBUTE")
+    plain, written = made_up(path).preset().splitlines(), made_up(path, process=process).preset().splitlines()
+    assert written == [
+        *plain,
+        "; For the whole of llama-server, which options of a model do not set:",
+        f"; {MIN_BATCH}=128 in its environment",
+        "; taskset -c 0,2 before the command",
+        "; --numa distribute among its arguments",
+    ]
+
+
+def test_a_preset_drafts(path: Path) -> None:
+    plain = made_up(path).preset().splitlines()
+    for speculation, added in (
+        (Speculation("ngram-mod"), ["spec-type = ngram-mod"]),
+        (Speculation("draft-mtp", n_max=3), ["spec-type = draft-mtp", "spec-draft-n-max = 3"]),
+        (
+            Speculation("draft-simple", "/a/b.gguf", 1),
+            ["spec-type = draft-simple", "spec-draft-model = /a/b.gguf", "spec-draft-n-max = 1"],
+        ),
+    ):
+        ahead = MODEL.with_load_mtp(speculation.kind == "draft-mtp")
+        written = made_up(path, speculation=speculation, model_params=ahead).preset().splitlines()
+        assert written == [*plain, *added]
+    assert {"--spec-type", "--spec-draft-model", "--spec-draft-n-max"} <= set(option_names())
+
+
+def test_lines_of_python_draft(path: Path) -> None:
+    lines = made_up(path, speculation=Speculation("ngram-mod")).python.splitlines()
+    assert lines[-1] == "speculative = moebind.Speculative(context, kind='ngram-mod')"
 
 
 def test_the_parameters_load_the_model(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from moebind.tuning import trials as module
 from moebind.tuning.configuration import Configuration
 from moebind.tuning.goals import checked_goal
 from moebind.tuning.journal import Journal
+from moebind.tuning.search import NoTimeError
+from moebind.tuning.speculation import Speculation
 from moebind.tuning.trials import Trial, Trials
 
 MakeTiny = Callable[..., Path]
@@ -34,12 +37,19 @@ def path(tiny_path: MakeTiny) -> Path:
 def make(path: Path, tmp_path: Path) -> Iterator[Callable[..., Trials]]:
     journals: list[Journal] = []
 
-    def trials(*, devices: list[dict[str, Any]] | None = None, resume: bool = False, **arguments: Any) -> Trials:
+    def trials(
+        *,
+        devices: list[dict[str, Any]] | None = None,
+        given: Configuration = GIVEN,
+        resume: bool = False,
+        **arguments: Any,
+    ) -> Trials:
         request = {
             "path": str(path),
             "devices": devices or [],
             "memory": None,
-            "given": GIVEN.to_dict(),
+            "draft": None,
+            "given": given.to_dict(),
             "given_fields": [],
         }
         for each in journals:  # one search at a time writes into it
@@ -149,6 +159,117 @@ def test_what_takes_too_long_is_a_row(make: Callable[..., Trials]) -> None:
     made._timeout = 0.01  # no process has even begun by then
     [found] = made.round("test", [("a", made.start)])
     assert found.failure == "it took longer than the 0.01 seconds that were allowed, and was ended"
+
+
+def test_what_takes_longer_than_there_is_time_is_no_row(make: Callable[..., Trials], tmp_path: Path) -> None:
+    made = make()
+    with pytest.raises(NoTimeError):
+        made.round("test", [("a", made.start)], within=0.01)
+    with pytest.raises(NoTimeError):
+        made.check("a", made.start, within=0.01)
+    with pytest.raises(NoTimeError):
+        made.round("test", [("a", made.start)], within=-1.0)
+    assert made.trials == []
+    assert made.agreements == {}
+    # So it is measured when the search goes on.
+    assert (tmp_path / "journal").read_text().count("\n") == 2
+    again = make(resume=True)
+    [found] = again.round("test", [("a", again.start)], within=600.0)
+    assert found.failure is None
+
+
+def test_a_failure_in_time_is_a_row(make: Callable[..., Trials], monkeypatch: pytest.MonkeyPatch) -> None:
+    def child(name: str, request: Any, *, timeout: float | None, **more: Any) -> None:
+        timeouts.append(timeout)
+        raise FailedError("the process was ended by SIGSEGV")
+
+    made, timeouts = make(timeout=50.0), list[float | None]()
+    monkeypatch.setattr(module, "run_child", child)
+    for within in (inf, 1000.0, 40.0):
+        assert made.round("test", [("a", made.start)], within=within)[0].failure == "the process was ended by SIGSEGV"
+    assert timeouts[:2] == [50.0, 50.0]
+    assert timeouts[2] is not None
+    assert 0 < timeouts[2] <= 40.0
+
+
+def test_with_drafts_all_of_a_round_write_texts(make: Callable[..., Trials], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, list[Any]]] = []
+
+    def child(name: str, request: Any, **more: Any) -> Any:
+        if "contexts" in request:
+            asked.append((request["writes"], [each and each["kind"] for each in request["speculations"]]))
+        return run(name, request, **more)
+
+    run = module.run_child
+    monkeypatch.setattr(module, "run_child", child)
+    made = make()
+    drafts = made.start.with_speculation(Speculation("ngram-mod"))
+    other = made.start.with_process(environment={"A": "1"})
+    for found in (
+        *made.round("test", [("a", made.start), ("b", drafts), ("c", other)]),
+        *made.round("test", [("a", made.start)]),
+    ):
+        assert found.failure is None
+    assert asked == [(True, [None, "ngram-mod"]), (True, [None]), (False, [None])]
+    assert made.check("drafts", drafts) is None
+    assert made.agreements["drafts"].same_continuations == len(PROMPTS)
+
+
+def test_what_drafts_side_by_side(make: Callable[..., Trials]) -> None:
+    made = make(goal=checked_goal("batch", 8, 4, 2))
+    two = made.start.with_context(n_seq_max=2, n_ctx=512)
+    found = made.round("test", [("two", two), ("drafts", two.with_speculation(Speculation("ngram-simple")))])
+    assert [each.failure for each in found] == [None, None]
+    assert all(set(each.speeds) == {"prompt", "batch"} for each in made.trials)
+
+
+def test_what_cannot_draft_is_a_row(make: Callable[..., Trials]) -> None:
+    made = make()
+    [found] = made.round("test", [("own", made.start.with_speculation(Speculation("draft-mtp", n_max=1)))])
+    assert found.cost is None
+    assert found.failure
+
+
+def test_what_took_more_than_it_was_planned_to_says_so(
+    make: Callable[..., Trials], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make()
+    made.round("test", [("a", made.start)])
+    assert dict(made.trials[0].unplanned) == {}
+    planned = made.began["planned"]["Host"]
+    assert made.trials[0].memory["Host"] <= planned
+
+    def child(name: str, request: Any, *, handlers: Any, **more: Any) -> None:
+        handlers["begins"](1, {"number": 0})
+        memory = {"Host": planned + 5, "RPC7": 3}
+        speeds = {"prompt": 1.0, "decode": 1.0}
+        handlers["measured"](1, {"number": 0, "seconds": 0.1, "speeds": speeds, "memory": memory})
+
+    monkeypatch.setattr(module, "run_child", child)
+    made.round("test", [("a", made.start), ("b", made.start.with_process(environment={"A": "1"}))])
+    assert [dict(each.unplanned) for each in made.trials[1:]] == [{"Host": 5, "RPC7": 3}, {}]  # of b there is no plan
+
+
+def test_each_choice_is_planned(make: Callable[..., Trials]) -> None:
+    given = Configuration.of(ModelParams(), SMALL)
+    made = make(devices=[{"kind": "loopback", "memory": 2**26, "n_threads": 1}], given=given)
+    found = made.choices("placement", made.start)
+    assert not isinstance(found, str)
+    [moved] = [each.subject for each in found if each.name == "all experts in host memory"]
+    made.round("test", [("a", made.start), ("b", moved)])
+    plans = [next(sizes for each, sizes in made._planned if each == subject) for subject in (made.start, moved)]
+    for trial, planned in zip(made.trials, plans, strict=True):
+        assert trial.failure is None
+        assert set(trial.memory) <= set(planned)
+        assert dict(trial.unplanned) == {}
+    assert plans[0]["RPC0"] > plans[1]["RPC0"]
+
+
+def test_the_same_change_in_a_later_pass_has_its_own_results(make: Callable[..., Trials]) -> None:
+    made = make()
+    for _ in range(2):
+        assert made.check("small", made.start.with_context(n_ubatch=32)) is None
+    assert list(made.agreements) == ["small", "small, again"]
 
 
 def test_results_are_compared(make: Callable[..., Trials]) -> None:

@@ -53,6 +53,9 @@ class Machine:
         self.speed = speed
         self.random = np.random.default_rng(1)
         self.measured = 0
+        #: How many times as fast what drafts is, and whether texts were written in each measurement.
+        self.drafted: dict[str, float] = {}
+        self.wrote: list[bool] = []
         self.stop_after = 10**9
         self.run_child = trials.run_child
         self.error: BaseException = KeyboardInterrupt()
@@ -67,12 +70,14 @@ class Machine:
             write_captured(request["logits"], Captured(rows, np.zeros(2, np.int32), np.zeros((1, 3), np.int32)))
             handlers["measured"](1, {"number": 0, "seconds": 0.1})
             return None
-        for number, context in enumerate(request["contexts"]):
+        for number, (context, drafts) in enumerate(zip(request["contexts"], request["speculations"], strict=True)):
             if self.measured >= self.stop_after:
                 raise self.error
             self.measured += 1
             handlers["begins"](1, {"number": number})
             speed = self.speed(request["model_params"], context) * float(np.exp(self.random.normal(0, 0.01)))
+            self.wrote.append(request["writes"])
+            speed *= 1.0 if drafts is None else self.drafted.get(drafts["kind"], 0.9)
             speeds = {"prompt": speed, "decode": speed, "batch": speed}
             handlers["measured"](1, {"number": number, "seconds": 0.1, "speeds": speeds, "memory": {"Host": 1}})
         return None
@@ -117,6 +122,27 @@ def test_what_is_faster_is_kept(path: Path, machine: Machine) -> None:
     assert set(found.agreements) == {"n_ubatch 128", "read into memory"}
     assert "3.0" in str(found)
     assert found.conditions["build"]["llama_cpp"] == moebind.llama_cpp_version
+
+
+@pytest.mark.parametrize("kind", ["ngram-simple", "draft-mtp", "draft-simple"])
+def test_what_drafts_best_is_kept(tiny_path: MakeTiny, machine: Machine, kind: str) -> None:
+    path = tiny_path(arch="glm4moe", n_layer=4, n_expert=4, n_mtp=1, n_head_kv=4)
+    draft = tiny_path(n_layer=1)
+    machine.drafted = {kind: 2.0}
+    found = moebind.tune(path, **QUICK, dimensions=["micro-batch", "speculation"], draft=draft)
+    assert found.speculation is not None
+    assert found.speculation.kind == kind
+    assert found.speculation.draft == (str(draft) if kind == "draft-simple" else None)
+    assert found.model_params.load_mtp == (kind == "draft-mtp")
+    assert found.total is not None
+    assert found.total.gain == pytest.approx(4.0, rel=0.05)  # and micro-batches of 128
+    last = [wrote for wrote, trial in zip(machine.wrote, found.trials, strict=True) if trial.purpose[:3] == "all"]
+    assert all(last)
+    assert not all(machine.wrote)
+    assert Tuning.load(str(saved.find(path, saved.conditions([])).path)) == found
+    with Model.load_from_file(path, found.model_params) as model, model.new_context(found.context_params) as context:
+        with found.speculation.opened(context) as speculative:
+            assert context.generate("the cat", max_tokens=4, speculative=speculative).complete().usage
 
 
 def test_defaults_are_kept_where_nothing_is_faster(path: Path, machine: Machine) -> None:
@@ -182,7 +208,34 @@ def test_the_time_is_kept_to(path: Path, machine: Machine) -> None:
     assert not found.complete
     assert not found.trials
     assert {step.why for step in found.steps} == {"there was no time for it"}
+    assert found.needs is None
     assert "resume goes on" in found.explanation
+
+
+def test_too_few_minutes_are_known_after_two_measurements(
+    path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(trials.time, "monotonic", lambda: now)
+    speed = machine.speed
+
+    def slow(model: Mapping[str, Any], context: Mapping[str, Any]) -> float:
+        nonlocal now
+        now += 6.0
+        return speed(model, context)
+
+    machine.speed = slow
+    found = moebind.tune(path, **QUICK, minutes=1)
+    assert machine.measured == 2
+    assert not found.complete
+    assert found.needs is not None
+    assert 60 < found.needs < 1000
+    assert "There was less time than a single comparison of this model takes, about" in found.explanation
+    again = moebind.tune(path, **QUICK, minutes=6 * found.needs / 60, resume=True)
+    assert again.needs is None
+    assert again.trials[0] == found.trials[0]
+    assert {step.name for step in again.kept} >= {"n_ubatch 128"}
+    assert now - 1000.0 <= 6.0 + 6 * found.needs + 12.0
 
 
 def test_a_trial_that_dies_is_a_row(path: Path, machine: Machine) -> None:
@@ -269,6 +322,9 @@ def test_what_does_not_fit_at_all_is_an_error(path: Path) -> None:
         ({"worker_threads": 0}, ValueError, "worker_threads is 0"),
         ({"resume": "yes"}, TypeError, "resume"),
         ({"kv_types": 3}, TypeError, "kv_types"),
+        ({"draft": 3}, TypeError, "draft"),
+        ({"draft": "a.gguf", "dimensions": ["threads"]}, ValueError, "draft is given, and dimensions lacks"),
+        ({"draft": "none.gguf"}, ModelNotFoundError, "none.gguf"),
         ({"progress": 3}, TypeError, "progress"),
         ({"n_gpu_layers": 3}, TypeError, "model_params"),
     ],

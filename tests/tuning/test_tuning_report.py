@@ -53,6 +53,33 @@ def test_sentences_of_nothing(path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(1.0, "0.1"), (133.0, "2.3"), (599.9, "10.0"), (601.0, "11"), (7200.0, "120")]
+)
+def test_too_little_time_is_told_with_what_it_takes(path: Path, seconds: float, said: str) -> None:
+    sentence = explained(made_up(path, total=None, complete=False, needs=seconds)).splitlines()[-1]
+    assert sentence == (
+        f"There was less time than a single comparison of this model takes, about {said} minutes: give minutes that "
+        "are several times as many; resume goes on."
+    )
+
+
+def test_what_took_more_than_was_planned_is_told_once(path: Path) -> None:
+    first, second, failed = made_up(path).trials
+    trials = (
+        replace(first, unplanned={"RPC0": 2**20}),
+        replace(first, unplanned={"RPC0": 3 * 2**20, "Host": 2**19}),
+        second,
+        failed,
+    )
+    said = explained(made_up(path, trials=trials)).splitlines()
+    assert [each for each in said if "planned" in each] == [
+        "best so far: it took 3.0 MiB more of RPC0 than was planned.",
+        "best so far: it took 0.5 MiB more of Host than was planned.",
+    ]
+    assert "planned" not in explained(made_up(path))
+
+
 def test_what_other_programs_need(path: Path) -> None:
     said = explained(made_up(path, process=Process({"A": "1"}, (0, 2))))
     assert "For other programs: A=1 taskset -c 0,2 before the command." in said

@@ -111,20 +111,20 @@ def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
 
 def test_what_is_set_for_a_process(path: Path, tmp_path: Path) -> None:
     process = Process({"A": "1"}, (0,))
-    assert saved.process_of(str(keep(path, process=process))) == process
+    assert saved.settings_of(str(keep(path, process=process))).process == process
     plain = tmp_path / "plain.json"
     plain.write_text('{"model_params": {}}', encoding="utf-8")
-    assert saved.process_of(str(plain)) == Process()
+    assert saved.settings_of(str(plain)).process == Process()
     for content in ("", "{", "[" * 100_000, "[]"):  # what reads parameters says what is wrong
         plain.write_text(content, encoding="utf-8")
-        assert saved.process_of(str(plain)) == Process()
-    assert saved.process_of(str(tmp_path / "none")) == Process()
+        assert saved.settings_of(str(plain)).process == Process()
+    assert saved.settings_of(str(tmp_path / "none")).process == Process()
     with open(plain, "wb") as file:
         file.truncate(2**36)  # a model, such as people give by mistake; its bytes are not read
-    assert saved.process_of(str(plain)) == Process()
+    assert saved.settings_of(str(plain)).process == Process()
     plain.write_text(json.dumps({KEY: {"process": {"cpus": [0]}}}), encoding="utf-8")
     with pytest.raises(ValueError, match="is damaged"):
-        saved.process_of(str(plain))
+        saved.settings_of(str(plain))
 
 
 def test_the_conditions_of_a_search_of_all_cards_are_those_of_programs() -> None:

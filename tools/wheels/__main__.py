@@ -2,6 +2,7 @@
 
 python tools/wheels build FOLDER                  # for this machine's kind of processor, on this system
 python tools/wheels build FOLDER --flavour cuda13
+python tools/wheels build FOLDER --machine aarch64
 python tools/wheels repair WHEEL FOLDER
 python tools/wheels root new ROOT                 # a distribution in a folder
 python tools/wheels index WHEEL FOLDER            # a local index with all that it depends on
@@ -19,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from building import BuildError, build
+from building import CROSS, BuildError, build
 from clean import fill_index, try_here, try_in
 from flavours import FLAVOURS
 from repair import RepairError, repair
@@ -30,11 +31,12 @@ from tested import ROOT, tiny_model
 def build_and_repair(arguments: argparse.Namespace) -> None:
     """Build a wheel and repair it."""
     # In the checkout, at the depth of developers' builds: ccache then has what these have compiled.
-    objects = arguments.objects or ROOT / "build" / f"wheel-{arguments.flavour}"
-    wanted = {"jobs": arguments.jobs, "architectures": arguments.architectures}
+    kind = "-".join(filter(None, (arguments.flavour, arguments.machine)))
+    objects = arguments.objects or ROOT / "build" / f"wheel-{kind}"
+    wanted = {name: getattr(arguments, name) for name in ("jobs", "architectures", "variants", "machine")}
     built = build(arguments.flavour, arguments.folder / "raw", objects, **wanted)
     print(built)
-    repaired = repair(built.wheel, arguments.folder)
+    repaired = repair(built.wheel, arguments.folder, CROSS[arguments.machine].libraries if arguments.machine else ())
     print(f"{repaired.name}: {repaired.stat().st_size / 1e6:.1f} MB")
 
 
@@ -43,7 +45,7 @@ def try_wheel(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = arguments.model or tiny_model(Path(scratch))
         if arguments.root:
-            print(json.dumps(try_in(arguments.root, PYTHON, arguments.folder, model)))
+            print(json.dumps(try_in(arguments.root, PYTHON, arguments.folder, model, arguments.tests)))
         else:
             print(json.dumps(try_here(arguments.folder, model, Path(scratch) / "env")))
 
@@ -59,6 +61,10 @@ def commands() -> argparse.ArgumentParser:
     one.add_argument("folder", type=Path, help="where it goes")
     one.add_argument("--flavour", choices=FLAVOURS, default="cpu")
     one.add_argument("--architectures", default="", help="cards, such as 90, for a wheel with CUDA; empty: all")
+    one.add_argument(
+        "--variants", nargs="+", default=(), metavar="NAME", help="kinds of processors, such as haswell; all"
+    )
+    one.add_argument("--machine", choices=CROSS, default="", help="build with cross compilers")
     one.add_argument("--objects", type=Path, help="the build folder, in which a stopped build goes on")
     one.add_argument("--jobs", type=int, default=2)
     one.set_defaults(run=build_and_repair)
@@ -84,6 +90,7 @@ def commands() -> argparse.ArgumentParser:
     one.add_argument("folder", type=Path)
     one.add_argument("--root", type=Path, help="a distribution to try it in, without a compiler")
     one.add_argument("--model", type=Path, help="what it writes with; a tiny model if it is not given")
+    one.add_argument("--tests", nargs="+", default=(), metavar="TEST", help="which, with a root; those of tested.py")
     one.set_defaults(run=try_wheel)
     return parser
 

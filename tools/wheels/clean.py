@@ -21,8 +21,11 @@ from tested import TESTERS
 __all__ = ["download", "fill_index", "plain_tags", "try_here", "try_in"]
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Of the checkout, what those tests read; the sources are not among it.
-TREE = ("conftest.py", "pyproject.toml", "benchmarks", "examples", "tests", "tools/wheels")
+#: Of the checkout, what those tests read; the package's sources are not among it.
+TREE = (
+    *("conftest.py", "pyproject.toml", "docs/numerics.md", "vendor/fetch.py", "vendor/page.py"),
+    *("benchmarks", "examples", "tests", "tools/wheels"),
+)
 
 
 def plain_tags(machine: str, minor: int) -> list[str]:
@@ -71,17 +74,24 @@ def try_here(index: Path, model: Path, folder: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def try_in(root: Path, interpreter: str, index: Path, model: Path, *, tested: bool = True) -> dict[str, Any]:
-    """The same in a root of ``roots.py``, which must have no compiler; and the tests, with what they take."""
+def try_in(root: Path, interpreter: str, index: Path, model: Path, tests: Sequence[str] = ()) -> dict[str, Any]:
+    """The same in a root of ``roots.py``, which must have no compiler; and the tests, with what they take.
+
+    Parameters
+    ----------
+    tests
+        Which of them; empty: those of ``tested.py``.
+    """
     work = root / "trial"
     shutil.rmtree(work, ignore_errors=True)
-    (work / "checkout/tools").mkdir(parents=True)
     shutil.copytree(index, work / "index")
     for name in TREE:
+        target = work / "checkout" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, work / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(ROOT / name, work / "checkout")
+            shutil.copy(ROOT / name, target)
     shutil.copy(model, work / "model.gguf")
     enter(root, ["sh", "-c", "! command -v cc && ! command -v gcc && ! command -v clang"])
     enter(root, [interpreter, "-m", "venv", "/trial/env"])
@@ -89,11 +99,10 @@ def try_in(root: Path, interpreter: str, index: Path, model: Path, *, tested: bo
     enter(root, [*installing("/trial/index", python), "moebind"])
     smoke = [python, "-I", "-W", "error", "/trial/checkout/tools/wheels/smoke.py", "/trial/model.gguf"]
     said = dict(json.loads(enter(root, smoke, captured=True)))
-    if tested:
-        enter(root, [*installing("/trial/index", python), *TESTERS])
-        made = [sys.executable, str(ROOT / "examples/demo_model.py")]  # which some of them load
-        demo = Path(subprocess.run(made, check=True, capture_output=True, text=True).stdout.strip())
-        (work / "cache").mkdir()
-        shutil.copy(demo, work / "cache")
-        enter(root, [python, "/trial/checkout/tools/wheels/tested.py"], {"MOEBIND_CACHE": "/trial/cache"})
+    enter(root, [*installing("/trial/index", python), *TESTERS])
+    made = [sys.executable, str(ROOT / "examples/demo_model.py")]  # which some of them load
+    demo = Path(subprocess.run(made, check=True, capture_output=True, text=True).stdout.strip())
+    (work / "cache").mkdir()
+    shutil.copy(demo, work / "cache")
+    enter(root, [python, "/trial/checkout/tools/wheels/tested.py", *tests], {"MOEBIND_CACHE": "/trial/cache"})
     return said

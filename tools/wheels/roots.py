@@ -2,12 +2,13 @@
 
 A folder of Debian's is made by debootstrap, from the mirror that this machine's apt uses, and entered with chroot;
 both take root. What is mounted in it is mounted for the command alone (unshare): nothing is left behind, and the folder
-can be removed or copied at any time.
+can be removed or copied at any time. One for another kind of processor is emulated by QEMU, which the kernel calls.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -29,13 +30,22 @@ class RootError(Exception):
 
 @dataclass(frozen=True)
 class Root:
-    """A distribution: its name at Debian's, and what is installed besides the least. None has a compiler."""
+    """A distribution: its name at Debian's, and what is installed besides the least. None has a compiler.
+
+    Parameters
+    ----------
+    machine
+        The kind of processor, as in ``platform.machine()``; empty: this machine's.
+    """
 
     suite: str
     packages: tuple[str, ...] = ("ca-certificates", "python3", "python3-venv")
+    machine: str = ""
 
 
-ROOTS = {"stable": Root("bookworm"), "new": Root("trixie")}
+ROOTS = {"stable": Root("bookworm"), "new": Root("trixie"), "arm64": Root("bookworm", machine="aarch64")}
+#: Debian's names of processors.
+DEBIAN = {"aarch64": "arm64", "x86_64": "amd64"}
 #: Their interpreter.
 PYTHON = "/usr/bin/python3"
 
@@ -79,6 +89,23 @@ def enter(
     return done.stdout or ""
 
 
+def check_emulated(machine: str, known: Path = Path("/proc/sys/fs/binfmt_misc")) -> None:
+    """Whether this machine runs programs for a kind of processor, by itself or by QEMU.
+
+    Raises
+    ------
+    RootError
+        If it does not; the message says what to do.
+    """
+    if machine in {"", platform.machine()} or (known / f"qemu-{machine}").exists():
+        return
+    raise RootError(
+        f"the kernel does not know what runs programs for {machine}: apt-get install qemu-user-static, and where "
+        f"nothing tells it at a start (a container), mount -t binfmt_misc none {known} && "
+        f"cat /usr/lib/binfmt.d/qemu-{machine}.conf > {known}/register"
+    )
+
+
 def make(name: str, folder: Path) -> None:
     """Make one of ``ROOTS``, unless it is there."""
     root = ROOTS[name]
@@ -87,8 +114,11 @@ def make(name: str, folder: Path) -> None:
     if os.geteuid() != 0 or shutil.which("debootstrap") is None:
         raise RootError("a distribution in a folder takes root and debootstrap (apt-get install debootstrap)")
     debian, security = mirrors()
+    check_emulated(root.machine)
     if not (folder / "etc/debian_version").exists():
         bootstrap = ["debootstrap", "--variant=minbase", root.suite, str(folder), debian]
+        if root.machine:
+            bootstrap.insert(1, f"--arch={DEBIAN[root.machine]}")
         if subprocess.run(["unshare", "--mount", *bootstrap], check=False).returncode != 0:
             raise RootError(f"debootstrap failed: see {folder}/debootstrap/debootstrap.log, and remove {folder}")
     for file in ("resolv.conf", "hosts"):

@@ -13,13 +13,13 @@ __all__ = ["COLOURS", "TEXT", "html_bars", "html_of"]
 #: Of what memory is taken for. Dark enough for a white page, bright enough for a dark one.
 COLOURS = {
     "model": "#3b82c4",
-    "repacked": "#7fb3dd",
-    "context": "#d9822b",
+    "repacked": "#2a9db5",
+    "context": "#d27a22",
     "moe cache": "#3f9e6e",
     "compute": "#8a63c9",
     "free": "#8a8f98",
 }
-TEXT = "#7d848f"
+TEXT = "#737a85"
 
 
 def html_of(text: str, above: str = "", draw: Callable[[str], object] | None = None) -> str:
@@ -36,8 +36,9 @@ def html_of(text: str, above: str = "", draw: Callable[[str], object] | None = N
         yet (``ValueError``), there is none.
     """
     picture = "" if draw is None else _svg(draw)
-    # Pages of notebooks may set another font for everything; then columns would not stand below each other.
-    style = "font-family: monospace; line-height: 1.25; white-space: pre-wrap"
+    # Pages of notebooks may set another font for everything; then columns would not stand below each other. Some
+    # break lines in the middle of words.
+    style = "font-family: monospace; line-height: 1.25; white-space: pre-wrap; word-break: normal"
     return f'<div>{above}{picture}<pre style="{style}">{html.escape(text)}</pre></div>'
 
 

@@ -58,6 +58,8 @@ class Given:
     def __init__(self, values: Mapping[str, Any]) -> None:
         #: The values of options by name; None for those that were not given.
         self.values = dict(values)
+        #: Whether the file says that the model's own layers draft, which predict further ahead.
+        self._own_layers_draft = False
         #: What is given up when the command has ended.
         self.held = ExitStack()
 
@@ -102,6 +104,9 @@ class Given:
             saved = read_for(source, model)
             model_params, context_params = saved.model_params, saved.context_params
             devices, saved_host = saved.devices, saved.host
+            if self._own_layers_draft:
+                # Commands load these layers for the kind of drafts that they are, and llama-server does.
+                model_params = model_params.with_load_mtp(False)
         context_params = self._with(CONTEXT, context_params)
         if source is None and self.values.get("n_ctx") is None and n_ctx is not None:
             context_params = context_params.with_n_ctx(n_ctx)
@@ -117,7 +122,7 @@ class Given:
         return Chosen(model_params, context_params, None if device is None else list(device), host)
 
     def _source(self, model: str) -> str | None:
-        """The file of parameters, which ``--tuned`` looks for; what it says of the process is set."""
+        """The file of parameters, which ``--tuned`` looks for; what it says of the process and of drafts is set."""
         if self.values.get("tuned"):
             if self.values.get("params") is not None:
                 raise ValueError("--params and --tuned are both given; leave one of them out")
@@ -127,10 +132,21 @@ class Given:
             say(sentence)
         source: str | None = self.values.get("params")
         if source is not None:
-            from moebind.tuning.saved import process_of
+            from moebind.tuning.saved import settings_of
 
-            process_of(source).apply()
+            process, speculation = settings_of(source)
+            process.apply()
+            if speculation is not None:
+                self._own_layers_draft = speculation.own_layers
+                self._drafts(speculation.values)
         return source
+
+    def _drafts(self, values: Mapping[str, Any]) -> None:
+        """Take what drafts from a file, if the command can draft, and no option says anything of it."""
+        # As the options in moebind.cli.drafts are called, which reads what is given here.
+        said = {name for name in self.values if name.startswith("spec_") or name.endswith("_draft")}
+        if values.keys() <= said and not any(self.values[name] not in (None, []) for name in said):
+            self.values |= values
 
     def of(self, options: Sequence[Option[ParamsT]]) -> list[tuple[Option[ParamsT], Any]]:
         """Those of the options that were given, with their values."""

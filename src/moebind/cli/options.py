@@ -62,6 +62,7 @@ _OPTIONS = {
     "template_kwargs": "--chat-template-kwargs",
     "reasoning_format": "--reasoning-format",
     "n_ctx_min": "--ctx-size-min",
+    "draft": "--model-draft",
     "memory": "--memory",
     "margin": "--margin",
     "devices": "--device",

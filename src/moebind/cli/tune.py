@@ -38,6 +38,10 @@ Only = Annotated[
     ),
 ]
 KvTypes = Annotated[bool, typer.Option("--kv-types", help="Try types of the cache, too; they change results.")]
+Draft = Annotated[
+    str | None,
+    typer.Option("--model-draft", "-md", metavar="FILE", help="A model that may draft for it.", show_default=False),
+]
 Save = Annotated[
     Path | None,
     typer.Option("--save", metavar="FILE", help="Keep it in a file, too, for --params.", show_default=False),
@@ -95,6 +99,7 @@ def command(
     device: Devices = None,
     only: Only = None,
     kv_types: KvTypes = False,
+    draft: Draft = None,
     n_prompt: PromptTokens = None,
     n_generate: Generated = None,
     n_sequences: Sequences = None,
@@ -123,6 +128,7 @@ def command(
             devices=chosen.device,
             dimensions=None if only is None else [each.strip() for each in only.split(",")],
             kv_types=kv_types,
+            draft=draft,
             n_prompt=n_prompt,
             n_generate=n_generate,
             n_sequences=n_sequences,
@@ -137,14 +143,17 @@ def command(
         raise typer.Exit(130) from None
     # The result names no workers, which other processes call otherwise.
     options = as_options(found.model_params, found.context_params, chosen.device)
+    drafts = [] if found.speculation is None else found.speculation.options
     if save is not None:
         found.save(save)
     if as_json:
-        show_json({**found.to_dict(), "options": options})
+        show_json({**found.to_dict(), "options": options, "drafts": drafts})
     else:
         show(o.calls_as_options(str(found)))
         show(f"In Python: {found.model_params}, {found.context_params}")
         show(f"Options of moebind: {shlex.join(options)}")
+        if drafts:
+            show(f"And of those that write text: {shlex.join(drafts)}")
     if preset is not None:
         write_whole(os.fspath(preset), [found.preset().encode()])
     if picture is not None and any(step.gain is not None for step in found.steps):

@@ -125,7 +125,7 @@ def read_facts() -> Facts:
         memory=host_memory(),
         address_space=_limit(resource.RLIMIT_AS),
         address_space_used=os.sysconf("SC_PAGE_SIZE") * int((_read("/proc/self/statm").split() or ["0"])[0]),
-        lockable=None if locks_freely(_read("/proc/self/status")) else _limit(resource.RLIMIT_MEMLOCK),
+        lockable=lockable(),
     )
 
 
@@ -159,6 +159,11 @@ def locks_freely(status: str) -> bool:
         if name == "CapEff":
             return bool(int(value, 16) >> IPC_LOCK & 1)
     return False
+
+
+def lockable() -> int | None:
+    """Bytes that this process may lock in memory; None: any number."""
+    return None if locks_freely(_read("/proc/self/status")) else _limit(resource.RLIMIT_MEMLOCK)
 
 
 def quota_of(text: str, period: str = "") -> float | None:

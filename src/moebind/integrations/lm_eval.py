@@ -1,7 +1,8 @@
 """A model for lm-evaluation-harness: ``moebind``.
 
-Importing this module registers it. The harness looks for models in its own package only, so its command is started by
-``python -m moebind.integrations.lm_eval``, which takes all that ``lm_eval`` takes.
+Importing this module registers it. Versions of the harness up to 0.4.13 look for models in their own package only; for
+them ``python -m moebind.integrations.lm_eval`` is the command ``lm_eval``, after importing this module. Later ones find
+the model by its entry point, in the group ``lm_eval.models``.
 """
 
 from __future__ import annotations

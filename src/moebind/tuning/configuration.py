@@ -10,6 +10,7 @@ from typing import Any
 from moebind.backend.devices import init
 from moebind.enums import NumaStrategy
 from moebind.params.params import ContextParams, ModelParams
+from moebind.tuning.speculation import Speculation
 
 __all__ = ["MIN_BATCH", "Configuration", "Process"]
 
@@ -67,7 +68,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Parameters, as their ``to_dict`` has them, and what is set for the process.
+    """Parameters, as their ``to_dict`` has them, what is set for the process, and what drafts tokens.
 
     They are plain values, since the process that searches does not look at devices: that would take memory on them. A
     model's ``devices`` are left out where all that the search was given are used.
@@ -76,6 +77,7 @@ class Configuration:
     model: Mapping[str, Any] = field(default_factory=dict)
     context: Mapping[str, Any] = field(default_factory=dict)
     process: Process = field(default_factory=Process)
+    speculation: Speculation | None = None
 
     @classmethod
     def of(cls, model: ModelParams, context: ContextParams, process: Process | None = None) -> Configuration:
@@ -95,6 +97,10 @@ class Configuration:
         """With other settings of the process."""
         return replace(self, process=replace(self.process, **fields))
 
+    def with_speculation(self, speculation: Speculation | None) -> Configuration:
+        """With something else that drafts, or nothing."""
+        return replace(self, speculation=speculation)
+
     @property
     def loaded(self) -> tuple[Mapping[str, Any], Process]:
         """What has to be the same for two of them to use one loaded model."""
@@ -112,9 +118,20 @@ class Configuration:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        return {"model_params": dict(self.model), "context_params": dict(self.context), **self.process.to_dict()}
+        return {
+            "model_params": dict(self.model),
+            "context_params": dict(self.context),
+            **self.process.to_dict(),
+            "speculation": None if self.speculation is None else self.speculation.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Configuration:
         """What :meth:`to_dict` gave."""
-        return cls(fields["model_params"], fields["context_params"], Process.from_dict(fields))
+        drafts = fields.get("speculation")  # older results have none
+        return cls(
+            fields["model_params"],
+            fields["context_params"],
+            Process.from_dict(fields),
+            None if drafts is None else Speculation.from_dict(drafts),
+        )

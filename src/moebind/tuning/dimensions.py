@@ -5,17 +5,19 @@ To add a dimension, write a function that returns choices, or why there are none
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moebind._core.sizes import show_size
-from moebind.backend.devices import Device
+from moebind.backend.devices import Device, supports_mlock
 from moebind.enums import FlashAttnType, GgmlType, LoadMode, NumaStrategy
 from moebind.errors import ContextCreationError, FitError, MoebindError
 from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.cache_share import cached_params, check_share
+from moebind.placement.drafter import find_drafter
 from moebind.placement.movable import EXPERT_MATRIX
 from moebind.placement.plan import Plan
 from moebind.placement.search import Search
@@ -24,6 +26,7 @@ from moebind.tuning.configuration import MIN_BATCH, Configuration
 from moebind.tuning.goals import Goal
 from moebind.tuning.machine import Processors
 from moebind.tuning.search import Choice
+from moebind.tuning.speculation import MTP, Speculation
 
 __all__ = ["ASKED", "DIMENSIONS", "Planner"]
 
@@ -34,6 +37,17 @@ UBATCHES = (128, 256, 512, 1024, 2048, 4096)
 CACHE_SHARES = (0.25, 0.5, 0.75)
 #: Tokens from which on a device takes over work on the host's weights; llama.cpp has 32.
 THRESHOLDS = (8, 128, 512)
+#: Kinds of n-grams that are tried, and tokens that a model drafts at most; llama.cpp has 3.
+NGRAMS = ("ngram-simple", "ngram-mod")
+DRAFTED = (1, 3, 6)
+#: Ways to read a model's file.
+LOAD_MODES = {
+    LoadMode.MMAP: "a mapped file",
+    LoadMode.NONE: "read into memory",
+    LoadMode.DIRECT_IO: "read into memory, past the system's cache",
+    LoadMode.MMAP_MLOCK: "a mapped file, locked in memory",
+    LoadMode.MLOCK: "read into memory, and locked there",
+}
 #: Backends that compute only with what they hold.
 _NEVER_OFFLOAD = {"CPU", "RPC", "BLAS"}
 _PLACED = ("n_gpu_layers", "tensor_overrides", "tensor_split")
@@ -57,6 +71,10 @@ class Planner:
     goal : Goal
     host_room : int or None
         Bytes of host memory that a configuration may need; None: whatever is free.
+    lockable : int or None
+        Bytes that a process may lock in memory; None: any number.
+    draft : str or None
+        The file of a model that may draft.
     """
 
     search: Search
@@ -66,6 +84,8 @@ class Planner:
     processors: Processors
     goal: Goal
     host_room: int | None = None
+    lockable: int | None = None
+    draft: str | None = None
     _refusals: dict[tuple[ModelParams, ContextParams], str | None] = field(default_factory=dict)
 
     def model(self, configuration: Configuration) -> ModelParams:
@@ -104,7 +124,10 @@ class Planner:
         changed = current.with_context(**context)
         if model is not None:
             changed = changed.with_model(self._without_all(model))
-        return Choice(name, changed, self.refusal(self.model(changed), changed.context_params))
+        refused = self.refusal(self.model(changed), changed.context_params)
+        if refused is None and not self.plan(changed).context_params.moe_cache_size:
+            changed = changed.with_context(moe_cache_size=0)  # where no experts are left that it could hold
+        return Choice(name, changed, refused)
 
     def _without_all(self, model: ModelParams) -> ModelParams:
         return model.with_devices(None) if model.devices == tuple(self.devices) else model
@@ -113,6 +136,20 @@ class Planner:
         """Why a dimension is left out, if the caller has set what it would change."""
         found = [name for name in names if name in self.given_fields]
         return f"{' and '.join(found)}: as you set it" if found else None
+
+    def drafting(self, current: Configuration) -> Planner:
+        """One whose plans count what drafts in a configuration.
+
+        Raises
+        ------
+        MoebindError, ValueError
+            If it cannot draft for this model.
+        """
+        counted = None if current.speculation is None else current.speculation.counted
+        header, natives = self.search.header, self.search.devices
+        drafter, _ = find_drafter(counted, header.paths[0], header, self.model(current), natives)
+        search = Search(header, natives, self.search.budgets, self.search.host, drafter=drafter)
+        return replace(self, search=search, _refusals={})
 
     def unplaced(self, current: Configuration) -> ModelParams:
         """How the model is loaded, without a placement."""
@@ -226,12 +263,28 @@ def expert_cache(planner: Planner, current: Configuration) -> Choices:
 
 
 def load_mode(planner: Planner, current: Configuration) -> Choices:
-    """A mapped file, or weights in the process's own memory."""
+    """A mapped file, or weights in the process's own memory; locked there, if the process may."""
     if reason := planner.kept("load_mode"):
         return reason
-    mapped = planner.plan(current).mapped
-    mode, name = (LoadMode.NONE, "read into memory") if mapped else (LoadMode.MMAP, "a mapped file")
-    return [planner.choice(name, current, current.model_params.with_load_mode(mode))]
+    plan, params = planner.plan(current), current.model_params
+    present = params.load_mode
+    if present == LoadMode.AUTO:
+        present = LoadMode.MMAP if plan.mapped else LoadMode.NONE
+    others = [mode for mode in LOAD_MODES if mode != present]
+    if not supports_mlock() or (planner.lockable is not None and planner.lockable < plan.host.model):
+        others = [mode for mode in others if mode not in {LoadMode.MLOCK, LoadMode.MMAP_MLOCK}]
+    if not all(map(_reads_directly, planner.search.header.paths)):
+        others = [mode for mode in others if mode != LoadMode.DIRECT_IO]
+    return [planner.choice(LOAD_MODES[mode], current, params.with_load_mode(mode)) for mode in others]
+
+
+def _reads_directly(path: str) -> bool:
+    """Whether the file system lets a file be read past the system's cache."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def pinned_memory(planner: Planner, current: Configuration) -> Choices:
@@ -354,6 +407,41 @@ def flash_attention(planner: Planner, current: Configuration) -> Choices:
     return [planner.choice("no flash attention", current, flash_attn_type=FlashAttnType.DISABLED.name)]
 
 
+def speculation(planner: Planner, current: Configuration) -> Choices:
+    """N-grams of the text so far, the model's own layers that predict further ahead, a draft: or nothing drafts."""
+    if not any(planner.goal.weights.get(part) for part in ("decode", "batch")):
+        return "no text is written for this goal"
+    wanted: list[Speculation | None] = [None, *map(Speculation, NGRAMS)]
+    found: list[Choice[Configuration]] = []
+    if planner.search.header.layers_ahead:
+        wanted += [Speculation(MTP, n_max=count) for count in DRAFTED]
+    if planner.draft is not None:
+        drafts = current.with_speculation(Speculation(draft=planner.draft))
+        try:
+            counted = planner.drafting(drafts).plan(drafts)._draft
+        except (MoebindError, ValueError) as error:
+            found.append(Choice(f"tokens drafted by {planner.draft}", drafts, str(error).splitlines()[0]))
+        else:
+            kind = None if counted is None else counted.kind.name.lower().replace("_", "-")
+            wanted += [Speculation(kind, planner.draft, count) for count in DRAFTED]
+    for each in wanted:
+        if each == current.speculation:
+            continue
+        name = "nothing drafts" if each is None else each.name
+        own = each is not None and each.own_layers
+        params = current.model_params.with_load_mtp(own or planner.given.model_params.load_mtp)
+        changed = current.with_speculation(each).with_model(params)
+        try:
+            drafting = planner.drafting(changed)
+        except (MoebindError, ValueError) as error:
+            found.append(Choice(name, changed, str(error).splitlines()[0]))
+            continue
+        choice = drafting.choice(name, changed)
+        anew = drafting.placed_anew(changed, changed.context_params) if choice.refused is not None else None
+        found.append(choice if anew is None else drafting.choice(f"{name}, and placed anew", changed, anew))
+    return found
+
+
 def cache_types(planner: Planner, current: Configuration) -> Choices:
     """Another type of the KV cache, which changes results a little."""
     if reason := planner.kept("type_k", "type_v"):
@@ -380,6 +468,7 @@ DIMENSIONS: Mapping[str, Callable[[Planner, Configuration], Choices]] = {
     "pinned memory": pinned_memory,
     "offloaded work": offloaded_work,
     "flash attention": flash_attention,
+    "speculation": speculation,
     "affinity": affinity,
     "numa": numa,
     "cache types": cache_types,

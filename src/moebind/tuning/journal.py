@@ -22,7 +22,7 @@ from moebind.errors import MoebindError
 __all__ = ["Journal"]
 
 #: The form of the file; it changes when something in it changes its meaning.
-FORM = 1
+FORM = 2
 
 
 class Journal:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
 from moebind.bench.agreement import Agreement
 from moebind.tuning.configuration import Configuration, Process
 from moebind.tuning.decision import ERROR
 from moebind.tuning.goals import Goal
 from moebind.tuning.search import Step
+from moebind.tuning.speculation import Speculation
 from moebind.tuning.trials import Trial
 
 __all__ = ["Findings", "explained", "line", "medians", "table"]
@@ -30,6 +32,8 @@ class Findings:
     trials: tuple[Trial, ...] = field(repr=False)
     agreements: Mapping[str, Agreement]
     complete: bool
+    needs: float | None
+    speculation: Speculation | None
 
     @property
     def kept(self) -> tuple[Step, ...]:
@@ -98,9 +102,30 @@ def explained(found: Findings) -> str:
         f"{len(found.trials)} measurements{of_which}; all decisions together keep something that is no faster with a "
         f"chance of at most {ERROR:.0%}."
     )
-    if not found.complete:
+    lines += _unplanned(found)
+    if found.needs is not None:
+        lines.append(
+            f"There was less time than a single comparison of this model takes, about {_minutes(found.needs)} minutes: "
+            "give minutes that are several times as many; resume goes on."
+        )
+    elif not found.complete:
         lines.append("There was no time for all of it: resume goes on.")
     return "\n".join(lines)
+
+
+def _unplanned(found: Findings) -> Iterator[str]:
+    """What took more memory than it was planned to, by the most that it was."""
+    most: dict[tuple[str, str], int] = {}
+    for trial in found.trials:
+        for device, size in trial.unplanned.items():
+            most[trial.name, device] = max(size, most.get((trial.name, device), 0))
+    for (name, device), size in most.items():
+        yield f"{name}: it took {show_size(size)} more of {device} than was planned."
+
+
+def _minutes(seconds: float) -> str:
+    """Rounded up, so that it is enough."""
+    return f"{math.ceil(seconds / 6) / 10:.1f}" if seconds < 600 else f"{math.ceil(seconds / 60)}"
 
 
 def medians(found: Findings) -> dict[str, tuple[float, float]]:

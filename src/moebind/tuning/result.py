@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pprint
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from moebind.tuning.goals import Goal
 from moebind.tuning.plot import plot_steps
 from moebind.tuning.report import Findings, explained, table
 from moebind.tuning.search import Step
+from moebind.tuning.speculation import Speculation
 from moebind.tuning.trials import Trial
 
 __all__ = ["KEY", "Tuning", "read_fields"]
@@ -60,6 +61,11 @@ class Tuning(Findings):
         Machine, build, devices, date, load and command.
     complete : bool
         Whether there was time for all of it.
+    needs : float or None
+        Seconds that a single comparison takes, if there was less time than that.
+    speculation : Speculation or None
+        What drafts tokens: its ``kind``, the ``draft``'s file, and ``n_max``; its ``opened(context)`` is a context
+        manager that gives the :class:`Speculative` for ``Context.generate``. None: nothing does.
     """
 
     path: str
@@ -77,7 +83,8 @@ class Tuning(Findings):
     def options(self) -> list[str]:
         """Options of ``moebind plan``, ``bench``, ``generate`` and others; needs the extra ``cli``.
 
-        What is set for the process has no options: ``--tuned`` sets it, or the environment and ``taskset`` do.
+        What drafts is left out: ``speculation`` has its own ``options``, for commands that write text. What is set
+        for the process has none: ``--tuned`` sets it, or the environment and ``taskset`` do.
         """
         from moebind.cli.written_options import as_options  # typer, which few programs need
 
@@ -95,11 +102,14 @@ class Tuning(Findings):
         for name, params in (("model_params", self.model_params), ("context_params", self.context_params)):
             fields = pprint.pformat(params.to_dict(), sort_dicts=False, width=100)
             lines.append(f"{name} = {type(params).__name__}.from_dict({fields})")
-        return "\n".join([*lines, f"model = Model.load_from_file({self.path!r}, model_params)",
-                          "context = model.new_context(context_params)"])  # fmt: skip
+        lines.append(f"model = Model.load_from_file({self.path!r}, model_params)")
+        lines.append("context = model.new_context(context_params)")
+        return "\n".join([*lines, *([] if self.speculation is None else self.speculation.python)])
 
     def preset(self, name: str | None = None) -> str:
         """A section of a file of presets, as llama-server takes it: ``--models-preset``.
+
+        What is set for the whole process has no options there: it is said in a comment.
 
         Parameters
         ----------
@@ -119,8 +129,22 @@ class Tuning(Findings):
         called = (
             os.path.basename(self.path).removesuffix(".gguf") if name is None else checks.text("name", name).decode()
         )
-        options = settings(self.model_params, self.context_params, Devices.of(used))
-        return presets({called: {"model": os.path.abspath(self.path), **options}})
+        # llama-server loads the layers that predict further ahead for the kind of drafts that they are.
+        options = settings(self.model_params.with_load_mtp(False), self.context_params, Devices.of(used))
+        drafts = {} if self.speculation is None else self.speculation.settings
+        written = presets({called: {"model": os.path.abspath(self.path), **options, **drafts}})
+        return written + "".join(f"; {line}\n" for line in self._of_the_process())
+
+    def _of_the_process(self) -> Iterator[str]:
+        process = self.process
+        if process:
+            yield "For the whole of llama-server, which options of a model do not set:"
+        for name, value in process.environment.items():
+            yield f"{name}={value} in its environment"
+        if process.cpus is not None:
+            yield f"taskset -c {','.join(map(str, process.cpus))} before the command"
+        if process.numa != Process().numa:
+            yield f"--numa {process.numa.lower()} among its arguments"
 
     def apply(self) -> None:
         """Set for this process what is set for a whole one; before anything is loaded.
@@ -179,6 +203,8 @@ class Tuning(Findings):
                 "agreements": {name: asdict(each) for name, each in self.agreements.items()},
                 "conditions": dict(self.conditions),
                 "complete": self.complete,
+                "needs": self.needs,
+                "speculation": None if self.speculation is None else self.speculation.to_dict(),
             },
         }
 
@@ -219,6 +245,8 @@ class Tuning(Findings):
                 tuple(map(_trial, fields["trials"])),
                 {name: Agreement(**each) for name, each in fields["agreements"].items()},
                 bool(fields["complete"]),
+                fields.get("needs"),
+                None if fields.get("speculation") is None else Speculation.from_dict(fields["speculation"]),
                 saved.path,
                 saved.model_params,
                 saved.context_params,

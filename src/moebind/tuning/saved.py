@@ -17,8 +17,9 @@ from moebind.placement.saved import LONGEST, Identity
 from moebind.tuning.configuration import Process
 from moebind.tuning.machine import conditions, differences
 from moebind.tuning.result import read_fields
+from moebind.tuning.speculation import Speculation
 
-__all__ = ["Kept", "find", "folder", "here", "place", "process_of"]
+__all__ = ["Kept", "find", "folder", "here", "place", "settings_of"]
 
 
 class Kept(NamedTuple):
@@ -26,6 +27,13 @@ class Kept(NamedTuple):
 
     path: str | None
     sentence: str
+
+
+class Settings(NamedTuple):
+    """What is set for the process, and what drafts tokens."""
+
+    process: Process
+    speculation: Speculation | None
 
 
 def folder() -> str:
@@ -86,8 +94,8 @@ def find(model: str | os.PathLike[str], about: Mapping[str, Any] | None = None) 
     )
 
 
-def process_of(path: str) -> Process:
-    """What a file of parameters says is to be set for the process; nothing if it is not of a search, or no such file.
+def settings_of(path: str) -> Settings:
+    """What a file of parameters says besides them; nothing if it is not of a search, or no such file.
 
     Raises
     ------
@@ -98,9 +106,12 @@ def process_of(path: str) -> Process:
         # What is longer is no file of parameters, and whoever reads it as one says so.
         fields = read_fields(path) if os.path.getsize(path) <= LONGEST else None
     except (OSError, ValueError, RecursionError):
-        return Process()
+        fields = None
+    if fields is None:
+        return Settings(Process(), None)
     try:
-        return Process() if fields is None else Process.from_dict(fields["process"])
+        drafts = fields.get("speculation")  # older results have none
+        return Settings(Process.from_dict(fields["process"]), None if drafts is None else Speculation.from_dict(drafts))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 

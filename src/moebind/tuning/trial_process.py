@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from moebind.backend.devices import each_card_once
@@ -17,6 +18,8 @@ from moebind.errors import MoebindError
 from moebind.model.model import Model
 from moebind.params.params import ContextParams, ModelParams
 from moebind.tuning.configuration import Process
+from moebind.tuning.speculation import Speculation
+from moebind.tuning.written_texts import continued, timed_texts
 
 __all__ = ["measure"]
 
@@ -38,26 +41,37 @@ def measure(parent: Parent, request: Mapping[str, Any]) -> None:
             params = params.with_devices(each_card_once(devices))
         model = stack.enter_context(Model.load_from_file(request["path"], params))
         text = prompt_text(model, TEXT, request["n_prompt"] * request["n_sequences"])
-        for number, fields in enumerate(request["contexts"]):
+        for number, (fields, drafts) in enumerate(zip(request["contexts"], request["speculations"], strict=True)):
             parent.tell("begins", number=number)
             start = time.perf_counter()
+            speculation = None if drafts is None else Speculation.from_dict(drafts)
             try:
-                found = _one(request, model, ContextParams.from_dict(fields), text)
+                found = _one(request, model, ContextParams.from_dict(fields), speculation, text)
             except (MoebindError, ValueError) as error:
                 found = {"failure": f"{type(error).__name__}: {error}"}
             parent.tell("measured", number=number, seconds=time.perf_counter() - start, **found)
 
 
-def _one(request: Mapping[str, Any], model: Model, params: ContextParams, text: str) -> dict[str, object]:
+def _one(
+    request: Mapping[str, Any], model: Model, params: ContextParams, speculation: Speculation | None, text: str
+) -> dict[str, object]:
     n_prompt, n_generate, n_sequences = (request[name] for name in ("n_prompt", "n_generate", "n_sequences"))
-    with model.new_context(params) as context:
+    with (
+        model.new_context(params) as context,
+        nullcontext() if speculation is None else speculation.opened(context) as speculative,
+    ):
         check_room(model, context, n_prompt + n_generate)
         if request["logits"] is not None:
             captured = capture(model, context, request["prompts"], n_generate, lambda: None)
+            if speculative is not None:
+                captured = replace(captured, greedy=continued(context, request["prompts"], captured, speculative))
             write_captured(request["logits"], captured)
             return {"speeds": {}}
         timed_run(model, context, text, min(WARM_UP[0], n_prompt), min(WARM_UP[1], n_generate))
-        if n_sequences > 1:
+        if request["writes"]:
+            prompt, speed = timed_texts(context, text, n_prompt, request["prompts"], n_generate, speculative)
+            speeds = {"prompt": prompt, "batch" if n_sequences > 1 else "decode": speed}
+        elif n_sequences > 1:
             batch = timed_batch(model, context, text, n_prompt, n_generate, n_sequences)
             speeds = {"prompt": batch.prompt_speed, "batch": batch.decode_speed}
         else:

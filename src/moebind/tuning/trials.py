@@ -6,16 +6,17 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any
 
 from moebind.bench.agreement import Agreement, agreement, read_captured
-from moebind.bench.protocol import run_child
+from moebind.bench.protocol import Handler, run_child
 from moebind.bench.record import FailedError
 from moebind.tuning.configuration import Configuration
 from moebind.tuning.goals import Goal
 from moebind.tuning.journal import Journal
-from moebind.tuning.search import Choice, Measured, Step
+from moebind.tuning.search import Choice, Measured, NoTimeError, Step
 
 __all__ = ["KL_MAX", "Trial", "Trials"]
 
@@ -46,6 +47,8 @@ class Trial:
         Bytes that it held, by device.
     seconds : float
         How long it took, its share of the load included.
+    unplanned : Mapping[str, int]
+        Bytes that it held beyond what was planned for it, by device.
     """
 
     purpose: str
@@ -55,6 +58,7 @@ class Trial:
     speeds: Mapping[str, float]
     memory: Mapping[str, int]
     seconds: float
+    unplanned: Mapping[str, int] = field(default_factory=dict)
 
 
 class Trials:
@@ -107,6 +111,8 @@ class Trials:
         self.agreements: dict[str, Agreement] = {}
         self.began: dict[str, Any] = self._ask({"what": "start"}, self._plan)
         self.start = Configuration.from_dict(self.began["start"])
+        #: What each configuration was planned to take, by device.
+        self._planned = [(self.start, self.began["planned"])]
 
     # what the search asks
 
@@ -116,35 +122,63 @@ class Trials:
         found = self._ask(question, lambda asked: self._plan({**asked, "began": self.began}))
         if "why" in found:
             return str(found["why"])
-        return [Choice(**{**each, "subject": Configuration.from_dict(each["subject"])}) for each in found["choices"]]
+        choices = []
+        for each in found["choices"]:
+            subject = Configuration.from_dict(each["subject"])
+            self._planned.append((subject, each["planned"]))
+            choices.append(Choice(each["name"], subject, each["refused"]))
+        return choices
 
-    def round(self, purpose: str, subjects: Sequence[tuple[str, Configuration]]) -> list[Measured]:
-        """Measure each, those that follow each other and are loaded alike in one process."""
+    def round(self, purpose: str, subjects: Sequence[tuple[str, Configuration]], within: float = inf) -> list[Measured]:
+        """Measure each, those that follow each other and are loaded alike in one process.
+
+        Raises
+        ------
+        NoTimeError
+            If it takes longer than so many seconds.
+        """
         question = {
             "what": "round",
             "purpose": purpose,
             "subjects": [[name, each.to_dict()] for name, each in subjects],
         }
-        answers = self._ask(question, lambda asked: self._measure([each for _, each in subjects]))
+        until = time.monotonic() + within
+        answers = self._ask(question, lambda asked: self._measure([each for _, each in subjects], until))
         found = []
         for (name, configuration), answer in zip(subjects, answers, strict=True):
-            trial = Trial(purpose, name, configuration, **answer)
+            trial = Trial(purpose, name, configuration, **answer, unplanned=self._unplanned(configuration, answer))
             self.trials.append(trial)
             self._told(trial)
             cost = None if trial.failure is not None else self._goal.cost(trial.speeds)
             found.append(Measured(cost, trial.failure, trial.seconds))
         return found
 
-    def check(self, name: str, configuration: Configuration) -> str | None:
-        """Whether it computes what the defaults compute."""
+    def check(self, name: str, configuration: Configuration, within: float = inf) -> str | None:
+        """Whether it computes what the defaults compute.
+
+        Raises
+        ------
+        NoTimeError
+            If that takes longer than so many seconds.
+        """
         question = {"what": "check", "configuration": configuration.to_dict()}
-        found = self._ask(question, lambda asked: self._compare(configuration))
+        until = time.monotonic() + within
+        found = self._ask(question, lambda asked: self._compare(configuration, until))
         if found.get("failure") is not None:
             return f"its results could not be compared: {found['failure']}"
+        while name in self.agreements:  # of an earlier pass, where it changed something else
+            name += ", again"
         self.agreements[name] = Agreement(**found)
         if found["mean_kl"] > self._kl_max:
             return f"it computes something else: a divergence of {found['mean_kl']:.2g} nats"
         return None
+
+    def _unplanned(self, configuration: Configuration, answer: Mapping[str, Any]) -> dict[str, int]:
+        planned = next((sizes for each, sizes in reversed(self._planned) if each == configuration), None)
+        if planned is None:
+            return {}
+        over = {name: size - planned.get(name, 0) for name, size in answer["memory"].items()}
+        return {name: size for name, size in over.items() if size > 0}
 
     def time_left(self) -> float:
         """Seconds; what the journal answers is always in time."""
@@ -162,7 +196,9 @@ class Trials:
     def _plan(self, question: Mapping[str, Any]) -> Any:
         return run_child(_PLANNING, {**self._request, **question, "goal": asdict(self._goal)}, timeout=self._timeout)
 
-    def _measure(self, configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
+    def _measure(self, configurations: Sequence[Configuration], until: float) -> list[dict[str, Any]]:
+        # Drafts only show in texts that are written, and so what they are compared with has to write them, too.
+        writes = any(each.speculation is not None for each in configurations)
         found: list[dict[str, Any]] = []
         while len(found) < len(configurations):
             first = configurations[len(found)]
@@ -171,10 +207,10 @@ class Trials:
                 if each.loaded != first.loaded:
                     break
                 alike.append(each)
-            found += self._alike(alike)
+            found += self._alike(alike, until, writes=writes)
         return found
 
-    def _alike(self, configurations: Sequence[Configuration]) -> list[dict[str, Any]]:
+    def _alike(self, configurations: Sequence[Configuration], until: float, *, writes: bool) -> list[dict[str, Any]]:
         """Measure what is loaded alike in one process; up to the one with which it dies, if it does."""
         found: list[dict[str, Any]] = []
         begun: list[int] = []
@@ -192,7 +228,7 @@ class Trials:
 
         handlers = {"begins": lambda pid, content: begun.append(pid), "measured": measured}
         try:
-            run_child(_TRIAL, self._trial(configurations), timeout=self._limit(len(configurations)), handlers=handlers)
+            self._run(self._trial(configurations, writes=writes), len(configurations), until, handlers)
         except FailedError as error:
             # Before the first has begun, it is the load that failed, and that is the same for all.
             lost = 1 if begun else len(configurations)
@@ -204,18 +240,36 @@ class Trials:
             self._longest = spent
         return [{**each, "seconds": round(spent, 3)} for each in found]
 
+    def _run(self, request: Mapping[str, Any], count: int, until: float, handlers: Mapping[str, Handler]) -> None:
+        """Have so many trials made in a process, which is ended if they take too long, or the time is over."""
+        limit, left = self._limit(count), until - time.monotonic()
+        if left <= 0:
+            raise NoTimeError
+        try:
+            timeout = min(left, inf if limit is None else limit)
+            run_child(_TRIAL, request, timeout=None if timeout == inf else timeout, handlers=handlers)
+        except FailedError:
+            if time.monotonic() >= until:
+                raise NoTimeError from None
+            raise
+
     def _limit(self, count: int) -> float | None:
         if self._timeout is not None:
             return self._timeout * count
         return (SLOWER * self._longest + SLACK) * count if self._longest else None
 
-    def _trial(self, configurations: Sequence[Configuration], logits: str | None = None) -> dict[str, Any]:
+    def _trial(
+        self, configurations: Sequence[Configuration], logits: str | None = None, *, writes: bool = False
+    ) -> dict[str, Any]:
+        """What a process is told. ``writes``: it writes texts, as drafts are measured with."""
         first = configurations[0]
         return {
             **self._request,
             "model_params": dict(first.model),
             "process": first.process.to_dict(),
             "contexts": [dict(each.context) for each in configurations],
+            "speculations": [each.to_dict()["speculation"] for each in configurations],
+            "writes": writes,
             "n_prompt": self._goal.n_prompt,
             "n_generate": self._goal.n_generate,
             "n_sequences": self._goal.n_sequences,
@@ -223,7 +277,7 @@ class Trials:
             "logits": logits,
         }
 
-    def _compare(self, configuration: Configuration) -> dict[str, Any]:
+    def _compare(self, configuration: Configuration, until: float) -> dict[str, Any]:
         first, other = (os.path.join(self._logits, name) for name in ("first.npz", "other.npz"))
         with suppress(FileNotFoundError):
             os.remove(other)
@@ -237,7 +291,7 @@ class Trials:
 
             handlers = {"begins": lambda pid, content: None, "measured": measured}
             try:
-                run_child(_TRIAL, self._trial([each], path), timeout=self._limit(1), handlers=handlers)
+                self._run(self._trial([each], path), 1, until, handlers)
             except FailedError as error:
                 failures.append(str(error))
             if failures:

@@ -49,6 +49,7 @@ def tune(
     devices: Sequence[Device | str] | None = None,
     dimensions: Sequence[str] | None = None,
     kv_types: bool = False,
+    draft: str | os.PathLike[str] | None = None,
     n_prompt: SupportsIndex | None = None,
     n_generate: SupportsIndex | None = None,
     n_sequences: SupportsIndex | None = None,
@@ -78,7 +79,8 @@ def tune(
         What is to be fast: ``"chat"`` (single tokens first, with prompts of 256), ``"long-prompt"`` (prompts of 2048
         tokens), ``"batch"`` (eight sequences side by side); or weights, such as ``{"decode": 0.5, "prompt": 0.5}``.
     minutes
-        What it may take; None: as long as it needs. Part of the time is kept for the last comparison.
+        What it may take; None: as long as it needs. Part of the time is kept for the last comparison. If there is not
+        enough for a single choice, that is known after two measurements, and is said.
     memory
         What devices and host may take, as for :func:`fit`: it is never exceeded.
     model_params, context_params
@@ -90,10 +92,14 @@ def tune(
         Names of what may be changed, in the order in which it is tried. None: all of them.
     kv_types
         Whether other types of the KV cache are tried, too: they change results a little.
+    draft
+        The file of a model that may draft for it. N-grams, and the model's own layers for multi-token prediction, are
+        tried without being given.
     n_prompt, n_generate, n_sequences
         Tokens of the runs, and sequences side by side, instead of the goal's.
     prompts
-        Texts on which results are compared. None: those of :func:`moebind.bench.offload`.
+        Texts on which results are compared, and which are continued where drafts are measured: how much these gain
+        depends on the text. None: those of :func:`moebind.bench.offload`.
     kl_max
         The mean divergence from the defaults, in nats, beyond which a change is not kept.
     worker_threads
@@ -135,7 +141,7 @@ def tune(
     >>> model = Model.load_from_file("moe.gguf", found.model_params)
     """
     asked = _checked(path, goal, memory, model_params, context_params, devices, dimensions, kv_types=kv_types,
-                     n_prompt=n_prompt, n_generate=n_generate, n_sequences=n_sequences, prompts=prompts,
+                     draft=draft, n_prompt=n_prompt, n_generate=n_generate, n_sequences=n_sequences, prompts=prompts,
                      worker_threads=worker_threads)  # fmt: skip
     seconds = float("inf") if minutes is None else 60 * checks.number("minutes", minutes, 0.0)
     limit = None if timeout is None else checks.number("timeout", timeout, 0.001)
@@ -213,6 +219,7 @@ def _checked(
     dimensions: Sequence[str] | None,
     *,
     kv_types: bool,
+    draft: str | os.PathLike[str] | None,
     n_prompt: SupportsIndex | None,
     n_generate: SupportsIndex | None,
     n_sequences: SupportsIndex | None,
@@ -247,7 +254,13 @@ def _checked(
         model = model.with_n_gpu_layers(0)
     size = memory if memory is None or isinstance(memory, Mapping) else parse_memory("memory", memory)
     chosen, texts = _dimensions(dimensions, kv_types=checks.boolean("kv_types", kv_types)), checked_prompts(prompts)
+    drafts = None if draft is None else checks.path("draft", draft)
+    if drafts is not None:
+        if "speculation" not in chosen:
+            raise ValueError("draft is given, and dimensions lacks 'speculation', which tries it: add that")
+        Gguf.from_file(drafts)
     file = local_file(file)  # only now, when nothing else is wrong
+    drafts = None if drafts is None else os.path.abspath(local_file(drafts))
     return _Asked(
         file,
         wanted,
@@ -258,6 +271,7 @@ def _checked(
             "devices": list(used),
             "memory": dict(size) if isinstance(size, Mapping) else size,
             "given": Configuration.of(model, context).to_dict(),
+            "draft": drafts,
             "given_fields": sorted(_changed(model_params) | _changed(context_params)),
         },
     )
@@ -327,6 +341,8 @@ def _result(
         tuple(trials.trials),
         dict(trials.agreements),
         found.complete,
+        found.needs,
+        best.speculation,
         asked.request["path"],
         best.model_params,
         best.context_params,

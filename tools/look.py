@@ -1,0 +1,94 @@
+"""Looks at the rendered pages (``make docs``) in Chromium: which are wider than a window, and which lack a picture.
+
+    python tools/look.py                              # all pages, in windows of 1400 and of 400 pixels
+    python tools/look.py --pictures /tmp/pages tune   # and pictures of some: wide and narrow, light and dark
+
+Tables and code may be wider: they scroll by themselves. What the pictures show is for a person to judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PAGES = Path(__file__).resolve().parents[1] / "docs/_build/html"
+WIDTHS = (1400, 400)
+HEIGHT = 2400
+#: Loads one page after the other into a frame of each width, since Chromium's windows have 500 pixels at least.
+SCRIPT = """<pre></pre><iframe style="height: 900px; border: 0"></iframe><script>
+const looks = LOOKS, frame = document.querySelector("iframe"), said = document.querySelector("pre");
+let at = -1;
+frame.onload = () => {
+  if (at >= 0) {
+    const page = frame.contentDocument, all = page.scrollingElement, [name, width] = looks[at];
+    const broken = [...page.images].filter(each => each.complete && !each.naturalWidth).map(each => each.src);
+    if (all.scrollWidth > all.clientWidth + 1) said.append(`${name}: ${all.scrollWidth} wide, of ${width}\\n`);
+    if (broken.length) said.append(`${name}: no picture ${broken}\\n`);
+  }
+  if (++at == looks.length) { said.append(`${at} looks\\n`); return; }
+  frame.style.width = looks[at][1] + "px";
+  frame.src = looks[at][2];
+};
+frame.src = "about:blank";
+</script>"""
+
+
+def chromium(content: str, *options: str) -> str:
+    """What Chromium prints for a page that may look into others."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "page.html")
+        page.write_text(content, encoding="utf-8")
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command += ["--allow-file-access-from-files", "--disable-web-security", f"--user-data-dir={folder}/profile"]
+        done = subprocess.run([*command, *options, page.as_uri()], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def problems(names: list[str]) -> list[str]:
+    """What is wrong with pages, a line each."""
+    looks = [[name, width, (PAGES / name).as_uri()] for width in WIDTHS for name in names]
+    shown = chromium(SCRIPT.replace("LOOKS", json.dumps(looks)), "--dump-dom", "--virtual-time-budget=600000")
+    said = re.search(r"<pre>(.*?)</pre>", shown, re.DOTALL)
+    *lines, last = said[1].splitlines() if said else [""]
+    if last != f"{len(looks)} looks":
+        raise SystemExit(f"Chromium ended after {lines[-1:]}, before it had seen all pages")
+    return lines
+
+
+def draw(name: str, folder: Path) -> None:
+    """Pictures of a page's beginning."""
+    for width in WIDTHS:
+        for theme, options in {"light": (), "dark": ("--blink-settings=preferredColorScheme=0",)}.items():
+            target = folder / f"{name.removesuffix('.html').replace('/', '-')}-{width}-{theme}.png"
+            size = f"width: {width}px; height: {HEIGHT}px; border: 0"
+            content = f'<body style="margin: 0"><iframe src="{(PAGES / name).as_uri()}" style="{size}"></iframe>'
+            window = (f"--window-size={max(width, 500)},{HEIGHT}", "--virtual-time-budget=8000")
+            chromium(content, *options, *window, f"--screenshot={target}")
+
+
+def main() -> None:
+    """Look, say what is wrong, and draw what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="*", help="such as tune or api/model; all if none is named")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="leave pictures of them there")
+    arguments = parser.parse_args()
+    names = [f"{page}.html" for page in arguments.pages]
+    names = names or sorted(each.relative_to(PAGES).as_posix() for each in PAGES.rglob("*.html"))
+    if missing := [name for name in names if not (PAGES / name).exists()] or ([] if names else ["pages"]):
+        parser.error(f"there is no {missing[0]} in {PAGES}: run make docs first")
+    found = problems(names)
+    print("\n".join(found) or f"{len(names)} pages: nothing is wider than its window, no picture is missing")
+    if arguments.pictures:
+        arguments.pictures.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            draw(name, arguments.pictures)
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
