@@ -25,21 +25,34 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 #: Tokens that go by first, in which Python adapts its code.
 FIRST = 64
-#: What is counted, as arguments of ``Context.generate``.
+#: What is counted: an expression for pieces, made of ``context``, ``model`` and ``n``, how many tokens there are to be.
 KINDS = {
-    "greedy": "{}",
-    "two stop strings": "{'stop': ['never this', 'nor that']}",
+    "greedy": "context.generate([1, 5, 6], max_tokens=n)",
+    "two stop strings": "context.generate([1, 5, 6], max_tokens=n, stop=['never this', 'nor that'])",
+    "usual samplers": "context.generate([1, 5, 6], max_tokens=n, sampler=usual())",
+    "JSON schema": "context.generate([1, 5, 6], max_tokens=n, json_schema=LONG)",
+    "four of generate_many": "context.generate_many([[1, 5, each] for each in range(4)], max_tokens=n)",
+    "four of an Engine": "of_engine(4, n)",
 }
 #: How many times a token takes what ``reference`` below does: docs/speed.md. Interpreters and compilers differ, but
 #: change both alike.
-KNOWN = {"greedy": 4.3, "two stop strings": 6.4}
+KNOWN = {
+    "greedy": 4.5,
+    "two stop strings": 6.4,
+    "usual samplers": 9.8,
+    "JSON schema": 36,
+    "four of generate_many": 11,
+    "four of an Engine": 12,
+}
 CODE = (
     f"FIRST = {FIRST}\n"
     + """
 import gc, os, signal, sys, threading
 from dataclasses import dataclass
 from itertools import islice
-from moebind import ContextParams, Model, ModelParams
+from moebind import ContextParams, Engine, Model, ModelParams, Sampler
+
+LONG = {"type": "array", "items": {"type": "integer"}, "minItems": 1000}
 
 @dataclass(frozen=True)
 class Item:
@@ -55,21 +68,44 @@ def reference():
             index += 1
         yield item
 
+def usual():
+    ends = {token: -float("inf") for token in range(model.n_vocab) if model.is_eog_token(token)}
+    chain = [Sampler.logit_bias(ends), Sampler.penalties(64, 1.1), Sampler.top_k(40), Sampler.top_p(0.95)]
+    return Sampler.chain([*chain, Sampler.temp(0.8), Sampler.dist(1)])
+
+def of_engine(texts, n):
+    # The pieces of an engine whose thread's work is done in this one, which is the one that is counted.
+    start, threading.Thread.start = threading.Thread.start, lambda thread: None
+    engine = Engine(model, params, n_ahead=n)
+    threading.Thread.start = start
+    thread, readers = engine._thread, [engine.generate([1, 5, each], max_tokens=n) for each in range(texts)]
+    while not thread._inbox.empty():
+        thread._inbox.get()()
+    for _ in range(n):
+        thread._steps.fill()
+        thread._deliver(thread._advance())
+        for reader in readers:
+            yield next(reader)
+
 def counted(pieces):
+    # Of several texts, count is to be a multiple.
     for piece in islice(pieces, FIRST): pass
     gc.collect()
     os.kill(os.getpid(), signal.SIGUSR1)
     for piece in islice(pieces, count): pass
     os.kill(os.getpid(), signal.SIGUSR1)
-    assert piece.index == FIRST + count - 1
+    next(pieces)  # or they have ended, and there was less to count
 
-path, count, arguments = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
-if arguments is None:
+path, count, expression = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+n = FIRST + count + 8
+if expression == "reference()":
     counted(reference())
     sys.exit()
+params = ContextParams(n_ctx=4 * 256, n_seq_max=4, n_threads=1, n_threads_batch=1)
 with Model.load_from_file(path, ModelParams(n_gpu_layers=0, devices=())) as model:
-    with model.new_context(ContextParams(n_ctx=256, n_threads=1, n_threads_batch=1)) as context:
-        counted(context.generate([1, 5, 6], max_tokens=FIRST + count, **arguments))
+    with model.new_context(params) as context:
+        counted(iter(eval(expression)))
+        os._exit(0)
 """
 )
 #: What the program ends with if it may not count.
@@ -89,7 +125,7 @@ def missing() -> str | None:
     return "there is no C compiler (cc)" if shutil.which("cc") is None else None
 
 
-def count(model: Path, tokens: int, arguments: str = "{}") -> Counter[str]:
+def count(model: Path, tokens: int, expression: str = "reference()") -> Counter[str]:
     """Instructions of ``tokens`` tokens, by the file that they are in.
 
     Raises
@@ -104,7 +140,7 @@ def count(model: Path, tokens: int, arguments: str = "{}") -> Counter[str]:
             subprocess.run(command, check=True)
         # With the same hashes, dictionaries are laid out alike.
         environment = os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
-        python = ["env", f"LD_PRELOAD={library}", sys.executable, "-c", CODE, str(model), str(tokens), arguments]
+        python = ["env", f"LD_PRELOAD={library}", sys.executable, "-c", CODE, str(model), str(tokens), expression]
         command = ["sh", "-c", 'out=$1; shift; exec "$@" 3>"$out"', "sh", str(out), str(steps), *python]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode in {NOT_TRACED, NO_STEPS}:
@@ -137,10 +173,10 @@ def main(given: Sequence[str] | None = None) -> None:
     reason = missing()
     if reason is not None:
         raise SystemExit(f"nothing can be counted: {reason}")
-    least = outside(count(options.model, options.tokens, "None"))
+    least = outside(count(options.model, options.tokens))
     print(f"the reference: {least // options.tokens} instructions a turn")
-    for name, arguments in KINDS.items():
-        found = count(options.model, options.tokens, arguments)
+    for name, expression in KINDS.items():
+        found = count(options.model, options.tokens, expression)
         most = ", ".join(f"{Path(each).name} {number // options.tokens}" for each, number in found.most_common(4))
         number = outside(found)
         print(f"{name}: {number // options.tokens} instructions a token outside of llama.cpp ({most})")

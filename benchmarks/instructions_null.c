@@ -12,11 +12,16 @@ int32_t llama_decode(void * context, struct llama_batch batch) {
     return 0;
 }
 
-/* Room for any vocabulary. Token 300 is the likeliest. */
+/* Room for any vocabulary, or for four texts of a small one. No token is likelier than another. */
+static float logits[1 << 18];
+
 float * llama_get_logits_ith(void * context, int32_t i) {
-    static float logits[1 << 18];
     (void) context;
     (void) i;
-    logits[300] = 1;
+    return logits;
+}
+
+float * llama_get_logits(void * context) {
+    (void) context;
     return logits;
 }

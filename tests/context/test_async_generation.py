@@ -11,8 +11,18 @@ import pytest
 from chats import HELLO
 from generations import Gate, gone, threads
 
-from conftest import SMALL
-from moebind import AsyncChatReply, AsyncPieces, Context, ContextPool, Model, Sampler, SamplerError
+from conftest import EXACT, SMALL
+from moebind import (
+    AbortedError,
+    AsyncChatReply,
+    AsyncPieces,
+    Batch,
+    Context,
+    ContextPool,
+    Model,
+    Sampler,
+    SamplerError,
+)
 
 PROMPT = [1, 7, 8]
 
@@ -198,3 +208,60 @@ def test_one_task_at_a_time(two: Context) -> None:
         await stream.aclose()
 
     asyncio.run(main())
+
+
+# --- asyncio.to_thread, for what has no coroutine ---
+
+
+def test_calls_in_threads_of_asyncio(dense: Model) -> None:
+    """They wait for each other, and the event loop for none of them."""
+    tokens = list(range(3, 40))
+
+    async def main(context: Context) -> None:
+        gate = Gate()
+        asked = asyncio.ensure_future(
+            asyncio.to_thread(lambda: context.generate(PROMPT, sampler=gate.sampler(), max_tokens=2).complete())
+        )
+        await gate.is_reached()  # it holds the context, in the middle
+        states = asyncio.gather(*(asyncio.to_thread(context.state_seq_get, seq) for seq in (0, 1)))
+        await asyncio.sleep(0.01)
+        assert not states.done()
+        gate.open.set()
+        assert len((await asked).tokens) == 2
+        assert all(await states)
+        context.kv_cache_clear()
+        await asyncio.to_thread(context.decode, Batch.get_one(tokens))
+        there = context.get_logits_ith(-1).copy()
+        context.kv_cache_clear()
+        context.decode(Batch.get_one(tokens))
+        assert (context.get_logits_ith(-1) == there).all()
+
+    with dense.new_context(EXACT.with_n_seq_max(2)) as context:
+        asyncio.run(main(context))
+
+
+def test_a_cancelled_task_does_not_stop_its_thread_and_abort_does(dense: Model) -> None:
+    async def main(context: Context) -> None:
+        gate, ends = Gate(), list[BaseException | None]()
+
+        def work() -> None:
+            try:
+                context.generate(PROMPT, sampler=gate.sampler(), max_tokens=400).complete()
+                ends.append(None)
+            except AbortedError as error:
+                ends.append(error)
+
+        task = asyncio.ensure_future(asyncio.to_thread(work))
+        await gate.is_reached()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not ends
+        context.abort()
+        gate.open.set()
+        while not ends:
+            await asyncio.sleep(0.002)
+        assert isinstance(ends[0], AbortedError)
+
+    with dense.new_context(EXACT) as context:
+        asyncio.run(main(context))

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import signal
 import threading
+import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import Any
 
 import pytest
+from chats import HELLO
 from engines import EXACT, PROMPTS, alone, check, endless, wait_until
 from generations import Gate
 from leaving import WAYS_TO_LEAVE
 
-from moebind import AsyncPieces, ClosedError, Engine, Model, Pieces
+from moebind import AbortedError, AsyncPieces, ClosedError, Engine, Model, Pieces, Sampler, TokenDataArray
 
 
 @pytest.fixture
@@ -315,3 +319,124 @@ def test_closed_engines_end_their_readers(dense: Model) -> None:
     for each in waiting:
         with pytest.raises(ClosedError, match="closed"):
             each.complete()
+
+
+# --- what is raised keeps nothing ---
+
+
+class Local:
+    """Somebody's, in the frame that an exception has gone through."""
+
+
+class Mine(Exception):
+    pass
+
+
+def raises_at(n: int) -> Sampler:
+    """A sampler that raises at its n-th token."""
+    tokens = itertools.count(1)
+
+    def sample(candidates: TokenDataArray) -> None:
+        if next(tokens) == n:
+            raise Mine
+        candidates.select(70)
+
+    return Sampler.from_callable(sample)
+
+
+def read(pieces: Iterable[object]) -> weakref.ref[Local]:
+    """Read until it is raised; what has been a local variable there."""
+    local = Local()
+    try:
+        for _ in pieces:
+            pass
+    except Mine:
+        return weakref.ref(local)
+    raise AssertionError("nothing was raised")
+
+
+async def aread(pieces: AsyncIterable[object]) -> weakref.ref[Local]:
+    local = Local()
+    try:
+        async for _ in pieces:
+            pass
+    except Mine:
+        return weakref.ref(local)
+    raise AssertionError("nothing was raised")
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """What is in cycles stays meanwhile."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect()
+
+
+def becomes(true: Callable[[], bool]) -> bool:
+    """Whether it does, if only the engine's thread gets on; what a cycle keeps does not go."""
+    until = time.monotonic() + 10
+    while not true() and time.monotonic() < until:
+        time.sleep(0.002)
+    return true()
+
+
+@pytest.mark.parametrize("how", ["generate", "chat", "agenerate", "achat", "deltas", "adeltas"])
+def test_what_is_raised_keeps_nothing_of_an_engines_reader(engine: Engine, how: str) -> None:
+    options: dict[str, Any] = {"sampler": raises_at(3), "max_tokens": 9}
+    chat: dict[str, Any] = {**options, "template": "chatml"}
+    ways: dict[str, Callable[[], Any]] = {
+        "generate": lambda: engine.generate([1, 7], **options),
+        "chat": lambda: engine.chat(HELLO, **chat),
+        "deltas": lambda: engine.chat(HELLO, **chat).deltas(),
+        "agenerate": lambda: engine.agenerate([1, 7], **options),
+        "achat": lambda: engine.achat(HELLO, **chat),
+        "adeltas": lambda: engine.achat(HELLO, **chat).deltas(),
+    }
+
+    async def main() -> weakref.ref[Local]:
+        return await aread(ways[how]())
+
+    with nothing_collected():
+        left = asyncio.run(main()) if how.startswith("a") else read(ways[how]())
+        assert becomes(lambda: left() is None)
+
+
+@pytest.mark.parametrize("how", ["generate", "generate_many", "agenerate", "deltas"])
+def test_what_is_raised_keeps_nothing_of_a_contexts_reader(dense: Model, how: str) -> None:
+    with dense.new_context(EXACT) as context:
+        sampler = raises_at(3)
+
+        async def main() -> weakref.ref[Local]:
+            return await aread(context.agenerate([1, 7], sampler=sampler, max_tokens=9))
+
+        ways: dict[str, Callable[[], weakref.ref[Local]]] = {
+            "generate": lambda: read(context.generate([1, 7], sampler=sampler)),
+            "generate_many": lambda: read(context.generate_many([[1, 7], [1, 8]], sampler=sampler)),
+            "agenerate": lambda: asyncio.run(main()),
+            "deltas": lambda: read(context.chat(HELLO, sampler=sampler, template="chatml").deltas()),
+        }
+        with nothing_collected():
+            left = ways[how]()
+            assert left() is None
+
+
+def test_who_was_aborted_keeps_no_other_request(dense: Model, engine: Engine) -> None:
+    """The second request is a local variable where the exception of the first went through."""
+
+    def ask() -> None:
+        first = engine.generate([1, 7], sampler=endless(dense))
+        second = engine.generate([1, 8], sampler=endless(dense))
+        engine.abort()
+        for each in (first, second):
+            with suppress(AbortedError):
+                each.complete()
+        third = engine.generate([1, 9], sampler=endless(dense))
+        next(third)
+
+    with nothing_collected():
+        ask()
+        assert becomes(lambda: not engine._thread.n_open)

@@ -7,11 +7,13 @@ import random
 import threading
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from engines import EXACT, PROMPTS, alone, check, endless, wait_until
+from held import allocated
 
 from conftest import SMALL
-from moebind import Context, Engine, EngineFullError, Model
+from moebind import Context, Engine, EngineFullError, Model, lib
 
 
 @pytest.fixture
@@ -36,6 +38,7 @@ def test_clients_of_which_many_go_away(dense: Model, engine: Engine, n_clients: 
     shown = {tuple(prompt): None for prompt in prompts}
     expected = dict(zip(shown, alone(dense, [list(each) for each in shown], max_tokens=12), strict=True))
     n_threads = threading.active_count()
+    n_files = psutil.Process().num_fds()
 
     async def client(prompt: list[int], leaves: str, after: int) -> None:
         await asyncio.sleep(chance.random() / 100)
@@ -65,10 +68,19 @@ def test_clients_of_which_many_go_away(dense: Model, engine: Engine, n_clients: 
             task.cancel()
         await asyncio.gather(*cancelled, return_exceptions=True)
         await asyncio.gather(*tasks)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    asyncio.run(main())
-    wait_until(lambda: threading.active_count() <= n_threads)
-    check(engine)
+    held = []
+    for _ in range(4):
+        asyncio.run(main())
+        wait_until(lambda: threading.active_count() <= n_threads)
+        check(engine)
+        held.append((allocated(), lib.moebind_owned_alive()))
+        assert psutil.Process().num_fds() == n_files
+    # The first two fill caches and pools. Less than a KiB a client is no text with its pieces and samplers.
+    assert held[3][0] - held[1][0] < 1024 * 2 * n_clients, held
+    # Natively, only samplers of the last batch are left: one of each sequence, and what it is a clone of.
+    assert held[3][1] - held[1][1] <= 2 * engine.n_seq_max, held
 
 
 def test_chats_are_those_of_a_context(chatting: Engine, talking: Context) -> None:

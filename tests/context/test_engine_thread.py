@@ -334,3 +334,14 @@ time.sleep(0.1)
     command = [sys.executable, "-W", "ignore", "-c", processes.HEAD + SCRIPT + waits, str(tiny_path())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stderr  # what the threads raise at the end may be printed
+
+
+def test_to_be_told_to_end_is_not_missed(dense: Model) -> None:
+    """Whenever it comes: here between a look whether it is to end, and the messages."""
+    engine = Engine(dense, EXACT)
+    thread, inbox = engine._thread, engine._thread._inbox
+    inbox.put(lambda: inbox.put(thread.stop))
+    thread._thread.join(60)
+    ended = not thread._thread.is_alive()
+    engine.close()
+    assert ended

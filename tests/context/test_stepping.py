@@ -45,9 +45,9 @@ def finish(steps: Steps) -> dict[int, tuple[int, ...]]:
         steps.fill()
         if not steps.schedule.running:
             return {index: tuple(tokens) for index, tokens in written.items()}
-        for run, pieces, error in steps.advance():
-            assert error is None
-            written.setdefault(run.index, []).extend(piece.token for piece in pieces)
+        for made in steps.advance():
+            assert made.error is None
+            written.setdefault(made.run.index, []).extend(piece.token for piece in made.pieces)
 
 
 def test_texts(dense: Model, context: Context) -> None:
@@ -184,8 +184,8 @@ def test_an_aborted_batch_is_done_again(tiny_path: Callable[..., Path], shape: d
                 for run in steps.schedule.running:
                     assert computed(context, run) == run.n_past
                 continue
-            for run, pieces, _ in made:
-                written.setdefault(run.index, []).extend(piece.token for piece in pieces)
+            for each in made:
+                written.setdefault(each.run.index, []).extend(piece.token for piece in each.pieces)
         assert n_aborted
         assert [tuple(written[at]) for at in range(3)] == alone(model, prompts)
 
@@ -202,6 +202,8 @@ def test_errors_belong_to_their_texts(dense: Model, context: Context) -> None:
     assert (first.run, first.pieces, type(first.error), first.ended) == (runs[0], [], ZeroDivisionError, True)
     assert (second.run, len(second.pieces), second.error, second.ended) == (runs[1], 1, None, False)
     assert runs[0].seq < 0
+    assert isinstance(first.taken_error(), ZeroDivisionError)
+    assert first.taken_error() is None
     finish(steps)
 
 

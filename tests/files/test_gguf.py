@@ -15,7 +15,8 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moebind import GgmlType, Gguf, GgufTensor, GgufType, ModelLoadError, ModelNotFoundError, lib
+from conftest import CPU
+from moebind import GgmlType, Gguf, GgufTensor, GgufType, Model, ModelLoadError, ModelNotFoundError, lib
 from moebind._core.native import own
 
 MakeTiny = Callable[..., Path]
@@ -253,6 +254,23 @@ def test_what_is_not_a_gguf_file(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ModelLoadError, match="not a GGUF file"):
         Gguf.from_file(path)
+
+
+@pytest.mark.parametrize("kind", [-(2**31), -2, -1, 13, 14, 255, 2**31 - 1])
+@pytest.mark.parametrize("in_array", [False, True])
+def test_types_of_metadata_that_there_are_not(tmp_path: Path, kind: int, in_array: bool) -> None:
+    """They are refused before they are looked up: UBSan ends a process that takes one for an enumerator.
+
+    ``python tools/sanitize.py address -m pytest -n 0 tests/files/test_gguf.py``
+    """
+    path = tmp_path / "kind.gguf"
+    value = struct.pack("<iiQ", 9, kind, 2) if in_array else struct.pack("<i", kind)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 4) + b"what" + value
+    path.write_bytes(head + bytes(64))
+    with pytest.raises(ModelLoadError, match="not a GGUF file"):
+        Gguf.from_file(path)
+    with pytest.raises(ModelLoadError, match="not a GGUF file"):
+        Model.load_from_file(path, CPU)
 
 
 def test_a_header_cut_at_any_byte_is_refused(tmp_path: Path, every_type: Gguf) -> None:

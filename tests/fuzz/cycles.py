@@ -33,10 +33,13 @@ from moebind import (
     BatchExt,
     Context,
     ContextParams,
+    Engine,
     LoraAdapter,
     Model,
     ModelParams,
+    Pieces,
     Sampler,
+    Speculative,
     ThreadPool,
     TokenDataArray,
     lib,
@@ -88,6 +91,12 @@ def use(thing: object) -> None:
         thing.clear()
     elif isinstance(thing, LoraAdapter):
         assert thing.meta
+    elif isinstance(thing, Speculative):
+        thing.target_context.generate([1, 5, 6], speculative=thing, max_tokens=4).complete()
+    elif isinstance(thing, Engine):
+        thing.generate([1, 5, 6], max_tokens=2).complete()
+    elif isinstance(thing, Pieces):
+        next(thing, None)
 
 
 class Round:
@@ -178,11 +187,38 @@ class Round:
 
     def make_pointer(self) -> object:
         thing = self.chance.choice([node.thing for node in self.nodes])
-        return None if getattr(thing, "closed", True) else thing.native  # type: ignore[attr-defined]
+        # An engine shows no pointers.
+        return None if getattr(thing, "closed", True) else getattr(thing, "native", None)
 
     def make_reply(self) -> object:
         model = self.one(Model)
         return model and model.apply_chat_template(MESSAGES, template=TEMPLATE)  # type: ignore[attr-defined]
+
+    def make_speculative(self) -> object:
+        target, draft = self.one(Context), self.one(Context)
+        if target is None:
+            return None
+        try:
+            return Speculative(target, self.chance.choice([draft, None]), n_match=2, n_max=4)  # type: ignore[arg-type]
+        except (moebind.SpeculativeError, ValueError):  # the same context twice; one that drafts already
+            return None
+
+    def make_engine(self) -> object:
+        model = self.one(Model)
+        if model is None:
+            return None
+        # Without callbacks: its thread has them, and with them all that they refer to, until it is closed.
+        params = ContextParams(n_ctx=512, n_batch=16, n_seq_max=2, n_threads=1, n_threads_batch=1)
+        return Engine(model, params, n_ahead=4, speculative=self.chance.choice([None, "ngram-simple"]))  # type: ignore[arg-type]
+
+    def make_pieces(self) -> object:
+        asked, most = self.chance.choice([self.one(Engine), self.one(Context)]), self.chance.choice([2, 40])
+        if asked is None:
+            return None
+        sampler = None
+        if isinstance(asked, Context):
+            sampler = Sampler.chain([Sampler.from_callable(self.callback()), Sampler.greedy()])
+        return asked.generate([1, 5, 6], sampler=sampler, max_tokens=most)  # type: ignore[attr-defined]
 
     # --- what is done with it ---
 
@@ -265,6 +301,10 @@ def run_round(seed: int, number: int, model: str, adapter: str) -> None:
     else:
         del made
     gc.collect()
+    for each in threading.enumerate():  # those of engines, which nothing refers to any more, are just ending
+        if each.name == "moebind engine":
+            each.join(60)
+    gc.collect()
     assert not any(reference() for reference in watched), "some objects cannot be collected"
     assert lib.moebind_owned_alive() == before, f"{lib.moebind_owned_alive() - before} natives are left"
 
@@ -275,9 +315,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=100, help="how many rounds (100)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="the first round (0)")
+    parser.add_argument(
+        "--without", nargs="*", default=[], help="what is not made: pieces, say; a round found without it"
+    )
     parser.add_argument("--files", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.files:
+        MAKERS[:] = [name for name in MAKERS if name.removeprefix("make_") not in chosen.without]
         run_round(chosen.seed, chosen.first, *chosen.files)
         return 0
     import lora
@@ -290,7 +334,7 @@ def main(arguments: list[str] | None = None) -> int:
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "MALLOC_PERTURB_": "165"}
         for number in range(chosen.first, chosen.first + chosen.count):
             command = [sys.executable, "-W", "ignore", "-X", "faulthandler", __file__, "--seed", str(chosen.seed)]
-            command += ["--first", str(number), "--files", str(model), str(adapter)]
+            command += ["--first", str(number), "--files", str(model), str(adapter), "--without", *chosen.without]
             done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
             if done.returncode != 0 or done.stderr:
                 failed += 1

@@ -11,6 +11,7 @@ A round can be repeated alone (``--first N``), though its moments are its own.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import faulthandler
 import logging
 import os
@@ -29,7 +30,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import moebind
-from moebind import Batch, ClosedError, ContextParams, Model, ModelParams, Sampler
+from moebind import Batch, ClosedError, ContextParams, Engine, Model, ModelParams, Sampler
 from moebind.chat.named_templates import chatml_tools
 
 HANG_SECONDS = 30
@@ -128,6 +129,46 @@ def _devices(model: Model, chance: random.Random) -> None:
     moebind.devices()
     moebind.system_info()
     moebind.doctor()
+
+
+def _speculative(model: Model, chance: random.Random) -> None:
+    with (
+        model.new_context(_small(1)) as context,
+        model.new_context(_small(1)) as draft,
+        moebind.Speculative(context, chance.choice([draft, None]), n_max=4, n_match=2) as drafts,
+    ):
+        for _ in context.generate("it is it is it is", speculative=drafts, max_tokens=12):
+            pass
+        if chance.random() < 0.5:
+            draft.close()
+
+
+def _engine(model: Model, chance: random.Random) -> None:
+    params = _small(1).with_n_ctx(512).with_n_seq_max(2)
+    with Engine(model, params, prompt_chunk=16, n_ahead=4, speculative=chance.choice([None, "ngram-simple"])) as engine:
+        texts = [engine.generate([1, *TOKENS[:n]], max_tokens=12) for n in (3, 30, 3)]
+        next(texts[0])
+        texts[1].close()
+        if chance.random() < 0.5:
+            texts[2].complete()
+
+
+def _asyncio(model: Model, chance: random.Random) -> None:
+    async def leave(engine: Engine) -> None:
+        async for _ in engine.agenerate(TOKENS, max_tokens=12):
+            break
+
+    async def main() -> None:
+        async with Engine(model, _small(1).with_n_ctx(512).with_n_seq_max(2), n_ahead=4) as engine:
+            chat = engine.achat(MESSAGES, template=TEMPLATE, max_tokens=12)
+            tasks = [asyncio.ensure_future(work) for work in (leave(engine), chat.complete())]
+            await asyncio.sleep(chance.random() / 50)
+            tasks[chance.randrange(2)].cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        with model.new_context(_small(1)) as context:
+            await context.agenerate("hello there", max_tokens=6).complete()
+
+    asyncio.run(main())
 
 
 DOES: dict[str, Callable[[Model, random.Random], None]] = {

@@ -2,7 +2,8 @@
 
     python tools/sanitize.py thread tests/fuzz/threads.py --seconds 90
 
-They do what the threads of forks.py do, and compute with a pool of several threads, which another one stops.
+They do what the threads of forks.py do, alone and with engines and coroutines, and compute with a pool of several
+threads, which another one stops.
 """
 
 from __future__ import annotations

@@ -12,19 +12,23 @@ import tiny
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import instructions
 
-#: How much more it may become before somebody has to look. Python's versions differ by less.
+#: How much more it may become before somebody has to look. With one interpreter, a count is the same to some percent
+#: in every run; the rest is for other versions and builds of CPython, in which calls, locks and generators do not
+#: become cheaper by the same factor as the loop that they are compared with, and for numpy's kernels, which it chooses
+#: by the processor.
 MOST = 1.5
-TOKENS = 4
+#: Few, as each instruction takes the system some microseconds; of four texts, one of each.
+TOKENS, TOKENS_OF_FOUR, TURNS = 2, 4, 8
 
 
 @pytest.fixture(scope="module")
-def reference() -> int:
-    """Instructions of the reference, which depend on the interpreter as those of a token do."""
+def reference() -> float:
+    """Instructions of a turn of the reference, which depend on the interpreter as those of a token do."""
     reason = instructions.missing()
     if reason is not None:
         pytest.skip(reason)
     try:
-        return instructions.outside(instructions.count(Path("none"), TOKENS, "None"))
+        return instructions.outside(instructions.count(Path("none"), TURNS)) / TURNS
     except instructions.NotAllowedError as error:
         pytest.skip(str(error))
 
@@ -34,8 +38,9 @@ def reference() -> int:
 @pytest.mark.parametrize("kind", instructions.KINDS)
 def test_a_token_takes_no_more_instructions_than_is_known(kind: str, reference: int, tmp_path: Path) -> None:
     model = tiny.write(tmp_path / "tiny.gguf", tiny.Shape(n_expert=4))
-    found = instructions.count(model, TOKENS, instructions.KINDS[kind])
-    assert instructions.outside(found) <= MOST * instructions.KNOWN[kind] * reference
+    n = TOKENS_OF_FOUR if kind.startswith("four") else TOKENS
+    found = instructions.count(model, n, instructions.KINDS[kind])
+    assert instructions.outside(found) / n <= MOST * instructions.KNOWN[kind] * reference
 
 
 def test_what_is_outside_of_llama_cpp() -> None:

@@ -14,6 +14,7 @@ from serving import PATIENCE, until
 from test_keeper import STUBBORN, all_gone
 
 from moebind import ServerError
+from moebind._core.endings import ended_by
 from moebind.server.process import Process, program
 
 
@@ -61,7 +62,7 @@ def test_a_signal_is_named(number: signal.Signals) -> None:
     until(lambda: heard.lines)
     os.kill(started.pid, number)
     assert heard.ended.wait(PATIENCE)
-    assert started.ending == f"was ended by {number.name}"
+    assert started.ending == ended_by(number)
 
 
 def test_what_does_not_end_is_killed() -> None:
@@ -72,7 +73,7 @@ def test_what_does_not_end_is_killed() -> None:
     processes = [command, *command.children()]
     assert len(processes) == 2
     started.end(grace=0.1)
-    assert started.ending == "was ended by SIGKILL"
+    assert started.ending == "was ended by SIGKILL: by somebody, or by the system, because memory ran out"
     assert all_gone(processes)
 
 
@@ -86,7 +87,7 @@ def test_a_killed_keeper_leaves_nothing() -> None:
     assert keeper is not None
     keeper.kill()
     assert heard.ended.wait(PATIENCE)
-    assert started.ending == "was ended by SIGKILL"
+    assert started.ending == "was ended by SIGKILL: by somebody, or by the system, because memory ran out"
     assert all_gone(processes)
 
 

@@ -351,7 +351,7 @@ def test_kill_9_of_the_server(path: Path, quick: None, caplog: pytest.LogCapture
         server.wait_ready(PATIENCE)
         assert complete(server.url).status == 200
         assert len(processes) == 2
-    assert "was ended by SIGKILL; it is started again" in caplog.text
+    assert "because memory ran out; it is started again" in caplog.text
 
 
 def test_kill_9_of_the_keeper(folder: Path, quick: None) -> None:

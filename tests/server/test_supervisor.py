@@ -130,7 +130,10 @@ def test_what_dies_is_started_again(ready: Path, quick: None, caplog: pytest.Log
         killed(watched)
         assert not watched.wait_ended(0)
     [said] = caplog.messages
-    assert said == ("llama-server was ended by SIGKILL; it is started again in 0.01 s (1 of 2)\nllama-server: before")
+    assert said == (
+        "llama-server was ended by SIGKILL: by somebody, or by the system, because memory ran out; "
+        "it is started again in 0.01 s (1 of 2)\nllama-server: before"
+    )
 
 
 def test_it_gives_up(ready: Path, quick: None) -> None:
@@ -140,7 +143,7 @@ def test_it_gives_up(ready: Path, quick: None) -> None:
         killed(watched)
         killed(watched)
         kill(watched)
-        message = r"^llama-server was ended by SIGKILL, and 2 times before\nllama-server: last words"
+        message = r"^llama-server was ended by SIGKILL: .* memory ran out, and 2 times before\nllama-server: last words"
         with pytest.raises(ServerError, match=message):
             watched.wait_ended(PATIENCE)
         with pytest.raises(ServerError, match=message):

@@ -2,11 +2,15 @@
 
     python tests/soak/soak.py rounds [--count 1000]     # load, context, text, states, close
     python tests/soak/soak.py threads [--minutes 30]    # four threads, with exceptions and closed objects in the middle
-    python tests/soak/soak.py serve [--minutes 60]      # two models of which one is in memory, swapped at every turn
+    python tests/soak/soak.py engine [--minutes 30]     # engines, with readers in threads and coroutines that go away
+    python tests/soak/soak.py serve [--minutes 60]      # six clients of two models, of which one is in memory
+    python tests/soak/soak.py serve --kept              # both are: the processes of the models stay
 
 Counted are the memory, open files, threads, child processes, mapped shared memory, and files in the folder for
 temporary files, after a number of rounds in which caches and the allocator's pools fill, and at the end. It ends with
 1 if the memory has grown by a MiB or more, or if there is more of anything else. Models are tiny, with random weights.
+Of a server, each process is counted by itself; one that a swap has started, when it has answered as many requests as
+the one that it is compared with.
 
 Memory is what glibc's allocator has given out, and what is resident after it has returned free pages to the system.
 Where threads have ended, the second says little: pages stay with their stacks and arenas, which later threads use.
@@ -15,135 +19,39 @@ Where threads have ended, the second says little: pages stay with their stacks a
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import itertools
 import os
 import random
-import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import engine_clients
+import engines
+import server_clients
 import tiny
-from serving import ask
+from engine_clients import SCHEMA, Raised
+from held import Held, Record
 
 import moebind
-from moebind import ContextParams, EvalTensor, LoadMode, Model, ModelParams, Sampler
+from moebind import ContextParams, Engine, EvalTensor, LoadMode, Model, ModelParams, Sampler
 from moebind.server import Server
 
-MIB = 2**20
-SHARED = "/dev/shm/"  # noqa: S108
-#: How much more resident memory at the end is none: the allocator's pages come and go by some.
-ALLOWED = MIB
-MEMORY = frozenset({"allocated", "resident"})
 CPU = ModelParams(n_gpu_layers=0, devices=())
 SMALL = ContextParams(n_ctx=256, n_threads=1, n_threads_batch=1)
 TWO = SMALL.with_n_ctx(512).with_n_seq_max(2)
-SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+FOUR = SMALL.with_n_ctx(1024).with_n_seq_max(4)
 
 
-class _Mallinfo2(ctypes.Structure):
-    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-    _fields_ = tuple((name, ctypes.c_size_t) for name in _names)
-
-
-_libc = ctypes.CDLL(None)
-_libc.mallinfo2.restype = _Mallinfo2
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a process, and its children, hold."""
-
-    #: Of this process; another's allocator cannot be asked.
-    allocated: int
-    resident: int
-    files: int
-    threads: int
-    processes: int
-    shared_memory: int
-    temporary_files: int
-
-    @classmethod
-    def by(cls, process: psutil.Process) -> Held:
-        """What it holds now."""
-        allocated = 0
-        if process.pid == os.getpid():
-            gc.collect()
-            _libc.malloc_trim(0)
-            found = _libc.mallinfo2()
-            allocated = found.uordblks + found.hblkhd
-        return cls(
-            allocated,
-            process.memory_info().rss,
-            process.num_fds(),
-            process.num_threads(),
-            len(process.children(recursive=True)),
-            sum(f" {SHARED}" in line for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()),
-            sum(len(names) for _, _, names in os.walk(tempfile.gettempdir())),
-        )
-
-
-class Record:
-    """What was held after each round."""
-
-    def __init__(self, warm_up: int, ignored: tuple[str, ...] = ()) -> None:
-        self.warm_up = warm_up
-        self.ignored = ignored
-        self.rounds: list[Held] = []
-
-    def add(self, held: Held) -> None:
-        """Note a round, and tell every now and then."""
-        self.rounds.append(held)
-        n = len(self.rounds)
-        if n in (1, self.warm_up) or n % max(100, self.warm_up) == 0:
-            print(f"{n:6} rounds: {_told(held)}", flush=True)
-
-    @property
-    def enough(self) -> bool:
-        """Whether there are rounds enough to compare."""
-        return len(self.rounds) >= 3 * self.warm_up
-
-    def leaks(self) -> list[str]:
-        """What there is more of at the end than after the first rounds, and by how much."""
-        if not self.enough:
-            return [f"{len(self.rounds)} rounds are too few to tell: {3 * self.warm_up} at least"]
-        found = []
-        for name in [each.name for each in fields(Held) if each.name not in self.ignored]:
-            before, after = (self._memory if name in MEMORY else self._counted)(name)
-            if after - before >= (ALLOWED if name in MEMORY else 1):
-                found.append(f"{name.replace('_', ' ')}: {before:g}, then {after:g}")
-        return found
-
-    def _memory(self, name: str) -> tuple[float, float]:
-        """Of memory: what there is around the end of the warm-up, and at the end."""
-        window = max(1, self.warm_up // 5)
-        first, last = self.rounds[self.warm_up - window : self.warm_up + window], self.rounds[-2 * window :]
-        before, after = (statistics.median(getattr(held, name) for held in part) for part in (first, last))
-        return before, after
-
-    def _counted(self, name: str) -> tuple[int, int]:
-        """Of what is counted: the most there was in the first third, and the least in the last.
-
-        A connection whose other end is closed is still open for a moment, in many rounds or in none, as a machine is
-        fast. What is kept is there in every later round.
-        """
-        part = len(self.rounds) // 3
-        counts = [getattr(held, name) for held in self.rounds]
-        return max(counts[:part]), min(counts[-part:])
-
-
-def _told(held: Held) -> str:
-    memory = f"{held.allocated / MIB:.2f} MiB allocated, {held.resident / MIB:.1f} MiB resident, "
-    return memory + ", ".join(f"{getattr(held, each.name)} {each.name.replace('_', ' ')}" for each in fields(Held)[2:])
+def mine() -> dict[str, Held]:
+    """What this process holds."""
+    return {"": Held.by(psutil.Process())}
 
 
 # --- rounds ---
@@ -184,17 +92,13 @@ def one_round(path: Path, number: int, folder: Path) -> None:
 
 def rounds(path: Path, record: Record, count: int, folder: Path) -> None:
     """Do all rounds in this process."""
-    me = psutil.Process()
     for number in range(count):
         one_round(path, number, folder)
-        record.add(Held.by(me))
+        record.add(mine())
+    record.settle(mine)
 
 
 # --- threads ---
-
-
-class Raised(Exception):
-    """What callbacks raise here."""
 
 
 def work(model: Model, seed: int, until: float) -> None:
@@ -241,7 +145,6 @@ def work(model: Model, seed: int, until: float) -> None:
 
 def threads(path: Path, record: Record, minutes: float, seconds: float) -> None:
     """Four threads for a while, again and again; what is held is looked at when they have ended."""
-    me = psutil.Process()
     end = time.monotonic() + 60 * minutes
     for turn in itertools.count():
         with Model.load_from_file(path, CPU) as model:
@@ -263,28 +166,56 @@ def threads(path: Path, record: Record, minutes: float, seconds: float) -> None:
                 worker.join()
             if failed:
                 raise failed[0]
-        record.add(Held.by(me))
+        record.add(mine())
         if time.monotonic() >= end and record.enough:
-            return
+            break
+    record.settle(mine)
+
+
+# --- engine ---
+
+
+def engine(path: Path, record: Record, minutes: float) -> None:
+    """Ask one engine that stays, and in between others that do not; after each round nothing is left of a request."""
+    end = time.monotonic() + 60 * minutes
+    with Model.load_from_file(path, CPU) as model, Engine(model, FOUR, prompt_chunk=16, n_ahead=8) as kept:
+        for turn in itertools.count():
+            chance = random.Random(turn)
+            engine_clients.at_once(kept, chance)
+            engine_clients.short_lived(model, FOUR, chance)
+            engines.check(kept)
+            record.add(mine())
+            if time.monotonic() >= end and record.enough:
+                break
+        record.settle(mine)
 
 
 # --- serve ---
 
 
-def serve(paths: list[Path], record: Record, minutes: float) -> None:
-    """Ask one model, then the other, of which one is in memory; what the server's processes hold, each time."""
+def serve(paths: list[Path], record: Record, minutes: float, *, kept: bool) -> None:
+    """Ask one model, then the other, of which one is in memory, or both at once; from several clients at once."""
     end = time.monotonic() + 60 * minutes
-    with Server(paths, context_params=SMALL, parallel=1, one_at_a_time=True) as server:
-        assert server.pid is not None
-        process = psutil.Process(server.pid)
+    # Without the cache of prompts, which is to grow until it is as large as it may be.
+    extra = ["--cache-ram", "0"]
+    with Server(paths, context_params=SMALL, parallel=2, one_at_a_time=not kept, extra=extra) as server:
+        names = [model.name for model in server.models]
+        turns = [names] if kept else [[name] for name in names]
+
+        def one(turn: int) -> dict[str, Held]:
+            held: dict[str, Held] = {}
+            for asked in turns:
+                server_clients.at_once(server.url, asked, seed=turn)
+                held |= server_clients.look_at(server)
+            assert set(held) == {"keeper", "server", *names}, held
+            return held
+
         for turn in itertools.count():
-            for model in server.models:
-                body = {"model": model.name, "prompt": f"{turn}", "n_predict": 4, "ignore_eos": True}
-                answer = ask(server.url, "/v1/completions", body)
-                assert answer.status == 200, answer
-            record.add(Held.by(process))
+            record.add(one(turn))
             if time.monotonic() >= end and record.enough:
-                return
+                break
+        # Those who are not in memory have to be asked to be looked at.
+        record.settle(lambda: server_clients.look_at(server) if kept else one(0))
 
 
 def soak(kind: str, warm_up: int, ignored: tuple[str, ...], run: Callable[[list[Path], Record, Path], None]) -> int:
@@ -302,7 +233,7 @@ def soak(kind: str, warm_up: int, ignored: tuple[str, ...], run: Callable[[list[
         start = time.monotonic()
         run(paths, record, Path(folder))
         seconds = time.monotonic() - start
-        print(f"{kind}: {len(record.rounds)} rounds in {seconds:.0f} s; at the end {_told(record.rounds[-1])}")
+        print(f"{kind}: {len(record.rounds)} rounds in {seconds:.0f} s; at the end {record}")
         found = record.leaks()
         print(*(f"more at the end: {each}" for each in found), sep="\n", end="\n" if found else "")
         return 1 if found else 0
@@ -316,17 +247,20 @@ def main() -> int:
     threaded = kinds.add_parser("threads")
     threaded.add_argument("--minutes", type=float, default=30)
     threaded.add_argument("--seconds", type=float, default=2, help="how long each four threads run (2)")
-    kinds.add_parser("serve").add_argument("--minutes", type=float, default=60)
+    kinds.add_parser("engine").add_argument("--minutes", type=float, default=30)
+    served = kinds.add_parser("serve")
+    served.add_argument("--minutes", type=float, default=60)
+    served.add_argument("--kept", action="store_true", help="both models stay in memory")
     for each in kinds.choices.values():
         each.add_argument("--warm-up", type=int, default=50, help="rounds before what is held is compared (50)")
     chosen = parser.parse_args()
-    if chosen.kind == "rounds":
-        return soak("rounds", chosen.warm_up, (), lambda paths, record, at: rounds(paths[0], record, chosen.count, at))
-    if chosen.kind == "threads":
-        each = chosen.seconds
-        run = lambda paths, record, _: threads(paths[0], record, chosen.minutes, each)  # noqa: E731
-        return soak("threads", chosen.warm_up, ("resident",), run)
-    return soak("serve", chosen.warm_up, (), lambda paths, record, _: serve(paths, record, chosen.minutes))
+    ignored, run = {
+        "rounds": ((), lambda paths, record, at: rounds(paths[0], record, chosen.count, at)),
+        "threads": (("resident",), lambda paths, record, _: threads(paths[0], record, chosen.minutes, chosen.seconds)),
+        "engine": (("resident",), lambda paths, record, _: engine(paths[0], record, chosen.minutes)),
+        "serve": ((), lambda paths, record, _: serve(paths, record, chosen.minutes, kept=chosen.kept)),
+    }[chosen.kind]
+    return soak(chosen.kind, chosen.warm_up, ignored, run)
 
 
 if __name__ == "__main__":

@@ -213,16 +213,21 @@ def group() -> Iterator[Path]:
         limit.parent.rmdir()
 
 
+def limit_to(group: Path, limit: int) -> None:
+    """Let a group have so much memory, and no swap, which would be room, too."""
+    group.write_text(str(limit))
+    for name, most in (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", limit)):
+        if group.with_name(name).exists():
+            group.with_name(name).write_text(str(most))
+
+
 @pytest.mark.thorough
 def test_what_a_control_group_limits_is_refused_before_it_is_taken(group: Path, tiny_path: MakeTiny) -> None:
     """The limit is met by what the interpreter takes with room to spare, and by neither the model nor the context."""
     path = tiny_path(n_embd=512, n_ff=2048, n_layer=12, n_ctx_train=2**20)
     limit = os.path.getsize(path) - MIB
     assert limit > 128 * MIB
-    group.write_text(str(limit))
-    for name, most in (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", limit)):  # swap is room, too
-        if group.with_name(name).exists():
-            group.with_name(name).write_text(str(most))
+    limit_to(group, limit)
     done = child(
         """
         with open(sys.argv[2], "w") as file:
@@ -246,3 +251,52 @@ def test_what_a_control_group_limits_is_refused_before_it_is_taken(group: Path, 
     assert f"and the control group {group.parent} lets this process have" in load
     assert "of Host, which has" in context
     assert (done.returncode, rest) == (0, ["True"])
+
+
+#: What a program has besides a model, of which a group has room for half: the load is not refused, but meets the limit.
+BALLAST = 48 * MIB
+MEETS_LIMIT = f"""
+with open(sys.argv[2], "w") as file:
+    file.write(str(os.getpid()))
+ballast = b"1" * {BALLAST}
+WHOLE = CPU.with_load_mode(LoadMode.NONE)
+"""
+
+
+@pytest.fixture
+def too_little(group: Path, tiny_path: MakeTiny) -> Path:
+    """A model that is not refused, but cannot be read within the group's limit."""
+    path = tiny_path(n_embd=512, n_ff=2048, n_layer=12, n_ctx_train=2**20)
+    limit = os.path.getsize(path) + BALLAST // 2
+    assert limit > 128 * MIB
+    limit_to(group, limit)
+    return path
+
+
+@pytest.mark.thorough
+def test_a_load_that_meets_the_limit_of_a_control_group_is_killed(group: Path, too_little: Path) -> None:
+    """As the system's way is; whoever started the process goes on, and is told the signal."""
+    load = """
+print("loading", flush=True)
+Model.load_from_file(sys.argv[1], WHOLE)
+print("loaded", flush=True)
+"""
+    done = child(MEETS_LIMIT + load, too_little, group.parent / "cgroup.procs")
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "loading\n")
+
+
+@pytest.mark.thorough
+def test_a_server_whose_load_meets_the_limit_says_so(group: Path, too_little: Path) -> None:
+    """It is the largest process of the group, so it is the one that is killed."""
+    serve = """
+from moebind.server import Server
+try:
+    with Server(sys.argv[1], model_params=WHOLE, context_params=SMALL, fit=False):
+        print("ready")
+except moebind.ServerError as error:
+    print(error)
+"""
+    done = child(MEETS_LIMIT + serve, too_little, group.parent / "cgroup.procs")
+    assert done.returncode == 0
+    first = "llama-server was ended by SIGKILL: by somebody, or by the system, because memory ran out"
+    assert done.stdout.startswith(first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -10,19 +11,22 @@ from pathlib import Path
 
 import psutil
 import pytest
-import soak
+from held import Held, Record
 
 SOAK = Path(__file__).with_name("soak.py")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "arguments",
     [
         ("rounds", "--count", "90", "--warm-up", "30"),
         ("threads", "--minutes", "0.1", "--seconds", "0.3", "--warm-up", "5"),
-        ("serve", "--minutes", "0.2", "--warm-up", "5"),
+        ("engine", "--minutes", "0.1", "--warm-up", "5"),
+        ("serve", "--minutes", "0.1", "--warm-up", "5"),
+        ("serve", "--kept", "--minutes", "0.1", "--warm-up", "5"),
     ],
-    ids=lambda arguments: arguments[0],
+    ids=["rounds", "threads", "engine", "serve", "serve, both kept"],
 )
 def test_nothing_is_held(arguments: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, SOAK, *arguments], capture_output=True, text=True, check=False, timeout=600)
@@ -37,38 +41,61 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_grows_is_told() -> None:
-    record, kept, me = soak.Record(warm_up=5), [], psutil.Process()
+    record, kept, me = Record(warm_up=5), [], psutil.Process()
     with contextlib.ExitStack() as files:
         for number in range(20):
             kept.append(bytes([number]) * 150_000)
             files.enter_context(SOAK.open())
-            record.add(soak.Held.by(me))
+            record.add({"": Held.by(me)})
     assert {line.partition(":")[0] for line in record.leaks()} == {"allocated", "resident", "files"}
 
 
 def test_too_few_rounds_tell_nothing() -> None:
-    record = soak.Record(warm_up=5)
+    record = Record(warm_up=5)
     for _ in range(14):
-        record.add(soak.Held.by(psutil.Process()))
+        record.add({"": Held.by(psutil.Process())})
     assert record.leaks() == ["14 rounds are too few to tell: 15 at least"]
 
 
-def held(files: int) -> soak.Held:
-    return soak.Held(0, 0, files, 1, 0, 0, 0)
+def holding(files: int) -> Held:
+    return Held(0, 0, files, 1, 0, 0, 0)
+
+
+def recorded(files: list[int], *, patience: float = 60, ends_after: int | None = 1) -> Record:
+    """A record of processes with so many files; looked at again, there are ten, after so many times or never."""
+    record = Record(warm_up=5)
+    record.patience = patience
+    for each in files:
+        record.add({"": holding(each)})
+    looks = itertools.count(1)
+    record.settle(lambda: {"": holding(10 if ends_after is not None and next(looks) >= ends_after else files[-1])})
+    return record
 
 
 @pytest.mark.parametrize(
-    "files", [[11] + 9 * [10] + 10 * [10, 11], [11, 10, 10, 10, 10] + 15 * [11]], ids=["now and then", "mostly"]
+    "files",
+    [[11] + 9 * [10] + 10 * [10, 11], [11, 10, 10, 10, 10] + 15 * [11], 15 * [10] + 15 * [11]],
+    ids=["now and then", "mostly", "at the end"],
 )
 def test_what_is_about_to_end_is_no_leak(files: list[int]) -> None:
-    record = soak.Record(warm_up=5)
-    for each in files:
-        record.add(held(each))
-    assert record.leaks() == []
+    assert recorded(files, ends_after=3).leaks() == []
 
 
-def test_what_is_kept_every_few_rounds_is_told() -> None:
-    record = soak.Record(warm_up=5)
-    for number in range(30):
-        record.add(held(10 + number // 8))
-    assert record.leaks() == ["files: 11, then 12"]
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ([10 + number // 8 for number in range(30)], "11, then 12"),
+        ([10, 10, 10, 14, 10, 10, 10, 10, 10, 10] + 10 * [10] + 10 * [11], "10, then 11"),
+        ([number % 3 + 10 for number in range(20)] + [number % 3 + 11 for number in range(10)], "10, then 11"),
+    ],
+    ids=["every few rounds", "after a peak", "below many that end"],
+)
+def test_what_is_kept_is_told(files: list[int], told: str) -> None:
+    assert recorded(files, patience=0.3, ends_after=None).leaks() == [f"files: {told}"]
+
+
+def test_each_process_is_compared_with_itself() -> None:
+    record = Record(warm_up=5)
+    for number in range(15):
+        record.add({"server": holding(10), "a": holding(20 + number)})
+    assert record.leaks() == ["a: files: 25, then 30"]

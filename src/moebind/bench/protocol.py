@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import IO, Any, TextIO
 
+from moebind._core.endings import ended_by
 from moebind.bench.record import FailedError
 from moebind.errors import MoebindError
 
@@ -136,10 +137,8 @@ def _death(process: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
     last = f": {lines[-1].strip()}" if lines else ""
     if code >= 0:
         return f"the process ended with status {code}{last}"
-    name = signal.Signals(-code).name
-    if name == "SIGKILL":
-        return "the process was ended by SIGKILL: by somebody, or by the system, because memory ran out"
-    return f"the process was ended by {name}{last}"
+    said = "" if code == -signal.SIGKILL else last
+    return f"the process {ended_by(-code) or f'was ended by signal {-code}'}{said}"
 
 
 def _leave(process: subprocess.Popen[bytes]) -> None:

@@ -185,8 +185,11 @@ class Reader(Iterator[Piece]):
             return item
         self._over = True
         error, item.error = item.error, None
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:  # its traceback leads back here, and to all that its reader has
+            del error
         raise StopIteration
 
     def close(self) -> None:
@@ -271,8 +274,11 @@ class ToTask(Delivery):
                 return piece
             if self._end is not None:
                 error, self._end.error = self._end.error, None
-                if error is not None:
-                    raise error
+                try:
+                    if error is not None:
+                        raise error
+                finally:  # as above
+                    del error
                 break
             await self._news(lambda: bool(self._pieces))
         raise StopAsyncIteration

@@ -179,12 +179,12 @@ class EngineThread:
             self._wake_all()
             self._computing = steps.able()
             if not self._computing:
-                inbox.get()()
+                if not self._stopping:  # or the message that woke it for that is read already
+                    inbox.get()()
                 continue
             lib.moebind_hooks_forget(self._hooks.pointer)
             if inbox.empty() and not self._stopping:
-                for progress in self._advance():
-                    self._deliver(progress)
+                self._deliver(self._advance())
                 self._wake_all()
             self._computing = []
 
@@ -204,15 +204,17 @@ class EngineThread:
             self._lose(steps.computed, error)
         return []
 
-    def _deliver(self, progress: Progress) -> None:
-        run, pieces, error = progress
-        assert isinstance(run, Asked)  # noqa: S101
-        assert run.delivery is not None  # noqa: S101
-        run.delivery.put(pieces)
-        if progress.ended:
-            self._end(run, error)
-        else:
-            run.paused = run.delivery.pauses()
+    def _deliver(self, batch: list[Progress]) -> None:
+        """Give what was computed to those who asked."""
+        for progress in batch:
+            run = progress.run
+            assert isinstance(run, Asked)  # noqa: S101
+            assert run.delivery is not None  # noqa: S101
+            run.delivery.put(progress.pieces)
+            if progress.ended:
+                self._end(run, progress.taken_error())
+            else:
+                run.paused = run.delivery.pauses()
 
     def _lose(self, runs: list[Run], error: BaseException) -> None:
         """End these, for whom a computation failed."""

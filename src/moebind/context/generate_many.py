@@ -310,12 +310,14 @@ class BatchedGeneration(Generation):
                     yield run, None
                 if not steps.schedule.running:
                     return
-                for run, pieces, error in steps.advance():
-                    for piece in pieces:
-                        yield run, piece
+                for progress in steps.advance():
+                    for piece in progress.pieces:
+                        yield progress.run, piece
+                    error = progress.taken_error()
                     if error is not None:
                         raise error
         finally:
+            error = None  # its traceback leads back here, and to all that its reader has
             steps.close()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "Steps"]
 
 
-class Progress(NamedTuple):
+@dataclass
+class Progress:
     """What a batch was for one text: its next pieces, and what its sampler raised after them."""
 
     run: Run
@@ -37,6 +39,11 @@ class Progress(NamedTuple):
     def ended(self) -> bool:
         """Whether nothing more comes."""
         return self.error is not None or self.pieces[-1].stop_reason is not None
+
+    def taken_error(self) -> BaseException | None:
+        """What its sampler raised. It is not kept here: its traceback leads to frames that have this."""
+        error, self.error = self.error, None
+        return error
 
 
 class Steps:
@@ -218,6 +225,7 @@ class Steps:
                 self._drafts.chosen(native, run, len(pieces) - 1)
             run.tokens += [piece.token for piece in pieces]
             chosen.append(Progress(run, pieces, error))
+            del error  # so that this frame, which its traceback leads to, has it no longer than who takes it
         return chosen
 
     def _logits_of(self, native: CData, places: list[int]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from typing import NoReturn
 import numpy as np
 
 from moebind._core.native import lib
-from moebind.enums import GgmlType, GgufType
+from moebind.enums import GgmlType, GgufType, PoolingType
 from moebind.errors import ModelLoadError
 from moebind.files.architecture_checks import architecture_problems
 from moebind.files.architecture_facts import ANY_EMBEDDINGS, EXPERTS_MAX, LAYERS_MAX, ONE_EXPERT_IS_NONE, WITHOUT_ROPE
@@ -340,6 +340,11 @@ def _check_numbers(fields: _Fields) -> None:
         epsilon = fields.number(fields.of(name))
         if epsilon is not None and not 0 <= epsilon < math.inf:
             fields.refuse(fields.of(name), f"is {epsilon}; it takes a number that is not negative")
+    for name in ("pooling_type", "classifier.pooling_type"):  # it becomes an enum before it is looked at
+        pooling = fields.integer(fields.of(name))
+        if pooling is not None and pooling not in {each % 2**32 for each in PoolingType}:
+            kinds = ", ".join(f"{each.value} ({each.name})" for each in PoolingType if each >= 0)
+            fields.refuse(fields.of(name), f"is {pooling}; it takes {kinds}")
     scaling = fields.text(fields.of("rope.scaling.type"))
     if scaling is not None and scaling not in _ROPE_SCALINGS:
         fields.refuse(fields.of("rope.scaling.type"), f"is {scaling!r}; it takes {', '.join(_ROPE_SCALINGS)}")

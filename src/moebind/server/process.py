@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from moebind._core.endings import ended_by
 from moebind.errors import ServerError
 from moebind.server import keeper
 
@@ -148,10 +149,5 @@ def _thread(target: Callable[..., None], argument: object) -> threading.Thread:
 
 
 def _ending(status: int) -> str:
-    number = -status if status < 0 else status - 128
-    if number > 0:
-        try:
-            return f"was ended by {signal.Signals(number).name}"
-        except ValueError:
-            pass
-    return f"ended with status {status}"
+    told = ended_by(-status if status < 0 else status - 128)
+    return told or f"ended with status {status}"
