@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -87,9 +88,13 @@ class Record:
     #: Seconds that what is about to end has for it, when all rounds are over.
     patience = 60.0
 
-    def __init__(self, warm_up: int, ignored: Iterable[str] = ()) -> None:
+    def __init__(
+        self, warm_up: int, ignored: Iterable[str] = (), varies: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         self.warm_up = warm_up
         self.ignored = frozenset(ignored)
+        #: By how much what is counted goes up and down by itself.
+        self.varies = varies
         self.rounds: list[Mapping[str, Held]] = []
 
     def add(self, held: Mapping[str, Held]) -> None:
@@ -124,13 +129,13 @@ class Record:
 
     def _leaks(self, *, counted: bool) -> list[str]:
         found = []
-        compare, allowed = (self._counted, 1) if counted else (self._memory, ALLOWED)
+        compare = self._counted if counted else self._memory
         for role in self.rounds[-1]:
             for name in [each.name for each in fields(Held) if each.name not in self.ignored]:
                 if (name in MEMORY) == counted:
                     continue
                 before, after = compare([getattr(held[role], name) for held in self.rounds])
-                if after - before >= allowed:
+                if after - before >= (1 + self.varies.get(name, 0) if counted else ALLOWED):
                     whose = f"{role}: " if role else ""
                     found.append(f"{whose}{_words(name)}: {before:g}, then {after:g}")
         return found

@@ -99,3 +99,11 @@ def test_each_process_is_compared_with_itself() -> None:
     for number in range(15):
         record.add({"server": holding(10), "a": holding(20 + number)})
     assert record.leaks() == ["a: files: 25, then 30"]
+
+
+@pytest.mark.parametrize(("more", "told"), [(6, []), (7, ["threads: 1, then 8"])])
+def test_what_varies_by_itself_may_be_so_much_more(more: int, told: list[str]) -> None:
+    record = Record(5, varies={"threads": 6})
+    for number in range(21):
+        record.add({"": Held(0, 0, 3, 1 + (more if number >= 14 else 0), 0, 0, 0)})
+    assert record.leaks() == told
