@@ -123,5 +123,6 @@ def test_drivers_are_looked_for_meanwhile(path: Path, capsys: Capture, monkeypat
     asked[0].join()
     assert capsys.readouterr().err == ""
     assert threading.main_thread() not in asked
-    assert run("inspect", "--help") == 0
+    for others in (["inspect", path], ["plan", "--help"], ["plan", path, "--params", "none.json"]):
+        run(*others)
     assert len(asked) == 1

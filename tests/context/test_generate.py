@@ -288,3 +288,16 @@ def test_a_prompt_that_goes_on_is_continued_behind_a_window(windows: Model) -> N
         context.reset_timings()
         list(context.generate([*tokens[:100], 5], max_tokens=1))
         assert context.timings().n_p_eval == 101  # what was before the window is gone
+
+
+def test_a_view_of_logits_outlives_a_larger_buffer_in_the_middle(moe: Model) -> None:
+    with moe.new_context(EXACT) as context:
+        pieces = context.generate([1, 5, 6], max_tokens=8)
+        next(pieces)
+        seen = context.get_logits_ith(-1)
+        kept = seen.copy()
+        context.set_embeddings(True)
+        next(pieces)
+        taken = [np.full(seen.size, 7, np.float32) for _ in range(50)]  # what was freed would be given out again
+        np.testing.assert_array_equal(seen, kept)
+        assert not any(np.shares_memory(seen, each) for each in taken)

@@ -203,6 +203,17 @@ def test_without_save_nothing_is_kept(path: Path, machine: Machine) -> None:
         moebind.tune(path, **QUICK, dimensions=["micro-batch"], save=False, resume=True)
 
 
+def test_an_earlier_result_stays_where_there_was_no_time(path: Path, machine: Machine) -> None:
+    moebind.tune(path, **QUICK, dimensions=["micro-batch"])
+    [target] = [each for each in Path(saved.folder()).rglob("*") if each.suffix == ".json"]
+    before = target.read_bytes()
+    moebind.tune(path, **QUICK, dimensions=["micro-batch"], minutes=0)
+    assert target.read_bytes() == before
+    target.unlink()
+    moebind.tune(path, **QUICK, dimensions=["micro-batch"], minutes=0)
+    assert target.exists()
+
+
 def test_the_time_is_kept_to(path: Path, machine: Machine) -> None:
     found = moebind.tune(path, **QUICK, minutes=0)
     assert not found.complete

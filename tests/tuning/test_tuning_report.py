@@ -48,7 +48,7 @@ def test_sentences_of_nothing(path: Path) -> None:
     assert "Nothing was faster than the defaults beyond the noise: they are kept." in nothing
     assert "There was no time for all of it: resume goes on." in nothing
     lost = replace(TOTAL, kept=False, why="no faster beyond the noise")
-    assert "All of it together was no faster beyond the noise: the defaults are kept." in explained(
+    assert "All of it together: no faster beyond the noise; the defaults are kept." in explained(
         made_up(path, total=lost)
     )
 

@@ -18,7 +18,7 @@ from moebind.errors import MoebindError
 __all__ = ["main"]
 
 #: Commands whose first question is what devices there are.
-_ASK_FOR_DEVICES = frozenset({"plan", "fit"})
+_ASK_FOR_DEVICES = (["plan"], ["fit"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,13 +49,20 @@ def _look_for_devices() -> None:
         lib.ggml_backend_dev_count()
 
 
+def _will_ask_for_devices(arguments: list[str]) -> bool:
+    """Whether a command will, and needs nothing else before: a file of parameters may have variables for backends."""
+    elsewhere = ("--help", "--params", "--tuned")
+    return arguments[:1] in _ASK_FOR_DEVICES and not any(each.startswith(elsewhere) for each in arguments)
+
+
 def _run(arguments: list[str]) -> int:
-    if arguments and arguments[0] in _ASK_FOR_DEVICES:
+    set_log(None)  # what matters of llama.cpp's log is in the error's message; the line would be there twice
+    if _will_ask_for_devices(arguments):
         threading.Thread(target=_look_for_devices).start()  # while the command is imported and its options are read
+
     from moebind.cli.app import app
     from moebind.cli.options import error_in_options, in_options
 
-    set_log(None)  # what matters of llama.cpp's log is in the error's message; the line would be there twice
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: say(f"warning: {in_options(str(message))}")

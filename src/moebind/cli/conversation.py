@@ -92,6 +92,9 @@ class Conversation:
             raise ValueError("pictures and sound need the model's projector: --mmproj FILE")
         mtmd._must_take(Bitmap.from_file(path, mtmd))
         self._attached.append(part_of_file(path))
+        if self._arguments.get("speculative") is not None:
+            self._arguments = {**self._arguments, "speculative": None}
+            self._terminal.note("From here on, nothing is drafted: pictures and sound are part of what follows.")
 
     def check(self) -> None:
         """Have the arguments checked as with a question, without asking one: tools, the template, the rest.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +11,7 @@ from moebind.cli.drafts import DRAFTS, draft_of, drafting
 from moebind.cli.given import Given
 from moebind.cli.loading import load, new_context
 from moebind.cli.media import opened, projector_for
+from moebind.cli.output import note
 from moebind.cli.parameters import only
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def writing(
         loaded,
         opened(projector, loaded, context_params.n_threads_batch) as mtmd,
         new_context(loaded, context_params) as context,
-        drafting(given, context, draft) as speculative,
+        nullcontext() if media else drafting(given, context, draft) as speculative,
     ):
+        if media and (draft is not None or given.values["spec_type"] not in {None, "none"}):
+            note("what --params or --tuned drafts with is left out: a prompt with pictures or sound is not drafted for")
         yield Writing(context, mtmd, speculative)

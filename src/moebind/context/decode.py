@@ -187,6 +187,8 @@ class Decoding(Outputs, KvCache):
         """
         if self._extra_locks or self._hooks.eval is not None or self._suppress is not None:
             return None
+        if not self._outputs_reserved:  # libllama makes a larger buffer, and arrays may show the one it has
+            return None
         self._n_outputs, self._flags, self._has_logits, self._output_seqs = 0, None, True, None
         code = lib.moebind_step(native, self._hooks.pointer, batch, token, pos, self._next_token)
         if code != 0:

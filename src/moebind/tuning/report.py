@@ -72,10 +72,12 @@ def explained(found: Findings) -> str:
     if found.goal.n_sequences > 1:
         work = f"{found.goal.n_sequences} sequences side by side, each of {work}"
     lines = [f"For {found.goal.name} ({parts}), measured with {work}."]
-    if found.total is None:
+    if found.total is None and found.needs is not None:
+        lines.append("There was no time to compare anything with the defaults: they are kept.")
+    elif found.total is None:
         lines.append("Nothing was faster than the defaults beyond the noise: they are kept.")
     elif not found.total.kept:
-        lines.append(f"All of it together was {found.total.why}: the defaults are kept.")
+        lines.append(f"All of it together: {found.total.why}; the defaults are kept.")
     else:
         interval = f"95 %: {found.total.low:.3f} to {found.total.high:.3f}"
         speed = f"{found.total.gain:.3f} times as fast as the defaults ({interval})"
