@@ -16,6 +16,9 @@ from typist import type_lines
 
 import moebind
 from moebind.mtmd import Bitmap
+from moebind.tuning.configuration import Process
+from moebind.tuning.result import KEY
+from moebind.tuning.speculation import Speculation
 
 FAST = ["-ngl", "0", "-t", "1", "-c", "512"]
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
@@ -50,6 +53,31 @@ def test_generate_looks_at_pictures(folder: Path, capsys: Capture) -> None:
     *_, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert last["text"] == expected.text
     assert last["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
+
+
+@pytest.fixture
+def drafting_file(tmp_path: Path) -> Path:
+    """Parameters of a file that says what drafts."""
+    file = tmp_path / "tuned.json"
+    found = {"process": Process().to_dict(), "speculation": Speculation("ngram-mod").to_dict()}
+    file.write_text(json.dumps({"context_params": {}, KEY: found}))
+    return file
+
+
+def test_what_a_file_drafts_with_is_left_out_for_pictures(folder: Path, drafting_file: Path, capsys: Capture) -> None:
+    picture = ["--image", folder / "1.png", "--params", drafting_file]
+    assert run("generate", folder / "model.gguf", "it is", "-n", 3, *FAST, *picture) == 0
+    assert "is left out: a prompt with pictures or sound is not drafted for" in capsys.readouterr().err
+
+
+def test_a_chat_that_is_drafted_for_may_come_to_pictures(
+    folder: Path, drafting_file: Path, typed: Any, capsys: Capture
+) -> None:
+    typed("Hello", f"/image {folder / '2.png'}", "And this?", "And now?")
+    projector = ["--mmproj", folder / "mmproj-model.gguf"]
+    arguments = ["--chat-template", TEMPLATE, "-n", 3, *FAST, *projector, "--params", drafting_file]
+    assert run("chat", folder / "model.gguf", *arguments) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_chat_about_pictures(folder: Path, typed: Any, capsys: Capture, tmp_path: Path) -> None:
