@@ -160,7 +160,12 @@ def test_what_drafts_for_a_model(hub: Hub, tiny_path: Callable[..., Path], tmp_p
     assert hub.sent == 0
     assert run("get", "someone/whole", "--spec-type", "draft-mtp", "--yes", "--json", *FITS) == 0
     assert json.loads(capsys.readouterr().out)["drafts"] == []  # the layers are in the model's own file
-    for kind, message in (("draft-eagle3", "no eagle3-*.gguf lies beside"), ("quick", "--spec-type is 'quick'")):
+    for kind, message in (
+        ("draft-eagle3", "no eagle3-*.gguf lies beside"),
+        ("quick", "--spec-type is 'quick'"),
+        ("ngram-mod", "--spec-type is ngram-mod, of which a repository has no file; it takes draft-"),
+        ("draft-simple", "--spec-type is draft-simple, of which"),
+    ):
         assert run("get", "someone/ahead", "--spec-type", kind, *FITS) == 2
         assert message in capsys.readouterr().err
 

@@ -71,7 +71,7 @@ def command(
         raise ValueError("there is no model, or two: give OWNER/REPO[:QUANT] or -hf")
     given = wanted or hf_repo or ""
     address = given if checks.on_hub(given) else on_hub(given)
-    kinds = kinds_of(spec_type)
+    kinds = _with_files(kinds_of(spec_type))
     files = find(Address.parse(address))
     if sidecar_kind(os.path.basename(files.files[0][0])) is not None:
         _get_sidecar(address, files, yes=yes, dry_run=dry_run, as_json=as_json)
@@ -109,6 +109,15 @@ def command(
         show_json({"address": address, "nbytes": card.nbytes, **found_here, "drafts": list(drafts), "beside": beside})
     elif paths:
         show(paths[0])
+
+
+def _with_files(kinds: list[str]) -> list[str]:
+    """The kinds of drafts, each of which has to have a file, or layers, that a repository can have."""
+    for each in kinds:
+        if each != MTP and each.removeprefix("draft-") not in SIDECARS:
+            known = ", ".join(f"draft-{kind}" for kind in sorted(SIDECARS))
+            raise ValueError(f"--spec-type is {each}, of which a repository has no file; it takes {known}")
+    return kinds
 
 
 def _draft_of(address: str, kinds: Sequence[str]) -> tuple[Draft | None, HubFiles | None]:
