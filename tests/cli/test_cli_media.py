@@ -124,7 +124,7 @@ def test_what_is_wrong(folder: Path, typed: Any, capsys: Capture, tmp_path: Path
         (
             ["chat", alone, "--chat-template", TEMPLATE],
             [f"/image {folder / '1.png'}"],
-            "need the model's projector: --mmproj FILE",
+            "need the model's projector: begin the chat with --mmproj FILE",
         ),
     ]:
         typed(*lines)

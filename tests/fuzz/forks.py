@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import concurrent.futures.thread  # noqa: F401  # which asyncio imports later
 import faulthandler
 import logging
 import os
@@ -30,9 +31,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import moebind
-from moebind import Batch, ClosedError, ContextParams, Engine, Model, ModelParams, Sampler
+from moebind import Batch, ClosedError, ContextParams, Engine, Model, ModelParams, Sampler, Speculative
 from moebind.chat.named_templates import chatml_tools
 
+# What drafts and what has threads are imported before: a fork while another thread takes long for an import, as on a
+# busy machine, is a known limit (docs/safety.md).
 HANG_SECONDS = 30
 CPU = ModelParams(n_gpu_layers=0, devices=())
 TEMPLATE = chatml_tools()
@@ -135,7 +138,7 @@ def _speculative(model: Model, chance: random.Random) -> None:
     with (
         model.new_context(_small(1)) as context,
         model.new_context(_small(1)) as draft,
-        moebind.Speculative(context, chance.choice([draft, None]), n_max=4, n_match=2) as drafts,
+        Speculative(context, chance.choice([draft, None]), n_max=4, n_match=2) as drafts,
     ):
         for _ in context.generate("it is it is it is", speculative=drafts, max_tokens=12):
             pass

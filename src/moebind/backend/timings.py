@@ -166,20 +166,21 @@ class Timings:
 
     @property
     def tokens_per_second(self) -> float:
-        """Speed of texts that go on, all of them together, and of single tokens; without what drafting took."""
-        return 1e3 * self.n_eval / self.t_eval_ms if self.t_eval_ms else 0.0
+        """Speed of texts that go on, all of them together, and of single tokens; with what drafting took."""
+        took = self.t_eval_ms + self.t_draft_ms
+        return 1e3 * self.n_eval / took if took else 0.0
 
     def __str__(self) -> str:
         return (
             f"prompt {self.n_p_eval} tokens in {self.t_p_eval_ms:.0f} ms ({self.prompt_tokens_per_second:.1f}/s); "
-            f"decode {self.n_eval} tokens in {self.t_eval_ms:.0f} ms ({self.tokens_per_second:.1f}/s)"
-            + (f"; {self.moe_cache}" if self.moe_cache is not None else "")
+            f"decode {self.n_eval} tokens in {self.t_eval_ms + self.t_draft_ms:.0f} ms ({self.tokens_per_second:.1f}/s)"
             + (
-                f"; {self.acceptance:.1%} of {self.n_drafted} drafted tokens were right, drafted in "
-                f"{self.t_draft_ms:.0f} ms"
+                f", {self.t_draft_ms:.0f} of them for drafts; {self.acceptance:.1%} of {self.n_drafted} drafted tokens "
+                "were right"
                 if self.n_drafted
                 else ""
             )
+            + (f"; {self.moe_cache}" if self.moe_cache is not None else "")
             + (f"; drafting was switched off: {self.draft_stopped}" if self.draft_stopped else "")
         )
 

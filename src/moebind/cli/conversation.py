@@ -89,7 +89,7 @@ class Conversation:
 
         mtmd = self._arguments.get("mtmd")
         if mtmd is None:
-            raise ValueError("pictures and sound need the model's projector: --mmproj FILE")
+            raise ValueError("pictures and sound need the model's projector: begin the chat with --mmproj FILE")
         mtmd._must_take(Bitmap.from_file(path, mtmd))
         self._attached.append(part_of_file(path))
         if self._arguments.get("speculative") is not None:

@@ -104,6 +104,9 @@ class Given:
             saved = read_for(source, model)
             model_params, context_params = saved.model_params, saved.context_params
             devices, saved_host = saved.devices, saved.host
+            if saved.draft is not None and self._nothing_drafts():
+                what = saved.draft.path or "the model's own layers"
+                say(f"note: it was found with {what} to draft, which is not used unless options say so")
             if self._own_layers_draft:
                 # Commands load these layers for the kind of drafts that they are, and llama-server does.
                 model_params = model_params.with_load_mtp(False)
@@ -143,10 +146,14 @@ class Given:
 
     def _drafts(self, values: Mapping[str, Any]) -> None:
         """Take what drafts from a file, if the command can draft, and no option says anything of it."""
-        # As the options in moebind.cli.drafts are called, which reads what is given here.
-        said = {name for name in self.values if name.startswith("spec_") or name.endswith("_draft")}
-        if values.keys() <= said and not any(self.values[name] not in (None, []) for name in said):
+        if values.keys() <= self.values.keys() and self._nothing_drafts():
             self.values |= values
+
+    def _nothing_drafts(self) -> bool:
+        """Whether the command can draft, and no option says anything of it."""
+        # As the options in moebind.cli.drafts are called, which reads what is given here.
+        said = [value for name, value in self.values.items() if name.startswith("spec_") or name.endswith("_draft")]
+        return bool(said) and all(value in (None, []) for value in said)
 
     def of(self, options: Sequence[Option[ParamsT]]) -> list[tuple[Option[ParamsT], Any]]:
         """Those of the options that were given, with their values."""

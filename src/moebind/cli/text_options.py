@@ -178,7 +178,8 @@ def ended(usage: Usage, stop_reason: str | None, timings: Timings) -> Mapping[st
             "prompt_ms": round(timings.t_p_eval_ms, 3),
             "prompt_per_second": round(timings.prompt_tokens_per_second, 3),
             "predicted_n": timings.n_eval,
-            "predicted_ms": round(timings.t_eval_ms, 3),
+            "predicted_ms": round(timings.t_eval_ms + timings.t_draft_ms, 3),
             "predicted_per_second": round(timings.tokens_per_second, 3),
+            **({"draft_n": timings.n_drafted, "draft_n_accepted": timings.n_accepted} if timings.n_drafted else {}),
         },
     }
