@@ -171,13 +171,14 @@ def draft_beside(model: str | None, kinds: Sequence[str]) -> str | None:
     ModelLoadError
         If the Hub cannot be asked.
     """
+    kind = next((each for each in kinds if each.startswith("draft-")), None)
+    if kind is None or (kind == MTP and model is None):
+        return None  # of several models, each has layers of its own, or a file beside it
+
     from moebind.files.sidecars import beside
     from moebind.placement.drafter import models_own
     from moebind.placement.header import read_header
 
-    kind = next((each for each in kinds if each.startswith("draft-")), None)
-    if kind is None or (kind == MTP and model is None):
-        return None  # of several models, each has layers of its own, or a file beside it
     if kind == MTP and model is not None:
         return models_own(model, read_header(model))
     sidecar = kind.removeprefix("draft-")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from contextlib import contextmanager
@@ -38,11 +37,15 @@ def show(text: object) -> None:
 
 def show_json(found: Mapping[str, object], *, indent: int | None = 2) -> None:
     """Write a mapping to standard output, as JSON; in one line where ``indent`` is None."""
+    import json  # most commands tell people
+
     print(json.dumps(found, indent=indent))
 
 
 def show_line(found: Mapping[str, object]) -> None:
     """Write a mapping to standard output, as JSON in one line, at once."""
+    import json
+
     print(json.dumps(found), flush=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -142,6 +141,8 @@ def read_json(text: str, what: str) -> Any:
     ValueError
         If it is none.
     """
+    import json
+
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
