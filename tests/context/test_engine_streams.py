@@ -77,8 +77,8 @@ def test_clients_of_which_many_go_away(dense: Model, engine: Engine, n_clients: 
         check(engine)
         held.append((allocated(), lib.moebind_owned_alive()))
         assert psutil.Process().num_fds() == n_files
-    # The first two fill caches and pools, which may still grow by some. Less than a KiB a client besides is no text with
-    # its pieces and samplers.
+    # The first two fill caches and pools, which may still grow by some. Less than a KiB a client besides is no text
+    # with its pieces and samplers.
     assert held[3][0] - held[1][0] < 1024 * 2 * n_clients + 2**18, held
     # Natively, only samplers of the last batch are left: one of each sequence, and what it is a clone of.
     assert held[3][1] - held[1][1] <= 2 * engine.n_seq_max, held
