@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.append(str(HERE.parent))
 #: What keeps two of them from asking other servers for prices, and from telling theirs who they are.
 QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HAYSTACK_TELEMETRY_ENABLED": "False"}
 FRAMEWORKS = {path.stem.removeprefix("with_"): path for path in sorted(HERE.glob("with_*.py"))}

@@ -71,17 +71,21 @@ def test_clients_of_which_many_go_away(dense: Model, engine: Engine, n_clients: 
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     held = []
-    for _ in range(4):
+    for _ in range(6):
         asyncio.run(main())
         wait_until(lambda: threading.active_count() <= n_threads)
         check(engine)
         held.append((allocated(), lib.moebind_owned_alive()))
         assert psutil.Process().num_fds() == n_files
-    # The first two fill caches and pools, which may still grow by some. Less than a KiB a client besides is no text
-    # with its pieces and samplers.
-    assert held[3][0] - held[1][0] < 1024 * 2 * n_clients + 2**18, held
+    # The first fill caches and pools. What is kept is there in every later round, so that what one round happened to
+    # hold tells nothing. Two rounds with less than a KiB a client keep no text with its pieces and samplers.
+    (before, alive), (after, alive_after) = (
+        map(max, zip(*held[1:3], strict=True)),
+        map(min, zip(*held[4:], strict=True)),
+    )
+    assert after - before < 1024 * 2 * n_clients, held
     # Natively, only samplers of the last batch are left: one of each sequence, and what it is a clone of.
-    assert held[3][1] - held[1][1] <= 2 * engine.n_seq_max, held
+    assert alive_after - alive <= 2 * engine.n_seq_max, held
 
 
 def test_chats_are_those_of_a_context(chatting: Engine, talking: Context) -> None:
