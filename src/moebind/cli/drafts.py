@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from moebind.cli.given import Given
 from moebind.cli.model_argument import on_hub
 from moebind.cli.parameters import CONTEXT, MODEL, Option, ParamsT
 from moebind.enums import DeviceType, SpeculativeType
-from moebind.params.draft import Draft
+from moebind.params.draft import MTP, Draft
 from moebind.params.params import ContextParams, ModelParams
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ __all__ = [
     "written",
 ]
 
-MTP = "draft-mtp"
 #: Drafts that lie beside their model, as files' names begin, and kinds' names end.
 SIDECARS = {"mtp", "eagle3", "dflash", "dspark"}
 
@@ -329,8 +328,8 @@ def drafting(given: Given, context: Context, draft: Draft | None) -> Iterator[Sp
     SpeculativeError
     ModelLoadError
     """
-    from moebind.context.mtp_speculative import MtpSpeculative, MtpSpeculativeParams
-    from moebind.context.speculative import Speculative
+    from moebind.cli.loading import open_model
+    from moebind.context.drafted_by import drafted_by
 
     kinds = kinds_of(given.values["spec_type"])
     automatic = "auto" in kinds
@@ -341,26 +340,5 @@ def drafting(given: Given, context: Context, draft: Draft | None) -> Iterator[Sp
             raise ValueError("how to draft is given, but not who drafts: add --spec-type or --model-draft")
         yield None
         return
-    with ExitStack() as opened:
-        made = None if draft is None else _context_of(draft, context, opened)
-        if kinds == [MTP] and draft is not None and draft.path is None and not automatic:
-            params = MtpSpeculativeParams(**numbers)
-            yield opened.enter_context(MtpSpeculative(context, made, params))
-            return
-        yield opened.enter_context(Speculative(context, made, kind=kinds or None, auto=automatic, **numbers))
-
-
-def _context_of(draft: Draft, target: Context, opened: ExitStack) -> Context:
-    """The context of a draft, whose model is loaded if it is another one; both are to be closed."""
-    from moebind.cli.loading import open_model
-    from moebind.context.mtp_speculative import own_layers
-    from moebind.files.architecture_facts import USE_OTHER_CONTEXT
-
-    model = (
-        own_layers(target.model)
-        if draft.path is None
-        else opened.enter_context(open_model(draft.path, draft.loaded_for(target.model.params)))
-    )
-    params = draft.context_for(target.params, target.n_ctx, ahead=bool(model.n_layer_nextn))
-    other = target if model._architecture in USE_OTHER_CONTEXT else None
-    return opened.enter_context(model.new_context(params, ctx_other=other))
+    with drafted_by(context, draft, kinds, auto=automatic, load=open_model, **numbers) as speculative:
+        yield speculative

@@ -11,7 +11,10 @@ from moebind._core.shown import shown
 from moebind.enums import ContextType
 from moebind.params.params import ContextParams, ModelParams
 
-__all__ = ["Draft"]
+__all__ = ["MTP", "Draft"]
+
+#: llama.cpp's name for drafts by layers that predict further ahead, as ``--spec-type`` takes it.
+MTP = "draft-mtp"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from moebind.backend.devices import Device, supports_mlock
 from moebind.enums import FlashAttnType, GgmlType, LoadMode, NumaStrategy
 from moebind.errors import ContextCreationError, FitError, MoebindError
 from moebind.files.tensor_patterns import experts_pattern
+from moebind.params.draft import MTP
 from moebind.params.params import ContextParams, ModelParams
 from moebind.placement.cache_share import cached_params, check_share
 from moebind.placement.drafter import find_drafter
@@ -26,7 +27,7 @@ from moebind.tuning.configuration import MIN_BATCH, Configuration
 from moebind.tuning.goals import Goal
 from moebind.tuning.machine import Processors
 from moebind.tuning.search import Choice
-from moebind.tuning.speculation import MTP, Speculation
+from moebind.tuning.speculation import Speculation
 
 __all__ = ["ASKED", "DIMENSIONS", "Planner"]
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from moebind.files.architecture_facts import USE_OTHER_CONTEXT
-from moebind.params.draft import Draft
+from moebind.params.draft import MTP, Draft
 
 if TYPE_CHECKING:
     from moebind.context.context import Context
     from moebind.context.speculative import Speculative
 
-__all__ = ["MTP", "Speculation"]
-
-#: llama.cpp's name for a model's own layers that predict further ahead.
-MTP = "draft-mtp"
+__all__ = ["Speculation"]
 
 
 @dataclass(frozen=True)
@@ -106,21 +103,11 @@ class Speculation:
         ModelLoadError, ContextCreationError
             If the draft's file is none, or cannot be loaded.
         """
-        from moebind.context.speculative import Speculative
-        from moebind.model.model import Model
+        from moebind.context.drafted_by import drafted_by
 
-        with ExitStack() as stack:
-            made = None
-            if (draft := self.counted) is not None:
-                model = context.model
-                if draft.path is not None:
-                    params = draft.loaded_for(model.params)
-                    model = stack.enter_context(Model.load_from_file(draft.path, params))
-                # As commands make it: which contexts know the target's follows from the draft's file.
-                other = context if model._architecture in USE_OTHER_CONTEXT else None
-                beside = draft.context_for(context.params, context.n_ctx, ahead=bool(model.n_layer_nextn))
-                made = stack.enter_context(model.new_context(beside, ctx_other=other))
-            yield stack.enter_context(Speculative(context, made, kind=self.kind, n_max=self.n_max))
+        numbers: dict[str, Any] = {} if self.n_max is None else {"n_max": self.n_max}
+        with drafted_by(context, self.counted, [] if self.kind is None else [self.kind], **numbers) as speculative:
+            yield speculative
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
