@@ -427,9 +427,10 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     if added and not plan.expert_bytes:
         lines.append(f"All experts, {show_size(total)}, are in host memory.")
     elif added:
+        share = plan.expert_bytes / total
         lines.append(
-            f"{show_size(plan.expert_bytes)} of {show_size(total)} of experts ({plan.expert_bytes / total:.0%}) stay on "
-            f"the devices; the others, {experts_on_host(plan.places, plan._experts)}, are in host memory."
+            f"{show_size(plan.expert_bytes)} of {show_size(total)} of experts ({share:.0%}) stay on the devices; the "
+            f"others, {experts_on_host(plan.places, plan._experts)}, are in host memory."
         )
     elif plan._own_devices and params.n_gpu_layers == model.n_gpu_layers:
         lines.append("Everything fits as it is.")
