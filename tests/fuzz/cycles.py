@@ -245,7 +245,7 @@ class Round:
                 else:
                     sampler.sample(context)
         except (moebind.MoebindError, IndexError):
-            pass  # of another model; filters only; used by another one; what drafts for it left no outputs
+            pass  # of another model; filters only; used by another one; a last computation without outputs
         context.kv_cache_clear()
         context.decode(Batch.get_one([1, 5, 6]))
 
