@@ -34,6 +34,8 @@ autodoc_type_aliases = {
 html_theme = "furo"
 html_title = f"moebind {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 #: Each page has a link to edit it where MOEBIND_REPOSITORY says whose files these are: https://github.com/OWNER/NAME.
 if repository := os.environ.get("MOEBIND_REPOSITORY"):
     html_theme_options = {
