@@ -35,10 +35,10 @@ autodoc_type_aliases = {
 }
 
 html_theme = "furo"
-html_static_path = ["_static"]
-html_css_files = ["site.css"]
 html_title = f"moebind {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 #: Each page has a link to edit it where MOEBIND_REPOSITORY says whose files these are: https://github.com/OWNER/NAME.
 if repository := os.environ.get("MOEBIND_REPOSITORY"):
     html_theme_options = {
@@ -63,6 +63,26 @@ def _keep_figures_whole(app: Sphinx, page: str, source: list[str]) -> None:
     )
 
 
+#: What is in signatures only to say in an error what is meant: a class whose objects others make, fields of parameters
+#: by position, arguments that go elsewhere.
+_FOR_ERRORS = [
+    (r"\(\*_arguments(: object)?, \*\*_keywords(: object)?\)", ""),
+    (r"\(\*_arguments(: object)?, \*\*keywords(: object)?\)", "(**fields)"),
+    (r", \*\*unknown: (~typing\.)?Never", ""),
+]
+
+
+def _readable(
+    _app: object, _what: str, _name: str, _object: object, _options: object, signature: str | None, result: str | None
+) -> tuple[str, str | None] | None:
+    if not signature:
+        return None
+    for pattern, readable in _FOR_ERRORS:
+        signature = re.sub(pattern, readable, signature)
+    return signature, result
+
+
 def setup(app: Sphinx) -> None:
-    """Sphinx calls this."""
+    """Have tables keep figures whole, and signatures be shown without what is there only for errors."""
     app.connect("source-read", _keep_figures_whole)
+    app.connect("autodoc-process-signature", _readable)
