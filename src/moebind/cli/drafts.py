@@ -26,6 +26,7 @@ __all__ = [
     "MTP",
     "RARE_DRAFTS",
     "SIDECARS",
+    "asked_for",
     "draft_beside",
     "draft_of",
     "drafting",
@@ -144,6 +145,16 @@ def kinds_of(text: str | None) -> list[str]:
         if kind not in {"auto", "none", *known}:
             raise ValueError(f"--spec-type is {shown(kind)}; it takes auto, none, or some of {', '.join(known)}")
     return kinds
+
+
+def asked_for(given: Given) -> str | None:
+    """What asks for a model, or layers, that draft, as a sentence begins; None: nothing does."""
+    for name in ("model_draft", "hf_repo_draft"):
+        if given.values[name] is not None:
+            flag = next(option.flag for option in DRAFTS if option.name == name)
+            return f"{flag} is given"
+    kind = next((each for each in kinds_of(given.values["spec_type"]) if each.startswith("draft-")), None)
+    return None if kind is None else f"--spec-type is {kind!r}"
 
 
 def draft_beside(model: str | None, kinds: Sequence[str]) -> str | None:
