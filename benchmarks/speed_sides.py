@@ -15,7 +15,7 @@ from typing import Any
 
 import programs
 import speed_llama_cpp_python as other
-from speed_settings import Settings
+from speed_settings import COUNTING, Settings
 
 HERE = Path(__file__).resolve().parent
 Found = dict[str, float]
@@ -107,6 +107,7 @@ class Sides:
         self._programs: dict[str, Path] = {}
         self._other_environment: dict[str, str] | None = None
         self._clocked_environment: dict[str, str] | None = None
+        self._counting: int | None = None
         if not with_other:
             self._running["other"] = FailedError("llama-cpp-python was left out")
 
@@ -193,8 +194,8 @@ class Sides:
             self._programs[name] = programs.program(name)
         return self._programs[name]
 
-    def _bench(self, prompt: int, tokens: int) -> float:
-        options = ["-t", self.settings.threads, "-r", 1, "-ngl", 0, "-o", "json"]
+    def _bench(self, prompt: int, tokens: int, depth: int = 0) -> float:
+        options = ["-d", depth, "-t", self.settings.threads, "-r", 1, "-ngl", 0, "-o", "json"]
         told = self._run(self._program("llama-bench"), "-m", self.settings.model, "-p", prompt, "-n", tokens, *options)
         return float(json.loads(told)[0]["avg_ts"])
 
@@ -202,7 +203,17 @@ class Sides:
         return {"bench_prompt": self._bench(self.settings.prompt, 0)}
 
     def _bench_decode(self) -> Found:
-        return {"bench_decode": self._bench(0, self.settings.tokens)}
+        # From where moebind's text goes on: each token that is in the cache costs its part.
+        return {"bench_decode": self._bench(0, self.settings.tokens, self._n_counting())}
+
+    def _n_counting(self) -> int:
+        """How many tokens :data:`COUNTING` has for the model."""
+        if self._counting is None:
+            from moebind import Model, ModelParams
+
+            with Model.load_from_file(self.settings.model, ModelParams(vocab_only=True)) as model:
+                self._counting = len(model.str_to_token(COUNTING))
+        return self._counting
 
     def _batched_bench(self) -> Found:
         each, count = self.settings, self.settings.sequences

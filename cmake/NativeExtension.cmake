@@ -58,7 +58,7 @@ endif()
 foreach(name IN LISTS MOEBIND_WITHOUT)
   string(MAKE_C_IDENTIFIER "MOEBIND_WITHOUT_${name}" definition)
   string(TOUPPER "${definition}" definition)
-  if(NOT name MATCHES "rpc-connections|counted-memory") # those are not the extension's
+  if(NOT name MATCHES "rpc-connections|counted-memory|checked-headers") # those are not the extension's
     list(APPEND lacking ${definition})
   endif()
 endforeach()

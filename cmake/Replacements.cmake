@@ -35,6 +35,21 @@ if("counted-memory" IN_LIST MOEBIND_WITHOUT)
   moebind_stand_in(ggml-base counted-memory)
 endif()
 
+# What was checked is what is loaded, and is read once.
+if("checked-headers" IN_LIST MOEBIND_WITHOUT)
+  moebind_stand_in(llama checked-headers)
+else()
+  set(loader "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp/src/llama-model-loader.cpp")
+  file(STRINGS "${loader}" reads REGEX "gguf_init_from_file\\(")
+  if(NOT reads)
+    message(FATAL_ERROR "llama-model-loader.cpp reads no header by gguf_init_from_file any more, which "
+      "native/replaced/checked_headers.cpp takes the place of: port that, or leave it out for now (MOEBIND_WITHOUT).")
+  endif()
+  target_sources(llama PRIVATE "${replaced}/checked_headers.cpp")
+  set_source_files_properties("${loader}" DIRECTORY vendor/llama.cpp/src
+    PROPERTIES COMPILE_OPTIONS "-include;${replaced}/checked_headers.h")
+endif()
+
 # A library prints nothing: Context.chat warns about schemas that are not enforced.
 if(NOT "schema-log" IN_LIST MOEBIND_WITHOUT)
   set(schemas "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp/common/json-schema-to-grammar.cpp")

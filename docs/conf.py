@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+
+from sphinx.application import Sphinx
 
 import moebind
 
@@ -34,6 +37,8 @@ autodoc_type_aliases = {
 html_theme = "furo"
 html_title = f"moebind {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 #: Each page has a link to edit it where MOEBIND_REPOSITORY says whose files these are: https://github.com/OWNER/NAME.
 if repository := os.environ.get("MOEBIND_REPOSITORY"):
     html_theme_options = {
@@ -48,3 +53,26 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autosummary_generate = False
 numpydoc_show_class_members = False
+
+#: What is in signatures only to say in an error what is meant: a class whose objects others make, fields of parameters
+#: by position, arguments that go elsewhere.
+_FOR_ERRORS = [
+    (r"\(\*_arguments(: object)?, \*\*_keywords(: object)?\)", ""),
+    (r"\(\*_arguments(: object)?, \*\*keywords(: object)?\)", "(**fields)"),
+    (r", \*\*unknown: (~typing\.)?Never", ""),
+]
+
+
+def _readable(
+    _app: object, _what: str, _name: str, _object: object, _options: object, signature: str | None, result: str | None
+) -> tuple[str, str | None] | None:
+    if not signature:
+        return None
+    for pattern, readable in _FOR_ERRORS:
+        signature = re.sub(pattern, readable, signature)
+    return signature, result
+
+
+def setup(app: Sphinx) -> None:
+    """Have signatures shown without what is there only for errors."""
+    app.connect("autodoc-process-signature", _readable)

@@ -39,6 +39,7 @@ MADE = {
     "moebind_gguf_open": "gguf_free",
     "moebind_grammars_new": "moebind_grammars_free",
     "moebind_hooks_new": "moebind_hooks_free",
+    "moebind_model_load": "llama_model_free",
     "moebind_reference": "moebind_unreference",
     "moebind_sampler_grammar": "llama_sampler_free",
     "moebind_sampler_infill": "llama_sampler_free",

@@ -120,6 +120,13 @@ void moebind::fill(moebind_owned ** place, void * pointer, void (*free)(void *))
     find_by(owned, pointer);
 }
 
+void moebind::take(void * pointer) {
+    const auto lock  = fork_lock();
+    auto *     owned = find(pointer);
+    owned->free      = nullptr;
+    forget(owned, pointer);
+}
+
 std::unique_lock<std::recursive_mutex> moebind::adapters_of(const llama_model * model) {
     moebind_owned * owned = nullptr;
     {

@@ -17,6 +17,9 @@ template <auto Free, class T> T * own(moebind_owned ** owned, T * made) {
     return made;
 }
 
+// Take what is owned from its owner, who then has nothing to free; nobody else may hold it.
+void take(void * pointer);
+
 // Hold the list of a model's adapters, which contexts read when they make graphs. Reentrant: the log may call Python, which
 // may collect an adapter there. Nothing is held for a model that nobody owns.
 std::unique_lock<std::recursive_mutex> adapters_of(const llama_model * model);

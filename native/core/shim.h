@@ -141,6 +141,13 @@ enum { MOEBIND_END_OF_GENERATION = -0x7fffffff };
 // llama_token_to_piece, for a token that does not end the generation.
 int32_t moebind_next_piece(const struct llama_vocab * vocab, llama_token token, bool special, char * buffer, int32_t size);
 
+// --- loading models (core/loading.cpp) ---
+
+// llama_model_load_from_file, or with `split` llama_model_load_from_splits, for files whose headers were read. They are taken
+// from their owner, whatever comes of it: libllama has them, and frees them.
+struct llama_model * moebind_model_load(const char ** paths, struct gguf_context ** headers, size_t n, bool split,
+                                        struct llama_model_params params);
+
 // --- images and sound (core/media.cpp) ---
 
 // A bitmap of a file's bytes, whose format the caller has recognised: what libmtmd knows no decoder for, it gives to ffmpeg.

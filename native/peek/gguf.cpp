@@ -24,7 +24,7 @@ constexpr uint64_t bytes_max   = 1 << 28;
 constexpr uint64_t tensors_max = 1 << 16;
 constexpr uint64_t header_max  = 1 << 30;
 
-// Reads the structure of a header and keeps nothing of it. Whatever does not add up is left to gguf_init_from_file, which
+// Reads the structure of a header, and keeps its bytes. Whatever does not add up is left to gguf_init_from_file, which
 // reports it. The file can be the beginning of one of `total` bytes.
 class header_scan {
   public:
@@ -32,7 +32,7 @@ class header_scan {
         if (!file) {
             throw std::runtime_error(std::strerror(errno));
         }
-        std::setvbuf(file.get(), nullptr, _IOFBF, 1 << 16);
+        std::setvbuf(file.get(), nullptr, _IONBF, 0);
         fseeko(file.get(), 0, SEEK_END);
         size  = (uint64_t) ftello(file.get());
         total = whole > size ? whole : size;
@@ -54,9 +54,9 @@ class header_scan {
         return true;
     }
 
-    std::unique_ptr<FILE, int (*)(FILE *)> file;
-    uint64_t                               size      = 0;  // what is there
-    uint64_t                               n_tensors = 0;
+    std::vector<char> bytes;  // so far: all that was looked at, and a little more
+    uint64_t          size      = 0;  // what is there
+    uint64_t          n_tensors = 0;
 
     // Where the header ends; how many bytes it takes at least when the file ends before; 0 when it does not add up.
     uint64_t end() {
@@ -82,12 +82,15 @@ class header_scan {
     }
 
   private:
-    // Counted, since a vocabulary is a hundred thousand texts: the library's own calls would take most of the time.
     uint64_t at() const { return position; }
 
+    // Looked at in memory, since a vocabulary is a hundred thousand texts: calls for each would take most of the time.
     bool take(void * into, size_t n) {
-        position += n;
-        return n == 0 || fread_unlocked(into, n, 1, file.get()) == 1;
+        if (!skip(n)) {
+            return false;
+        }
+        std::memcpy(into, bytes.data() + position - n, n);
+        return true;
     }
 
     // Whether there are n bytes more.
@@ -100,9 +103,7 @@ class header_scan {
         return false;
     }
 
-    template <class T> bool read(T & into) {
-        return have(sizeof(into)) && take(&into, sizeof(into));
-    }
+    template <class T> bool read(T & into) { return take(&into, sizeof(into)); }
 
     bool string(std::string * into = nullptr) {
         uint64_t length = 0;
@@ -120,15 +121,23 @@ class header_scan {
     }
 
     bool skip(uint64_t n) {
-        char scratch[512];
         if (!have(n)) {
             return false;
         }
-        if (n > sizeof(scratch)) {
-            position += n;
-            return fseeko(file.get(), (off_t) n, SEEK_CUR) == 0;
+        position += n;
+        return position <= bytes.size() || fill();
+    }
+
+    // Read on, to where it is at least.
+    bool fill() {
+        constexpr uint64_t at_once = 1 << 20;
+        if (position > header_max) {
+            return false;
         }
-        return take(scratch, n);
+        const size_t known = bytes.size();
+        bytes.resize(std::min(size, std::max({ position, known + at_once, 2 * (uint64_t) known })));
+        bytes.resize(known + std::fread(bytes.data() + known, 1, bytes.size() - known, file.get()));
+        return position <= bytes.size();
     }
 
     bool value() {
@@ -170,10 +179,11 @@ class header_scan {
         return true;
     }
 
-    uint64_t    position = 0;
-    uint64_t    total    = 0;  // what the whole file has
-    uint64_t    needed   = 0;
-    std::string key;
+    std::unique_ptr<FILE, int (*)(FILE *)> file;
+    uint64_t                               position = 0;
+    uint64_t                               total    = 0;  // what the whole file has
+    uint64_t                               needed   = 0;
+    std::string                            key;
 };
 
 }  // namespace
@@ -183,14 +193,11 @@ gguf_context * moebind_gguf_open(const char * path) {
     header_scan            scan(path);
     const uint64_t         end = scan.metadata() && scan.n_tensors <= tensors_max ? scan.tensors() : 0;
     if (end == 0 || end > std::min(scan.size, header_max)) {
+        scan.bytes = {};
         return gguf_init_from_file(path, params);  // it says what is wrong
     }
     // From memory, it takes a third less than by the library's functions for files, two for each text.
-    std::vector<char> header(end);
-    std::rewind(scan.file.get());
-    if (std::fread(header.data(), 1, end, scan.file.get()) != end) {
-        throw std::runtime_error("the file became shorter while it was read");
-    }
+    scan.bytes.resize(end);
     const auto read = [](void * bytes, void * into, uint64_t offset, size_t length) -> size_t {
         const std::vector<char> & from = *(const std::vector<char> *) bytes;
         if (offset > from.size() || length > from.size() - offset) {
@@ -199,7 +206,7 @@ gguf_context * moebind_gguf_open(const char * path) {
         std::memcpy(into, from.data() + offset, length);
         return length;
     };
-    return gguf_init_from_callback(read, &header, SIZE_MAX, scan.size, params);
+    return gguf_init_from_callback(read, &scan.bytes, SIZE_MAX, scan.size, params);
 }
 
 uint64_t moebind_gguf_header_end(const char * path, uint64_t total) { return header_scan(path, total).end(); }

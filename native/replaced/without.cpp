@@ -18,6 +18,14 @@ bool moebind_count_only(bool) { return false; }
 bool moebind_leave_unsplit(bool) { return false; }  // weights on other devices are then not counted as read
 #endif
 
+#ifdef MOEBIND_WITHOUT_CHECKED_HEADERS
+#include "handed_headers.h"
+
+size_t moebind_handed_headers() { return 0; }
+void   moebind_hand_header(const char *, gguf_context * header) { gguf_free(header); }  // libllama reads it again
+void   moebind_drop_headers(size_t) {}
+#endif
+
 #ifdef MOEBIND_WITHOUT_JINJA_HOOKS
 #include "template_limits.h"
 #include "template_numbers.h"

@@ -36,6 +36,7 @@ def test_every_name_is_in_the_reference_and_has_a_docstring(name: str) -> None:
     assert inspect.getdoc(_found(name))
 
 
+@pytest.mark.timeout(600)  # it waits for mypy
 def test_every_name_and_member_has_an_example(tmp_path: Path) -> None:
     pytest.importorskip("mypy", reason="needs the extra [dev]")
     programs = [program(page) for page in (DOCS / "bench.md", DOCS / "api" / "bench.md")]

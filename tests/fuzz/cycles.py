@@ -244,8 +244,8 @@ class Round:
                     context.set_sampler(1, sampler)
                 else:
                     sampler.sample(context)
-        except moebind.MoebindError:
-            pass  # of another model; filters only; used by another one
+        except (moebind.MoebindError, IndexError):
+            pass  # of another model; filters only; used by another one; a last computation without outputs
         context.kv_cache_clear()
         context.decode(Batch.get_one([1, 5, 6]))
 

@@ -222,7 +222,8 @@ def _tensor_type(rng: random.Random, file: File) -> str:
 
 def _tensor_shape(rng: random.Random, file: File) -> str:
     tensor = rng.choice(file.tensors)
-    kind = rng.choice(["number", "swap", "more", "less"])
+    # An earlier change may have left it no dimension.
+    kind = rng.choice(["number", "swap", "more", "less"]) if tensor.shape else "more"
     if kind == "number":
         tensor.shape[rng.randrange(len(tensor.shape))] = rng.choice([0, 1, 2, 32, 63, 64, 65, 256, 2**20])
     elif kind == "swap":

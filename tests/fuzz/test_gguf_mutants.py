@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import gguf_changes
 import gguf_mutants
 
 COUNT = 600
@@ -59,3 +61,14 @@ if __name__ == "__main__":
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert told in done.stdout, done.stderr
     assert "mutant 1, broken" in done.stdout
+
+
+def test_changes_follow_each_other(tmp_path: Path) -> None:
+    """Each takes whatever others have left, such as a tensor without dimensions."""
+    file = gguf_changes.bases(tmp_path)[0].file
+    tensor, rng = file.tensors[0], random.Random(1)
+    file.tensors, lengths = [tensor], set()
+    for _ in range(200):
+        gguf_changes._tensor_shape(rng, file)
+        lengths.add(len(tensor.shape))
+    assert lengths == {0, 1, 2, 3, 4, 5}

@@ -48,6 +48,28 @@ def test_every_public_member_has_a_docstring(kind: str) -> None:
         assert getattr(value, "__doc__", None), f"{base.__name__}.{name}"
 
 
+#: What stands at the margin of a docstring's sections.
+ENTRIES = {"Parameters": r"\*{0,2}\w+(, +\*{0,2}\w+)*", "Raises": r"[\w.]+(, +[\w.]+)*"}
+
+
+def test_sections_of_docstrings_have_entries_and_no_prose() -> None:
+    """A sentence there is shown as the name of a parameter, with its markup."""
+    found = 0
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            for section, text in re.findall(
+                r"^(Parameters|Raises)\n-+\n(.*?)(?=^[^\n]+\n---|\Z)", ast.get_docstring(node) or "", re.M | re.S
+            ):
+                entries = [line for line in text.splitlines() if line.strip() and not line.startswith(" ")]
+                assert entries, f"{path}: {node.name}: {section}"
+                for entry in entries:
+                    assert re.fullmatch(ENTRIES[section], entry), f"{path}: {node.name}: {entry}"
+                found += len(entries)
+    assert found > 500
+
+
 #: What no example shows, and why.
 WITHOUT_EXAMPLE: dict[str, str] = {}
 

@@ -14,7 +14,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What is replaced; backend-loader is in a build for graphics cards only.
-REPLACED = ["rpc-connections", "schema-log", "stb-memory", "missing-tensors", "server", "backend-loader"]
+REPLACED = [
+    "checked-headers",
+    "rpc-connections",
+    "schema-log",
+    "stb-memory",
+    "missing-tensors",
+    "server",
+    "backend-loader",
+]
 PATCHES = sorted(path.stem for path in (ROOT / "vendor/patches").glob("*.patch"))
 
 USE = """

@@ -202,6 +202,11 @@ class Gguf(OfThisProcess, Mapping[str, GgufValue]):
         file._tensors = file._remote = None
         return file
 
+    def _given_headers(self) -> list[CData]:
+        """The headers of all files, for a load that takes them over: nothing more can be read from here."""
+        given, self._headers = list(self._headers), ()
+        return given
+
     # --- metadata ---
 
     def __getitem__(self, key: str) -> GgufValue:
@@ -243,6 +248,12 @@ class Gguf(OfThisProcess, Mapping[str, GgufValue]):
                 count = lib.gguf_get_arr_n(header, at)
                 data = lib.gguf_get_arr_data(header, at) if count else ffi.NULL
                 lib.gguf_set_arr_data(target, name, items, data, count)
+
+    def _length(self, key: str) -> int:
+        """How many items an array has, none of which is read; 0 for what is none, or is not there."""
+        at, header = self._keys.get(key, -1), self._headers[0]
+        is_array = at >= 0 and lib.gguf_get_kv_type(header, at) == GgufType.ARRAY
+        return int(lib.gguf_get_arr_n(header, at)) if is_array else 0
 
     def _texts(self, key: str) -> bytes:
         """All texts of an array, each with a NUL behind it."""

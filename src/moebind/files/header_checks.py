@@ -225,7 +225,7 @@ def _check_embeddings(fields: _Fields) -> None:
     embeddings = file.tensors.get("token_embd.weight")
     if fields.architecture not in ANY_EMBEDDINGS or embeddings is None or key not in file:
         return
-    rows, tokens = embeddings.shape[1] if len(embeddings.shape) > 1 else 1, file._texts(key).count(b"\0")
+    rows, tokens = embeddings.shape[1] if len(embeddings.shape) > 1 else 1, file._length(key)
     if rows < tokens:
         raise ModelLoadError(
             f"{file.path}: the tensor {embeddings.name} has {rows} rows for a vocabulary of {tokens} tokens"

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from moebind._core import checks
-from moebind._core.native import lib
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, number_ranges, text_table
-from moebind.enums import Ftype, GgmlType, GgufType
+from moebind.enums import Ftype, GgmlType
 from moebind.errors import ModelLoadError
 from moebind.files.gguf import Gguf, GgufTensor
 from moebind.files.header_checks import check_model
@@ -370,7 +369,4 @@ class _Fields:
 
     def n_vocab(self) -> int:
         """Tokens, which are counted and not read."""
-        file = self._file
-        if _VOCABULARY in file and file.type_of(_VOCABULARY) == GgufType.ARRAY:
-            return int(lib.gguf_get_arr_n(file._headers[0], file._keys[_VOCABULARY]))
-        return self.integer("vocab_size")
+        return self._file._length(_VOCABULARY) or self.integer("vocab_size")

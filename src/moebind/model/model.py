@@ -107,7 +107,7 @@ class Model(Prompts, Embedding, Pretrained, Saving, metaclass=NamedABC):
 
         Notes
         -----
-        Uses ``llama_model_load_from_file``. Ctrl-C stops a load.
+        Uses ``llama_model_load_from_file``, which takes over the header that was checked. Ctrl-C stops a load.
         """
         chosen = checked_params(params)
         return cls._load(Gguf._from_local(local_file(checks.path("path", path))), chosen, split=False)
@@ -161,12 +161,9 @@ class Model(Prompts, Embedding, Pretrained, Saving, metaclass=NamedABC):
         progress, finish = _progress_of(chosen, os.path.basename(paths[0]))
         hooks = Hooks(progress=progress)
         native, keep = native_model_params(chosen, rules, hooks)
-        encoded = [ffi.new("char[]", os.fsencode(path)) for path in paths]
+        encoded, headers = [ffi.new("char[]", os.fsencode(path)) for path in paths], file._given_headers()
         try:
-            if split:
-                pointer = own(lib.own_llama_model_load_from_splits, encoded, len(encoded), native[0])
-            else:
-                pointer = own(lib.own_llama_model_load_from_file, encoded[0], native[0])
+            pointer = own(lib.own_moebind_model_load, encoded, headers, len(encoded), split, native[0])
         except NativeError as error:
             raise ModelLoadError(f"{paths[0]} could not be loaded: {error.message}{log.recent_lines()}") from error
         finally:

@@ -82,6 +82,7 @@ class Bitmap(Owner):
         Raises
         ------
         FileNotFoundError
+            If there is no such file.
         MtmdError
             As :meth:`from_buffer` does.
         """

@@ -44,16 +44,16 @@ class RoutingRecorder(TensorObserver):
     prompts, and any thread can read it in the meantime. The models of all contexts must have the same number of layers
     and of experts.
 
+    A layer counts the tokens that it computes. The last layer leaves out tokens without outputs: of a prompt it mostly
+    computes only the last token, so its ``n_tokens`` is smaller than that of the others. A batch that asks for all
+    outputs (``batch.add_sequence(tokens, 0, logits_all=True)``) makes it compute every token. A decode that fails or is
+    stopped has counted the layers that it reached.
+
     Parameters
     ----------
     order
         Keep which experts were chosen in which order too, for :meth:`cache_curve`: 2 bytes for each choice, so about
         400 bytes for a token of a model that uses 8 experts in each of 24 layers.
-
-    A layer counts the tokens that it computes. The last layer leaves out tokens without outputs: of a prompt it mostly
-    computes only the last token, so its :attr:`n_tokens` is smaller than that of the others. A batch that asks for all
-    outputs (``batch.add_sequence(tokens, 0, logits_all=True)``) makes it compute every token. A decode that fails or is
-    stopped has counted the layers that it reached.
 
     Raises
     ------

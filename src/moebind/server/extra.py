@@ -118,7 +118,7 @@ def why_not(argument: str) -> str | None:
             return f"but is moebind's to set: {instead}"
     for option, parameter in _PARAMETERS.items():
         if f"--{option}" in names:
-            return f"where no plan would know of it: set {parameter} instead"
+            return f"where no plan would know of it: set {parameter} instead; on a command line, give it before --"
     return None
 
 
