@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,21 @@ def test_as_json() -> None:
     assert Draft.from_dict(Draft().to_dict()) == Draft()
     address = "org/repo:file.gguf"
     assert Draft("hf://org/repo/file.gguf").to_dict()["path"] in {"hf://org/repo/file.gguf", address}
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        ("draft.gguf", TypeError, "Draft is read from 'draft.gguf'; it takes a mapping of names to values"),
+        ([], TypeError, "Draft is read from"),
+        ({"pth": "draft.gguf"}, ValueError, "Draft has no 'pth'; did you mean 'path'?"),
+        ({"model_params": "all"}, TypeError, "ModelParams is read from 'all'"),
+        ({"path": 5}, TypeError, "path is 5"),
+    ],
+)
+def test_what_is_none_is_refused(given: object, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=re.escape(message)):
+        Draft.from_dict(given)  # type: ignore[arg-type]
 
 
 def list_of(draft: Draft) -> tuple[ModelParams | None, ContextParams | None]:

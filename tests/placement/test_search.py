@@ -10,6 +10,7 @@ import pytest
 import moebind
 from conftest import CPU, SMALL
 from moebind import ContextParams, ModelParams
+from moebind._core.sizes import show_size
 from moebind.placement.header import read_header
 from moebind.placement.search import Search
 
@@ -25,6 +26,9 @@ def test_fewer_layers_when_not_even_the_rest_fits(shape_path: MakeShape) -> None
     fit = moebind.fit(path, memory=least - 30 * MIB, context_params=CONTEXT, devices=["24GiB"])
     assert 0 < fit.model_params.n_gpu_layers < 10
     assert "Even without its experts" in fit.explanation
+    assert fit.plan.expert_bytes == 0
+    weight = show_size(moebind.experts(path).nbytes)
+    assert f"All experts, {weight}, are in host memory." in fit.explanation.splitlines()
 
 
 def test_a_dense_model_is_split_by_layers(tiny_path: MakeTiny) -> None:

@@ -172,6 +172,11 @@ def test_files_that_are_named_are_there() -> None:
     assert {(path, file) for path, file in named if not (ROOT / file).exists() and path not in OF_OTHERS} == set()
 
 
+def test_no_list_of_definitions() -> None:
+    """Neither the site nor a forge draws them: they become paragraphs with a colon in the middle."""
+    assert [page.name for page in PAGES if re.search(r"^: ", page.read_text(encoding="utf-8"), re.MULTILINE)] == []
+
+
 def test_build_options_are_those_of_cmake() -> None:
     cmake = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
     declared = re.findall(

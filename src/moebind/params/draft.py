@@ -9,6 +9,7 @@ from typing import Any
 from moebind._core import checks
 from moebind._core.shown import shown
 from moebind.enums import ContextType
+from moebind.params import serialize
 from moebind.params.params import ContextParams, ModelParams
 
 __all__ = ["MTP", "Draft"]
@@ -115,6 +116,7 @@ class Draft:
         TypeError, ValueError
             If it is something else.
         """
+        serialize.check_names(cls, found)
         model, context = found.get("model_params"), found.get("context_params")
         return cls(
             found.get("path"),

@@ -72,13 +72,19 @@ def read(kind: type, fields: Any) -> dict[str, Any]:
     ValueError
         If a name or a value is unknown.
     """
+    check_names(kind, fields)
+    forms = {field.name: field.metadata["form"] for field in dataclasses.fields(kind)}
+    return {name: forms[name].read(name, value) for name, value in fields.items()}
+
+
+def check_names(kind: type, fields: Any) -> None:
+    """Raise unless all is for fields of a class, as with :func:`read`."""
     if not isinstance(fields, Mapping):
         raise TypeError(f"{kind.__name__} is read from {shown(fields)}; it takes a mapping of names to values")
-    forms = {field.name: field.metadata["form"] for field in dataclasses.fields(kind)}
+    known = {field.name: field for field in dataclasses.fields(kind)}
     for name in fields:
-        if name not in forms:
-            raise ValueError(_unknown(kind, name, forms))
-    return {name: forms[name].read(name, value) for name, value in fields.items()}
+        if name not in known:
+            raise ValueError(_unknown(kind, name, known))
 
 
 def form_of(default: object) -> Form:

@@ -424,8 +424,10 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
             f"{'Even without its experts the model' if total else 'The whole model'} has no room on the devices: "
             f"{params.n_gpu_layers} of {layers} layers are there, counted from the last, which is the output."
         )
-    if added:
-        share = plan.expert_bytes / total if total else 0.0
+    if added and not plan.expert_bytes:
+        lines.append(f"All experts, {show_size(total)}, are in host memory.")
+    elif added:
+        share = plan.expert_bytes / total
         lines.append(
             f"{show_size(plan.expert_bytes)} of {show_size(total)} of experts ({share:.0%}) stay on the devices; the "
             f"others, {experts_on_host(plan.places, plan._experts)}, are in host memory."
