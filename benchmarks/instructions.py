@@ -40,7 +40,7 @@ KNOWN = {
     "greedy": 4.5,
     "two stop strings": 6.4,
     "usual samplers": 9.8,
-    "JSON schema": 36,
+    "JSON schema": 32,
     "four of generate_many": 11,
     "four of an Engine": 12,
 }

@@ -38,28 +38,21 @@ template <class Use> auto grammar_masks::use(const Use & what) {
     automaton->begin();
     try {
         return what();
-    } catch (const rejection &) {
-        throw;
     } catch (...) {
         forget();
         throw;
     }
 }
 
-void grammar_masks::take(grammar_state & at, llama_token token, const std::string & piece) {
-    use([&]() { moebind::take(at, *automaton, token, piece); });
+bool grammar_masks::take(grammar_state & at, llama_token token, const std::string & piece) {
+    return use([&]() { return moebind::take(at, *automaton, token, piece); });
 }
 
 bool grammar_masks::takes(const grammar_state & at, llama_token token, const std::string & piece) {
-    try {
-        grammar_state copy;
-        copy.stacks     = at.stacks;
-        copy.unfinished = at.unfinished;
-        take(copy, token, piece);
-        return true;
-    } catch (const rejection &) {
-        return false;
-    }
+    grammar_state copy;
+    copy.stacks     = at.stacks;
+    copy.unfinished = at.unfinished;
+    return take(copy, token, piece);
 }
 
 bool grammar_masks::complete(const grammar_state & at) {

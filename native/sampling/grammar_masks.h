@@ -54,8 +54,8 @@ class grammar_masks {
     const std::vector<grammar_stack> & start() const { return rules->start; }
     const token_texts &                texts() const { return tokens->texts; }
 
-    // As the function of this name; throws a rejection.
-    void take(grammar_state & at, llama_token token, const std::string & piece);
+    // As the function of this name.
+    bool take(grammar_state & at, llama_token token, const std::string & piece);
     // Whether that would be taken.
     bool takes(const grammar_state & at, llama_token token, const std::string & piece);
     // Whether the text may end here.

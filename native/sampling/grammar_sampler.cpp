@@ -53,8 +53,8 @@ void grammar_sampler::reset() {
     if (first.waiting) {
         first.threads.resize(triggers->patterns.size());
     }
-    if (!written.empty()) {
-        masks->take(first, LLAMA_TOKEN_NULL, written);
+    if (!written.empty() && !masks->take(first, LLAMA_TOKEN_NULL, written)) {
+        throw std::runtime_error("the grammar forbids what the text begins with");
     }
     now   = std::move(first);
     heard = {};
@@ -94,26 +94,29 @@ class heard_with {
     const size_t size;
 };
 
-// The state after a token; throws a rejection.
-grammar_state after(const grammar_sampler & grammar, llama_token token) {
+enum class verdict { allowed, unknown, forbidden, incomplete };
+
+verdict verdict_of(bool taken) { return taken ? verdict::allowed : verdict::forbidden; }
+
+// Whether a token may come, and the state after it if it may.
+verdict after(const grammar_sampler & grammar, llama_token token, grammar_state & next) {
     if (!grammar.knows(token)) {
-        throw rejection("token " + std::to_string(token) + " is not in the vocabulary");
+        return verdict::unknown;
     }
     const auto          kind  = grammar.kind(token);
     const std::string & piece = grammar.piece(token);
-    grammar_state       next  = grammar.now;
+    next                      = grammar.now;
     if (next.waiting) {
         const auto & tokens = grammar.triggers->tokens;
         if (std::find(tokens.begin(), tokens.end(), token) != tokens.end()) {
             next.waiting = false;
-            grammar.masks->take(next, token, piece);
-            return next;
+            return verdict_of(grammar.masks->take(next, token, piece));
         }
         const heard_with   more(grammar.heard, token, piece);
         const heard_text & heard = grammar.heard;
         const size_t       start = grammar.triggers->find(heard, heard.text.size() - piece.size(), next.threads);
         if (start == std::string::npos) {
-            return next;
+            return verdict::allowed;
         }
         next.waiting = false;
         size_t begin = 0;
@@ -121,21 +124,31 @@ grammar_state after(const grammar_sampler & grammar, llama_token token) {
             if (end > start) {
                 const bool whole = begin >= start;
                 const size_t from = whole ? begin : start;
-                grammar.masks->take(next, whole ? id : LLAMA_TOKEN_NULL, heard.text.substr(from, end - from));
+                if (!grammar.masks->take(next, whole ? id : LLAMA_TOKEN_NULL, heard.text.substr(from, end - from))) {
+                    return verdict::forbidden;
+                }
             }
             begin = end;
         }
-        return next;
+        return verdict::allowed;
     }
     if (kind == token_text::end) {
-        if (!grammar.masks->complete(next)) {
-            throw rejection("the grammar's text is not complete, so that token " + std::to_string(token) +
-                            ", which ends it, is forbidden");
-        }
-        return next;
+        return grammar.masks->complete(next) ? verdict::allowed : verdict::incomplete;
     }
-    grammar.masks->take(next, token, kind == token_text::text ? piece : std::string());
-    return next;
+    return verdict_of(grammar.masks->take(next, token, kind == token_text::text ? piece : std::string()));
+}
+
+[[noreturn]] void refuse(llama_token token, verdict why) {
+    const std::string number = std::to_string(token);
+    switch (why) {
+        case verdict::unknown:
+            throw std::runtime_error("token " + number + " is not in the vocabulary");
+        case verdict::incomplete:
+            throw std::runtime_error("the grammar's text is not complete, so that token " + number +
+                                     ", which ends it, is forbidden");
+        default:
+            throw std::runtime_error("the grammar forbids token " + number + " here");
+    }
 }
 
 [[noreturn]] void nothing_left(bool at_end) {
@@ -147,18 +160,25 @@ grammar_state after(const grammar_sampler & grammar, llama_token token) {
 
 const char * grammar_name(const llama_sampler *) { return "grammar"; }
 
-const grammar_state & asked_about(const grammar_sampler & grammar, llama_token token) {
+// What a token leads to is then in `then`, if it is allowed.
+verdict asked_about(const grammar_sampler & grammar, llama_token token) {
     if (token < 0 || grammar.asked != token) {
-        grammar.asked = LLAMA_TOKEN_NULL;
-        grammar.then  = after(grammar, token);
+        grammar.asked       = LLAMA_TOKEN_NULL;
+        const verdict found = after(grammar, token, grammar.then);
+        if (found != verdict::allowed) {
+            return found;
+        }
         grammar.asked = token;
     }
-    return grammar.then;
+    return verdict::allowed;
 }
 
 void grammar_accept(llama_sampler * sampler, llama_token token) {
     grammar_sampler & grammar = of(sampler);
-    asked_about(grammar, token);
+    const verdict     found   = asked_about(grammar, token);
+    if (found != verdict::allowed) {
+        refuse(token, found);
+    }
     grammar.now   = std::move(grammar.then);
     grammar.asked = LLAMA_TOKEN_NULL;
     if (grammar.now.waiting) {
@@ -248,12 +268,7 @@ void moebind_grammar_wait(llama_sampler * sampler, const char ** words, size_t n
 }
 
 bool moebind_grammar_allows(const llama_sampler * sampler, llama_token token) {
-    try {
-        asked_about(of(sampler), token);
-        return true;
-    } catch (const rejection &) {
-        return false;
-    }
+    return asked_about(of(sampler), token) == verdict::allowed;
 }
 
 bool moebind_grammar_waits(const llama_sampler * sampler) { return of(sampler).now.waiting; }

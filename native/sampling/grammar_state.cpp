@@ -4,7 +4,7 @@
 
 namespace moebind {
 
-void take(grammar_state & at, grammar_automaton & automaton, llama_token token, const std::string & piece) {
+bool take(grammar_state & at, grammar_automaton & automaton, llama_token token, const std::string & piece) {
     using place            = grammar_automaton::place;
     const place from       = automaton.at(at.stacks);
     std::string unfinished = at.unfinished;
@@ -12,13 +12,14 @@ void take(grammar_state & at, grammar_automaton & automaton, llama_token token, 
         token >= 0 && unfinished.empty() ? automaton.after_token(from, token) : grammar_automaton::none;
     const place read = piece.empty() ? grammar_automaton::none : automaton.run(from, piece, unfinished);
     if (named == grammar_automaton::none && read == grammar_automaton::none) {
-        throw rejection("the grammar forbids token " + std::to_string(token) + " here");
+        return false;
     }
     at.stacks = automaton.stacks(read);
     for (grammar_stack & stack : automaton.stacks(named)) {
         at.stacks.push_back(std::move(stack));
     }
     at.unfinished = read == grammar_automaton::none ? std::string() : std::move(unfinished);
+    return true;
 }
 
 }  // namespace moebind
@@ -28,10 +29,5 @@ bool moebind_grammar_takes(const char * grammar, const char * text) {
     moebind::grammar_automaton automaton(rules->rules);
     moebind::grammar_state     at;
     at.stacks = rules->start;
-    try {
-        moebind::take(at, automaton, LLAMA_TOKEN_NULL, text);
-        return true;
-    } catch (const moebind::rejection &) {
-        return false;
-    }
+    return moebind::take(at, automaton, LLAMA_TOKEN_NULL, text);
 }

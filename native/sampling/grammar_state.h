@@ -17,7 +17,8 @@ struct grammar_state {
     std::vector<pattern_threads> threads;  // while waiting, of each trigger pattern
 };
 
-// Takes a piece of text into the grammar, which some rule may instead take as a token (token >= 0); throws a rejection.
-void take(grammar_state & at, grammar_automaton & automaton, llama_token token, const std::string & piece);
+// Takes a piece of text into the grammar, which some rule may instead take as a token (token >= 0). False: the grammar
+// forbids it, and the state is as it was; no exception, whose way out takes as long as everything else that a token takes.
+bool take(grammar_state & at, grammar_automaton & automaton, llama_token token, const std::string & piece);
 
 }  // namespace moebind

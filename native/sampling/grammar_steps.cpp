@@ -1,6 +1,7 @@
 #include "grammar_steps.h"
 
 #include <algorithm>
+#include <stdexcept>
 #include <unordered_set>
 
 namespace {

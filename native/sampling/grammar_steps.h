@@ -10,17 +10,11 @@
 
 #include <cstdint>
 #include <deque>
-#include <stdexcept>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 namespace moebind {
-
-// What the grammar forbids, in contrast to what went wrong.
-struct rejection : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
 
 class grammar_steps {
   public:

@@ -53,7 +53,25 @@ def test_timings_are_those_of_the_struct() -> None:
         "draft_stopped": None,
     }
     # What batches were for texts that go on is theirs; that there was a single token is only said.
-    data.t_eval_ms = 0.0
+    data.t_eval_ms, data.n_eval = 0.0, 1
     timings = read_timings(data[0], written=WrittenCounts(4, 3, 2.5))
     assert (timings.n_p_eval, timings.t_p_eval_ms) == (1, 1.0)
     assert (timings.n_eval, timings.t_eval_ms) == (3, 2.5)
+
+
+def test_single_tokens_of_prompts_are_those_of_prompts() -> None:
+    # Two of the six; of prompts, llama.cpp says one where it counted none.
+    data = ffi.new("struct llama_perf_context_data *", {"t_eval_ms": 4.5, "n_p_eval": 1, "n_eval": 6})
+    written = WrittenCounts(n_of_prompts=2, t_of_prompts_ms=1.5)
+    timings = read_timings(data[0], written=written)
+    assert (timings.n_p_eval, timings.t_p_eval_ms) == (2, 1.5)
+    assert (timings.n_eval, timings.t_eval_ms) == (4, 3.0)
+    data.n_p_eval, data.t_p_eval_ms = 5, 2.0
+    timings = read_timings(data[0], written=written)
+    assert (timings.n_p_eval, timings.t_p_eval_ms) == (7, 3.5)
+    # A context that measures no times counts all the same; what is counted is never less than one.
+    data.t_eval_ms, data.n_eval = 0.0, 2
+    timings = read_timings(data[0], written=WrittenCounts(n_of_prompts=2))
+    assert (timings.n_p_eval, timings.n_eval) == (7, 1)
+    timings = read_timings(data[0], written=WrittenCounts(4, 3, n_of_prompts=1))
+    assert (timings.n_p_eval, timings.n_eval) == (2, 4)

@@ -80,7 +80,7 @@ def test_the_models_own_layers_draft(tiny_path: MakeTiny, capsys: Capture) -> No
         (["--spec-type", "ngram-simple", "--spec-ngram-mod-n-max", 3], "without --spec-type ngram-mod"),
         (["--spec-type", "ngrams"], "--spec-type is 'ngrams'; it takes auto, none, or some of draft-simple"),
         (["--spec-type", "draft-simple"], "takes a draft"),
-        (["--spec-type", "draft-mtp"], "and no mtp-*.gguf lies beside it: give the file of a draft model"),
+        (["--spec-type", "draft-mtp"], "and no mtp-*.gguf lies beside it: add --model-draft FILE"),
         (["-md", "a.gguf", "-hfd", "someone/tiny"], "--model-draft and --spec-draft-hf are both given"),
         (["--image", "photo.jpg", "-mm", "m.gguf", "--spec-type", "auto"], "photo.jpg and --spec-type are both given"),
         (["--draft-max", "8"], "there is no --draft-max here: llama.cpp has taken it away: use --spec-draft-n-max"),

@@ -170,6 +170,23 @@ def test_what_drafts_for_a_model(hub: Hub, tiny_path: Callable[..., Path], tmp_p
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["draft-mtp", "draft-eagle3"])
+def test_what_is_to_be_done_where_nothing_drafts(
+    hub: Hub, tiny_path: Callable[..., Path], kind: str, capsys: Capture
+) -> None:
+    model = tiny_path(n_expert=4)
+    hub.repos["someone/bare"] = {"model.gguf": model}
+    assert run("get", "someone/bare", "--spec-type", kind, "--yes", *FITS) != 0
+    said = capsys.readouterr().err
+    assert f"no {kind.removeprefix('draft-')}-*.gguf lies beside" in said
+    assert "leave --spec-type out" in said
+    assert "--model-draft" not in said  # which this command does not have
+    # Of a file nobody knows the repository.
+    assert run("plan", model, "--spec-type", kind) != 0
+    said = capsys.readouterr().err
+    assert f"add --model-draft FILE (moebind get OWNER/REPO:QUANT --spec-type {kind} brings one that" in said
+
+
 def test_what_lies_beside_models_is_brought_as_it_is(hub: Hub, tmp_path: Path, capsys: Capture) -> None:
     address = f"hf://{REPO}/mmproj-tiny-F16.gguf"
     assert run("get", address, "--dry-run") == 0

@@ -78,6 +78,21 @@ SAID: list[tuple[list[object], str]] = [
     ),
     (["bench", "offload", "MODEL", "--device", "loopback", "--plot", "x.gguf"], "it takes a file that ends in one"),
     (["bench", "offload", "MODEL", "--device", "loopback", "-ts", "1,1"], "2 shares, and there is 1 device;"),
+    (["serve", "--models-dir", ".", "-md", "MODEL"], "--spec-draft-model is given, which is for one model; there are"),
+    (["serve", "--models-dir", ".", "-hfd", "o/r"], "--spec-draft-hf is given, which is for one model; there are"),
+    (["serve", "--models-dir", ".", "--spec-type", "draft-mtp"], "--spec-type is 'draft-mtp', which is for one model;"),
+    (["serve", "--models-dir", ".", "--spec-type", "draft-eagle3"], "'draft-eagle3', which is for one model;"),
+    (["serve", "--models-dir", ".", "--mmproj", "MODEL"], "moebind: --mmproj belongs to one model"),
+    (["serve", "MODEL", "--", "--rerank"], "set --embeddings, and --pooling rank"),
+    (["serve", "MODEL", "--", "--embeddings"], "where no plan would know of it: set --embeddings instead"),
+    (["serve", "MODEL", "--", "--lazy-mode", "on"], "set lazy_mode in a file of parameters (--params) instead"),
+    (["serve", "MODEL", "--", "--fit", "off"], "moebind's to set: give it before --"),
+    (["serve", "MODEL", "--", "--rpc", "h:1"], "moebind's to set: give it before --"),
+    (["serve", "MODEL", "--", "-cmoe"], "-cmoe is behind --, but is moebind's to set: give it before --"),
+    (["serve", "MODEL", "--", "--mmproj", "x"], "moebind's to set: give it before --"),
+    (["serve", "MODEL", "--", "-md", "x"], "moebind's to set: give it before --"),
+    (["serve", "MODEL", "--", "--spec-type", "draft-mtp"], "would count the draft: give it before --"),
+    (["serve", "MODEL", "--", "--no-ui"], "moebind's to set: give --no-ui before --"),
 ]
 
 

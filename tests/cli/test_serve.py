@@ -419,10 +419,10 @@ def test_options_of_llama_server_go_behind_the_dashes(path: Path, capsys: Captur
     assert run("serve", path, "--tempp", "0") == 2
     assert "there is no option --tempp" in capsys.readouterr().err
     assert run("serve", path, "--", "--host", "::") == 2
-    assert "is moebind's to set: use --host" in capsys.readouterr().err
+    assert "is moebind's to set: give it before --" in capsys.readouterr().err
     for arguments, said in {
         ("-fa",): "-fa is the last word; it takes a value",
-        ("--no-webui",): "but is moebind's to set: use ui, or --no-ui before --",
+        ("--no-webui",): "but is moebind's to set: give --no-ui before --",
         ("--draft-max", "4"): "there is no --draft-max here: llama.cpp has taken it away: use --spec-draft-n-max",
         ("--mlock",): "there is no option --mlock; did you mean --load-mode mlock?",
     }.items():
@@ -440,6 +440,7 @@ def test_failures_are_one_line_and_end_with_1(path: Path, tmp_path: Path, capsys
             ([tmp_path / "none.gguf", "--port", 0], "none.gguf does not exist"),
             ([tmp_path / "bad.gguf", "--port", 0], "is not a GGUF file"),
             (["--models-dir", tmp_path / "none"], "does not exist"),
+            ([path, "--mmproj", tmp_path], "a folder; it takes a file"),
             ([path, "--port", taken], f"127.0.0.1:{taken} is in use"),
             ([path, "--port", 0, "--", "--nonsense"], "invalid argument: --nonsense"),
             ([path, "--port", 0, "--", "--temp", "x"], 'argument "--temp": its value is no number, or too large a one'),

@@ -136,6 +136,23 @@ def test_max_tokens(demo_context: Context, n: int) -> None:
     assert len(list(demo_context.generate(PROMPT, max_tokens=n))) == n
 
 
+@pytest.mark.parametrize("prompt", [[42], [42, 43], [42, 43, 44]])
+@pytest.mark.parametrize("measured", [True, False])
+def test_prompts_of_any_length_are_counted_alike(demo: Model, prompt: list[int], measured: bool) -> None:
+    n, written = len(prompt), 4
+    script = iter([43, 44, 45, 46] * 3)
+    sampler = Sampler.from_callable(lambda candidates: candidates.select(next(script)))
+    with demo.new_context(SMALL.with_no_perf(not measured)) as context:
+        # The first token of a text comes from its prompt; the second time, only the last token of that is computed.
+        for n_computed in (n, 1, 1):
+            text = context.generate(prompt, sampler=sampler, max_tokens=written).complete()
+            assert text.usage.prompt_tokens - text.usage.cached_tokens == n_computed
+            timings = context.timings()
+            assert (timings.n_p_eval, timings.n_eval) == (n_computed, written - 1)
+            assert (timings.t_p_eval_ms > 0) is (timings.t_eval_ms > 0) is measured
+            context.reset_timings()
+
+
 def test_prefixes_are_not_decoded_again(demo_context: Context, demo: Model) -> None:
     long = PROMPT + " Paris. The capital of Italy is Rome. The capital of Spain is"
     first = text_of(demo_context, long, max_tokens=6)

@@ -77,6 +77,17 @@ def test_a_prefix_is_computed_once(dense: Model, unified: bool) -> None:
         assert [each.tokens for each in completions] == alone(dense, prompts, 3)
 
 
+@pytest.mark.parametrize("prompts", [[[70]], [[70]] * 3, [[70], [71, 72]], [[70], [71], [72, 73, 74]]])
+def test_prompts_of_one_token_are_prompts(dense: Model, prompts: list[list[int]]) -> None:
+    for n_seq_max in (1, 2):
+        with dense.new_context(EXACT.with_n_seq_max(n_seq_max)) as context:
+            completions = together(context, prompts, 3)
+            timings = context.timings()
+            assert timings.n_p_eval == computed(completions) == sum(map(len, prompts))
+            assert timings.n_eval == sum(each.usage.generated_tokens - 1 for each in completions)
+            assert timings.t_p_eval_ms > 0 < timings.t_eval_ms
+
+
 def test_copies_of_a_prompt_compute_their_last_token(dense: Model) -> None:
     with dense.new_context(EXACT) as context:
         completions = together(context, [PREFIX] * 7)

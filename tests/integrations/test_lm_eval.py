@@ -12,6 +12,34 @@ from packages import packages
 PROGRAM = Path(__file__).with_name("with_lm_eval.py")
 
 
+#: As it is without the harness, whether or not that is installed here; or with a harness that lacks something.
+LACKS = """
+import runpy, sys
+sys.modules[{lacking!r}] = None
+"""
+
+
+def without(lacking: str, what: str) -> subprocess.CompletedProcess[str]:
+    code = LACKS.format(lacking=lacking) + what
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_without_the_harness_a_sentence_says_what_to_install() -> None:
+    sentence = "the model for lm-evaluation-harness needs that package: pip install 'moebind[lm-eval]'"
+    done = without("lm_eval", "import moebind.integrations.lm_eval")
+    assert done.stderr.splitlines()[-1] == f"ImportError: {sentence}"
+    done = without("lm_eval", "runpy.run_module('moebind.integrations.lm_eval', run_name='__main__', alter_sys=True)")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"moebind: {sentence}\n")
+
+
+def test_what_a_harness_lacks_is_told_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "lm_eval").mkdir()
+    (tmp_path / "lm_eval" / "__init__.py").write_text("import a_package_of_the_harness")
+    code = f"sys.path.insert(0, {str(tmp_path)!r})\nimport moebind.integrations.lm_eval"
+    done = without("nothing_else", code)
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'a_package_of_the_harness'"
+
+
 @pytest.mark.thorough
 @pytest.mark.timeout(1800)
 def test_the_harness_has_it_as_a_model() -> None:

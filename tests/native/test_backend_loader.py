@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from types import MappingProxyType
 import pytest
 
 from moebind._core.native import LIBRARIES
+from moebind.diagnosis.facts import VULKAN
 
 ROOT = Path(__file__).resolve().parents[2]
 GGML = ROOT / "vendor/llama.cpp/ggml"
@@ -21,6 +23,9 @@ BACKENDS = {
     "CUDA": ("libcuda.so.1", "libggml-cuda.so", "ggml_backend_cuda_reg"),
     "Vulkan": ("libvulkan.so.1", "libggml-vulkan.so", "ggml_backend_vk_reg"),
 }
+SOURCE = ROOT / "native/replaced/backend_loader.cpp"
+#: Variables with which drivers are looked for where there is no card.
+CHOOSING = re.findall(r'"((?:GGML_)?VK_[A-Z_]+)"', SOURCE.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("loader") / "libloader.so"
     command = ["g++", "-shared", "-fPIC", "-std=c++17", "-Dggml_backend_cuda_reg=moebind_cuda_backend"]
     command += ["-Dggml_backend_vk_reg=moebind_vulkan_backend", f"-I{GGML}/include", f"-I{GGML}/src"]
-    command += ["-o", str(library), str(ROOT / "native/replaced/backend_loader.cpp"), f"-L{LIBRARIES}", "-lggml-base"]
+    command += ["-o", str(library), str(SOURCE), f"-L{LIBRARIES}", "-lggml-base"]
     subprocess.run([*command, "-ldl", f"-Wl,-rpath,{LIBRARIES}"], check=True)
     return library
 
@@ -145,7 +150,7 @@ def test_a_broken_driver_of_vulkans_is_no_driver(
     assert reason in said
 
 
-CARDS = ("/dev/dri", "/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/mali0", "/dev/kgsl-3d0")
+CARDS = re.findall(r'"(/dev/[\w/-]+)"', SOURCE.read_text(encoding="utf-8"))
 
 
 @pytest.mark.skipif(any(map(os.path.exists, CARDS)), reason="there is a graphics card")
@@ -154,5 +159,14 @@ def test_without_a_card_no_driver_of_vulkans_is_loaded(loader: Path) -> None:
     library(loader / "libggml-vulkan.so", BROKEN % ("return nullptr;", "throw 1;", "nullptr"), "c++")
     answer, said = ask(loader, "Vulkan", here, {})
     assert (answer, said.partition(" (")[0]) == ("None", "there are no device files of graphics cards")
-    for variable in ("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES"):
+    for variable in CHOOSING:
         assert ask(loader, "Vulkan", here, {variable: "some.json"})[1] == "unknown error"
+
+
+def test_variables_that_choose_drivers_are_told_of_where_none_is_found() -> None:
+    assert len(CHOOSING) > 3
+    # These two only take drivers away.
+    assert set(VULKAN) - set(CHOOSING) == {"GGML_DISABLE_VULKAN", "VK_LOADER_DRIVERS_SELECT"}
+    assert set(CHOOSING) <= set(VULKAN)
+    page = (ROOT / "docs/build.md").read_text(encoding="utf-8")
+    assert [name for name in [*CHOOSING, "GGML_DISABLE_VULKAN"] if f"`{name}" not in page] == []

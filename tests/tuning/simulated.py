@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moebind.tuning.search import Choice, Measured, NoTimeError, Step
+from moebind.tuning.search import Choice, Measured, NoTimeError, Step, Within
 
 Point = Mapping[str, int]
 #: The dimension that makes room for others.
@@ -32,6 +32,8 @@ class Machine:
         How long a measurement takes, and the standard deviation of the logarithm of that.
     checking
         How long the comparison of results takes, in multiples of a measurement.
+    planning
+        How long the choices of a dimension take.
     spikes
         The share of measurements that take half as long again.
     """
@@ -46,6 +48,7 @@ class Machine:
     seconds: float = 1.0
     uneven: float = 0.0
     checking: float = 0.0
+    planning: float = 0.0
     limit: float = float("inf")
     fails: frozenset[tuple[str, int]] = frozenset()
     wrong: frozenset[tuple[str, int]] = frozenset()
@@ -86,7 +89,8 @@ class Machine:
             cost = cost + (table if names.index(first) < names.index(second) else table.T).reshape(shape)
         return float(cost[takes <= self.room].min())
 
-    def choices(self, dimension: str, current: Point) -> list[Choice[Point]] | str:
+    def choices(self, dimension: str, current: Point, within: Within) -> list[Choice[Point]] | str:
+        self._spend(self.planning, within)
         if len(self.effects[dimension]) == 1:
             return "there is only one"
         found = []
@@ -107,8 +111,8 @@ class Machine:
         ]
         return {**point, PLACEMENT: max(fitting, key=lambda at: self.memory[PLACEMENT][at])} if fitting else point
 
-    def round(self, purpose: str, subjects: Sequence[tuple[str, Point]], within: float) -> list[Measured]:
-        until = self.used + within
+    def round(self, purpose: str, subjects: Sequence[tuple[str, Point]], within: Within) -> list[Measured]:
+        until = self.used + within()
         found = [self._measure(point, until) for _, point in subjects]
         self.results += found
         return found
@@ -126,11 +130,14 @@ class Machine:
         disturbed = 0.4 * (self.random.random() < self.spikes)
         return Measured(self.cost(point) + self.drift + self.random.normal(0, self.noise) + disturbed, None, seconds)
 
-    def check(self, name: str, point: Point, within: float) -> str | None:
-        taken = min(self.checking * self.seconds, within)
-        self.used += taken
-        if taken == within:
+    def _spend(self, seconds: float, within: Within) -> None:
+        most = within()
+        self.used += max(0.0, min(seconds, most))
+        if seconds >= most:
             raise NoTimeError
+
+    def check(self, name: str, point: Point, within: Within) -> str | None:
+        self._spend(self.checking * self.seconds, within)
         return "it computes something else" if self.wrong & set(point.items()) else None
 
     def time_left(self) -> float:

@@ -16,7 +16,7 @@ from simulated import Machine, Point, random_machine
 
 from moebind.errors import MoebindError
 from moebind.tuning.journal import Journal
-from moebind.tuning.search import Choice, Found, Measured, Step, search
+from moebind.tuning.search import Choice, Found, Measured, Step, Within, search
 
 ABOUT = {"model": "m", "machine": {"cpu": 2}}
 
@@ -33,10 +33,10 @@ class Kept:
         self.journal = journal
         self.left = rounds
 
-    def choices(self, dimension: str, current: Point) -> list[Choice[Point]] | str:
-        return self.machine.choices(dimension, current)
+    def choices(self, dimension: str, current: Point, within: Within) -> list[Choice[Point]] | str:
+        return self.machine.choices(dimension, current, within)
 
-    def round(self, purpose: str, subjects: list[tuple[str, Point]], within: float) -> list[Measured]:
+    def round(self, purpose: str, subjects: list[tuple[str, Point]], within: Within) -> list[Measured]:
         def answer() -> list[list[object]]:
             if not self.left:
                 raise Stopped
@@ -46,7 +46,7 @@ class Kept:
         question = {"purpose": purpose, "subjects": [[name, dict(point)] for name, point in subjects]}
         return [Measured(*each) for each in self.journal.ask(question, answer)]
 
-    def check(self, name: str, subject: Point, within: float) -> str | None:
+    def check(self, name: str, subject: Point, within: Within) -> str | None:
         return self.machine.check(name, subject, within)
 
     def time_left(self) -> float:

@@ -80,6 +80,34 @@ def test_the_lines_of_python_run(path: Path) -> None:
     assert f"'{MIN_BATCH}': '128'" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("process", "kind"),
+    [
+        (Process(), None),
+        (PROCESS, None),
+        (Process(numa="DISTRIBUTE"), None),
+        (Process(), "ngram-mod"),
+        (Process(cpus=PROCESS.cpus), "a draft"),
+    ],
+)
+def test_the_lines_of_python_import_what_they_use(path: Path, process: Process, kind: str | None) -> None:
+    pytest.importorskip("ruff")
+    drafts = {"ngram-mod": Speculation(kind), "a draft": Speculation(None, str(path), 1)}
+    lines = made_up(path, process=process, speculation=drafts.get(str(kind))).python
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--quiet", "--select", "F,I001", "-"]
+    done = subprocess.run(ruff, input=f"{lines}\n", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("n_ctx", [ContextParams().n_ctx, 256])
+def test_the_lines_of_python_say_how_long_the_context_is(path: Path, n_ctx: int) -> None:
+    lines = made_up(path, context_params=CONTEXT.with_n_ctx(n_ctx)).python.splitlines()
+    [line] = [line for line in lines if line.startswith("context_params")]
+    assert line.startswith(f"context_params = ContextParams.from_dict({{'n_ctx': {n_ctx}, ")
+
+
 def test_options(path: Path) -> None:
     options = made_up(path).options
     assert options[options.index("-ub") + 1] == "128"

@@ -164,17 +164,20 @@ def test_what_takes_too_long_is_a_row(make: Callable[..., Trials]) -> None:
 def test_what_takes_longer_than_there_is_time_is_no_row(make: Callable[..., Trials], tmp_path: Path) -> None:
     made = make()
     with pytest.raises(NoTimeError):
-        made.round("test", [("a", made.start)], within=0.01)
+        made.round("test", [("a", made.start)], within=lambda: 0.01)
     with pytest.raises(NoTimeError):
-        made.check("a", made.start, within=0.01)
+        made.check("a", made.start, within=lambda: 0.01)
     with pytest.raises(NoTimeError):
-        made.round("test", [("a", made.start)], within=-1.0)
+        made.round("test", [("a", made.start)], within=lambda: -1.0)
+    for seconds in (0.01, -1.0):
+        with pytest.raises(NoTimeError):
+            made.choices("placement", made.start, within=lambda seconds=seconds: seconds)
     assert made.trials == []
     assert made.agreements == {}
     # So it is measured when the search goes on.
     assert (tmp_path / "journal").read_text().count("\n") == 2
     again = make(resume=True)
-    [found] = again.round("test", [("a", again.start)], within=600.0)
+    [found] = again.round("test", [("a", again.start)], within=lambda: 600.0)
     assert found.failure is None
 
 
@@ -185,8 +188,9 @@ def test_a_failure_in_time_is_a_row(make: Callable[..., Trials], monkeypatch: py
 
     made, timeouts = make(timeout=50.0), list[float | None]()
     monkeypatch.setattr(module, "run_child", child)
-    for within in (inf, 1000.0, 40.0):
-        assert made.round("test", [("a", made.start)], within=within)[0].failure == "the process was ended by SIGSEGV"
+    for seconds in (inf, 1000.0, 40.0):
+        [found] = made.round("test", [("a", made.start)], within=lambda seconds=seconds: seconds)
+        assert found.failure == "the process was ended by SIGSEGV"
     assert timeouts[:2] == [50.0, 50.0]
     assert timeouts[2] is not None
     assert 0 < timeouts[2] <= 40.0
@@ -308,5 +312,20 @@ def test_the_time_that_is_left(make: Callable[..., Trials]) -> None:
     made.round("test", [("a", made.start)])
     again = make(seconds=0.0, resume=True)
     assert again.time_left() == float("inf")  # what was measured already takes none
-    again.round("test", [("a", again.start)])
+    again.round("test", [("a", again.start)], again.time_left)
     assert again.time_left() <= 0
+
+
+def test_what_is_new_after_a_resume_has_the_time_that_is_left(make: Callable[..., Trials]) -> None:
+    made = make()
+    made.round("test", [("a", made.start)])
+    questions: list[Callable[[Trials], object]] = [
+        lambda trials: trials.round("something else", [("a", trials.start)], trials.time_left),
+        lambda trials: trials.choices("placement", trials.start, trials.time_left),
+        lambda trials: trials.check("a", trials.start, trials.time_left),
+    ]
+    for ask in questions:
+        again = make(seconds=0.0, resume=True)
+        assert again.time_left() == float("inf")  # that it asks something else is not known yet
+        with pytest.raises(NoTimeError):
+            ask(again)

@@ -114,11 +114,11 @@ def test_what_computes_something_else_is_not_kept() -> None:
     assert found.steps[0].gain is not None
 
 
-@pytest.mark.parametrize("limit", [0.0, 30.0, 100.0, 300.0])
-def test_it_keeps_to_its_time(limit: float) -> None:
+@pytest.mark.parametrize(("limit", "planning"), [(0.0, 0.0), (30.0, 0.0), (100.0, 0.0), (300.0, 0.0), (300.0, 40.0)])
+def test_it_keeps_to_its_time(limit: float, planning: float) -> None:
     for seed in range(COUNT):
         machine = random_machine(seed)
-        machine.limit, machine.uneven, machine.checking = limit, 0.3, 6.0
+        machine.limit, machine.uneven, machine.checking, machine.planning = limit, 0.3, 6.0, planning
         found = run(machine)
         # What was begun in time is ended soon after it: at the latest when others would have been done twice.
         longest = max((each.seconds for each in machine.results), default=0.0)

@@ -85,15 +85,19 @@ class SpeculativeCounts:
 
 @dataclass
 class WrittenCounts:
-    """What several tokens at once were for texts that go on, which llama.cpp counts among prompts.
+    """What llama.cpp counts on the other side, as it tells prompts from texts by the size of the batch.
 
-    These are a token with what was drafted after it, and one token each of several texts.
+    Several tokens at once may be for texts that go on: a token with what was drafted after it, and one token each of
+    several texts. A single one may be a prompt, or what of it was not computed before.
     """
 
-    #: Tokens that were computed, and those that the texts got of it.
+    #: Tokens that were computed for texts, several at once, and those that the texts got of it.
     n_computed: int = 0
     n_written: int = 0
     t_ms: float = 0.0
+    #: Single tokens of prompts.
+    n_of_prompts: int = 0
+    t_of_prompts_ms: float = 0.0
 
     def add(self, native: CData, before: CData, n_computed: int, n_written: int) -> None:
         """Count what was computed since ``before``, what ``llama_perf_context`` said then; its outputs were read.
@@ -107,6 +111,13 @@ class WrittenCounts:
             self.n_written += n_written
             self.t_ms += (now.t_p_eval_ms - before.t_p_eval_ms) * min(1, n_computed / n_tokens)
 
+    def add_prompt(self, native: CData, before: CData) -> None:
+        """Count the single token that was computed since ``before`` as one of a prompt; its outputs were read."""
+        now = lib.llama_perf_context(native)
+        if now.n_p_eval == before.n_p_eval:  # or it was computed with what came before it
+            self.n_of_prompts += 1
+            self.t_of_prompts_ms += now.t_eval_ms - before.t_eval_ms
+
 
 @dataclass(frozen=True)
 class Timings:
@@ -114,8 +125,9 @@ class Timings:
 
     llama.cpp tells prompts from texts by the size of the batch. Here, what ``generate``, ``generate_many`` and an
     :class:`Engine` compute for texts that go on is counted with the single tokens, several at once or not: a token with
-    what was drafted after it, and the tokens of several texts. If there are parts of prompts in the same batch, its
-    time is shared out by tokens. Batches of your own are as llama.cpp counts them.
+    what was drafted after it, and the tokens of several texts. A prompt is a prompt, also if a single token of it is
+    computed. If there are parts of prompts in the same batch, its time is shared out by tokens. Batches of your own are
+    as llama.cpp counts them.
 
     Attributes
     ----------
@@ -193,15 +205,17 @@ def read_timings(
 ) -> Timings:
     """From a ``struct llama_perf_context_data``."""
     counts, texts = drafts or SpeculativeCounts(), written or WrittenCounts()
-    # Without any single token, it says one.
-    n_single = 0 if texts.n_written and not data.t_eval_ms else data.n_eval
+    # Without any single token, it says one, and without any batch of several, which has at least two.
+    perhaps_none = data.n_eval == 1 and not (data.t_eval_ms or texts.n_of_prompts)
+    n_single = 0 if texts.n_written and perhaps_none else data.n_eval
+    n_several = 0 if data.n_p_eval == 1 else data.n_p_eval
     return Timings(
         data.t_start_ms,
         data.t_load_ms,
-        max(0.0, data.t_p_eval_ms - texts.t_ms),
-        data.t_eval_ms + texts.t_ms,
-        max(1, data.n_p_eval - texts.n_computed),
-        n_single + texts.n_written,
+        max(0.0, data.t_p_eval_ms - texts.t_ms) + texts.t_of_prompts_ms,
+        max(0.0, data.t_eval_ms - texts.t_of_prompts_ms) + texts.t_ms,
+        max(1, n_several - texts.n_computed + texts.n_of_prompts),
+        max(1, n_single - texts.n_of_prompts + texts.n_written),
         data.n_reused,
         moe_cache,
         counts.n_drafted,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from moebind._core import checks
 from moebind._core.shown import shown
 from moebind.backend.devices import Device, devices
 from moebind.cli.devices import as_devices, separate
@@ -26,6 +27,7 @@ __all__ = [
     "MTP",
     "RARE_DRAFTS",
     "SIDECARS",
+    "asked_for",
     "draft_beside",
     "draft_of",
     "drafting",
@@ -146,7 +148,17 @@ def kinds_of(text: str | None) -> list[str]:
     return kinds
 
 
-def draft_beside(model: str | None, kinds: Sequence[str]) -> str | None:
+def asked_for(given: Given) -> str | None:
+    """What asks for a model, or layers, that draft, as a sentence begins; None: nothing does."""
+    for name in ("model_draft", "hf_repo_draft"):
+        if given.values[name] is not None:
+            flag = next(option.flag for option in DRAFTS if option.name == name)
+            return f"{flag} is given"
+    kind = next((each for each in kinds_of(given.values["spec_type"]) if each.startswith("draft-")), None)
+    return None if kind is None else f"--spec-type is {kind!r}"
+
+
+def draft_beside(model: str | None, kinds: Sequence[str], instead: str | None = None) -> str | None:
     """The file that drafts for a model, of what lies beside it in its folder or repository, for the first such kind.
 
     Parameters
@@ -155,6 +167,8 @@ def draft_beside(model: str | None, kinds: Sequence[str]) -> str | None:
         The file or the address of the model; None: there are several.
     kinds
         As ``--spec-type`` has them.
+    instead
+        What the message tells to do if there is none; None: to name the file, or to get it.
 
     Returns
     -------
@@ -178,13 +192,17 @@ def draft_beside(model: str | None, kinds: Sequence[str]) -> str | None:
     from moebind.placement.drafter import models_own
     from moebind.placement.header import read_header
 
-    if kind == MTP and model is not None:
-        return models_own(model, read_header(model))
     sidecar = kind.removeprefix("draft-")
+    if instead is None:
+        instead = "add --model-draft FILE"
+        if model is not None and sidecar in SIDECARS and not checks.on_hub(model):
+            instead += f" (moebind get OWNER/REPO:QUANT --spec-type {kind} brings one that a repository has)"
+    if kind == MTP and model is not None:
+        return models_own(model, read_header(model), instead)
     near = beside(model, sidecar) if model is not None and sidecar in SIDECARS else None
     if near is None:
         missing = f", and no {sidecar}-*.gguf lies beside {model}" if model and sidecar in SIDECARS else ""
-        raise ValueError(f"--spec-type is {kind}, which takes a draft{missing}: add --model-draft FILE")
+        raise ValueError(f"--spec-type is {kind}, which takes a draft{missing}: {instead}")
     return near
 
 

@@ -34,6 +34,7 @@ _KINDS = {
     "imatrix": "an importance matrix, for moebind quantize --imatrix",
     **{kind: f"what drafts for it: --spec-type draft-{kind}" for kind in sorted(SIDECARS)},
 }
+_A_DRAFT = "a draft that is a model of its own is got as such"
 #: More are counted.
 _BESIDE_MAX = 8
 Wanted = Annotated[
@@ -122,7 +123,7 @@ def _with_files(kinds: list[str]) -> list[str]:
 
 def _draft_of(address: str, kinds: Sequence[str]) -> tuple[Draft | None, HubFiles | None]:
     """What is to draft for a model, for a fit, and its file, if that lies beside it; None: nothing is, or no file."""
-    beside = draft_beside(address, kinds)
+    beside = draft_beside(address, kinds, f"leave --spec-type out, or get a repository that has one ({_A_DRAFT})")
     if beside is not None:
         return Draft(beside), find(Address.parse(beside))
     return (Draft() if MTP in kinds else None), None

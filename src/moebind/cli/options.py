@@ -90,6 +90,7 @@ _OPTIONS = {
     "one_at_a_time": "--one-at-a-time",
     "fit": "--fit",
     "parallel": "--parallel",
+    "ui": "--no-ui",
     "embeddings": "--embeddings",
     "pooling_type": "--pooling",
     "sizes": "--size",
@@ -112,9 +113,10 @@ _OPTIONS = {
     "path": "MODEL",
     "model_path": "MODEL",
 }
-_BEGINS = re.compile(r"([a-z_]+)(?:\[[^]]*\])?(?= (?:is|has|holds|names)\b)")
+_BEGINS = re.compile(r"([a-z_]+)(?:\[[^]]*\])?(?= (?:is|has|holds|names|belongs)\b)")
 #: What a sentence tells Python's users to write, and what is written on a command line.
 _CALLS = [
+    (re.compile(r"(?<=: )use [\w.]+; on a command line, "), ""),
     (re.compile(r"(?:ModelParams(?:\(\))?\.)?\bwith_cpu_moe_all(?:\(\))?"), "--cpu-moe"),
     (re.compile(r"(?:ModelParams(?:\(\))?\.)?with_n_cpu_moe\((\d+)\)"), r"--n-cpu-moe \1"),
     (re.compile(r"(?:ModelParams(?:\(\))?\.)?\bwith_n_cpu_moe(?:\(\))?"), "--n-cpu-moe"),
@@ -134,12 +136,15 @@ _CALLS = [
         "Use moebind generate with --json-schema, or another",
     ),
     (re.compile(r"\bthose of chat_builtin_templates\(\)"), "llama.cpp's own"),
+    (re.compile(r"\bpooling_type to RANK\b"), "--pooling rank"),
+    (re.compile(r"\bis among the arguments for llama-server itself\b"), "is behind --"),
+    (re.compile(r"\bdraft=, or --model-draft on a command line"), "--model-draft"),
     # A chat's grammar is always used, and a command's overrides are always strict.
     (re.compile(r", or use_grammar=False"), ""),
     (re.compile(r",? or pass strict=False"), ""),
 ]
 #: An argument that is to be used instead, at the end of a sentence's first half.
-_USE = re.compile(r"(?<=: )(use|set) ([a-z_]+)\b(?! [a-z])")
+_USE = re.compile(r"(?<=: )(use|set) ([a-z_]+)\b( instead\b)?(?! [a-z])")
 #: A field with its value, alone or in the parameters that it belongs to.
 _FIELD = re.compile(r"\b(?:(?:Model|Context)Params\()?(?<![\w./-])([a-z]\w*)=(True|False|\d+)\b(\))?")
 _SWITCHED = re.compile(r"\bpass ([a-z_]+)=True\b")
@@ -194,8 +199,14 @@ def calls_as_options(text: str) -> str:
     """A text of the library's for people, with options for the calls and fields that it tells them to write."""
     for written, option in _CALLS:
         text = written.sub(option, text)
-    text = _USE.sub(lambda found: f"{found[1]} {_OPTIONS.get(found[2], found[2])}", text)
-    return _FIELD.sub(_field_as_option, text)
+    return _FIELD.sub(_field_as_option, _USE.sub(_used_as_option, text))
+
+
+def _used_as_option(found: re.Match[str]) -> str:
+    verb, name, instead = found[1], found[2], found[3] or ""
+    if instead and name not in _OPTIONS:
+        name += " in a file of parameters (--params)"
+    return f"{verb} {_OPTIONS.get(name, name)}{instead}"
 
 
 def _field_as_option(found: re.Match[str]) -> str:

@@ -18,7 +18,7 @@ import typer
 from moebind.cli import options as o
 from moebind.cli.budgets import Margin
 from moebind.cli.devices import DevicesHere
-from moebind.cli.drafts import DRAFTS, draft_of, passed_on
+from moebind.cli.drafts import DRAFTS, asked_for, draft_of, passed_on
 from moebind.cli.given import RPC, TUNED, Chosen, Given, takes
 from moebind.cli.loading import with_devices
 from moebind.cli.model_argument import Hub, ModelOption, on_hub
@@ -66,7 +66,7 @@ def _of_llama_server(name: str) -> str | None:
         return None
     reason = why_not(name)
     if reason is not None:
-        return f"{name} is an option of llama-server's, {reason}"
+        return o.in_options(f"{name} is an option of llama-server's, {reason}")
     return f"{name} is an option of llama-server's: give it behind --, as in -- {name} ..."
 
 
@@ -181,6 +181,9 @@ def command(
         raise ValueError(f"--params is {given.values['params']!r}, which is for one model; there are several")
     if given.values["tuned"] and not single:
         raise ValueError("--tuned is given, which is for one model; there are several")
+    drafts = asked_for(given)
+    if drafts is not None and not single:
+        raise ValueError(f"{drafts}, which is for one model; there are several")
     chosen = given.read(names[0] if names else "", given.computing(device))
     context = chosen.context_params.with_embeddings(embeddings).with_pooling_type(o.pooling_type(pooling))
     address = _address(host, port, bind)

@@ -134,6 +134,7 @@ def prepare(
         batch.logits[-1] = stop == tokens.size
         with context._exclusive() as native:
             context._must_own(seq_id, generation)
+            before = lib.llama_perf_context(native)
             context._decode(native, batch)
             if drafting is not None:
                 drafting.computed(batch)
@@ -142,6 +143,8 @@ def prepare(
             context._history[seq_id] = held = tokens.tolist()
             # Before anybody else computes something here: the logits are those of the last batch.
             token = choose(native)
+            if batch.n_tokens == 1:
+                context._written.add_prompt(native, before)
             if drafting is not None:
                 drafting.begin(seq_id, held)
             return generation, held, token

@@ -168,7 +168,7 @@ class Steps:
     def _count(
         self, native: CData, before: CData, parts: list[tuple[Run, int, int | None]], made: list[Progress]
     ) -> None:
-        """Note for the timings what was computed for texts that go on."""
+        """Note for the timings what was computed for texts that go on, or for a prompt, where llama.cpp cannot tell."""
         pieces = {id(each.run): len(each.pieces) for each in made}
         n_computed = n_written = 0
         for run, n, at in parts:
@@ -178,6 +178,8 @@ class Steps:
                 n_written += n_new
         if n_computed:
             self._context._written.add(native, before, n_computed, n_written)
+        elif len(parts) == 1 and parts[0][1] == 1 and parts[0][2] is not None:
+            self._context._written.add_prompt(native, before)
 
     def _room(self, able: list[Run]) -> int | None:
         """How many tokens of prompts the next batch takes."""

@@ -20,7 +20,9 @@ __all__ = ["Facts", "core_quota", "no_gpu_is_meant", "nvidia_cards", "read_facts
 IPC_LOCK = 14
 #: Vendors of cards, as the PCI bus has them: NVIDIA; AMD and Intel.
 NVIDIA, OTHERS = "0x10de", ("0x1002", "0x8086")
-#: Environment variables that change what Vulkan shows.
+#: Environment variables that change what Vulkan shows. The loader of backends (native/replaced/backend_loader.cpp) has
+#: those of them with which it looks for drivers where there is no card: it is a part of ggml's library, which knows
+#: nothing of this one. A test compares both lists.
 VULKAN = (
     "GGML_DISABLE_VULKAN",
     "GGML_VK_VISIBLE_DEVICES",

@@ -11,18 +11,26 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lm_eval import utils
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs
-from tqdm import tqdm
-
 from moebind._core import checks
 from moebind._core.shown import shown
 from moebind.files.download import local_file
 from moebind.integrations.loading import LOADING, parameters
 from moebind.integrations.row_scores import Row, score_rows
 from moebind.model.model import Model
+
+try:
+    from lm_eval import utils
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    if error.name not in {"lm_eval", "tqdm"}:  # something that the harness lacks
+        raise
+    _WITHOUT = "the model for lm-evaluation-harness needs that package: pip install 'moebind[lm-eval]'"
+    if __name__ == "__main__":
+        raise SystemExit(f"moebind: {_WITHOUT}") from None
+    raise ImportError(_WITHOUT) from error
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

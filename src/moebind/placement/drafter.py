@@ -194,7 +194,11 @@ def find_drafter(
     return Drafter(given, read_header(given.path or ""), header, natives), model_params
 
 
-def models_own(model: str, header: Header) -> str | None:
+def models_own(
+    model: str,
+    header: Header,
+    instead: str = "give the file of a draft model (draft=, or --model-draft on a command line)",
+) -> str | None:
     """The file with the layers that predict further ahead for a model; None: they are in the model's own file.
 
     Parameters
@@ -203,6 +207,8 @@ def models_own(model: str, header: Header) -> str | None:
         The model's file or address; a file beside it is looked for there.
     header
         Its header.
+    instead
+        What the message tells to do if there is neither.
 
     Raises
     ------
@@ -216,7 +222,6 @@ def models_own(model: str, header: Header) -> str | None:
     near = beside(model, "mtp")
     if near is None:
         raise SpeculativeError(
-            f"{model} has no layers that predict further ahead (MTP), and no mtp-*.gguf lies beside it: give the file "
-            "of a draft model (draft=, or --model-draft on a command line)"
+            f"{model} has no layers that predict further ahead (MTP), and no mtp-*.gguf lies beside it: {instead}"
         )
     return near

@@ -125,7 +125,7 @@ def _switch(option: str, *, only_on: bool = False, inverse: bool = False, planne
     return Row(option, write, planned=planned)
 
 
-def _word(option: str, words: Mapping[IntEnum, str | None], name: str = "") -> Row:
+def _word(option: str, words: Mapping[IntEnum, str | None], name: str = "", *, planned: bool = True) -> Row:
     """An option with a word for each member; None leaves it out."""
 
     def write(value: IntEnum, there: Devices) -> str | None:
@@ -135,7 +135,7 @@ def _word(option: str, words: Mapping[IntEnum, str | None], name: str = "") -> R
             )
         return words[value]
 
-    return Row(option, write)
+    return Row(option, write, planned=planned)
 
 
 def _no(reason: str) -> Row:
@@ -241,6 +241,7 @@ ROWS: Mapping[str, Row] = {
             RopeScalingType.YARN: "yarn",
         },
         "rope_scaling_type",
+        planned=False,
     ),
     "pooling_type": _word(
         "pooling",

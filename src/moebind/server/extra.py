@@ -16,6 +16,8 @@ from moebind.server.process import program
 
 __all__ = ["check_extra", "given", "left_open", "option_names", "why_not"]
 
+#: moebind's command has an option of the same name.
+_BEFORE = "; on a command line, give it before --"
 #: Options that moebind sets, or that would undo what it sees to, and what to use instead.
 _OURS: Mapping[str, str] = {
     "model": "it is the model that is served",
@@ -23,34 +25,34 @@ _OURS: Mapping[str, str] = {
     "docker-repo": "download it first",
     "hf-repo": "give the model as hf://OWNER/REPO/FILE.gguf",
     "hf-file": "give the model as hf://OWNER/REPO/FILE.gguf",
-    "mmproj": "use mmproj",
+    "mmproj": f"use mmproj{_BEFORE}",
     "mmproj-url": "download it first",
     **dict.fromkeys(
         (
             *("spec-draft-model", "spec-draft-hf", "spec-draft-ngl", "spec-draft-device", "spec-draft-override-tensor"),
             *("spec-draft-cpu-moe", "spec-draft-n-cpu-moe", "spec-draft-type-k", "spec-draft-type-v"),
         ),
-        "use draft; on a command line, give it before --",
+        f"use draft{_BEFORE}",
     ),
     "alias": "a model is called as its file",
-    "host": "use host",
-    "port": "use port",
+    "host": f"use host{_BEFORE}",
+    "port": f"use port{_BEFORE}",
     "reuse-port": "two servers would answer in turn",
     "api-key": "whoever lists processes could read it: use api_key",
     "api-key-file": "use api_key",
     "api-prefix": "moebind could not ask whether it is ready; put a proxy in front",
     "ssl-key-file": "moebind could not ask whether it is ready; put a proxy in front",
     "ssl-cert-file": "moebind could not ask whether it is ready; put a proxy in front",
-    "models-dir": "use models_dir",
+    "models-dir": f"use models_dir{_BEFORE}",
     "models-preset": "moebind writes it",
     "models-max": "it follows from the models' sizes; use one_at_a_time",
-    "fit": "moebind fits, unless fit is off",
-    "cpu-moe": "use ModelParams.with_cpu_moe_all; on a command line, give it before --",
-    "n-cpu-moe": "use ModelParams.with_n_cpu_moe; on a command line, give it before --",
+    "fit": f"use fit{_BEFORE}",
+    "cpu-moe": f"use ModelParams.with_cpu_moe_all{_BEFORE}",
+    "n-cpu-moe": f"use ModelParams.with_n_cpu_moe{_BEFORE}",
     "n-cpu-ffn": "set tensor_overrides",
-    "rpc": "use moebind.add_rpc_server",
+    "rpc": f"use moebind.add_rpc_server{_BEFORE}",
     "offline": "it is set",
-    "ui": "use ui, or --no-ui before --",
+    "ui": "use ui; on a command line, give --no-ui before --",
     "rerank": "set embeddings, and pooling_type to RANK",
 }
 _PARAMETERS = {row.option: name for name, row in ROWS.items() if row.option and row.planned}
@@ -103,7 +105,7 @@ def check_extra(extra: Iterable[str]) -> list[str]:
         if "--spec-type" in _named(each) and "draft-" in value:
             raise ValueError(
                 f"{each} {value} is among the arguments for llama-server itself, where no plan would count the draft: "
-                "use draft; on a command line, give it before --"
+                f"use draft{_BEFORE}"
             )
     return arguments
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from moebind._core import checks
+from moebind._core.shown import shown
 from moebind.errors import ModelNotFoundError
 from moebind.files.hub_address import Address
 from moebind.files.model_files import Split, sidecar_kind
@@ -35,10 +36,12 @@ def of_file(path: str | os.PathLike[str], mmproj: str | os.PathLike[str] | None 
     Raises
     ------
     ModelNotFoundError
-        If there is no such file.
+        If there is no such file, or it is a folder.
     """
     file = checks.absolute(checks.path("model", path))
     projector = None if mmproj is None else checks.absolute(checks.path("mmproj", mmproj))
+    if projector is not None and os.path.isdir(projector):
+        raise ModelNotFoundError(f"mmproj is {shown(projector)}, a folder; it takes a file")
     for each in (file, projector):
         if each is not None and not checks.on_hub(each) and not os.path.isfile(each):
             what = "is a folder; give it as models_dir" if os.path.isdir(each) else "does not exist"

@@ -93,18 +93,26 @@ class Tuning(Findings):
     @property
     def python(self) -> str:
         """Lines of Python that load the model with these parameters."""
-        lines = ["import os", "", "import moebind", "from moebind import ContextParams, Model, ModelParams", ""]
-        lines += [f"os.environ[{name!r}] = {value!r}" for name, value in self.process.environment.items()]
+        lines = [f"os.environ[{name!r}] = {value!r}" for name, value in self.process.environment.items()]
         if self.process.cpus is not None:
             lines.append(f"os.sched_setaffinity(0, {sorted(self.process.cpus)!r})")
+        imports = ["import os", ""] if lines else []
         if self.process.numa != Process().numa:
             lines.append(f"moebind.init(moebind.NumaStrategy.{self.process.numa})")
-        for name, params in (("model_params", self.model_params), ("context_params", self.context_params)):
-            fields = pprint.pformat(params.to_dict(), sort_dicts=False, width=100)
-            lines.append(f"{name} = {type(params).__name__}.from_dict({fields})")
+        # The length of the context, too, where it is the default: it was chosen.
+        contexts = {"n_ctx": self.context_params.n_ctx, **self.context_params.to_dict()}
+        for name, kind, fields in (
+            ("model_params", "ModelParams", self.model_params.to_dict()),
+            ("context_params", "ContextParams", contexts),
+        ):
+            lines.append(f"{name} = {kind}.from_dict({pprint.pformat(fields, sort_dicts=False, width=100)})")
         lines.append(f"model = Model.load_from_file({self.path!r}, model_params)")
         lines.append("context = model.new_context(context_params)")
-        return "\n".join([*lines, *([] if self.speculation is None else self.speculation.python)])
+        if self.speculation is not None:
+            lines += self.speculation.python
+        if self.speculation is not None or self.process.numa != Process().numa:
+            imports.append("import moebind")
+        return "\n".join([*imports, "from moebind import ContextParams, Model, ModelParams", "", *lines])
 
     def preset(self, name: str | None = None) -> str:
         """A section of a file of presets, as llama-server takes it: ``--models-preset``.

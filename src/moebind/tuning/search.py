@@ -15,17 +15,20 @@ is no time beside the last comparison, and what takes longer than expected is en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import exp, inf, log
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from moebind.tuning.decision import ERROR, can_still_win, interval, is_better, rounds_needed, typical
 
-__all__ = ["NO_TIME", "Choice", "Found", "Measured", "Measures", "NoTimeError", "Step", "search"]
+__all__ = ["NO_TIME", "Choice", "Found", "Measured", "Measures", "NoTimeError", "Step", "Within", "search"]
 
 S = TypeVar("S")
+#: The seconds that something may take, asked for when it begins: what a journal answers takes none.
+Within: TypeAlias = Callable[[], float]
 #: What a choice has to gain while it is screened to be worth more rounds, and to be worth the words: 1 %.
 GAIN_MIN = 0.01
 #: Rounds of screening; after the second, the slower half is left out.
@@ -122,10 +125,16 @@ class Found(Generic[S]):
 class Measures(Protocol[S]):
     """What the search asks."""
 
-    def choices(self, dimension: str, current: S) -> Sequence[Choice[S]] | str:
-        """What there is to try from here; or why the dimension cannot matter."""
+    def choices(self, dimension: str, current: S, within: Within) -> Sequence[Choice[S]] | str:
+        """What there is to try from here; or why the dimension cannot matter.
 
-    def round(self, purpose: str, subjects: Sequence[tuple[str, S]], within: float) -> Sequence[Measured]:
+        Raises
+        ------
+        NoTimeError
+            If it takes longer than so many seconds.
+        """
+
+    def round(self, purpose: str, subjects: Sequence[tuple[str, S]], within: Within) -> Sequence[Measured]:
         """Measure these, by name, one after the other and in this order.
 
         Raises
@@ -134,7 +143,7 @@ class Measures(Protocol[S]):
             If it takes longer than so many seconds.
         """
 
-    def check(self, name: str, subject: S, within: float) -> str | None:
+    def check(self, name: str, subject: S, within: Within) -> str | None:
         """Why something that is faster must not be kept all the same, such as other results; None if nothing is.
 
         Raises
@@ -188,7 +197,7 @@ class _Clock(Generic[S]):
         return left if last else left - kept_back
 
     def round(self, purpose: str, subjects: Sequence[tuple[str, S]], *, last: bool = False) -> list[Measured]:
-        found = list(self.measures.round(purpose, subjects, self.within(last=last)))
+        found = list(self.measures.round(purpose, subjects, partial(self.within, last=last)))
         self.seconds += [each.seconds for each in found]
         return found
 
@@ -282,7 +291,7 @@ def _decide(dimension: str, best: S, clock: _Clock[S], level: float) -> tuple[St
 
 
 def _in_time(dimension: str, best: S, clock: _Clock[S], level: float) -> tuple[Step, S]:
-    listed = clock.measures.choices(dimension, best)
+    listed = clock.measures.choices(dimension, best, clock.within)
     if isinstance(listed, str):
         return Step(dimension, why=listed), best
     refused = [choice for choice in listed if choice.refused is not None]
@@ -325,7 +334,7 @@ def _in_time(dimension: str, best: S, clock: _Clock[S], level: float) -> tuple[S
     if not clock.has_time(CHECKING):
         return replace(step, kept=False, why=NO_TIME), best
     try:
-        objection = clock.measures.check(chosen.name, chosen.subject, clock.within())
+        objection = clock.measures.check(chosen.name, chosen.subject, clock.within)
     except NoTimeError:
         objection = NO_TIME
     if objection is not None:

@@ -16,7 +16,7 @@ from moebind.bench.record import FailedError
 from moebind.tuning.configuration import Configuration
 from moebind.tuning.goals import Goal
 from moebind.tuning.journal import Journal
-from moebind.tuning.search import Choice, Measured, NoTimeError, Step
+from moebind.tuning.search import Choice, Measured, NoTimeError, Step, Within
 
 __all__ = ["KL_MAX", "Trial", "Trials"]
 
@@ -25,6 +25,10 @@ _PLANNING, _TRIAL = "moebind.tuning.planning_process", "moebind.tuning.trial_pro
 KL_MAX = 0.02
 #: How much longer a trial may take than what the search began with, and seconds besides, for a load from the disk.
 SLOWER, SLACK = 10.0, 120.0
+
+
+def _without_end() -> float:
+    return inf
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,18 @@ class Trials:
 
     # what the search asks
 
-    def choices(self, dimension: str, current: Configuration) -> Sequence[Choice[Configuration]] | str:
-        """What there is to try."""
+    def choices(
+        self, dimension: str, current: Configuration, within: Within = _without_end
+    ) -> Sequence[Choice[Configuration]] | str:
+        """What there is to try.
+
+        Raises
+        ------
+        NoTimeError
+            If to find out takes longer than so many seconds.
+        """
         question = {"what": "choices", "dimension": dimension, "current": current.to_dict()}
-        found = self._ask(question, lambda asked: self._plan({**asked, "began": self.began}))
+        found = self._ask(question, lambda asked: self._plan({**asked, "began": self.began}, _until(within)))
         if "why" in found:
             return str(found["why"])
         choices = []
@@ -129,7 +141,9 @@ class Trials:
             choices.append(Choice(each["name"], subject, each["refused"]))
         return choices
 
-    def round(self, purpose: str, subjects: Sequence[tuple[str, Configuration]], within: float = inf) -> list[Measured]:
+    def round(
+        self, purpose: str, subjects: Sequence[tuple[str, Configuration]], within: Within = _without_end
+    ) -> list[Measured]:
         """Measure each, those that follow each other and are loaded alike in one process.
 
         Raises
@@ -142,8 +156,8 @@ class Trials:
             "purpose": purpose,
             "subjects": [[name, each.to_dict()] for name, each in subjects],
         }
-        until = time.monotonic() + within
-        answers = self._ask(question, lambda asked: self._measure([each for _, each in subjects], until))
+        configurations = [each for _, each in subjects]
+        answers = self._ask(question, lambda asked: self._measure(configurations, _until(within)))
         found = []
         for (name, configuration), answer in zip(subjects, answers, strict=True):
             trial = Trial(purpose, name, configuration, **answer, unplanned=self._unplanned(configuration, answer))
@@ -153,7 +167,7 @@ class Trials:
             found.append(Measured(cost, trial.failure, trial.seconds))
         return found
 
-    def check(self, name: str, configuration: Configuration, within: float = inf) -> str | None:
+    def check(self, name: str, configuration: Configuration, within: Within = _without_end) -> str | None:
         """Whether it computes what the defaults compute.
 
         Raises
@@ -162,8 +176,7 @@ class Trials:
             If that takes longer than so many seconds.
         """
         question = {"what": "check", "configuration": configuration.to_dict()}
-        until = time.monotonic() + within
-        found = self._ask(question, lambda asked: self._compare(configuration, until))
+        found = self._ask(question, lambda asked: self._compare(configuration, _until(within)))
         if found.get("failure") is not None:
             return f"its results could not be compared: {found['failure']}"
         while name in self.agreements:  # of an earlier pass, where it changed something else
@@ -193,8 +206,9 @@ class Trials:
     def _ask(self, question: Mapping[str, Any], answer: Callable[[Mapping[str, Any]], object]) -> Any:
         return self._journal.ask(question, lambda: answer(question))
 
-    def _plan(self, question: Mapping[str, Any]) -> Any:
-        return run_child(_PLANNING, {**self._request, **question, "goal": asdict(self._goal)}, timeout=self._timeout)
+    def _plan(self, question: Mapping[str, Any], until: float = inf) -> Any:
+        request = {**self._request, **question, "goal": asdict(self._goal)}
+        return _run(_PLANNING, request, self._timeout, until)
 
     def _measure(self, configurations: Sequence[Configuration], until: float) -> list[dict[str, Any]]:
         # Drafts only show in texts that are written, and so what they are compared with has to write them, too.
@@ -228,7 +242,8 @@ class Trials:
 
         handlers = {"begins": lambda pid, content: begun.append(pid), "measured": measured}
         try:
-            self._run(self._trial(configurations, writes=writes), len(configurations), until, handlers)
+            limit = self._limit(len(configurations))
+            _run(_TRIAL, self._trial(configurations, writes=writes), limit, until, handlers)
         except FailedError as error:
             # Before the first has begun, it is the load that failed, and that is the same for all.
             lost = 1 if begun else len(configurations)
@@ -239,19 +254,6 @@ class Trials:
         if not self._longest and all(each["failure"] is None for each in found):
             self._longest = spent
         return [{**each, "seconds": round(spent, 3)} for each in found]
-
-    def _run(self, request: Mapping[str, Any], count: int, until: float, handlers: Mapping[str, Handler]) -> None:
-        """Have so many trials made in a process, which is ended if they take too long, or the time is over."""
-        limit, left = self._limit(count), until - time.monotonic()
-        if left <= 0:
-            raise NoTimeError
-        try:
-            timeout = min(left, inf if limit is None else limit)
-            run_child(_TRIAL, request, timeout=None if timeout == inf else timeout, handlers=handlers)
-        except FailedError:
-            if time.monotonic() >= until:
-                raise NoTimeError from None
-            raise
 
     def _limit(self, count: int) -> float | None:
         if self._timeout is not None:
@@ -291,7 +293,7 @@ class Trials:
 
             handlers = {"begins": lambda pid, content: None, "measured": measured}
             try:
-                self._run(self._trial([each], path), 1, until, handlers)
+                _run(_TRIAL, self._trial([each], path), self._limit(1), until, handlers)
             except FailedError as error:
                 failures.append(str(error))
             if failures:
@@ -300,3 +302,28 @@ class Trials:
         if captured[0] is None or captured[1] is None:
             return {"failure": "there are no logits"}
         return asdict(agreement(captured[0], captured[1]))
+
+
+def _until(within: Within) -> float:
+    """When it is to be over; asked for when it begins, which is when the journal has no answer."""
+    return time.monotonic() + within()
+
+
+def _run(
+    module: str,
+    request: Mapping[str, Any],
+    limit: float | None,
+    until: float,
+    handlers: Mapping[str, Handler] | None = None,
+) -> Any:
+    """The answer of a process, which is ended if it takes longer than it may, or the time is over."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise NoTimeError
+    timeout = min(left, inf if limit is None else limit)
+    try:
+        return run_child(module, request, timeout=None if timeout == inf else timeout, handlers=handlers)
+    except FailedError:
+        if time.monotonic() >= until:
+            raise NoTimeError from None
+        raise
