@@ -211,7 +211,7 @@ class Sides:
         if self._counting is None:
             from moebind import Model, ModelParams
 
-            with Model.load_from_file(self.settings.model, ModelParams(vocab_only=True)) as model:
+            with Model.load_from_file(self.settings.model, ModelParams(vocab_only=True, devices=())) as model:
                 self._counting = len(model.str_to_token(COUNTING))
         return self._counting
 

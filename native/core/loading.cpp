@@ -3,6 +3,8 @@
 #include "owned.h"
 #include "shim.h"
 
+size_t moebind_headers_left() { return moebind_handed_headers(); }
+
 llama_model * moebind_model_load(const char ** paths, gguf_context ** headers, size_t n, bool split,
                                  llama_model_params params) {
     // A callback of this load may load another model in the same thread.

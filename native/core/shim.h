@@ -148,6 +148,9 @@ int32_t moebind_next_piece(const struct llama_vocab * vocab, llama_token token, 
 struct llama_model * moebind_model_load(const char ** paths, struct gguf_context ** headers, size_t n, bool split,
                                         struct llama_model_params params);
 
+// How many headers this thread has that were handed over and not yet taken, for tests.
+size_t moebind_headers_left(void);
+
 // --- images and sound (core/media.cpp) ---
 
 // A bitmap of a file's bytes, whose format the caller has recognised: what libmtmd knows no decoder for, it gives to ffmpeg.

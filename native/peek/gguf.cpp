@@ -17,15 +17,17 @@
 namespace {
 
 // A file can be sparse: it may claim, and hold, an array of a thousand million empty strings and take no room on disk.
-// gguf_init_from_file would make them all. No vocabulary comes near these.
+// gguf_init_from_file would make them all. No vocabulary comes near these, nor all metadata together.
 constexpr uint64_t strings_max = 1 << 22;
 constexpr uint64_t bytes_max   = 1 << 28;
+constexpr uint64_t values_max  = 1 << 16;
 // Nor does any model come near these. What claims more is left to gguf_init_from_file, which stops at the first mistake.
 constexpr uint64_t tensors_max = 1 << 16;
-constexpr uint64_t header_max  = 1 << 30;
+// What is kept of a header, to be read from there: twice the largest vocabulary's.
+constexpr uint64_t kept_max = 1 << 25;
 
-// Reads the structure of a header, and keeps its bytes. Whatever does not add up is left to gguf_init_from_file, which
-// reports it. The file can be the beginning of one of `total` bytes.
+// Reads the structure of a header, and keeps its bytes if they are not too many. Whatever does not add up is left to
+// gguf_init_from_file, which reports it. The file can be the beginning of one of `total` bytes.
 class header_scan {
   public:
     explicit header_scan(const char * path, uint64_t whole = 0) : file(std::fopen(path, "rb"), std::fclose) {
@@ -36,7 +38,6 @@ class header_scan {
         fseeko(file.get(), 0, SEEK_END);
         size  = (uint64_t) ftello(file.get());
         total = whole > size ? whole : size;
-        fseeko(file.get(), 0, SEEK_SET);
     }
 
     bool metadata() {
@@ -47,6 +48,10 @@ class header_scan {
             return false;
         }
         for (uint64_t i = 0; i < n_kv; i++) {
+            if (i == values_max) {
+                throw std::runtime_error("there are " + std::to_string(n_kv) + " metadata; at most " +
+                                         std::to_string(values_max) + " are taken");
+            }
             if (!value()) {
                 return false;
             }
@@ -54,9 +59,8 @@ class header_scan {
         return true;
     }
 
-    std::vector<char> bytes;  // so far: all that was looked at, and a little more
-    uint64_t          size      = 0;  // what is there
-    uint64_t          n_tensors = 0;
+    uint64_t size      = 0;  // what is there
+    uint64_t n_tensors = 0;
 
     // Where the header ends; how many bytes it takes at least when the file ends before; 0 when it does not add up.
     uint64_t end() {
@@ -66,11 +70,11 @@ class header_scan {
     // The same, behind the metadata.
     uint64_t tensors() {
         constexpr uint64_t least = sizeof(uint64_t) + 2 * sizeof(uint32_t) + sizeof(uint64_t);  // a tensor of no dimension
-        if (n_tensors > (total - at()) / least) {
+        if (n_tensors > (total - position) / least) {
             return 0;
         }
         for (uint64_t i = 0; i < n_tensors; i++) {
-            const uint64_t begin  = at();
+            const uint64_t begin  = position;
             uint32_t       n_dims = 0;
             key.clear();
             if (!string(&key) || !read(n_dims) || n_dims > GGML_MAX_DIMS ||
@@ -78,28 +82,52 @@ class header_scan {
                 return needed == 0 ? 0 : std::max(needed, begin + least * (n_tensors - i));
             }
         }
-        return at();
+        return position;
+    }
+
+    // The bytes from the beginning to here; none if they are too many to be kept, or no longer there.
+    std::vector<char> kept() {
+        if (position > kept_max || (position > begun + bytes.size() && !fill(0)) || begun != 0) {
+            bytes = std::vector<char>();
+        }
+        bytes.resize(std::min<uint64_t>(bytes.size(), position));
+        return std::move(bytes);
     }
 
   private:
-    uint64_t at() const { return position; }
-
     // Looked at in memory, since a vocabulary is a hundred thousand texts: calls for each would take most of the time.
     bool take(void * into, size_t n) {
-        if (!skip(n)) {
+        if (!have(n) || (position + n > begun + bytes.size() && !fill(n))) {
             return false;
         }
-        std::memcpy(into, bytes.data() + position - n, n);
+        std::memcpy(into, bytes.data() + (position - begun), n);
+        position += n;
         return true;
+    }
+
+    // Read on, to n bytes behind this place at least: with all before it, or from here on where that is too much.
+    bool fill(size_t n) {
+        constexpr uint64_t at_once = 1 << 20;
+        const uint64_t     until   = position + n;
+        uint64_t           known   = bytes.size();
+        if (begun != 0 || until > kept_max) {
+            begun = position;
+            known = 0;
+            bytes = std::vector<char>(std::max<uint64_t>(n, std::min(size - position, at_once / 16)));
+        } else {
+            bytes.resize(std::min({ size, kept_max, std::max({ until, known + at_once, 2 * known }) }));
+        }
+        fseeko(file.get(), (off_t) (begun + known), SEEK_SET);
+        bytes.resize(known + std::fread(bytes.data() + known, 1, bytes.size() - known, file.get()));
+        return until <= begun + bytes.size();
     }
 
     // Whether there are n bytes more.
     bool have(uint64_t n) {
-        const uint64_t here = at();
-        if (n <= size - here) {
+        if (n <= size - position) {
             return true;
         }
-        needed = n <= total - here ? here + n : 0;
+        needed = n <= total - position ? position + n : 0;
         return false;
     }
 
@@ -125,26 +153,14 @@ class header_scan {
             return false;
         }
         position += n;
-        return position <= bytes.size() || fill();
-    }
-
-    // Read on, to where it is at least.
-    bool fill() {
-        constexpr uint64_t at_once = 1 << 20;
-        if (position > header_max) {
-            return false;
-        }
-        const size_t known = bytes.size();
-        bytes.resize(std::min(size, std::max({ position, known + at_once, 2 * (uint64_t) known })));
-        bytes.resize(known + std::fread(bytes.data() + known, 1, bytes.size() - known, file.get()));
-        return position <= bytes.size();
+        return true;
     }
 
     bool value() {
         int32_t  type = -1;
         uint64_t n    = 1;
         key.clear();
-        if (!string(&key) || !read(type)) {
+        if (!string(&key) || key.empty() || !read(type)) {
             return false;
         }
         if (type == GGUF_TYPE_ARRAY && (!read(type) || !read(n))) {
@@ -154,22 +170,28 @@ class header_scan {
             if (!fits(n, sizeof(uint64_t), strings_max, "an array of")) {
                 return false;
             }
+            together(n_strings, n, strings_max, "texts");
             for (uint64_t i = 0; i < n; i++) {
-                const uint64_t begin = at();
+                const uint64_t begin = position;
                 if (!string()) {
                     needed = needed == 0 ? 0 : std::max(needed, begin + (n - i) * sizeof(uint64_t));
                     return false;
                 }
+                together(n_bytes, position - begin, bytes_max, "bytes");
             }
             return true;
         }
         const size_t of_one = type >= 0 && type < GGUF_TYPE_COUNT ? gguf_type_size((gguf_type) type) : 0;
-        return of_one != 0 && fits(n, of_one, bytes_max / of_one, "an array of") && skip(n * of_one);
+        if (of_one == 0 || !fits(n, of_one, bytes_max / of_one, "an array of")) {
+            return false;
+        }
+        together(n_bytes, n * of_one, bytes_max, "bytes");
+        return skip(n * of_one);
     }
 
     // False when the file ends before n of them, which gguf_init_from_file sees too.
     bool fits(uint64_t n, uint64_t of_one, uint64_t most, const char * what) const {
-        if (n > (total - at()) / of_one) {
+        if (n > (total - position) / of_one) {
             return false;
         }
         if (n > most) {
@@ -179,10 +201,23 @@ class header_scan {
         return true;
     }
 
+    // Counts what all metadata have.
+    void together(uint64_t & sum, uint64_t n, uint64_t most, const char * what) const {
+        sum += n;
+        if (sum > most) {
+            throw std::runtime_error("the metadata up to '" + key + "' have " + std::to_string(sum) + " " + what +
+                                     "; at most " + std::to_string(most) + " are taken");
+        }
+    }
+
     std::unique_ptr<FILE, int (*)(FILE *)> file;
-    uint64_t                               position = 0;
-    uint64_t                               total    = 0;  // what the whole file has
-    uint64_t                               needed   = 0;
+    std::vector<char>                      bytes;  // from `begun` on: all that was looked at, and a little more
+    uint64_t                               begun     = 0;
+    uint64_t                               position  = 0;
+    uint64_t                               total     = 0;  // what the whole file has
+    uint64_t                               needed    = 0;
+    uint64_t                               n_strings = 0;
+    uint64_t                               n_bytes   = 0;
     std::string                            key;
 };
 
@@ -192,12 +227,14 @@ gguf_context * moebind_gguf_open(const char * path) {
     const gguf_init_params params = { /*no_alloc =*/ true, /*ctx =*/ nullptr };
     header_scan            scan(path);
     const uint64_t         end = scan.metadata() && scan.n_tensors <= tensors_max ? scan.tensors() : 0;
-    if (end == 0 || end > std::min(scan.size, header_max)) {
-        scan.bytes = {};
+    std::vector<char>      header;
+    if (end != 0 && end <= scan.size) {
+        header = scan.kept();
+    }
+    if (header.empty()) {
         return gguf_init_from_file(path, params);  // it says what is wrong
     }
     // From memory, it takes a third less than by the library's functions for files, two for each text.
-    scan.bytes.resize(end);
     const auto read = [](void * bytes, void * into, uint64_t offset, size_t length) -> size_t {
         const std::vector<char> & from = *(const std::vector<char> *) bytes;
         if (offset > from.size() || length > from.size() - offset) {
@@ -206,7 +243,7 @@ gguf_context * moebind_gguf_open(const char * path) {
         std::memcpy(into, from.data() + offset, length);
         return length;
     };
-    return gguf_init_from_callback(read, &scan.bytes, SIZE_MAX, scan.size, params);
+    return gguf_init_from_callback(read, &header, SIZE_MAX, scan.size, params);
 }
 
 uint64_t moebind_gguf_header_end(const char * path, uint64_t total) { return header_scan(path, total).end(); }

@@ -3,6 +3,8 @@
 #include "handed_headers.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +25,12 @@ ggml_context * tensors_of(const gguf_context * header) {
     return made;
 }
 
+// The loader opens the file next, and would lose the tensors if it could not.
+bool is_there(const char * path) {
+    FILE * file = std::fopen(path, "rb");
+    return file != nullptr && std::fclose(file) == 0;
+}
+
 }  // namespace
 
 size_t moebind_handed_headers() { return handed.size(); }
@@ -37,13 +45,15 @@ void moebind_drop_headers(size_t kept) {
 
 // What llama-model-loader.cpp calls for gguf_init_from_file (checked_headers.h).
 gguf_context * moebind_checked_header(const char * path, gguf_init_params params) {
-    const auto found = std::find_if(handed.begin(), handed.end(), [path](const auto & each) { return each.first == path; });
-    ggml_context * tensors = found == handed.end() || !params.no_alloc ? nullptr : tensors_of(found->second);
+    // The last one: those before it are of a load that waits for this one.
+    const auto found =
+        std::find_if(handed.rbegin(), handed.rend(), [path](const auto & each) { return each.first == path; });
+    ggml_context * tensors = found != handed.rend() && is_there(path) ? tensors_of(found->second) : nullptr;
     if (tensors == nullptr) {
         return gguf_init_from_file(path, params);
     }
     gguf_context * header = found->second;
-    handed.erase(found);
+    handed.erase(std::next(found).base());
     *params.ctx = tensors;
     return header;
 }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from types import SimpleNamespace
 
+import pytest
 from states import decode_all
 
 from moebind import Batch, Context, SamplerTimings, Timings, ffi
+from moebind.backend import timings as timings_room
 from moebind.backend.timings import WrittenCounts, read_timings
 
 
@@ -57,6 +60,21 @@ def test_timings_are_those_of_the_struct() -> None:
     timings = read_timings(data[0], written=WrittenCounts(4, 3, 2.5))
     assert (timings.n_p_eval, timings.t_p_eval_ms) == (1, 1.0)
     assert (timings.n_eval, timings.t_eval_ms) == (3, 2.5)
+
+
+@pytest.mark.parametrize(("counted", "at_once"), [(1, 2), (5, 7)])
+def test_time_of_a_batch_is_shared_out_by_its_tokens(
+    counted: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two tokens one is a prompt's, also where they are the first that are computed together."""
+    before = ffi.new("struct llama_perf_context_data *", {"n_p_eval": counted, "t_p_eval_ms": 1.0})
+    now = ffi.new("struct llama_perf_context_data *", {"n_p_eval": at_once, "t_p_eval_ms": 9.0})
+    monkeypatch.setattr(timings_room, "lib", SimpleNamespace(llama_perf_context=lambda _: now[0]))
+    written = WrittenCounts()
+    written.add(ffi.NULL, before[0], 1, 1)
+    assert (written.n_computed, written.t_ms) == (1, 4.0)
+    written.add(ffi.NULL, now[0], 1, 1)  # nothing was computed since
+    assert written.n_computed == 1
 
 
 def test_single_tokens_of_prompts_are_those_of_prompts() -> None:

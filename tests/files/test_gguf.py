@@ -305,6 +305,68 @@ def test_no_memory_for_a_text_that_a_sparse_file_claims(tmp_path: Path) -> None:
         Gguf.from_file(path)
 
 
+def kv(key: bytes, kind: int, value: bytes = b"") -> bytes:
+    """A metadata."""
+    return struct.pack("<Q", len(key)) + key + struct.pack("<i", kind) + value
+
+
+def array(kind: int, count: int) -> bytes:
+    """The beginning of an array."""
+    return struct.pack("<iQ", kind, count)
+
+
+def sparse(path: Path, count: int, *parts: bytes | int) -> Path:
+    """A header in which there are holes of so many bytes, and a file of sixteen gigabytes."""
+    with path.open("wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, count))
+        for part in parts:
+            if isinstance(part, int):
+                file.seek(part, os.SEEK_CUR)
+            else:
+                file.write(part)
+        file.truncate(2**34)
+    return path
+
+
+BYTES = kv(b"bytes", 9, array(0, 3 * 2**26)), 3 * 2**26
+TEXTS = kv(b"texts", 9, array(8, 3 * 2**20)), 3 * 2**20 * 8
+
+
+@pytest.mark.parametrize(
+    ("count", "parts", "message"),
+    [
+        (2**32, (), "key 0 is empty"),
+        (2, (*BYTES, *BYTES), r"the metadata up to 'bytes' have 402653184 bytes; at most 268435456 are taken"),
+        (2, (*TEXTS, *TEXTS), r"the metadata up to 'texts' have 6291456 texts; at most 4194304 are taken"),
+        (
+            2**17,
+            (b"".join(kv(b"%d" % at, 0, b"1") for at in range(2**17)),),
+            "are 131072 metadata; at most 65536",
+        ),
+    ],
+)
+def test_no_memory_for_what_all_metadata_claim_together(
+    tmp_path: Path, count: int, parts: tuple[bytes | int, ...], message: str
+) -> None:
+    path = sparse(tmp_path / "sparse.gguf", count, *parts)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelLoadError, match=message):
+        Gguf.from_file(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # in KiB
+
+
+@pytest.mark.parametrize("nbytes", [2**20 - 99, 2**25 - 99, 2**25 - 55, 2**25, 2**26])
+def test_metadata_behind_a_large_array(tmp_path: Path, nbytes: int) -> None:
+    """What follows is read, whether what comes before is kept for that or not."""
+    path = tmp_path / "large.gguf"
+    with path.open("wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 3) + kv(b"bytes", 9, array(0, nbytes)))
+        file.seek(nbytes, os.SEEK_CUR)
+        file.write(kv(b"text", 8, struct.pack("<Q", 5) + b"words") + kv(b"number", 4, struct.pack("<I", 7)))
+    found = Gguf.from_file(path)
+    assert (found["text"], found["number"], found._length("bytes")) == ("words", 7, nbytes)
+
+
 def test_no_memory_for_tensors_that_a_sparse_file_claims(tmp_path: Path) -> None:
     path = tmp_path / "sparse.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**31, 0))

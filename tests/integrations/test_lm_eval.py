@@ -27,7 +27,7 @@ def without(lacking: str, what: str) -> subprocess.CompletedProcess[str]:
 def test_without_the_harness_a_sentence_says_what_to_install() -> None:
     sentence = "the model for lm-evaluation-harness needs that package: pip install 'moebind[lm-eval]'"
     done = without("lm_eval", "import moebind.integrations.lm_eval")
-    assert done.stderr.splitlines()[-1] == f"ImportError: {sentence}"
+    assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {sentence}"
     done = without("lm_eval", "runpy.run_module('moebind.integrations.lm_eval', run_name='__main__', alter_sys=True)")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"moebind: {sentence}\n")
 

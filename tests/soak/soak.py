@@ -197,7 +197,7 @@ def serve(paths: list[Path], record: Record, minutes: float, *, kept: bool) -> N
     """Ask one model, then the other, of which one is in memory, or both at once; from several clients at once."""
     end = time.monotonic() + 60 * minutes
     # With an arena for each thread, as glibc has it, there are for hours some that were never as full before.
-    os.environ["MALLOC_ARENA_MAX"] = "1"
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     # Without the cache of prompts, which is to grow until it is as large as it may be.
     extra = ["--cache-ram", "0"]
     with Server(paths, context_params=SMALL, parallel=2, one_at_a_time=not kept, extra=extra) as server:

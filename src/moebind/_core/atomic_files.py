@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Signature", "read_whole", "same_file", "signature", "staged", "write_whole"]
+__all__ = ["Signature", "read_whole", "same_file", "signature", "signature_of", "staged", "write_whole"]
 
 #: Numbers of a file that differ from those of other files, and change when it is changed.
 Signature = tuple[int, int, int, int]
@@ -19,7 +19,11 @@ Signature = tuple[int, int, int, int]
 
 def signature(path: str) -> Signature:
     """Device, number, size and time of change of a file."""
-    found = os.stat(path)
+    return signature_of(os.stat(path))
+
+
+def signature_of(found: os.stat_result) -> Signature:
+    """The same, from what the system tells."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 

@@ -105,7 +105,7 @@ class WrittenCounts:
         Where prompts were computed with it, it has its share of the time, by its tokens.
         """
         now = lib.llama_perf_context(native)
-        n_tokens = now.n_p_eval - before.n_p_eval
+        n_tokens = _n_several(now) - _n_several(before)
         if n_tokens > 0:  # a single token is counted as one
             self.n_computed += n_computed
             self.n_written += n_written
@@ -197,6 +197,11 @@ class Timings:
         )
 
 
+def _n_several(data: CData) -> int:
+    """Tokens that were computed several at a time: never one, which llama.cpp says where there are none."""
+    return 0 if data.n_p_eval == 1 else int(data.n_p_eval)
+
+
 def read_timings(
     data: CData,
     moe_cache: MoeCacheStats | None = None,
@@ -205,16 +210,15 @@ def read_timings(
 ) -> Timings:
     """From a ``struct llama_perf_context_data``."""
     counts, texts = drafts or SpeculativeCounts(), written or WrittenCounts()
-    # Without any single token, it says one, and without any batch of several, which has at least two.
+    # Without any single token, it says one.
     perhaps_none = data.n_eval == 1 and not (data.t_eval_ms or texts.n_of_prompts)
     n_single = 0 if texts.n_written and perhaps_none else data.n_eval
-    n_several = 0 if data.n_p_eval == 1 else data.n_p_eval
     return Timings(
         data.t_start_ms,
         data.t_load_ms,
         max(0.0, data.t_p_eval_ms - texts.t_ms) + texts.t_of_prompts_ms,
         max(0.0, data.t_eval_ms - texts.t_of_prompts_ms) + texts.t_ms,
-        max(1, n_several - texts.n_computed + texts.n_of_prompts),
+        max(1, _n_several(data) - texts.n_computed + texts.n_of_prompts),
         max(1, n_single - texts.n_of_prompts + texts.n_written),
         data.n_reused,
         moe_cache,

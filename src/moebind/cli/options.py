@@ -144,7 +144,7 @@ _CALLS = [
     (re.compile(r",? or pass strict=False"), ""),
 ]
 #: An argument that is to be used instead, at the end of a sentence's first half.
-_USE = re.compile(r"(?<=: )(use|set) ([a-z_]+)\b( instead\b)?(?! [a-z])")
+_USE = re.compile(r"(?<=: )(use|set) ([a-z_]+)\b( instead\b)?(?! [a-z])(; on a command line, give it before --)?")
 #: A field with its value, alone or in the parameters that it belongs to.
 _FIELD = re.compile(r"\b(?:(?:Model|Context)Params\()?(?<![\w./-])([a-z]\w*)=(True|False|\d+)\b(\))?")
 _SWITCHED = re.compile(r"\bpass ([a-z_]+)=True\b")
@@ -204,9 +204,12 @@ def calls_as_options(text: str) -> str:
 
 def _used_as_option(found: re.Match[str]) -> str:
     verb, name, instead = found[1], found[2], found[3] or ""
-    if instead and name not in _OPTIONS:
+    option = _OPTIONS.get(name)
+    if option is not None and found[4]:
+        return f"give {option} before --"
+    if option is None and instead:
         name += " in a file of parameters (--params)"
-    return f"{verb} {_OPTIONS.get(name, name)}{instead}"
+    return f"{verb} {option or name}{instead}"
 
 
 def _field_as_option(found: re.Match[str]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from moebind._core import checks, log
+from moebind._core import atomic_files, checks, log
 from moebind._core.native import CData, decoded, ffi, lib, own
 from moebind._core.owner import OfThisProcess
 from moebind.enums import GgmlType, GgufType
@@ -141,6 +141,8 @@ class Gguf(OfThisProcess, Mapping[str, GgufValue]):
     """
 
     _headers: tuple[CData, ...]
+    #: Of each local file, as it was before its header was read.
+    _signatures: Mapping[str, atomic_files.Signature]
     _paths: tuple[str, ...]
     _keys: dict[str, int]
     _tensors: Mapping[str, GgufTensor] | None
@@ -182,8 +184,8 @@ class Gguf(OfThisProcess, Mapping[str, GgufValue]):
 
     @classmethod
     def _from_local(cls, path: str) -> Gguf:
-        header = open_header(path)
-        return cls._from_files(_files_of(path, header), {path: header})
+        header, signature = _open(path, path)
+        return cls._from_files(_files_of(path, header), {path: (header, signature)})
 
     @classmethod
     def _from_hub(cls, address: str) -> Gguf:
@@ -193,17 +195,35 @@ class Gguf(OfThisProcess, Mapping[str, GgufValue]):
         return cls._from_files(found.paths) if found.paths else _read_on_hub(found)
 
     @classmethod
-    def _from_files(cls, paths: Sequence[str], opened: Mapping[str, CData] | None = None) -> Gguf:
+    def _from_files(
+        cls, paths: Sequence[str], opened: Mapping[str, tuple[CData, atomic_files.Signature]] | None = None
+    ) -> Gguf:
         file = cls.__new__(cls)
         file._paths = tuple(paths)
-        file._headers = tuple((opened or {}).get(path) or open_header(path) for path in paths)
+        found = {path: (opened or {}).get(path) or _open(path, path) for path in paths}
+        file._headers = tuple(found[path][0] for path in paths)
+        file._signatures = {path: signature for path, (_, signature) in found.items()}
         first = file._headers[0]
         file._keys = {decoded(lib.gguf_get_key(first, at)): at for at in range(lib.gguf_get_n_kv(first))}
         file._tensors = file._remote = None
         return file
 
     def _given_headers(self) -> list[CData]:
-        """The headers of all files, for a load that takes them over: nothing more can be read from here."""
+        """The headers of all files, for a load that takes them over: nothing more can be read from here.
+
+        Raises
+        ------
+        ModelLoadError
+            If a file changed since its header was read: other data do not go with it.
+        """
+        for path, signature in self._signatures.items():
+            try:
+                # Its size and time: some network file systems give a file another number now and then.
+                changed = atomic_files.signature(path)[2:] != signature[2:]
+            except OSError as error:
+                raise ModelLoadError(f"{path} can no longer be read: {error.strerror}") from error
+            if changed:
+                raise ModelLoadError(f"{path} changed while it was being loaded: load it again, once it is whole")
         given, self._headers = list(self._headers), ()
         return given
 
@@ -400,11 +420,11 @@ def _read_on_hub(found: HubFiles) -> Gguf:
     from moebind.files import hub
 
     sizes: list[int] = []
-    opened: dict[str, CData] = {}
+    opened: dict[str, tuple[CData, atomic_files.Signature]] = {}
     read = 0
     with closing(hub.fetched_headers(found)) as files:
         for file in files:
-            header = opened[file.name] = open_header(file.path, file.name)
+            header, _ = opened[file.name] = _open(file.path, file.name)
             count = max(_split_count(header, file.name), 1)
             if count != len(found.files):
                 raise ModelLoadError(
@@ -417,14 +437,15 @@ def _read_on_hub(found: HubFiles) -> Gguf:
     return made
 
 
-def open_header(path: str, name: str | None = None) -> CData:
-    """Read metadata and tensor table of one file into a ``gguf_context``; no tensor data is read.
+def open_header(path: str) -> CData:
+    """Read metadata and tensor table of one file into a ``gguf_context``; no tensor data is read."""
+    return _open(path, path)[0]
 
-    ``name`` is what messages call it, if that is not ``path``.
-    """
-    name = path if name is None else name
+
+def _open(path: str, name: str) -> tuple[CData, atomic_files.Signature]:
+    """The same, of a file with this name in messages; and what the file was before."""
     try:
-        mode = os.stat(path).st_mode
+        found = os.stat(path)
     except FileNotFoundError:
         from moebind.files.hub_address import meant  # here, since most files are there
 
@@ -440,7 +461,7 @@ def open_header(path: str, name: str | None = None) -> CData:
         raise ModelNotFoundError(f"{name} does not exist{hint}") from None
     except OSError as error:
         raise ModelLoadError(f"{name} cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(found.st_mode):
         # A directory is nothing to read, a pipe would be waited for, and some devices never end.
         raise ModelLoadError(f"{name} is not a regular file")
     encoded = os.fsencode(path)
@@ -451,7 +472,7 @@ def open_header(path: str, name: str | None = None) -> CData:
             raise ModelLoadError(f"{name} cannot be read: {error.message}") from error
         if not header:
             raise ModelLoadError(f"{name} is not a GGUF file that this llama.cpp can read{log.recent_lines()}")
-    return header
+    return header, atomic_files.signature_of(found)
 
 
 def _split_count(header: CData, name: str) -> int:

@@ -30,7 +30,7 @@ except ModuleNotFoundError as error:
     _WITHOUT = "the model for lm-evaluation-harness needs that package: pip install 'moebind[lm-eval]'"
     if __name__ == "__main__":
         raise SystemExit(f"moebind: {_WITHOUT}") from None
-    raise ImportError(_WITHOUT) from error
+    raise ModuleNotFoundError(_WITHOUT, name=error.name) from error
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from moebind._core import atomic_files, checks, log
+from moebind._core import checks, log
 from moebind._core.caller import warn
 from moebind._core.class_names import NamedABC
 from moebind._core.native import CData, Hooks, decoded, ffi, lib, own, part_of
@@ -126,7 +126,7 @@ class Model(Prompts, Embedding, Pretrained, Saving, metaclass=NamedABC):
 
         Notes
         -----
-        Uses ``llama_model_load_from_splits``.
+        Uses ``llama_model_load_from_splits``, which takes over the headers that were checked.
         """
         if isinstance(paths, (str, os.PathLike)):
             raise TypeError("paths is one path; it takes a sequence of them, or use load_from_file")
@@ -161,8 +161,9 @@ class Model(Prompts, Embedding, Pretrained, Saving, metaclass=NamedABC):
         progress, finish = _progress_of(chosen, os.path.basename(paths[0]))
         hooks = Hooks(progress=progress)
         native, keep = native_model_params(chosen, rules, hooks)
-        encoded, headers = [ffi.new("char[]", os.fsencode(path)) for path in paths], file._given_headers()
+        encoded = [ffi.new("char[]", os.fsencode(path)) for path in paths]
         try:
+            headers = file._given_headers()
             pointer = own(lib.own_moebind_model_load, encoded, headers, len(encoded), split, native[0])
         except NativeError as error:
             raise ModelLoadError(f"{paths[0]} could not be loaded: {error.message}{log.recent_lines()}") from error
@@ -185,7 +186,7 @@ class Model(Prompts, Embedding, Pretrained, Saving, metaclass=NamedABC):
         model._params, model._paths, model._rules = chosen, paths, rules
         model._meta_overrides = chosen.kv_overrides
         model._without_weights = next((name for name in ("vocab_only", "no_alloc") if getattr(chosen, name)), None)
-        model._files = {os.path.abspath(path): atomic_files.signature(path) for path in paths}
+        model._files = {os.path.abspath(path): signature for path, signature in file._signatures.items()}
         model._meta = model._fingerprint = None
         model._children = WeakSet()
         model._pointer = pointer

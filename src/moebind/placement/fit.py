@@ -424,9 +424,9 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
             f"{'Even without its experts the model' if total else 'The whole model'} has no room on the devices: "
             f"{params.n_gpu_layers} of {layers} layers are there, counted from the last, which is the output."
         )
-    if added and not plan.expert_bytes:
+    if added and total and not plan.expert_bytes:
         lines.append(f"All experts, {show_size(total)}, are in host memory.")
-    elif added:
+    elif added and total:
         share = plan.expert_bytes / total
         lines.append(
             f"{show_size(plan.expert_bytes)} of {show_size(total)} of experts ({share:.0%}) stay on the devices; the "
