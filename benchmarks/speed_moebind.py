@@ -104,11 +104,14 @@ def wide_constrained(settings: Settings) -> Found:
 
 
 def prompt(settings: Settings) -> Found:
-    """Tokens of a prompt a second."""
+    """Tokens of a prompt a second, in a context that has computed before: llama-bench warms up, too."""
     model = _model(settings.model)
     tokens = np.random.default_rng(1).integers(0, model.n_vocab, settings.prompt, np.int32)
     batch = Batch(settings.prompt)
     with model.new_context(_params(settings)) as context:
+        context.decode(Batch.get_one(tokens))
+        context.synchronize()
+        context.kv_cache_clear()
         start, wall = settings.clock(), time.perf_counter()
         batch.add_sequence(tokens, 0)
         context.decode(batch)
