@@ -14,6 +14,19 @@ function(moebind_replace target source ours)
   set_property(TARGET ${target} PROPERTY SOURCES ${sources})
 endfunction()
 
+# Compile a source behind a header of ours, which is needless where it does not have this text.
+function(moebind_compile_behind header folder source text)
+  set(path "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp/${folder}/${source}")
+  file(READ "${path}" content)
+  string(FIND "${content}" "${text}" found)
+  if(found EQUAL -1)
+    message(FATAL_ERROR "${source} of this llama.cpp has no \"${text}\", which native/replaced/${header} is for: port that, or leave it "
+      "out for now (MOEBIND_WITHOUT, in cmake/Replacements.cmake).")
+  endif()
+  set_source_files_properties("${path}" DIRECTORY "vendor/llama.cpp/${folder}"
+    PROPERTIES COMPILE_OPTIONS "-include;${replaced}/${header}")
+endfunction()
+
 # Stands in for what is left out of a target.
 function(moebind_stand_in target name)
   string(MAKE_C_IDENTIFIER "MOEBIND_WITHOUT_${name}" definition)
@@ -39,36 +52,16 @@ endif()
 if("checked-headers" IN_LIST MOEBIND_WITHOUT)
   moebind_stand_in(llama checked-headers)
 else()
-  set(loader "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp/src/llama-model-loader.cpp")
-  file(STRINGS "${loader}" reads REGEX "gguf_init_from_file\\(")
-  if(NOT reads)
-    message(FATAL_ERROR "llama-model-loader.cpp reads no header by gguf_init_from_file any more, which "
-      "native/replaced/checked_headers.cpp takes the place of: port that, or leave it out for now (MOEBIND_WITHOUT).")
-  endif()
+  moebind_compile_behind(checked_headers.h src llama-model-loader.cpp "gguf_init_from_file(")
   target_sources(llama PRIVATE "${replaced}/checked_headers.cpp")
-  set_source_files_properties("${loader}" DIRECTORY vendor/llama.cpp/src
-    PROPERTIES COMPILE_OPTIONS "-include;${replaced}/checked_headers.h")
 endif()
 
 # A library prints nothing: Context.chat warns about schemas that are not enforced.
 if(NOT "schema-log" IN_LIST MOEBIND_WITHOUT)
-  set(schemas "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp/common/json-schema-to-grammar.cpp")
-  file(STRINGS "${schemas}" printed REGEX "fprintf\\(stderr")
-  if(NOT printed)
-    message(FATAL_ERROR "json-schema-to-grammar.cpp prints nothing any more: native/replaced/schema_log.h is needless.")
-  endif()
-  set_source_files_properties("${schemas}" DIRECTORY vendor/llama.cpp/common
-    PROPERTIES COMPILE_OPTIONS "-include;${replaced}/schema_log.h")
+  moebind_compile_behind(schema_log.h common json-schema-to-grammar.cpp "fprintf(stderr")
 endif()
 
 # Pixels that a damaged picture lacks are black: stb_image gets memory of zeros.
 if(NOT "stb-memory" IN_LIST MOEBIND_WITHOUT)
-  set(helper "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp/tools/mtmd/mtmd-helper.cpp")
-  file(STRINGS "${helper}" decodes REGEX "define STB_IMAGE_IMPLEMENTATION")
-  if(NOT decodes)
-    message(FATAL_ERROR "mtmd-helper.cpp has no stb_image any more, which native/replaced/stb_memory.h is for: port that, or "
-      "leave it out for now (MOEBIND_WITHOUT).")
-  endif()
-  set_source_files_properties("${helper}" DIRECTORY vendor/llama.cpp/tools/mtmd
-    PROPERTIES COMPILE_OPTIONS "-include;${replaced}/stb_memory.h")
+  moebind_compile_behind(stb_memory.h tools/mtmd mtmd-helper.cpp "define STB_IMAGE_IMPLEMENTATION")
 endif()
