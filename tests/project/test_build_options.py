@@ -444,7 +444,7 @@ BUILT_FROM = ("CMakeLists.txt", "cmake", "native", "src", "vendor/fetch.py", "ve
         (RPC, "ggml-rpc.cpp\n", "rpc.cpp\n", "ggml-rpc of this llama.cpp has no source ggml-rpc.cpp"),
         ("common/json-schema-to-grammar.cpp", "fprintf(stderr", "LOG_WRN(", 'has no "fprintf(stderr", which'),
         ("src/llama-model-loader.cpp", "gguf_init_from_file(", "gguf_open(", 'has no "gguf_init_from_file(", which'),
-        ("tools/mtmd/mtmd-helper.cpp", "STB_IMAGE_IMPLEMENTATION", "STB", "native/replaced/stb_memory.h is for: port that"),
+        ("tools/mtmd/mtmd-helper.cpp", "STB_IMAGE_IMPLEMENTATION", "STB", "replaced/stb_memory.h is for: port that"),
     ],
 )
 def test_a_replacement_of_what_is_not_there(tmp_path: Path, file: str, old: str, new: str, says: str) -> None:
