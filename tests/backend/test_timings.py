@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 from states import decode_all
 
-from moebind import Batch, Context, SamplerTimings, Timings, ffi
+from moebind import Batch, Context, ContextParams, Model, SamplerTimings, Speculative, Timings, ffi
 from moebind.backend import timings as timings_room
 from moebind.backend.timings import WrittenCounts, read_timings
 
@@ -62,18 +63,52 @@ def test_timings_are_those_of_the_struct() -> None:
     assert (timings.n_eval, timings.t_eval_ms) == (3, 2.5)
 
 
+@pytest.mark.parametrize(("n_tokens", "missing"), [(7, 9.5), (1, 0.0)])
+def test_what_llama_cpp_does_not_count_is_measured(
+    n_tokens: int, missing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten milliseconds, of which it counts a half; a single token is counted elsewhere."""
+    said = ffi.new("struct llama_perf_context_data *", {"n_p_eval": 1})
+    clock = iter([1.0, 1.010])
+    library = SimpleNamespace(llama_perf_context=lambda _: said[0], llama_synchronize=lambda _: None)
+    monkeypatch.setattr(timings_room, "lib", library)
+    monkeypatch.setattr(timings_room.time, "perf_counter", lambda: next(clock))
+    written = WrittenCounts()
+    with written.making_room(ffi.NULL):
+        said.n_p_eval, said.t_p_eval_ms = n_tokens, 0.5
+    assert written.t_uncounted_ms == pytest.approx(missing)
+    assert read_timings(said[0], written=written).t_p_eval_ms == pytest.approx(0.5 + missing)
+
+
+def test_drafts_that_make_room_take_time(dense: Model) -> None:
+    """The first that are looked at are more outputs than the context had before."""
+    with dense.new_context(ContextParams(n_ctx=512, n_threads=1, n_threads_batch=1)) as context:
+        with Speculative(context, kind="ngram-simple", n_match=1, n_max=8) as drafts:
+            pieces = context.generate([*range(3, 103)] * 2, speculative=drafts, max_tokens=40)
+            for _ in pieces:
+                before, begun = context.timings(), time.perf_counter()
+                next(pieces, None)
+                took, after = 1e3 * (time.perf_counter() - begun), context.timings()
+                if after.n_drafted > 0:
+                    break
+    assert after.n_drafted > before.n_drafted == 0
+    assert after.t_eval_ms - before.t_eval_ms > took / 20
+    assert after.t_p_eval_ms == pytest.approx(before.t_p_eval_ms)
+
+
 @pytest.mark.parametrize(("counted", "at_once"), [(1, 2), (5, 7)])
 def test_time_of_a_batch_is_shared_out_by_its_tokens(
     counted: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two tokens one is a prompt's, also where they are the first that are computed together."""
-    before = ffi.new("struct llama_perf_context_data *", {"n_p_eval": counted, "t_p_eval_ms": 1.0})
-    now = ffi.new("struct llama_perf_context_data *", {"n_p_eval": at_once, "t_p_eval_ms": 9.0})
-    monkeypatch.setattr(timings_room, "lib", SimpleNamespace(llama_perf_context=lambda _: now[0]))
+    said = ffi.new("struct llama_perf_context_data *", {"n_p_eval": counted, "t_p_eval_ms": 1.0})
+    monkeypatch.setattr(timings_room, "lib", SimpleNamespace(llama_perf_context=lambda _: said[0]))
     written = WrittenCounts()
-    written.add(ffi.NULL, before[0], 1, 1)
+    before = written.counted(ffi.NULL)
+    said.n_p_eval, said.t_p_eval_ms = at_once, 9.0
+    written.add(ffi.NULL, before, 1, 1)
     assert (written.n_computed, written.t_ms) == (1, 4.0)
-    written.add(ffi.NULL, now[0], 1, 1)  # nothing was computed since
+    written.add(ffi.NULL, written.counted(ffi.NULL), 1, 1)  # nothing was computed since
     assert written.n_computed == 1
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from moebind._core.native import CData, lib
 from moebind._core.sizes import show_size
 
-__all__ = ["MoeCacheStats", "SamplerTimings", "SpeculativeCounts", "Timings", "WrittenCounts"]
+__all__ = ["Counted", "MoeCacheStats", "SamplerTimings", "SpeculativeCounts", "Timings", "WrittenCounts"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,14 @@ class SpeculativeCounts:
             self.t_draft_us += lib.llama_time_us() - began
 
 
+class Counted(NamedTuple):
+    """What was counted at some time."""
+
+    n_several: int
+    t_several_ms: float
+    t_single_ms: float
+
+
 @dataclass
 class WrittenCounts:
     """What llama.cpp counts on the other side, as it tells prompts from texts by the size of the batch.
@@ -98,25 +108,44 @@ class WrittenCounts:
     #: Single tokens of prompts.
     n_of_prompts: int = 0
     t_of_prompts_ms: float = 0.0
+    #: What batches of several took that had more outputs than any before: llama.cpp, which then makes room for them,
+    #: counts their tokens and not their time.
+    t_uncounted_ms: float = 0.0
 
-    def add(self, native: CData, before: CData, n_computed: int, n_written: int) -> None:
-        """Count what was computed since ``before``, what ``llama_perf_context`` said then; its outputs were read.
+    def counted(self, native: CData) -> Counted:
+        """What was counted so far; waits for what is computed."""
+        now = lib.llama_perf_context(native)
+        return Counted(_n_several(now), now.t_p_eval_ms + self.t_uncounted_ms, now.t_eval_ms)
+
+    def add(self, native: CData, before: Counted, n_computed: int, n_written: int) -> None:
+        """Count what was computed since ``before``; its outputs were read.
 
         Where prompts were computed with it, it has its share of the time, by its tokens.
         """
-        now = lib.llama_perf_context(native)
-        n_tokens = _n_several(now) - _n_several(before)
+        now = self.counted(native)
+        n_tokens = now.n_several - before.n_several
         if n_tokens > 0:  # a single token is counted as one
             self.n_computed += n_computed
             self.n_written += n_written
-            self.t_ms += (now.t_p_eval_ms - before.t_p_eval_ms) * min(1, n_computed / n_tokens)
+            self.t_ms += (now.t_several_ms - before.t_several_ms) * min(1, n_computed / n_tokens)
 
-    def add_prompt(self, native: CData, before: CData) -> None:
+    def add_prompt(self, native: CData, before: Counted) -> None:
         """Count the single token that was computed since ``before`` as one of a prompt; its outputs were read."""
-        now = lib.llama_perf_context(native)
-        if now.n_p_eval == before.n_p_eval:  # or it was computed with what came before it
+        now = self.counted(native)
+        if now.n_several == before.n_several:  # or it was computed with what came before it
             self.n_of_prompts += 1
-            self.t_of_prompts_ms += now.t_eval_ms - before.t_eval_ms
+            self.t_of_prompts_ms += now.t_single_ms - before.t_single_ms
+
+    @contextmanager
+    def making_room(self, native: CData) -> Iterator[None]:
+        """Measure a batch for which llama.cpp makes room."""
+        before, begun = self.counted(native), time.perf_counter()
+        yield
+        lib.llama_synchronize(native)
+        took = 1e3 * (time.perf_counter() - begun)
+        now = self.counted(native)
+        if now.n_several > before.n_several:
+            self.t_uncounted_ms += max(0.0, took - (now.t_several_ms - before.t_several_ms))
 
 
 @dataclass(frozen=True)
@@ -216,7 +245,7 @@ def read_timings(
     return Timings(
         data.t_start_ms,
         data.t_load_ms,
-        max(0.0, data.t_p_eval_ms - texts.t_ms) + texts.t_of_prompts_ms,
+        max(0.0, data.t_p_eval_ms + texts.t_uncounted_ms - texts.t_ms) + texts.t_of_prompts_ms,
         max(0.0, data.t_eval_ms - texts.t_of_prompts_ms) + texts.t_ms,
         max(1, _n_several(data) - texts.n_computed + texts.n_of_prompts),
         max(1, n_single - texts.n_of_prompts + texts.n_written),

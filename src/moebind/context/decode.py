@@ -31,6 +31,7 @@ __all__ = ["Decoding"]
 #: Codes with which ``llama_decode`` leaves everything as it was: no room in the cache, and a batch that is not valid.
 _REFUSED = {1, -1}
 _ERROR, _INFO = lib.GGML_LOG_LEVEL_ERROR, lib.GGML_LOG_LEVEL_INFO
+_NOTHING = nullcontext()
 
 
 class Decoding(Outputs, KvCache):
@@ -62,6 +63,8 @@ class Decoding(Outputs, KvCache):
     _speculated: SpeculativeCounts
     #: What several tokens at once were for texts that go on.
     _written: WrittenCounts
+    #: Whether llama.cpp measures how long computing takes.
+    _measures: bool
 
     def decode(self, batch: Batch) -> None:
         """Process a batch: its tokens enter the cache, its outputs can be read afterwards.
@@ -166,9 +169,11 @@ class Decoding(Outputs, KvCache):
 
     def _compute(self, native: CData, batch: CData, n_outputs: int) -> None:
         """``llama_decode``, for a batch that is known to be good. The caller holds the context."""
+        makes_room = n_outputs > self._outputs_reserved and self._measures
         self._reserve_outputs(native, n_outputs)
-        # Asked for before it began: not every device would look.
-        code = 2 if lib.moebind_hooks_aborted(self._hooks.pointer) else self._run(lib.llama_decode, native, batch)
+        with self._written.making_room(native) if makes_room else _NOTHING:
+            # Asked for before it began: not every device would look.
+            code = 2 if lib.moebind_hooks_aborted(self._hooks.pointer) else self._run(lib.llama_decode, native, batch)
         if code != 0:
             self._raise_decode_error(code, batch.n_tokens)
         self._n_outputs = n_outputs

@@ -134,7 +134,7 @@ def prepare(
         batch.logits[-1] = stop == tokens.size
         with context._exclusive() as native:
             context._must_own(seq_id, generation)
-            before = lib.llama_perf_context(native)
+            before = context._written.counted(native)
             context._decode(native, batch)
             if drafting is not None:
                 drafting.computed(batch)

@@ -174,7 +174,7 @@ class _Text:
     def _verify(self, drafted: list[int]) -> list[Piece]:
         context, cached = self.context, self.cached
         native = context._open()
-        before = lib.llama_perf_context(native)
+        before = context._written.counted(native)
         try:
             drafted = self._compute(native, drafted)
             pieces, self.error = choose_drafted(native, self.choose, self.writer, drafted, 0)

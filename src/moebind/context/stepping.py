@@ -20,6 +20,7 @@ from moebind.errors import NoKvSlotError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moebind.backend.timings import Counted
     from moebind.context.generate import Generation
     from moebind.context.schedule import Loras
     from moebind.context.speculative import Speculative
@@ -142,7 +143,7 @@ class Steps:
                     parts = pack(able, batch, self._room(able))
                     ends = [(run, at) for run, _, at in parts if at is not None]
                     n_outputs = batch.n_tokens if context._embeddings else int(batch.logits.sum())
-                    before = lib.llama_perf_context(native)
+                    before = context._written.counted(native)
                     context._compute(native, batch._struct(), n_outputs)
                     context._flags = batch.logits.copy()
                     for run, n, _ in parts:
@@ -166,7 +167,7 @@ class Steps:
                     raise
 
     def _count(
-        self, native: CData, before: CData, parts: list[tuple[Run, int, int | None]], made: list[Progress]
+        self, native: CData, before: Counted, parts: list[tuple[Run, int, int | None]], made: list[Progress]
     ) -> None:
         """Note for the timings what was computed for texts that go on, or for a prompt, where llama.cpp cannot tell."""
         pieces = {id(each.run): len(each.pieces) for each in made}

@@ -72,7 +72,7 @@ def explained(found: Findings) -> str:
     if found.goal.n_sequences > 1:
         work = f"{found.goal.n_sequences} sequences side by side, each of {work}"
     lines = [f"For {found.goal.name} ({parts}), measured with {work}."]
-    if found.total is None and found.needs is not None:
+    if found.total is None and (found.needs is not None or not found.trials):
         lines.append("There was no time to compare anything with the defaults: they are kept.")
     elif found.total is None:
         lines.append("Nothing was faster than the defaults beyond the noise: they are kept.")
@@ -100,9 +100,10 @@ def explained(found: Findings) -> str:
         lines.append(f"For other programs: {' '.join(words)} before the command.")
     failed = sum(trial.failure is not None for trial in found.trials)
     of_which = f", {failed} of which failed" if failed else ""
+    plural = "" if len(found.trials) == 1 else "s"
     lines.append(
-        f"{len(found.trials)} measurements{of_which}; all decisions together keep something that is no faster with a "
-        f"chance of at most {ERROR:.0%}."
+        f"{len(found.trials)} measurement{plural}{of_which}; all decisions together keep something that is no faster "
+        f"with a chance of at most {ERROR:.0%}."
     )
     lines += _unplanned(found)
     if found.needs is not None:
@@ -110,6 +111,8 @@ def explained(found: Findings) -> str:
             f"There was less time than a single comparison of this model takes, about {_minutes(found.needs)} minutes: "
             "give minutes that are several times as many; resume goes on."
         )
+    elif not found.trials:
+        lines.append("There was no time for a single measurement: give more minutes; resume goes on.")
     elif not found.complete:
         lines.append("There was no time for all of it: resume goes on.")
     return "\n".join(lines)

@@ -186,8 +186,8 @@ def tune(
     if not any(trial.failure is None for trial in trials.trials) and trials.trials:
         raise MoebindError(f"the defaults could not be measured: {trials.trials[0].failure}")
     result = _result(asked, found, trials, identity, machine, command)
-    # Where there was no time to compare anything, an earlier result says more.
-    if kept and ((result.trials and result.needs is None) or not os.path.exists(target)):
+    # Where there was no time to compare anything, an earlier result says more, also one of another build.
+    if kept and result.trials and result.needs is None:
         result.save(target)
     return result
 
