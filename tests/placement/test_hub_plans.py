@@ -179,11 +179,17 @@ def test_absurd_claims_cost_no_more_than_a_look(
 def test_a_header_without_an_end(
     hub: Hub, sparse: Callable[[bytes, int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Zeros are keys without a name, one after the other, as many as are claimed.
+    # Zeros are keys without a name, which is seen at once.
     monkeypatch.setattr(moebind.files.hub, "HEADERS_MAX", 3 * MIB)
-    endless = sparse(b"GGUF" + struct.pack("<IQQ", 3, 0, 2**50), 2**40)
-    hub.repos["someone/odd"] = {"odd.gguf": endless}
-    with pytest.raises(ModelLoadError, match=f"at least {3 * MIB + 5} bytes; at most {3 * MIB} are read"):
+    begin = b"GGUF" + struct.pack("<IQQ", 3, 0, 2**50)
+    hub.repos["someone/odd"] = {"odd.gguf": sparse(begin, 2**40)}
+    with pytest.raises(ModelLoadError, match="key 0 is empty"):
+        moebind.plan("hf://someone/odd/odd.gguf")
+    assert hub.sent == 2**18
+    hub.forget()
+    endless = begin + b"".join(text(b"%d" % at) + struct.pack("<I", STRING) + text(b"x" * 100) for at in range(40_000))
+    hub.repos["someone/odd"] = {"odd.gguf": sparse(endless, 2**40)}
+    with pytest.raises(ModelLoadError, match=rf"at least 31457\d\d bytes; at most {3 * MIB} are read"):
         moebind.plan("hf://someone/odd/odd.gguf")
     assert hub.sent == 3 * MIB
     # The limit is for all files together.

@@ -154,7 +154,7 @@ NAMED = re.compile(
 )
 NAMING = {"cmake", "cpp", "cu", "h", "md", "py"}
 #: What names files of llama.cpp's archive, which has folders of the same names, or makes files up.
-OF_OTHERS = {"tests/checkout.py", "tests/native/test_private_uses.py"}
+OF_OTHERS = {"tests/checkout.py", "tests/native/test_private_uses.py", "tests/project/test_build_options.py"}
 
 
 def test_files_that_are_named_are_there() -> None:

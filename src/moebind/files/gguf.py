@@ -211,10 +211,7 @@ class Gguf(OfThisProcess, Mapping[str, GgufValue]):
     def _given_headers(self) -> list[CData]:
         """The headers of all files, for a load that takes them over: nothing more can be read from here.
 
-        Raises
-        ------
-        ModelLoadError
-            If a file changed since its header was read: other data do not go with it.
+        Raises a ModelLoadError if a file changed since its header was read: other data do not go with it.
         """
         for path, signature in self._signatures.items():
             try:
