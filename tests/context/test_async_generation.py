@@ -167,6 +167,7 @@ def test_contextvars_are_those_of_the_task(two: Context) -> None:
 def test_the_event_loop_goes_on_meanwhile(two: Context) -> None:
     """The sampler waits for the event loop: if that were blocked, this would never end."""
     gate = Gate()
+    gone()  # those of other tests
 
     async def main() -> None:
         writing = asyncio.ensure_future(two.agenerate(PROMPT, sampler=gate.sampler(), max_tokens=2).complete())
@@ -174,8 +175,9 @@ def test_the_event_loop_goes_on_meanwhile(two: Context) -> None:
         await gate.is_reached()
         for _ in range(100):
             await asyncio.sleep(0)
-        assert len(threads()) == 1, "those who wait for their turn have no threads"
+        n_threads = len(threads())
         gate.open.set()
+        assert n_threads == 1, "those who wait for their turn have no threads"
         assert len((await writing).tokens) == 2
         await asyncio.gather(*waiting)
         assert asyncio.get_running_loop()._default_executor is None  # type: ignore[attr-defined]
@@ -201,9 +203,11 @@ def test_one_task_at_a_time(two: Context) -> None:
         stream = two.agenerate(PROMPT, sampler=gate.sampler())
         waiting = asyncio.ensure_future(anext(stream))
         await gate.is_reached()
-        with pytest.raises(RuntimeError, match="another task is waiting"):
-            await anext(stream)
-        gate.open.set()
+        try:
+            with pytest.raises(RuntimeError, match="another task is waiting"):
+                await anext(stream)
+        finally:
+            gate.open.set()
         assert (await waiting).index == 0
         await stream.aclose()
 
