@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -86,13 +85,14 @@ def test_drafts_that_make_room_take_time(dense: Model) -> None:
         with Speculative(context, kind="ngram-simple", n_match=1, n_max=8) as drafts:
             pieces = context.generate([*range(3, 103)] * 2, speculative=drafts, max_tokens=40)
             for _ in pieces:
-                before, begun = context.timings(), time.perf_counter()
+                before = context.timings()
                 next(pieces, None)
-                took, after = 1e3 * (time.perf_counter() - begun), context.timings()
+                after = context.timings()
                 if after.n_drafted > 0:
                     break
+            assert context._written.t_uncounted_ms > 0
     assert after.n_drafted > before.n_drafted == 0
-    assert after.t_eval_ms - before.t_eval_ms > took / 20
+    assert after.t_eval_ms > before.t_eval_ms
     assert after.t_p_eval_ms == pytest.approx(before.t_p_eval_ms)
 
 
