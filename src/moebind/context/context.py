@@ -124,7 +124,6 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
         self._drafts_from = model._architecture if model._architecture in DRAFT_FROM_STATES else None
         self._n_pos = int(lib.moebind_model_n_pos(opened))
         self._embeddings = params.embeddings
-        self._measures = not params.no_perf
         self._suppress = model._suppressed() if model._suppressed().size else None
         self._outputs_reserved = self._n_seq_max
         self._attached: dict[int, Sampler] = {}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moebind._core.owner import CallLock, Owner
     from moebind.backend.timings import SpeculativeCounts, WrittenCounts
     from moebind.model.prompts import Prompts
+    from moebind.params.params import ContextParams
 
 __all__ = ["Decoding"]
 
@@ -63,8 +64,7 @@ class Decoding(Outputs, KvCache):
     _speculated: SpeculativeCounts
     #: What several tokens at once were for texts that go on.
     _written: WrittenCounts
-    #: Whether llama.cpp measures how long computing takes.
-    _measures: bool
+    _params: ContextParams
 
     def decode(self, batch: Batch) -> None:
         """Process a batch: its tokens enter the cache, its outputs can be read afterwards.
@@ -169,7 +169,7 @@ class Decoding(Outputs, KvCache):
 
     def _compute(self, native: CData, batch: CData, n_outputs: int) -> None:
         """``llama_decode``, for a batch that is known to be good. The caller holds the context."""
-        makes_room = n_outputs > self._outputs_reserved and self._measures
+        makes_room = n_outputs > self._outputs_reserved and not self._params.no_perf
         self._reserve_outputs(native, n_outputs)
         with self._written.making_room(native) if makes_room else _NOTHING:
             # Asked for before it began: not every device would look.
