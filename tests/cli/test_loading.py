@@ -10,6 +10,7 @@ from hub_server import Hub
 
 import moebind
 from moebind import Device
+from moebind.cli import loading
 from moebind.cli.given import Given
 from moebind.cli.loading import load, with_devices
 
@@ -29,6 +30,16 @@ def test_a_file(tiny_path: MakeTiny) -> None:
     model, context, _ = load(str(path), given(n_ctx="256"), ["none"], fitted=True)
     with model:
         assert context.n_ctx == 256
+
+
+def test_layers_that_are_left_open_in_words(tiny_path: MakeTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``-ngl auto`` is as without it: no warning of a device that nobody asked for."""
+    monkeypatch.setattr(loading, "no_gpu_is_meant", lambda: True)
+    monkeypatch.setattr(loading, "default_devices", list)
+    path = str(tiny_path(n_expert=4))
+    for value, layers in ((None, 0), ("auto", 0), ("all", -1)):
+        params, _ = loading.computing(path, given(n_gpu_layers=value), None, 256)
+        assert params.n_gpu_layers == layers
 
 
 def test_an_address(hub: Hub) -> None:

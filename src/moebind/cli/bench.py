@@ -19,6 +19,7 @@ from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
 from moebind.cli.signatures import HelpAll, completed
+from moebind.cli.values import OwnCommand
 from moebind.params.params import N_CTX
 from moebind.placement.described_devices import is_description
 
@@ -61,12 +62,12 @@ def _options(help_all: HelpAll = False) -> None:
     pass
 
 
-app.command("decode")(completed(bench_speed.decode_command))
-app.command("prompt")(completed(bench_speed.prompt_command))
-app.command("batch")(completed(bench_speed.batch_command))
+app.command("decode", cls=OwnCommand)(completed(bench_speed.decode_command))
+app.command("prompt", cls=OwnCommand)(completed(bench_speed.prompt_command))
+app.command("batch", cls=OwnCommand)(completed(bench_speed.batch_command))
 
 
-@app.command("offload")
+@app.command("offload", cls=OwnCommand)
 @completed
 @takes_model
 @takes(
