@@ -43,8 +43,8 @@ def test_plan(tiny_path: MakeTiny, capsys: Capture, tmp_path: Path) -> None:
 
 
 NO_GPU = (
-    "No GPU was found: everything is in host memory. --device 24GiB plans for a card of that size all the same; moebind "
-    "doctor says why there is none.\n"
+    "No GPU was found: everything is in host memory. --device 24GiB plans for a card of that size all the same; "
+    "moebind doctor says why there is none.\n"
 )
 
 

@@ -24,8 +24,8 @@ Plot = Annotated[
 ]
 #: What is said where devices were left open, and there is none besides the processor.
 NO_GPU = (
-    "No GPU was found: everything is in host memory. --device 24GiB plans for a card of that size all the same; moebind "
-    "doctor says why there is none."
+    "No GPU was found: everything is in host memory. --device 24GiB plans for a card of that size all the same; "
+    "moebind doctor says why there is none."
 )
 
 
