@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,7 +109,7 @@ def test_the_first_match_wins(tiny_path: MakeTiny, on_device: ModelParams, devic
         assert repr(others) == f"<PlacedOverride {others}>"
         assert str(others) == f"_exps: 4 tensors, {others.nbytes / 2**20:.1f} MiB to {others.buffer_types[0]}"
         assert model.placement[1:] == (others, rest)
-        assert pickle.loads(pickle.dumps(model.placement)) == model.placement == (up, others, rest)
+        assert model.placement == (up, others, rest)
 
 
 def test_targets_by_name(tiny_path: MakeTiny, on_device: ModelParams, device: Device) -> None:
