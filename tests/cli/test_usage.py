@@ -30,6 +30,13 @@ from moebind.cli.usage import meant, no_such
         (["plan", "m.gguf", "--cpu-moe=yes"], "--cpu-moe has a value, and takes none"),
         (["plan", "m.gguf", "x y"], "'x y' is more than there is a place for: moebind plan takes MODEL"),
         (["quantize"], "there is no SRC [DST] TYPE: moebind quantize takes SRC [DST] TYPE"),
+        (["-m", "m.gguf"], "there is no option -m before a command, as in moebind chat -m ..."),
+        (["-hf", "o/r"], "there is no option -hf before a command, as in moebind chat -hf ..."),
+        (
+            ["--n-gpu-layers=3"],
+            "there is no option --n-gpu-layers before a command, as in moebind chat --n-gpu-layers ...",
+        ),
+        (["--verson"], "there is no option --verson; did you mean --version?"),
         (["genrate"], "there is no command genrate; did you mean generate?"),
         (["bench", "offlod"], "there is no command offlod; did you mean offload?"),
         (["bench", "xyz"], "there is no command xyz"),

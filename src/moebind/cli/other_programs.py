@@ -50,7 +50,7 @@ UNNEEDED: Mapping[str, Collection[str]] = {
 
 _CONVERSATION = "moebind chat holds conversations, moebind generate goes on from a text"
 _SAMPLED = "in Python, Sampler objects do it; moebind serve passes it on behind --"
-_THREADS = "moebind tune finds it, and --tuned sets it; in Python, a ThreadPool does, Context.attach_threadpool"
+_THREADS = "--tuned sets the processors that moebind tune finds; in Python, a ThreadPool has it"
 _TIMED = "moebind generate tells how long it took with --timings, moebind chat with /timings"
 _LOGGED = "errors have what matters of llama.cpp's log, and in Python all of it is logged, moebind.set_log"
 _AROUND = "the model's template says what is around a question; moebind chat takes another one, --chat-template"
@@ -84,7 +84,8 @@ INSTEAD: Mapping[str, str] = {
     **_all(_SERVED, "--reasoning-budget", "--reasoning-budget-message"),
     **_all("nothing is coloured; leave it out", "-co", "--color"),
     **_all("what is written is plain text; leave it out", "--simple-io"),
-    **_all("only what the model writes is shown", "--display-prompt", "-sp", "--special"),
+    **_all("only what the model writes is shown", "--display-prompt"),
+    **_all("in Python, Model.tokens_to_str(tokens, special=True) writes them", "-sp", "--special"),
     **_all("moebind tokenize writes the tokens of a prompt", "--verbose-prompt"),
     **_all("texts are as they are given; a shell writes line breaks, as in $'a\\nb'", "-e", "--escape"),
     **_all("a text ends where the context is full; make --ctx-size larger", "--context-shift", "--keep"),
@@ -107,7 +108,7 @@ INSTEAD: Mapping[str, str] = {
     **_all("in Python, Model.new_context(samplers=...) does it", "-bs", "--backend-sampling"),
     **_all(_ADDED, "--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled"),
     **_all("give --moe-cache with a unit, such as 4096MiB", "--moe-cache-mib"),
-    **_all("give --override-tensor with a rule for these layers, such as layers:0-11=CPU", "-ncffn", "--n-cpu-ffn"),
+    **_all(r"give --override-tensor, such as 'ffn_(up|down|gate)\.=CPU'", "-ncffn", "--n-cpu-ffn"),
     **_all("moebind fit --margin SIZE leaves so much free", "-fitt", "--fit-target"),
     **_all("moebind fit --ctx-size-min N makes no context shorter", "-fitc", "--fit-ctx"),
     **_all("moebind tune finds it, and --tuned sets it; in Python, moebind.init(numa=...)", "--numa"),
@@ -120,7 +121,8 @@ INSTEAD: Mapping[str, str] = {
     **_in_file("kv_overrides", "--override-kv"),
     **_in_file("rope_scaling_type", "--rope-scaling"),
     **_in_file("rope_freq_base", "--rope-freq-base"),
-    **_in_file("rope_freq_scale", "--rope-freq-scale", "--rope-scale"),
+    **_in_file("rope_freq_scale", "--rope-freq-scale"),
+    **_in_file("rope_freq_scale (1 / N)", "--rope-scale"),
     **{name: text for each in ("orig_ctx", "ext_factor", "attn_factor", "beta_slow", "beta_fast")
        for name, text in _in_file(f"yarn_{each}", f"--yarn-{each.replace('_', '-')}").items()},
     **_all(_FETCHED, "-mu", "--model-url", "-dr", "--docker-repo"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from moebind.cli.other_programs import changes_nothing
 
-__all__ = ["WrongOptionError", "names_of", "read_words"]
+__all__ = ["WrongOptionError", "check_first", "names_of", "read_words"]
 
 #: An option of one letter with a number behind it, such as ``-c4096``, which no option of several letters looks like.
 _NUMBER = re.compile(r"(-[A-Za-z])-?\.?\d.*", re.DOTALL)
@@ -44,6 +44,17 @@ def read_words(words: Sequence[str], params: Iterable[Any], command: str, why_no
     """
     takes_value = {name: not each.is_flag for each in params if hasattr(each, "is_flag") for name in names_of(each)}
     return list(_read(iter(words), takes_value, command, why_not))
+
+
+def check_first(word: str, known: Sequence[str]) -> None:
+    """Raise where the first word of all, in the place of a command, is an option that only commands have."""
+    name = word.partition("=")[0]
+    if not word.startswith("-") or word in {"-", "--"} or name in known:
+        return
+    from moebind.cli.usage import meant, no_such  # for what is wrong only
+
+    if _is_single(word) or meant(name, known) is None:
+        raise WrongOptionError(f"{no_such('option', name, ())} before a command, as in moebind chat {name} ...")
 
 
 def names_of(param: Any) -> list[str]:
