@@ -24,63 +24,18 @@ from moebind.cli.loading import with_devices
 from moebind.cli.model_argument import Hub, ModelOption, on_hub
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
-from moebind.cli.values import OwnCommand
-from moebind.cli.words import WrongOptionError, names_of
+from moebind.cli.rest import WithRest, rest_of
 from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server import Server
 from moebind.server.address import PORT, parse
-from moebind.server.extra import Refused, first_refused
-from moebind.server.extra import option_names as llama_server_names
-from moebind.server.extra import why_not as llama_server_why_not
 from moebind.server.placed import N_CTX_OF_SEVERAL
 from moebind.server.supervisor import logger
 
 __all__ = ["CLASS", "command"]
 
-_REST = "moebind.serve.rest"
 #: Seconds between looks at whether a signal came.
 LOOK = 0.5
-
-
-class WithRest(OwnCommand):
-    """A command that leaves alone what is behind ``--``: arguments of another program's."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Take the rest away before the options are read."""
-        if "--" in args:
-            at = args.index("--")
-            ctx.meta[_REST] = args[at + 1 :]
-            args = args[:at]
-            if not ctx.resilient_parsing:
-                self._check(ctx.meta[_REST])
-        return super().parse_args(ctx, args)
-
-    def _check(self, rest: list[str]) -> None:
-        """Raise where what is behind ``--`` belongs before it, or is not to be given at all."""
-        refused = first_refused(rest)
-        if refused is None:
-            return
-        own = {name for each in self.params for name in names_of(each)}
-        if refused.argument.split()[0].replace("_", "-") in own:
-            told = f"{refused.reason}: give it before --"
-        else:
-            told = _told(refused)
-            told += ", before --" if "--" in told else ""
-        raise WrongOptionError(f"{refused.argument} is behind --, {told}")
-
-    def why_not(self, name: str) -> str | None:
-        """What is said of an option that it does not have: of llama-server's, that it may be given behind ``--``."""
-        if name not in llama_server_names():
-            return super().why_not(name)
-        refused = llama_server_why_not(name)
-        told = f": give it behind --, as in -- {name} ..." if refused is None else f", {_told(refused)}"
-        return f"{name} is an option of llama-server's{told}"
-
-
-def _told(refused: Refused) -> str:
-    """Why llama-server must not get an argument, and the option to use."""
-    return o.in_options(f"{refused.reason}: {refused.instead}")
 
 
 CLASS = WithRest
@@ -214,7 +169,7 @@ def command(
             extra=[
                 *([] if chat_template is None else ["--chat-template", chat_template]),
                 *passed_on(given),
-                *ctx.meta.get(_REST, ()),
+                *rest_of(ctx),
             ],
             mmproj=mmproj,
             draft=draft_of(given, names[0] if single else None, chosen.model_params, chosen.context_params),

@@ -9,9 +9,9 @@ from typing import Any
 
 from moebind._core.shown import shown
 from moebind.cli.other_programs import RENAMED
-from moebind.cli.words import names_of
+from moebind.cli.words import WrongOptionError, is_single, names_of
 
-__all__ = ["meant", "no_such", "usage_sentence"]
+__all__ = ["check_first", "meant", "no_such", "usage_sentence"]
 
 #: How much a name must be like another one to be meant.
 _ALIKE = 0.75
@@ -45,6 +45,19 @@ def usage_sentence(error: Any) -> str:
         if found is not None:
             return sentence.format(found[1])
     return str(error.format_message())
+
+
+def check_first(word: str, known: Iterable[str]) -> None:
+    """Raise where an option of commands stands in the place of a command, before any.
+
+    Raises
+    ------
+    WrongOptionError
+        Unless one of those that are known there may be meant.
+    """
+    name = word.partition("=")[0]
+    if is_single(word) or meant(name, known) is None:
+        raise WrongOptionError(f"{no_such('option', name, ())} before a command, as in moebind chat {name} ...")
 
 
 def no_such(what: str, given: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from moebind.cli.other_programs import changes_nothing
 
-__all__ = ["WrongOptionError", "check_first", "names_of", "read_words"]
+__all__ = ["WrongOptionError", "is_single", "names_of", "read_words"]
 
 #: An option of one letter with a number behind it, such as ``-c4096``, which no option of several letters looks like.
 _NUMBER = re.compile(r"(-[A-Za-z])-?\.?\d.*", re.DOTALL)
@@ -46,17 +46,6 @@ def read_words(words: Sequence[str], params: Iterable[Any], command: str, why_no
     return list(_read(iter(words), takes_value, command, why_not))
 
 
-def check_first(word: str, known: Sequence[str]) -> None:
-    """Raise where the first word of all, in the place of a command, is an option that only commands have."""
-    name = word.partition("=")[0]
-    if not word.startswith("-") or word in {"-", "--"} or name in known:
-        return
-    from moebind.cli.usage import meant, no_such  # for what is wrong only
-
-    if _is_single(word) or meant(name, known) is None:
-        raise WrongOptionError(f"{no_such('option', name, ())} before a command, as in moebind chat {name} ...")
-
-
 def names_of(param: Any) -> list[str]:
     """All names of an option of typer's."""
     return [*param.opts, *param.secondary_opts]
@@ -80,13 +69,13 @@ def _read(
                 yield from (name, value)  # of one letter, typer would take =16 for the value of -n=16
             else:
                 raise WrongOptionError(f"{name} has a value, and takes none")
-        elif _is_single(word) and not changes_nothing(word, command) and not _has_number(word, takes_value):
+        elif is_single(word) and not changes_nothing(word, command) and not _has_number(word, takes_value):
             raise WrongOptionError(why_not(name))
         elif not changes_nothing(word, command):
             yield word
 
 
-def _is_single(word: str) -> bool:
+def is_single(word: str) -> bool:
     """Whether it begins with a single dash, and has something behind it."""
     return len(word) > 1 and word[0] == "-" != word[1]
 
