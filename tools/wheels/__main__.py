@@ -82,7 +82,8 @@ def commands() -> argparse.ArgumentParser:
     one = verbs.add_parser("index", help="make a local index with a wheel and what it depends on")
     one.add_argument("wheel", type=Path)
     one.add_argument("folder", type=Path)
-    one.add_argument("--python", default=".".join(platform.python_version_tuple()[:2]), help="for which Python, such as 3.13; this one")
+    here = ".".join(platform.python_version_tuple()[:2])
+    one.add_argument("--python", default=here, help="for which Python, such as 3.13; this one")
     one.add_argument("--libc", type=int, default=libc_here(), help="for which C library: 36 is 2.36; this system's")
     one.set_defaults(run=lambda told: fill_index(told.wheel, told.folder, told.python, told.libc))
 

@@ -35,7 +35,7 @@ def plain_tags(machine: str, minor: int) -> list[str]:
 
 
 def libc_here() -> int:
-    """This system's C library, as the 36 of 2.36; of a system with another one than GNU's, the oldest in use."""
+    """The C library here, as the 36 of 2.36; where it is not GNU's, one that nearly every system has."""
     name, version = platform.libc_ver()
     return int(version.split(".")[1]) if name == "glibc" else 31
 
