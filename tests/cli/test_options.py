@@ -87,15 +87,13 @@ SAID: list[tuple[list[object], str]] = [
     (["serve", "MODEL", "--", "--embeddings"], "where no plan would know of it: give --embeddings before --\n"),
     (["serve", "MODEL", "--", "--lazy-mode", "on"], "set lazy_mode in a file of parameters (--params) instead\n"),
     (["serve", "MODEL", "--lazy-mode", "on"], "set lazy_mode in a file of parameters (--params) instead\n"),
-    (["serve", "MODEL", "--", "--fit", "off"], "moebind sets it: give it before --"),
-    (["serve", "MODEL", "--", "--api-key", "k"], "a file, and give --api-key-file FILE before --"),
-    (["serve", "MODEL", "--", "--api-key-file", "k"], "moebind sets it: give it before --"),
-    (["serve", "MODEL", "--", "--rpc", "h:1"], "moebind sets it: give it before --"),
-    (["serve", "MODEL", "--", "-cmoe"], "-cmoe is behind --, but moebind sets it: give it before --"),
-    (["serve", "MODEL", "--", "--mmproj", "x"], "moebind sets it: give it before --"),
-    (["serve", "MODEL", "--", "-md", "x"], "moebind sets it: give it before --"),
+    (["serve", "MODEL", "--", "--fit", "off"], "moebind's to set: give it before --"),
+    (["serve", "MODEL", "--", "--rpc", "h:1"], "moebind's to set: give it before --"),
+    (["serve", "MODEL", "--", "-cmoe"], "-cmoe is behind --, but is moebind's to set: give it before --"),
+    (["serve", "MODEL", "--", "--mmproj", "x"], "moebind's to set: give it before --"),
+    (["serve", "MODEL", "--", "-md", "x"], "moebind's to set: give it before --"),
     (["serve", "MODEL", "--", "--spec-type", "draft-mtp"], "would count the draft: give it before --"),
-    (["serve", "MODEL", "--", "--no-ui"], "moebind sets it: give --no-ui before --"),
+    (["serve", "MODEL", "--", "--no-ui"], "moebind's to set: give --no-ui before --"),
 ]
 
 
@@ -141,7 +139,7 @@ WRITTEN = [
     ("set n_gpu_layers=0 if you want the CPU", "give --n-gpu-layers 0 if you want the CPU"),
     ("ContextParams(n_threads=2) if nothing", "--threads 2 if nothing"),
     ("moebind.doctor() says; moebind.fit finds", "moebind doctor says; moebind fit finds"),
-    ("moebind sets it: use host", "moebind sets it: use --host"),
+    ("is moebind's to set: use host", "is moebind's to set: use --host"),
     ("n_ctx 4096, n_ubatch 512, cache F16", "n_ctx 4096, n_ubatch 512, cache F16"),
     ("such as template='chatml-tools', or use_grammar=False", "such as --chat-template chatml-tools"),
     (

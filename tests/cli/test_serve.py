@@ -419,10 +419,10 @@ def test_options_of_llama_server_go_behind_the_dashes(path: Path, capsys: Captur
     assert run("serve", path, "--tempp", "0") == 2
     assert "there is no option --tempp" in capsys.readouterr().err
     assert run("serve", path, "--", "--host", "::") == 2
-    assert "moebind sets it: give it before --" in capsys.readouterr().err
+    assert "is moebind's to set: give it before --" in capsys.readouterr().err
     for arguments, said in {
         ("-fa",): "-fa is the last word; it takes a value",
-        ("--no-webui",): "but moebind sets it: give --no-ui before --",
+        ("--no-webui",): "but is moebind's to set: give --no-ui before --",
         ("--draft-max", "4"): "there is no --draft-max here: llama.cpp has taken it away: use --spec-draft-n-max",
         ("--mlock",): "there is no option --mlock; did you mean --load-mode mlock?",
     }.items():

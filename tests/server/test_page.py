@@ -135,7 +135,7 @@ def test_where_there_is_no_page_it_serves_the_rest(
 
 @pytest.mark.parametrize("extra", [["--no-ui"], ["--ui"], ["--no-webui"]])
 def test_whether_there_is_one_is_asked_of_the_server(extra: list[str], tiny_path: MakeTiny) -> None:
-    with pytest.raises(ValueError, match=f"{extra[0]} is among .*moebind sets it: use ui"):
+    with pytest.raises(ValueError, match=f"{extra[0]} is among .*moebind's to set: use ui"):
         Server(tiny_path(n_expert=4), extra=extra)
     with pytest.raises(TypeError, match="ui is 'no'"):
         Server(tiny_path(n_expert=4), ui="no")  # type: ignore[arg-type]

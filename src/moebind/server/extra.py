@@ -1,4 +1,4 @@
-"""Options that are handed to llama-server as they are: all but those that moebind sets itself."""
+"""Options that are handed to llama-server as they are: all but those that are moebind's to set."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _OURS: Mapping[str, str] = {
     "host": f"use host{_BEFORE}",
     "port": f"use port{_BEFORE}",
     "reuse-port": "two servers would answer in turn",
-    "api-key": "use api_key; on a command line, write the key into a file, and give --api-key-file FILE before --",
-    "api-key-file": f"use api_key{_BEFORE}",
+    "api-key": "whoever lists processes could read it: use api_key",
+    "api-key-file": "use api_key",
     "api-prefix": "moebind could not ask whether it is ready; put a proxy in front",
     "ssl-key-file": "moebind could not ask whether it is ready; put a proxy in front",
     "ssl-cert-file": "moebind could not ask whether it is ready; put a proxy in front",
@@ -90,7 +90,7 @@ def check_extra(extra: Iterable[str]) -> list[str]:
     Raises
     ------
     ValueError
-        If moebind sets one of them itself; the message says what to do instead.
+        If one is moebind's to set; the message says how.
     TypeError
         If one is no text.
     """
@@ -115,7 +115,7 @@ def why_not(argument: str) -> str | None:
     names = _named(argument)
     for option, instead in _OURS.items():
         if f"--{option}" in names:
-            return f"but moebind sets it: {instead}"
+            return f"but is moebind's to set: {instead}"
     for option, parameter in _PARAMETERS.items():
         if f"--{option}" in names:
             return f"where no plan would know of it: set {parameter} instead; on a command line, give it before --"
