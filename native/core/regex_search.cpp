@@ -4,7 +4,22 @@
 
 #include <algorithm>
 #include <cstring>
+#include <locale>
 #include <regex>
+
+namespace {
+
+// libstdc++'s tables of the characters that patterns are read by are filled as they are asked for, without a lock
+// (https://gcc.gnu.org/PR77704). Filled as a whole while the library is loaded, they are only read by threads.
+[[maybe_unused]] const bool characters_are_known = [] {
+    const auto & characters = std::use_facet<std::ctype<char>>(std::locale::classic());
+    const char   one        = 'a';
+    char         narrow     = 0;
+    characters.narrow(&one, &one + 1, '\0', &narrow);
+    return characters.widen(narrow) == one;
+}();
+
+}  // namespace
 
 size_t moebind_regex_search(const char * pattern, const char ** names, size_t n_names, bool * matches) {
     // Compiling recurses over the pattern, searching over the longest name.
