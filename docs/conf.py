@@ -13,8 +13,17 @@ project = "moebind"
 author = project_copyright = "the moebind authors"
 version = release = moebind.__version__
 
-extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx_copybutton"]
-exclude_patterns = ["_build", "results"]  # reports of benchmarks, for those who read the repository
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx_copybutton",
+]
+exclude_patterns = [
+    "_build",
+    "results",
+]  # reports of benchmarks, for those who read the repository
 nitpicky = True
 #: Types of Python, numpy, matplotlib and cffi: references are elsewhere, and this site is built without a network.
 nitpick_ignore_regex = [
@@ -23,7 +32,10 @@ nitpick_ignore_regex = [
     # What an engine's options are for type checkers; its documentation names them.
     (r"py:class", r"(moebind\..*\.)?(GenerateOptions|ChatOptions)"),
     # In a union, whose parts have no aliases.
-    (r"py:class", r"ModelBase|ProjectorBase|Stop|TypeAliasForwardRef|(moebind\..*\.)?(SpeculativeType|Decoding)"),
+    (
+        r"py:class",
+        r"ModelBase|ProjectorBase|Stop|TypeAliasForwardRef|(moebind\..*\.)?(SpeculativeType|Decoding)",
+    ),
 ]
 
 #: The base classes by which lower rooms know models and contexts; a reader has the real ones.
@@ -59,7 +71,10 @@ def _keep_figures_whole(app: Sphinx, page: str, source: list[str]) -> None:
     """In tables, no line breaks within ``92.8 %`` and ``58.0 ± 10.9``, by spaces that do not break."""
     lines = source[0].split("\n")
     source[0] = "\n".join(
-        re.sub(r"(?<=\d) (?=[%±])|(?<=±) (?=\d)", "\u00a0", line) if line.startswith("|") else line for line in lines
+        re.sub(r"(?<=\d) (?=[%±])|(?<=±) (?=\d)", "\u00a0", line)
+        if line.startswith("|")
+        else line
+        for line in lines
     )
 
 
@@ -73,7 +88,13 @@ _FOR_ERRORS = [
 
 
 def _readable(
-    _app: object, _what: str, _name: str, _object: object, _options: object, signature: str | None, result: str | None
+    _app: object,
+    _what: str,
+    _name: str,
+    _object: object,
+    _options: object,
+    signature: str | None,
+    result: str | None,
 ) -> tuple[str, str | None] | None:
     if not signature:
         return None
