@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 
@@ -108,6 +109,21 @@ class NameTable(CSVTable):
         return super().parse_csv_data_into_rows(lines, dialect, source)
 
 
+def _may_cut_long_words(
+    app: Sphinx, page: str, template: str, context: dict[str, object], doctree: object
+) -> None:
+    """Mark words of code that are wider than a telephone; site.css keeps all others whole."""
+    context["body"] = re.sub(
+        r'<span class="pre">([^<]+)</span>',
+        lambda word: (
+            word[0].replace('"pre"', '"pre long"')
+            if len(html.unescape(word[1])) > 40
+            else word[0]
+        ),
+        str(context.get("body", "")),
+    )
+
+
 #: What is in signatures only to say in an error what is meant: a class whose objects others make, fields of parameters
 #: by position, arguments that go elsewhere.
 _FOR_ERRORS = [
@@ -134,7 +150,8 @@ def _readable(
 
 
 def setup(app: Sphinx) -> None:
-    """Have tables keep figures whole, and signatures be shown without what is there only for errors."""
+    """Have figures and words of code kept whole, and signatures shown without what is there only for errors."""
     app.add_directive("name-table", NameTable)
     app.connect("source-read", _keep_figures_whole)
+    app.connect("html-page-context", _may_cut_long_words)
     app.connect("autodoc-process-signature", _readable)
