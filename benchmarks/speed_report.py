@@ -147,7 +147,7 @@ def plot(growth: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
                           elinewidth=0.8)  # fmt: skip
             axes.set_ylim(bottom=0)
             axes.set_xlim(left=0)
-            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter("{x:,g}")
             axes.set_xlabel(speed_growth.AXES[name][0])
             axes.set_ylabel(speed_growth.AXES[name][1])
