@@ -71,7 +71,8 @@ numpydoc_show_class_members = False
 
 #: Spaces within ``92.8 %``, ``58.0 ± 10.9``, ``0.13 ms`` and ``0.93 to 1.05``.
 _IN_FIGURES = re.compile(
-    r"(?<=\d) (?=[%±]|(?:[kMG]i?B|ms|us|µs|s)\b|to \d)|(?<=±) (?=\d)|(?<=\d to) (?=\d)|(?<=least) (?=\d)|(?<=most) (?=\d)"
+    r"(?<=\d) (?=[%±]|(?:[kMG]i?B|ms|µs|s)\b|to \d)"
+    r"|(?:(?<=±)|(?<=\d to)|(?<=least)|(?<=most)) (?=\d)"
 )
 
 
