@@ -113,7 +113,7 @@ class NameTable(CSVTable):
 def _may_cut_long_words(
     app: Sphinx, page: str, template: str, context: dict[str, object], doctree: object
 ) -> None:
-    """Mark words of code that are wider than a telephone, or than a column of a table there: site.css cuts only those."""
+    """Mark words of code that are wider than a telephone, or than a column there: site.css cuts only those."""
 
     def marked(word: re.Match[str]) -> str:
         length = len(html.unescape(word[1]))
