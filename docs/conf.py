@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 
 from sphinx.application import Sphinx
+from sphinx.util import inspect
 
 import moebind
 
@@ -63,6 +65,9 @@ copybutton_prompt_text = "$ "  # what is typed is copied, without prompts and ou
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"  # the column beside a page is narrow
+#: Longer signatures than two lines have one parameter in a line.
+python_maximum_signature_line_length = 150
 autosummary_generate = False
 numpydoc_show_class_members = False
 
@@ -85,22 +90,43 @@ _FOR_ERRORS = [
     (r"\(\*_arguments(: object)?, \*\*keywords(: object)?\)", "(**fields)"),
     (r", \*\*unknown: (~typing\.)?Never", ""),
 ]
+#: What is told apart in signatures only for a type checker, and defaults as they are written.
+_FOR_TYPES = [
+    (r"(~typing\.)?SupportsIndex", "int"),
+    (r"(?<![~\w.])os\.PathLike", "~os.PathLike"),
+    (r"TypeAliasForwardRef\('([\w.]+)'\)", r"~\1"),
+    (r"(?<![\w.])ModelBase\b", "~moebind.Model"),
+    (r"(?<![\w.])ProjectorBase\b", "~moebind.mtmd.MtmdContext"),
+    (r"(?<![\w.])Stop\b", "str | int"),
+    (r"<(\w+\.\w+): -?\d+>", r"\1"),
+    (r"~moebind\.([\w.]+\.)?ModelParams = <factory>", "~moebind.ModelParams = ModelParams()"),
+]
 
 
 def _readable(
-    _app: object,
+    app: Sphinx,
     _what: str,
     _name: str,
-    _object: object,
+    documented: object,
     _options: object,
     signature: str | None,
     result: str | None,
 ) -> tuple[str, str | None] | None:
-    if not signature:
-        return None
-    for pattern, readable in _FOR_ERRORS:
-        signature = re.sub(pattern, readable, signature)
-    return signature, result
+    """The signature as somebody writes it who makes an object or calls a function."""
+    if isinstance(documented, type) and issubclass(documented, enum.Enum):
+        return "", None
+    if isinstance(documented, type) and signature and re.fullmatch(_FOR_ERRORS[0][0], signature):
+        # That of Owner.__new__, which takes whatever the class takes.
+        taken = inspect.signature(
+            documented.__init__, bound_method=True, type_aliases=app.config.autodoc_type_aliases
+        )
+        signature = inspect.stringify_signature(
+            taken, show_return_annotation=False, unqualified_typehints=True
+        )
+    for pattern, readable in [*_FOR_ERRORS, *_FOR_TYPES]:
+        signature = signature and re.sub(pattern, readable, signature)
+        result = result and re.sub(pattern, readable, result)
+    return None if signature is None else (signature, result)
 
 
 def setup(app: Sphinx) -> None:
