@@ -97,6 +97,8 @@ _FOR_TYPES = [
     (r"TypeAliasForwardRef\('([\w.]+)'\)", r"~\1"),
     (r"(?<![\w.])ModelBase\b", "~moebind.Model"),
     (r"(?<![\w.])ProjectorBase\b", "~moebind.mtmd.MtmdContext"),
+    (r"~?([\w.]+\.)?\bDecoding\b", "~moebind.Context"),
+    (r"(?<![~\w.])(moebind\.(Model|Context|mtmd\.MtmdContext))\b", r"~\1"),
     (r"(?<![\w.])Stop\b", "str | int"),
     (r"<(\w+\.\w+): -?\d+>", r"\1"),
     (r"~moebind\.([\w.]+\.)?ModelParams = <factory>", "~moebind.ModelParams = ModelParams()"),
