@@ -67,7 +67,7 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 toc_object_entries_show_parents = "hide"  # the column beside a page is narrow
 #: Longer signatures than two lines have one parameter in a line.
-python_maximum_signature_line_length = 150
+python_maximum_signature_line_length = 200
 autosummary_generate = False
 numpydoc_show_class_members = False
 
@@ -101,7 +101,10 @@ _FOR_TYPES = [
     (r"(?<![~\w.])(moebind\.(Model|Context|mtmd\.MtmdContext))\b", r"~\1"),
     (r"(?<![\w.])Stop\b", "str | int"),
     (r"<(\w+\.\w+): -?\d+>", r"\1"),
-    (r"~moebind\.([\w.]+\.)?ModelParams = <factory>", "~moebind.ModelParams = ModelParams()"),
+    (
+        r"~moebind\.([\w.]+\.)?ModelParams = <factory>",
+        "~moebind.ModelParams = ModelParams()",
+    ),
 ]
 
 
@@ -117,10 +120,16 @@ def _readable(
     """The signature as somebody writes it who makes an object or calls a function."""
     if isinstance(documented, type) and issubclass(documented, enum.Enum):
         return "", None
-    if isinstance(documented, type) and signature and re.fullmatch(_FOR_ERRORS[0][0], signature):
+    if (
+        isinstance(documented, type)
+        and signature
+        and re.fullmatch(_FOR_ERRORS[0][0], signature)
+    ):
         # That of Owner.__new__, which takes whatever the class takes.
         taken = inspect.signature(
-            documented.__init__, bound_method=True, type_aliases=app.config.autodoc_type_aliases
+            documented.__init__,
+            bound_method=True,
+            type_aliases=app.config.autodoc_type_aliases,
         )
         signature = inspect.stringify_signature(
             taken, show_return_annotation=False, unqualified_typehints=True

@@ -83,7 +83,7 @@ class _AsyncGeneration(AsyncStream[Piece]):
 
     @property
     def text(self) -> str:
-        """The text so far, as the model wrote it: empty before the first piece, and all of it after :meth:`complete`."""
+        """The text so far, as the model wrote it: empty before the first piece, all of it after :meth:`complete`."""
         return self._known().text
 
     @property
