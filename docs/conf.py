@@ -6,6 +6,7 @@ import enum
 import os
 import re
 
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import inspect
 
@@ -140,7 +141,26 @@ def _readable(
     return None if signature is None else (signature, result)
 
 
+def _name_defaults(
+    _app: Sphinx, _domain: str, _kind: str, content: nodes.Element
+) -> None:
+    """Fields whose default is an enumerator show it by name; Sphinx knows its number."""
+    signature = content.parent[0]
+    owner, _, field = signature.get("fullname", "").rpartition(".")
+    default = getattr(getattr(moebind, owner, None), field, None)
+    if isinstance(default, enum.Enum) and owner != type(default).__name__:
+        number = next(
+            text
+            for text in reversed(list(signature.findall(nodes.Text)))
+            if text.strip("-").isdigit()
+        )
+        number.parent.replace(
+            number, nodes.Text(f"{type(default).__name__}.{default.name}")
+        )
+
+
 def setup(app: Sphinx) -> None:
-    """Have tables keep figures whole, and signatures be shown without what is there only for errors."""
+    """Have tables keep figures whole, and signatures be shown as somebody writes them."""
     app.connect("source-read", _keep_figures_whole)
     app.connect("autodoc-process-signature", _readable)
+    app.connect("object-description-transform", _name_defaults)
