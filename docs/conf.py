@@ -63,6 +63,7 @@ if repository := os.environ.get("MOEBIND_REPOSITORY"):
         "top_of_page_buttons": ["edit"],
     }
 copybutton_prompt_text = "$ "  # what is typed is copied, without prompts and output
+copybutton_line_continuation_character = "\\"
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"

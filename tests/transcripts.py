@@ -23,7 +23,7 @@ def transcripts(page: str) -> Iterator[tuple[str, str]]:
     """Each command of a page, and what it wrote there."""
     text = (DOCS / page).read_text(encoding="utf-8")
     for block in re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+        for part in re.split(r"^\$ ", block.replace("\\\n", ""), flags=re.MULTILINE)[1:]:
             command, _, output = part.partition("\n")
             yield command, output
 
