@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+import html
 import os
 import re
 
 from docutils import nodes
+from docutils.parsers.rst.directives.tables import CSVTable
 from sphinx.application import Sphinx
 from sphinx.util import inspect
 
@@ -23,10 +25,8 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx_copybutton",
 ]
-exclude_patterns = [
-    "_build",
-    "results",
-]  # reports of benchmarks, for those who read the repository
+#: Results are reports of benchmarks, for those who read the repository.
+exclude_patterns = ["_build", "results"]
 nitpicky = True
 #: Types of Python, numpy, matplotlib and cffi: references are elsewhere, and this site is built without a network.
 nitpick_ignore_regex = [
@@ -62,7 +62,8 @@ if repository := os.environ.get("MOEBIND_REPOSITORY"):
         "source_directory": "docs/",
         "top_of_page_buttons": ["edit"],
     }
-copybutton_prompt_text = "$ "  # what is typed is copied, without prompts and output
+#: What is typed is copied, without prompts and output.
+copybutton_prompt_text = "$ "
 copybutton_line_continuation_character = "\\"
 myst_heading_anchors = 3
 
@@ -74,14 +75,59 @@ autosummary_generate = False
 numpydoc_show_class_members = False
 
 
+#: Spaces within ``92.8 %``, ``58.0 ± 10.9``, ``0.13 ms`` and ``0.93 to 1.05``.
+_IN_FIGURES = re.compile(
+    r"(?<=\d) (?=[%±]|(?:[kMG]i?B|ms|µs|s)\b|to \d)"
+    r"|(?:(?<=±)|(?<=\d to)|(?<=least)|(?<=most)) (?=\d)"
+)
+
+
 def _keep_figures_whole(app: Sphinx, page: str, source: list[str]) -> None:
-    """In tables, no line breaks within ``92.8 %`` and ``58.0 ± 10.9``, by spaces that do not break."""
-    lines = source[0].split("\n")
+    """In tables, no line breaks within figures, by spaces that do not break."""
     source[0] = "\n".join(
-        re.sub(r"(?<=\d) (?=[%±])|(?<=±) (?=\d)", "\u00a0", line)
-        if line.startswith("|")
-        else line
-        for line in lines
+        _IN_FIGURES.sub("\u00a0", line) if line.startswith("|") else line
+        for line in source[0].split("\n")
+    )
+
+
+class NameTable(CSVTable):
+    """A file of names, tabs and notes as a table: names are code, and a note stands behind the name that it is of."""
+
+    #: A name in a note: what has a point, an underline or a bracket, but for llama.cpp's own.
+    _NAME = re.compile(r"(?<![\w.])(?!llama\.cpp\b)\w+(?:::|[._\[(=])[^\s,;]*")
+
+    @classmethod
+    def _of_names(cls, row: str) -> str:
+        name, here, note = (*row.split("\t"), "")[:3]
+        if re.fullmatch(r"\w+(\.\w+)*(, \w+(\.\w+)*)*", here):
+            here = ", ".join(f"`{each}`" for each in here.split(", "))
+        else:
+            here = cls._NAME.sub(r"`\g<0>`", here)
+        note = cls._NAME.sub(r"`\g<0>`", note)
+        return f"`{name}`\t{note if here == '-' else f'{here}: {note}' if note else here}"
+
+    def parse_csv_data_into_rows(
+        self, csv_data: list[str], dialect: object, source: str
+    ) -> tuple[list[object], int]:
+        """Rows of two cells each."""
+        head, *rows = csv_data
+        head = "\t".join(head.split("\t")[:2])
+        lines = [head, *map(self._of_names, rows)]
+        return super().parse_csv_data_into_rows(lines, dialect, source)
+
+
+def _may_cut_long_words(
+    app: Sphinx, page: str, template: str, context: dict[str, object], doctree: object
+) -> None:
+    """Mark words of code that are wider than a telephone; site.css keeps all others whole."""
+    context["body"] = re.sub(
+        r'<span class="pre">([^<]+)</span>',
+        lambda word: (
+            word[0].replace('"pre"', '"pre long"')
+            if len(html.unescape(word[1])) > 40
+            else word[0]
+        ),
+        str(context.get("body", "")),
     )
 
 
@@ -161,7 +207,9 @@ def _name_defaults(
 
 
 def setup(app: Sphinx) -> None:
-    """Have tables keep figures whole, and signatures be shown as somebody writes them."""
+    """Have figures and words of code kept whole, and signatures shown as somebody writes them."""
+    app.add_directive("name-table", NameTable)
     app.connect("source-read", _keep_figures_whole)
+    app.connect("html-page-context", _may_cut_long_words)
     app.connect("autodoc-process-signature", _readable)
     app.connect("object-description-transform", _name_defaults)

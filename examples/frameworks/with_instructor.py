@@ -1,4 +1,4 @@
-"""Instructor: a reply as an object of a class, asked for again if it fails the class's checks.
+"""Instructor: a reply as an object of a class, asked for again if the class refuses it.
 
 Packages: instructor
 """
