@@ -1,4 +1,6 @@
-"""Generate text from a prompt: llama-cpp-2's example `simple`, in Python.
+"""Generate text from a prompt, with a placement of your choice: a program to start from.
+
+For those who know the Rust crate llama-cpp-2: it does what that one's example `simple` does.
 
 python examples/generate.py MODEL.gguf -p "Once upon a time" -n 64 --cpu-moe
 """

@@ -19,7 +19,7 @@ DOES = {
     "adapters": "context.set_lora_adapters({model.lora_adapter_init(other): 0.5})\ncontext.clear_lora_adapters()",
     "chains": "Sampler.chain([Sampler.grammar(model, 'root ::= \"a\"', 'root'), Sampler.from_callable(print)]).clone()",
     "attached chains": "context.set_sampler(0, Sampler.chain([Sampler.dist(1)]))\ncontext.set_sampler(0, None)",
-    "threads": "context.attach_threadpool(moebind.ThreadPool(1))\ncontext.detach_threadpool()",
+    "threads": "context.attach_threadpool(moebind.ThreadPool(context.n_threads))\ncontext.detach_threadpool()",
     "batches": "batch = moebind.BatchExt(context)\nbatch.add(0, 0, token=1)\nbatch.close()",
     "templates": "model.parse_chat_response('a reply', template=TEMPLATE)",
     "headers": "moebind.Gguf.from_file(path)",

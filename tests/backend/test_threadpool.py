@@ -38,6 +38,28 @@ def test_pools_compute(dense: Model) -> None:
         assert repr(other) == "<ThreadPool of 2 threads>"
 
 
+@pytest.mark.parametrize(("n_threads", "n_threads_batch"), [(2, 1), (1, 2), (2, 2)])
+def test_a_pool_has_as_many_threads_as_compute(dense: Model, n_threads: int, n_threads_batch: int) -> None:
+    expected = logits_of(dense, TOKENS, EXACT)
+    params = EXACT.with_n_threads(n_threads).with_n_threads_batch(n_threads_batch)
+    with ThreadPool(1) as one, ThreadPool(2) as two, dense.new_context(params) as context:
+        with pytest.raises(ValueError, match=r"of the pool is 1, but the context's n_threads(_batch)? is 2"):
+            context.attach_threadpool(one)
+        context.attach_threadpool(two if n_threads == 2 else one, two if n_threads_batch == 2 else one)
+        context.decode(Batch.get_one(TOKENS))
+        np.testing.assert_allclose(context.get_logits_ith(-1), expected, atol=bounds.ORDER)
+        context.set_n_threads(1, 1)
+        context.attach_threadpool(one)
+        with pytest.raises(ValueError, match=r"n_threads(_batch)? is 2, but .* of the attached pool is 1"):
+            context.set_n_threads(n_threads, 1 if n_threads == 2 else 2)
+        assert (context.n_threads, context.n_threads_batch) == (1, 1)
+        context.kv_cache_clear()
+        context.decode(Batch.get_one(TOKENS))
+        np.testing.assert_allclose(context.get_logits_ith(-1), expected, atol=bounds.ORDER)
+        context.detach_threadpool()
+        context.set_n_threads(n_threads, n_threads_batch)
+
+
 def test_a_closed_pool_is_not_attached(context: Context) -> None:
     pool = ThreadPool(1)
     pool.close()

@@ -45,7 +45,10 @@ def test_gaps_of_a_mapping_need_no_memory(tiny_path: MakeTiny) -> None:
     sizes = moebind.experts(path)
     assert plan.gaps > sizes.nbytes // 2
     assert plan.host.model - plan.gaps < sizes.nbytes
-    assert "are not read" in str(plan)
+    assert "of tensors that are kept elsewhere" in str(plan)
+    needed = plan.host.total - plan.gaps
+    assert f"Without these, the host needs {needed / 2**20:.1f} MiB of its memory." in str(plan)
     read = moebind.plan(path, params.with_load_mode(LoadMode.NONE), SMALL, devices=["1GiB"])
     assert (read.gaps, read.mapped) == (0, False)
+    assert "Without these, the host needs" not in str(read)
     assert read.host.model == pytest.approx(plan.host.model - plan.gaps, abs=4096)

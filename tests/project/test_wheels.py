@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
@@ -203,14 +204,18 @@ def test_a_machine_without_mirrors(tmp_path: Path) -> None:
         roots.mirrors(folder)
 
 
+def test_an_index_is_for_this_system_unless_it_is_said() -> None:
+    assert os.confstr("CS_GNU_LIBC_VERSION") == f"glibc 2.{clean.libc_here()}"
+
+
 def test_a_distribution_has_no_compiler() -> None:
     for kind in roots.ROOTS.values():
         assert not {"g++", "gcc", "clang", "make", "build-essential"} & {*kind.packages}
 
 
 def test_a_distribution_that_is_there_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / roots.STAMP).write_text("new\n")
-    roots.make("new", tmp_path)
+    (tmp_path / roots.STAMP).write_text("debian-13\n")
+    roots.make("debian-13", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [roots.STAMP]
 
 

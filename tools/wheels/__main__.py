@@ -4,7 +4,7 @@ python tools/wheels build FOLDER                  # for this machine's kind of p
 python tools/wheels build FOLDER --flavour cuda13
 python tools/wheels build FOLDER --machine aarch64
 python tools/wheels repair WHEEL FOLDER
-python tools/wheels root new ROOT                 # a distribution in a folder
+python tools/wheels root debian-13 ROOT           # a distribution in a folder
 python tools/wheels index WHEEL FOLDER            # a local index with all that it depends on
 python tools/wheels try FOLDER [--root ROOT]      # install from that index, and run it
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from building import CROSS, BuildError, build
-from clean import fill_index, try_here, try_in
+from clean import fill_index, libc_here, try_here, try_in
 from flavours import FLAVOURS
 from repair import RepairError, repair
 from roots import PYTHON, ROOTS, RootError, make
@@ -82,8 +82,9 @@ def commands() -> argparse.ArgumentParser:
     one = verbs.add_parser("index", help="make a local index with a wheel and what it depends on")
     one.add_argument("wheel", type=Path)
     one.add_argument("folder", type=Path)
-    one.add_argument("--python", default=".".join(platform.python_version_tuple()[:2]), help="for which Python")
-    one.add_argument("--libc", type=int, default=31, help="for which C library: 31 is 2.31")
+    here = ".".join(platform.python_version_tuple()[:2])
+    one.add_argument("--python", default=here, help="for which Python, such as 3.13; this one")
+    one.add_argument("--libc", type=int, default=libc_here(), help="for which C library: 36 is 2.36; this system's")
     one.set_defaults(run=lambda told: fill_index(told.wheel, told.folder, told.python, told.libc))
 
     one = verbs.add_parser("try", help="install a wheel from a local index, and run it")

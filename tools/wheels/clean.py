@@ -6,6 +6,7 @@ The index is a folder with the wheel and all that it depends on, so that pip nee
 from __future__ import annotations
 
 import json
+import platform
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 from roots import enter
 from tested import TESTERS
 
-__all__ = ["download", "fill_index", "plain_tags", "try_here", "try_in"]
+__all__ = ["download", "fill_index", "libc_here", "plain_tags", "try_here", "try_in"]
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Of the checkout, what those tests read; the package's sources are not among it.
@@ -31,6 +32,12 @@ TREE = (
 def plain_tags(machine: str, minor: int) -> list[str]:
     """The tags of wheels that a system with the C library 2.``minor`` takes, newest first, for pip."""
     return [f"manylinux_2_{each}_{machine}" for each in range(minor, 16, -1)] + [f"manylinux2014_{machine}"]
+
+
+def libc_here() -> int:
+    """The C library here, as the 36 of 2.36; where it is not GNU's, one that nearly every system has."""
+    name, version = platform.libc_ver()
+    return int(version.split(".")[1]) if name == "glibc" else 31
 
 
 def fill_index(wheel: Path, index: Path, python: str, minor: int, wanted: Sequence[str] = TESTERS) -> None:

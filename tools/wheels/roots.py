@@ -43,7 +43,11 @@ class Root:
     machine: str = ""
 
 
-ROOTS = {"stable": Root("bookworm"), "new": Root("trixie"), "arm64": Root("bookworm", machine="aarch64")}
+ROOTS = {
+    "debian-12": Root("bookworm"),
+    "debian-13": Root("trixie"),
+    "debian-12-arm64": Root("bookworm", machine="aarch64"),
+}
 #: Debian's names of processors.
 DEBIAN = {"aarch64": "arm64", "x86_64": "amd64"}
 #: Their interpreter.

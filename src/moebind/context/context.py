@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Context"]
 
+#: How many threads compute: single tokens, and prompts and batches.
+_THREADS = ("n_threads", "n_threads_batch")
+
 
 class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapters, metaclass=NamedABC):
     """A model at work: a KV cache, and the logits and embeddings of the last batch. Made by ``Model.new_context``.
@@ -103,6 +106,7 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
             del keep  # llama.cpp copies it
             rpc_servers.settle(self._servers)
         self._pools: list[ThreadPool] = []
+        self._pool_sizes: tuple[int, int] | None = None  # of those that are attached
         self._lock = CallLock()
         self._other = ctx_other
         self._speculatives, self._speculated, self._written = WeakSet(), SpeculativeCounts(), WrittenCounts()
@@ -210,11 +214,18 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
         Parameters
         ----------
         n_threads, n_threads_batch
-            For single tokens, and for prompts and batches.
+            For single tokens, and for prompts and batches; at most as many as an attached :class:`ThreadPool` has.
         """
         single = checks.integer("n_threads", n_threads, 1, checks.THREADS_MAX)
         several = checks.integer("n_threads_batch", n_threads_batch, 1, checks.THREADS_MAX)
         with self._exclusive() as native:
+            for name, count, size in zip(
+                _THREADS, (single, several), self._pool_sizes or (single, several), strict=True
+            ):
+                if count > size:
+                    raise ValueError(
+                        f"{name} is {count}, but the n_threads of the attached pool is {size}: attach a larger one"
+                    )
             lib.llama_set_n_threads(native, single, several)
 
     def set_embeddings(self, embeddings: bool) -> None:
@@ -247,9 +258,14 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
         Parameters
         ----------
         pool
-            For single tokens. Contexts that share a pool take turns.
+            For single tokens: at least ``n_threads``. Contexts that share a pool take turns.
         pool_batch
-            For prompts and batches; None: the same.
+            For prompts and batches: at least ``n_threads_batch``; None: the same.
+
+        Raises
+        ------
+        ValueError
+            If a pool has fewer threads than the context computes with.
 
         Notes
         -----
@@ -261,17 +277,28 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
                 raise TypeError(f"pool is {shown(each)}; it takes a ThreadPool")
         with self._exclusive() as native:
             pointers = [each._open() for each in pools]
+            sizes = pools[0]._n_threads, pools[-1]._n_threads
+            # With OpenMP, ggml looks for the place of each thread that computes, also beyond the pool's.
+            computing = lib.llama_n_threads(native), lib.llama_n_threads_batch(native)
+            for name, count, size in zip(_THREADS, computing, sizes, strict=True):
+                if count > size:
+                    raise ValueError(
+                        f"the n_threads of the pool is {size}, but the context's {name} is {count}: make a pool of at "
+                        f"least {count}, or call set_n_threads before"
+                    )
             for each, pointer in zip(pools, pointers, strict=True):
                 if each not in self._pools:
                     lib.moebind_hold(native, pointer)
                     self._pools.append(each)
             self._update_extra_locks()
             lib.llama_attach_threadpool(native, pointers[0], pointers[-1])
+            self._pool_sizes = sizes
 
     def detach_threadpool(self) -> None:
         """Compute with threads of its own again (``llama_detach_threadpool``)."""
         with self._exclusive() as native:
             lib.llama_detach_threadpool(native)
+            self._pool_sizes = None
 
     def synchronize(self) -> None:
         """Wait until everything is computed; reading outputs also waits (``llama_synchronize``)."""

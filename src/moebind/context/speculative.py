@@ -52,7 +52,7 @@ class Speculative(Owner):
         A draft model stops where it is less sure than this of its next token.
     n_match
         How many tokens of the text n-grams compare; None: llama.cpp's default, 12, or 24 for ``NGRAM_MOD``, and at most
-        ``n_max`` for ``NGRAM_SIMPLE``, which drafts no fewer.
+        ``n_max`` for ``NGRAM_SIMPLE``, which drafts no fewer: what it finds lies more than so many tokens back.
     min_hits
         How often an n-gram must have been looked up before it is used, for ``NGRAM_MAP_K4V``.
     auto

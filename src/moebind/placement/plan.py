@@ -302,16 +302,18 @@ class Plan(MemoryBreakdown):
         lines = [head, *self._length_notes, *table, *reads_text(self.bytes_per_token, max(map(len, table)))]
         if self.gaps:
             lines.append(
-                f"{MAPPED} counts whole ranges of the file; {show_size(self.gaps)} of them lie between the host's "
-                "tensors and are not read."
+                f"{MAPPED} counts whole ranges of the file, with {show_size(self.gaps)} of tensors that are kept "
+                "elsewhere."
             )
         if self.lazy:
             lines.append(
                 f"{show_size(self.lazy)} of {MAPPED} are tables of which only rows are read, as tokens need them."
             )
+        if self.gaps or self.lazy:
+            lines.append(f"Without these, the host needs {show_size(self._host_needs)} of its memory.")
         if self.bytes_read is not None:
             lines.append(
-                f"{show_size(self.bytes_read)} of it were read from the Hugging Face Hub; nothing was downloaded."
+                f"{show_size(self.bytes_read)} of the file were read from the Hugging Face Hub; nothing was downloaded."
             )
         return [*lines, *(["It fits."] if self.fits else ["It does not fit.", *self.advice])]
 
