@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import enum
 import html
 import os
 import re
 
+from docutils import nodes
 from docutils.parsers.rst.directives.tables import CSVTable
 from sphinx.application import Sphinx
+from sphinx.util import inspect
 
 import moebind
 
@@ -65,6 +68,9 @@ copybutton_line_continuation_character = "\\"
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"  # the column beside a page is narrow
+#: Longer signatures than two lines have one parameter in a line.
+python_maximum_signature_line_length = 200
 autosummary_generate = False
 numpydoc_show_class_members = False
 
@@ -131,27 +137,78 @@ _FOR_ERRORS = [
     (r"\(\*_arguments(: object)?, \*\*keywords(: object)?\)", "(**fields)"),
     (r", \*\*unknown: (~typing\.)?Never", ""),
 ]
+#: What is told apart in signatures only for a type checker, and defaults as they are written.
+_FOR_TYPES = [
+    (r"(~typing\.)?SupportsIndex", "int"),
+    (r"(?<![~\w.])os\.PathLike", "~os.PathLike"),
+    (r"TypeAliasForwardRef\('([\w.]+)'\)", r"~\1"),
+    (r"(?<![\w.])ModelBase\b", "~moebind.Model"),
+    (r"(?<![\w.])ProjectorBase\b", "~moebind.mtmd.MtmdContext"),
+    (r"~?([\w.]+\.)?\bDecoding\b", "~moebind.Context"),
+    (r"(?<![~\w.])(moebind\.(Model|Context|mtmd\.MtmdContext))\b", r"~\1"),
+    (r"(?<![\w.])Stop\b", "str | int"),
+    (r"<(\w+\.\w+): -?\d+>", r"\1"),
+    (
+        r"~moebind\.([\w.]+\.)?ModelParams = <factory>",
+        "~moebind.ModelParams = ModelParams()",
+    ),
+]
 
 
 def _readable(
-    _app: object,
+    app: Sphinx,
     _what: str,
     _name: str,
-    _object: object,
+    documented: object,
     _options: object,
     signature: str | None,
     result: str | None,
 ) -> tuple[str, str | None] | None:
-    if not signature:
-        return None
-    for pattern, readable in _FOR_ERRORS:
-        signature = re.sub(pattern, readable, signature)
-    return signature, result
+    """The signature as somebody writes it who makes an object or calls a function."""
+    if isinstance(documented, type) and issubclass(documented, enum.Enum):
+        return "", None
+    if (
+        isinstance(documented, type)
+        and signature
+        and re.fullmatch(_FOR_ERRORS[0][0], signature)
+    ):
+        # That of Owner.__new__, which takes whatever the class takes.
+        taken = inspect.signature(
+            documented.__init__,
+            bound_method=True,
+            type_aliases=app.config.autodoc_type_aliases,
+        )
+        signature = inspect.stringify_signature(
+            taken, show_return_annotation=False, unqualified_typehints=True
+        )
+    for pattern, readable in [*_FOR_ERRORS, *_FOR_TYPES]:
+        signature = signature and re.sub(pattern, readable, signature)
+        result = result and re.sub(pattern, readable, result)
+    return None if signature is None else (signature, result)
+
+
+def _name_defaults(
+    _app: Sphinx, _domain: str, _kind: str, content: nodes.Element
+) -> None:
+    """Fields whose default is an enumerator show it by name; Sphinx knows its number."""
+    signature = content.parent[0]
+    owner, _, field = signature.get("fullname", "").rpartition(".")
+    default = getattr(getattr(moebind, owner, None), field, None)
+    if isinstance(default, enum.Enum) and owner != type(default).__name__:
+        number = next(
+            text
+            for text in reversed(list(signature.findall(nodes.Text)))
+            if text.strip("-").isdigit()
+        )
+        number.parent.replace(
+            number, nodes.Text(f"{type(default).__name__}.{default.name}")
+        )
 
 
 def setup(app: Sphinx) -> None:
-    """Have figures and words of code kept whole, and signatures shown without what is there only for errors."""
+    """Have figures and words of code kept whole, and signatures shown as somebody writes them."""
     app.add_directive("name-table", NameTable)
     app.connect("source-read", _keep_figures_whole)
     app.connect("html-page-context", _may_cut_long_words)
     app.connect("autodoc-process-signature", _readable)
+    app.connect("object-description-transform", _name_defaults)
