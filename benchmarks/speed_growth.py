@@ -130,9 +130,9 @@ def texts(settings: Settings) -> Found:
 WORK = {each.__name__: each for each in (context, sequences, vocabulary, tensors, schema, texts)}
 #: Of each plot: what grows, and what the cost is.
 AXES = {
-    "context": ("tokens before", "us between two tokens"),
-    "sequences": ("sequences", "us a token between two batches"),
-    "vocabulary": ("tokens in the vocabulary", "us between two tokens"),
+    "context": ("tokens before", "µs between two tokens"),
+    "sequences": ("sequences", "µs a token between two batches"),
+    "vocabulary": ("tokens in the vocabulary", "µs between two tokens"),
     "tensors": ("tensors", "ms a plan"),
     "schema": ("properties of a JSON schema", "ms a token"),
     "texts": ("texts", "ms an embedding"),

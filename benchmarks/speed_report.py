@@ -18,7 +18,7 @@ from moebind._core.tables import Column, markdown_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN, END = "<!-- Written by benchmarks/speed.py. -->", "<!-- End of what it wrote. -->"
-COLUMNS = [Column(name) for name in ("what", "median", "interval", "pairs", "target", "")]
+COLUMNS = [Column(name) for name in ("what", "median", "interval", "pairs", "target", "result")]
 COLOUR = "#3b82c4"
 #: Letters stay letters, and the same numbers give the same file.
 STYLE = {
@@ -127,9 +127,10 @@ def plot(growth: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
     """Draw how costs grow: the median of each size, from 0 on, and the extremes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     names = [name for name in speed_growth.AXES if name in growth]
-    columns = min(3, len(names))
+    columns = min(2, len(names))
     rows = -(-len(names) // columns)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.1 * columns, 2.3 * rows), layout="constrained")
@@ -146,6 +147,8 @@ def plot(growth: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
                           elinewidth=0.8)  # fmt: skip
             axes.set_ylim(bottom=0)
             axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_formatter("{x:,g}")
             axes.set_xlabel(speed_growth.AXES[name][0])
             axes.set_ylabel(speed_growth.AXES[name][1])
             axes.spines[["top", "right"]].set_visible(False)

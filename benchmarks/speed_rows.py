@@ -72,7 +72,7 @@ GROUPS = (
         [
             Row("greedy decode : llama-bench", "greedy_wall", "bench_decode", 0.98),
             Row("greedy decode : llama-cpp-python", "greedy", "other_greedy"),
-            Row("time outside llama_decode", "outside_us", target=60, at_most=True, unit="us a token"),
+            Row("time outside llama_decode", "outside_us", target=60, at_most=True, unit="µs a token"),
             Row("decode with samplers : without", "sampled", "greedy", 0.95),
             Row("decode with samplers : llama-cpp-python", "sampled", "other_sampled"),
         ],

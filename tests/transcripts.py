@@ -20,11 +20,11 @@ VARIABLES = {
 
 
 def transcripts(page: str) -> Iterator[tuple[str, str]]:
-    """Each command of a page, and what it wrote there."""
+    """Each command of a page, which may go on where a line ends with a backslash, and what it wrote there."""
     text = (DOCS / page).read_text(encoding="utf-8")
     for block in re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, output = part.partition("\n")
+            command, output = re.split(r"(?<!\\)\n", part, maxsplit=1)
             yield command, output
 
 

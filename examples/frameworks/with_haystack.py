@@ -16,7 +16,8 @@ from haystack.utils import Secret
 url, name = sys.argv[1:] or ("http://127.0.0.1:11435", "any")
 pipeline = Pipeline()
 prompt = [ChatMessage.from_user("What is the capital of {{ country }}?")]
-pipeline.add_component("prompt", ChatPromptBuilder(prompt, required_variables=["country"]))
+builder = ChatPromptBuilder(prompt, required_variables=["country"])
+pipeline.add_component("prompt", builder)
 pipeline.add_component(
     "model",
     OpenAIChatGenerator(

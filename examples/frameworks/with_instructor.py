@@ -1,4 +1,4 @@
-"""Instructor: a reply as an object of a class, asked for again if it does not pass the class's own checks.
+"""Instructor: a reply as an object of a class, asked for again if the class refuses it.
 
 Packages: instructor
 """
@@ -20,7 +20,15 @@ class City(BaseModel):
 
 
 url, name = sys.argv[1:] or ("http://127.0.0.1:11435", "any")
-client = instructor.from_openai(openai.OpenAI(base_url=f"{url}/v1", api_key="none"), mode=instructor.Mode.JSON_SCHEMA)
+server = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+client = instructor.from_openai(server, mode=instructor.Mode.JSON_SCHEMA)
 
 asked = [{"role": "user", "content": "Paris has 2102650 inhabitants. Describe it."}]
-print(client.chat.completions.create(model=name, messages=asked, response_model=City, temperature=0, max_tokens=64))
+city = client.chat.completions.create(
+    model=name,
+    messages=asked,
+    response_model=City,
+    temperature=0,
+    max_tokens=64,
+)
+print(city)

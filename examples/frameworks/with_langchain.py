@@ -19,7 +19,13 @@ class Capital(BaseModel):
 
 
 url, name = sys.argv[1:] or ("http://127.0.0.1:11435", "any")
-model = ChatOpenAI(base_url=f"{url}/v1", api_key="none", model=name, temperature=0, max_tokens=64)
+model = ChatOpenAI(
+    base_url=f"{url}/v1",
+    api_key="none",
+    model=name,
+    temperature=0,
+    max_tokens=64,
+)
 prompt = ChatPromptTemplate.from_messages([("user", "What is the capital of {country}?")])
 
 print((prompt | model).invoke({"country": "France"}).content)

@@ -21,7 +21,8 @@ model = OpenAILike(
     max_tokens=32,
 )
 
-print(model.chat([ChatMessage(role="user", content="What is the capital of France?")]).message.content)
+asked = [ChatMessage(role="user", content="What is the capital of France?")]
+print(model.chat(asked).message.content)
 for piece in model.stream_complete("What is the capital of Italy?"):
     print(piece.delta, end="")
 print()

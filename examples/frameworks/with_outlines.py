@@ -30,4 +30,5 @@ class City(BaseModel):
 url, name = sys.argv[1:] or ("http://127.0.0.1:11435", "any")
 model = outlines.from_openai(openai.OpenAI(base_url=f"{url}/v1", api_key="none"), name)
 
-print(City.model_validate_json(model("Describe the city of Paris.", City, temperature=0, max_tokens=64)))
+reply = model("Describe the city of Paris.", City, temperature=0, max_tokens=64)
+print(City.model_validate_json(reply))

@@ -357,16 +357,27 @@ class TokenAttr(IntFlag):
     """The kind of a token."""
 
     UNDEFINED = lib.LLAMA_TOKEN_ATTR_UNDEFINED
+    """The file says nothing."""
     UNKNOWN = lib.LLAMA_TOKEN_ATTR_UNKNOWN
+    """Stands for text that no token has."""
     UNUSED = lib.LLAMA_TOKEN_ATTR_UNUSED
+    """Reserved."""
     NORMAL = lib.LLAMA_TOKEN_ATTR_NORMAL
+    """Text."""
     CONTROL = lib.LLAMA_TOKEN_ATTR_CONTROL
+    """Controls the model, as the end of a turn does."""
     USER_DEFINED = lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+    """Added to the vocabulary: its text is never cut."""
     BYTE = lib.LLAMA_TOKEN_ATTR_BYTE
+    """One byte, for text that no other token has."""
     NORMALIZED = lib.LLAMA_TOKEN_ATTR_NORMALIZED
+    """Looked for in normalised text."""
     LSTRIP = lib.LLAMA_TOKEN_ATTR_LSTRIP
+    """Takes in the white space before it."""
     RSTRIP = lib.LLAMA_TOKEN_ATTR_RSTRIP
+    """Takes in the white space after it."""
     SINGLE_WORD = lib.LLAMA_TOKEN_ATTR_SINGLE_WORD
+    """Only where it is a whole word."""
 
 
 class StateSeqFlags(IntFlag):

@@ -51,7 +51,7 @@ class DeviceMemory:
     capacity : int
         Bytes that it has in all, or is taken to have.
     moe_cache : int
-        The cache of experts (:meth:`ContextParams.with_moe_cache_size`).
+        The cache of experts (:attr:`ContextParams.moe_cache_size`).
     """
 
     name: str

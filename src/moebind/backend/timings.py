@@ -16,7 +16,7 @@ __all__ = ["Counted", "MoeCacheStats", "SamplerTimings", "SpeculativeCounts", "T
 
 @dataclass(frozen=True)
 class MoeCacheStats:
-    """What the cache of experts of a context counted (:meth:`ContextParams.with_moe_cache_size`).
+    """What the cache of experts of a context counted (:attr:`ContextParams.moe_cache_size`).
 
     Batches of more than 32 tokens use no slots, and count neither hits nor misses.
 
@@ -152,11 +152,11 @@ class WrittenCounts:
 class Timings:
     """Times and counts of a context, since it was made or its timings were reset (``llama_perf_context``).
 
-    llama.cpp tells prompts from texts by the size of the batch. Here, what ``generate``, ``generate_many`` and an
-    :class:`Engine` compute for texts that go on is counted with the single tokens, several at once or not: a token with
-    what was drafted after it, and the tokens of several texts. A prompt is a prompt, also if a single token of it is
-    computed. If there are parts of prompts in the same batch, its time is shared out by tokens. Batches of your own are
-    as llama.cpp counts them.
+    llama.cpp tells prompts from single tokens by the size of the batch. ``generate``, ``generate_many`` and
+    :class:`Engine` count by what a batch is for. A text that goes on counts as single tokens, also where a batch has a
+    token of each of several texts, or one with those drafted after it. A prompt counts as a prompt, even if a single
+    token of it is computed. The time of a batch that has both is shared out by tokens. Batches of your own are counted
+    as llama.cpp does.
 
     Attributes
     ----------

@@ -36,7 +36,7 @@ class Placement:
         parameters, in the process that measures. None: the parameters are taken as they are.
     moe_cache
         Bytes of a cache of experts on the device, or a text such as ``"4GiB"``, as for
-        :meth:`moebind.ContextParams.with_moe_cache_size`; None: as ``context_params`` of the benchmark has it.
+        :attr:`moebind.ContextParams.moe_cache_size`; None: as ``context_params`` of the benchmark has it.
 
     Examples
     --------
@@ -78,7 +78,7 @@ class Placement:
             - ``"ot=PATTERN=TARGET"``: tensors whose names match go to a device or buffer type; several rules have
               commas between them, and ``"ot=experts:0-11=CPU"`` goes by layers, as for ``--override-tensor``;
             - ``"moe-cache=SIZE"``: all experts in host memory, and a cache for them on the device
-              (:meth:`moebind.ContextParams.with_moe_cache_size`), without weights that are repacked for the CPU;
+              (:attr:`moebind.ContextParams.moe_cache_size`), without weights that are repacked for the CPU;
             - ``"fit=SIZE"``: what :func:`moebind.fit` finds for so much memory, such as ``"fit=8GiB"``.
         model_params
             What else the model is loaded with.

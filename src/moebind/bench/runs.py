@@ -123,7 +123,7 @@ def offload(
 
     Examples
     --------
-    >>> report = moebind.bench.offload("moe.gguf", ["all", "cpu-moe"], devices=["loopback"], output="results")
+    >>> report = moebind.bench.offload("moe.gguf", ["all", "cpu-moe"], output="results")
     >>> print(report.to_markdown())
     """
     path = checks.path("model_path", model_path)

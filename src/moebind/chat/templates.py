@@ -142,7 +142,8 @@ class ChatTemplates(ModelBase):
 
         Examples
         --------
-        >>> model.apply_chat_template([{"role": "user", "content": "Hello"}], enable_thinking=False)
+        >>> messages = [{"role": "user", "content": "Hello"}]
+        >>> model.apply_chat_template(messages, enable_thinking=False)
         '<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n'
         """
         given: dict[str, Any] = {"parallel_tool_calls": False, **kwargs}

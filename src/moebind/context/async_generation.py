@@ -83,7 +83,7 @@ class _AsyncGeneration(AsyncStream[Piece]):
 
     @property
     def text(self) -> str:
-        """The text so far, as the model wrote it; empty before the first piece, and :meth:`complete` generates it."""
+        """The text so far, as the model wrote it: empty before the first piece, all of it after :meth:`complete`."""
         return self._known().text
 
     @property
@@ -113,7 +113,8 @@ class AsyncPieces(_AsyncGeneration):
     --------
     >>> async for piece in context.agenerate("Once upon a time", max_tokens=32):
     ...     print(piece.text, end="", flush=True)
-    >>> completion = await context.agenerate("The capital of France is", max_tokens=8).complete()
+    >>> pieces = context.agenerate("The capital of France is", max_tokens=8)
+    >>> completion = await pieces.complete()
     """
 
     async def complete(self) -> Completion:
@@ -211,7 +212,7 @@ class AsyncGeneration(Conversation):
         -------
         AsyncPieces
             An asynchronous iterator of :class:`Piece`, which computes in a thread of its own: neither the event loop
-            nor its pool of threads is kept. A generation that is cancelled, closed or dropped is aborted.
+            nor its pool of threads is kept busy. A generation that is cancelled, closed or dropped is aborted.
 
         Raises
         ------

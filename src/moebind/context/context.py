@@ -334,7 +334,7 @@ class Context(BatchedGeneration, BackendSampling, AsyncGeneration, State, Adapte
 
         Notes
         -----
-        The cache is that of ``moe_cache_size``: :meth:`ContextParams.with_moe_cache_size`. llama.cpp itself only logs
+        The cache is that of :attr:`ContextParams.moe_cache_size`. llama.cpp itself only logs
         these counters, when the context is freed.
         """
         with self._exclusive() as native:

@@ -107,7 +107,7 @@ class Engine(OfThisProcess):
     ContextCreationError
         As ``Model.new_context``.
     BatchError
-        If the model generates no text, or from what was encoded.
+        If the model writes no text, or encodes what it is asked first, as T5 does.
     ValueError
         If ``n_batch`` is smaller than ``n_seq_max``.
 
@@ -230,7 +230,7 @@ class Engine(OfThisProcess):
 
         Examples
         --------
-        >>> for piece in engine.generate("Once upon a time", max_tokens=32, temperature=0.8):
+        >>> for piece in engine.generate("Once upon a time", temperature=0.8):
         ...     print(piece.text, end="", flush=True)
         """
         check_names("generate", Generation.generate, options)
@@ -276,8 +276,8 @@ class Engine(OfThisProcess):
         Returns
         -------
         AsyncPieces
-            An asynchronous iterator of :class:`Piece`; ``await ....complete()`` gives the whole. The request is
-            cancelled when its task is, or when it is closed or dropped.
+            An asynchronous iterator of :class:`Piece`; its ``complete()``, awaited, gives the whole. The
+            request is cancelled when its task is, or when it is closed or dropped.
 
         Examples
         --------
@@ -426,7 +426,7 @@ class Engine(OfThisProcess):
         self.close()
 
     async def aclose(self) -> None:
-        """:meth:`close`, without keeping the event loop meanwhile."""
+        """:meth:`close`, while the event loop goes on."""
         await in_thread(self.close)
 
     async def __aenter__(self) -> Self:

@@ -164,9 +164,9 @@ class Generation(Media):
         reuse_prefix
             Do not compute again the part of the prompt that the sequence's cache already begins with.
         speculative
-            What drafts tokens, which are then computed several at a time; the text is the one without. A kind of
+            What drafts tokens, which the model then computes several at a time; the text stays the same. A kind of
             n-grams, such as ``"ngram-simple"``, needs no draft model; ``"auto"`` is that one, as long as it does not
-            lose.
+            lose time.
 
         Returns
         -------
@@ -196,7 +196,8 @@ class Generation(Media):
         --------
         >>> for piece in context.generate("Once upon a time", max_tokens=32):
         ...     print(piece.text, end="", flush=True)
-        >>> print(context.generate("Once upon a time", max_tokens=32, temperature=0.8, seed=1).complete())
+        >>> warm = context.generate("Once upon a time", temperature=0.8, max_tokens=32)
+        >>> print(warm.complete())
         """
         refuse("generate", Generation.generate, unknown)
         request = self._request(

@@ -212,8 +212,10 @@ class BatchedGeneration(Generation):
         >>> texts = [""] * len(prompts)
         >>> for index, piece in context.generate_many(prompts, max_tokens=32):
         ...     texts[index] += piece.text
-        >>> best_of_four = context.generate_many([prompt] * 4, temperature=0.8, seed=1, max_tokens=32).complete()
-        >>> context.generate_many([{"prompt": "Yes or no?", "max_tokens": 1}, "Once upon a time"], max_tokens=64)
+        >>> copies = context.generate_many([prompt] * 4, temperature=0.8, max_tokens=32)
+        >>> texts = [completion.text for completion in copies.complete()]
+        >>> mixed = [{"prompt": "Yes or no?", "max_tokens": 1}, "Once upon a time"]
+        >>> completions = context.generate_many(mixed, max_tokens=64).complete()
         """
         refuse("generate_many", BatchedGeneration.generate_many, unknown)
         if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):

@@ -93,7 +93,8 @@ class MtpSpeculative(Speculative):
     Examples
     --------
     >>> with MtpSpeculative(context) as mtp:
-    ...     print(context.generate("Once upon a time", max_tokens=32, speculative=mtp).complete())
+    ...     text = context.generate("Once upon a time", speculative=mtp)
+    ...     print(text.complete())
     """
 
     def __init__(

@@ -234,7 +234,7 @@ class Stream(_Attributes, Iterator[Piece]):
 
     @property
     def text(self) -> str:
-        """The text so far, as the model wrote it; empty before the first piece, and :meth:`complete` generates it."""
+        """The text so far, as the model wrote it: empty before the first piece, all of it after :meth:`complete`."""
         return self._record.text
 
     @property

@@ -73,7 +73,8 @@ class Speculative(Owner):
     Examples
     --------
     >>> with Speculative(context, draft_context, n_max=4) as speculative:
-    ...     print(context.generate("Once upon a time", max_tokens=32, speculative=speculative).complete())
+    ...     text = context.generate("Once upon a time", speculative=speculative)
+    ...     print(text.complete())
     """
 
     _elsewhere = "make the contexts there again"

@@ -182,7 +182,7 @@ class Hyperparameters(Vocabulary):
 
     @property
     def cls_labels(self) -> tuple[str, ...]:
-        """The names of those scores; empty if the file has none (``llama_model_cls_label``)."""
+        """The names of a classifier's scores; empty if the file has none (``llama_model_cls_label``)."""
         pointer = self._whole()
         labels = [lib.llama_model_cls_label(pointer, index) for index in range(self.n_cls_out)]
         return tuple(decoded(label) for label in labels if label)

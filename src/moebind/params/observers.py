@@ -184,7 +184,8 @@ class TensorObserver:
     --------
     >>> def count(tensor):
     ...     print(tensor.name, tensor.numpy())
-    >>> params = ContextParams().with_eval_callback(TensorObserver("^ffn_moe_topk-", count))
+    >>> observer = TensorObserver("^ffn_moe_topk-", count)
+    >>> params = ContextParams().with_eval_callback(observer)
     """
 
     __slots__ = ("_fn", "_names", "_pattern")

@@ -181,12 +181,12 @@ def fit(
 ) -> Fit:
     """Find parameters with which a model fits into memory and uses it well.
 
-    What costs a token most is to be read from host memory, so fewer bytes of that are better. Everything on the devices
-    is best. Else experts go to host memory, of which a token uses only a few: those of the first layers or of the last,
-    whichever leaves more on the device, and single matrices of one more layer. If the model does not fit even without
-    its experts, whole layers go there, counted from the first, and experts of the others come back as far as there is
-    room. With several devices, the layers are spread so that as many experts as possible stay on them, and a device
-    with which a token would read more from host memory is left out. Experts are placed with a context of
+    A token costs most where weights are read from host memory: the fewer bytes from there, the better. Everything on
+    the devices is best. Else experts go to host memory, of which a token uses only a few: those of the first layers or
+    of the last, whichever leaves more on the device, and single matrices of one more layer. If the model does not fit
+    even without its experts, whole layers go there, counted from the first, and experts of the others come back as far
+    as there is room. With several devices, the layers are spread so that as many experts as possible stay on them, and
+    a device with which a token would read more from host memory is left out. Experts are placed with a context of
     ``n_ctx_min``, which then grows as far as the memory left allows.
 
     Where there is no device, ``n_gpu_layers`` is 0. What you set yourself is kept: ``n_gpu_layers``, tensor overrides,
@@ -227,7 +227,7 @@ def fit(
         it reads: those in host memory count ten times.
     moe_cache
         Device memory for a cache of the experts that stay in host memory, as in
-        :meth:`ContextParams.with_moe_cache_size`: it is taken from the budget first, and left out where no experts are
+        :attr:`ContextParams.moe_cache_size`: it is taken from the budget first, and left out where no experts are
         in host memory. ``"auto"``: as much as makes a token cost least, by what ``routing`` recorded; 0: none. None: as
         ``context_params`` has it. Where there is one, experts are kept as they are in the file
         (``use_extra_bufts=False``) if they could not be cached otherwise.

@@ -40,7 +40,7 @@ _CHOSEN = r"^ffn_moe_topk-\d+$"
 class RoutingRecorder(TensorObserver):
     """Counts how many tokens each expert of each layer gets: an eval callback, for any number of contexts.
 
-    Pass it to :meth:`ContextParams.with_eval_callback`. It counts whatever those contexts decode or encode, including
+    Pass it to :attr:`ContextParams.eval_callback`. It counts whatever those contexts decode or encode, including
     prompts, and any thread can read it in the meantime. The models of all contexts must have the same number of layers
     and of experts.
 
@@ -203,7 +203,7 @@ class RoutingRecorder(TensorObserver):
     def merge(self, other: RoutingRecorder) -> None:
         """Add what another recorder counted. ``a + b`` makes a new recorder instead.
 
-        Its order comes after the own one, as if the cache had been emptied by nobody in between.
+        The order of ``other`` follows this one's, as if nothing had emptied the cache in between.
 
         Parameters
         ----------

@@ -70,7 +70,8 @@ def json_schema_to_grammar(schema: Mapping[str, object] | str, *, strict: bool =
 
     Examples
     --------
-    >>> grammar = moebind.json_schema_to_grammar({"type": "array", "items": {"enum": ["red", "green"]}})
+    >>> schema = {"type": "array", "items": {"enum": ["red", "green"]}}
+    >>> grammar = moebind.json_schema_to_grammar(schema)
     >>> sampler = Sampler.chain([Sampler.grammar(model, grammar), Sampler.greedy()])
     """
     read = read_schema(schema, strict=checks.boolean("strict", strict))

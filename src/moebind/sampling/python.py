@@ -204,7 +204,8 @@ class PythonKinds(GrammarKinds):
         Examples
         --------
         >>> date = Sampler.llguidance(model, regex=r"\d{4}-\d{2}-\d{2}")
-        >>> context.generate("Today is ", sampler=Sampler.chain([date, Sampler.greedy()])).complete().text
+        >>> sampler = Sampler.chain([date, Sampler.greedy()])
+        >>> context.generate("Today is ", sampler=sampler).complete().text
         """
         vocabulary(model)
         from moebind.sampling.guidance import Guidance

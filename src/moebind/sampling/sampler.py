@@ -61,7 +61,7 @@ class Sampler(PythonKinds, metaclass=NamedClass):
 
     Examples
     --------
-    >>> sampler = Sampler.chain_simple([Sampler.top_k(40), Sampler.temp(0.8), Sampler.dist(1234)])
+    >>> sampler = Sampler.chain([Sampler.top_k(40), Sampler.temp(0.8), Sampler.dist()])
     >>> token = sampler.sample(context)
     """
 
