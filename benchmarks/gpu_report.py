@@ -288,7 +288,7 @@ def _caches(record: GpuRecord) -> Iterator[str]:
             Column("uploaded, MiB", ".1f"),
             Column("prompt, tokens/s"),
             Column("decode, tokens/s"),
-            Column("of none", ".3f"),
+            Column("times as fast", ".3f"),
         ]
         yield table(["placement", *columns], cells)
 

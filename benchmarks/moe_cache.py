@@ -29,7 +29,7 @@ from demo_model import demo_model
 PROMPT = "Once upon a time"
 COLUMNS = [
     Column("cache", left=True), Column("experts it holds"), Column("forecast", ".1%"), Column("hit rate", ".1%"),
-    Column("hits"), Column("misses"), Column("uploaded"), Column("tokens/s", ".1f"), Column("of none", ".2f"),
+    Column("hits"), Column("misses"), Column("uploaded"), Column("tokens/s", ".1f"), Column("times as fast", ".2f"),
 ]  # fmt: skip
 
 
