@@ -10,6 +10,8 @@ import pytest
 from commands import Capture, run
 from hub_server import REPO, Hub
 
+from moebind import Device
+
 MakeTiny = Callable[..., Path]
 FAST = ["-ngl", "0", "-t", 1, "-r", 3, "--warmup", 0]
 
@@ -32,6 +34,13 @@ def test_tables(path: Path, kind: str, options: list[object], shown: list[str], 
     said = capsys.readouterr()
     assert said.err == ""
     assert all(each in said.out for each in [*shown, "±", "3 runs"])
+
+
+@pytest.mark.parametrize("kind", ["decode", "prompt", "batch"])
+def test_workers(path: Path, kind: str, device: Device, capsys: Capture) -> None:
+    options = ["--rpc", device.description, *FAST[2:], "-p", 4, *(["-n", 2] if kind != "prompt" else [])]
+    assert run("bench", kind, path, *options, "--no-progress") == 0
+    assert f"It held {device.name} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["decode", "prompt", "batch"])

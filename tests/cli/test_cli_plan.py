@@ -10,7 +10,8 @@ import pytest
 from commands import Capture, run
 
 import moebind
-from moebind import ContextParams, GgmlType, ModelParams
+from moebind import ContextParams, Device, GgmlType, ModelParams
+from moebind.cli import plan as command
 
 MakeTiny = Callable[..., Path]
 
@@ -39,6 +40,41 @@ def test_plan(tiny_path: MakeTiny, capsys: Capture, tmp_path: Path) -> None:
     assert (tmp_path / "plan.svg").stat().st_size
     assert run("plan", path, "--device", "1GiB", "--cpu-moe", "--n-ctx", "0") == 0
     assert "n_ctx 512," in capsys.readouterr().out
+
+
+NO_GPU = (
+    "No GPU was found: everything is in host memory. --device 24GiB plans for a card of that size all the same; "
+    "moebind doctor says why there is none.\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], True),
+        (["--host", "64GiB"], True),
+        (["--device", "1GiB"], False),
+        (["--device", "none"], False),
+        (["-ngl", "0"], False),
+        (["--json"], False),
+    ],
+)
+def test_without_a_gpu_it_says_so(
+    path: Path, options: list[str], told: bool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "default_devices", list)
+    assert run("plan", path, *options) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(NO_GPU) is told
+    assert ("No GPU" in said.out + said.err) is told
+    assert "--json" in options or said.out.endswith("It fits.\n")
+
+
+def test_with_a_device_nothing_is_said_of_none(path: Path, device: Device, capsys: Capture) -> None:
+    assert run("plan", path, "--rpc", device.description) == 0
+    said = capsys.readouterr().out
+    assert device.name in said
+    assert "No GPU" not in said
 
 
 def test_check_is_a_question_about_the_plan(path: Path, capsys: Capture) -> None:

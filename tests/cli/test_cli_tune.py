@@ -16,6 +16,7 @@ from commands import Capture, run
 from serving import ask
 
 from moebind import ModelParams, Tuning
+from moebind.bench import settings
 from moebind.cli import tune as command
 from moebind.cli.drafts import DRAFTS
 from moebind.cli.given import Given
@@ -79,6 +80,21 @@ def test_a_full_disk_leaves_the_preset_that_was_there(
     assert run("tune", path, "--preset", tmp_path / "preset.ini") == 1
     assert "No space left on device" in capsys.readouterr().err
     assert (tmp_path / "preset.ini").read_text(encoding="utf-8") == "old"
+
+
+def test_workers_are_devices_beside_this_machines(path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[object] = []
+
+    def tune(*_: object, **arguments: object) -> Tuning:
+        used.append(arguments["devices"])
+        return made_up(path)
+
+    monkeypatch.setattr(command, "tune", tune)
+    monkeypatch.setattr(settings, "gpu_names", lambda: ["CUDA0"])
+    for given in (["--rpc", "h:1, i:2"], ["--rpc", "h:1", "--rpc", "i:2"]):
+        assert run("tune", path, *given, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["options"][:2] == ["--rpc", "h:1,i:2"]
+        assert used.pop() == ["h:1", "i:2", "CUDA0"]
 
 
 def test_results_as_json(path: Path, capsys: Capture) -> None:

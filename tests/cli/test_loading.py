@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from commands import Capture, run
 from hub_server import Hub
 
 import moebind
 from moebind import Device
+from moebind.cli import loading
 from moebind.cli.given import Given
-from moebind.cli.loading import load, with_devices
+from moebind.cli.loading import load, open_model, with_devices
 
 MakeTiny = Callable[..., Path]
 
@@ -29,6 +32,16 @@ def test_a_file(tiny_path: MakeTiny) -> None:
     model, context, _ = load(str(path), given(n_ctx="256"), ["none"], fitted=True)
     with model:
         assert context.n_ctx == 256
+
+
+def test_layers_that_are_left_open_in_words(tiny_path: MakeTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``-ngl auto`` is as without it: no warning of a device that nobody asked for."""
+    monkeypatch.setattr(loading, "no_gpu_is_meant", lambda: True)
+    monkeypatch.setattr(loading, "default_devices", list)
+    path = str(tiny_path(n_expert=4))
+    for value, layers in ((None, 0), ("auto", 0), ("all", -1)):
+        params, _ = loading.computing(path, given(n_gpu_layers=value), None, 256)
+        assert params.n_gpu_layers == layers
 
 
 def test_an_address(hub: Hub) -> None:
@@ -101,3 +114,40 @@ def test_a_fit_for_another_machine(tiny_path: MakeTiny, tmp_path: Path) -> None:
     with model:
         assert context.n_ctx == 256
         assert all(device.name != "GPU0" for device in model.devices)
+
+
+ENCODER = {"arch": "bert", "n_head_kv": 4, "n_ctx_train": 64}
+
+
+@pytest.mark.parametrize(
+    ("command", "shape", "arguments"),
+    [
+        ("embed", ENCODER, ["it is"]),
+        ("rerank", {**ENCODER, "n_cls_out": 1}, ["it is", "a cat"]),
+        ("routing", {"n_expert": 4}, ["-c", 256, "-p", "it is", "-n", 2]),
+        ("cache", {"n_expert": 4}, ["-c", 256, "-p", "it is", "-n", 2]),
+    ],
+)
+def test_commands_that_load_have_workers(
+    command: str,
+    shape: dict[str, object],
+    arguments: list[object],
+    tiny_path: MakeTiny,
+    device: Device,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[list[str]] = []
+
+    def opened(*given: Any) -> moebind.Model:
+        model = open_model(*given)
+        used.append([each.name for each in model.devices])
+        return model
+
+    monkeypatch.setattr(loading, "open_model", opened)
+    path = tiny_path(**shape)
+    assert run(command, path, *arguments, "-t", 1, "--rpc", device.description) == 0
+    assert [device.name in each for each in used] == [True]
+    capsys.readouterr()
+    assert run(command, path, *arguments, "--rpc", "127.0.0.1:9") == 1
+    assert "127.0.0.1:9" in capsys.readouterr().err

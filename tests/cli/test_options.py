@@ -83,17 +83,11 @@ SAID: list[tuple[list[object], str]] = [
     (["serve", "--models-dir", ".", "--spec-type", "draft-mtp"], "--spec-type is 'draft-mtp', which is for one model;"),
     (["serve", "--models-dir", ".", "--spec-type", "draft-eagle3"], "'draft-eagle3', which is for one model;"),
     (["serve", "--models-dir", ".", "--mmproj", "MODEL"], "moebind: --mmproj belongs to one model"),
-    (["serve", "MODEL", "--", "--rerank"], "set --embeddings, and --pooling rank"),
-    (["serve", "MODEL", "--", "--embeddings"], "where no plan would know of it: give --embeddings before --\n"),
-    (["serve", "MODEL", "--", "--lazy-mode", "on"], "set lazy_mode in a file of parameters (--params) instead\n"),
     (["serve", "MODEL", "--lazy-mode", "on"], "set lazy_mode in a file of parameters (--params) instead\n"),
-    (["serve", "MODEL", "--", "--fit", "off"], "moebind's to set: give it before --"),
-    (["serve", "MODEL", "--", "--rpc", "h:1"], "moebind's to set: give it before --"),
-    (["serve", "MODEL", "--", "-cmoe"], "-cmoe is behind --, but is moebind's to set: give it before --"),
-    (["serve", "MODEL", "--", "--mmproj", "x"], "moebind's to set: give it before --"),
-    (["serve", "MODEL", "--", "-md", "x"], "moebind's to set: give it before --"),
-    (["serve", "MODEL", "--", "--spec-type", "draft-mtp"], "would count the draft: give it before --"),
-    (["serve", "MODEL", "--", "--no-ui"], "moebind's to set: give --no-ui before --"),
+    (["serve", "MODEL", "--override-kv", "a=int:1"], "set kv_overrides in a file of parameters (--params) instead\n"),
+    (["serve", "MODEL", "--moe-cache-mib", "1"], "where no plan would know of it: use --moe-cache instead\n"),
+    (["serve", "MODEL", "--rerank"], "is moebind's to set: use --embeddings, and --pooling rank\n"),
+    (["serve", "MODEL", "--api-key", "x"], "whoever lists processes could read it; use --api-key-file\n"),
 ]
 
 
@@ -140,6 +134,7 @@ WRITTEN = [
     ("ContextParams(n_threads=2) if nothing", "--threads 2 if nothing"),
     ("moebind.doctor() says; moebind.fit finds", "moebind doctor says; moebind fit finds"),
     ("is moebind's to set: use host", "is moebind's to set: use --host"),
+    ("would know of it: set n_ctx instead", "would know of it: use --ctx-size instead"),
     ("n_ctx 4096, n_ubatch 512, cache F16", "n_ctx 4096, n_ubatch 512, cache F16"),
     ("such as template='chatml-tools', or use_grammar=False", "such as --chat-template chatml-tools"),
     (

@@ -118,7 +118,7 @@ def test_options_are_parameters(arguments: list[object], expected: ModelParams |
         (["-lm", "fast"], "--load-mode is 'fast'; it takes one of auto, none, mmap"),
         (["-ctk", "q9"], "--cache-type-k is 'q9'; it takes one of f32, f16"),
         (["-mg", "16"], "main_gpu is 16; it takes 0 to 15"),
-        (["-ngl", "some"], "--n-gpu-layers is 'some'; it takes a number of layers, or all"),
+        (["-ngl", "some"], "--n-gpu-layers is 'some'; it takes a number of layers, all or auto"),
         (["-ngl", "-2"], "n_gpu_layers is -2"),
         (["-ot", "a=CPU,b"], "--override-tensor is 'a=CPU,b'; it takes PATTERN=TARGET"),
         (["-ot", "experts:9-3=CPU"], "the first layer comes first"),

@@ -35,11 +35,12 @@ def test_each_is_taken_or_refused() -> None:
     assert taken - theirs == set()
 
 
-def test_the_first_that_is_refused_is_told() -> None:
-    assert why_refused(["--spec-type", "auto", "-md", "--", "--draft"]) is None
-    assert why_refused(["--spec-draft-prio=2", "--draft"]) == (
-        f"there is no --spec-draft-prio here: {REFUSED['--spec-draft-prio']}"
-    )
+def test_the_reason_is_told(capsys: Capture) -> None:
+    assert why_refused("--spec-type") is None
+    assert why_refused("--spec-draft-prio") == f"there is no --spec-draft-prio here: {REFUSED['--spec-draft-prio']}"
+    for given, name in (("--spec-draft-prio=2", "--spec-draft-prio"), ("-Cd", "-Cd"), ("-lcs", "-lcs")):
+        assert run("generate", "m.gguf", given, "2", "--draft") == 2
+        assert capsys.readouterr().err == f"moebind: there is no {name} here: {REFUSED[name]}\n"
 
 
 def test_commands_that_take_no_drafts_have_nothing_to_refuse(capsys: Capture) -> None:

@@ -411,27 +411,6 @@ def test_misuse_is_one_line_and_ends_with_2(
     assert said.err.count("\n") == 1
 
 
-def test_options_of_llama_server_go_behind_the_dashes(path: Path, capsys: Capture) -> None:
-    assert run("serve", path, "--temp", "0") == 2
-    assert "--temp is an option of llama-server's: give it behind --, as in -- --temp ..." in capsys.readouterr().err
-    assert run("serve", path, "--spec-draft-prio", "2") == 2  # which other commands refuse
-    assert "give it behind --, as in -- --spec-draft-prio ..." in capsys.readouterr().err
-    assert run("serve", path, "--tempp", "0") == 2
-    assert "there is no option --tempp" in capsys.readouterr().err
-    assert run("serve", path, "--", "--host", "::") == 2
-    assert "is moebind's to set: give it before --" in capsys.readouterr().err
-    for arguments, said in {
-        ("-fa",): "-fa is the last word; it takes a value",
-        ("--no-webui",): "but is moebind's to set: give --no-ui before --",
-        ("--draft-max", "4"): "there is no --draft-max here: llama.cpp has taken it away: use --spec-draft-n-max",
-        ("--mlock",): "there is no option --mlock; did you mean --load-mode mlock?",
-    }.items():
-        assert run("serve", path, *arguments) == 2
-        told = capsys.readouterr().err
-        assert said in told
-        assert "behind --" not in told
-
-
 def test_failures_are_one_line_and_end_with_1(path: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF, or so it says")
     with socket.create_server(("127.0.0.1", 0)) as other:

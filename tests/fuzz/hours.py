@@ -49,7 +49,7 @@ class Fuzzer:
 
 
 FUZZERS = {
-    "calls": Fuzzer("--calls 3000 --seed {seed}", "calls", r"seed \d+: (\d+) calls"),
+    "calls": Fuzzer("--calls 1000 --seed {seed}", "calls", r"seed \d+: (\d+) calls"),
     "threads": Fuzzer(
         "--seconds 240 --seed {seed}",
         "things in five threads",
@@ -57,7 +57,7 @@ FUZZERS = {
         ("address", "thread", "development"),
     ),
     "cycles": Fuzzer("--count 20 --seed {seed}", "rounds", r"^(\d+) rounds:"),
-    "gguf_mutants": Fuzzer("--count 1500 --seed {seed}", "files", r"^(\d+) mutants,"),
+    "gguf_mutants": Fuzzer("--count 500 --seed {seed}", "files", r"^(\d+) mutants,"),
     "gguf_architectures": Fuzzer("", "changed models", r"'[^']*': (\d+)"),
     "media": Fuzzer("--count 1000 --seed {seed}", "pictures and sounds", r"^\w+: .+: (\d+)$"),
     "forks": Fuzzer("--forks 100 --seed {seed}", "forks", r"^(\d+) forks", ("development",)),

@@ -63,6 +63,7 @@ def test_all_experts_move_and_nothing_else(
             less = context.memory_breakdown()
     with Model.load_from_file(path, on_device) as model, model.new_context(SMALL) as context:
         assert model.placement == ()
+        assert (repr(model.placement), str(model.placement)) == ("no tensor overrides",) * 2
         more = context.memory_breakdown()
     saved = more.devices[0].model - less.devices[0].model
     assert saved == pytest.approx(sum(experts.values()), abs=4096)
@@ -104,6 +105,11 @@ def test_the_first_match_wins(tiny_path: MakeTiny, on_device: ModelParams, devic
         assert {tensor.device for tensor in others.tensors} == {device.name}
         assert {tensor.device for tensor in up.tensors} == {"CPU"}
         assert not {tensor.name for tensor in rest.tensors} & {tensor.name for tensor in up.tensors + others.tensors}
+        assert repr(model.placement) == str(model.placement) == f"{up}\n{others}\n{rest}"
+        assert repr(others) == f"<PlacedOverride {others}>"
+        assert str(others) == f"_exps: 4 tensors, {others.nbytes / 2**20:.1f} MiB to {others.buffer_types[0]}"
+        assert model.placement[1:] == (others, rest)
+        assert model.placement == (up, others, rest)
 
 
 def test_targets_by_name(tiny_path: MakeTiny, on_device: ModelParams, device: Device) -> None:

@@ -45,6 +45,13 @@ def test_what_describes_nothing(tiny_path: MakeTiny, given: str) -> None:
         moebind.plan(tiny_path(), devices=[given])
 
 
+def test_the_address_of_a_worker_describes_nothing(tiny_path: MakeTiny) -> None:
+    for address in ("127.0.0.1:50052", "10.0.0.1:1", "host:50052"):
+        assert not is_description(address)
+        with pytest.raises(ValueError, match="it takes a size such as '24GiB', or a Device"):
+            moebind.plan(tiny_path(), devices=[address])
+
+
 @given(st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:

@@ -90,6 +90,32 @@ def test_a_model_is_spread_over_two(
         assert complete(told["url"], n_predict=8).said["tokens"] == tokens
 
 
+def test_measurements_in_other_processes_use_it(
+    workers: list[tuple[str, subprocess.Popen[bytes]]],
+    tiny_path: Callable[..., Path],
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker serves one process at a time: the command itself must not hold it."""
+    path, (endpoint, _) = tiny_path(n_expert=4), workers[0]
+    small = [*SMALL, "--rpc", endpoint, "--json", "--no-progress"]
+    short = ["-p", 8, "-n", 2, "--warmup", 0, "--prompt", "it is", "--placement", "all"]
+    assert run("bench", "offload", path, *small, *short) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["settings"]["devices"] == [{"kind": "server", "endpoint": endpoint}]
+    assert [each["name"] for each in told["rows"][0]["allocated"]] == ["RPC0", "Host"]
+    monkeypatch.setenv("MOEBIND_CACHE", str(tmp_path))
+    assert run("tune", path, *small, "-p", 8, "-n", 2, "--minutes", 0) == 0  # which plans, at least
+    told = json.loads(capsys.readouterr().out)
+    assert told["options"][:4] == ["--rpc", endpoint, "-ngl", "all"]
+    assert told["tuning"]["conditions"]["devices"] == [endpoint]
+    for command in (["bench", "offload"], ["tune"]):
+        assert run(*command, path, "--rpc", endpoint, "--device", "none") == 2
+        assert "--rpc and --device are both given; --device takes HOST:PORT, too" in capsys.readouterr().err
+    assert endpoint not in {device.description for device in moebind.devices()}
+
+
 def test_a_worker_that_does_not_answer(tiny_path: Callable[..., Path], capsys: Capture) -> None:
     for command in ("plan", "fit", "serve"):
         assert run(command, tiny_path(n_expert=4), "--rpc", "127.0.0.1:9") == 1

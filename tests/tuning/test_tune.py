@@ -214,8 +214,12 @@ def test_an_earlier_result_stays_where_there_was_no_time(path: Path, machine: Ma
     assert not target.exists()
 
 
-def test_the_time_is_kept_to(path: Path, machine: Machine) -> None:
-    found = moebind.tune(path, **QUICK, minutes=0)
+def test_the_time_is_kept_to(path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    found = moebind.tune(path, **{**QUICK, "progress": True}, minutes=0)
+    told = f"{', '.join(step.dimension for step in found.steps)}: there was no time for it"
+    assert capsys.readouterr().err.splitlines() == [told]
+    assert str(found).splitlines()[1] == told
+    assert len(found.steps) > 3
     assert not found.complete
     assert not found.trials
     assert {step.why for step in found.steps} == {"there was no time for it"}

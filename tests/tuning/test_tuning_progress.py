@@ -7,7 +7,7 @@ import pytest
 from moebind import MoebindError
 from moebind.tuning.configuration import Configuration
 from moebind.tuning.progress import Progress
-from moebind.tuning.search import Step
+from moebind.tuning.search import NO_MEASUREMENT, NO_TIME, Step
 from moebind.tuning.trials import Trial
 
 TRIAL = Trial("threads, screening", "n_threads 2", Configuration(), None, {"decode": 5.0}, {}, 1.0)
@@ -24,6 +24,24 @@ def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
         "threads, screening ...",
         "threads: n_threads 2: 1.100 times as fast (1.05 to 1.20), kept",
         "placement: there is no device",
+    ]
+
+
+def test_what_there_was_no_time_for_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Progress(True, 2)
+    late = [Step(name, why=NO_TIME) for name in ("cache", "drafts")]
+    for each in (*late, STEP, *late, TRIAL, late[0], Step("batch", why=NO_MEASUREMENT), late[1]):
+        bar.told(each)
+    bar.finish()
+    bar.finish()
+    assert capsys.readouterr().err.splitlines() == [
+        "cache, drafts: there was no time for it",
+        "threads: n_threads 2: 1.100 times as fast (1.05 to 1.20), kept",
+        "cache, drafts: there was no time for it",
+        "threads, screening ...",
+        "cache: there was no time for it",
+        "batch: there was no time for a single measurement",
+        "drafts: there was no time for it",
     ]
 
 

@@ -12,6 +12,7 @@ from results import STEPS, TOTAL, made_up
 from moebind.tuning.configuration import Process
 from moebind.tuning.goals import checked_goal
 from moebind.tuning.report import explained, line, medians, table
+from moebind.tuning.search import NO_MEASUREMENT, NO_TIME, Step
 
 MakeTiny = Callable[..., Path]
 
@@ -28,6 +29,23 @@ def test_a_table(path: Path) -> None:
     assert lines[1].endswith("no: there is no device besides the processor")
     assert lines[2].split() == ["micro-batch", "n_ubatch", "128", "1.220", "1.10", "to", "1.30", "9", "yes"]
     assert lines[-1].startswith("all of it")
+
+
+def test_what_there_was_no_time_for_is_told_once(path: Path) -> None:
+    late = [Step(name, why=NO_TIME) for name in ("cache", "threads", "drafts")]
+    none = Step("batch", why="there is nothing else to try")
+    total = Step("all of it", "what was kept", why=NO_TIME)
+    lines = table(made_up(path, steps=(*STEPS, late[0], none, *late[1:]), total=total))
+    alone = table(made_up(path, steps=(*STEPS, late[0], none)))
+    assert lines[-3:-1] == ["cache, threads, drafts: there was no time for it", *alone[-2:-1]]
+    assert lines[0] == alone[0]  # which makes no column wider
+    assert lines[-1].split()[:3] == ["all", "of", "it"]
+    assert lines[-1].endswith("no: there was no time for it")
+    assert alone[-3].split(maxsplit=1) == ["cache", "no: there was no time for it"]
+    nothing = tuple(Step(name, why=NO_MEASUREMENT) for name in ("cache", "threads"))
+    assert table(made_up(path, steps=nothing, total=None))[1:] == [
+        "cache, threads: there was no time for a single measurement"
+    ]
 
 
 def test_sentences(path: Path) -> None:

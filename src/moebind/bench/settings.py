@@ -17,7 +17,7 @@ from moebind.enums import DeviceType
 from moebind.files.gguf import Gguf
 from moebind.params.params import N_CTX, ContextParams
 
-__all__ = ["Settings", "checked_context", "checked_devices", "checked_prompts"]
+__all__ = ["Settings", "checked_context", "checked_devices", "checked_prompts", "gpu_names"]
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,14 @@ def checked_prompts(prompts: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(prompts)
 
 
+def gpu_names() -> list[str]:
+    """Names of this machine's GPUs, of which nothing else is asked."""
+    return [decoded(lib.ggml_backend_dev_name(native)) for native in local_gpus()]
+
+
 def checked_devices(devices: Sequence[Device | str] | None, n_threads: int) -> tuple[dict[str, Any], ...]:
     """Devices for a child to open; nothing is asked of a device here, since that would take memory on it."""
-    gpus = [decoded(lib.ggml_backend_dev_name(native)) for native in local_gpus()]
+    gpus = gpu_names()
     if devices is None:
         if not gpus:
             raise ValueError(

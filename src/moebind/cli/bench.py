@@ -13,12 +13,13 @@ from moebind.bench.placements import Placement, default_placements
 from moebind.bench.runs import offload
 from moebind.cli import bench_speed
 from moebind.cli import options as o
-from moebind.cli.devices import checked_size, separate
-from moebind.cli.given import Given, takes
+from moebind.cli.devices import checked_size
+from moebind.cli.given import RPC_ELSEWHERE, Given, takes
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
 from moebind.cli.signatures import HelpAll, completed
+from moebind.cli.values import OwnCommand
 from moebind.params.params import N_CTX
 from moebind.placement.described_devices import is_description
 
@@ -53,7 +54,7 @@ Devices = Annotated[
 
 
 #: A placement says where experts are.
-_PARAMETERS = (PARAMS, *without(MODEL, "cpu_moe", "n_cpu_moe"), *CONTEXT)
+_PARAMETERS = (PARAMS, RPC_ELSEWHERE, *without(MODEL, "cpu_moe", "n_cpu_moe"), *CONTEXT)
 
 
 @app.callback()
@@ -61,12 +62,12 @@ def _options(help_all: HelpAll = False) -> None:
     pass
 
 
-app.command("decode")(completed(bench_speed.decode_command))
-app.command("prompt")(completed(bench_speed.prompt_command))
-app.command("batch")(completed(bench_speed.batch_command))
+app.command("decode", cls=OwnCommand)(completed(bench_speed.decode_command))
+app.command("prompt", cls=OwnCommand)(completed(bench_speed.prompt_command))
+app.command("batch", cls=OwnCommand)(completed(bench_speed.batch_command))
 
 
-@app.command("offload")
+@app.command("offload", cls=OwnCommand)
 @completed
 @takes_model
 @takes(
@@ -127,7 +128,7 @@ def command(
     if as_json and markdown:
         raise ValueError("--json and --markdown are given; choose one")
     picture = o.plot_path(plot, "reports")
-    read = given.read(model, separate(device), n_ctx=N_CTX)
+    read = given.read(model, given.measuring(device), n_ctx=N_CTX)
     for each in read.device or ():
         if is_description(each):
             checked_size(each)

@@ -9,7 +9,7 @@ import typer
 from moebind.bench.speed import SpeedReport, batch, decode, prompt
 from moebind.cli import options as o
 from moebind.cli.devices import DevicesHere
-from moebind.cli.given import Given, takes
+from moebind.cli.given import RPC, Given, takes
 from moebind.cli.loading import computing
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
@@ -33,7 +33,7 @@ ENOUGH = "enough"
 
 
 @takes_model
-@takes(PARAMS, *MODEL, *CONTEXT, n_ctx=ENOUGH)
+@takes(PARAMS, RPC, *MODEL, *CONTEXT, n_ctx=ENOUGH)
 def decode_command(
     model: o.ModelPath,
     given: Given,
@@ -55,7 +55,7 @@ def decode_command(
 
 
 @takes_model
-@takes(PARAMS, *MODEL, *CONTEXT, n_ctx=ENOUGH)
+@takes(PARAMS, RPC, *MODEL, *CONTEXT, n_ctx=ENOUGH)
 def prompt_command(
     model: o.ModelPath,
     given: Given,
@@ -76,7 +76,7 @@ def prompt_command(
 
 
 @takes_model
-@takes(PARAMS, *MODEL, *without(CONTEXT, "n_seq_max"), n_ctx=f"{ENOUGH}; for each sequence")
+@takes(PARAMS, RPC, *MODEL, *without(CONTEXT, "n_seq_max"), n_ctx=f"{ENOUGH}; for each sequence")
 def batch_command(
     model: o.ModelPath,
     given: Given,

@@ -10,7 +10,7 @@ import typer
 from moebind._core import checks
 from moebind.cli import options as o
 from moebind.cli.devices import DevicesHere
-from moebind.cli.given import Given, takes
+from moebind.cli.given import RPC, Given, takes
 from moebind.cli.lines import Lines, Truncate, texts_of
 from moebind.cli.loading import load
 from moebind.cli.model_argument import takes_model
@@ -27,7 +27,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.npy
 
 
 @takes_model
-@takes(PARAMS, *MODEL, *only(CONTEXT, "n_ubatch", "flash_attn", "threads", "threads_batch"))
+@takes(PARAMS, RPC, *MODEL, *only(CONTEXT, "n_ubatch", "flash_attn", "threads", "threads_batch"))
 def command(
     model: o.ModelPath,
     texts: Texts = None,

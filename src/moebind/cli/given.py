@@ -18,7 +18,7 @@ from moebind.cli.parameters import ADDED, CONTEXT, MODEL, USUAL, Option, ParamsT
 from moebind.cli.signatures import HELP_ALL, give_signature
 from moebind.params.params import ContextParams, ModelParams
 
-__all__ = ["RPC", "TUNED", "Chosen", "Given", "takes"]
+__all__ = ["RPC", "RPC_ELSEWHERE", "TUNED", "Chosen", "Given", "takes"]
 
 #: Added when the parameters are read, since names of devices may be those of the workers.
 RPC: Option[Any] = Option(
@@ -31,6 +31,8 @@ RPC: Option[Any] = Option(
     lambda params, value: params,
     metavar="HOST:PORT",
 )
+#: The same for commands whose measurements are in processes of their own, which the workers serve one after the other.
+RPC_ELSEWHERE: Option[Any] = replace(RPC, name="workers")
 #: What it found is read as a file of parameters, and what it set for the process is set before anything is loaded.
 TUNED: Option[Any] = Option(
     "tuned",
@@ -71,6 +73,27 @@ class Given:
         from moebind.backend.loopback import loopback_device  # which few ask for
 
         return [self.held.enter_context(loopback_device()).name if each == LOOPBACK else each for each in named]
+
+    def measuring(self, device: Sequence[str] | None) -> list[str] | None:
+        """The devices of a command that takes :data:`RPC_ELSEWHERE`, one by one; workers by their addresses.
+
+        Raises
+        ------
+        ValueError
+            If both devices and workers are given.
+        """
+        named, workers = separate(device), self.workers()
+        if not workers:
+            return named
+        if named is not None:
+            raise ValueError("--rpc and --device are both given; --device takes HOST:PORT, too: leave --rpc out")
+        from moebind.bench.settings import gpu_names  # which few commands have imported
+
+        return [*workers, *gpu_names()]
+
+    def workers(self) -> list[str]:
+        """The addresses of :data:`RPC_ELSEWHERE`, one by one."""
+        return [each.strip() for endpoints in self.values.get("workers") or () for each in endpoints.split(",")]
 
     def read(
         self, model: str, device: Sequence[str] | None = None, host: str | None = None, *, n_ctx: int | None = None

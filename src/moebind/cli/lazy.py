@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from moebind.cli.output import say
 from moebind.cli.signatures import completed
 from moebind.cli.values import OwnCommand, read_plainly
+from moebind.cli.words import names_of
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -50,6 +51,16 @@ def lazy_group(modules: Mapping[str, str], plugins: str | None = None) -> type[T
                 return None
             self.commands[cmd_name] = made
             return made
+
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            known = [name for each in self.get_params(ctx) for name in names_of(each)]
+            first = args[0] if args else ""
+            wrong = first.startswith("-") and first not in {"-", "--"} and first.partition("=")[0] not in known
+            if wrong and not ctx.resilient_parsing:
+                from moebind.cli.usage import check_first  # for what is wrong only
+
+                check_first(first, known)
+            return super().parse_args(ctx, args)
 
         def resolve_command(self, ctx: Any, args: list[str]) -> Any:
             found = super().resolve_command(ctx, args)

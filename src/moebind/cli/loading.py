@@ -91,7 +91,7 @@ def computing(
     """The parameters of a command that computes: as options and a file have them, for devices that are here."""
     chosen = given.read(model, given.computing(device), n_ctx=n_ctx)
     params = with_devices(chosen, by_user=device is not None)
-    quiet = given.values.get("n_gpu_layers") is None and given.values.get("params") is None
+    quiet = given.values.get("n_gpu_layers") in {None, "auto"} and given.values.get("params") is None
     if quiet and params.devices is None and not default_devices() and no_gpu_is_meant():
         params = params.with_n_gpu_layers(0)
     return params, chosen.context_params

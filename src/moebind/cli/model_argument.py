@@ -18,7 +18,7 @@ __all__ = ["Hub", "ModelOption", "on_hub", "takes_model"]
 
 Hub = Annotated[
     str | None,
-    typer.Option("--hf-repo", "-hf", metavar="OWNER/REPO[:QUANT]", help="A model of the Hugging Face Hub."),
+    typer.Option("--hf-repo", "-hf", "-hfr", metavar="OWNER/REPO[:QUANT]", help="A model of the Hugging Face Hub."),
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="FILE", help="The model, as an option.")]
 

@@ -49,7 +49,20 @@ Pooling: TypeAlias = Annotated[
         show_default="as the model says",
     ),
 ]
-#: The options of arguments, as errors name them.
+#: The options of arguments that only moebind quantize has, as errors name them, and those of all.
+_OF_QUANTIZE = {
+    "src": "SRC",
+    "dst": "DST",
+    "imatrix": "--imatrix",
+    "tensor_types": "--tensor-type",
+    "output_tensor_type": "--output-tensor-type",
+    "token_embedding_type": "--token-embedding-type",
+    "allow_requantize": "--allow-requantize",
+    "keep_split": "--keep-split",
+    "overwrite": "--overwrite",
+    "prune_layers": "--prune-layers",
+    "kv_overrides": "--override-kv",
+}
 _OPTIONS = {
     **option_names(),
     **{option.name: option.flag for option in SAMPLING},
@@ -99,24 +112,13 @@ _OPTIONS = {
     "max_tokens": "--predict",
     "mmproj": "--mmproj",
     "models_dir": "--models-dir",
-    "src": "SRC",
-    "dst": "DST",
-    "imatrix": "--imatrix",
-    "tensor_types": "--tensor-type",
-    "output_tensor_type": "--output-tensor-type",
-    "token_embedding_type": "--token-embedding-type",
-    "allow_requantize": "--allow-requantize",
-    "keep_split": "--keep-split",
-    "overwrite": "--overwrite",
-    "prune_layers": "--prune-layers",
-    "kv_overrides": "--override-kv",
+    **_OF_QUANTIZE,
     "path": "MODEL",
     "model_path": "MODEL",
 }
 _BEGINS = re.compile(r"([a-z_]+)(?:\[[^]]*\])?(?= (?:is|has|holds|names|belongs)\b)")
 #: What a sentence tells Python's users to write, and what is written on a command line.
 _CALLS = [
-    (re.compile(r"(?<=: )use [\w.]+; on a command line, "), ""),
     (re.compile(r"(?:ModelParams(?:\(\))?\.)?\bwith_cpu_moe_all(?:\(\))?"), "--cpu-moe"),
     (re.compile(r"(?:ModelParams(?:\(\))?\.)?with_n_cpu_moe\((\d+)\)"), r"--n-cpu-moe \1"),
     (re.compile(r"(?:ModelParams(?:\(\))?\.)?\bwith_n_cpu_moe(?:\(\))?"), "--n-cpu-moe"),
@@ -137,18 +139,17 @@ _CALLS = [
     ),
     (re.compile(r"\bthose of chat_builtin_templates\(\)"), "llama.cpp's own"),
     (re.compile(r"\bpooling_type to RANK\b"), "--pooling rank"),
-    (re.compile(r"\bis among the arguments for llama-server itself\b"), "is behind --"),
     (re.compile(r"\bdraft=, or --model-draft on a command line"), "--model-draft"),
     # A chat's grammar is always used, and a command's overrides are always strict.
     (re.compile(r", or use_grammar=False"), ""),
     (re.compile(r",? or pass strict=False"), ""),
 ]
 #: An argument that is to be used instead, at the end of a sentence's first half.
-_USE = re.compile(r"(?<=: )(use|set) ([a-z_]+)\b( instead\b)?(?! [a-z])(; on a command line, give it before --)?")
+_USE = re.compile(r"(?<=: )(use|set) ([a-z_]+)\b( instead\b)?(?! [a-z])")
 #: A field with its value, alone or in the parameters that it belongs to.
 _FIELD = re.compile(r"\b(?:(?:Model|Context)Params\()?(?<![\w./-])([a-z]\w*)=(True|False|\d+)\b(\))?")
 _SWITCHED = re.compile(r"\bpass ([a-z_]+)=True\b")
-_NAMED = re.compile(r"(?<![\w./'\"=-])[a-z]+_[a-z_]+(?![\w./'\"=(-])")
+_NAMED = re.compile(r"(?<![\w./'\"=-])[a-z]+_[a-z_]+(?![\w./'\"=(-])(?! in a file of parameters)")
 
 
 def pooling_type(given: str | None) -> PoolingType:
@@ -204,12 +205,10 @@ def calls_as_options(text: str) -> str:
 
 def _used_as_option(found: re.Match[str]) -> str:
     verb, name, instead = found[1], found[2], found[3] or ""
-    option = _OPTIONS.get(name)
-    if option is not None and found[4]:
-        return f"give {option} before --"
+    option = None if instead and name in _OF_QUANTIZE else _OPTIONS.get(name)
     if option is None and instead:
         name += " in a file of parameters (--params)"
-    return f"{verb} {option or name}{instead}"
+    return f"{verb if option is None else 'use'} {option or name}{instead}"
 
 
 def _field_as_option(found: re.Match[str]) -> str:

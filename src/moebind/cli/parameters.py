@@ -149,14 +149,14 @@ def _flag(name: str, on: str, off: str) -> Callable[[Any], Sequence[str]]:
 
 
 def _read_layers(params: ModelParams, given: str) -> ModelParams:
-    if given == "all":
+    if given in {"all", "auto"}:  # auto leaves it open, as it is without the option: fits have fewer where they must
         return params.with_n_gpu_layers(-1)
     try:
         return params.with_n_gpu_layers(int(given))
     except ValueError as error:
         if str(error).startswith("n_gpu_layers"):
             raise
-        raise ValueError(f"--n-gpu-layers is {given!r}; it takes a number of layers, or all") from None
+        raise ValueError(f"--n-gpu-layers is {given!r}; it takes a number of layers, all or auto") from None
 
 
 def _read_rules(params: ModelParams, given: Sequence[str]) -> ModelParams:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from moebind.backend.devices import default_devices
 from moebind.cli import options as o
 from moebind.cli.devices import Devices, Host, checked_size, device_list, separate
 from moebind.cli.drafts import DRAFTS, draft_of
@@ -21,6 +22,11 @@ from moebind.placement.plan import plan
 Plot = Annotated[
     Path | None, typer.Option("--plot", metavar="FILE", help="Draw it into a file, as well.", show_default=False)
 ]
+#: What is said where devices were left open, and there is none besides the processor.
+NO_GPU = (
+    "No GPU was found: everything is in host memory. --device 24GiB plans for a card of that size all the same; "
+    "moebind doctor says why there is none."
+)
 
 
 @takes_model
@@ -54,6 +60,8 @@ def command(
     if as_json:
         show_json(found.to_dict())
     else:
+        if listed is None and chosen.model_params.n_gpu_layers and not default_devices():
+            show(NO_GPU)
         show(o.calls_as_options(str(found)))
     if picture is not None:
         found.plot(picture)

@@ -30,7 +30,7 @@ File: TypeAlias = Annotated[
     ),
 ]
 Predict: TypeAlias = Annotated[
-    int, typer.Option("--predict", "-n", metavar="N", min=1, help="Tokens that it writes, or computes.")
+    int, typer.Option("--predict", "--n-predict", "-n", metavar="N", min=1, help="Tokens that it writes, or computes.")
 ]
 
 Save: TypeAlias = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 __all__ = ["REFUSED", "why_refused"]
 
@@ -53,12 +53,6 @@ REFUSED: Mapping[str, str] = {
 }
 
 
-def why_refused(args: Sequence[str]) -> str | None:
-    """A sentence on the first of a command's arguments that is such an option; None: none is."""
-    for each in args:
-        name = each.partition("=")[0]
-        if name == "--":
-            break
-        if name in REFUSED:
-            return f"there is no {name} here: {REFUSED[name]}"
-    return None
+def why_refused(name: str) -> str | None:
+    """A sentence on such an option; None: it is none."""
+    return f"there is no {name} here: {REFUSED[name]}" if name in REFUSED else None

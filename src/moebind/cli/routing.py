@@ -10,7 +10,7 @@ import typer
 
 from moebind.cli import options as o
 from moebind.cli.devices import DevicesHere
-from moebind.cli.given import Given, takes
+from moebind.cli.given import RPC, Given, takes
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
@@ -27,7 +27,7 @@ PlotCache = Annotated[
 
 
 @takes_model
-@takes(PARAMS, *MODEL, *without(CONTEXT, "moe_cache"), n_ctx=str(N_CTX))
+@takes(PARAMS, RPC, *MODEL, *without(CONTEXT, "moe_cache"), n_ctx=str(N_CTX))
 def command(
     model: o.ModelPath,
     given: Given,

@@ -24,50 +24,18 @@ from moebind.cli.loading import with_devices
 from moebind.cli.model_argument import Hub, ModelOption, on_hub
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
-from moebind.cli.values import OwnCommand
+from moebind.cli.rest import WithRest, rest_of
 from moebind.files.tensor_patterns import experts_pattern
 from moebind.params.params import ContextParams, ModelParams
 from moebind.server import Server
 from moebind.server.address import PORT, parse
-from moebind.server.extra import option_names, why_not
 from moebind.server.placed import N_CTX_OF_SEVERAL
 from moebind.server.supervisor import logger
 
 __all__ = ["CLASS", "command"]
 
-_REST = "moebind.serve.rest"
 #: Seconds between looks at whether a signal came.
 LOOK = 0.5
-
-
-class WithRest(OwnCommand):
-    """A command that leaves alone what is behind ``--``: arguments of another program's."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Take the rest away before the options are read."""
-        if "--" in args:
-            at = args.index("--")
-            ctx.meta[_REST] = args[at + 1 :]
-            args = args[:at]
-        try:
-            return super().parse_args(ctx, args)
-        except Exception as error:
-            # Of an unknown option, whose class moved between versions of typer.
-            if type(error).__name__ == "NoSuchOption":
-                error.message = _of_llama_server(error.option_name) or error.message  # type: ignore[attr-defined]
-            raise
-
-
-def _of_llama_server(name: str) -> str | None:
-    """What is said of an option that moebind does not have, if llama-server has it."""
-    if name == "--api-key":
-        return "there is no --api-key: whoever lists processes could read it. Use --api-key-file"
-    if name not in option_names():
-        return None
-    reason = why_not(name)
-    if reason is not None:
-        return o.in_options(f"{name} is an option of llama-server's, {reason}")
-    return f"{name} is an option of llama-server's: give it behind --, as in -- {name} ..."
 
 
 CLASS = WithRest
@@ -201,7 +169,7 @@ def command(
             extra=[
                 *([] if chat_template is None else ["--chat-template", chat_template]),
                 *passed_on(given),
-                *ctx.meta.get(_REST, ()),
+                *rest_of(ctx),
             ],
             mmproj=mmproj,
             draft=draft_of(given, names[0] if single else None, chosen.model_params, chosen.context_params),

@@ -34,7 +34,9 @@ __all__ = [
 
 Predict: TypeAlias = Annotated[
     int,
-    typer.Option("--predict", "-n", metavar="N", min=-1, help="Tokens at most; -1: until the text ends."),
+    typer.Option(
+        "--predict", "--n-predict", "-n", metavar="N", min=-1, help="Tokens at most; -1: until the text ends."
+    ),
 ]
 PromptOption: TypeAlias = Annotated[
     str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The same as an option.")

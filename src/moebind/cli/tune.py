@@ -13,8 +13,7 @@ import typer
 from moebind._core.atomic_files import write_whole
 from moebind.cli import options as o
 from moebind.cli.budgets import Memory, budgets
-from moebind.cli.devices import separate
-from moebind.cli.given import Given, takes
+from moebind.cli.given import RPC_ELSEWHERE, Given, takes
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
@@ -82,7 +81,7 @@ Timeout = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--no-progress", help="Write no lines on the way.")]
 
-_OPTIONS = (PARAMS, *MODEL, *without(CONTEXT, "n_seq_max"))
+_OPTIONS = (PARAMS, RPC_ELSEWHERE, *MODEL, *without(CONTEXT, "n_seq_max"))
 #: What is decided already can be said with any of them, and seldom is.
 _RARE = {option.name for option in _OPTIONS} - {"params", "n_ctx", "n_cpu_moe", "cpu_moe", "threads"}
 
@@ -116,7 +115,7 @@ def command(
     Example: moebind tune moe.gguf --goal chat --minutes 20
     """
     picture = o.plot_path(plot, "results")
-    chosen = given.read(model, separate(device), n_ctx=N_CTX)
+    chosen = given.read(model, given.measuring(device), n_ctx=N_CTX)
     try:
         found = tune(
             model,
@@ -142,7 +141,9 @@ def command(
         say(str(stopped) or "interrupted")
         raise typer.Exit(130) from None
     # The result names no workers, which other processes call otherwise.
-    options = as_options(found.model_params, found.context_params, chosen.device)
+    workers = given.workers()
+    options = as_options(found.model_params, found.context_params, None if workers else chosen.device)
+    options = [*(["--rpc", ",".join(workers)] if workers else []), *options]
     drafts = [] if found.speculation is None else found.speculation.options
     if save is not None:
         found.save(save)

@@ -8,27 +8,11 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from moebind._core.shown import shown
+from moebind.cli.other_programs import RENAMED
+from moebind.cli.words import WrongOptionError, is_single, names_of
 
-__all__ = ["meant", "no_such", "usage_sentence"]
+__all__ = ["check_first", "meant", "no_such", "usage_sentence"]
 
-#: Options as other programs call them.
-_ELSEWHERE = {
-    "--n-predict": "--predict",
-    "--max-tokens": "--predict",
-    "--max-new-tokens": "--predict",
-    "--n-gen": "--predict",
-    "--context-size": "--ctx-size",
-    "--context-length": "--ctx-size",
-    "--max-seq-len": "--ctx-size",
-    "--system": "--system-prompt",
-    "--repetition-penalty": "--repeat-penalty",
-    "--n-threads": "--threads",
-    "--n-parallel": "--parallel",
-    "--n-seq-max": "--parallel",
-    "--n-batch": "--batch-size",
-    "--n-ubatch": "--ubatch-size",
-    "--mlock": "--load-mode mlock",
-}
 #: How much a name must be like another one to be meant.
 _ALIKE = 0.75
 _SENTENCES = [
@@ -46,7 +30,7 @@ def usage_sentence(error: Any) -> str:
     """
     kind, message, ctx = type(error).__name__, error.message, getattr(error, "ctx", None)
     if kind == "NoSuchOption":
-        known = [] if ctx is None else [flag for each in ctx.command.params for flag in _flags(each)]
+        known = [] if ctx is None else [flag for each in ctx.command.params for flag in names_of(each)]
         return no_such("option", error.option_name, known) if message.startswith("No such option") else str(message)
     if kind == "MissingParameter" and ctx is not None and error.param is not None:
         return f"there is no {_metavar(error.param)}: {_takes(ctx)}"
@@ -63,6 +47,19 @@ def usage_sentence(error: Any) -> str:
     return str(error.format_message())
 
 
+def check_first(word: str, known: Iterable[str]) -> None:
+    """Raise where an option of commands stands in the place of a command, before any.
+
+    Raises
+    ------
+    WrongOptionError
+        Unless one of those that are known there may be meant.
+    """
+    name = word.partition("=")[0]
+    if is_single(word) or meant(name, known) is None:
+        raise WrongOptionError(f"{no_such('option', name, ())} before a command, as in moebind chat {name} ...")
+
+
 def no_such(what: str, given: str, known: Iterable[str]) -> str:
     """The message for an option, or a command, that does not exist."""
     alike = meant(given, known)
@@ -72,7 +69,7 @@ def no_such(what: str, given: str, known: Iterable[str]) -> str:
 def meant(given: str, known: Iterable[str]) -> str | None:
     """The name that was probably meant; of those that differ only in their writing, the first."""
     names = list(known)
-    elsewhere = _ELSEWHERE.get(_written(given))
+    elsewhere = RENAMED.get(_written(given))
     if elsewhere is not None and elsewhere.split()[0] in names:
         return elsewhere
     bare = _bare(given)
@@ -96,10 +93,6 @@ def _written(given: str) -> str:
 def _bare(name: str) -> str:
     """Letters and digits: what is left of a name however it is written."""
     return re.sub(r"[-_]", "", name.lower())
-
-
-def _flags(param: Any) -> list[str]:
-    return [*param.opts, *param.secondary_opts]
 
 
 def _metavar(param: Any) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from moebind.cli.words import names_of, read_words
+
 __all__ = ["OwnCommand", "read_plainly"]
 
 
@@ -23,17 +25,31 @@ class OwnCommand(TyperCommand):
         return read_plainly(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the options; where drafts are taken, the error for one of llama.cpp's that is not says why."""
-        given = list(args)
-        try:
+        """Read the options; the error for one that there is not says what to do instead."""
+        if ctx.resilient_parsing:  # a shell completes what is not whole yet
             return super().parse_args(ctx, args)
+        known = self.get_params(ctx)
+
+        def why_not(name: str) -> str:
+            from moebind.cli.usage import no_such  # for what is wrong only, as all that says so
+
+            return self.why_not(name) or no_such("option", name, [flag for each in known for flag in names_of(each)])
+
+        try:
+            return super().parse_args(ctx, read_words(args, known, str(self.name), why_not))
         except Exception as error:
             # Of an unknown option, whose class moved between versions of typer.
-            if type(error).__name__ == "NoSuchOption" and any("--spec-type" in each.opts for each in self.params):
-                from moebind.cli.refused import why_refused
-
-                error.message = why_refused(given) or error.message  # type: ignore[attr-defined]
+            if type(error).__name__ == "NoSuchOption":
+                error.message = self.why_not(error.option_name) or error.message  # type: ignore[attr-defined]
             raise
+
+    def why_not(self, name: str) -> str | None:
+        """What is said of an option that it does not have; None: nothing but that."""
+        from moebind.cli.other_programs import instead_of
+        from moebind.cli.refused import why_refused
+
+        drafts = any("--spec-type" in each.opts for each in self.params)
+        return (why_refused(name) if drafts else None) or instead_of(name)
 
 
 def read_plainly(params: list[Any]) -> list[Any]:

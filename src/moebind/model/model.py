@@ -43,7 +43,7 @@ from moebind.params import tensor_overrides
 from moebind.params.misplaced import explained_with_fields
 from moebind.params.native import native_model_params
 from moebind.params.params import ContextParams, ModelParams
-from moebind.params.tensor_overrides import PlacedOverride, PlacedTensor
+from moebind.params.tensor_overrides import PlacedOverride, PlacedOverrides, PlacedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -317,7 +317,10 @@ class Model(Prompts, Embedding, Pretrained, Saving, metaclass=NamedABC):
 
     @property
     def placement(self) -> tuple[PlacedOverride, ...]:
-        """The tensors that each override moved, and where to: as allocated, not as requested."""
+        """The tensors that each override moved, and where to: as allocated, not as requested.
+
+        Printing it gives a line for each override.
+        """
         pointer = self._open()
         count = lib.moebind_model_tensors(pointer, ffi.NULL, 0)
         tensors = ffi.new("struct moebind_tensor[]", count)
@@ -326,7 +329,7 @@ class Model(Prompts, Embedding, Pretrained, Saving, metaclass=NamedABC):
         for tensor in tensors:
             name = decoded(tensor.name)
             placed[name] = PlacedTensor(name, tensor.nbytes, *_device_and_buffer_type(tensor.buft))
-        return tuple(
+        return PlacedOverrides(
             PlacedOverride(override, tuple(placed[name] for name in names if name in placed))
             for override, names in self._rules.matches
         )

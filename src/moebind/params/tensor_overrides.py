@@ -18,7 +18,7 @@ from moebind.backend.devices import native_devices
 from moebind.errors import ModelLoadError
 from moebind.files import tensor_patterns
 
-__all__ = ["PlacedOverride", "PlacedTensor", "TensorOverride"]
+__all__ = ["PlacedOverride", "PlacedOverrides", "PlacedTensor", "TensorOverride"]
 
 #: The end of a rule in a text of several: a name of a device or of a buffer type, such as ``RPC0[127.0.0.1:50052]``.
 _TARGET = re.compile(r"=\s*([\w.:\[\] -]+?)\s*$")
@@ -133,6 +133,18 @@ class PlacedOverride:
     def __str__(self) -> str:
         where = ", ".join(self.buffer_types) or self.override.target
         return f"{self.override.pattern}: {len(self.tensors)} tensors, {self.nbytes / 2**20:.1f} MiB to {where}"
+
+    def __repr__(self) -> str:
+        return f"<PlacedOverride {self}>"
+
+
+class PlacedOverrides(tuple[PlacedOverride, ...]):
+    """What all overrides of a model moved: a tuple that is shown as a line for each."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self)) or "no tensor overrides"
 
 
 def buffer_types() -> dict[str, CData]:

@@ -49,9 +49,9 @@ def read_description(name: str, given: SupportsIndex | str) -> tuple[str, int]:
 
 
 def is_description(given: str) -> bool:
-    """Whether it begins as a description does: with a size, or with a backend and a size."""
+    """Whether it begins as a description does: with a size, or with a backend and a size. An address does not."""
     match = _KIND.match(given)
-    return match is not None and re.match(r"[\d.]", given[match.end() :], re.ASCII) is not None
+    return match is not None and re.match(r"[\d.][^:]*\Z", given[match.end() :], re.ASCII) is not None
 
 
 def described_device(at: int, given: SupportsIndex | str) -> CData:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 from moebind._core import checks
 from moebind._core.shown import shown
@@ -14,45 +15,43 @@ from moebind.server.arguments import ROWS, Settings
 from moebind.server.isolation import environment
 from moebind.server.process import program
 
-__all__ = ["check_extra", "given", "left_open", "option_names", "why_not"]
+__all__ = ["Refused", "check_extra", "first_refused", "given", "left_open", "option_names", "why_not"]
 
-#: moebind's command has an option of the same name.
-_BEFORE = "; on a command line, give it before --"
-#: Options that moebind sets, or that would undo what it sees to, and what to use instead.
+#: Options that moebind sets, or that would undo what it sees to, and what to do instead.
 _OURS: Mapping[str, str] = {
     "model": "it is the model that is served",
     "model-url": "download it first",
     "docker-repo": "download it first",
     "hf-repo": "give the model as hf://OWNER/REPO/FILE.gguf",
     "hf-file": "give the model as hf://OWNER/REPO/FILE.gguf",
-    "mmproj": f"use mmproj{_BEFORE}",
+    "mmproj": "use mmproj",
     "mmproj-url": "download it first",
     **dict.fromkeys(
         (
             *("spec-draft-model", "spec-draft-hf", "spec-draft-ngl", "spec-draft-device", "spec-draft-override-tensor"),
             *("spec-draft-cpu-moe", "spec-draft-n-cpu-moe", "spec-draft-type-k", "spec-draft-type-v"),
         ),
-        f"use draft{_BEFORE}",
+        "use draft",
     ),
     "alias": "a model is called as its file",
-    "host": f"use host{_BEFORE}",
-    "port": f"use port{_BEFORE}",
+    "host": "use host",
+    "port": "use port",
     "reuse-port": "two servers would answer in turn",
-    "api-key": "whoever lists processes could read it: use api_key",
+    "api-key": "whoever lists processes could read it; use api_key",
     "api-key-file": "use api_key",
     "api-prefix": "moebind could not ask whether it is ready; put a proxy in front",
     "ssl-key-file": "moebind could not ask whether it is ready; put a proxy in front",
     "ssl-cert-file": "moebind could not ask whether it is ready; put a proxy in front",
-    "models-dir": f"use models_dir{_BEFORE}",
+    "models-dir": "use models_dir",
     "models-preset": "moebind writes it",
     "models-max": "it follows from the models' sizes; use one_at_a_time",
-    "fit": f"use fit{_BEFORE}",
-    "cpu-moe": f"use ModelParams.with_cpu_moe_all{_BEFORE}",
-    "n-cpu-moe": f"use ModelParams.with_n_cpu_moe{_BEFORE}",
-    "n-cpu-ffn": "set tensor_overrides",
-    "rpc": f"use moebind.add_rpc_server{_BEFORE}",
+    "fit": "use fit",
+    "cpu-moe": "use ModelParams.with_cpu_moe_all",
+    "n-cpu-moe": "use ModelParams.with_n_cpu_moe",
+    "n-cpu-ffn": "set tensor_overrides instead",
+    "rpc": "use moebind.add_rpc_server",
     "offline": "it is set",
-    "ui": "use ui; on a command line, give --no-ui before --",
+    "ui": "use ui",
     "rerank": "set embeddings, and pooling_type to RANK",
 }
 _PARAMETERS = {row.option: name for name, row in ROWS.items() if row.option and row.planned}
@@ -61,6 +60,14 @@ _UNPLANNED = [row.option for row in ROWS.values() if row.option and not row.plan
 _NAMES = re.compile(r"-\S+?(?=,?\s|$)")
 #: What its help says of options that it refuses.
 _REMOVED = "the argument has been removed"
+
+
+class Refused(NamedTuple):
+    """An argument that llama-server must not get, why, and what to do instead in Python."""
+
+    argument: str
+    reason: str
+    instead: str
 
 
 @lru_cache(maxsize=1)
@@ -97,28 +104,34 @@ def check_extra(extra: Iterable[str]) -> list[str]:
     if isinstance(extra, str):
         raise TypeError(f"extra is the text {shown(extra)}; it takes a list of arguments, such as ['--temp', '0']")
     arguments = [checks.text(f"extra[{at}]", each).decode() for at, each in enumerate(extra)]
-    for each in arguments:
-        reason = why_not(each)
-        if reason is not None:
-            raise ValueError(f"{each} is among the arguments for llama-server itself, {reason}")
-    for each, value in pairwise([*arguments, ""]):
-        if "--spec-type" in _named(each) and "draft-" in value:
-            raise ValueError(
-                f"{each} {value} is among the arguments for llama-server itself, where no plan would count the draft: "
-                f"use draft{_BEFORE}"
-            )
+    found = first_refused(arguments)
+    if found is not None:
+        raise ValueError(
+            f"{found.argument} is among the arguments for llama-server itself, {found.reason}: {found.instead}"
+        )
     return arguments
 
 
-def why_not(argument: str) -> str | None:
-    """What forbids to hand an option to llama-server, and what to do instead; None: nothing does."""
+def first_refused(arguments: Iterable[str]) -> Refused | None:
+    """The first argument that llama-server must not get; None: there is none."""
+    for each, value in pairwise([*arguments, ""]):
+        found = why_not(each)
+        if found is not None:
+            return found
+        if "--spec-type" in _named(each) and "draft-" in value:
+            return Refused(f"{each} {value}", "where no plan would count the draft", "use draft")
+    return None
+
+
+def why_not(argument: str) -> Refused | None:
+    """What forbids to hand an option to llama-server; None: nothing does."""
     names = _named(argument)
     for option, instead in _OURS.items():
         if f"--{option}" in names:
-            return f"but is moebind's to set: {instead}"
+            return Refused(argument, "but is moebind's to set", instead)
     for option, parameter in _PARAMETERS.items():
         if f"--{option}" in names:
-            return f"where no plan would know of it: set {parameter} instead; on a command line, give it before --"
+            return Refused(argument, "where no plan would know of it", f"set {parameter} instead")
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from moebind._core.sizes import show_size
@@ -42,11 +42,14 @@ class Findings:
 
 
 def table(found: Findings) -> list[str]:
-    """A line for each step."""
+    """A line for each step; one for all for which there was no time."""
     columns = [Column("what", left=True), Column("best choice", left=True), Column("times as fast"), Column("95 %")]
     columns += [Column("rounds"), Column("kept", left=True)]
     rows: list[list[object]] = []
-    for step in [*found.steps, *([] if found.total is None else [found.total])]:
+    for step, *others in _together([*found.steps, *([] if found.total is None else [found.total])]):
+        if others:
+            rows.append([line(step, *others)])
+            continue
         verdict = "yes" if step.kept else f"no: {step.why}"
         if step.gain is None or step.low is None or step.high is None:
             rows.append([step.dimension, step.name, "", "", "", verdict])
@@ -56,13 +59,27 @@ def table(found: Findings) -> list[str]:
     return text_table(columns, rows)
 
 
-def line(step: Step) -> str:
-    """A step in a line."""
-    what = step.dimension if not step.name else f"{step.dimension}: {step.name}"
+def line(step: Step, *others: Step) -> str:
+    """A step in a line, with others for which there was no time either."""
+    what = ", ".join(each.dimension for each in (step, *others))
+    if step.name:
+        what += f": {step.name}"
     if step.gain is None:
         return f"{what}: {step.why}"
     speed = f"{step.gain:.3f} times as fast ({step.low:.2f} to {step.high:.2f})"
     return f"{what}: {speed}, {'kept' if step.kept else f'not kept: {step.why}'}"
+
+
+def _together(steps: Iterable[Step]) -> list[list[Step]]:
+    """The steps in order; those for which there was no time in one place, for each reason."""
+    lines: list[list[Step]] = []
+    for step in steps:
+        same = next((each for each in lines if step.out_of_time and each[0].why == step.why), None)
+        if same is None:
+            lines.append([step])
+        else:
+            same.append(step)
+    return lines
 
 
 def explained(found: Findings) -> str:

@@ -48,6 +48,8 @@ KEPT_BACK = 1 / 3
 #: How much longer than others a measurement may take without being ended, where time is short.
 UNEVEN = 2
 NO_TIME = "there was no time for it"
+#: Why nothing was tried, where not even the beginning could be measured.
+NO_MEASUREMENT = "there was no time for a single measurement"
 
 
 class NoTimeError(Exception):
@@ -104,6 +106,11 @@ class Step:
     high: float | None = None
     tried: int = 0
     refused: int = 0
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether there is nothing to tell of it but that there was no time."""
+        return not self.name and self.why in {NO_TIME, NO_MEASUREMENT}
 
 
 @dataclass(frozen=True)
@@ -261,7 +268,7 @@ def _first(start: S, clock: _Clock[S], level: float) -> tuple[str | None, float 
     for _ in range(2):
         if not clock.has_time(len(clock.seconds), last=True):
             break
-        nothing = "there was no time for a single measurement"
+        nothing = NO_MEASUREMENT
         try:
             [found] = clock.round("the defaults", [("the defaults", start)], last=True)
         except NoTimeError:
