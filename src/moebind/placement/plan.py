@@ -67,8 +67,7 @@ class Plan(MemoryBreakdown):
         Bytes of tables that are mapped by themselves and read row by row, for the tokens that come (``lazy_mode``).
         They are counted, and need no free memory.
     n_swa : int
-        The width of the model's sliding windows, in tokens; 0 without any. With ``swa_full=False``, their layers have a
-        cache of about that size.
+        The width of sliding windows in tokens, about which their layers cache with ``swa_full=False``; 0 without any.
     places : Mapping[str, str | None]
         For each tensor of the model the device that it would be on; None means host memory.
     expert_bytes : int
