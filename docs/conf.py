@@ -34,11 +34,6 @@ nitpick_ignore_regex = [
     (r"py:class", r"ArrayLike|NDArray|CData|Buffer|Figure"),
     # What an engine's options are for type checkers; its documentation names them.
     (r"py:class", r"(moebind\..*\.)?(GenerateOptions|ChatOptions)"),
-    # In a union, whose parts have no aliases.
-    (
-        r"py:class",
-        r"ModelBase|ProjectorBase|Stop|TypeAliasForwardRef|(moebind\..*\.)?(SpeculativeType|Decoding)",
-    ),
 ]
 
 #: The base classes by which lower rooms know models and contexts; a reader has the real ones.

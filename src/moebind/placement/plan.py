@@ -210,8 +210,7 @@ class Plan(MemoryBreakdown):
 
         Examples
         --------
-        >>> params = ModelParams().with_cpu_moe_all()
-        >>> plan = moebind.plan("moe.gguf", params, devices=["24GiB"])
+        >>> plan = moebind.plan("moe.gguf", devices=["24GiB"])
         >>> print(plan.speed({"GPU0": "1000GB/s", "Host": "80GB/s"}), "tokens/s at most")
         """
         return tokens_per_second(self._reads(checks.number("filled", filled, 0.0, 1.0)), bandwidths)
