@@ -23,7 +23,12 @@ from moebind.cli import main
 NAMES = [*bench.__all__, *nvml.__all__]
 #: tests/cli/test_cli_docs.py runs them.
 OF_OTHERS = ("get", "routing", "generate", "chat", "probe", "embed", "rerank", "tokenize")
-COMMANDS = re.findall(r"^\$ moebind (.*)$", (DOCS / "cli.md").read_text(encoding="utf-8"), re.MULTILINE)
+COMMANDS = [
+    command.replace("\\\n", "")
+    for command in re.findall(
+        r"^\$ moebind ((?:.*\\\n)*.*)$", (DOCS / "cli.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+]
 
 
 def _found(name: str) -> object:
