@@ -90,4 +90,16 @@ def test_what_is_not_enough_is_not_told_as_if_it_were(demo_path: Path) -> None:
 def test_the_host_lacks_memory(shape_path: MakeShape) -> None:
     plan = moebind.plan(shape_path("deepseek-v3-q4_k_m"), ModelParams().with_cpu_moe_all(), CONTEXT, devices=["80GiB"])
     assert plan.advice[-1].startswith("The host lacks")
-    assert "pages of the file" in plan.advice[-1]
+    assert "pages of the file, which the system reads again when they do not stay: slow, but it runs" in plan.advice[-1]
+    assert plan.advice[-1].endswith("a smaller quantisation, or more on a device, takes less.")
+
+
+def test_what_is_no_page_of_the_file_has_to_fit(demo_path: Path) -> None:
+    context = SMALL.with_n_ctx(8192)
+    roomy = moebind.plan(demo_path, context_params=context, devices=[], host="64GiB")
+    mapped = sum(buffer.model for buffer in roomy.host.buffers if buffer.name == "CPU_Mapped")
+    for lacks, runs in ((0, True), (1, False)):
+        plan = moebind.plan(demo_path, context_params=context, devices=[], host=roomy.host.total - mapped - lacks)
+        assert ("slow, but it runs" in plan.advice[-1]) is runs
+        assert ("have to fit; a shorter n_ctx takes less than their" in plan.advice[-1]) is not runs
+        assert plan.advice[-1].endswith("; a smaller quantisation takes less.")

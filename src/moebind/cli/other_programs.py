@@ -37,7 +37,7 @@ _LOADING = (*_WRITING, "probe", "embed", "rerank")
 #: llama.cpp's options without a value that say what is so anyway, and the commands of which that is true.
 UNNEEDED: Mapping[str, Collection[str]] = {
     **dict.fromkeys(("-no-cnv", "--no-conversation"), ("generate",)),
-    **dict.fromkeys(("-cnv", "--conversation"), ("chat",)),
+    **dict.fromkeys(("-cnv", "--conversation", "-i", "--interactive", "-if", "--interactive-first"), ("chat",)),
     "--jinja": (*_WRITING, "serve"),
     "--no-warmup": _LOADING,
     "--no-display-prompt": _WRITING,
@@ -54,7 +54,8 @@ _THREADS = "--tuned sets the processors that moebind tune finds; in Python, a Th
 _TIMED = "moebind generate tells how long it took with --timings, moebind chat with /timings"
 _LOGGED = "errors have what matters of llama.cpp's log, and in Python all of it is logged, moebind.set_log"
 _AROUND = "the model's template says what is around a question; moebind chat takes another one, --chat-template"
-_ADDED = "in Python, it can be added to a context: Model.lora_adapter_init, Context.set_control_vector"
+_ADAPTED = "in Python, Model.lora_adapter_init loads it, and Context.set_lora_adapters uses it"
+_STEERED = "in Python, Context.set_control_vector adds it"
 _SERVED = "moebind serve passes it on behind --"
 _FETCHED = "give -hf OWNER/REPO, or download it first"
 _KEPT = "in Python, Context.state_save_file keeps what was computed"
@@ -106,7 +107,8 @@ INSTEAD: Mapping[str, str] = {
     **_all(_SERVED, "--skip-chat-parsing", "--no-skip-chat-parsing"),
     **_all(_SERVED, "--reasoning-preserve", "--no-reasoning-preserve"),
     **_all("in Python, Model.new_context(samplers=...) does it", "-bs", "--backend-sampling"),
-    **_all(_ADDED, "--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled"),
+    **_all(_ADAPTED, "--lora", "--lora-scaled"),
+    **_all(_STEERED, "--control-vector", "--control-vector-scaled"),
     **_all("give --moe-cache with a unit, such as 4096MiB", "--moe-cache-mib"),
     **_all(r"give --override-tensor, such as 'ffn_(up|down|gate)\.=CPU'", "-ncffn", "--n-cpu-ffn"),
     **_all("moebind fit --margin SIZE leaves so much free", "-fitt", "--fit-target"),

@@ -80,12 +80,20 @@ def _first_layers(experts: Mapping[int, int], lacks: int) -> int:
     return max(experts) + 1
 
 
-def for_host(host: DeviceMemory, unread: int) -> list[str]:
-    """What the host's memory consists of, and what would make it less; ``unread`` bytes of the file need none."""
+def for_host(host: DeviceMemory, unread: int, alone: bool) -> list[str]:
+    """What the host's memory consists of, and what would make it less.
+
+    ``unread`` bytes of the file need none; ``alone`` says that there is no device.
+    """
     parts = {buffer.name: buffer.model for buffer in host.buffers}
-    mapped = parts.get(MAPPED, 0) - unread
+    mapped, other = parts.get(MAPPED, 0) - unread, host.total - parts.get(MAPPED, 0)
     found: list[str] = []
-    if mapped > 0:
+    if mapped > 0 and other > host.free:
+        found.append(
+            f"{show_size(mapped)} of it may be read from the file again and again, but the other {show_size(other)} "
+            f"have to fit; a shorter n_ctx takes less than their {show_size(host.context)} of context"
+        )
+    elif mapped > 0:
         found.append(
             f"{show_size(mapped)} of it are pages of the file, which the system reads again when they do not stay: "
             "slow, but it runs"
@@ -93,4 +101,7 @@ def for_host(host: DeviceMemory, unread: int) -> list[str]:
     repacked = sum(size for name, size in parts.items() if "REPACK" in name)
     if repacked:
         found.append(f"use_extra_bufts=False leaves {show_size(repacked)} of repacked weights in the file's pages")
-    return [*found, "a smaller quantisation, or more on a device, takes less"]
+    return [
+        *found,
+        "a smaller quantisation takes less" if alone else "a smaller quantisation, or more on a device, takes less",
+    ]

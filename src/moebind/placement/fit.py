@@ -457,7 +457,9 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
     if pinned:
         lines.append(f"n_ctx is {context.n_ctx}, as you set it.")
     else:
-        lines.append(f"n_ctx is {context.n_ctx}: the longest context that fits, up to what the model was trained with.")
+        lines.append(
+            f"n_ctx is {context.n_ctx}: what fits beside these experts, up to what the model was trained with."
+        )
     trained = search.header.integer("context_length", 0)
     if 0 < trained * (1 if context.kv_unified else context.n_seq_max) < context.n_ctx:
         lines.append(f"The model was trained with {trained} tokens, and may be worse beyond them.")

@@ -257,7 +257,7 @@ class Plan(MemoryBreakdown):
             if device.name in lacks
         ]
         if self.host.name in lacks:
-            advised = "; ".join(advice.for_host(self.host, self.gaps + self.lazy))
+            advised = "; ".join(advice.for_host(self.host, self.gaps + self.lazy, len(self.devices) == 1))
             lines.append(f"The host lacks {show_size(lacks[self.host.name])}: {advised}.")
         return tuple(lines)
 
