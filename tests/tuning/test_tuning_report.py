@@ -71,6 +71,12 @@ def test_sentences_of_nothing(path: Path) -> None:
     )
 
 
+def test_without_a_measurement_nothing_is_said_of_decisions(path: Path) -> None:
+    said = explained(made_up(path, steps=(), trials=(), total=None, complete=False))
+    assert said.endswith("There was no time for a single measurement: give more minutes; resume goes on.")
+    assert "measurements" not in said and "decisions" not in said
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"), [(1.0, "0.1"), (133.0, "2.3"), (599.9, "10.0"), (601.0, "11"), (7200.0, "120")]
 )

@@ -118,10 +118,11 @@ def explained(found: Findings) -> str:
     failed = sum(trial.failure is not None for trial in found.trials)
     of_which = f", {failed} of which failed" if failed else ""
     plural = "" if len(found.trials) == 1 else "s"
-    lines.append(
-        f"{len(found.trials)} measurement{plural}{of_which}; all decisions together keep something that is no faster "
-        f"with a chance of at most {ERROR:.0%}."
-    )
+    if found.trials:
+        lines.append(
+            f"{len(found.trials)} measurement{plural}{of_which}; all decisions together keep something that is no "
+            f"faster with a chance of at most {ERROR:.0%}."
+        )
     lines += _unplanned(found)
     if found.needs is not None:
         lines.append(
