@@ -130,7 +130,7 @@ def test_chat_uses_it_too(path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--goal", "fast"], "--goal is 'fast'; it takes 'chat', 'long-prompt', 'batch'"),
+        (["--goal", "fast"], "it takes 'chat', 'long-prompt', 'batch', or weights such as decode=0.5,prompt=0.5"),
         (["--goal", "decode=much"], "--goal is 'decode=much'; it takes weights as decode=0.5,prompt=0.5"),
         (["--goal", "speed=1"], "--goal has 'speed'; it takes weights of prompt, decode, batch"),
         (["--only", "colour"], "--only has 'colour'; it takes placement"),

@@ -208,6 +208,20 @@ def test_an_index_is_for_this_system_unless_it_is_said() -> None:
     assert os.confstr("CS_GNU_LIBC_VERSION") == f"glibc 2.{clean.libc_here()}"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["index", "nothing.whl", "index"], "nothing.whl is not there: tools/wheels build makes a wheel"),
+        (["try", "nowhere"], "nowhere is no index with a wheel of moebind: tools/wheels index makes one"),
+    ],
+)
+def test_what_is_to_be_tried_is_not_there(arguments: list[str], said: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools/wheels"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"wheels: {said}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_distribution_has_no_compiler() -> None:
     for kind in roots.ROOTS.values():
         assert not {"g++", "gcc", "clang", "make", "build-essential"} & {*kind.packages}

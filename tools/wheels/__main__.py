@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from building import CROSS, BuildError, build
-from clean import fill_index, libc_here, try_here, try_in
+from clean import TrialError, fill_index, libc_here, try_here, try_in
 from flavours import FLAVOURS
 from repair import RepairError, repair
 from roots import PYTHON, ROOTS, RootError, make
@@ -101,7 +101,7 @@ def main() -> int:
     arguments = commands().parse_args()
     try:
         arguments.run(arguments)
-    except (BuildError, RepairError, RootError, subprocess.CalledProcessError) as error:
+    except (BuildError, RepairError, RootError, TrialError, subprocess.CalledProcessError) as error:
         print(f"wheels: {error}", file=sys.stderr)
         return 1
     return 0

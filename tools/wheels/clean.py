@@ -19,7 +19,7 @@ from typing import Any
 from roots import enter
 from tested import TESTERS
 
-__all__ = ["download", "fill_index", "libc_here", "plain_tags", "try_here", "try_in"]
+__all__ = ["TrialError", "download", "fill_index", "libc_here", "plain_tags", "try_here", "try_in"]
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Of the checkout, what those tests read; the package's sources are not among it.
@@ -27,6 +27,10 @@ TREE = (
     *("conftest.py", "pyproject.toml", "docs/numerics.md", "vendor/fetch.py", "vendor/page.py"),
     *("benchmarks", "examples", "tests", "tools/wheels"),
 )
+
+
+class TrialError(Exception):
+    """What is to be tried is not there."""
 
 
 def plain_tags(machine: str, minor: int) -> list[str]:
@@ -50,6 +54,8 @@ def fill_index(wheel: Path, index: Path, python: str, minor: int, wanted: Sequen
     minor
         The C library's, as the 31 in 2.31.
     """
+    if not wheel.is_file():
+        raise TrialError(f"{wheel} is not there: tools/wheels build makes a wheel")
     index.mkdir(parents=True, exist_ok=True)
     if wheel.parent != index:
         shutil.copy(wheel, index)
@@ -71,8 +77,14 @@ def installing(index: str, python: str) -> list[str]:
     return [python, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", index]
 
 
+def _must_be_index(index: Path) -> None:
+    if not any(index.glob("moebind-*.whl")):
+        raise TrialError(f"{index} is no index with a wheel of moebind: tools/wheels index makes one")
+
+
 def try_here(index: Path, model: Path, folder: Path) -> dict[str, Any]:
     """Install into an environment in a folder, and have a model write: what ``smoke.py`` prints."""
+    _must_be_index(index)
     venv.create(folder, with_pip=True, clear=True)
     python = str(folder / "bin/python")
     subprocess.run([*installing(str(index), python), "moebind"], check=True)
@@ -89,6 +101,7 @@ def try_in(root: Path, interpreter: str, index: Path, model: Path, tests: Sequen
     tests
         Which of them; empty: those of ``tested.py``.
     """
+    _must_be_index(index)
     work = root / "trial"
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(index, work / "index")

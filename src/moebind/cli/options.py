@@ -119,6 +119,7 @@ _OPTIONS = {
 _BEGINS = re.compile(r"([a-z_]+)(?:\[[^]]*\])?(?= (?:is|has|holds|names|belongs)\b)")
 #: What a sentence tells Python's users to write, and what is written on a command line.
 _CALLS = [
+    (re.compile(r"\bsuch as \{'decode': ([\d.]+), 'prompt': ([\d.]+)\}"), r"such as decode=\1,prompt=\2"),
     (re.compile(r"(?:ModelParams(?:\(\))?\.)?\bwith_cpu_moe_all(?:\(\))?"), "--cpu-moe"),
     (re.compile(r"(?:ModelParams(?:\(\))?\.)?with_n_cpu_moe\((\d+)\)"), r"--n-cpu-moe \1"),
     (re.compile(r"(?:ModelParams(?:\(\))?\.)?\bwith_n_cpu_moe(?:\(\))?"), "--n-cpu-moe"),
