@@ -27,9 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from gguf_changes import Base, bases, mutant
 
 #: What a worker may hold beyond what it held after the first (whole) model; mutants are all smaller than this.
-#: AddressSanitizer writes an eighth of what is allocated, though it be only reserved: a list for as many cells as a
-#: sliding window has, which is 8 GiB for one of 2^31 - 1.
-GROWTH_MAX = (2048 if "ASAN_OPTIONS" in os.environ else 192) * 2**20
+GROWTH_MAX = 192 * 2**20
 HANG_SECONDS = 30
 
 # --- entries: every public call that opens a file; a new one is added here ---
