@@ -53,6 +53,35 @@ def test_options_win_over_the_file(path: Path, file: Path, capsys: Capture) -> N
     assert [device["capacity"] for device in told["devices"]] == [2**30, 2**31]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "PATH", "a", "-n", "1", "-c", "64"],
+        ["embed", "PATH", "a"],
+        ["plan", "PATH"],
+        ["fit", "PATH"],
+        ["bench", "decode", "PATH", "-n", "1", "-p", "1", "--no-progress"],
+        ["probe", "PATH", "-c", "64"],
+        ["routing", "PATH", "-p", "a", "-n", "1"],
+    ],
+)
+def test_placing_without_a_device_has_a_note(path: Path, device: Device, capsys: Capture, command: list[str]) -> None:
+    words = [str(path) if each == "PATH" else each for each in command]
+    for options, told in (
+        (["-cmoe", "-ngl", "9"], "--n-gpu-layers and --cpu-moe change nothing"),
+        (["-ot", "ffn_up_exps=CPU"], "--override-tensor changes nothing"),
+        (["-ncmoe", "1", "-ngl", "0"], "--n-cpu-moe changes nothing"),
+        ([], None),
+    ):
+        assert run(*words, *options, "--device", "none") == 0
+        note = f"moebind: note: {told}: no device takes layers, so all weights are in host memory"
+        notes = [line for line in capsys.readouterr().err.splitlines() if "nothing" in line]
+        assert notes == ([note] if told else [])
+    if command[0] != "embed":
+        assert run(*words, "-cmoe", "--device", device.name) == 0
+        assert "changes nothing" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("rules", [["-ot", "ffn_up_exps=CPU"], ["-cmoe"], ["-ncmoe", 1]])
 def test_rules_take_the_place_of_the_files(path: Path, file: Path, capsys: Capture, rules: list[object]) -> None:
     [rule] = planned(path, capsys, "--params", file, *rules)["model_params"]["tensor_overrides"]

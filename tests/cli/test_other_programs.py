@@ -79,8 +79,15 @@ def test_a_sentence_says_what_to_do(name: str, capsys: Capture) -> None:
     assert run("generate", "none.gguf", "a", name, "x") == 2
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", f"moebind: there is no {name} here: {INSTEAD[name]}\n")
-    assert instead_of(name) in said.err  # type: ignore[operator]
-    assert instead_of("--nonsense") is None
+    assert instead_of(name, options("generate")) in said.err  # type: ignore[operator]
+    assert instead_of("--nonsense", ()) is None
+
+
+def test_no_option_is_recommended_that_a_command_lacks(capsys: Capture) -> None:
+    assert run("plan", "none.gguf", "-r", "x") == 2
+    assert capsys.readouterr().err == (
+        "moebind: there is no option -r: moebind plan --help-all shows those that there are\n"
+    )
 
 
 def test_what_is_so_anyway_is_taken(capsys: Capture) -> None:

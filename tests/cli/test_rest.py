@@ -25,11 +25,12 @@ def path(tiny_path: Callable[..., Path]) -> Path:
 
 def test_options_of_llama_server_go_behind_the_dashes(path: Path, capsys: Capture) -> None:
     assert run("serve", path, "--temp", "0") == 2
-    assert "--temp is an option of llama-server's: give it behind --, as in -- --temp ..." in capsys.readouterr().err
+    told = "--temp is an option of llama-server's: give it behind --, as in moebind serve MODEL -- --temp ..."
+    assert capsys.readouterr().err == f"moebind: {told}\n"
     assert run("serve", path, "--spec-draft-prio", "2") == 2  # which other commands refuse
-    assert "give it behind --, as in -- --spec-draft-prio ..." in capsys.readouterr().err
+    assert "give it behind --, as in moebind serve MODEL -- --spec-draft-prio ..." in capsys.readouterr().err
     assert run("serve", path, "--tempp", "0") == 2
-    assert "there is no option --tempp" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"moebind: there is no option --tempp; did you mean --temp? {told}\n"
     assert run("serve", path, "--", "--host", "::") == 2
     assert "is moebind's to set: give it before --" in capsys.readouterr().err
     for arguments, said in {

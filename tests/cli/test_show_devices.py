@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from commands import Capture, run
 
 import moebind
 from moebind import Device
+from moebind.backend import devices
 
 
 def test_a_table(capsys: Capture) -> None:
@@ -17,7 +19,33 @@ def test_a_table(capsys: Capture) -> None:
     assert lines[0].split() == ["device", "backend", "type", "memory", "free", "layers", "description"]
     for device, line in zip(moebind.devices(), lines[1:], strict=False):
         assert line.split()[:3] == [device.name, device.backend, device.type.name]
-    assert lines[-1].startswith(f"Backends: {', '.join(moebind.backends())}. CUDA is ")
+    assert lines[-3] == f"Backends: {', '.join(moebind.backends())}."
+    assert [line.split(" is ")[0] for line in lines[-2:]] == ["CUDA", "Vulkan"]
+
+
+@pytest.mark.parametrize(
+    ("unused", "state", "why"),
+    [
+        (
+            b"no files (/dev/dri); GGML_VK_VISIBLE_DEVICES=0 looks",
+            "; but it is not used: no files (/dev/dri)",
+            "no files",
+        ),
+        (b"libvulkan.so.1: cannot open", "; but it is not used: libvulkan.so.1: cannot open", "libvulkan.so.1"),
+        (b"", "", "it sees no card"),
+    ],
+)
+def test_why_a_backend_is_not_used(unused: bytes, state: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = SimpleNamespace(
+        moebind_built=lambda backend: b"in: headers of Vulkan", moebind_unused=lambda backend: unused
+    )
+    monkeypatch.setattr(devices, "lib", native)
+    monkeypatch.setattr(devices, "init", lambda: None)
+    monkeypatch.setattr(devices, "decoded", bytes.decode)
+    monkeypatch.setattr(devices, "devices", list)
+    assert devices.backend_state("Vulkan") == f"in: headers of Vulkan{state}"
+    assert devices.why_no_card("Vulkan").startswith(f"Vulkan is not used: {why}")
+    assert "GGML_VK" not in devices.why_no_card("Vulkan")
 
 
 def test_those_that_take_layers(device: Device, capsys: Capture) -> None:

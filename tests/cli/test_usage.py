@@ -7,6 +7,8 @@ from commands import Capture, run
 
 from moebind.cli.usage import meant, no_such
 
+SHOWN = "moebind plan --help-all shows those that there are"
+
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
@@ -24,8 +26,14 @@ from moebind.cli.usage import meant, no_such
         (["generate", "m.gguf", "--reverse-prompt", "a"], "there is no option --reverse-prompt; did you mean --stop?"),
         (["plan", "m.gguf", "-ngl99"], "there is no option -ngl99; did you mean -ngl?"),
         (["generate", "m.gguf", "--tmep", "5"], "there is no option --tmep; did you mean --temp?"),
-        (["plan", "m.gguf", "--max-tokens", "5"], "there is no option --max-tokens"),
-        (["plan", "m.gguf", "--zzz"], "there is no option --zzz"),
+        (["generate", "m.gguf", "--max-token", "5"], "there is no option --max-token; did you mean --predict?"),
+        (
+            ["chat", "m.gguf", "--colr"],
+            "there is no option --colr; did you mean --color? There is no --color here: nothing is coloured; leave it "
+            "out",
+        ),
+        (["plan", "m.gguf", "--max-tokens", "5"], f"there is no option --max-tokens: {SHOWN}"),
+        (["plan", "m.gguf", "--zzz"], f"there is no option --zzz: {SHOWN}"),
         (["plan", "m.gguf", "-c"], "-c is the last word; it takes a value"),
         (["plan", "m.gguf", "--cpu-moe=yes"], "--cpu-moe has a value, and takes none"),
         (["plan", "m.gguf", "x y"], "'x y' is more than there is a place for: moebind plan takes MODEL"),

@@ -343,17 +343,23 @@ def time_us() -> int:
 def backend_state(backend: str) -> str:
     """Whether ``"CUDA"`` or ``"Vulkan"`` was built, with what or why not, and why it is not used here if it was."""
     init()
-    unused = decoded(lib.moebind_unused(backend.encode()))
+    unused = _unused(backend)
     return decoded(lib.moebind_built(backend.encode())) + (f"; but it is not used: {unused}" if unused else "")
 
 
 def why_no_card(backend: str) -> str:
-    """The same as a sentence, for somebody who has no card that this backend can use."""
-    state = backend_state(backend)
-    built, _, details = state.partition(": ")
-    if built != "in" or "; but it is not used: " in state or any(each.backend == backend for each in devices()):
-        return f"{backend} is {state}"
-    return f"{backend} is built in, but sees no card ({details})"
+    """Why this backend uses no card, in a few words; the doctor has more."""
+    init()
+    if not decoded(lib.moebind_built(backend.encode())).startswith("in"):
+        return f"{backend} is not in this build"
+    if any(each.backend == backend for each in devices()):
+        return f"{backend} sees a card"
+    return f"{backend} is not used: {_unused(backend) or 'it sees no card'}"
+
+
+def _unused(backend: str) -> str:
+    """Why a backend that was built is not used, without what the loader adds for who wants to try it; or nothing."""
+    return decoded(lib.moebind_unused(backend.encode())).partition("; GGML_VK_VISIBLE_DEVICES")[0]
 
 
 def of_one_card(chosen: Iterable[Device]) -> tuple[Device, Device] | None:

@@ -14,7 +14,7 @@ from moebind.backend.devices import default_devices
 from moebind.backend.rpc_servers import add_rpc_server
 from moebind.cli.devices import LOOPBACK, exact_size, separate
 from moebind.cli.output import say
-from moebind.cli.parameters import ADDED, CONTEXT, MODEL, USUAL, Option, ParamsT, shares
+from moebind.cli.parameters import ADDED, CONTEXT, MODEL, USUAL, Option, ParamsT, only, shares
 from moebind.cli.signatures import HELP_ALL, give_signature
 from moebind.params.params import ContextParams, ModelParams
 
@@ -43,6 +43,8 @@ TUNED: Option[Any] = Option(
     (),
     lambda params, value: params,
 )
+#: They say what goes to a device, and what stays in host memory.
+_PLACING = only(MODEL, "n_gpu_layers", "override_tensor", "n_cpu_moe", "cpu_moe")
 
 
 class Chosen(NamedTuple):
@@ -145,6 +147,7 @@ class Given:
             host = exact_size(saved_host)
         if self.values.get("tensor_split") is not None:
             _check_shares(self.values["tensor_split"], model_params, device)
+        self._note_of_placing(model_params, device)
         return Chosen(model_params, context_params, None if device is None else list(device), host)
 
     def _source(self, model: str) -> str | None:
@@ -177,6 +180,18 @@ class Given:
         # As the options in moebind.cli.drafts are called, which reads what is given here.
         said = [value for name, value in self.values.items() if name.startswith("spec_") or name.endswith("_draft")]
         return bool(said) and all(value in (None, []) for value in said)
+
+    def _note_of_placing(self, params: ModelParams, device: Sequence[str] | None) -> None:
+        """Tell where options change nothing: without a device, all weights are in host memory anyway."""
+        flags = [option.flag for option, value in self.of(_PLACING) if value not in ("0", "auto", 0)]
+        devices = device if params.devices is None else params.devices
+        if not flags or (params.n_gpu_layers != 0 and (default_devices() if devices is None else devices)):
+            return
+        why = "; moebind doctor says why" if devices is None and params.n_gpu_layers != 0 else ""
+        say(
+            f"note: {' and '.join(flags)} change{'s' * (len(flags) == 1)} nothing: no device takes layers, so all "
+            f"weights are in host memory{why}"
+        )
 
     def of(self, options: Sequence[Option[ParamsT]]) -> list[tuple[Option[ParamsT], Any]]:
         """Those of the options that were given, with their values."""

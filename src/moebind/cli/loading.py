@@ -91,10 +91,16 @@ def computing(
     """The parameters of a command that computes: as options and a file have them, for devices that are here."""
     chosen = given.read(model, given.computing(device), n_ctx=n_ctx)
     params = with_devices(chosen, by_user=device is not None)
-    quiet = given.values.get("n_gpu_layers") in {None, "auto"} and given.values.get("params") is None
-    if quiet and params.devices is None and not default_devices() and no_gpu_is_meant():
+    if params.devices is None and not default_devices() and _is_told(given):
         params = params.with_n_gpu_layers(0)
     return params, chosen.context_params
+
+
+def _is_told(given: Given) -> bool:
+    """Whether nobody needs the load's warning of no device: a note has said so, or there is no card."""
+    if given.values.get("n_gpu_layers") in {None, "auto"}:
+        return given.values.get("params") is None and no_gpu_is_meant()
+    return True
 
 
 def open_model(model: str, params: ModelParams) -> Model:

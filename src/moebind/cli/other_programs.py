@@ -5,7 +5,8 @@ Those for drafts are in :mod:`moebind.cli.refused`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Container, Mapping
 
 __all__ = ["INSTEAD", "RENAMED", "UNNEEDED", "changes_nothing", "instead_of"]
 
@@ -32,6 +33,8 @@ RENAMED: Mapping[str, str] = {
     "--usage": "--help",
 }
 
+#: An option that is to be given instead.
+_GIVEN = re.compile(r"give (--?[\w-]+)")
 _WRITING = ("generate", "chat")
 _LOADING = (*_WRITING, "probe", "embed", "rerank")
 #: llama.cpp's options without a value that say what is so anyway, and the commands of which that is true.
@@ -90,7 +93,7 @@ INSTEAD: Mapping[str, str] = {
     **_all("moebind tokenize writes the tokens of a prompt", "--verbose-prompt"),
     **_all("texts are as they are given; a shell writes line breaks, as in $'a\\nb'", "-e", "--escape"),
     **_all("a text ends where the context is full; make --ctx-size larger", "--context-shift", "--keep"),
-    **_all("give --stop", "-r"),
+    **_all("give --stop TEXT", "-r"),
     **_all("a model is loaded without a run to warm it up; leave it out", "--warmup", "--no-warmup"),
     **_all(_TIMED, "--perf", "--show-timings"),
     **_all(_LOGGED, "-v", "--verbose", "--log-verbose", "-lv", "--verbosity", "--log-verbosity"),
@@ -149,6 +152,13 @@ def changes_nothing(name: str, command: str) -> bool:
     return command in UNNEEDED.get(name, ())
 
 
-def instead_of(name: str) -> str | None:
-    """A sentence on an option that no command takes; None: it is not one of llama.cpp's that people type."""
-    return f"there is no {name} here: {INSTEAD[name]}" if name in INSTEAD else None
+def instead_of(name: str, known: Container[str]) -> str | None:
+    """A sentence on an option that a command lacks.
+
+    None: it is not one of llama.cpp's that people type, or what to give instead is not among the command's options.
+    """
+    found = INSTEAD.get(name)
+    given = None if found is None else _GIVEN.match(found)
+    return (
+        None if found is None or (given is not None and given[1] not in known) else f"there is no {name} here: {found}"
+    )

@@ -51,8 +51,13 @@ class WithRest(OwnCommand):
         if name not in option_names():
             return super().why_not(name)
         refused = why_not(name)
-        told = f": give it behind --, as in -- {name} ..." if refused is None else f", {_told(refused)}"
+        example = f"moebind {self.name} MODEL -- {name} ..."
+        told = f": give it behind --, as in {example}" if refused is None else f", {_told(refused)}"
         return f"{name} is an option of llama-server's{told}"
+
+    def answered(self) -> list[str]:
+        """The options that it does not have, and of which something is said."""
+        return [*option_names(), *super().answered()]
 
 
 def _told(refused: Refused) -> str:

@@ -180,7 +180,6 @@ def command(
             ui=not no_ui,
         )
         try:
-            _note_of_experts(server, given)
             server.wait_ready(timeout_load)
             look()
             if as_json:
@@ -192,14 +191,6 @@ def command(
                 look()
         finally:
             server.close()
-
-
-def _note_of_experts(server: Server, given: Given) -> None:
-    """Tell where options for experts change nothing: without a device, they are in host memory anyway."""
-    for name in ("cpu_moe", "n_cpu_moe"):
-        if given.values[name] and not any(model.used for model in server.models):
-            flag = f"--{name.replace('_', '-')}"
-            say(f"note: {flag} changes nothing: no device takes layers, so all weights are in host memory")
 
 
 def _model_params(chosen: Chosen, single: bool, *, by_user: bool) -> ModelParams:

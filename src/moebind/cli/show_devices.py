@@ -66,5 +66,5 @@ def _lines(found: list[Device], taking: set[str], memory: HostMemory) -> list[st
         lines.append("No device takes layers: models are computed on the CPU. moebind doctor says why.")
     if memory.limit is not None:
         lines.append(f"Host memory is limited by {memory.limit}.")
-    states = ", ".join(f"{name} is {backend_state(name)}" for name in ("CUDA", "Vulkan"))
-    return [*lines, f"Backends: {', '.join(backends())}. {states}."]
+    states = [f"{name} is {backend_state(name)}." for name in ("CUDA", "Vulkan")]
+    return [*lines, f"Backends: {', '.join(backends())}.", *states]

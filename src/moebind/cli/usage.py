@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -11,10 +11,11 @@ from moebind._core.shown import shown
 from moebind.cli.other_programs import RENAMED
 from moebind.cli.words import WrongOptionError, is_single, names_of
 
-__all__ = ["check_first", "meant", "no_such", "usage_sentence"]
+__all__ = ["check_first", "meant", "no_such", "no_such_option", "usage_sentence"]
 
-#: How much a name must be like another one to be meant.
+#: How much a name must be like another one to be meant; of options that a command lacks, more.
 _ALIKE = 0.75
+_VERY_ALIKE = 0.85
 _SENTENCES = [
     (re.compile(r"Option '(.+)' requires (?:an|\d+) arguments?\.?"), "{0} is the last word; it takes a value"),
     (re.compile(r"Option '(.+)' does not take a value\.?"), "{0} has a value, and takes none"),
@@ -66,18 +67,51 @@ def no_such(what: str, given: str, known: Iterable[str]) -> str:
     return f"there is no {what} {shown(given)[1:-1]}{f'; did you mean {alike}?' if alike else ''}"
 
 
+def no_such_option(
+    given: str, known: Iterable[str], elsewhere: Iterable[str], answer: Callable[[str], str | None], command: str
+) -> str:
+    """The message for an option that a command lacks, which may be a slip for one that it lacks, too.
+
+    Parameters
+    ----------
+    given
+        What was given.
+    known
+        The names of the command's options.
+    elsewhere
+        Names of other programs' options.
+    answer
+        What is said of such an option; None where there is nothing to say.
+    command
+        The command, as it is called.
+    """
+    names = list(known)
+    score, other = _closest(given, [*RENAMED, *(each for each in elsewhere if each.startswith("--"))])
+    closer = score >= _VERY_ALIKE and score > _closest(given, names)[0]
+    none = no_such("option", given, ())
+    told = answer(other) if closer and other not in RENAMED else None
+    if told is not None:
+        return f"{none}; did you mean {other}? {told[0].upper()}{told[1:]}"
+    alike = meant(other if closer else given, names)
+    return f"{none}; did you mean {alike}?" if alike else f"{none}: {command} --help-all shows those that there are"
+
+
 def meant(given: str, known: Iterable[str]) -> str | None:
     """The name that was probably meant; of those that differ only in their writing, the first."""
     names = list(known)
     elsewhere = RENAMED.get(_written(given))
     if elsewhere is not None and elsewhere.split()[0] in names:
         return elsewhere
+    score, name = _closest(given, names)
+    return name if score >= _ALIKE else None
+
+
+def _closest(given: str, names: Iterable[str]) -> tuple[float, str]:
+    """The name that is most like another one, and how much it is; the first of several."""
     bare = _bare(given)
-    if not bare:
-        return None
-    scored = [(_likeness(bare, _bare(each)), -at, each) for at, each in enumerate(names)]
+    scored = [(_likeness(bare, _bare(each)), -at, each) for at, each in enumerate(names)] if bare else []
     best = max(scored, default=(0.0, 0, ""))
-    return best[2] if best[0] >= _ALIKE else None
+    return best[0], best[2]
 
 
 def _likeness(given: str, name: str) -> float:

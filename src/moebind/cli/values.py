@@ -31,16 +31,17 @@ class OwnCommand(TyperCommand):
         known = self.get_params(ctx)
 
         def why_not(name: str) -> str:
-            from moebind.cli.usage import no_such  # for what is wrong only, as all that says so
+            from moebind.cli.usage import no_such_option  # for what is wrong only, as all that says so
 
-            return self.why_not(name) or no_such("option", name, [flag for each in known for flag in names_of(each)])
+            flags = [flag for each in known for flag in names_of(each)]
+            return self.why_not(name) or no_such_option(name, flags, self.answered(), self.why_not, ctx.command_path)
 
         try:
             return super().parse_args(ctx, read_words(args, known, str(self.name), why_not))
         except Exception as error:
             # Of an unknown option, whose class moved between versions of typer.
             if type(error).__name__ == "NoSuchOption":
-                error.message = self.why_not(error.option_name) or error.message  # type: ignore[attr-defined]
+                error.message = why_not(error.option_name)  # type: ignore[attr-defined]
             raise
 
     def why_not(self, name: str) -> str | None:
@@ -48,8 +49,18 @@ class OwnCommand(TyperCommand):
         from moebind.cli.other_programs import instead_of
         from moebind.cli.refused import why_refused
 
-        drafts = any("--spec-type" in each.opts for each in self.params)
-        return (why_refused(name) if drafts else None) or instead_of(name)
+        known = {flag for each in self.params for flag in names_of(each)}
+        return (why_refused(name) if self._drafts() else None) or instead_of(name, known)
+
+    def answered(self) -> list[str]:
+        """The options that it does not have, and of which something is said."""
+        from moebind.cli.other_programs import INSTEAD
+        from moebind.cli.refused import REFUSED
+
+        return [*INSTEAD, *(REFUSED if self._drafts() else ())]
+
+    def _drafts(self) -> bool:
+        return any("--spec-type" in each.opts for each in self.params)
 
 
 def read_plainly(params: list[Any]) -> list[Any]:

@@ -372,6 +372,6 @@ def _warn_without_device(params: ModelParams) -> None:
         _warned_no_device = True
         warn(
             f"n_gpu_layers is {params.n_gpu_layers}, but no device can take layers: everything runs on the CPU. "
-            f"{why_no_card('CUDA')}; {why_no_card('Vulkan')}{fork_hint()}. moebind.doctor() says what to do; set "
-            "n_gpu_layers=0 if you want the CPU"
+            f"{why_no_card('CUDA')}; {why_no_card('Vulkan')}{fork_hint()}. moebind.doctor() says more; set "
+            "n_gpu_layers=0 if you mean the CPU"
         )
