@@ -41,7 +41,7 @@ class Shape:
     n_cls_out: int = 0
     #: Whether the token embeddings make the logits too.
     tied: bool = False
-    #: Of lfm2: the width of its sliding window.
+    #: Of lfm2 and granite_swa, which has one of 64 without: the width of the sliding window.
     n_swa: int = 0
     #: Groups of experts, of which two are chosen first.
     n_expert_groups: int = 0
@@ -164,7 +164,7 @@ def _metadata(shape: Shape) -> dict[str, object]:
         metadata[f"{a}.expert_feed_forward_length"] = shape.n_ff_exp
     if a == "granite_swa":
         metadata[f"{a}.logit_scale"] = 1.0
-        metadata[f"{a}.attention.sliding_window"] = 64
+        metadata[f"{a}.attention.sliding_window"] = shape.n_swa or 64
         metadata[f"{a}.attention.sliding_window_pattern"] = [layer % 2 == 0 for layer in range(shape.n_layer)]
     return metadata
 

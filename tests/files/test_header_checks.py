@@ -57,6 +57,8 @@ MakeTiny = Callable[..., Path]
         ("rope.dimension_count", 0),
         ("rope.dimension_count_swa", 0),
         ("attention.indexer.key_length", 2),
+        ("attention.sliding_window", 2**31),
+        ("attention.sliding_window", 2**32 - 1),
     ],
 )
 def test_metadata_that_would_crash(edit: Callable[..., Edited], key: str, value: object) -> None:

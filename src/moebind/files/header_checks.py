@@ -30,6 +30,8 @@ __all__ = ["check_experts_together", "check_model", "check_whole"]
 WIDTH_MAX = 2**31 - 1
 #: A model without a vocabulary says how many dummy tokens to make.
 DUMMY_TOKENS_MAX = 2**24
+#: libllama takes the width of a sliding window for an int32_t.
+WINDOW_MAX = 2**31 - 1
 #: ggml's mapped buffers start at multiples of this.
 MAPPED_ALIGNMENT = 32
 
@@ -340,6 +342,10 @@ def _check_numbers(fields: _Fields) -> None:
         epsilon = fields.number(fields.of(name))
         if epsilon is not None and not 0 <= epsilon < math.inf:
             fields.refuse(fields.of(name), f"is {epsilon}; it takes a number that is not negative")
+    window_key = fields.of("attention.sliding_window")
+    window = fields.integer(window_key) or 0
+    if window > WINDOW_MAX:
+        fields.refuse(window_key, f"is {window}; it takes 0 to {WINDOW_MAX}. Without a window, it is 0 or missing")
     for name in ("pooling_type", "classifier.pooling_type"):  # it becomes an enum before it is looked at
         pooling = fields.integer(fields.of(name))
         if pooling is not None and pooling not in {each % 2**32 for each in PoolingType}:
