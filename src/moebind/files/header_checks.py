@@ -24,7 +24,7 @@ from moebind.files.architecture_checks import architecture_problems
 from moebind.files.architecture_facts import ANY_EMBEDDINGS, EXPERTS_MAX, LAYERS_MAX, ONE_EXPERT_IS_NONE, WITHOUT_ROPE
 from moebind.files.gguf import Gguf
 
-__all__ = ["check_experts_together", "check_model", "check_whole"]
+__all__ = ["check_experts_together", "check_model", "check_tokens_differ", "check_whole"]
 
 #: libllama multiplies heads and their widths as 32-bit numbers.
 WIDTH_MAX = 2**31 - 1
@@ -118,7 +118,12 @@ class _Fields:
 
 
 def check_model(
-    file: Gguf, overrides: Mapping[str, bool | int | float | str], *, vocab_only: bool = False, mapped: bool = True
+    file: Gguf,
+    overrides: Mapping[str, bool | int | float | str],
+    *,
+    vocab_only: bool = False,
+    mapped: bool = True,
+    tokens_differ: bool = False,
 ) -> None:
     """Refuse a file that libllama would not survive, or only by an assertion.
 
@@ -132,6 +137,8 @@ def check_model(
         Whether only the vocabulary is loaded, which takes fewer checks.
     mapped
         Whether the file is mapped into memory.
+    tokens_differ
+        Whether to take it that they do: :func:`check_tokens_differ` is for later.
 
     Raises
     ------
@@ -141,6 +148,8 @@ def check_model(
     fields = _Fields(file, overrides)
     _check_splits(file)
     check_whole(file)
+    if not tokens_differ:
+        check_tokens_differ(file, overrides)
     _check_vocabulary(fields)
     _check_embeddings(fields)
     if vocab_only or fields.architecture == "clip":
@@ -171,6 +180,27 @@ def check_whole(file: Gguf) -> None:
     for tensor in file.tensors.values():
         if tensor.offset + tensor.nbytes > sizes[tensor.path]:
             raise ModelLoadError(f"{tensor.path} is cut off: its tensor {tensor.name} ends beyond the end of the file")
+
+
+def check_tokens_differ(file: Gguf, overrides: Mapping[str, bool | int | float | str]) -> None:
+    """Refuse a vocabulary that has a token twice.
+
+    Raises
+    ------
+    ModelLoadError
+        Which one it is, and where.
+    """
+    fields, key = _Fields(file, overrides), "tokenizer.ggml.tokens"
+    if fields.text("tokenizer.ggml.model") in _NO_VOCABULARY or not _is_texts(file, key):
+        return
+    repeated = lib.moebind_gguf_repeated(file._headers[0], file._keys[key])
+    if repeated >= 0:
+        text = file._texts(key).split(b"\0")[repeated].decode("utf-8", "replace")
+        fields.refuse(key, f"has {text!r} twice, the second time at {repeated}; they have to differ")
+
+
+def _is_texts(file: Gguf, key: str) -> bool:
+    return key in file and file.type_of(key) == GgufType.ARRAY and file.item_type_of(key) == GgufType.STRING
 
 
 def check_experts_together(file: Gguf) -> None:
@@ -211,12 +241,8 @@ def _check_vocabulary(fields: _Fields) -> None:
             fields.refuse(fields.of("vocab_size"), f"is {size}; at most {DUMMY_TOKENS_MAX} are taken")
         return
     file = fields.file
-    if key not in file or file.type_of(key) != GgufType.ARRAY or file.item_type_of(key) != GgufType.STRING:
+    if not _is_texts(file, key):
         return  # libllama says so
-    repeated = lib.moebind_gguf_repeated(file._headers[0], file._keys[key])
-    if repeated >= 0:
-        text = file._texts(key).split(b"\0")[repeated].decode("utf-8", "replace")
-        fields.refuse(key, f"has {text!r} twice, the second time at {repeated}; they have to differ")
     if kind == "llama" and not re.search(rb"(^|\0)(<0x[0-9A-F]{2}>|[\x01-\x1f])\0", file._texts(key)):
         fields.refuse(key, "has no byte tokens (<0x00> to <0xFF>), which a SentencePiece vocabulary takes")
 
