@@ -197,8 +197,8 @@ class Engine(OfThisProcess):
         prompt
             As for ``Context.generate``.
         priority
-            Higher ones go before lower ones, where requests wait for a sequence. Each level is worth 64 places in the
-            queue, so that nobody waits forever.
+            Higher ones go before lower ones, where requests wait for a sequence: with each level as if it had come 64
+            requests earlier, so that nobody waits forever.
         adapters
             LoRA adapters with their scales, for this text: as for ``Context.set_lora_adapters``; None: none. What is
             computed together has the same ones, so a request with others waits until the running texts have ended, and
