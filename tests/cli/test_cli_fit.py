@@ -50,7 +50,7 @@ def test_the_line_of_options_says_whose(path: Path, capsys: Capture) -> None:
 def test_a_machine_without_a_card(path: Path, capsys: Capture) -> None:
     assert run("fit", path, "--memory", "1GiB", "--n-ctx", "256", "-ngl", "0") == 0
     said = capsys.readouterr().out
-    if "There is no other device" in said:
+    if "There is no device besides the processor" in said:
         assert "Cards that are not here can be described, such as with --device 12GiB." in said
 
 

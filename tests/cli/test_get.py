@@ -106,7 +106,7 @@ def test_a_no_on_a_terminal(hub: Hub, tmp_path: Path) -> None:
     [
         ([], 2, "there is no model"),
         ([f"{REPO}:F32", "-hf", REPO], 2, "there is no model, or two"),
-        (["nothing"], 2, "addresses look like"),
+        (["nothing"], 2, "what to download is 'nothing'; it takes OWNER/REPO, or OWNER/REPO:QUANT"),
         ([f"{REPO}:Q9", "--yes"], 1, "matches 'Q9'"),
         (["someone/nothing", "--yes"], 1, "no repository of models someone/nothing"),
         ([f"{REPO}:Q4_K", "--memory", "much"], 2, "--memory is 'much'"),

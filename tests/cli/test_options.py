@@ -130,6 +130,7 @@ WRITTEN = [
         "with swa_full=False, a longer one; swa_full=True keeps it",
         "with --no-swa-full, a longer one; --swa-full keeps it",
     ),
+    ("or an n_ctx of 256 takes less", "or --ctx-size 256 takes less"),
     ("set n_gpu_layers=0 if you want the CPU", "give --n-gpu-layers 0 if you want the CPU"),
     ("ContextParams(n_threads=2) if nothing", "--threads 2 if nothing"),
     ("moebind.doctor() says; moebind.fit finds", "moebind doctor says; moebind fit finds"),
@@ -157,7 +158,7 @@ def test_advice_of_plans_is_in_options(path: Path, capsys: Capture) -> None:
     assert run("plan", path, "--device", "1MiB", "-c", 256) == 0
     said = capsys.readouterr().out
     assert "moebind fit finds parameters that fit" in said
-    assert "--cpu-moe keeps" in said
+    assert "--cpu-moe is not enough" in said
     assert "with_" not in said
 
 

@@ -11,7 +11,7 @@ from commands import Capture, run
 
 from moebind.cli.app import COMMANDS, app
 from moebind.cli.drafts import DRAFTS
-from moebind.cli.other_programs import INSTEAD, RENAMED, UNNEEDED, changes_nothing, instead_of
+from moebind.cli.other_programs import COMMANDS_ELSEWHERE, INSTEAD, RENAMED, UNNEEDED, changes_nothing, instead_of
 from moebind.cli.refused import REFUSED
 
 SOURCE = Path(__file__).resolve().parents[2] / "vendor" / "llama.cpp" / "common" / "arg.cpp"
@@ -70,6 +70,7 @@ def test_options_and_commands_that_are_named_are_there() -> None:
     for name, instead in INSTEAD.items():
         for command in re.findall(r"\bmoebind ([a-z]+)\b(?!\.)", instead):
             assert command in COMMANDS, name
+    assert {name for name in COMMANDS_ELSEWHERE.values() if not name.startswith("--")} <= set(COMMANDS)
     for name in set(RENAMED.values()) - {"--help"}:
         assert any(name.split()[0] in options(command) for command in ("generate", "chat", "tokenize")), name
 

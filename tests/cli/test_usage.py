@@ -47,7 +47,14 @@ SHOWN = "moebind plan --help-all shows those that there are"
         (["--verson"], "there is no option --verson; did you mean --version?"),
         (["genrate"], "there is no command genrate; did you mean generate?"),
         (["bench", "offlod"], "there is no command offlod; did you mean offload?"),
-        (["bench", "xyz"], "there is no command xyz"),
+        (["bench", "xyz"], "there is no command xyz: moebind bench --help shows those that there are"),
+        (["perplexity"], "there is no command perplexity: moebind --help shows those that there are"),
+        (["run", "m.gguf"], "there is no command run; did you mean chat?"),
+        (["pull", "o/r"], "there is no command pull; did you mean get?"),
+        (["llama-server"], "there is no command llama-server; did you mean serve?"),
+        (["help"], "there is no command help; did you mean --help?"),
+        (["m.gguf"], "'m.gguf' is a model; a command comes before it, as in moebind chat m.gguf"),
+        (["bench", "m.gguf"], "'m.gguf' is a model; a command comes before it, as in moebind bench decode m.gguf"),
     ],
 )
 def test_what_is_told(capsys: Capture, arguments: list[str], told: str) -> None:

@@ -27,7 +27,7 @@ def followed(plan: moebind.Plan, devices: list[str | int]) -> int:
         if match is None:
             continue
         changes = [(model.with_n_cpu_moe(int(n)), context) for n in re.findall(r"with_n_cpu_moe\((\d+)\)", line)]
-        if "with_cpu_moe_all()" in line and "not enough alone" not in line:
+        if "with_cpu_moe_all()" in line and "with_cpu_moe_all() is not enough" not in line:
             changes.append((model.with_cpu_moe_all(), context))
         changes += [(model.with_n_gpu_layers(int(n)), context) for n in re.findall(r"an n_gpu_layers of (\d+)", line)]
         changes += [(model, context.with_n_ctx(int(n))) for n in re.findall(r"an n_ctx of (\d+)", line)]
@@ -82,7 +82,7 @@ def test_layers_and_contexts(tiny_path: Callable[..., Path], n_expert: int) -> N
 
 def test_what_is_not_enough_is_not_told_as_if_it_were(demo_path: Path) -> None:
     plan = moebind.plan(demo_path, context_params=SMALL.with_n_ctx(8192), devices=["100MiB"])
-    assert "not enough alone" in plan.advice[0]
+    assert re.search(r"with_cpu_moe_all\(\) is not enough \(it moves [\d.]+ MiB of experts\); ", plan.advice[0])
     assert "with_n_cpu_moe(" not in plan.advice[0]
     assert "not enough" not in moebind.plan(demo_path, context_params=SMALL, devices=["400MiB"]).advice[0]
 

@@ -263,7 +263,7 @@ def test_without_a_device(tiny_path: MakeTiny) -> None:
     fit = moebind.fit(tiny_path(n_expert=4), model_params=ModelParams(devices=(), n_gpu_layers=0))
     assert [device.name for device in fit.plan.devices] == ["Host"]
     assert fit.context_params.n_ctx == 512
-    assert "no other device" in fit.explanation
+    assert "no device besides the processor" in fit.explanation
     with pytest.raises(FitError, match="Host"):
         moebind.fit(tiny_path(n_expert=4), memory="1000B", model_params=ModelParams(devices=(), n_gpu_layers=0))
 
@@ -366,7 +366,7 @@ def test_a_dense_model_has_no_experts_to_speak_of(tiny_path: MakeTiny) -> None:
     whole = moebind.plan(path, context_params=SMALL, devices=["1GiB"]).devices[0].total
     fit = moebind.fit(path, memory=whole - 2**17, n_ctx=256, devices=["1GiB"])
     assert fit.model_params.n_gpu_layers >= 0
-    assert "The whole model has no room" in fit.explanation
+    assert "The model is too large for the devices: they take the last " in fit.explanation
     assert "expert" not in fit.explanation
 
 
@@ -418,4 +418,4 @@ def test_a_budget_that_nothing_fits_into_is_the_first_line(tiny_path: Callable[.
     said = "GPU0 may take 0.1 MiB, too little for any layer: everything is in host memory."
     assert str(fit).splitlines()[0] == said
     fit = moebind.fit(tiny_path(), devices=[], host="8GiB", n_ctx=256)
-    assert str(fit).splitlines()[0] == "There is no other device: everything is in host memory."
+    assert str(fit).splitlines()[0] == "There is no device besides the processor: everything is in host memory."

@@ -25,7 +25,8 @@ def test_fewer_layers_when_not_even_the_rest_fits(shape_path: MakeShape) -> None
     least = moebind.plan(path, ModelParams().with_cpu_moe_all(), CONTEXT, devices=["1TiB"]).device_bytes
     fit = moebind.fit(path, memory=least - 30 * MIB, context_params=CONTEXT, devices=["24GiB"])
     assert 0 < fit.model_params.n_gpu_layers < 10
-    assert "Even without its experts" in fit.explanation
+    layers = f"they take the last {fit.model_params.n_gpu_layers} of its 10 layers"
+    assert f"for the devices, even with all experts in host memory: {layers}" in fit.explanation
     assert fit.plan.expert_bytes == 0
     weight = show_size(moebind.experts(path).nbytes)
     assert f"All experts, {weight}, are in host memory." in fit.explanation.splitlines()

@@ -217,7 +217,7 @@ def _file_of(given: Given, model: str | None, kinds: Sequence[str]) -> str | Non
         return str(path)
     if repo is None:
         return draft_beside(model, kinds)
-    address = on_hub(repo)
+    address = on_hub(repo, "--spec-draft-hf")
     # As llama.cpp has it: in a repository of models, what lies beside them is what a kind means.
     wanted = (each.removeprefix("draft-") for each in kinds)
     found = (beside(address, each) for each in wanted if each in SIDECARS)

@@ -71,7 +71,7 @@ def command(
     if (wanted is None) == (hf_repo is None):
         raise ValueError("there is no model, or two: give OWNER/REPO[:QUANT] or -hf")
     given = wanted or hf_repo or ""
-    address = given if checks.on_hub(given) else on_hub(given)
+    address = given if checks.on_hub(given) else on_hub(given, "--hf-repo" if wanted is None else "what to download")
     kinds = _with_files(kinds_of(spec_type))
     files = find(Address.parse(address))
     if sidecar_kind(os.path.basename(files.files[0][0])) is not None:

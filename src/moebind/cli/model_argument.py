@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -22,10 +23,16 @@ Hub = Annotated[
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="FILE", help="The model, as an option.")]
 
+_REPO = re.compile(r"[^/]+/[^/]+")
 
-def on_hub(repo: str) -> str:
-    """The address of what ``-hf`` says."""
+
+def on_hub(repo: str, option: str = "--hf-repo") -> str:
+    """The address of what ``-hf`` says, or another option."""
     name, _, quantisation = repo.partition(":")
+    if not _REPO.fullmatch(name):
+        raise ValueError(
+            f"{option} is {shown(repo)}; it takes OWNER/REPO, or OWNER/REPO:QUANT with a type such as Q4_K_M"
+        )
     return f"hf://{name}/{quantisation}" if quantisation else f"hf://{name}"
 
 
@@ -46,9 +53,11 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
         given = {"MODEL": values["model"], "--model": model_option, "--hf-repo": hf_repo}
         options = [name for name in ("--model", "--hf-repo") if given[name] is not None]
         if len(options) == 2:
-            raise ValueError("--model and --hf-repo are both given; a command takes one model")
+            raise ValueError("--model and --hf-repo are both given, and a command takes one model: leave one out")
         if options:
             first, values["model"] = values["model"], given[options[0]] if hf_repo is None else on_hub(hf_repo)
+            if first is not None and _is_model(first):
+                raise _two_models(first, options[0])
             if first is not None:
                 _shift(first, values, more, options[0])
         elif needed and values["model"] is None:
@@ -76,8 +85,10 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
 
 def _check_place(model: str, others: Mapping[str, Any], metavars: Mapping[str, str]) -> None:
     """Raise where something else stands in the place of the model, which was forgotten, or comes last."""
-    if not others or model.endswith(".gguf") or checks.on_hub(model) or os.path.exists(model):
+    if _is_model(model) or os.path.exists(model):
         return
+    if not others:
+        raise ValueError(f"MODEL is {shown(model)}, which does not exist; it takes a GGUF file, or hf://OWNER/REPO")
     order = f"MODEL comes first, as in MODEL {' '.join(metavars.values())}"
     given = [
         each
@@ -86,10 +97,15 @@ def _check_place(model: str, others: Mapping[str, Any], metavars: Mapping[str, s
         for each in ([value] if isinstance(value, str) else value)
     ]
     for each in given:
-        if each.endswith(".gguf") or checks.on_hub(each):
+        if _is_model(each):
             raise ValueError(f"MODEL is {shown(model)}, which does not exist, and {shown(each)} is behind it: {order}")
     if not given:
         raise ValueError(f"MODEL is {shown(model)}, which does not exist: {order}")
+
+
+def _is_model(word: str) -> bool:
+    """Whether it names a model, whatever else may stand in its place."""
+    return word.endswith(".gguf") or checks.on_hub(word)
 
 
 def _metavar(argument: inspect.Parameter) -> str:
@@ -111,4 +127,8 @@ def _shift(first: str, values: dict[str, Any], names: dict[str, bool], option: s
         first, values[name] = values[name], first
         if first is None:
             return
-    raise ValueError(f"MODEL is {first!r}, and {option} is given too; a command takes one model")
+    raise _two_models(first, option)
+
+
+def _two_models(first: str, option: str) -> ValueError:
+    return ValueError(f"MODEL is {shown(first)}, and {option} is given too; a command takes one model: leave one out")

@@ -130,6 +130,7 @@ _CALLS = [
     (re.compile(r"\bdevices=\['(\w+)'\]"), r"--device \1"),
     (re.compile(r"moe_cache is not \"auto\""), "--moe-cache is not auto"),
     (re.compile(r"\ban n_gpu_layers of (\d+)"), r"--n-gpu-layers \1"),
+    (re.compile(r"\ban n_ctx of (\d+)"), r"--ctx-size \1"),
     (re.compile(r"\bpass overwrite=True"), "give --overwrite"),
     (re.compile(r"\btemplate='([\w-]+)'"), r"--chat-template \1"),
     (re.compile(r", tool_choice='auto', or use_grammar=False"), ", or --tool-choice auto"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Container, Mapping
 
-__all__ = ["INSTEAD", "RENAMED", "UNNEEDED", "changes_nothing", "instead_of"]
+__all__ = ["COMMANDS_ELSEWHERE", "INSTEAD", "RENAMED", "UNNEEDED", "changes_nothing", "instead_of"]
 
 #: Options that have another name here.
 RENAMED: Mapping[str, str] = {
@@ -35,6 +35,23 @@ RENAMED: Mapping[str, str] = {
 
 #: An option that is to be given instead.
 _GIVEN = re.compile(r"give (--?[\w-]+)")
+#: Commands of other programs, without their "llama-", and what is like them here.
+COMMANDS_ELSEWHERE: Mapping[str, str] = {
+    **dict.fromkeys(("run", "cli"), "chat"),
+    **dict.fromkeys(("complete", "completion"), "generate"),
+    **dict.fromkeys(("pull", "download"), "get"),
+    "ls": "list",
+    **dict.fromkeys(("show", "info"), "inspect"),
+    **dict.fromkeys(("bench", "batched-bench"), "bench"),
+    "server": "serve",
+    **dict.fromkeys(("embedding", "embeddings"), "embed"),
+    "tokenize": "tokenize",
+    "quantize": "quantize",
+    "fit-params": "fit",
+    "rpc-server": "rpc-worker",
+    "help": "--help",
+    "version": "--version",
+}
 _WRITING = ("generate", "chat")
 _LOADING = (*_WRITING, "probe", "embed", "rerank")
 #: llama.cpp's options without a value that say what is so anyway, and the commands of which that is true.

@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from moebind._core.shown import shown
-from moebind.cli.other_programs import RENAMED
+from moebind.cli.other_programs import COMMANDS_ELSEWHERE, RENAMED
 from moebind.cli.words import WrongOptionError, is_single, names_of
 
 __all__ = ["check_first", "meant", "no_such", "no_such_option", "usage_sentence"]
@@ -37,7 +37,7 @@ def usage_sentence(error: Any) -> str:
         return f"there is no {_metavar(error.param)}: {_takes(ctx)}"
     command = _NO_COMMAND.fullmatch(message)
     if command is not None and hasattr(getattr(ctx, "command", None), "list_commands"):
-        return no_such("command", command[1], ctx.command.list_commands(ctx))  # type: ignore[union-attr]
+        return _no_command(command[1], ctx.command.list_commands(ctx), ctx.command_path)  # type: ignore[union-attr]
     extra = _TOO_MANY.fullmatch(message)
     if extra is not None and ctx is not None:
         return f"{shown(extra[1])} is more than there is a place for: {_takes(ctx)}"
@@ -59,6 +59,18 @@ def check_first(word: str, known: Iterable[str]) -> None:
     name = word.partition("=")[0]
     if is_single(word) or meant(name, known) is None:
         raise WrongOptionError(f"{no_such('option', name, ())} before a command, as in moebind chat {name} ...")
+
+
+def _no_command(given: str, known: list[str], group: str) -> str:
+    if given.endswith(".gguf"):
+        example = "chat" if "chat" in known else known[0]
+        return f"{shown(given)} is a model; a command comes before it, as in {group} {example} {shown(given)[1:-1]}"
+    elsewhere = COMMANDS_ELSEWHERE.get(given.removeprefix("llama-"))
+    if elsewhere is not None and (elsewhere in known or elsewhere.startswith("--")):
+        return f"{no_such('command', given, ())}; did you mean {elsewhere}?"
+    if meant(given, known) is None:
+        return f"{no_such('command', given, ())}: {group} --help shows those that there are"
+    return no_such("command", given, known)
 
 
 def no_such(what: str, given: str, known: Iterable[str]) -> str:

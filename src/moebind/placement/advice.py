@@ -43,30 +43,28 @@ def for_device(
     found: list[str] = []
     freed = sum(experts.values())
     alone = bool(freed) and enough(model.with_cpu_moe_all(), context)
-    others = False
-    if freed:
+    if alone:
         first = _first_layers(experts, device.total - device.free)
         count = smallest(first, max(experts) + 1, lambda count: enough(model.with_n_cpu_moe(count), context))
-        if alone and count is not None and len(experts) > 1 and count < n_layer:
+        if count is not None and len(experts) > 1 and count < n_layer:
             found.append(f"with_n_cpu_moe({count}) keeps the experts of the first {count} layers in host memory")
         else:
-            rest = "" if alone else ", which is not enough alone"
-            found.append(f"with_cpu_moe_all() keeps {show_size(freed)} of experts in host memory{rest}")
+            found.append(f"with_cpu_moe_all() keeps {show_size(freed)} of experts in host memory")
     if device.context:
         step = STEP * (1 if context.kv_unified else context.n_seq_max)
         steps = largest(1, n_ctx // step, lambda steps: enough(model, context.with_n_ctx(steps * step)))
         if steps:
-            others = True
             found.append(f"an n_ctx of {steps * step} takes less than its {show_size(device.context)} of context")
     if not alone:
         most = n_layer + n_layer_nextn + 1
         most = most if model.n_gpu_layers < 0 else min(model.n_gpu_layers, most)
         layers = largest(0, most, lambda layers: enough(model.with_n_gpu_layers(layers), context))
         if layers is not None:
-            others = True
             found.append(f"an n_gpu_layers of {layers} leaves {'the other' if layers else 'all'} layers to the CPU")
-    if not alone and not others:
-        found.append("leave it out of the devices, for nothing else is enough")
+    if not found:
+        found.append("leave it out of the devices, since nothing else is enough")
+    if freed and not alone:
+        found[0] = f"with_cpu_moe_all() is not enough (it moves {show_size(freed)} of experts); {found[0]}"
     return found
 
 

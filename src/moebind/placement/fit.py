@@ -414,15 +414,15 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
         lines.append(f"Without {' and '.join(unused)} a token reads less from host memory: left out.")
     if not plan._own_devices:
         sizes = " and ".join(f"{name} may take {show_size(search.budgets[name])}" for name in unused)
-        why = f"{sizes}, too little for any layer" if unused else "There is no other device"
+        why = f"{sizes}, too little for any layer" if unused else "There is no device besides the processor"
         lines.insert(0, f"{why}: everything is in host memory.")
         if search.devices is None and not unused:
             lines.append("Cards that are not here can be described, such as with devices=['12GiB'].")
     elif params.n_gpu_layers != model.n_gpu_layers:
         layers = plan.n_layer + plan.n_layer_nextn + 1
         lines.append(
-            f"{'Even without its experts the model' if total else 'The whole model'} has no room on the devices: "
-            f"{params.n_gpu_layers} of {layers} layers are there, counted from the last, which is the output."
+            f"The model is too large for the devices{', even with all experts in host memory' if total else ''}: they "
+            f"take the last {params.n_gpu_layers} of its {layers} layers; the output counts as one."
         )
     if added and total and not plan.expert_bytes:
         lines.append(f"All experts, {show_size(total)}, are in host memory.")

@@ -297,7 +297,7 @@ class Plan(MemoryBreakdown):
             f"{os.path.basename(self.path)}: n_ctx {self.n_ctx}, n_ubatch {context.n_ubatch}, cache {'/'.join(kinds)}"
         )
         table = self._lines(with_free=True)
-        lines = [head, *self._length_notes, *table, *reads_text(self.bytes_per_token, max(map(len, table)))]
+        lines = [head, *self._length_notes, *table, *reads_text(self.bytes_per_token)]
         if self.gaps:
             lines.append(
                 f"{MAPPED} counts whole ranges of the file, with {show_size(self.gaps)} of tensors that are kept "

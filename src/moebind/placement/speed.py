@@ -73,11 +73,12 @@ def _bytes_per_second(name: str, value: Bandwidth) -> float:
     return float(found)
 
 
-def reads_text(reads: Mapping[str, int], width: int) -> list[str]:
-    """A sentence that says what is read, in lines of that width; less than is shown counts as nothing."""
+def reads_text(reads: Mapping[str, int], width: int = 100) -> list[str]:
+    """A sentence that says what is read; less than is shown counts as nothing. Only many devices take several lines."""
     parts = [f"{show_size(nbytes)} from {name}" for name, nbytes in reads.items() if nbytes >= _SHOWN_MIN]
     told = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "next to nothing"
     text = f"With a full cache, a token reads {told}."
     # Numbers stay with their units.
     text = re.sub(r"(\d) ([MG]iB)", "\\1\u00a0\\2", text)
-    return [line.replace("\u00a0", " ") for line in textwrap.wrap(text, width, break_long_words=False)]
+    lines = textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False)
+    return [line.replace("\u00a0", " ") for line in lines]
