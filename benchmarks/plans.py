@@ -34,7 +34,7 @@ COLUMNS = [
     Column("file"),
     Column("on the device", ".2f"),
     Column("experts in host memory", ".2f"),
-    Column("reduction", ".1%"),
+    Column("saved", ".1%"),
     Column("host", ".2f"),
     Column("published"),
     Column("without op_offload"),

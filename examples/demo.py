@@ -63,16 +63,15 @@ def run(name: str, params: ModelParams, device: Device, path: str, n_tokens: int
 def table(rows: list[Row], device: Device) -> str:
     """The table, in the form of the published one."""
     first = rows[0].memory
-    sizes = ("model", "KV", "compute", device.name, "saved")
+    sizes = ("model", "KV", "compute", device.name)
     columns = [Column("configuration", left=True), *(Column(name, ".1f") for name in sizes)]
-    columns += [Column("reduction"), Column("tokens/s", ".1f")]
+    columns += [Column("saved"), Column("tokens/s", ".1f")]
     if rows[0].resident is not None:
         columns.append(Column("worker RSS", ".1f"))
     lines = []
     for row in rows:
         on_device = row.memory.devices[0]
-        saved = first.device_bytes - row.memory.device_bytes
-        sizes_of_row = [on_device.model, on_device.context, on_device.compute, on_device.total, saved]
+        sizes_of_row = [on_device.model, on_device.context, on_device.compute, on_device.total]
         line = [row.name, *(size / MIB for size in sizes_of_row)]
         line += [f"{100 * row.memory.reduction_vs(first):.1f} %", row.tokens_per_second]
         if row.resident is not None:

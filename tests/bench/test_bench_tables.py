@@ -20,7 +20,7 @@ def test_the_table_has_the_form_of_the_published_one(report: OffloadReport) -> N
     lines = report.to_markdown().splitlines()
     assert lines[0] == "**m.gguf (3.00 GiB)**"
     head, ruler, first, second, broken = lines[2:7]
-    assert head.startswith("| placement | device, GiB | seen from outside, GiB | reduction | host, GiB | prompt, ")
+    assert head.startswith("| placement | device, GiB | seen from outside, GiB | saved | host, GiB | prompt, ")
     assert ruler == "| " + " | ".join(["---"] * (head.count("|") - 1)) + " |"
     assert r"| all \| everything | 24.00 | 24.25 |  |" in first
     assert "| 1.00 | 1.25 | 95.8% |" in second

@@ -39,7 +39,7 @@ def _table(report: OffloadRows) -> tuple[list[Column], list[list[object]]]:
         Column("placement", left=True),
         Column(f"device, {unit}", digits),
         Column(f"seen from outside, {unit}", digits),
-        Column("reduction", ".1%"),
+        Column("saved", ".1%"),
         Column(f"host, {unit}", digits),
         Column("prompt, tokens/s"),
         Column("decode, tokens/s"),
