@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 from pathlib import Path
 
@@ -37,6 +38,11 @@ BUILT_FROM = (
     "vendor/patches",
     "pyproject.toml",
 )
+
+#: How far a build of many files is, as Ninja has it, and what CMake decided before (cmake/Summary.cmake).
+BUILT = re.compile(r"\s*\[(\d+)/(\d+)\] ")
+MANY = 50
+DECIDED = re.compile(r"\s*--   (CUDA|Vulkan|web page) +(in|out)\b")
 
 
 def requirements() -> list[str]:
@@ -90,6 +96,63 @@ def install_requirements(wanted: list[str]) -> None:
         raise SystemExit(f"environment: pip could not download the requirements; they are kept in {wheels}")
 
 
+def build(*command: str | Path) -> int:
+    """Run a build, and give its exit status; tell at each tenth how far it is, and of a failure what is about it."""
+    log, begun = VENV / "build.log", time.monotonic()
+    lines: list[str] = []
+    decided: list[str] = []
+    tenths = 0
+    with (
+        open(log, "w", encoding="utf-8") as kept,
+        subprocess.Popen(
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        ) as process,
+    ):
+        for line in process.stdout or ():
+            kept.write(line)
+            lines.append(line.rstrip())
+            if choice := DECIDED.match(line):
+                decided.append(f"{choice[1]} {choice[2]}")
+            step = BUILT.match(line)
+            if step is None or int(step[2]) < MANY:
+                continue
+            if tenths == 0:
+                say(f"compiling {step[2]} files ({', '.join(decided)}); all output goes to {log}")
+                tenths = 1
+            elif 10 * int(step[1]) // int(step[2]) >= tenths:
+                tenths = 10 * int(step[1]) // int(step[2]) + 1
+                say(f"{step[1]} of {step[2]} after {(time.monotonic() - begun) / 60:.1f} minutes")
+    if process.returncode != 0:
+        print("\n".join(about_failure(lines)), flush=True)
+    return process.returncode
+
+
+def about_failure(lines: list[str]) -> list[str]:
+    """The lines of a build from the first error on, or the last ones."""
+    first = next((at for at, line in enumerate(lines) if "FAILED: " in line or "CMake Error" in line), len(lines) - 60)
+    return lines[max(first, 0) :][:100]
+
+
+def to_build() -> str:
+    """What will probably be built, and for how long; CMake decides."""
+    parts = ["6 CPU minutes for the CPU"]
+    off = {name for name in ASKED if os.environ.get(name, "").upper() == "OFF"}
+    cuda = os.environ.get("MOEBIND_CUDA", "").upper() in {"ON", "PIP"}
+    if "MOEBIND_CUDA" not in off and (cuda or shutil.which("nvcc")):
+        parts.append("40 or more for CUDA")
+    if "MOEBIND_VULKAN" not in off and shutil.which("glslc"):
+        parts.append("4 for Vulkan")
+    if "MOEBIND_UI" not in off and shutil.which("npm"):
+        parts.append("2 for the web page, the first time")
+    cores = len(os.sched_getaffinity(0))
+    return f"{', '.join(parts)}; on {cores} core{'s' * (cores != 1)}. Where little has changed, seconds"
+
+
 def fingerprint(paths: tuple[str, ...]) -> str:
     """A hash of those files and folders."""
     digest = hashlib.sha256(sys.version.encode())
@@ -118,7 +181,7 @@ def main() -> None:
     if sys.version_info < (3, 10):  # noqa: UP036  # whatever python3 is, it begins here
         raise SystemExit(f"environment: {sys.executable} is too old; set PYTHON to Python 3.10 or newer")
     if not PYTHON.exists():
-        say("making .venv, an environment of Python's for this checkout (seconds)")
+        say("making .venv, an environment of Python's for this checkout (seconds); then two steps that take minutes")
         venv.create(VENV, with_pip=True)
     wanted = requirements()
     if once("requirements", "\n".join(wanted)):
@@ -129,9 +192,9 @@ def main() -> None:
     # What backends and llama-server's web page are made with, where the build finds it.
     state += "".join(f" {name}={shutil.which(name) is not None}" for name in ("npm", "nvcc", "glslc"))
     if once("build", state):
-        say("building moebind (6 CPU minutes; seconds when only little has changed)")
-        build = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps")
-        if run(*build, "--no-build-isolation", "--no-index", "--editable", ROOT, "-v") != 0:
+        say(f"building moebind ({to_build()})")
+        pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--no-build-isolation")
+        if build(*pip, "--no-index", "--editable", ROOT, "-v") != 0:
             raise SystemExit("environment: the build failed; its messages are above")
         done("build", state)
 

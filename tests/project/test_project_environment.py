@@ -39,13 +39,14 @@ def test_every_step_is_told_before_it_begins(
     monkeypatch.setattr(environment, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(environment.venv, "create", create)
     monkeypatch.setattr(environment, "run", run)
+    monkeypatch.setattr(environment, "build", run)
     environment.main()
     assert [name for name, _ in steps] == ["venv", "--no-index", "download", "install", "build"]
     told = dict(steps)
     for name, begins in (("venv", "making "), ("--no-index", "installing "), ("download", "downloading ")):
         assert told[name].startswith(f"environment: {begins}")
         assert told[name].count("\n") == 1
-    assert told["build"].startswith("environment: building moebind ")
+    assert told["build"].startswith("environment: building moebind (6 CPU minutes for the CPU; on ")
     assert capsys.readouterr().out == ""
     steps.clear()
     (tmp_path / ".venv/bin").mkdir()
@@ -61,3 +62,38 @@ def test_every_step_is_told_before_it_begins(
     monkeypatch.setattr(environment.shutil, "which", lambda name: None)
     environment.main()
     assert [name for name, _ in steps] == ["build"]
+
+
+NINJA = """
+print("  --   CUDA       out: not found", "  --   Vulkan     in: headers", "  -- other", sep="\\n")
+for at in range(1, {n} + 1):
+    print(f"  [{{at}}/{n}] Building CXX object x.cpp.o")
+if {fails}:
+    print("FAILED: x.cpp.o", "x.cpp: error: it is wrong", sep="\\n")
+    raise SystemExit(3)
+"""
+
+
+def test_a_build_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environment, "VENV", tmp_path)
+    log = tmp_path / "build.log"
+    assert environment.build(sys.executable, "-c", NINJA.format(n=200, fails=False)) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == f"environment: compiling 200 files (CUDA out, Vulkan in); all output goes to {log}"
+    assert [line.split(" after ")[0] for line in others] == [f"environment: {n} of 200" for n in range(20, 201, 20)]
+    assert log.read_text(encoding="utf-8").count("Building CXX") == 200
+    # Of a small one nothing is said.
+    assert environment.build(sys.executable, "-c", NINJA.format(n=9, fails=False)) == 0
+    assert capsys.readouterr().out == ""
+    assert environment.build(sys.executable, "-c", NINJA.format(n=9, fails=True)) == 3
+    assert capsys.readouterr().out == "FAILED: x.cpp.o\nx.cpp: error: it is wrong\n"
+
+
+def test_what_is_to_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment.shutil, "which", lambda name: name)
+    assert "40 or more for CUDA, 4 for Vulkan, 2 for the web page" in environment.to_build()
+    for name in ("MOEBIND_CUDA", "MOEBIND_VULKAN", "MOEBIND_UI"):
+        monkeypatch.setenv(name, "OFF")
+    assert environment.to_build().startswith("6 CPU minutes for the CPU; on ")
