@@ -40,6 +40,10 @@ def lm(path: Path) -> Iterator[MoebindLM]:
     lm.model.close()
 
 
+#: A text that is long enough to tell samplers apart.
+LONG: dict[str, object] = {"until": [], "max_gen_toks": 24}
+
+
 def request(kind: str, *arguments: Any) -> Instance:
     return Instance(kind, {}, arguments, 0)
 
@@ -127,9 +131,37 @@ def test_texts_that_go_on(lm: MoebindLM) -> None:
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        {"do_sample": False, "top_p": 0.95},
+        {"do_sample": False, "top_k": 3, "min_p": 0.1, "seed": 7, "num_beams": 1},
+        {"top_p": 0.95},
+        {"temperature": 0.0, "top_p": 1.0},
+    ],
+)
+def test_what_is_not_sampled_is_the_likeliest(lm: MoebindLM, given: dict[str, object]) -> None:
+    for more in ({}, {"repetition_penalty": 1.3}):
+        plain, told = (
+            lm.generate_until([request("generate_until", "Hello", LONG | kwargs | more)] * 4, disable_tqdm=True)
+            for kwargs in ({}, given)
+        )
+        assert {*told} == {*plain}
+        assert len({*told}) == 1
+    assert lm._prompt("Hello", LONG | {"repetition_penalty": 1.3, "top_p": 0.9})["repeat_penalty"] == 1.3
+
+
+def test_what_a_task_leaves_open_is_as_in_transformers(lm: MoebindLM) -> None:
+    taken = lm._prompt("Hello", LONG | {"do_sample": True, "top_p": 0.9})
+    open_ones = {name: taken[name] for name in ("temperature", "top_k", "top_p", "min_p")}
+    assert open_ones == {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "min_p": 0.0}
+    texts = lm.generate_until([request("generate_until", "Hello", LONG | {"do_sample": True})] * 4, disable_tqdm=True)
+    assert len({*texts}) > 1
+
+
+@pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"until": [], "num_beams": 2}, "the task has generation_kwargs num_beams; known are temperature"),
+        ({"until": [], "num_beams": 2}, "the task has generation_kwargs num_beams=2; known are do_sample, temperature"),
         ({"until": [], "max_gen_toks": 256}, "the task asks for 256 tokens, and a text may have 256: raise n_ctx"),
     ],
 )

@@ -50,6 +50,8 @@ _CHOOSING = {
     "repetition_penalty": "repeat_penalty",
     "seed": "seed",
 }
+#: What is taken where a task samples and does not say, as transformers does, for which tasks are written.
+_SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
 
 
 @register_model("moebind")
@@ -197,10 +199,20 @@ class MoebindLM(TemplateLM):
         """What ``generate_many`` takes for a request."""
         taken = dict(normalize_gen_kwargs(given, self.max_gen_toks))
         max_tokens, until = taken.pop("max_gen_toks"), taken.pop("until", [])
-        if not taken.pop("do_sample", False):
-            taken.pop("temperature", None)  # always the likeliest
+        samples = taken.pop("do_sample", False)
+        if taken.get("num_beams") == 1:
+            del taken["num_beams"]
         if unknown := [name for name in taken if name not in _CHOOSING]:
-            raise ValueError(f"the task has generation_kwargs {unknown[0]}; known are {', '.join(_CHOOSING)}")
+            raise ValueError(
+                f"the task has generation_kwargs {unknown[0]}={shown(taken[unknown[0]])}; known are do_sample, "
+                f"{', '.join(_CHOOSING)}, and num_beams=1"
+            )
+        if samples:
+            taken = _SAMPLING | taken
+        elif "repetition_penalty" in taken:
+            taken = {"temperature": 0.0, "repetition_penalty": taken["repetition_penalty"]}
+        else:
+            taken = {}  # always the likeliest, whatever else is said
         room = self.max_length - max_tokens
         if room < 1:
             raise ValueError(
