@@ -203,13 +203,32 @@ def test_what_is_repaired_is_whole(wheel: Wheel, tmp_path: Path) -> None:
     with zipfile.ZipFile(repaired) as archive:
         added = set(archive.namelist()) - before
         found = {binary.name: binary for binary in contents.binaries(archive)}
+        metadata = archive.read(f"{INFO}/METADATA").decode()
+        licence = archive.read(f"{INFO}/licenses/licences/libgomp.txt").decode()
+    assert metadata == f"{METADATA}License-File: licences/libgomp.txt\n"
+    assert "GCC RUNTIME LIBRARY EXCEPTION" in licence
+    assert "GNU GENERAL PUBLIC LICENSE\n                       Version 3" in licence
     (library,) = {name for name in added if name.startswith("moebind.libs/lib")}
     assert library.startswith("moebind.libs/libgomp-")
+    assert f"{INFO}/licenses/licences/libgomp.txt" in added
     for name in ("cpu-x64", "cpu-haswell"):
         binary = found[f"moebind/lib/libggml-{name}.so"]
         assert binary.needed.count(library.partition("/")[2]) == 1
         assert binary.folders[0] == "$ORIGIN"
         assert binary.finds(library.partition("/")[2], {library})
+
+
+def test_a_licence_that_nobody_has(wheel: Wheel) -> None:
+    wheel.write("moebind.libs/libother-2-0123abcd-89abcdef.so.1.2", "")
+    assert wheel.problems() == ["there is no licence of libother-2"]
+    with pytest.raises(repair.RepairError, match=r"add its text as tools/wheels/licences/libother-2\.txt"):
+        repair.add_licences(wheel.pack())
+
+
+def test_what_needs_nothing_is_left_alone(wheel: Wheel) -> None:
+    before = wheel.pack().read_bytes()
+    repair.add_licences(wheel.folder / NAME)
+    assert (wheel.folder / NAME).read_bytes() == before
 
 
 def test_what_cannot_be_repaired(wheel: Wheel, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import posixpath
 import re
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,12 +21,14 @@ from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from flavours import BROUGHT
 
-__all__ = ["Binary", "binaries", "problems"]
+__all__ = ["Binary", "binaries", "problems", "put_in"]
 
 #: Where those of the package look for llama.cpp's libraries first, by their folders.
 FIRST = {"moebind": "$ORIGIN/lib", "moebind/lib": "$ORIGIN", "moebind/bin": "$ORIGIN/../lib"}
 #: llama.cpp's libraries, by the beginning of their names.
 OURS = re.compile(r"lib(ggml|llama|mtmd)")
+#: What auditwheel put in: its name before the hashes that auditwheel gives it, and before its version.
+ADDED = re.compile(r"moebind\.libs/(lib.+?)(?:-[\da-f]{8})*\.so\b")
 #: What they export.
 SYMBOLS = re.compile(r"(ggml|gguf|llama|mtmd)_")
 WANTED = {
@@ -54,6 +56,12 @@ class Binary:
         here = posixpath.dirname(self.name)
         places = (folder.replace("$ORIGIN", here) for folder in self.folders)
         return any(posixpath.normpath(posixpath.join(place, library)) in names for place in places)
+
+
+def put_in(names: Iterable[str]) -> set[str]:
+    """The libraries that auditwheel put in, such as ``libgomp``."""
+    found = {match[1] for name in names if (match := ADDED.match(name))}
+    return {name for name in found if not OURS.match(name)}
 
 
 def binaries(archive: zipfile.ZipFile) -> Iterator[Binary]:
@@ -155,6 +163,7 @@ def _of_metadata(archive: zipfile.ZipFile, names: set[str]) -> Iterator[str]:
         yield f"{info}/sboms/moebind.cdx.json is missing, the list of what is bundled"
         return
     listed = json.loads(archive.read(f"{info}/sboms/moebind.cdx.json"))
-    lacking = {each["name"] for each in listed["components"]} - {posixpath.basename(name)[:-4] for name in licences}
+    lacking = {each["name"] for each in listed["components"]} | put_in(names)
+    lacking -= {posixpath.basename(name)[:-4] for name in licences}
     if lacking - {"ggml"}:  # whose licence is llama.cpp's
         yield f"there is no licence of {', '.join(sorted(lacking - {'ggml'}))}"
