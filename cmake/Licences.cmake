@@ -6,9 +6,13 @@ set(version "${PROJECT_VERSION}")
 if(SKBUILD_PROJECT_VERSION_FULL) # with what CMake takes for no version, such as rc1
   set(version "${SKBUILD_PROJECT_VERSION_FULL}")
 endif()
+set(with_page "")
+if(page_folder) # Page.cmake
+  set(with_page --page)
+endif()
 execute_process(
   COMMAND ${Python_EXECUTABLE} "${CMAKE_CURRENT_LIST_DIR}/bundled.py" --check --sbom "${listed}"
-    --version "${version}" --without ${MOEBIND_WITHOUT} --built ${MOEBIND_LIBRARIES} ${MOEBIND_PROGRAMS}
+    --version "${version}" --without ${MOEBIND_WITHOUT} ${with_page} --built ${MOEBIND_LIBRARIES} ${MOEBIND_PROGRAMS}
   RESULT_VARIABLE failed ERROR_VARIABLE said)
 if(failed)
   string(STRIP "${said}" said)

@@ -1,5 +1,7 @@
 # Decides whether llama-server's web page is in the package (MOEBIND_UI=AUTO|ON|OFF), and says why in MOEBIND_UI_VERDICT.
 # vendor/page.py makes it with npm, or finds it in the cache; the server is compiled the same without it.
+# page_folder is where it is, if it is in.
+set(page_folder "")
 string(TOUPPER "${MOEBIND_UI}" MOEBIND_UI)
 if(NOT MOEBIND_UI MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "MOEBIND_UI is '${MOEBIND_UI}'; it takes AUTO, ON or OFF.")
@@ -23,5 +25,6 @@ if(NOT failed EQUAL 0)
   endif()
   return()
 endif()
+set(page_folder "${page}")
 set(MOEBIND_UI_VERDICT "in: ${page}")
 install(DIRECTORY "${page}/" DESTINATION moebind/ui COMPONENT moebind) # with the licences of what is in it

@@ -3,12 +3,14 @@
 Two things are made of it. ``licences/`` has the licence of each, for ``license-files`` in pyproject.toml, which is read
 before llama.cpp is there: without arguments this writes it, and with ``--check`` it compares it with the llama.cpp that
 is there, as every build does. ``--sbom FILE`` writes the list of what was built (CycloneDX), which the build installs
-in the wheel's metadata.
+in the wheel's metadata. With ``--page`` the list has the packages of the page for browsers, too: those of which
+vendor/page.py puts the licences beside the page.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import re
 import sys
@@ -142,6 +144,9 @@ BUNDLED = (
     Bundled("llamafile", "MIT", "ggml/src/ggml-cpu/llamafile/sgemm.cpp", "Copyright 2024 Mozilla", "\n\n"),
 )
 
+#: llama-server's page for browsers, as its sources call it; it has llama.cpp's licence.
+PAGE = "llama-ui"
+
 
 def licences(llama: Path = LLAMA) -> dict[str, str]:
     """The files of ``licences/``, by name."""
@@ -188,7 +193,45 @@ def component(each: Bundled, llama: Path, pin: Pin) -> dict[str, Any]:
     return made | {"licenses": licensed(each.licence)}
 
 
-def sbom(version: str, files: Sequence[str], llama: Path = LLAMA, without: Sequence[str] = ()) -> dict[str, Any]:
+def package(name: str, locked: dict[str, str]) -> dict[str, Any]:
+    """A package of npm's as a component of the list."""
+    made: dict[str, Any] = {"type": "library", "name": name, "version": locked["version"]}
+    made["bom-ref"] = made["purl"] = f"pkg:npm/{name.replace('@', '%40')}@{locked['version']}"
+    kind, _, digest = locked["integrity"].partition("-")
+    made["externalReferences"] = [
+        {
+            "type": "distribution",
+            "url": made["purl"],
+            "hashes": [{"alg": kind.upper().replace("SHA", "SHA-"), "content": base64.b64decode(digest).hex()}],
+        }
+    ]
+    if "license" in locked:
+        made["licenses"] = licensed(locked["license"])
+    return made
+
+
+def page_component(source: Path = LLAMA / "tools/ui") -> dict[str, Any]:
+    """The page for browsers as a component of the list, with what is in it.
+
+    Parameters
+    ----------
+    source
+        llama.cpp's ``tools/ui``.
+    """
+    from page import is_licence, needed  # not in every copy of the sources that is built
+
+    lock = json.loads((source / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    packages = [package(path.rpartition("node_modules/")[2], lock[path]) for path in needed(source, lock)]
+    vendored = {file.parent.name for file in (source / "src").rglob("*") if is_licence(file)}
+    others = [{"type": "library", "bom-ref": f"{PAGE}/{name}", "name": name} for name in vendored]
+    by_ref = {each["bom-ref"]: each for each in (*packages, *others)}  # npm may have one twice
+    parts = [by_ref[ref] for ref in sorted(by_ref)]
+    return {"type": "application", "bom-ref": PAGE, "name": PAGE, "licenses": licensed("MIT"), "components": parts}
+
+
+def sbom(
+    version: str, files: Sequence[str], llama: Path = LLAMA, without: Sequence[str] = (), *, page: bool = False
+) -> dict[str, Any]:
     """The list of what a build bundles.
 
     Parameters
@@ -199,9 +242,15 @@ def sbom(version: str, files: Sequence[str], llama: Path = LLAMA, without: Seque
         The libraries and programs that were built.
     without
         The patches that were left out.
+    page
+        Whether the page for browsers is there.
     """
     pin = read_lock(without=without)
     others = [each.name for each in BUNDLED[1:]]
+    components = [component(each, llama, pin) for each in BUNDLED]
+    if page:
+        others.append(PAGE)
+        components.append(page_component(llama / "tools/ui"))
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -217,7 +266,7 @@ def sbom(version: str, files: Sequence[str], llama: Path = LLAMA, without: Seque
                 "properties": [{"name": "moebind:built", "value": name} for name in files],
             }
         },
-        "components": [component(each, llama, pin) for each in BUNDLED],
+        "components": components,
         "dependencies": [{"ref": "moebind", "dependsOn": ["llama.cpp"]}, {"ref": "llama.cpp", "dependsOn": others}],
     }
 
@@ -230,6 +279,7 @@ def main() -> int:
     parser.add_argument("--version", default="", help="moebind's, for the list")
     parser.add_argument("--built", nargs="*", default=(), help="libraries and programs, for the list")
     parser.add_argument("--without", nargs="*", default=(), help="patches that were left out, for the list")
+    parser.add_argument("--page", action="store_true", help="the page for browsers is there, for the list")
     arguments = parser.parse_args()
     try:
         if arguments.check and (changed := differences()):
@@ -238,7 +288,7 @@ def main() -> int:
                 "python cmake/bundled.py, and see what changed"
             )
         if arguments.sbom:
-            listed = sbom(arguments.version, arguments.built, without=arguments.without)
+            listed = sbom(arguments.version, arguments.built, without=arguments.without, page=arguments.page)
             arguments.sbom.parent.mkdir(parents=True, exist_ok=True)
             arguments.sbom.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
         elif not arguments.check:

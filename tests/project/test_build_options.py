@@ -408,6 +408,7 @@ def test_without_npm_there_is_no_page(tmp_path: Path) -> None:
     done = configure(tmp_path / "build", *options, **environment)
     assert done.returncode == 0, done.stderr
     assert line(done.stdout, "web page") == "out: npm is not installed"
+    assert "llama-ui" not in (tmp_path / "build/moebind.cdx.json").read_text(encoding="utf-8")
     failed = configure(tmp_path / "build", "-DMOEBIND_UI=ON", **environment)
     assert failed.returncode != 0
     said = " ".join(failed.stderr.split())
@@ -431,6 +432,8 @@ def test_a_page_that_is_in_the_cache_is_installed(tmp_path: Path) -> None:
     assert line(done.stdout, "web page") == f"in: {folder}"
     rules = (tmp_path / "build/cmake_install.cmake").read_text(encoding="utf-8")
     assert f'moebind/ui" TYPE DIRECTORY FILES "{folder}/"' in rules
+    listed = json.loads((tmp_path / "build/moebind.cdx.json").read_text(encoding="utf-8"))
+    assert [each["name"] for each in listed["components"] if "components" in each] == ["llama-ui"]
 
 
 RPC = "ggml/src/ggml-rpc/CMakeLists.txt"

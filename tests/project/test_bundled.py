@@ -15,6 +15,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "cmake"))
 import bundled
+from checkout import page
 
 VENDORED = ROOT / "vendor/llama.cpp"
 
@@ -41,7 +42,7 @@ def test_every_bundled_library_of_others_is_in_the_table() -> None:
 
 
 def test_the_list_is_cyclonedx() -> None:
-    listed = json.dumps(bundled.sbom("1.2.3rc1", ["ggml", "llama-server"]))
+    listed = json.dumps(bundled.sbom("1.2.3rc1", ["ggml", "llama-server"], page=True))
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(listed) is None
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(listed.replace('"name"', '"nome"')) is not None
 
@@ -62,6 +63,38 @@ def test_the_list_names_the_llama_cpp_that_was_built() -> None:
     assert {each["name"].partition(":")[2] for each in left_out} == patches.keys() - {
         "vendor/patches/config-files.patch"
     }
+
+
+def test_the_page_for_browsers_is_listed_if_it_is_there() -> None:
+    assert bundled.PAGE not in {each["name"] for each in bundled.sbom("1", [])["components"]}
+    listed = bundled.sbom("1", [], page=True)
+    (found,) = [each for each in listed["components"] if each["name"] == bundled.PAGE]
+    assert bundled.PAGE in listed["dependencies"][1]["dependsOn"]
+    # The same as in the licences beside the page, which vendor/page.py writes.
+    text = page.licences(page.SOURCE)
+    titles = re.findall(r"^={80}\n(.+?)(?: \(.+\))?\n={80}$", text, re.MULTILINE)
+    assert sorted(f"{each['name']} {each.get('version', '')}".rstrip() for each in found["components"]) == sorted(
+        titles
+    )
+    assert len(titles) > 300
+
+
+def test_packages_of_npm(tmp_path: Path) -> None:
+    (tmp_path / "src/vendors/three").mkdir(parents=True)
+    (tmp_path / "src/vendors/three/LICENSE").touch()
+    (tmp_path / "src/app.ts").write_text("import { a } from '@scope/one';\nimport 'two';\n")
+    one = {"version": "1.0", "license": "(MIT OR ISC)", "integrity": "sha512-AQID", "dependencies": {"two": "2"}}
+    two = {"version": "2.0", "integrity": "sha512-BAUG"}
+    paths = {"node_modules/@scope/one": one, "node_modules/two": two, "node_modules/@scope/one/node_modules/two": two}
+    (tmp_path / "package-lock.json").write_text(json.dumps({"packages": {"": {}, **paths, "node_modules/tests": two}}))
+    by_name = {each["name"]: each for each in bundled.page_component(tmp_path)["components"]}
+    assert by_name.keys() == {"@scope/one", "two", "three"}
+    assert by_name["@scope/one"]["purl"] == "pkg:npm/%40scope/one@1.0"
+    assert by_name["@scope/one"]["licenses"] == [{"expression": "(MIT OR ISC)"}]
+    (archive,) = by_name["@scope/one"]["externalReferences"]
+    assert archive["hashes"] == [{"alg": "SHA-512", "content": "010203"}]
+    assert "licenses" not in by_name["two"]
+    assert by_name["three"] == {"type": "library", "bom-ref": "llama-ui/three", "name": "three"}
 
 
 def test_versions_are_read_from_the_sources() -> None:
@@ -94,7 +127,7 @@ def test_licences_that_differ_are_found(tmp_path: Path) -> None:
 def test_the_program_writes_the_list(tmp_path: Path) -> None:
     target = tmp_path / "folder/list.json"
     command = [sys.executable, str(ROOT / "cmake/bundled.py"), "--check", "--sbom", str(target), "--version", "7"]
-    subprocess.run([*command, "--built", "ggml"], check=True)
-    assert json.loads(target.read_text())["metadata"]["component"]["properties"] == [
-        {"name": "moebind:built", "value": "ggml"}
-    ]
+    subprocess.run([*command, "--page", "--built", "ggml"], check=True)
+    listed = json.loads(target.read_text())
+    assert listed["metadata"]["component"]["properties"] == [{"name": "moebind:built", "value": "ggml"}]
+    assert listed["components"][-1]["name"] == bundled.PAGE

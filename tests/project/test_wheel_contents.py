@@ -169,6 +169,18 @@ def test_licences_and_the_list(wheel: Wheel) -> None:
     assert wheel.problems()[1:] == [f"{INFO}/sboms/moebind.cdx.json is missing, the list of what is bundled"]
 
 
+def test_the_page_for_browsers(wheel: Wheel) -> None:
+    line = "=" * 80
+    wheel.write("moebind/ui/licences.txt", f"{line}\n@a/b 1.0 (MIT)\n{line}\nMIT License\n\n{line}\nc\n{line}\n")
+    assert wheel.problems() == ["the list of what is bundled lacks @a/b 1.0, which is in the page for browsers"]
+    parts = [{"name": "@a/b", "version": "1.0"}, {"name": "c"}]
+    listed = {"components": [{"name": "a"}, {"name": "llama-ui", "components": parts}]}
+    wheel.write(f"{INFO}/sboms/moebind.cdx.json", json.dumps(listed))
+    assert wheel.problems() == []
+    wheel.write("moebind/ui/licences.txt", f"{line}\nc\n{line}\n")
+    assert wheel.problems() == ["moebind/ui/licences.txt has no licence of @a/b 1.0"]
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

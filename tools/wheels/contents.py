@@ -39,6 +39,10 @@ WANTED = {
 #: What ggml asks of a backend that it opens, and of one of several for the same device.
 ENTRIES = {"ggml_backend_init", "ggml_backend_score"}
 
+#: The page for browsers in the list of what is bundled, and the licences of what is in it.
+PAGE = "llama-ui"
+PAGE_LICENCES = "moebind/ui/licences.txt"
+
 
 @dataclass(frozen=True)
 class Binary:
@@ -163,7 +167,20 @@ def _of_metadata(archive: zipfile.ZipFile, names: set[str]) -> Iterator[str]:
         yield f"{info}/sboms/moebind.cdx.json is missing, the list of what is bundled"
         return
     listed = json.loads(archive.read(f"{info}/sboms/moebind.cdx.json"))
-    lacking = {each["name"] for each in listed["components"]} | put_in(names)
-    lacking -= {posixpath.basename(name)[:-4] for name in licences}
-    if lacking - {"ggml"}:  # whose licence is llama.cpp's
-        yield f"there is no licence of {', '.join(sorted(lacking - {'ggml'}))}"
+    components = {each["name"]: each for each in listed["components"]}
+    lacking = components.keys() | put_in(names)
+    lacking -= {posixpath.basename(name)[:-4] for name in licences} | {"ggml", PAGE}  # whose licence is llama.cpp's
+    if lacking:
+        yield f"there is no licence of {', '.join(sorted(lacking))}"
+    yield from _of_page(archive, names, components.get(PAGE, {}).get("components", []))
+
+
+def _of_page(archive: zipfile.ZipFile, names: set[str], listed: list[dict[str, str]]) -> Iterator[str]:
+    """Whether the list has what is in the page for browsers, and the page's folder the licences of that."""
+    text = archive.read(PAGE_LICENCES).decode() if PAGE_LICENCES in names else ""
+    titles = set(re.findall(r"^={80}\n(.+?)(?: \(.+\))?\n={80}$", text, re.MULTILINE))
+    parts = {f"{each['name']} {each.get('version', '')}".rstrip() for each in listed}
+    if unlisted := sorted(titles - parts):
+        yield f"the list of what is bundled lacks {unlisted[0]}, which is in the page for browsers"
+    if lacking := sorted(parts - titles):
+        yield f"{PAGE_LICENCES} has no licence of {lacking[0]}"
