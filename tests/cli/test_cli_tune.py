@@ -147,6 +147,13 @@ def test_wrong_options_are_refused(path: Path, arguments: list[object], said: st
     assert said in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_picture_of_nothing_is_not_written(path: Path, tmp_path: Path, capsys: Capture) -> None:
+    picture = tmp_path / "steps.svg"
+    assert run("tune", path, *QUICK, "--minutes", 0, "--plot", picture) == 0
+    assert f"{picture} is not written: nothing was measured that it would show" in capsys.readouterr().err
+    assert not picture.exists()
+
+
 def test_what_cannot_be_together(path: Path, tmp_path: Path, capsys: Capture) -> None:
     assert run("generate", path, "a", "--tuned", "--params", tmp_path / "a.json") == 2
     assert "--params and --tuned are both given; leave one of them out" in capsys.readouterr().err

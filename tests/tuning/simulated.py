@@ -117,6 +117,9 @@ class Machine:
         self.results += found
         return found
 
+    def answered(self, purpose: str, subjects: Sequence[tuple[str, Point]]) -> bool:
+        return False
+
     def _measure(self, point: Point, until: float) -> Measured:
         seconds = self.seconds * self.durations.lognormal(0.0, self.uneven)
         if self.used + seconds > until:

@@ -43,8 +43,13 @@ class Kept:
             self.left -= 1
             return [[each.cost, each.failure, each.seconds] for each in self.machine.round(purpose, subjects, within)]
 
-        question = {"purpose": purpose, "subjects": [[name, dict(point)] for name, point in subjects]}
-        return [Measured(*each) for each in self.journal.ask(question, answer)]
+        return [Measured(*each) for each in self.journal.ask(self._question(purpose, subjects), answer)]
+
+    def answered(self, purpose: str, subjects: list[tuple[str, Point]]) -> bool:
+        return self.journal.answers(self._question(purpose, subjects))
+
+    def _question(self, purpose: str, subjects: list[tuple[str, Point]]) -> dict[str, object]:
+        return {"purpose": purpose, "subjects": [[name, dict(point)] for name, point in subjects]}
 
     def check(self, name: str, subject: Point, within: Within) -> str | None:
         return self.machine.check(name, subject, within)
@@ -69,8 +74,11 @@ def test_answers_are_kept(tmp_path: Path) -> None:
     journal.close()
     again = Journal(path, ABOUT, resume=True)
     assert again.replays
+    assert again.answers({"what": 1})
+    assert not again.answers({"what": 2})
     assert again.ask({"what": 1}, lambda: pytest.fail("it is asked again")) == {"a": [1, 2]}
     assert not again.replays
+    assert not again.answers({"what": 1})
     assert again.ask({"what": 2}, lambda: 7) == 7
     again.close()
 

@@ -189,6 +189,7 @@ def test_another_search_is_not_resumed(path: Path, machine: Machine, tiny_path: 
         (other, {}, ": model differs"),
         (path, {"goal": "long-prompt"}, ": goal differs"),
         (path, {"context_params": SMALL.with_n_ctx(512)}, ": asked differs"),
+        (path, {"prompts": ["another text"]}, ": prompts differs"),
     ):
         with pytest.raises(ValueError, match=said):
             moebind.tune(file, **{**QUICK, **change}, dimensions=["micro-batch"], resume=True, **arguments)
@@ -212,6 +213,42 @@ def test_an_earlier_result_stays_where_there_was_no_time(path: Path, machine: Ma
     target.unlink()  # and there may be one of another build, which is the newest then
     moebind.tune(path, **QUICK, dimensions=["micro-batch"], minutes=0)
     assert not target.exists()
+
+
+def test_a_search_that_compared_nothing_says_so_and_is_not_kept(
+    path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(trials.time, "monotonic", lambda: now)
+    speed = machine.speed
+
+    def slow(model: Mapping[str, Any], context: Mapping[str, Any]) -> float:
+        nonlocal now
+        now += 1.0 if machine.measured == 1 else 50.0  # the first of them seems to leave time for all of it
+        return speed(model, context)
+
+    machine.speed = slow
+    found = moebind.tune(path, **QUICK, dimensions=["micro-batch"], minutes=2)
+    assert len(found.trials) > 1
+    assert (found.needs, found.complete, found.total, found.steps[0].name) == (None, False, None, "")
+    said = found.explanation.splitlines()
+    assert said[1] == "There was no time to compare anything with the defaults: they are kept."
+    assert said[-1] == "There was no time for all of it: resume goes on."
+    assert not [each for each in Path(saved.folder()).rglob("*") if each.suffix == ".json"]
+    now = 1000.0
+    machine.speed = speed
+    again = moebind.tune(path, **QUICK, dimensions=["micro-batch"], resume=True)
+    assert again.trials[: len(found.trials)] == found.trials
+    assert again.kept
+    assert [each for each in Path(saved.folder()).rglob("*") if each.suffix == ".json"]
+
+
+def test_where_there_is_nothing_to_compare_that_is_a_result(path: Path, machine: Machine) -> None:
+    given = {**QUICK, "context_params": SMALL.with_n_ubatch(64)}
+    found = moebind.tune(path, **given, dimensions=["micro-batch"])
+    assert found.complete
+    assert found.explanation.splitlines()[1] == "There was nothing to compare with the defaults: they are kept."
+    assert [each for each in Path(saved.folder()).rglob("*") if each.suffix == ".json"]
 
 
 def test_the_time_is_kept_to(path: Path, machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +287,9 @@ def test_too_few_minutes_are_known_after_two_measurements(
     assert "There was less time than a single comparison of this model takes, about" in found.explanation
     again = moebind.tune(path, **QUICK, minutes=6 * found.needs / 60, resume=True)
     assert again.needs is None
-    assert again.trials[0] == found.trials[0]
+    assert len(found.trials) == 2
+    assert again.trials[:2] == found.trials
+    assert machine.measured == len(again.trials)
     assert {step.name for step in again.kept} >= {"n_ubatch 128"}
     assert now - 1000.0 <= 6.0 + 6 * found.needs + 12.0
 

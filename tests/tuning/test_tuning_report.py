@@ -65,6 +65,10 @@ def test_sentences_of_nothing(path: Path) -> None:
     nothing = explained(made_up(path, total=None, complete=False))
     assert "Nothing was faster than the defaults beyond the noise: they are kept." in nothing
     assert "There was no time for all of it: resume goes on." in nothing
+    undecided = tuple(replace(step, name="", gain=None, low=None, high=None, kept=False, why=NO_TIME) for step in STEPS)
+    nothing = explained(made_up(path, steps=undecided, total=None, complete=False))
+    assert "There was no time to compare anything with the defaults: they are kept." in nothing
+    assert "There was no time for all of it: resume goes on." in nothing
     lost = replace(TOTAL, kept=False, why="no faster beyond the noise")
     assert "All of it together: no faster beyond the noise; the defaults are kept." in explained(
         made_up(path, total=lost)

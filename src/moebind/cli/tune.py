@@ -157,8 +157,11 @@ def command(
             show(f"And of those that write text: {shlex.join(drafts)}")
     if preset is not None:
         write_whole(os.fspath(preset), [found.preset().encode()])
-    if picture is not None and any(step.gain is not None for step in found.steps):
-        found.plot(picture)
+    if picture is not None:
+        if any(step.gain is not None for step in found.steps):
+            found.plot(picture)
+        else:
+            say(f"{picture} is not written: nothing was measured that it would show")
 
 
 def _weights(given: str) -> str | dict[str, float]:

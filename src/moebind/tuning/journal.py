@@ -78,6 +78,10 @@ class Journal:
         """Whether the next answer is in the file."""
         return self._at < len(self._known)
 
+    def answers(self, question: Mapping[str, object]) -> bool:
+        """Whether the next answer in the file is to this question."""
+        return self.replays and self._known[self._at]["question"] == _plain(question)
+
     def ask(self, question: Mapping[str, object], answer: Callable[[], object]) -> Any:
         """The answer that is in the file, or else a new one, which is written there before it is returned."""
         asked = _plain(question)

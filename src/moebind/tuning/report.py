@@ -13,7 +13,7 @@ from moebind.bench.agreement import Agreement
 from moebind.tuning.configuration import Configuration, Process
 from moebind.tuning.decision import ERROR
 from moebind.tuning.goals import Goal
-from moebind.tuning.search import Step
+from moebind.tuning.search import NO_TIME, Step
 from moebind.tuning.speculation import Speculation
 from moebind.tuning.trials import Trial
 
@@ -39,6 +39,13 @@ class Findings:
     def kept(self) -> tuple[Step, ...]:
         """The steps that were kept; none if what they gave together was no more than noise."""
         return tuple(step for step in self.steps if step.kept) if self.total is not None and self.total.kept else ()
+
+    @property
+    def decided(self) -> bool:
+        """Whether there was time to find out anything: to compare something with the defaults, or that nothing can be."""
+        if self.total is not None:
+            return not self.total.why == NO_TIME
+        return self.complete or any(step.name for step in self.steps)
 
 
 def table(found: Findings) -> list[str]:
@@ -89,8 +96,10 @@ def explained(found: Findings) -> str:
     if found.goal.n_sequences > 1:
         work = f"{found.goal.n_sequences} sequences side by side, each of {work}"
     lines = [f"For {found.goal.name} ({parts}), measured with {work}."]
-    if found.total is None and (found.needs is not None or not found.trials):
+    if found.total is None and not found.decided:
         lines.append("There was no time to compare anything with the defaults: they are kept.")
+    elif found.total is None and not any(step.name for step in found.steps):
+        lines.append("There was nothing to compare with the defaults: they are kept.")
     elif found.total is None:
         lines.append("Nothing was faster than the defaults beyond the noise: they are kept.")
     elif not found.total.kept:

@@ -150,6 +150,9 @@ class Measures(Protocol[S]):
             If it takes longer than so many seconds.
         """
 
+    def answered(self, purpose: str, subjects: Sequence[tuple[str, S]]) -> bool:
+        """Whether a search that is gone on with asked for this round next."""
+
     def check(self, name: str, subject: S, within: Within) -> str | None:
         """Why something that is faster must not be kept all the same, such as other results; None if nothing is.
 
@@ -265,18 +268,20 @@ def _first(start: S, clock: _Clock[S], level: float) -> tuple[str | None, float 
     # A single choice: screened, confirmed, and its results compared; then all of it against the defaults.
     count = 2 * SCREENING + 2 * _ends(level)[0] + CHECKING
     nothing = NO_TIME
+    defaults = "the defaults", [("the defaults", start)]
     for _ in range(2):
         if not clock.has_time(len(clock.seconds), last=True):
             break
         nothing = NO_MEASUREMENT
         try:
-            [found] = clock.round("the defaults", [("the defaults", start)], last=True)
+            [found] = clock.round(*defaults, last=True)
         except NoTimeError:
             break
         if found.cost is None:
             return f"the best so far failed: {found.failure}", None
         clock.seconds = [found.seconds]
-        if clock.has_time(count):
+        # A search that is gone on with had less time, and may have measured them once more.
+        if clock.has_time(count) and not clock.measures.answered(*defaults):
             return None, None
     if not clock.seconds:
         return nothing, None

@@ -151,11 +151,7 @@ class Trials:
         NoTimeError
             If it takes longer than so many seconds.
         """
-        question = {
-            "what": "round",
-            "purpose": purpose,
-            "subjects": [[name, each.to_dict()] for name, each in subjects],
-        }
+        question = _round(purpose, subjects)
         configurations = [each for _, each in subjects]
         answers = self._ask(question, lambda asked: self._measure(configurations, _until(within)))
         found = []
@@ -166,6 +162,10 @@ class Trials:
             cost = None if trial.failure is not None else self._goal.cost(trial.speeds)
             found.append(Measured(cost, trial.failure, trial.seconds))
         return found
+
+    def answered(self, purpose: str, subjects: Sequence[tuple[str, Configuration]]) -> bool:
+        """Whether a search that is gone on with asked for this round next."""
+        return self._journal.answers(_round(purpose, subjects))
 
     def check(self, name: str, configuration: Configuration, within: Within = _without_end) -> str | None:
         """Whether it computes what the defaults compute.
@@ -302,6 +302,11 @@ class Trials:
         if captured[0] is None or captured[1] is None:
             return {"failure": "there are no logits"}
         return asdict(agreement(captured[0], captured[1]))
+
+
+def _round(purpose: str, subjects: Sequence[tuple[str, Configuration]]) -> dict[str, Any]:
+    """The question for a round."""
+    return {"what": "round", "purpose": purpose, "subjects": [[name, each.to_dict()] for name, each in subjects]}
 
 
 def _until(within: Within) -> float:

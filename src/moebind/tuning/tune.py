@@ -187,8 +187,8 @@ def tune(
     if not any(trial.failure is None for trial in trials.trials) and trials.trials:
         raise MoebindError(f"the defaults could not be measured: {trials.trials[0].failure}")
     result = _result(asked, found, trials, identity, machine, command)
-    # Where there was no time to compare anything, an earlier result says more, also one of another build.
-    if kept and result.trials and result.needs is None:
+    # Otherwise an earlier result says more, also one of another build.
+    if kept and result.trials and result.decided:
         result.save(target)
     return result
 
@@ -204,7 +204,8 @@ class _Asked:
     def record(self) -> dict[str, Any]:
         """What makes it another search, if it differs; where the file lies does not."""
         given = {name: value for name, value in self.request.items() if name != "path"}
-        return {"asked": given, "goal": [self.goal.name, *map(str, _figures(self.goal))], "dimensions": self.dimensions}
+        goal = [self.goal.name, *map(str, _figures(self.goal))]
+        return {"asked": given, "goal": goal, "dimensions": self.dimensions, "prompts": self.prompts}
 
 
 def _figures(goal: Goal) -> list[object]:
