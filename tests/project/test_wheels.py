@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import moebind
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools/wheels"))
 import building
@@ -67,7 +69,12 @@ def test_the_workflow_builds_as_the_tool_does() -> None:
 def test_the_workflow_names_what_there_is() -> None:
     text = WORKFLOW.read_text(encoding="utf-8")
     commands = re.findall(r"python3 (\S+)(?: (\w+) (\S+) --flavour (\w+))?", text)
-    assert {name for name, *_ in commands} == {"vendor/fetch.py", "vendor/page.py", "tools/wheels"}
+    assert {name for name, *_ in commands} == {
+        "vendor/fetch.py",
+        "vendor/page.py",
+        "tools/wheels",
+        "tools/wheels/tag.py",
+    }
     assert all((ROOT / name).exists() for name, *_ in commands)
     (built,) = [each for each in commands if each[0] == "tools/wheels"]
     assert built[1] == "build"
@@ -76,6 +83,42 @@ def test_the_workflow_names_what_there_is() -> None:
     assert "startsWith(github.ref, 'refs/tags/v')" in text
     assert "needs: [sdist, wheels]" in text  # nothing is published that was not tried
     assert not re.findall(r"https?://|\.org\b|\.io\b", text)
+
+
+def tagged(tag: str) -> subprocess.CompletedProcess[str]:
+    """What the workflow's step does of a tag."""
+    (command,) = re.findall(r"^ +run: (python3 tools/wheels/tag\.py .*)$", WORKFLOW.read_text("utf-8"), re.MULTILINE)
+    told = {**os.environ, "GITHUB_REF_NAME": tag}
+    return subprocess.run(command, shell=True, capture_output=True, text=True, check=False, cwd=ROOT, env=told)  # noqa: S602
+
+
+def test_a_tag_is_the_version() -> None:
+    right = tagged(f"v{moebind.__version__}")
+    assert (right.returncode, right.stdout, right.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("tag", ["v9.9", moebind.__version__, f"v{moebind.__version__}rc1", "v"])
+def test_a_tag_that_is_not_the_version(tag: str) -> None:
+    version = moebind.__version__
+    wrong = tagged(tag)
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert wrong.stderr == (
+        f"tag: the tag is {tag}, and src/moebind/_core/version.py says {version}: "
+        f"tag v{version}, or change the version and tag that\n"
+    )
+
+
+def test_nothing_is_built_for_a_tag_that_is_not_the_version() -> None:
+    jobs = re.split(r"^  (\w+):$", WORKFLOW.read_text("utf-8").partition("\njobs:\n")[2], flags=re.MULTILINE)
+    needs = {
+        name: set(re.findall(r"[a-z]\w*", found[1])) if (found := re.search(r"^    needs: (.+)$", job, re.M)) else set()
+        for name, job in zip(jobs[1::2], jobs[2::2], strict=True)
+    }
+    assert needs == {
+        "version": set(),
+        **{name: {"version"} for name in ("sdist", "wheels", "cuda13")},
+        "publish": {"sdist", "wheels"},
+    }
 
 
 # --- building ---
