@@ -125,6 +125,16 @@ def test_a_preset(path: Path) -> None:
     assert ";" not in made_up(path).preset()
 
 
+def test_a_preset_of_a_search_on_a_worker_says_what_is_to_be_added(path: Path) -> None:
+    found = made_up(path)
+    far = made_up(path, conditions={**found.conditions, "devices": ["a worker process of 300MiB"]})
+    said = "; Measured with a worker process of 300MiB. To compute there, add rpc = HOST:PORT and device = RPC0\n"
+    plain = [line for line in found.preset().splitlines(keepends=True) if not line.startswith("device = ")]
+    assert far.preset() == "".join(plain) + said
+    near = MODEL.with_n_gpu_layers(0).with_devices(())
+    assert "device = none" in made_up(path, model_params=near, conditions=far.conditions).preset()
+
+
 def test_a_preset_says_what_it_cannot_set(path: Path) -> None:
     process = Process({MIN_BATCH: "128"}, (0, 2), "DISTRIBUTE")
     plain, written = made_up(path).preset().splitlines(), made_up(path, process=process).preset().splitlines()

@@ -117,7 +117,8 @@ class Tuning(Findings):
     def preset(self, name: str | None = None) -> str:
         """A section of a file of presets, as llama-server takes it: ``--models-preset``.
 
-        What is set for the whole process has no options there: it is said in a comment.
+        What is set for the whole process has no options there, and workers have other names in each process: a comment
+        says so.
 
         Parameters
         ----------
@@ -139,9 +140,20 @@ class Tuning(Findings):
         )
         # llama-server loads the layers that predict further ahead for the kind of drafts that they are.
         options = settings(self.model_params.with_load_mtp(False), self.context_params, Devices.of(used))
+        if self._workers:
+            del options["device"]
         drafts = {} if self.speculation is None else self.speculation.settings
         written = presets({called: {"model": os.path.abspath(self.path), **options, **drafts}})
-        return written + "".join(f"; {line}\n" for line in self._of_the_process())
+        return written + "".join(f"; {line}\n" for line in [*self._of_workers(), *self._of_the_process()])
+
+    @property
+    def _workers(self) -> list[str]:
+        """What it was measured with that other processes call otherwise; what they call the same is in the parameters."""
+        return list(self.conditions.get("devices") or ()) if self.model_params.devices is None else []
+
+    def _of_workers(self) -> Iterator[str]:
+        if self._workers:
+            yield f"Measured with {', '.join(self._workers)}. To compute there, add rpc = HOST:PORT and device = RPC0"
 
     def _of_the_process(self) -> Iterator[str]:
         process = self.process
