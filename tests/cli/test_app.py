@@ -50,6 +50,7 @@ def test_version_and_help(capsys: Capture) -> None:
     assert capsys.readouterr().out == f"moebind {moebind.__version__}, llama.cpp {moebind.llama_cpp_version}\n"
     assert run("--help") == 0
     said = capsys.readouterr().out
+    assert "..." not in said.partition("Commands:")[2]  # no summary is cut
     for command in COMMANDS:
         assert f"\n  {command} " in said
         assert run(command, "--help") == 0

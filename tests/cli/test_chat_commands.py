@@ -68,6 +68,15 @@ def test_what_fails_in_a_pipe_does_not_end_it(
         assert [each["role"] for each in json.loads(kept.read_text(encoding="utf-8"))] == ["user", "assistant"]
 
 
+@pytest.mark.parametrize("end", ["/exit", "/bye"])
+def test_names_of_other_programs(end: str, demo_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    type_lines(monkeypatch, "/?", end, "/foo")
+    assert run("chat", demo_path, *FAST) == 0
+    said = capsys.readouterr()
+    assert "/quit            End" in said.out
+    assert "moebind:" not in said.err
+
+
 def test_a_chat_goes_on(demo_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
     kept = tmp_path / "chat.json"
     type_lines(monkeypatch, "What is the capital of France?", f"/save {kept}")

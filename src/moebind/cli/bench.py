@@ -24,7 +24,7 @@ from moebind.params.params import N_CTX
 from moebind.placement.described_devices import is_description
 
 app = typer.Typer(
-    help="Measure what placements of a model take, and how fast models are.\n\n"
+    help="Measure what placements take, and how fast models are.\n\n"
     "Example: moebind bench offload moe.gguf --device loopback",
     no_args_is_help=True,
     add_completion=False,

@@ -54,6 +54,8 @@ COMMANDS = {
     "/timings": Command("", "Tell how long the last reply took.", lambda chat, text: show(chat.timings())),
     "/quit": Command("", "End; so does Ctrl-D.", lambda chat, text: None),
 }
+#: As other programs have them.
+OTHER_NAMES = {"/exit": "/quit", "/bye": "/quit", "/?": "/help"}
 
 
 def talk(chat: Conversation, terminal: Terminal, first: str | None = None, *, single: bool = False) -> int:
@@ -87,7 +89,7 @@ def talk(chat: Conversation, terminal: Terminal, first: str | None = None, *, si
     while not (single and line is None):
         try:
             line = terminal.read() if line is None else line
-            if line is None or line.strip() == "/quit":
+            if line is None or OTHER_NAMES.get(line.strip(), line.strip()) == "/quit":
                 break
             stopped = False
             stopped = _answer(chat, line)
@@ -112,7 +114,7 @@ def _answer(chat: Conversation, line: str) -> bool:
     if not line.startswith("/") or line.startswith("//"):
         return chat.ask(line.removeprefix("/") if line.startswith("//") else line)
     name, _, rest = line.partition(" ")
-    command = COMMANDS.get(name)
+    command = COMMANDS.get(OTHER_NAMES.get(name, name))
     if command is None:
         raise ValueError(f"there is no command {name}; there are {', '.join(COMMANDS)}")
     rest = rest.strip()

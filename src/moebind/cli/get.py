@@ -62,7 +62,7 @@ def command(
     host: Host = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Download a model from the Hugging Face Hub, after telling its size and whether it fits here.
+    """Download a model from the Hugging Face Hub. Tells its size first, and whether it fits here.
 
     Example: moebind get OWNER/REPO:Q4_K_M
 

@@ -20,7 +20,7 @@ def command(
     template: Annotated[bool, typer.Option("--template", help="Show its chat template, and nothing else.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Tell what a model is: size, types, experts, context, vocabulary, chat template. Loads nothing.
+    """Tell what a model is: size, types, experts, context. Also vocabulary and template. Loads nothing.
 
     Example: moebind inspect moe.gguf --tensors
     """

@@ -32,7 +32,7 @@ def command(
     ] = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """List the models in folders and in the Hugging Face Hub's cache: size, type, experts, and whether they fit.
+    """List the models in folders and in the Hub's cache. Tells size, type, experts, and whether they fit.
 
     Example: moebind list models --device 24GiB --host 64GiB
     """

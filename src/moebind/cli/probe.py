@@ -34,7 +34,7 @@ def command(
     given: Given,
     as_json: o.AsJson = False,
 ) -> None:
-    """Load a model, compute one token, and tell how long that took and where everything is, beside the plan.
+    """Load a model, compute one token, and tell where everything is. Also how long it took, and the plan.
 
     Example: moebind probe moe.gguf --cpu-moe
     """

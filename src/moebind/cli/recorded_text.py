@@ -9,6 +9,7 @@ import typer
 
 from moebind.cli.given import Given
 from moebind.cli.loading import load, new_context
+from moebind.cli.output import passing
 from moebind.placement.routing import RoutingRecorder
 
 __all__ = ["File", "Predict", "Prompt", "Save", "record"]
@@ -67,7 +68,7 @@ def record(
     text = None if file is None else file.read_text(encoding="utf-8")
     recorder = RoutingRecorder(order=True)
     loaded, context_params, _ = load(model, given, device)
-    with loaded, new_context(loaded, context_params.with_eval_callback(recorder)) as context:
+    with loaded, new_context(loaded, context_params.with_eval_callback(recorder)) as context, passing() as tell:
         if not loaded.n_expert:
             raise ValueError(f"{model} has no experts: nothing is chosen")
         from moebind.context.batch import Batch
@@ -77,10 +78,14 @@ def record(
             for start in range(0, tokens.size, context.n_batch):
                 context.decode(Batch.get_one(tokens[start : start + context.n_batch]))
             # A token that would end the text does not, as in llama-bench: there is always something to count.
-            for _ in range(min(predict, context.n_ctx_seq - tokens.size)):
+            count = min(predict, context.n_ctx_seq - tokens.size)
+            for at in range(count):
+                tell(f"token {at + 1} of {count}")
                 context.decode(Batch.get_one([int(context.get_logits_ith(-1).argmax())]))
         else:
-            for token in loaded.str_to_token(text)[: min(predict, context.n_ctx_seq)].tolist():
+            tokens = loaded.str_to_token(text)[: min(predict, context.n_ctx_seq)]
+            for at, token in enumerate(tokens.tolist()):
+                tell(f"token {at + 1} of {tokens.size}")
                 context.decode(Batch.get_one([token]))
     if save is not None:
         recorder.save(save)

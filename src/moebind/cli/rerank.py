@@ -38,7 +38,7 @@ def command(
     given: Given,
     as_json: o.AsJson = False,
 ) -> None:
-    """Sort texts by how well they answer a question, the best first: score, number and text.
+    """Sort texts by how well they answer a question, best first. A line has score, number and text.
 
     Example: moebind rerank model.gguf "How do I exit?" "Press q." "It rains."
     """

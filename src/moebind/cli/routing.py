@@ -40,7 +40,7 @@ def command(
     plot: Plot = None,
     plot_cache: PlotCache = None,
 ) -> None:
-    """Show which experts a text is sent to, layer by layer, and how often a cache of experts would hit.
+    """Show which experts a text is sent to, layer by layer. Also how often a cache of experts would hit.
 
     Example: moebind routing moe.gguf -p "Write a poem" -n 64 --plot routing.svg
     """

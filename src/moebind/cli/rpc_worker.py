@@ -49,7 +49,7 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write a line of JSON once it listens.")] = False,
 ) -> None:
-    """Serve this machine's GPUs, or else its processor and memory, to llama.cpp on other machines.
+    """Serve this machine to llama.cpp on other machines. Its GPUs, or else its processor and memory.
 
     Example: moebind rpc-worker --host 192.168.1.20 --allow-network
     """

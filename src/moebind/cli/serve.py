@@ -43,7 +43,7 @@ CLASS = WithRest
 Models = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[MODEL]...",
+        metavar="MODEL",
         help=f"GGUF files, or addresses on the Hub; of several, each has {N_CTX_OF_SEVERAL} tokens.",
         show_default=False,
     ),

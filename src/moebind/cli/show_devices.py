@@ -24,7 +24,7 @@ Servers = Annotated[
 
 
 def command(rpc: Servers = None, as_json: o.AsJson = False) -> None:
-    """List backends, devices and their memory, and which of them take layers where nothing else is said.
+    """List backends, devices and their memory. Says which of them take layers where nothing else is said.
 
     Example: moebind devices --rpc 192.168.1.20:50052
     """

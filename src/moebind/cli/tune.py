@@ -110,7 +110,7 @@ def command(
     as_json: o.AsJson = False,
     no_progress: Quiet = False,
 ) -> None:
-    """Measure, and find the parameters that are fastest on this machine; --tuned of other commands uses them.
+    """Measure, and find the parameters that are fastest here. With --tuned, other commands use them.
 
     Example: moebind tune moe.gguf --goal chat --minutes 20
     """
