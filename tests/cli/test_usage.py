@@ -37,6 +37,27 @@ SHOWN = "moebind plan --help-all shows those that there are"
         (["plan", "m.gguf", "-c"], "-c is the last word; it takes a value"),
         (["plan", "m.gguf", "--cpu-moe=yes"], "--cpu-moe has a value, and takes none"),
         (["plan", "m.gguf", "x y"], "'x y' is more than there is a place for: moebind plan takes MODEL"),
+        (
+            ["chat", "m.gguf", "hi"],
+            "'hi' is more than there is a place for: moebind chat takes MODEL; a text is given as --prompt TEXT",
+        ),
+        (
+            ["generate", "m.gguf", "hi", "you"],
+            "'you' is more than there is a place for: moebind generate takes MODEL PROMPT; put a text of several words in "
+            "quotes",
+        ),
+        (
+            ["generate", "-m", "m.gguf", "hi", "you"],
+            "'you' is more than there is a place for beside --model; put texts in quotes",
+        ),
+        (
+            ["serve", "llama3"],
+            "MODEL is 'llama3', which does not exist; it takes a GGUF file, or hf://OWNER/REPO",
+        ),
+        (
+            ["generate", "llama3", "hi"],
+            "MODEL is 'llama3', which does not exist; it takes a GGUF file, or hf://OWNER/REPO",
+        ),
         (["quantize"], "there is no SRC [DST] TYPE: moebind quantize takes SRC [DST] TYPE"),
         (["-m", "m.gguf"], "there is no option -m before a command, as in moebind chat -m ..."),
         (["-hf", "o/r"], "there is no option -hf before a command, as in moebind chat -hf ..."),

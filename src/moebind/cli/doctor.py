@@ -11,7 +11,8 @@ from moebind.cli.given import Given, takes
 from moebind.cli.model_argument import takes_model
 from moebind.cli.output import show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS
-from moebind.diagnosis.findings import Severity, doctor
+from moebind.diagnosis.diagnosis import Severity
+from moebind.diagnosis.findings import doctor
 
 #: Parameters that findings depend on; the others are taken, so that a command line may stay as it is.
 _SHOWN = {"n_gpu_layers", "load_mode", "no_mmap", "threads", "threads_batch"}

@@ -15,7 +15,7 @@ from moebind._core import checks
 from moebind._core.shown import shown
 from moebind.cli.signatures import ARGUMENT, give_signature, is_list
 
-__all__ = ["Hub", "ModelOption", "on_hub", "takes_model"]
+__all__ = ["Hub", "ModelOption", "check_there", "on_hub", "takes_model"]
 
 Hub = Annotated[
     str | None,
@@ -87,8 +87,6 @@ def _check_place(model: str, others: Mapping[str, Any], metavars: Mapping[str, s
     """Raise where something else stands in the place of the model, which was forgotten, or comes last."""
     if _is_model(model) or os.path.exists(model):
         return
-    if not others:
-        raise ValueError(f"MODEL is {shown(model)}, which does not exist; it takes a GGUF file, or hf://OWNER/REPO")
     order = f"MODEL comes first, as in MODEL {' '.join(metavars.values())}"
     given = [
         each
@@ -99,8 +97,15 @@ def _check_place(model: str, others: Mapping[str, Any], metavars: Mapping[str, s
     for each in given:
         if _is_model(each):
             raise ValueError(f"MODEL is {shown(model)}, which does not exist, and {shown(each)} is behind it: {order}")
-    if not given:
+    if others and not given:
         raise ValueError(f"MODEL is {shown(model)}, which does not exist: {order}")
+    check_there(model)
+
+
+def check_there(model: str) -> None:
+    """Raise where a word is neither the name of a model's file, nor an address, nor a path: somebody else's name."""
+    if not _is_model(model) and not os.path.exists(model):
+        raise ValueError(f"MODEL is {shown(model)}, which does not exist; it takes a GGUF file, or hf://OWNER/REPO")
 
 
 def _is_model(word: str) -> bool:
@@ -127,6 +132,8 @@ def _shift(first: str, values: dict[str, Any], names: dict[str, bool], option: s
         first, values[name] = values[name], first
         if first is None:
             return
+    if names:
+        raise ValueError(f"{shown(first)} is more than there is a place for beside {option}; put texts in quotes")
     raise _two_models(first, option)
 
 

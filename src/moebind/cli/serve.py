@@ -21,7 +21,7 @@ from moebind.cli.devices import DevicesHere
 from moebind.cli.drafts import DRAFTS, asked_for, draft_of, passed_on
 from moebind.cli.given import RPC, TUNED, Chosen, Given, takes
 from moebind.cli.loading import with_devices
-from moebind.cli.model_argument import Hub, ModelOption, on_hub
+from moebind.cli.model_argument import Hub, ModelOption, check_there, on_hub
 from moebind.cli.output import say, show, show_json
 from moebind.cli.parameters import CONTEXT, MODEL, PARAMS, without
 from moebind.cli.rest import WithRest, rest_of
@@ -144,6 +144,8 @@ def command(
     names = [*(models or ()), *([] if model is None else [model]), *([] if hf_repo is None else [on_hub(hf_repo)])]
     if not names and not folders:
         raise ValueError("there is no model: give files (MODEL), folders (--models-dir), or -hf")
+    for each in names:
+        check_there(each)
     single = not folders and len(names) == 1
     if given.values["params"] is not None and not single:
         raise ValueError(f"--params is {given.values['params']!r}, which is for one model; there are several")

@@ -40,7 +40,7 @@ def usage_sentence(error: Any) -> str:
         return _no_command(command[1], ctx.command.list_commands(ctx), ctx.command_path)  # type: ignore[union-attr]
     extra = _TOO_MANY.fullmatch(message)
     if extra is not None and ctx is not None:
-        return f"{shown(extra[1])} is more than there is a place for: {_takes(ctx)}"
+        return f"{shown(extra[1])} is more than there is a place for: {_takes(ctx)}{_quoted(ctx)}"
     for pattern, sentence in _SENTENCES:
         found = pattern.fullmatch(message)
         if found is not None:
@@ -143,6 +143,16 @@ def _bare(name: str) -> str:
 
 def _metavar(param: Any) -> str:
     return str(param.metavar or param.name.upper())
+
+
+def _quoted(ctx: Any) -> str:
+    """What to do with a text for which there was no place."""
+    texts = {_metavar(each) for each in ctx.command.params if each.param_type_name == "argument"} & {"PROMPT", "TEXT"}
+    if texts:
+        return "; put a text of several words in quotes"
+    return (
+        "; a text is given as --prompt TEXT" if any("--prompt" in names_of(each) for each in ctx.command.params) else ""
+    )
 
 
 def _takes(ctx: Any) -> str:

@@ -183,7 +183,7 @@ class Embedding(Hyperparameters, metaclass=ABCMeta):
         cut = checks.boolean("truncate", truncate)
         n_scores = int(lib.moebind_model_n_scores(self._open()))
         if not n_scores:
-            raise EmbeddingsError("this model has no classification head to score texts with")
+            raise EmbeddingsError("this model has no classification head to score texts with: rerankers have one")
         listed = _listed_texts("texts", texts)
         for at, text in enumerate(listed):
             checks.utf8(f"texts[{at}]", text)

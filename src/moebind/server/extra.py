@@ -33,7 +33,7 @@ _OURS: Mapping[str, str] = {
         ),
         "use draft",
     ),
-    "alias": "a model is called as its file",
+    "alias": "a model is called as its file; a link to it has another name",
     "host": "use host",
     "port": "use port",
     "reuse-port": "two servers would answer in turn",
