@@ -115,9 +115,9 @@ from .context.replies import ChatDelta as ChatDelta
 from .context.replies import ChatReply as ChatReply
 from .context.replies import ToolCallDelta as ToolCallDelta
 from .context.speculative import Speculative as Speculative
-from .diagnosis.findings import Diagnosis as Diagnosis
-from .diagnosis.findings import Finding as Finding
-from .diagnosis.findings import Severity as Severity
+from .diagnosis.diagnosis import Diagnosis as Diagnosis
+from .diagnosis.diagnosis import Finding as Finding
+from .diagnosis.diagnosis import Severity as Severity
 from .diagnosis.findings import doctor as doctor
 from .enums import (
     AttentionType as AttentionType,

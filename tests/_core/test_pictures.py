@@ -12,9 +12,12 @@ import pytest
 
 import moebind
 from conftest import CPU, SMALL
-from moebind import Model, RoutingRecorder
+from moebind import ContextParams, Diagnosis, Model, ModelParams, RoutingRecorder
 from moebind._core.pictures import COLOURS, TEXT, html_bars, html_of
+from moebind.bench import SpeedReport, SpeedRow, TimedRun
 from moebind.bench import plot as bench_plot
+from moebind.diagnosis.facts import Facts
+from moebind.diagnosis.findings import PlannedLoad, findings
 from moebind.tuning import plot as tuning_plot
 
 MakeTiny = Callable[..., Path]
@@ -109,6 +112,22 @@ def test_a_plan_a_fit_and_a_breakdown(tiny_path: MakeTiny) -> None:
         assert read.widths
     [device, *_] = plan.devices
     assert Reader(plan._repr_html_()).widths[0] == pytest.approx(100 * device.model / device.free, abs=0.001)
+
+
+def test_speeds_and_a_diagnosis_are_what_is_printed() -> None:
+    run = TimedRun(n_prompt=1, n_generate=1, prompt=1.0, first_token=1.0, stamps=(1.0, 2.0))
+    row = SpeedRow(1, 1, 1, (run,) * 3, {"a <device>": 2**20})
+    threads = {"n_threads": 1, "n_threads_batch": 1}
+    facts = Facts(cuda_verdict="out: <b>not found</b>")
+    for shown in (
+        *(SpeedReport(kind, (row,), {}, threads, {"model": "<i>one"}) for kind in ("decode", "prompt", "batch")),
+        Diagnosis(facts, findings(facts, PlannedLoad(None, ModelParams(), ContextParams()))),
+    ):
+        html = shown._repr_html_()
+        assert html == html_of(str(shown))
+        read = Reader(html)
+        assert "<" in read.text
+        assert read.text == str(shown)
 
 
 def test_what_has_a_picture_shows_it(tiny_path: MakeTiny, monkeypatch: pytest.MonkeyPatch) -> None:

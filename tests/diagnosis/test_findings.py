@@ -14,7 +14,7 @@ import pytest
 from hub_server import REPO, Hub
 
 import moebind
-from moebind import ContextParams, Device, DeviceType, Diagnosis, Finding, LoadMode, ModelParams, Severity
+from moebind import ContextParams, Device, DeviceType, Finding, LoadMode, ModelParams, Severity
 from moebind.backend.host_memory import HostMemory
 from moebind.diagnosis.facts import Facts
 from moebind.diagnosis.findings import ARM, X86, PlannedLoad, findings
@@ -344,23 +344,6 @@ def test_locked_memory(mlock: bool, lockable: int | None, size: int | None, ther
 
 
 # --- the whole ---
-
-
-def test_a_diagnosis(tiny_path: MakeTiny) -> None:
-    diagnosis = moebind.doctor(tiny_path(), ModelParams(), ContextParams(n_threads=500))
-    assert isinstance(diagnosis, Diagnosis)
-    assert diagnosis[0].severity is max(finding.severity for finding in diagnosis)
-    assert not diagnosis.ok
-    assert len(diagnosis) == len(list(diagnosis)) == len(diagnosis[:])
-    assert any("n_threads is 500" in finding.what for finding in diagnosis)
-    report = str(diagnosis)
-    assert report.startswith(f"moebind {moebind.__version__}, llama.cpp {moebind.llama_cpp_version}")
-    for finding in diagnosis:
-        assert str(finding) in report
-    assert repr(diagnosis).startswith("<Diagnosis: 0 problems, ")
-    with pytest.raises(IndexError):
-        diagnosis[99]
-    assert Diagnosis(Facts(), []).ok
 
 
 @pytest.mark.parametrize(

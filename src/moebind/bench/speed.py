@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import SupportsIndex
 
 from moebind._core import checks
+from moebind._core.pictures import html_of
 from moebind._core.shown import shown
 from moebind._core.sizes import show_size
 from moebind._core.tables import Column, text_table
@@ -125,6 +126,10 @@ class SpeedReport:
                 f"Means and standard deviations of {runs} runs. It held {held}.",
             ]
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table."""
+        return html_of(str(self))
 
 
 def decode(

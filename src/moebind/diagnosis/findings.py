@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import overload
 
 from moebind._core.shown import shown
-from moebind._core.version import __version__
 from moebind.backend.devices import of_one_card
+from moebind.diagnosis.diagnosis import Diagnosis, Finding, Severity, show_gib
 from moebind.diagnosis.facts import Facts, read_facts
 from moebind.enums import DeviceType
 from moebind.files.gguf import Gguf
 from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 
-__all__ = ["Diagnosis", "Finding", "Severity", "doctor"]
+__all__ = ["doctor"]
 
 #: llama.cpp's names for those of the processor's flags that its kernels are written for.
 X86 = {
@@ -33,81 +31,6 @@ ARM = {
 AVX512 = {"avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw"}
 
 REBUILD = "pip install --force-reinstall --no-deps . in a checkout of moebind, on this machine (docs/build.md)"
-
-
-class Severity(IntEnum):
-    """How much a finding matters."""
-
-    INFO = 0
-    """Good to know."""
-    WARNING = 1
-    """It works, but this machine could do it faster, or do more of it."""
-    PROBLEM = 2
-    """The load that you asked for will fail."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that :func:`doctor` found.
-
-    Attributes
-    ----------
-    what : str
-        What was found.
-    why : str
-        The evidence, or the cause.
-    do : str
-        What to do about it.
-    severity : Severity
-        How much it matters.
-    """
-
-    what: str
-    why: str
-    do: str
-    severity: Severity = Severity.INFO
-
-    def __str__(self) -> str:
-        return f"{self.severity.name.lower()}: {self.what}\n    why: {self.why}\n    do:  {self.do}"
-
-
-class Diagnosis(Sequence[Finding]):
-    """The findings of :func:`doctor`: a sequence, the most severe first. Printing it gives a report.
-
-    Attributes
-    ----------
-    facts
-        The facts that were read, before they were judged.
-    """
-
-    def __init__(self, facts: Facts, findings: Sequence[Finding]) -> None:
-        wrong = [finding for finding in findings if not isinstance(finding, Finding)]
-        if wrong or not isinstance(facts, Facts):
-            raise TypeError("a Diagnosis is made by doctor(), of what it read and of findings")
-        self.facts = facts
-        self._findings = tuple(sorted(findings, key=lambda finding: -finding.severity))
-
-    @overload
-    def __getitem__(self, index: int) -> Finding: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Finding, ...]: ...
-    def __getitem__(self, index: int | slice) -> Finding | tuple[Finding, ...]:
-        return self._findings[index]
-
-    def __len__(self) -> int:
-        return len(self._findings)
-
-    def __repr__(self) -> str:
-        counts = [sum(finding.severity is severity for finding in self) for severity in reversed(Severity)]
-        return f"<Diagnosis: {counts[0]} problems, {counts[1]} warnings, {counts[2]} more>"
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is no finding above INFO."""
-        return all(finding.severity is Severity.INFO for finding in self)
-
-    def __str__(self) -> str:
-        return "\n".join([*_summary(self.facts), "", *map(str, self)])
 
 
 @explained_with_fields(model="doctor(path, {})", context="doctor(path, context_params={})")
@@ -165,27 +88,6 @@ class PlannedLoad:
 def findings(facts: Facts, load: PlannedLoad) -> list[Finding]:
     """Judge the facts, for this load; nothing is read here."""
     return [finding for check in CHECKS for finding in check(facts, load)]
-
-
-def _summary(facts: Facts) -> Iterator[str]:
-    yield f"moebind {__version__}, llama.cpp {facts.llama_cpp} ({facts.commit}), backends {', '.join(facts.backends)}"
-    yield f"CUDA is {facts.cuda_verdict}"
-    driver = facts.nvidia_driver or ("unknown version" if facts.libcuda else "none")
-    yield f"NVIDIA driver: {driver}; cards on the bus: {facts.nvidia_cards}"
-    yield f"Vulkan is {facts.vulkan_verdict}"
-    drivers = ", ".join(facts.vulkan_drivers) or "none"
-    yield f"Vulkan drivers: {drivers}; cards of AMD's and Intel's on the bus: {facts.other_cards}"
-    for device in facts.devices:
-        yield f"device {device.name}: {device.description}, {_size(device.memory_total)}, {device.type.name}"
-    quota = "" if facts.core_quota is None else f", a quota of {facts.core_quota:g}"
-    yield f"cores: {facts.cores}, of which {facts.cores_allowed} for this process{quota}"
-    memory = facts.memory
-    limited = "" if memory.limit is None else f", limited by {memory.limit}"
-    yield f"memory: {_size(memory.capacity)}, {_size(memory.free)} free{limited}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
 
 
 def _gpus(facts: Facts) -> list[str]:
@@ -434,7 +336,7 @@ def _memory(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     memory = facts.memory
     if memory.capacity < facts.memory_total:
         yield Finding(
-            f"this process may use {_size(memory.capacity)} of the machine's {_size(facts.memory_total)}",
+            f"this process may use {show_gib(memory.capacity)} of the machine's {show_gib(facts.memory_total)}",
             f"{memory.limit or 'the system'} says so",
             "give it more if a model needs it (docker --memory, systemd's MemoryMax, Slurm's --mem)",
         )
@@ -444,15 +346,15 @@ def _memory(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
         return  # how much goes where is what a plan tells
     if load.size > memory.capacity:
         yield Finding(
-            f"the model has {_size(load.size)}, and {_size(memory.capacity)} is all that there is",
+            f"the model has {show_gib(load.size)}, and {show_gib(memory.capacity)} is all that there is",
             f"the limit is {memory.limit or 'the memory of this machine'}",
             "take a smaller quantisation, or more memory: mapped, it would be read from the disk again and again",
             Severity.PROBLEM if not load.model.use_mmap else Severity.WARNING,
         )
     elif load.size > memory.free:
         yield Finding(
-            f"the model has {_size(load.size)}, and {_size(memory.free)} is free",
-            f"of {_size(memory.capacity)}, as {memory.limit or 'the system'} says",
+            f"the model has {show_gib(load.size)}, and {show_gib(memory.free)} is free",
+            f"of {show_gib(memory.capacity)}, as {memory.limit or 'the system'} says",
             "end something else, or take a smaller quantisation",
             Severity.WARNING,
         )
@@ -464,7 +366,7 @@ def _address_space(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     left = max(0, facts.address_space - facts.address_space_used)
     needed = load.size or 0
     yield Finding(
-        f"this process may have {_size(facts.address_space)} of address space, of which {_size(left)} is left",
+        f"this process may have {show_gib(facts.address_space)} of address space, of which {show_gib(left)} is left",
         "RLIMIT_AS (ulimit -v) is set; a mapped model counts in full",
         "ulimit -v unlimited, in the shell or the service that starts it",
         Severity.PROBLEM if needed > left else Severity.WARNING,
@@ -475,7 +377,7 @@ def _locked_memory(facts: Facts, load: PlannedLoad) -> Iterator[Finding]:
     if not load.model.use_mlock or facts.lockable is None:
         return
     if load.size is None or load.size > facts.lockable:
-        what = "a model" if load.size is None else f"the model's {_size(load.size)}"
+        what = "a model" if load.size is None else f"the model's {show_gib(load.size)}"
         yield Finding(
             f"use_mlock cannot lock {what} in memory",
             f"RLIMIT_MEMLOCK (ulimit -l) allows {facts.lockable / 2**20:.0f} MiB; llama.cpp would log that and go on",
