@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -199,10 +200,42 @@ def test_what_the_readme_says_is_saved_is_what_was_planned() -> None:
     assert {*said} <= {*planned.findall((DOCS / "offload.md").read_text(encoding="utf-8"))}
 
 
+#: What builds the site.
+SITE = ("sphinx", "furo", "myst_parser", "numpydoc", "sphinx_copybutton")
+
+
+@pytest.mark.parametrize("repository", ["", "https://github.com/OWNER/NAME"])
+def test_pages_have_a_link_to_edit_them_where_it_is_known_whose_they_are(repository: str, tmp_path: Path) -> None:
+    for module in SITE:
+        pytest.importorskip(module, reason="needs the extra [docs]")
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages/index.md").write_text("# A page\n\nA text.\n", encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "-q",
+        "-b",
+        "html",
+        "-c",
+        DOCS,
+        tmp_path / "pages",
+        tmp_path / "html",
+    ]
+    told = {**os.environ, "MOEBIND_REPOSITORY": repository}
+    subprocess.run(command, check=True, env=told)
+    page = (tmp_path / "html/index.html").read_text(encoding="utf-8")
+    assert "A text." in page
+    links = re.findall(r'href="([^"]*/edit/[^"]*)"', page)
+    assert {*links} == ({f"{repository}/edit/main/docs/index.md"} if repository else set())
+    assert ("Edit this page" in page) == bool(repository)
+
+
 @pytest.mark.thorough  # make docs does it too
 @pytest.mark.timeout(900)  # a minute, on a machine that has nothing else to do
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
-    for module in ("sphinx", "furo", "myst_parser", "numpydoc", "sphinx_copybutton"):
+    for module in SITE:
         pytest.importorskip(module, reason="needs the extra [docs]")
     command = [sys.executable, "-m", "sphinx", "-nW", "--keep-going", "-q", "-b", "html"]
     done = subprocess.run(
