@@ -1,33 +1,44 @@
-"""Engines: throughput beside llama-batched-bench, and what those who wait see while a long prompt comes.
+"""Engines: throughput beside llama-batched-bench, and what those who wait see.
 
-    python benchmarks/engine.py [MODEL.gguf] [--threads N] [--rounds N] [--tokens N] [--sequences N ...] [--prompt N]
+    python benchmarks/engine.py [MODEL.gguf] [--threads N] [--rounds N] [--most N] [--write-docs] ...
 
-Throughput: a round is ``llama-batched-bench -npp 16 -ntg TOKENS -npl N``, then an ``Engine`` with N sequences. Each
-of them writes so many tokens (greedy, with text), read by N coroutines. As there, the time counts from when all prompts
-are computed to the last token.
-
-Latency: three texts are being written when a prompt of ``--prompt`` tokens comes. The rows are the median and the
-longest pause between two pieces of a running text, while that prompt is computed, and how long its first token takes;
-with the prompt in parts of several sizes, and whole. The pauses before it came are beside them.
+Throughput: a round is ``llama-batched-bench -npp 16 -ntg TOKENS -npl N``, then an ``Engine`` with N sequences, or the
+other way round. Each of them writes so many tokens (greedy, with text), read by N coroutines. As there, the time counts
+from when all prompts are computed to the last token. Rounds go on, up to --most, until the interval in which the median
+of the ratios lies, but for a chance of 5 %, says whether the target is reached.
 
 Share: of the processor's time that an engine and its readers take, the part that is in llama_decode, with one thread.
 What else runs on the machine hardly changes it. The rest is all that an engine can lose.
 
-On a shared machine only ratios within a round mean something. The model should have no experts: llama-batched-bench
-decodes random tokens, which go to more of them than text does.
+First token: how long a request of 30 tokens waits for it while 7 other texts are being written, and while none is.
+
+Pauses: three texts are being written when a prompt of ``--prompt`` tokens comes. The rows are the median and the
+longest pause between two pieces of a running text, while that prompt is computed, and how long its first token takes;
+with the prompt in parts of several sizes, and whole. The pauses before it came are beside them.
+
+With --write-docs, each result goes into docs/engine.json as soon as it is there, and from that into the tables of
+docs/engine.md; with --rounds 0 without measuring. On a shared machine only ratios within a round mean something. The
+model should have no experts: llama-batched-bench decodes random tokens, which go to more of them than text does.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import datetime
 import os
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import engine_report
+import speed_report
+import speed_rows
 from programs import arguments, demo_model
 from speed_settings import Settings
 from speed_sides import FailedError, Sides
@@ -96,10 +107,41 @@ def native_speed(model: str, threads: int, sequences: int, tokens: int) -> float
     """Tokens per second of llama-batched-bench, all sequences together, without the prompts."""
     of_it = Settings("", model, "", "", "", threads=threads, sequences=sequences, tokens=tokens)
     with Sides(of_it, with_other=False) as sides:
-        try:
-            return sides.ask("llama-batched-bench", "")["batched_bench"]
-        except FailedError as error:
-            raise SystemExit(str(error)) from None
+        return sides.ask("llama-batched-bench", "")["batched_bench"]
+
+
+def first_token(model: Model, threads: int, running: int) -> float:
+    """Seconds until the first token of a short request, while so many other texts are being written."""
+    params = ContextParams(n_ctx=256 * (running + 1), n_seq_max=running + 1, n_threads=threads, n_threads_batch=threads)
+    text = "Please tell me in a few words what the weather was like in the mountains on the first day of last year. "
+    request = model.str_to_token(text * 3)[: engine_report.SHORT]
+    counts = [0] * running
+
+    async def write(number: int) -> None:
+        async with engine.agenerate(f"Story {number}: once", sampler=endless(model), max_tokens=200) as pieces:
+            async for _ in pieces:
+                counts[number] += 1
+
+    async def wait() -> float:
+        # What a context does only once is over before.
+        await engine.agenerate("The first", max_tokens=3).complete()
+        writers = [asyncio.create_task(write(number)) for number in range(running)]
+        while running and min(counts) < 3 and not any(each.done() for each in writers):
+            await asyncio.sleep(0.01)
+        asked = time.perf_counter()
+        async with engine.agenerate(request, max_tokens=2) as pieces:
+            async for _ in pieces:
+                took = time.perf_counter() - asked
+                break
+        if any(each.done() for each in writers):
+            raise FailedError("a text had ended before")
+        for each in writers:
+            each.cancel()
+        await asyncio.gather(*writers, return_exceptions=True)
+        return took
+
+    with Engine(model, params) as engine:
+        return asyncio.run(wait())
 
 
 def pauses(model: Model, threads: int, n_prompt: int, chunk: int) -> tuple[float, float, float, float]:
@@ -142,42 +184,91 @@ def pauses(model: Model, threads: int, n_prompt: int, chunk: int) -> tuple[float
     return statistics.median(before), statistics.median(during), max(during), took
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = arguments(__doc__, "the dense SmolLM2", 48)
-    parser.add_argument("--sequences", type=int, nargs="*", default=[8, 16])
-    parser.add_argument("--prompt", type=int, default=4000)
-    parser.add_argument("--chunks", type=int, nargs="+", default=[16, 64, 256, 8192])
-    options = parser.parse_args()
-    path = options.model or demo_model(dense=True)
-    print(f"{path}\n{options.threads} threads, {os.cpu_count()} cores, llama.cpp {moebind.llama_cpp_version}")
-    print(f"load {os.getloadavg()[0]:.1f}\n")
-    with Model.load_from_file(path, ModelParams(n_gpu_layers=0)) as model:
-        our_speed(model, options.threads, 2, 4)  # the file comes into the cache
-        for sequences in options.sequences:
-            ratios = []
+@dataclass(frozen=True)
+class Asked:
+    """Who measures, as ``speed_rows.measure`` asks."""
+
+    path: str
+    model: Model
+    threads: int
+    tokens: int
+
+    def ask(self, side: str, work: str) -> dict[str, float]:
+        """Measure once."""
+        number = int(work)
+        if side == "llama-batched-bench":
+            return {"batched_bench": native_speed(self.path, self.threads, number, self.tokens)}
+        if side == "engine":
+            return {"engine": our_speed(self.model, self.threads, number, self.tokens)[0]}
+        if side == "share":
             with counted() as seconds:
-                _, spent = our_speed(model, 1, sequences, options.tokens)
-            share = sum(seconds[-options.tokens :]) / spent
-            print(f"{sequences:3} sequences: {share:.4f} of the processor's time is in llama_decode", flush=True)
-            for _ in range(options.rounds):
-                native = native_speed(path, options.threads, sequences, options.tokens)
-                ours, _ = our_speed(model, options.threads, sequences, options.tokens)
-                ratios.append(ours / native)
-                print(
-                    f"{sequences:3} sequences: llama-batched-bench {native:7.2f}, Engine {ours:7.2f} tokens/s", end=""
-                )
-                print(f", ratio {ratios[-1]:.3f}", flush=True)
-            if not ratios:
-                continue
-            middle = statistics.median(ratios)
-            print(f"ratio {middle:.3f}, median of {len(ratios)} ({min(ratios):.3f} to {max(ratios):.3f})\n")
-        n_prompt = min(options.prompt, model.n_ctx_train - 64)
-        print(f"three running texts, and a prompt of {n_prompt} tokens; milliseconds")
-        print("chunk   pause before   median pause   longest pause   first token   (without cutting: the last row)")
-        for chunk in options.chunks:
-            row = [1000 * each for each in pauses(model, options.threads, n_prompt, chunk)]
-            print("{:5}   {:12.0f}   {:12.0f}   {:13.0f}   {:11.0f}".format(chunk, *row), flush=True)
+                _, spent = our_speed(self.model, 1, number, self.tokens)
+            return {"inside": sum(seconds[-self.tokens :]), "all": spent}
+        return {f"first_{number}_ms": 1000 * first_token(self.model, self.threads, number)}
+
+
+def conditions(path: str, threads: int) -> str:
+    """With what it is measured, as a sentence."""
+    day = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    about = f"{day}, {os.path.basename(path)}, {threads} thread(s), {os.cpu_count()} cores"
+    return f"{about}, llama.cpp {moebind.llama_cpp_version}, load {os.getloadavg()[0]:.0f} before."
+
+
+def options(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """What is to be done."""
+    parser = arguments(__doc__, "the dense SmolLM2", 48)
+    parser.add_argument("--most", type=int, default=21, help="rounds at most (default 21)")
+    parser.add_argument("--sequences", type=int, nargs="*", default=list(engine_report.SEQUENCES))
+    parser.add_argument("--prompt", type=int, default=4000)
+    parser.add_argument("--chunks", type=int, nargs="*", default=[16, 64, 256, 8192], help="none: no long prompt")
+    parser.add_argument("--write-docs", action="store_true", help="docs/engine.json, and docs/engine.md from it")
+    chosen = parser.parse_args(given)
+    unknown = sorted(set(chosen.sequences) - set(engine_report.SEQUENCES))
+    if chosen.write_docs and unknown:
+        known = " and ".join(map(str, engine_report.SEQUENCES))
+        parser.error(f"--write-docs: the page has {known} sequences, and no place for {unknown[0]}; leave one out")
+    return chosen
+
+
+def main(
+    given: Sequence[str] | None = None, results: Path = engine_report.RESULTS, page: Path = engine_report.PAGE
+) -> None:
+    """Measure, print, and write."""
+    chosen = options(given)
+    found = engine_report.read(results)
+
+    def keep() -> None:
+        if chosen.write_docs:
+            engine_report.write(results, page, found)
+
+    if chosen.rounds > 0:
+        path = chosen.model or demo_model(dense=True)
+        with Model.load_from_file(path, ModelParams(n_gpu_layers=0)) as model:
+            our_speed(model, chosen.threads, 2, 4)  # the file comes into the cache
+            asked = Asked(path, model, chosen.threads, chosen.tokens)
+            for group in engine_report.groups(chosen.sequences):
+                about = conditions(path, chosen.threads)
+                measured = speed_rows.measure(group, asked, chosen.rounds, chosen.most)
+                for row in group.rows:
+                    print("  ".join(str(cell) for cell in speed_report.cells(group, row, measured)), flush=True)
+                rounds = {"conditions": about, "rounds": measured.rounds, "failures": measured.failures}
+                found["groups"][group.name] = rounds
+                keep()
+            if chosen.chunks:
+                found["pauses"] = with_long_prompt(asked, min(chosen.prompt, model.n_ctx_train - 64), chosen.chunks)
+                keep()
+    keep()
+
+
+def with_long_prompt(asked: Asked, n_prompt: int, chunks: Sequence[int]) -> dict[str, Any]:
+    """The pauses that a long prompt makes, for parts of each size."""
+    about, rows = conditions(asked.path, asked.threads), []
+    for chunk in chunks:
+        values = [1000 * each for each in pauses(asked.model, asked.threads, n_prompt, chunk)]
+        names = ("before", "median", "longest", "first")
+        rows.append(dict(zip(names, values, strict=True)) | {"chunk": chunk, "whole": chunk >= n_prompt})
+        print(f"a prompt of {n_prompt} tokens: {rows[-1]}", flush=True)
+    return {"conditions": about, "prompt": n_prompt, "rows": rows}
 
 
 if __name__ == "__main__":

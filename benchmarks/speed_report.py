@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import page_tables
 import speed_growth
 from speed_judge import LEAST, Judged
 from speed_rows import GROUPS, Group, Measured, Row, judged
@@ -16,8 +16,7 @@ from speed_rows import GROUPS, Group, Measured, Row, judged
 from moebind._core.pictures import TEXT
 from moebind._core.tables import Column, markdown_table
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-BEGIN, END = "<!-- Written by benchmarks/speed.py. -->", "<!-- End of what it wrote. -->"
+DOCS = page_tables.DOCS
 COLUMNS = [Column(name) for name in ("what", "median", "interval", "pairs", "target", "result")]
 COLOUR = "#3b82c4"
 #: Letters stay letters, and the same numbers give the same file.
@@ -89,7 +88,8 @@ def cells(group: Group, row: Row, measured: Measured) -> list[object]:
     if found is None:
         reasons = _distinct(measured.failures[f"{a} {b}".strip()] for a, b in group.measures
                             if f"{a} {b}".strip() in measured.failures)  # fmt: skip
-        return [row.name, "", "", 0, target, f"not measured: {'; '.join(reasons)}"]
+        remark = f"not measured: {'; '.join(reasons)}" if reasons else "not measured yet"
+        return [row.name, "", "", 0, target, remark]
     unit = "" if row.beside else f" {row.unit}"
     interval = f"{_number(found.low)} to {_number(found.high)}"
     return [row.name, f"{_number(found.median)}{unit}", interval, found.pairs, target, _remark(row, found)]
@@ -104,6 +104,9 @@ def _remark(row: Row, found: Judged) -> str:
 
 
 def _number(value: float) -> str:
+    # Near 1 are most targets of ratios, and what decides is in the third digit.
+    if 0.9 <= value < 1.1:
+        return f"{value:.3f}"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -116,11 +119,7 @@ def write_docs(results: Mapping[str, Any], page: Path = DOCS / "speed.md", pictu
 
 def with_table(text: str, results: Mapping[str, Any]) -> str:
     """The page with the table of these results."""
-    between = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if not between.search(text):
-        raise SystemExit(f"the page has no place for the table: it needs the lines {BEGIN} and {END}")
-    table = "\n".join([BEGIN, "", *lines(results), "", END])
-    return between.sub(lambda _: table, text)
+    return page_tables.with_lines(text, "speed.py", lines(results))
 
 
 def plot(growth: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:

@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import page_tables
 from programs import demo_model
 
 import moebind
@@ -28,9 +28,7 @@ from moebind import Ftype, Tuning
 from moebind._core.tables import Column, markdown_table
 from moebind.tuning.report import medians
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-RESULTS, PAGE = DOCS / "tuning.json", DOCS / "tune.md"
-BEGIN, END = "<!-- Written by benchmarks/tuning.py. -->", "<!-- End of what it wrote. -->"
+RESULTS, PAGE = page_tables.DOCS / "tuning.json", page_tables.DOCS / "tune.md"
 COLUMNS = [
     Column(name)
     for name in (
@@ -117,11 +115,7 @@ def with_row(rows: Sequence[dict[str, Any]], new: dict[str, Any]) -> list[dict[s
 
 def with_table(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The page with the table of these rows."""
-    between = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if not between.search(page):
-        raise SystemExit(f"the page has no place for the table: it needs the lines {BEGIN} and {END}")
-    table = "\n".join([BEGIN, "", *lines(rows), "", END])
-    return between.sub(lambda _: table, page)
+    return page_tables.with_lines(page, "tuning.py", lines(rows))
 
 
 def read(path: Path) -> list[dict[str, Any]]:

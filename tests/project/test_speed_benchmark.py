@@ -11,6 +11,7 @@ import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import page_tables
 import programs
 import speed
 import speed_judge
@@ -120,7 +121,7 @@ def test_results_are_kept_by_group_and_become_a_table(tmp_path: Path) -> None:
     speed_report.write(path, about, {"load": Measured([{"load": 2.0, "other_load": 1.0}] * 7)}, {})
     results = speed_report.read(path)
     lines = list(speed_report.lines(results))
-    assert "| greedy decode : llama-bench | 0.99 | 0.99 to 0.99 | 7 | at least 0.98 | reached |" in lines
+    assert "| greedy decode : llama-bench | 0.990 | 0.990 to 0.990 | 7 | at least 0.98 | reached |" in lines
     assert "| load : llama-cpp-python | 2.00 | 2.00 to 2.00 | 7 | at least 1 | reached |" in lines
     assert "| greedy decode : llama-cpp-python |  |  | 0 |  | not measured: no network |" in lines
     assert lines[-3:] == [
@@ -134,7 +135,7 @@ def test_results_are_kept_by_group_and_become_a_table(tmp_path: Path) -> None:
     *_, of_writing, of_load = speed_report.lines(speed_report.read(tmp_path / "more.json"))
     assert of_writing.startswith("- Texts of 4 tokens, prompts of 16, 2 sequences, 3 embeddings. In: greedy decode : ")
     assert of_load == "- Texts of 8 tokens, prompts of 16, 2 sequences, 3 embeddings. In: load : llama-cpp-python."
-    page = f"# Speed\n\n{speed_report.BEGIN}\nold\n{speed_report.END}\n\nMore.\n"
+    page = f"# Speed\n\n{page_tables.begin('speed.py')}\nold\n{page_tables.END}\n\nMore.\n"
     written = speed_report.with_table(page, results)
     assert "old" not in written
     assert written.endswith("More.\n")

@@ -15,11 +15,13 @@ import moebind
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests/tuning")]
 
+import page_tables
 import tuning as program  # benchmarks/tuning.py
 from results import made_up
 
 MakeTiny = Callable[..., Path]
-PAGE = f"before\n{program.BEGIN}\nold\n{program.END}\nafter\n"
+BEGIN, END = page_tables.begin("tuning.py"), page_tables.END
+PAGE = f"before\n{BEGIN}\nold\n{END}\nafter\n"
 
 
 @pytest.fixture
@@ -87,8 +89,8 @@ def test_it_tunes_and_writes(path: Path, tmp_path: Path, monkeypatch: pytest.Mon
         {"goal": "chat", "minutes": 3.0, "devices": ["64MiB"], "n_prompt": None, "n_generate": 4, "resume": False}
     ]
     written = page.read_text(encoding="utf-8")
-    assert written.startswith(f"before\n{program.BEGIN}\n\n| model | device |")
-    assert written.endswith(f"\n\n{program.END}\nafter\n")
+    assert written.startswith(f"before\n{BEGIN}\n\n| model | device |")
+    assert written.endswith(f"\n\n{END}\nafter\n")
     assert f"| {path.name} | a worker process of 64MiB |" in written
     # Without measuring, the same page; and without --write-docs, nothing is written.
     page.write_text(PAGE, encoding="utf-8")
