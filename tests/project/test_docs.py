@@ -210,21 +210,9 @@ def test_pages_have_a_link_to_edit_them_where_it_is_known_whose_they_are(reposit
         pytest.importorskip(module, reason="needs the extra [docs]")
     (tmp_path / "pages").mkdir()
     (tmp_path / "pages/index.md").write_text("# A page\n\nA text.\n", encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "-q",
-        "-b",
-        "html",
-        "-c",
-        DOCS,
-        tmp_path / "pages",
-        tmp_path / "html",
-    ]
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "-c", DOCS]
     told = {**os.environ, "MOEBIND_REPOSITORY": repository}
-    subprocess.run(command, check=True, env=told)
+    subprocess.run([*command, tmp_path / "pages", tmp_path / "html"], check=True, env=told)
     page = (tmp_path / "html/index.html").read_text(encoding="utf-8")
     assert "A text." in page
     links = re.findall(r'href="([^"]*/edit/[^"]*)"', page)
