@@ -18,7 +18,7 @@ import instructions
 #: by the processor.
 MOST = 1.5
 #: Few, as each instruction takes the system some microseconds; of four texts, one of each.
-TOKENS, TOKENS_OF_FOUR, TURNS = 2, 4, 8
+TOKENS, TOKENS_OF_FOUR, TURNS = 2, instructions.TEXTS, 8
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +59,12 @@ def test_what_is_outside_of_llama_cpp() -> None:
     )
     assert found == Counter({**counts, "/lib/libc.so.6": 7})
     assert instructions.outside(found) == 5 + 7 + 1
+
+
+@pytest.mark.parametrize(("given", "near"), [(2, 4), (0, 4), (-4, 4), (10, 8)])
+def test_a_part_of_a_batch_is_not_counted(given: int, near: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        instructions.main(["model.gguf", f"--tokens={given}"])
+    assert raised.value.code == 2
+    message = f"--tokens {given}: some kinds write 4 texts at once, and a part of a batch would count as a whole one; "
+    assert f"{message}give a multiple of 4, such as {near}" in capsys.readouterr().err
