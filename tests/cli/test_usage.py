@@ -43,8 +43,8 @@ SHOWN = "moebind plan --help-all shows those that there are"
         ),
         (
             ["generate", "m.gguf", "hi", "you"],
-            "'you' is more than there is a place for: moebind generate takes MODEL PROMPT; put a text of several words in "
-            "quotes",
+            "'you' is more than there is a place for: moebind generate takes MODEL PROMPT; put a text of several "
+            "words in quotes",
         ),
         (
             ["generate", "-m", "m.gguf", "hi", "you"],

@@ -104,7 +104,7 @@ def checked_devices(devices: Sequence[Device | str] | None, n_threads: int) -> t
         if not gpus:
             raise ValueError(
                 "this machine has no GPU, or the build has no backend for it (moebind.doctor() says why): "
-                "devices=['loopback'], on the command line --device loopback, takes a worker process for one"
+                "devices=['loopback'] takes a worker process for one"
             )
         return tuple({"kind": "local", "name": name} for name in gpus)
     if isinstance(devices, (str, Device)) or not isinstance(devices, Sequence):
