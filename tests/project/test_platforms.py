@@ -76,6 +76,7 @@ def test_what_looks_through_finds_it(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 def test_every_name_that_windows_lacks_is_there(tmp_path: Path) -> None:
     """mypy knows them."""
