@@ -42,9 +42,9 @@ class Findings:
 
     @property
     def decided(self) -> bool:
-        """Whether there was time to find out anything: to compare something with the defaults, or that nothing can be."""
+        """Whether there was time for a comparison with the defaults, or to find out that there is nothing to compare."""
         if self.total is not None:
-            return not self.total.why == NO_TIME
+            return self.total.why != NO_TIME
         return self.complete or any(step.name for step in self.steps)
 
 

@@ -148,7 +148,7 @@ class Tuning(Findings):
 
     @property
     def _workers(self) -> list[str]:
-        """What it was measured with that other processes call otherwise; what they call the same is in the parameters."""
+        """What it was measured with, if other processes call that otherwise: all else is in the parameters."""
         return list(self.conditions.get("devices") or ()) if self.model_params.devices is None else []
 
     def _of_workers(self) -> Iterator[str]:
