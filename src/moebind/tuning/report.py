@@ -42,7 +42,7 @@ class Findings:
 
     @property
     def decided(self) -> bool:
-        """Whether there was time for a comparison with the defaults, or to find out that there is nothing to compare."""
+        """Whether there was time to compare something with the defaults, or nothing to compare."""
         if self.total is not None:
             return self.total.why != NO_TIME
         return self.complete or any(step.name for step in self.steps)
