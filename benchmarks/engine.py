@@ -211,7 +211,7 @@ def conditions(path: str, threads: int) -> str:
     """With what it is measured, as a sentence."""
     day = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     about = f"{day}, {os.path.basename(path)}, {threads} thread(s), {os.cpu_count()} cores"
-    return f"{about}, llama.cpp {moebind.llama_cpp_version}, load {os.getloadavg()[0]:.0f} before."
+    return f"{about}, llama.cpp {moebind.llama_cpp_version}"
 
 
 def options(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -247,12 +247,16 @@ def main(
             our_speed(model, chosen.threads, 2, 4)  # the file comes into the cache
             asked = Asked(path, model, chosen.threads, chosen.tokens)
             for group in engine_report.groups(chosen.sequences):
-                about = conditions(path, chosen.threads)
+                load = os.getloadavg()[0]
                 measured = speed_rows.measure(group, asked, chosen.rounds, chosen.most)
                 for row in group.rows:
                     print("  ".join(str(cell) for cell in speed_report.cells(group, row, measured)), flush=True)
-                rounds = {"conditions": about, "rounds": measured.rounds, "failures": measured.failures}
-                found["groups"][group.name] = rounds
+                found["groups"][group.name] = {
+                    "conditions": conditions(path, chosen.threads),
+                    "load": round(load, 1),
+                    "rounds": measured.rounds,
+                    "failures": measured.failures,
+                }
                 keep()
             if chosen.chunks:
                 found["pauses"] = with_long_prompt(asked, min(chosen.prompt, model.n_ctx_train - 64), chosen.chunks)
@@ -262,7 +266,7 @@ def main(
 
 def with_long_prompt(asked: Asked, n_prompt: int, chunks: Sequence[int]) -> dict[str, Any]:
     """The pauses that a long prompt makes, for parts of each size."""
-    about, rows = conditions(asked.path, asked.threads), []
+    about, rows = f"{conditions(asked.path, asked.threads)}, load {os.getloadavg()[0]:.0f} before", []
     for chunk in chunks:
         values = [1000 * each for each in pauses(asked.model, asked.threads, n_prompt, chunk)]
         names = ("before", "median", "longest", "first")

@@ -78,12 +78,12 @@ def with_tables(page: str, results: Mapping[str, Any]) -> str:
 def lines(results: Mapping[str, Any]) -> Iterator[str]:
     """Both tables, and with what they were measured."""
     yield from markdown_table(speed_report.COLUMNS, _rows(results["groups"]))
-    abouts: dict[str, list[str]] = {}
-    for name, known in results["groups"].items():
-        abouts.setdefault(known["conditions"], []).append(name)
-    if abouts:
+    known = list(results["groups"].values())
+    if known:
+        loads = [each["load"] for each in known]
         yield ""
-    yield from (f"- {', '.join(names)}: {about}" for about, names in abouts.items())
+        yield from (f"- {about}." for about in dict.fromkeys(each["conditions"] for each in known))
+        yield f"- The load of the machine was {min(loads):.0f} to {max(loads):.0f} before."
     pauses = results["pauses"]
     if pauses is not None:
         yield ""
@@ -91,7 +91,7 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield from markdown_table(PAUSES, [_pauses(row) for row in pauses["rows"]])
         yield ""
-        yield f"- {pauses['conditions']}"
+        yield f"- {pauses['conditions']}."
 
 
 def _rows(known: Mapping[str, Any]) -> Iterator[list[object]]:

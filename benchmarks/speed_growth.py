@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import shapes
 import weights
-from speed_moebind import CPU, outside
+from speed_moebind import CPU, inside_us, outside
 from speed_settings import COUNTING, Settings, short_texts
 
 import moebind
@@ -48,7 +48,7 @@ def context(settings: Settings) -> Found:
 
 def sequences(settings: Settings) -> Found:
     """Microseconds of a token between two batches, by how many sequences there are."""
-    model, found = _model(settings.dense), {}
+    model, found, inside = _model(settings.dense), {}, inside_us()
     for count in (1, 2, 4, 8, 16):
         params = _params(settings, 256 * count).with_n_seq_max(count)
         prompts = [model.str_to_token(COUNTING)[:16] for _ in range(count)]
@@ -56,10 +56,9 @@ def sequences(settings: Settings) -> Found:
             stamps, computed = [], []
             for at, _ in made.generate_many(prompts, max_tokens=settings.tokens + 1):
                 if at == count - 1:
-                    timings = made.timings()
-                    computed.append(timings.t_eval_ms + timings.t_p_eval_ms)
                     stamps.append(time.perf_counter())
-        costs = 1e6 * np.diff(stamps) - 1e3 * np.diff(computed)
+                    computed.append(inside())
+        costs = 1e6 * np.diff(stamps) - np.diff(computed)
         found[str(count)] = float(np.median(costs[1:])) / count
     return found
 

@@ -50,3 +50,10 @@ def judge(values: Sequence[float], target: float | None = None, at_most: bool = 
         elif len(values) >= LEAST and (low > target if at_most else high < target):
             verdict = "missed"
     return Judged(typical(values), low, high, len(values), verdict)
+
+
+def either(verdicts: Sequence[Verdict]) -> Verdict | None:
+    """The verdict where one target of several is enough: it is missed if all of them are. None if there are none."""
+    if "reached" in verdicts:
+        return "reached"
+    return "not decided" if "not decided" in verdicts else "missed" if verdicts else None

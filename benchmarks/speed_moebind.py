@@ -44,7 +44,7 @@ def _generated(settings: Settings, path: str, clock: Clock | None = None, **argu
 
 
 @cache
-def _inside() -> Callable[[], float]:
+def inside_us() -> Callable[[], float]:
     """Tells the microseconds of this process in llama_decode: ``speed_clock.c``, which it has to be run with."""
     try:
         function = ctypes.CDLL(None).speed_clock_inside_us
@@ -57,7 +57,7 @@ def _inside() -> Callable[[], float]:
 def outside(pieces: Iterable[object]) -> float:
     """Microseconds of a token outside of llama_decode: their median, so that a thread that has to wait is left out."""
     found: list[float] = []
-    before, computed, inside = 0.0, 0.0, _inside()
+    before, computed, inside = 0.0, 0.0, inside_us()
     for _ in pieces:
         now, total = time.perf_counter(), inside()
         if before:

@@ -11,7 +11,7 @@ from typing import Any
 import page_tables
 import speed_growth
 from speed_judge import LEAST, Judged
-from speed_rows import GROUPS, Group, Measured, Row, judged
+from speed_rows import GROUPS, Group, Measured, Row, judged, verdict
 
 from moebind._core.pictures import TEXT
 from moebind._core.tables import Column, markdown_table
@@ -92,20 +92,28 @@ def cells(group: Group, row: Row, measured: Measured) -> list[object]:
         return [row.name, "", "", 0, target, remark]
     unit = "" if row.beside else f" {row.unit}"
     interval = f"{_number(found.low)} to {_number(found.high)}"
-    return [row.name, f"{_number(found.median)}{unit}", interval, found.pairs, target, _remark(row, found)]
+    return [
+        row.name,
+        f"{_number(found.median)}{unit}",
+        interval,
+        found.pairs,
+        target,
+        _remark(group, row, measured, found),
+    ]
 
 
-def _remark(row: Row, found: Judged) -> str:
+def _remark(group: Group, row: Row, measured: Measured, found: Judged) -> str:
     if found.pairs < LEAST:
         return "too few pairs"
     if row.target is None:
         return "" if found.concluded else "the spread is too wide to conclude"
-    return str(found.verdict)
+    together = verdict(group, row, measured)
+    return found.verdict if together == found.verdict else f"{found.verdict}; of both: {together}"
 
 
 def _number(value: float) -> str:
-    # Near 1 are most targets of ratios, and what decides is in the third digit.
-    if 0.9 <= value < 1.1:
+    # Most ratios and their targets are near 1, and differ in the third digit.
+    if value < 2:
         return f"{value:.3f}"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 

@@ -55,6 +55,21 @@ def test_nothing_is_concluded_from_a_wide_spread_or_few_pairs() -> None:
     assert not speed_judge.judge([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.3]).concluded
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "together"),
+    [
+        (["missed", "reached"], "reached"),
+        (["not decided", "reached"], "reached"),
+        (["missed", "not decided"], "not decided"),
+        (["missed", "missed"], "missed"),
+        (["missed"], "missed"),
+        ([], None),
+    ],
+)
+def test_one_of_several_targets_is_enough(verdicts: list[speed_judge.Verdict], together: str | None) -> None:
+    assert speed_judge.either(verdicts) == together
+
+
 # --- the rounds --------------------------------------------------------------------------------------------------
 
 
@@ -82,6 +97,43 @@ def test_both_take_turns_and_change_places() -> None:
 def test_rounds_go_on_until_it_is_decided() -> None:
     assert len(speed_rows.measure(GROUP, Scripted([0.95] * 6 + [0.1] + [0.95] * 30), 7, 21).rounds) == 9
     assert len(speed_rows.measure(GROUP, Scripted([0.85, 0.95] * 30), 7, 11).rounds) == 11
+
+
+PLAN = next(group for group in speed_rows.GROUPS if group.name == "plan")
+
+
+def plans(ms: float, numpy_ms: float, split_ms: float = 100) -> dict[str, float]:
+    return {"plan_ms": ms, "plan_numpy_ms": numpy_ms, "split_ms": split_ms, "split_numpy_ms": 100}
+
+
+def test_a_plan_is_to_be_fast_by_the_clock_or_beside_an_import() -> None:
+    def results(rounds: list[dict[str, float]]) -> list[object]:
+        measured = Measured(rounds)
+        return [speed_report.cells(PLAN, row, measured)[-1] for row in PLAN.rows]
+
+    assert [row.target for row in PLAN.rows] == [40, 0.3, 150, 1.2]
+    # A slow machine, on which numpy is slow as well.
+    assert results([plans(80, 400)] * 7) == ["missed; of both: reached", "reached", "reached", "reached"]
+    assert results([plans(30, 60)] * 7)[:2] == ["reached", "missed; of both: reached"]
+    assert results([plans(80, 100)] * 7)[:2] == ["missed", "missed"]
+    undecided = [plans(ms, 100) for ms in (38, 39, 39, 42, 42, 42, 43)]
+    assert results(undecided)[:2] == ["not decided", "missed; of both: not decided"]
+    assert results([plans(80, 100, 200)] * 7)[2:] == ["missed", "missed"]
+
+
+@pytest.mark.parametrize(("numpy_ms", "rounds"), [(400, 7), (100, 9)])
+def test_no_more_rounds_once_one_of_both_targets_is_reached(numpy_ms: float, rounds: int) -> None:
+    class Plans:
+        """The plan takes 38 or 42 ms, which decides nothing by the clock."""
+
+        def __init__(self) -> None:
+            self.at = 0
+
+        def ask(self, side: str, work: str) -> dict[str, float]:
+            self.at += 1
+            return plans(38 + 4 * (self.at // 2 % 2), numpy_ms)
+
+    assert len(speed_rows.measure(PLAN, Plans(), 7, 9).rounds) == rounds
 
 
 def test_what_fails_is_not_tried_again_and_said() -> None:
