@@ -421,11 +421,16 @@ int32_t moebind_default_n_threads(void);
 // The regular expression over tensor names that --cpu-moe uses.
 const char * moebind_ffn_exps_regex(void);
 
-// --- tokens of a text (peek/tokenize.cpp) ---
+// --- texts and their tokens (peek/tokenize.cpp) ---
 
 // llama_tokenize, with as much stack as a pre-tokenizer's regular expressions need for this text (tokenize.cpp).
 int32_t moebind_tokenize(const struct llama_vocab * vocab, const char * text, int32_t text_len, llama_token * tokens,
                          int32_t n_tokens_max, bool add_special, bool parse_special);
+
+// The pieces of tokens, one after the other; returns as llama_detokenize. That one takes spaces away which the text had, as
+// of "1 ." and "it 's", for byte-level BPE as for WordPiece, whose pieces always have spaces between them.
+int32_t moebind_detokenize(const struct llama_vocab * vocab, const llama_token * tokens, int32_t n_tokens, char * text,
+                           int32_t text_len_max, bool special);
 
 // --- samplers of our own (sampling/python_sampler.cpp) ---
 

@@ -1,4 +1,4 @@
-// Texts as tokens, with as much stack as they take. Pre-tokenizers that llama.cpp has no code of its own for are
+// Tokens as text, without losing any of it, and texts as tokens, with as much stack as they take. Pre-tokenizers that llama.cpp has no code of its own for are
 // std::regex, which recurses over each run of letters, digits or spaces that an expression swallows whole.
 #include "big_stack.h"
 #include "llama-vocab.h"
@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -74,4 +75,23 @@ int32_t moebind_tokenize(const llama_vocab * vocab, const char * text, int32_t t
         count = llama_tokenize(vocab, text, text_len, tokens, n_tokens_max, add_special, parse_special);
     });
     return count;
+}
+
+int32_t moebind_detokenize(const llama_vocab * vocab, const llama_token * tokens, int32_t n_tokens, char * text,
+                           int32_t text_len_max, bool special) {
+    if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_WPM) {
+        return llama_detokenize(vocab, tokens, n_tokens, text, text_len_max, false, special);
+    }
+    int64_t total = 0;
+    int32_t strip = vocab->get_add_space_prefix();
+    for (int32_t i = 0; i < n_tokens; i++) {
+        const int32_t at = (int32_t) std::min<int64_t>(total, text_len_max);
+        const int32_t n  = llama_token_to_piece(vocab, tokens[i], text + at, text_len_max - at, strip, special);
+        strip = 0;
+        total += std::abs(n);  // negative: it did not fit
+    }
+    if (total > INT32_MAX) {
+        throw std::runtime_error("the text has " + std::to_string(total) + " bytes, more than llama.cpp can count");
+    }
+    return (int32_t) (total <= text_len_max ? total : -total);
 }

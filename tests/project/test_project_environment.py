@@ -92,6 +92,8 @@ def test_a_build_tells_how_far_it_is(
 
 
 def test_what_is_to_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MOEBIND_CUDA", "MOEBIND_VULKAN", "MOEBIND_UI"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(environment.shutil, "which", lambda name: name)
     assert "40 or more for CUDA, 4 for Vulkan, 2 for the web page" in environment.to_build()
     for name in ("MOEBIND_CUDA", "MOEBIND_VULKAN", "MOEBIND_UI"):

@@ -256,8 +256,9 @@ class Vocabulary(ModelBase):
 
         Notes
         -----
-        Uses ``llama_detokenize``. A vocabulary may lack characters or bytes, which the tokenizer then leaves out;
-        and SentencePiece takes ``"▁"`` for a space.
+        Uses ``llama_token_to_piece`` for each token, and for WordPiece ``llama_detokenize``, which takes spaces before
+        punctuation away. A vocabulary may lack characters or bytes, which the tokenizer then leaves out; and
+        SentencePiece takes ``"▁"`` for a space.
         """
         vocab = self._usable_vocab()
         array = checks.int32_array("tokens", tokens, 0, self._n_vocab - 1)
@@ -269,7 +270,7 @@ class Vocabulary(ModelBase):
         while True:
             buffer = ffi.new("char[]", capacity)
             ids = ffi.from_buffer("llama_token[]", array)
-            count = lib.llama_detokenize(vocab, ids, array.size, buffer, capacity, False, shown)
+            count = lib.moebind_detokenize(vocab, ids, array.size, buffer, capacity, shown)
             if count >= 0:
                 return bytes(ffi.buffer(buffer, count)).decode("utf-8", "replace")
             capacity = -count
