@@ -215,19 +215,25 @@ def test_an_earlier_result_stays_where_there_was_no_time(path: Path, machine: Ma
     assert not target.exists()
 
 
-def test_a_search_that_compared_nothing_says_so_and_is_not_kept(
-    path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 1000.0
+def timed(machine: Machine, monkeypatch: pytest.MonkeyPatch, takes: Callable[[], float]) -> Callable[[], float]:
+    """The clock of a machine whose measurements take so long, and nothing else does; it begins at 0."""
+    now, speed = 0.0, machine.speed
     monkeypatch.setattr(trials.time, "monotonic", lambda: now)
-    speed = machine.speed
 
     def slow(model: Mapping[str, Any], context: Mapping[str, Any]) -> float:
         nonlocal now
-        now += 1.0 if machine.measured == 1 else 50.0  # the first of them seems to leave time for all of it
+        now += takes()
         return speed(model, context)
 
     machine.speed = slow
+    return lambda: now
+
+
+def test_a_search_that_compared_nothing_says_so_and_is_not_kept(
+    path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first measurement seems to leave time for all of it.
+    timed(machine, monkeypatch, lambda: 1.0 if machine.measured == 1 else 50.0)
     found = moebind.tune(path, **QUICK, dimensions=["micro-batch"], minutes=2)
     assert len(found.trials) > 1
     assert (found.needs, found.complete, found.total, found.steps[0].name) == (None, False, None, "")
@@ -235,8 +241,6 @@ def test_a_search_that_compared_nothing_says_so_and_is_not_kept(
     assert said[1] == "There was no time to compare anything with the defaults: they are kept."
     assert said[-1] == "There was no time for all of it: resume goes on."
     assert not [each for each in Path(saved.folder()).rglob("*") if each.suffix == ".json"]
-    now = 1000.0
-    machine.speed = speed
     again = moebind.tune(path, **QUICK, dimensions=["micro-batch"], resume=True)
     assert again.trials[: len(found.trials)] == found.trials
     assert again.kept
@@ -269,16 +273,7 @@ def test_the_time_is_kept_to(path: Path, machine: Machine, capsys: pytest.Captur
 def test_too_few_minutes_are_known_after_two_measurements(
     path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = 1000.0
-    monkeypatch.setattr(trials.time, "monotonic", lambda: now)
-    speed = machine.speed
-
-    def slow(model: Mapping[str, Any], context: Mapping[str, Any]) -> float:
-        nonlocal now
-        now += 6.0
-        return speed(model, context)
-
-    machine.speed = slow
+    now = timed(machine, monkeypatch, lambda: 6.0)
     found = moebind.tune(path, **QUICK, minutes=1)
     assert machine.measured == 2
     assert not found.complete
@@ -291,7 +286,7 @@ def test_too_few_minutes_are_known_after_two_measurements(
     assert again.trials[:2] == found.trials
     assert machine.measured == len(again.trials)
     assert {step.name for step in again.kept} >= {"n_ubatch 128"}
-    assert now - 1000.0 <= 6.0 + 6 * found.needs + 12.0
+    assert now() <= 6.0 + 6 * found.needs + 12.0
 
 
 def test_a_trial_that_dies_is_a_row(path: Path, machine: Machine) -> None:
