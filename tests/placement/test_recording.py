@@ -161,6 +161,16 @@ def test_experts_beyond_the_last(arrays: Arrays, tmp_path: Path) -> None:
             RoutingRecorder.load(saved(tmp_path, {**arrays, name: changed}))
 
 
+@pytest.mark.parametrize("size", [2**58 + 1, 2**60 + 1, 2**62, 2**63 - 1])
+def test_experts_that_are_too_large_to_be_counted(arrays: Arrays, tmp_path: Path, size: int) -> None:
+    changed = arrays["matrices"].copy()
+    changed.flat[1] = size
+    with pytest.raises(ValueError, match=r"experts of \d{19,} bytes"):
+        RoutingRecorder.load(saved(tmp_path, {**arrays, "matrices": changed}))
+    changed.flat[1] = 2**57
+    assert RoutingRecorder.load(saved(tmp_path, {**arrays, "matrices": changed})).cache_curve().points
+
+
 @given(data=st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_read_can_be_replayed(arrays: Arrays, tmp_path: Path, data: st.DataObject) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 import tempfile
@@ -52,9 +53,10 @@ print(*sorted(line.partition(":")[0] for line in record.leaks()))
 """
 
 
-def test_what_grows_is_told() -> None:
+def test_what_grows_is_told(tmp_path: Path) -> None:
     command = [sys.executable, "-c", GROWS, str(SOAK.parents[1])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    own = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=own)
     assert done.stdout.splitlines()[-1] == "allocated files resident"
 
 

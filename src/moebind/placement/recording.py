@@ -22,6 +22,8 @@ __all__ = ["Recording", "read", "write"]
 FORMAT, VERSION = "moebind routing", 1
 #: Experts of a layer, and layers, at most: far beyond any model, and far below what could not be held.
 EXPERTS_MAX, LAYERS_MAX = 2**16, 2**12
+#: Bytes of all experts, which sizes of caches are counted with as 64-bit numbers.
+BYTES_MAX = 2**60
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,16 @@ def _checked(arrays: dict[str, NDArray[Any]]) -> Recording:
         raise ValueError(f"counts of shape {counts.shape} beside {n_expert} experts")
     if not n_layer <= len(counts) <= LAYERS_MAX or (counts < 0).any() or (n_tokens < 0).any():
         raise ValueError("counts of other layers")
-    layouts = {}
+    layouts, total = {}, 0
     matrices = arrays["matrices"].reshape(-1, 7).tolist()
     for layer, experts in zip(arrays["layers"].tolist(), arrays["n_expert"].tolist(), strict=True):
         own = [row for row in matrices if row[0] == layer]
         if not own or min(row[1] for row in own) <= 0 or not 0 < experts <= n_expert or not 0 <= layer < LAYERS_MAX:
             raise ValueError(f"layer {layer} has no experts")
+        total += experts * sum(row[1] for row in own)
         layouts[layer] = Layout(tuple(tuple(row[2:]) for row in own), tuple(row[1] for row in own), experts)
+    if total > BYTES_MAX:
+        raise ValueError(f"experts of {total} bytes")
     alignment = int(arrays["alignment"])
     if not 0 < alignment <= 2**20:
         raise ValueError(f"an alignment of {alignment}")
