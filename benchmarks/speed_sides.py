@@ -102,7 +102,8 @@ class Sides:
         #: What the results have to tell of llama-cpp-python.
         self.remarks: list[str] = []
         self._ends = ExitStack()
-        self._environment = dict(os.environ)
+        # OpenBLAS's threads, which numpy starts, spin for 20 ms before they sleep: that is no part of what comes next.
+        self._environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
         self._running: dict[str, Process | FailedError] = {}
         self._programs: dict[str, Path] = {}
         self._other_environment: dict[str, str] | None = None
