@@ -427,8 +427,8 @@ const char * moebind_ffn_exps_regex(void);
 int32_t moebind_tokenize(const struct llama_vocab * vocab, const char * text, int32_t text_len, llama_token * tokens,
                          int32_t n_tokens_max, bool add_special, bool parse_special);
 
-// The pieces of tokens, one after the other; returns as llama_detokenize. That one takes spaces away which the text had, as
-// of "1 ." and "it 's", for byte-level BPE as for WordPiece, whose pieces always have spaces between them.
+// The pieces of tokens, one after the other; returns as llama_detokenize. That one takes spaces away which the text
+// had, as of "1 ." and "it 's", for byte-level BPE as for WordPiece, whose pieces always have spaces between them.
 int32_t moebind_detokenize(const struct llama_vocab * vocab, const llama_token * tokens, int32_t n_tokens, char * text,
                            int32_t text_len_max, bool special);
 

@@ -1,5 +1,6 @@
-// Tokens as text, without losing any of it, and texts as tokens, with as much stack as they take. Pre-tokenizers that llama.cpp has no code of its own for are
-// std::regex, which recurses over each run of letters, digits or spaces that an expression swallows whole.
+// Tokens as text, without losing any of it, and texts as tokens, with as much stack as they take. Pre-tokenizers that
+// llama.cpp has no code of its own for are std::regex, which recurses over each run of letters, digits or spaces that an
+// expression swallows whole.
 #include "big_stack.h"
 #include "llama-vocab.h"
 #include "shim.h"

@@ -76,8 +76,7 @@ ggml_backend_reg_t load(loaded_backend & backend) {
         return failed(backend, GGML_LOG_LEVEL_INFO, dlerror());
     }
     if (&backend == &vulkan && !may_have_card()) {
-        return failed(backend, GGML_LOG_LEVEL_INFO,
-                      "there are no device files of graphics cards (/dev/dri); GGML_VK_VISIBLE_DEVICES=0 looks all the same");
+        return failed(backend, GGML_LOG_LEVEL_INFO, "there are no device files of graphics cards (/dev/dri)");
     }
     void * library = dlopen(path_of(backend.library).c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr || dlsym(library, backend.registry) == nullptr) {

@@ -358,8 +358,8 @@ def why_no_card(backend: str) -> str:
 
 
 def _unused(backend: str) -> str:
-    """Why a backend that was built is not used, without what the loader adds for who wants to try it; or nothing."""
-    return decoded(lib.moebind_unused(backend.encode())).partition("; GGML_VK_VISIBLE_DEVICES")[0]
+    """Why a backend that was built is not used; or nothing."""
+    return decoded(lib.moebind_unused(backend.encode()))
 
 
 def of_one_card(chosen: Iterable[Device]) -> tuple[Device, Device] | None:
