@@ -23,10 +23,14 @@ def alone(model: Model, prompts: Sequence[Any], params: ContextParams = EXACT, *
         ]
 
 
+def never_ends(model: Model) -> Sampler:
+    """Takes away all tokens that end a text."""
+    return Sampler.logit_bias({token: -float("inf") for token in range(model.n_vocab) if model.is_eog_token(token)})
+
+
 def endless(model: Model, *more: Sampler) -> Sampler:
     """The likeliest token that does not end the text."""
-    ends = {token: -float("inf") for token in range(model.n_vocab) if model.is_eog_token(token)}
-    return Sampler.chain([Sampler.logit_bias(ends), *more, Sampler.greedy()])
+    return Sampler.chain([never_ends(model), *more, Sampler.greedy()])
 
 
 def wait_until(true: Callable[[], object]) -> None:

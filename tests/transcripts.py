@@ -32,3 +32,9 @@ def like(text: str) -> str:
     """A text without its numbers, which are another machine's, how they are aligned, and what its host has them in."""
     plain = re.sub(r"\x1b\[\d+m|\r|^  CPU.*\n| to CPU.*", "", text, flags=re.MULTILINE)
     return re.sub(r" +", " ", re.sub(r"\d+(\.\d+)?", "N", plain))
+
+
+def assert_shows(shown: str, said: str) -> None:
+    """What a page shows was said, in one piece but for lines of three dots, which stand for those that are left out."""
+    parts = [re.escape(part) for part in re.split(r"^\.\.\.\n", like(shown), flags=re.MULTILINE)]
+    assert re.search("^" + "(?:.*\n)*".join(parts), like(said), re.MULTILINE), f"{shown}\nis not in\n{said}"

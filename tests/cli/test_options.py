@@ -130,7 +130,7 @@ WRITTEN = [
         "with swa_full=False, a longer one; swa_full=True keeps it",
         "with --no-swa-full, a longer one; --swa-full keeps it",
     ),
-    ("or an n_ctx of 256 takes less", "or --ctx-size 256 takes less"),
+    ("or an n_ctx of 256 shortens the context", "or --ctx-size 256 shortens the context"),
     ("set n_gpu_layers=0 if you want the CPU", "give --n-gpu-layers 0 if you want the CPU"),
     ("ContextParams(n_threads=2) if nothing", "--threads 2 if nothing"),
     ("moebind.doctor() says; moebind.fit finds", "moebind doctor says; moebind fit finds"),

@@ -47,8 +47,9 @@ def test_fit_prints_options_that_plan_takes(tiny_path: MakeTiny, capsys: Capture
         line, *others = (each for each in capsys.readouterr().out.splitlines() if each.startswith("Options of moebind"))
         words = shlex.split(line.partition(": ")[2])  # as a shell reads them
         if "--device none" in " ".join(words):
-            assert line.startswith("Options of moebind plan, bench, generate, chat and serve: ")
+            assert line.startswith("Options of moebind plan, bench, generate, chat and serve: --device none -c 256 ")
             assert not others
+            assert "-ngl" not in words  # there is nothing that layers could be on
         else:
             assert line.startswith("Options of moebind plan and bench: ")
             assert others[0].startswith("Options of moebind generate, chat and serve: ")

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import bounds
 import numpy as np
 import pytest
+from engines import never_ends
 from pooled import EMBEDDING, SEQUENCES, batch_of, pooled
 
 from conftest import EXACT, SMALL
@@ -24,6 +25,7 @@ from moebind import (
     Model,
     NoKvSlotError,
     PoolingType,
+    Sampler,
     lib,
 )
 
@@ -149,7 +151,8 @@ def test_what_is_aborted_is_an_exception_only(
         batch = Batch.get_one([5, 6, 7])
         with pytest.raises(KeyboardInterrupt if way == "interrupted" else AbortedError):
             if way in {"greedy", "sampled"}:
-                for _ in context.generate("the", temperature=0.0 if way == "greedy" else 2.0):
+                drawn = Sampler.chain([never_ends(model), Sampler.temp(2.0), Sampler.dist(1)])
+                for _ in context.generate("the", sampler=None if way == "greedy" else drawn):
                     begun()
             elif way == "asynchronous":
                 asyncio.run(read(context.agenerate("the")))

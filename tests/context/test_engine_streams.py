@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ def test_clients_of_which_many_go_away(dense: Model, engine: Engine, n_clients: 
     shown = {tuple(prompt): None for prompt in prompts}
     expected = dict(zip(shown, alone(dense, [list(each) for each in shown], max_tokens=12), strict=True))
     n_threads = threading.active_count()
+    gc.collect()  # what other tests left would be closed meanwhile
     n_files = psutil.Process().num_fds()
 
     async def client(prompt: list[int], leaves: str, after: int) -> None:
@@ -76,7 +78,7 @@ def test_clients_of_which_many_go_away(dense: Model, engine: Engine, n_clients: 
         wait_until(lambda: threading.active_count() <= n_threads)
         check(engine)
         held.append((allocated(), lib.moebind_owned_alive()))
-        assert psutil.Process().num_fds() == n_files
+        assert psutil.Process().num_fds() <= n_files
     # The first fill caches and pools. What is kept is there in every later round, so that what one round happened to
     # hold tells nothing. Two rounds with less than a KiB a client keep no text with its pieces and samplers.
     (before, alive), (after, alive_after) = (

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import moebind
 from conftest import SMALL
 from moebind import ContextParams, ModelParams
+from moebind._core.sizes import show_size
 
 MakeShape = Callable[..., Path]
 CONTEXT = ContextParams(n_ctx=4096)
@@ -73,7 +74,9 @@ def test_layers_and_contexts(tiny_path: Callable[..., Path], n_expert: int) -> N
     needed = moebind.plan(path, ModelParams(), context, devices=["1GiB"]).devices[0]
     size = needed.total - needed.context // 3
     plan = moebind.plan(path, ModelParams(), context, devices=[size])
-    assert re.search(r"an n_ctx of (\d+) takes less than its", plan.advice[0])
+    takes = re.escape(show_size(needed.context))
+    said = rf"an n_ctx of \d+ shortens the context, which takes {takes} with 4096 tokens(, or |\.$)"
+    assert re.search(said, plan.advice[0])
     assert ("an n_gpu_layers of" in plan.advice[0]) is (n_expert == 0)
     assert followed(plan, [size]) == 2
     without_layers = moebind.plan(path, ModelParams(n_gpu_layers=3), context, devices=[100_000])
@@ -101,5 +104,6 @@ def test_what_is_no_page_of_the_file_has_to_fit(demo_path: Path) -> None:
     for lacks, runs in ((0, True), (1, False)):
         plan = moebind.plan(demo_path, context_params=context, devices=[], host=roomy.host.total - mapped - lacks)
         assert ("slow, but it runs" in plan.advice[-1]) is runs
-        assert ("have to fit; a shorter n_ctx takes less than their" in plan.advice[-1]) is not runs
+        its = f"have to fit; {show_size(roomy.host.context)} of these are the context, and a shorter n_ctx takes less;"
+        assert (its in plan.advice[-1]) is not runs
         assert plan.advice[-1].endswith("; a smaller quantisation takes less.")

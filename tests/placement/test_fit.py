@@ -415,7 +415,9 @@ def test_the_longest_context_of_all(tiny_path: MakeTiny, monkeypatch: pytest.Mon
 
 def test_a_budget_that_nothing_fits_into_is_the_first_line(tiny_path: Callable[..., Path]) -> None:
     fit = moebind.fit(tiny_path(), memory={"GPU0": "64KiB"}, devices=["1GiB"], host="8GiB", n_ctx=256)
-    said = "GPU0 may take 0.1 MiB, too little for any layer: everything is in host memory."
-    assert str(fit).splitlines()[0] == said
+    assert str(fit).splitlines()[0] == (
+        "Nothing fits on the device: GPU0 may take 0.1 MiB, too little for any layer. "
+        "The model runs on the processor, and everything is in host memory."
+    )
     fit = moebind.fit(tiny_path(), devices=[], host="8GiB", n_ctx=256)
     assert str(fit).splitlines()[0] == "There is no device besides the processor: everything is in host memory."

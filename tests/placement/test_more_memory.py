@@ -170,7 +170,8 @@ def test_no_card_is_large_enough(shape_path: MakeShape) -> None:
     assert fit.model_params == ModelParams(devices=())
     assert [device.name for device in fit.plan.devices] == ["Host"]
     assert fit.explanation.startswith(
-        "GPU0 may take 1.0 MiB and GPU1 may take 1.0 MiB, too little for any layer: everything is in host memory.\n"
+        "Nothing fits on the devices: GPU0 may take 1.0 MiB and GPU1 may take 1.0 MiB, too little for any layer. "
+        "The model runs on the processor, and everything is in host memory.\n"
     )
     assert fitted(path, [MIB, MIB], ModelParams(n_gpu_layers=3)) is None
 
