@@ -16,12 +16,15 @@ def as_options(model: ModelParams, context: ContextParams, devices: Sequence[str
     """Arguments of a command line, unquoted, that give ``moebind plan`` and ``moebind bench`` these parameters.
 
     Layers, context and micro-batch are written even where they are the default; the rest only where they are not.
+    Without any device, "all layers" says nothing, and is left out.
     """
     used, names = _used(model, devices or ())
     arguments = [part for each in used for part in ("--device", each)]
     rules = (replace(rule, target=names.get(rule.target, rule.target)) for rule in model.tensor_overrides)
     renamed = model.with_tensor_overrides(list(rules))
-    arguments += [part for option in MODEL for part in option.write(renamed)]
+    nowhere = used == ["none"] and model.n_gpu_layers < 0
+    written = [option for option in MODEL if not (nowhere and option.name == "n_gpu_layers")]
+    arguments += [part for option in written for part in option.write(renamed)]
     return arguments + [part for option in CONTEXT for part in option.write(context)]
 
 

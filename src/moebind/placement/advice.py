@@ -54,7 +54,8 @@ def for_device(
         step = STEP * (1 if context.kv_unified else context.n_seq_max)
         steps = largest(1, n_ctx // step, lambda steps: enough(model, context.with_n_ctx(steps * step)))
         if steps:
-            found.append(f"an n_ctx of {steps * step} takes less than its {show_size(device.context)} of context")
+            now = f"which takes {show_size(device.context)} with {n_ctx} tokens"
+            found.append(f"an n_ctx of {steps * step} shortens the context, {now}")
     if not alone:
         most = n_layer + n_layer_nextn + 1
         most = most if model.n_gpu_layers < 0 else min(model.n_gpu_layers, most)
@@ -62,7 +63,9 @@ def for_device(
         if layers is not None:
             found.append(f"an n_gpu_layers of {layers} leaves {'the other' if layers else 'all'} layers to the CPU")
     if not found:
-        found.append("leave it out of the devices, since nothing else is enough")
+        found.append(
+            "not one layer fits there, so leave it out of the devices (with none, the processor computes everything)"
+        )
     if freed and not alone:
         found[0] = f"with_cpu_moe_all() is not enough (it moves {show_size(freed)} of experts); {found[0]}"
     return found
@@ -89,8 +92,10 @@ def for_host(host: DeviceMemory, unread: int, alone: bool) -> list[str]:
     if mapped > 0 and other > host.free:
         found.append(
             f"{show_size(mapped)} of it may be read from the file again and again, but the other {show_size(other)} "
-            f"have to fit; a shorter n_ctx takes less than their {show_size(host.context)} of context"
+            "have to fit"
         )
+        if host.context:
+            found.append(f"{show_size(host.context)} of these are the context, and a shorter n_ctx takes less")
     elif mapped > 0:
         found.append(
             f"{show_size(mapped)} of it are pages of the file, which the system reads again when they do not stay: "

@@ -414,8 +414,11 @@ def _explain(plan: Plan, search: Search, model: ModelParams, goal: str, pinned: 
         lines.append(f"Without {' and '.join(unused)} a token reads less from host memory: left out.")
     if not plan._own_devices:
         sizes = " and ".join(f"{name} may take {show_size(search.budgets[name])}" for name in unused)
-        why = f"{sizes}, too little for any layer" if unused else "There is no device besides the processor"
-        lines.insert(0, f"{why}: everything is in host memory.")
+        nothing = f"Nothing fits on the device{'s' * (len(unused) > 1)}: {sizes}, too little for any layer."
+        why = (
+            f"{nothing} The model runs on the processor, and" if unused else "There is no device besides the processor:"
+        )
+        lines.insert(0, f"{why} everything is in host memory.")
         if search.devices is None and not unused:
             lines.append("Cards that are not here can be described, such as with devices=['12GiB'].")
     elif params.n_gpu_layers != model.n_gpu_layers:
