@@ -3,23 +3,27 @@
 The blocks of a page share their names and run in order, in a folder of their own in which the demo model is
 ``moe.gguf``. Nothing else is prepared: what a page shows is what a reader can type. Pages about other models have
 tiny ones, and docs/hub.md has a hub.
+
+A block ``text`` is what the Python block before it printed, or a part of that. Numbers may be others.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from sybil import Sybil
+from sybil import Example, Sybil
+from sybil.evaluators.python import PythonEvaluator
 from sybil.integration.pytest import SybilItem
-from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 ROOT = Path(__file__).resolve().parent
 
@@ -46,8 +50,29 @@ THOROUGH = (
     "tests/sampling/test_grammar_fuzz.py",
 )
 
+#: Under which the last Python block of a page keeps what it printed.
+PRINTED = "what the block before printed"
+
+
+def run_python(example: Example) -> None:
+    """Run a block, and keep what it prints."""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            PythonEvaluator()(example)
+    finally:
+        print(printed.getvalue(), end="")  # for whoever reads of a failure
+    example.namespace[PRINTED] = printed.getvalue()
+
+
+def compare_printed(example: Example) -> None:
+    """Compare what a page shows with what came of the block before."""
+    transcripts = importlib.import_module("transcripts")
+    transcripts.assert_shows(example.parsed, example.namespace.get(PRINTED, ""))
+
+
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser(), SkipParser()],
+    parsers=[CodeBlockParser("python", run_python), CodeBlockParser("text", compare_printed), SkipParser()],
     patterns=["README.md", "docs/*.md", "docs/api/*.md"],
     excludes=["vendor/*"],
     fixtures=["folder_with_model"],

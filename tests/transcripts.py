@@ -19,13 +19,19 @@ VARIABLES = {
 }
 
 
+def blocks(path: Path) -> Iterator[list[tuple[str, str]]]:
+    """The blocks of a page in which something is typed: each command, on one line or several, and what it wrote."""
+    text = path.read_text(encoding="utf-8")
+    for indent, kind, block in re.findall(r"^( *)```(console|sh)\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL):
+        begin = r"^(?:\w*\$ )" if kind == "console" else r"(?<!\\\n)^(?=.)"
+        parts = re.split(begin, re.sub(f"^{indent}", "", block, flags=re.MULTILINE), flags=re.MULTILINE)[1:]
+        yield [(command, output) for command, output in (re.split(r"(?<!\\)\n", part, maxsplit=1) for part in parts)]
+
+
 def transcripts(page: str) -> Iterator[tuple[str, str]]:
-    """Each command of a page, which may go on where a line ends with a backslash, and what it wrote there."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    for block in re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, output = re.split(r"(?<!\\)\n", part, maxsplit=1)
-            yield command, output
+    """Each command of a page in docs/, and what it wrote there."""
+    for block in blocks(DOCS / page):
+        yield from block
 
 
 def like(text: str) -> str:
@@ -35,6 +41,11 @@ def like(text: str) -> str:
 
 
 def assert_shows(shown: str, said: str) -> None:
-    """What a page shows was said, in one piece but for lines of three dots, which stand for those that are left out."""
-    parts = [re.escape(part) for part in re.split(r"^\.\.\.\n", like(shown), flags=re.MULTILINE)]
-    assert re.search("^" + "(?:.*\n)*".join(parts), like(said), re.MULTILINE), f"{shown}\nis not in\n{said}"
+    """What a page shows was said, in one piece. Three dots stand for lines that are left out, or for a line's end."""
+    pattern = "".join(
+        r"(?:.*\n)*"
+        if line in {"...", "[...]"}
+        else re.escape(line.removesuffix("...")) + ".*" * line.endswith("...") + r"\n"
+        for line in like(shown).splitlines()
+    )
+    assert re.search(f"^{pattern}", like(said), re.MULTILINE), f"{shown}\nis not in\n{said}"

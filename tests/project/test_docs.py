@@ -188,6 +188,19 @@ def test_build_options_are_those_of_cmake() -> None:
     assert sorted(told) == sorted((a or c, b or d) for a, b, c, d in declared)
 
 
+def test_what_the_configuration_says_is_in_its_sources() -> None:
+    """The lines of its summary that docs/build.md shows, but for versions, paths, and what npm says."""
+    page = (DOCS / "build.md").read_text(encoding="utf-8")
+    sources = "".join(path.read_text("utf-8") for path in [*ROOT.glob("cmake/*.cmake"), ROOT / "vendor/page.py"])
+    told = re.findall(r"^(--   \S+(?: \S+)? +)(in|out): (.*)$", page, re.MULTILINE)
+    assert len(told) > 6
+    for name, state, verdict in told:
+        assert f'message(STATUS "{name.removeprefix("-- ")}$' in sources
+        assert f'"{state}: ' in sources
+        for part in re.split(r"/\S+|[\d.]+(?:-\d+)?|[:;,()]|\b(?:of|package)\b|npm ci failed: .*", verdict):
+            assert part.strip() in sources, (name, part)
+
+
 def test_what_the_readme_says_is_saved_is_what_was_planned() -> None:
     """Its rows are rows of the table that a benchmark prints: the device, the host and what is saved."""
     row = re.compile(r"^\| ([^|]+ (?:Q4_K_M|MXFP4)) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+ %) \| ([\d.]+) \|", re.MULTILINE)
