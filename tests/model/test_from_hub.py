@@ -90,9 +90,52 @@ def test_wrong_arguments(
     assert not hub.requests
 
 
-def test_files_of_any_names_are_no_addresses(hub: Hub) -> None:
-    with pytest.raises(ModelNotFoundError, match="does not exist; Model.from_pretrained"):
-        Model.load_from_splits([f"hf://{REPO}/tiny-Q4_K.gguf"], CPU)
+# --- files of any names ---
+
+
+def bytes_of(hub: Hub, *names: str) -> list[bytes]:
+    return [Path(str(hub.repos[REPO][name])).read_bytes() for name in names]
+
+
+def test_files_by_their_addresses(hub: Hub, tmp_path: Path) -> None:
+    """The first is here, under another name; the others, too, have names that say nothing of each other."""
+    parts = [F32.format(number) for number in (1, 2, 3)]
+    first, *others = bytes_of(hub, *parts)
+    (tmp_path / "first.gguf").write_bytes(first)
+    hub.repos[REPO] |= {"second.gguf": others[0], "more/third.gguf": others[1]}
+    paths: list[str | Path] = [tmp_path / "first.gguf"]
+    paths += [f"hf://{REPO}/second.gguf", Path(f"hf://{REPO}@main/more/third.gguf")]
+    with Model.load_from_splits(paths, CPU) as model:
+        assert model.n_expert == 4
+        assert [Path(path).name for path in model._paths] == ["first.gguf", "second.gguf", "third.gguf"]
+    assert cached(tmp_path) == ["second.gguf", "third.gguf"]
+
+
+def test_each_address_of_a_split_model_is_one_file(hub: Hub, tmp_path: Path) -> None:
+    parts = [F32.format(number) for number in (1, 2, 3)]
+    for addresses in (
+        [f"hf://{REPO}/{part}" for part in parts],
+        [f"hf://{REPO}/F32"],
+        [f"hf://{REPO}/F32/tiny-F32.gguf"],
+    ):
+        with Model.load_from_splits(addresses, CPU) as model:
+            assert model.n_expert == 4
+            assert [path[-len(parts[0]) :] for path in model._paths] == parts
+    assert hub.sent == sum(map(len, bytes_of(hub, *parts)))  # each once
+    with pytest.raises(ModelLoadError):  # in another order it is no model
+        Model.load_from_splits([f"hf://{REPO}/{part}" for part in reversed(parts)], CPU)
+
+
+@pytest.mark.parametrize("missing", ["none.gguf", f"hf://{REPO}/none.gguf", "hf://someone/else/a.gguf", "hf://one"])
+def test_a_file_that_is_missing_is_told_before_a_download(hub: Hub, missing: str) -> None:
+    with pytest.raises((ModelNotFoundError, ValueError), match="none.gguf|someone/else|hf://one"):
+        Model.load_from_splits([f"hf://{REPO}/tiny-Q4_K.gguf", missing], CPU)
+    assert hub.sent == 0
+
+
+def test_parameters_that_are_wrong_are_told_before_a_download(hub: Hub) -> None:
+    with pytest.raises(TypeError, match="params is 7"):
+        Model.load_from_splits([f"hf://{REPO}/tiny-Q4_K.gguf"], 7)  # type: ignore[arg-type]
     assert not hub.requests
 
 

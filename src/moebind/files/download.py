@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from moebind._core import checks
 from moebind._core.arguments import explained
 from moebind._core.shown import shown
 
-__all__ = ["download", "local_file"]
+__all__ = ["download", "local_file", "local_files"]
 
 
 def local_file(path: str) -> str:
@@ -22,6 +23,34 @@ def local_file(path: str) -> str:
         For an address, as :func:`download`.
     """
     return download(path)[0] if checks.on_hub(path) else path
+
+
+def local_files(paths: Sequence[str]) -> list[str]:
+    """The files that paths name, in their order; those on the Hugging Face Hub are downloaded unless in the cache.
+
+    The address that has the name of a file is that file, though it is one of a split model; any other, such as that of
+    a quantisation, is all files of its model. Nothing is downloaded before all are known to be on the Hub.
+
+    Raises
+    ------
+    ModelNotFoundError, ModelLoadError, ImportError
+        For an address, as :func:`download`.
+    """
+    if not any(map(checks.on_hub, paths)):
+        return list(paths)
+    from moebind.files import hub
+
+    found = {path: hub.find(hub.Address.parse(path)) for path in paths if checks.on_hub(path)}
+    result: list[str] = []
+    for path in paths:
+        if path not in found:
+            result.append(path)
+            continue
+        names = [name for name, _ in found[path].files]
+        files = hub.download(found[path])
+        wanted = found[path].address.wanted
+        result += [files[names.index(wanted)]] if wanted in names else files
+    return result
 
 
 @explained(other_names={"file": "filename", "repo": "repo_id", "hf_token": "token"})

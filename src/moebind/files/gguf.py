@@ -448,8 +448,6 @@ def _open(path: str, name: str) -> tuple[CData, atomic_files.Signature]:
 
         address = meant(name)
         hint = "" if address is None else f"; if it is on the Hugging Face Hub, write {address}"
-        if checks.on_hub(name):
-            hint = "; Model.from_pretrained loads models of the Hugging Face Hub"
         if _REPOSITORY.fullmatch(name) and not name.endswith(".gguf"):
             hint = (
                 f"; if it is a repository of the Hugging Face Hub, Model.from_pretrained({name!r}, filename) loads "

@@ -30,7 +30,7 @@ from moebind.backend.devices import (
 )
 from moebind.enums import DeviceType, SplitMode
 from moebind.errors import ModelLoadError, NativeError, RpcServerError
-from moebind.files.download import local_file
+from moebind.files.download import local_file, local_files
 from moebind.files.gguf import Gguf
 from moebind.files.header_checks import check_model, check_tokens_differ
 from moebind.model.adapters import LoraAdapter
@@ -120,7 +120,8 @@ class Model(Prompts, Embedding, Pretrained, Saving, metaclass=NamedABC):
         Parameters
         ----------
         paths
-            All files, in order.
+            All files, in order. The address of one on the Hugging Face Hub is that file, which is downloaded unless it
+            is in the cache; an address that names no file, such as ``hf://OWNER/REPO/Q4_K_M``, is all of its model.
         params
             As for :meth:`load_from_file`, which also lists the exceptions.
 
@@ -130,10 +131,14 @@ class Model(Prompts, Embedding, Pretrained, Saving, metaclass=NamedABC):
         """
         if isinstance(paths, (str, os.PathLike)):
             raise TypeError("paths is one path; it takes a sequence of them, or use load_from_file")
+        chosen = checked_params(params)
         names = [checks.path("paths", path) for path in paths]
         if not names:
             raise ValueError("paths is empty; it takes the files of a model")
-        return cls._load(Gguf._from_files(names), params, split=True)
+        here = [name for name in names if not checks.on_hub(name)]
+        if here and len(here) < len(names):
+            Gguf._from_files(here)  # what is missing here is told before a download
+        return cls._load(Gguf._from_files(local_files(names)), chosen, split=True)
 
     @classmethod
     def _load(cls, file: Gguf, params: ModelParams | None, split: bool) -> Model:
