@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hub_server import REPO, Hub, cached
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
-from moebind import Batch, ContextParams
+from moebind import Batch, ContextParams, ModelNotFoundError
 from moebind.integrations.lm_eval import MoebindLM
 
 #: What a row's score may differ by in another order of sums.
@@ -243,12 +244,49 @@ def test_the_command_on_task_files(path: Path, tasks: Path, tmp_path: Path) -> N
         assert f"|{name}" in done.stdout.replace(" ", "")
 
 
+def test_the_command_with_an_address(hub: Hub, tasks: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--model",
+        "moebind",
+        "--model_args",
+        f"path=hf://{REPO}/tiny-Q4_K.gguf,cpu_moe=True,n_ctx=512,n_threads=1",
+    ]
+    arguments += ["--tasks", "choices", "--include_path", str(tasks), "--output_path", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "moebind.integrations.lm_eval", *arguments],
+        env=os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert cached(tmp_path) == ["tiny-Q4_K.gguf"]
+    (written,) = (tmp_path / "out").rglob("results*.json")
+    on_hub = json.loads(written.read_text(encoding="utf-8"))["results"]
+    lm = MoebindLM(str(hub.repos[REPO]["tiny-Q4_K.gguf"]), **SMALL)
+    here = evaluated(lm, tasks, ["choices"])["results"]
+    lm.model.close()
+    assert on_hub["choices"]["acc,none"] == here["choices"]["acc,none"]
+
+
+def test_addresses(hub: Hub, tmp_path: Path) -> None:
+    for wrong in ({"max_gen_toks": 0}, {"n_ctx": -1}, {"params": tmp_path / "none.json"}):
+        with pytest.raises((ValueError, OSError), match="max_gen_toks|n_ctx|none.json"):
+            MoebindLM(f"hf://{REPO}/Q4_K", **wrong)
+    assert hub.sent == 0
+    with pytest.raises(ModelNotFoundError, match="matches 'Q9'"):
+        MoebindLM(f"hf://{REPO}/Q9", **SMALL)
+    lm = MoebindLM(f"hf://{REPO}/Q4_K", **SMALL)
+    assert Path(lm.path).is_relative_to(tmp_path / "cache")
+    lm.model.close()
+
+
 #: The tasks whose answers are scores. What a random model writes is bytes, which each side decodes in its own way.
 SCORED = ["choices", "texts"]
 
 
-def evaluated(lm: Any, tasks: Path) -> dict[str, Any]:
-    found = simple_evaluate(lm, tasks=SCORED, task_manager=TaskManager(include_path=str(tasks)), bootstrap_iters=0)
+def evaluated(lm: Any, tasks: Path, names: list[str]) -> dict[str, Any]:
+    found = simple_evaluate(lm, tasks=names, task_manager=TaskManager(include_path=str(tasks)), bootstrap_iters=0)
     assert found is not None
     return found
 
@@ -282,7 +320,7 @@ def test_scores_are_those_of_the_harness_own_model(
     (tmp_path / "exact.json").write_text(json.dumps(exact), encoding="utf-8")
     params = {"n_gpu_layers": 0, "n_threads": 1, "params": tmp_path / "exact.json"}
     ours = MoebindLM(make_references.DATA / f"{name}.gguf", **params)
-    expected, found = evaluated(theirs, tasks), evaluated(ours, tasks)
+    expected, found = evaluated(theirs, tasks, SCORED), evaluated(ours, tasks, SCORED)
     ours.model.close()
     assert found["results"]["choices"]["acc,none"] == expected["results"]["choices"]["acc,none"]
     choices, texts = (zip(found["samples"][each], expected["samples"][each], strict=True) for each in SCORED)

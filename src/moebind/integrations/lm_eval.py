@@ -93,12 +93,13 @@ class MoebindLM(TemplateLM):
             )
         asked = int(batch_size) if str(batch_size).isdecimal() else 1
         together = n_seq_max or (asked if asked > 1 else N_SEQ_MAX)
-        self.path = local_file(checks.path("path", path))
-        model_params, context_params = parameters(self.path, settings)
+        self.max_gen_toks = checks.integer("max_gen_toks", max_gen_toks, 1)
+        given = checks.path("path", path)
+        model_params, context_params = parameters(given, settings)
+        self.path = local_file(given)  # only now, when nothing else is wrong
         self.model = Model.load_from_file(self.path, model_params)
         # One cache for all: texts share what they begin with, and a long one may have all of it.
         self.context = self.model.new_context(context_params.with_n_seq_max(together).with_kv_unified(True))
-        self.max_gen_toks = checks.integer("max_gen_toks", max_gen_toks, 1)
 
     @property
     def max_length(self) -> int:
