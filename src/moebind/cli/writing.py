@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from moebind.cli.drafts import DRAFTS, draft_of, drafting
 from moebind.cli.given import Given
+from moebind.cli.holes import check_written
 from moebind.cli.loading import load, new_context
 from moebind.cli.media import opened, projector_for
 from moebind.cli.output import note
@@ -54,6 +55,8 @@ def writing(
     ValueError
         If there are such files and no projector, or something that drafts, which takes text alone; this is found out
         before anything is loaded.
+    ModelLoadError
+        If the model cannot be loaded, or weights are missing in its file.
     """
     projector = projector_for(model, mmproj, media)
     drafts = [option.flag for option, _ in given.of(only(DRAFTS, "spec_type", "model_draft", "hf_repo_draft"))]
@@ -62,6 +65,7 @@ def writing(
             f"{media[0]} and {drafts[0]} are both given, and a prompt with pictures or sound is not drafted for: leave "
             "one of them out"
         )
+    check_written(model)
     loaded, context_params, draft = load(model, given, device, fitted=fitted, draft_of=draft_of, mmproj=projector)
     with (
         loaded,

@@ -154,6 +154,11 @@ def check_model(
     _check_embeddings(fields)
     if vocab_only or fields.architecture == "clip":
         return
+    if not file.tensors:
+        raise ModelLoadError(
+            f"{file.path} has no weights, only a vocabulary: vocab_only=True loads that; to compute, take the model's "
+            "own file"
+        )
     if mapped and file.alignment % MAPPED_ALIGNMENT:
         fields.refuse(
             "general.alignment",
