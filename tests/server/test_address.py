@@ -12,8 +12,12 @@ from moebind.server import address
 from moebind.server.address import Address, parse
 
 
+def free(host: str, port: int) -> Address:
+    return Address.free(host, port, guarded=True)
+
+
 def test_a_free_port_is_found_and_kept_free() -> None:
-    found = Address.free("127.0.0.1", 0)
+    found = free("127.0.0.1", 0)
     assert 0 < found.port < 65536
     assert found.local
     with socket.create_server((found.host, found.port)):
@@ -23,14 +27,14 @@ def test_a_free_port_is_found_and_kept_free() -> None:
 def test_no_connection_takes_it_meanwhile() -> None:
     first, last = map(int, Path(address.PORT_RANGE).read_text().split())
     for _ in range(20):
-        assert not first <= Address.free("127.0.0.1", 0).port <= last
+        assert not first <= free("127.0.0.1", 0).port <= last
 
 
 def test_ports_that_are_taken_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         monkeypatch.setattr(address, "_quiet_ports", lambda: [taken, taken])
-        assert Address.free("127.0.0.1", 0).port not in {0, taken}
+        assert free("127.0.0.1", 0).port not in {0, taken}
 
 
 @pytest.mark.parametrize("written", ["", "1024 65535", "many"])
@@ -40,7 +44,7 @@ def test_where_all_ports_are_given_away_one_of_these_is_taken(
     (tmp_path / "range").write_text(written)
     for path in (tmp_path / "range", tmp_path / "none"):
         monkeypatch.setattr(address, "PORT_RANGE", str(path))
-        assert Address.free("127.0.0.1", 0).port > 0
+        assert free("127.0.0.1", 0).port > 0
 
 
 def test_a_port_in_use_is_refused() -> None:
@@ -48,12 +52,21 @@ def test_a_port_in_use_is_refused() -> None:
         port = other.getsockname()[1]
         for host in ("127.0.0.1", "0.0.0.0"):
             with pytest.raises(ServerError, match=rf"{host}:{port} is in use: .* choose another port"):
-                Address.free(host, port)
+                free(host, port)
+
+
+def test_nobody_is_let_in_by_mistake() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:  # what needs no port is said first
+        port = other.getsockname()[1]
+        for host in ("0.0.0.0", "192.0.2.1"):
+            with pytest.raises(ValueError, match=rf"^host is '{host}', .* can reach, and there is no key"):
+                Address.free(host, port, guarded=False)
+    assert Address.free("127.0.0.1", 0, guarded=False).local
 
 
 def test_another_machines_address_is_refused() -> None:
     with pytest.raises(ServerError, match=r"192\.0\.2\.1 is no address of this machine"):  # of nobody, by RFC 5737
-        Address.free("192.0.2.1", 0)
+        free("192.0.2.1", 0)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +79,7 @@ def test_another_machines_address_is_refused() -> None:
     ],
 )
 def test_who_reaches_it(host: str, local: bool, url: str) -> None:
-    found = Address.free(host, 0)
+    found = free(host, 0)
     assert (found.local, found.url) == (local, url.format(found.port))
 
 
@@ -78,13 +91,13 @@ def test_ipv6_is_in_brackets() -> None:
 @pytest.mark.parametrize("host", ["", "no such host", "a,b", "x/y.sock", "a" * 300])
 def test_what_is_no_host_is_refused(host: str) -> None:
     with pytest.raises(ValueError, match="^host is"):
-        Address.free(host, 0)
+        free(host, 0)
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_a_port_out_of_range_is_refused(port: int) -> None:
     with pytest.raises(ValueError, match="^port is"):
-        Address.free("127.0.0.1", port)
+        free("127.0.0.1", port)
 
 
 def test_both_in_one() -> None:

@@ -42,13 +42,16 @@ class Address:
     local: bool
 
     @classmethod
-    def free(cls, host: str, port: SupportsIndex) -> Address:
+    def free(cls, host: str, port: SupportsIndex, *, guarded: bool) -> Address:
         """The address, if it can be listened on; with port 0, one that is free.
+
+        ``guarded`` is whether other machines may reach it, since there is a key, or its user trusts them.
 
         Raises
         ------
         ValueError
-            If there is no such host, or the port is out of range.
+            If there is no such host, the port is out of range, or other machines would reach it unguarded. All of this
+            is said before the port is tried.
         ServerError
             If somebody else listens there, or it is no address of this machine.
         """
@@ -62,6 +65,12 @@ class Address:
             ) from None
         if not name:
             raise ValueError("host is empty; it takes an address or a name of this machine, such as 127.0.0.1")
+        local = all(ipaddress.ip_address(each[4][0]).is_loopback for each in found)
+        if not (local or guarded):
+            raise ValueError(
+                f"host is {shown(name)}, which other machines can reach, and there is no key: whoever reaches it could "
+                "use the models, and read what others ask them. Set api_key, or allow_network if you trust that network"
+            )
         family, _, _, _, where = found[0]
         for candidate in [number] if number else [*_quiet_ports(), 0]:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -75,7 +84,7 @@ class Address:
                     raise ServerError(why_not(name, number, error, " (0 takes any that is free)")) from error
                 number = int(probe.getsockname()[1])
                 break
-        return cls(name, number, all(ipaddress.ip_address(each[4][0]).is_loopback for each in found))
+        return cls(name, number, local)
 
     @property
     def client(self) -> str:

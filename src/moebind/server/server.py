@@ -152,15 +152,10 @@ class Server:
         open_ = checks.boolean("allow_network", allow_network)
         with_page = checks.boolean("ui", ui)
         found = find(_paths(model), _paths(models_dir), mmproj)
-        address = Address.free(host, port)
-        if not (address.local or keys or open_):
-            raise ValueError(
-                f"host is {shown(host)}, which other machines can reach, and there is no key: whoever reaches it could "
-                "use the models, and read what others ask them. Set api_key, or allow_network if you trust that network"
-            )
         several = len(found) > 1 or models_dir is not None
         if several and wishes.draft:
             raise ValueError("draft belongs to one model, and there are several: serve that one alone")
+        address = Address.free(host, port, guarded=bool(keys) or open_)
         if several:
             self._models = tuple(tried(each, wishes, alone=alone) for each in found)
         else:
