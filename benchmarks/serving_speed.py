@@ -149,7 +149,7 @@ def main() -> None:
     model, clients = options.model or demo_model(), options.clients
     n_ctx = clients * (128 + options.tokens)
     print(f"{model}: {clients} clients, {options.tokens} tokens each, {options.threads} threads")
-    ours, theirs = Address.free("127.0.0.1", 0), Address.free("127.0.0.1", 0)
+    ours, theirs = (Address.free("127.0.0.1", 0, guarded=False) for _ in range(2))
     asked = ["-c", n_ctx, "-np", clients, "-t", options.threads, "-tb", options.threads, "--kv-unified"]
     serve = [sys.executable, "-m", "moebind", "serve", model, *asked, "--no-ui", "--port", ours.port]
     plain = [options.program, "-m", model, *asked, "--port", theirs.port]

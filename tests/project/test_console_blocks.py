@@ -1,9 +1,14 @@
-"""What the pages tell a reader to type: commands of moebind's, with options that they have."""
+"""What the pages tell a reader to type: commands, programs and chores that there are, with options that they have.
+
+test_console_runs.py runs what can be run; this looks at all of it.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -56,3 +61,68 @@ def test_a_command_has_the_options_that_it_is_given(page: str, typed: str) -> No
     given = [word for word in words if re.match(r"--?[a-zA-Z]", word)]
     path = words[:2] if words[0] == "bench" else words[:1]
     assert {word.partition("=")[0] for word in given} <= HELP | options(*path), page
+
+
+# --- programs of the checkout, in blocks and in sentences ---
+
+PAGES_AND_GUIDE = [*PAGES, ROOT / "CONTRIBUTING.md"]
+TEXTS = {page.name: re.sub(r"\\\n *", "", page.read_text(encoding="utf-8")) for page in PAGES_AND_GUIDE}
+FOLDERS = "(?:benchmarks|examples|tests|tools|vendor)/"
+#: Programs that have commands of their own, which have the options.
+COMMANDS = ("tools/wheels", "tests/soak/soak.py")
+
+
+def programs() -> dict[str, set[str]]:
+    """Programs, with the command of those that have some, and all options that some page gives them."""
+    found: dict[str, set[str]] = {}
+    for text in TEXTS.values():
+        for line in re.findall(rf"\bpython ({FOLDERS}[^`\n#|]*)", text):
+            # One may be told to run another one, which takes what follows.
+            own = line.partition(" -m ")[0]
+            for program, rest in re.findall(rf"(?<!\S)({FOLDERS}[\w/-]+(?:\.py)?)((?: (?!{FOLDERS})[^\s)]+)*)", own):
+                words = rest.split()
+                name = f"{program} {words[0]}" if program in COMMANDS else program
+                given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+                found.setdefault(name, set()).update(given)
+    return found
+
+
+NAMED = programs()
+
+
+@pytest.mark.parametrize("name", [name for name, given in NAMED.items() if given])
+def test_a_program_has_the_options_that_it_is_given(name: str) -> None:
+    program, *command = name.split()
+    done = subprocess.run(
+        [sys.executable, ROOT / program, *command, "--help"], capture_output=True, text=True, check=False
+    )
+    # Some import packages first that only they take.
+    said = done.stdout if done.returncode == 0 else (ROOT / program).read_text(encoding="utf-8")
+    assert done.returncode == 0 or "ModuleNotFoundError" in done.stderr, done.stderr
+    for option in NAMED[name] - {"--help"}:
+        assert re.search(rf"(?<![\w-]){option}(?![\w-])", said), (name, option)
+
+
+def test_programs_are_there() -> None:
+    assert len(NAMED) > 40
+    assert [name for name in NAMED if not (ROOT / name.split()[0]).exists()] == []
+
+
+def test_chores_and_extras_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    text = "\n".join(TEXTS.values())
+    chores = set(
+        re.findall(r"(?:^|`|^\$ |^\S+=\S+ |\$ \S+=\S+ )make ([a-z][a-z-]*)((?: [A-Z]+=\S+)*)", text, re.MULTILINE)
+    )
+    assert len({name for name, _ in chores}) > 8
+    for name, variables in chores - {("one", "")}:  # "make one" is a sentence's
+        assert re.search(rf"^{name}: ", makefile, re.MULTILINE), name
+        for variable in re.findall(r"([A-Z]+)=", variables):
+            assert f"$({variable})" in makefile, (name, variable)
+    extras = {
+        extra for listed in re.findall(r"(?:\.|moebind)\[([a-z][a-z\d,-]+)\]", text) for extra in listed.split(",")
+    }
+    assert len(extras) > 8
+    declared = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    assert extras <= set(re.findall(r"^([\w-]+) = \[", declared, re.MULTILINE))
