@@ -10,7 +10,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 import llm
@@ -28,6 +28,26 @@ __all__ = ["Chat", "Embeddings", "folders", "models"]
 
 #: The folders with models, as ``PATH`` has its own.
 FOLDERS = "MOEBIND_MODELS"
+#: How an address on the Hugging Face Hub begins.
+HUB = "hf://"
+#: Where llm takes a model: the command, and the parameter.
+TAKERS = {
+    "prompt": "model_id",
+    "chat": "model_id",
+    "embed": "model",
+    "embed-multi": "model",
+    "models default": "model",
+    "models options set": "model",
+    "embed-models default": "model",
+    "aliases set": "model_id",
+}
+
+
+class _Here(NamedTuple):
+    """A model that is here: its first file, and its address if the Hub's cache has it."""
+
+    path: str
+    address: str | None
 
 
 def folders() -> list[str]:
@@ -37,31 +57,45 @@ def folders() -> list[str]:
 
 def models() -> dict[str, str]:
     """The models that are here: what llm calls them, and their first files. Those that lack a file are left out."""
-    found: list[ModelFiles] = []
+    return {name: each.path for name, each in _known().items()}
+
+
+def _known() -> dict[str, _Here]:
+    found: list[tuple[ModelFiles, str | None]] = []
     for folder in folders():
-        found += gathered(gguf_files(os.path.abspath(folder)))
-    found += gathered(_in_cache())
-    known: dict[str, str] = {}
-    for each in found:
+        found += [(each, None) for each in gathered(gguf_files(os.path.abspath(folder)))]
+    for files, is_named in _in_cache():
+        found += [(each, f"{HUB}{each.name}" if is_named else None) for each in gathered(files)]
+    known: dict[str, _Here] = {}
+    for each, address in found:
         if each.sidecar is None and not each.missing:
-            known.setdefault(f"moebind/{each.name.removesuffix('.gguf')}", each.paths[0])
+            known.setdefault(f"moebind/{each.name.removesuffix('.gguf')}", _Here(each.paths[0], address))
     return known
 
 
-def _in_cache() -> dict[str, str]:
-    """The GGUF files in the Hub's cache, from ``OWNER/NAME/FILE`` to paths: those of ``main``, or else the newest."""
+def _in_cache() -> Iterator[tuple[dict[str, str], bool]]:
+    """The GGUF files of each revision in the Hub's cache, from names to paths, and whether ``hf://`` and a name is one.
+
+    Those of ``main``, or else of what is newest, are called ``OWNER/NAME/FILE``; those of other branches and of tags
+    ``OWNER/NAME@REVISION/FILE``.
+    """
     home = os.environ.get("HF_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
     )
     cache = os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")
-    found: dict[str, str] = {}
     for folder in sorted(glob.glob(f"{glob.escape(cache)}/models--*--*")):
         repo = os.path.basename(folder).removeprefix("models--").replace("--", "/", 1)
-        revisions = sorted(glob.glob(f"{glob.escape(folder)}/snapshots/*"), key=os.path.getmtime)
-        main = _content(os.path.join(folder, "refs", "main"))
-        for revision in [each for each in revisions if os.path.basename(each) == main] or revisions[-1:]:
-            found |= {f"{repo}/{name}": path for name, path in gguf_files(revision).items()}
-    return found
+        refs, snapshots = os.path.join(folder, "refs"), os.path.join(folder, "snapshots")
+        main = os.path.join(snapshots, _content(os.path.join(refs, "main")) or "main")
+        names = {main: repo} if os.path.isdir(main) else {}
+        for ref in sorted(glob.glob("**", root_dir=refs, recursive=True)):
+            commit = _content(os.path.join(refs, ref))
+            names.setdefault(os.path.join(snapshots, commit or ref), f"{repo}@{ref.replace(os.sep, '%2F')}")
+        for revision, name in names.items():
+            yield {f"{name}/{file}": path for file, path in gguf_files(revision).items()}, True
+        newest = max(glob.glob(f"{glob.escape(snapshots)}/*"), key=os.path.getmtime, default=main)
+        if main not in names and newest not in names:
+            yield {f"{repo}/{file}": path for file, path in gguf_files(newest).items()}, False
 
 
 def _content(path: str) -> str:
@@ -76,6 +110,44 @@ def _why(error: Exception) -> str:
     """Why moebind cannot be used."""
     of_llm = isinstance(error, ImportError) and (error.name or "").startswith("llm")
     return f"moebind cannot be loaded: {error}" + ("; it needs llm 0.36 or newer" if of_llm else "")
+
+
+def _name_of(address: str) -> str:
+    """What llm calls the model of an address, which is downloaded unless it is in the cache."""
+    try:
+        from moebind.files.download import local_file
+    except (ImportError, OSError) as error:
+        raise click.ClickException(_why(error)) from error
+    try:
+        path = local_file(address)
+    except Exception as error:  # as llm shows those of its own commands
+        raise click.ClickException(str(error)) from error
+    file = os.path.realpath(path)  # of several revisions, if it is the same in them
+    for name, each in _known().items():
+        if os.path.realpath(each.path) == file:
+            return name
+    raise click.ClickException(
+        f"{address} is {path}, and llm knows no model by that file: it lies beside models, or its revision is a commit "
+        "that is no branch and no tag"
+    )
+
+
+def _address_taken(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """The model's name in place of an address; anything else as it is."""
+    if isinstance(value, str) and value.startswith(HUB) and not context.resilient_parsing:
+        return _name_of(value)
+    return value
+
+
+def _take_addresses(cli: click.Group) -> None:
+    """Let llm's commands take an address where they take a model; those that are not as they were stay as they are."""
+    for command, name in TAKERS.items():
+        found: click.Command | None = cli
+        for word in command.split():
+            found = getattr(found, "commands", {}).get(word)
+        for parameter in [] if found is None else found.params:
+            if parameter.name == name and parameter.callback is None:
+                parameter.callback = _address_taken
 
 
 def _engine(path: str) -> Engine:
@@ -156,24 +228,26 @@ class Embeddings(EmbeddingModel):
 
 @llm.hookimpl
 def register_models(register: Callable[..., None]) -> None:
-    """Tell llm of the models. A file's name alone is another name, where no two have it."""
-    found = models()
+    """Tell llm of the models. A file's name alone is another name, where no two have it, and so is an address."""
+    found = _known()
     short = Counter(map(os.path.basename, found))
-    for name, path in found.items():
+    for name, (path, address) in found.items():
         alias = os.path.basename(name)
-        register(Chat(name, path), aliases=[alias] if short[alias] == 1 else [])
+        others = [alias] if short[alias] == 1 else []
+        register(Chat(name, path), aliases=others if address is None else [*others, address])
 
 
 @llm.hookimpl
 def register_embedding_models(register: Callable[..., None]) -> None:
     """Tell llm of the same models: each of them can embed."""
-    for name, path in models().items():
-        register(Embeddings(name, path))
+    for name, (path, address) in _known().items():
+        register(Embeddings(name, path), aliases=[] if address is None else [address])
 
 
 @llm.hookimpl
 def register_commands(cli: Any) -> None:
-    """Add ``llm moebind``."""
+    """Add ``llm moebind``, and let the commands that take a model take its address on the Hub."""
+    _take_addresses(cli)
 
     @cli.group(name="moebind")  # type: ignore[untyped-decorator]
     def moebind_() -> None:
