@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from packages import packages
+from transcripts import VARIABLES, assert_shows, transcripts
 
+#: Questions like the first of docs/evaluation.md.
+OTHERS = {"Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin"}
 PROGRAM = Path(__file__).with_name("with_lm_eval.py")
 
 
@@ -40,11 +43,33 @@ def test_what_a_harness_lacks_is_told_as_it_is(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'a_package_of_the_harness'"
 
 
+HARNESS = ("lm_eval>=0.4.13", "huggingface_hub>=1.31")
+
+
 @pytest.mark.thorough
 @pytest.mark.timeout(1800)
 def test_the_harness_has_it_as_a_model() -> None:
-    environment = packages("lm_eval>=0.4.13", "huggingface_hub>=1.31")
+    environment = packages(*HARNESS)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", PROGRAM]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout, done.stdout
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1800)
+def test_what_the_page_shows(demo_path: Path, tmp_path: Path) -> None:
+    """docs/evaluation.md: a task file, its first question, and what the harness writes of it."""
+    shown = dict(transcripts("evaluation.md"))
+    [first] = [output for command, output in shown.items() if command.startswith("head -1 ")]
+    [(command, table)] = [each for each in shown.items() if "lm_eval --model moebind" in each[0]]
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/capitals.yaml").write_text(shown["cat tasks/capitals.yaml"], encoding="utf-8")
+    others = [first.replace("France", country).replace("Paris", city) for country, city in OTHERS.items()]
+    (tmp_path / "capitals.jsonl").write_text(first + "".join(others), encoding="utf-8")
+    (tmp_path / "moe.gguf").symlink_to(demo_path)
+    told = {**packages(*HARNESS), **VARIABLES, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    typed = command.replace("cpu_moe=True", "cpu_moe=True,n_threads=1")
+    done = subprocess.run(["bash", "-c", typed], cwd=tmp_path, env=told, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_shows(table, done.stdout)
