@@ -82,6 +82,30 @@ def test_placing_without_a_device_has_a_note(path: Path, device: Device, capsys:
         assert "changes nothing" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "instead"),
+    [
+        (["generate", "PATH", "a", "-n", "1"], ""),
+        (["serve", "PATH", "--port", "0"], ""),
+        (["plan", "PATH"], ", or describe a card that is not here, such as --device 24GiB"),
+        (["fit", "PATH"], ", or describe a card that is not here, such as --device 24GiB"),
+    ],
+)
+def test_a_cache_of_experts_without_a_device(path: Path, capsys: Capture, command: list[str], instead: str) -> None:
+    words = [str(path) if each == "PATH" else each for each in command]
+    assert run(*words, "--moe-cache", "1MiB", "--device", "none") == 2
+    assert capsys.readouterr().err == (
+        "moebind: --moe-cache is 1.0 MiB, and there is no device besides the processor to hold such a cache: "
+        f"give 0, or leave it out{instead}\n"
+    )
+
+
+def test_a_cache_of_experts_that_is_possible_or_none(path: Path, capsys: Capture) -> None:
+    for given in (["--moe-cache", "1MiB", "--device", "1GiB", "-cmoe"], ["--moe-cache", 0, "--device", "none"]):
+        assert run("plan", path, *given) == 0, capsys.readouterr().err
+    assert run("fit", path, "--moe-cache", "auto", "--device", "none") == 0
+
+
 @pytest.mark.parametrize("rules", [["-ot", "ffn_up_exps=CPU"], ["-cmoe"], ["-ncmoe", 1]])
 def test_rules_take_the_place_of_the_files(path: Path, file: Path, capsys: Capture, rules: list[object]) -> None:
     [rule] = planned(path, capsys, "--params", file, *rules)["model_params"]["tensor_overrides"]

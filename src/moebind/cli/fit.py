@@ -102,6 +102,9 @@ def command(
     Example: moebind fit moe.gguf --memory 8GiB --save fit.json
     """
     chosen = given.read(model, separate(device), host)
+    cache = moe_cache if moe_cache in {None, "auto"} else parse_size("--moe-cache", moe_cache)
+    size = cache if isinstance(cache, int) else chosen.context_params.moe_cache_size if cache is None else 0
+    chosen.check_moe_cache(size, described=True)
     listed = device_list(chosen.device)
     draft = draft_of(given, model, chosen.model_params, chosen.context_params, listed)
     found = fit(
@@ -118,7 +121,7 @@ def command(
         mmproj=mmproj,
         draft=draft,
         swa_full=given.values["swa_full"],
-        moe_cache=moe_cache if moe_cache in {None, "auto"} else parse_size("--moe-cache", moe_cache),
+        moe_cache=cache,
         routing=None if routing is None else RoutingRecorder.load(routing),
         bus=bus,
     )

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Annotated, Any, NamedTuple, get_args
 
+from moebind._core.sizes import show_size
 from moebind.backend.devices import default_devices
 from moebind.backend.rpc_servers import add_rpc_server
 from moebind.cli.devices import LOOPBACK, exact_size, separate
@@ -54,6 +55,30 @@ class Chosen(NamedTuple):
     context_params: ContextParams
     device: list[str] | None
     host: str | None
+
+    def check_moe_cache(self, size: int, *, described: bool = False) -> None:
+        """Refuse a cache of experts where no device can hold one.
+
+        Parameters
+        ----------
+        size
+            Its bytes.
+        described
+            Whether the command takes devices that are only described.
+
+        Raises
+        ------
+        ValueError
+            What to do instead.
+        """
+        listed = self.model_params.devices if self.device is None else self.device
+        if size and not (default_devices() if listed is None else listed):
+            why = " (moebind doctor says why)" if listed is None else ""
+            card = ", or describe a card that is not here, such as --device 24GiB" if described else ""
+            raise ValueError(
+                f"--moe-cache is {show_size(size)}, and there is no device besides the processor to hold such a "
+                f"cache{why}: give 0, or leave it out{card}"
+            )
 
 
 class Given:

@@ -90,6 +90,7 @@ def computing(
 ) -> tuple[ModelParams, ContextParams]:
     """The parameters of a command that computes: as options and a file have them, for devices that are here."""
     chosen = given.read(model, given.computing(device), n_ctx=n_ctx)
+    chosen.check_moe_cache(chosen.context_params.moe_cache_size)
     params = with_devices(chosen, by_user=device is not None)
     if params.devices is None and not default_devices() and _is_told(given):
         params = params.with_n_gpu_layers(0)

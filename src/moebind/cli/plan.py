@@ -47,6 +47,7 @@ def command(
     """
     picture = o.plot_path(plot, "plans")
     chosen = given.read(model, separate(device), host, n_ctx=N_CTX)
+    chosen.check_moe_cache(chosen.context_params.moe_cache_size, described=True)
     listed = device_list(chosen.device)
     found = plan(
         model,

@@ -155,6 +155,7 @@ def command(
     if drafts is not None and not single:
         raise ValueError(f"{drafts}, which is for one model; there are several")
     chosen = given.read(names[0] if names else "", given.computing(device))
+    chosen.check_moe_cache(chosen.context_params.moe_cache_size)
     context = chosen.context_params.with_embeddings(embeddings).with_pooling_type(o.pooling_type(pooling))
     address = _address(host, port, bind)
     with _told_what_happens(verbose), _ended_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as look:
