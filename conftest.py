@@ -94,7 +94,7 @@ def folder_with_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     model: Path = _module(ROOT / "examples" / "demo_model.py").demo_model()
     folder = tmp_path_factory.mktemp("page")
     (folder / "moe.gguf").symlink_to(model)
-    if request.path.name == "speculative.md":
+    if request.path.name in {"speculative.md", "engine.md"}:
         (folder / "draft.gguf").symlink_to(_module(ROOT / "examples" / "demo_model.py").dense_model())
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.chdir(folder)

@@ -105,11 +105,11 @@ def prompts(n: int, seed: int = 0) -> list[str]:
     return made
 
 
-def repeating(model: Model) -> Sampler:
-    """Goes on with ``REPEATED`` for ever, whatever the model says: a text in which n-grams find what follows."""
+def repeating(model: Model, letters: str = REPEATED) -> Sampler:
+    """Goes on with these for ever, whatever the model says: a text in which n-grams find what follows."""
     texts = (model.token_to_bytes(token) for token in range(model.n_vocab))
-    letters = Sampler.logit_bias({token: 1000.0 for token, text in enumerate(texts) if token > 258 and len(text) == 1})
-    return Sampler.chain([Sampler.grammar(model, f'root ::= ("{REPEATED}")+', "root"), letters, Sampler.greedy()])
+    single = Sampler.logit_bias({token: 1000.0 for token, text in enumerate(texts) if token > 258 and len(text) == 1})
+    return Sampler.chain([Sampler.grammar(model, f'root ::= ("{letters}")+', "root"), single, Sampler.greedy()])
 
 
 #: So many of some dozens of short texts may part where two tokens are as likely. The likeliest two of 297 are half a

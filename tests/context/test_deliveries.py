@@ -155,8 +155,8 @@ def test_ctrl_c_while_waiting(dense: Model, engine: Engine) -> None:
     wait_until(gate.reached.is_set)
     main = threading.main_thread().ident
     assert main is not None
-    threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
+        threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
         next(pieces)
     with pytest.raises(StopIteration):
         next(pieces)

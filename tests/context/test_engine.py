@@ -26,7 +26,6 @@ from moebind import (
     LoraError,
     Model,
     Sampler,
-    Speculative,
 )
 from moebind.context import engine as module
 
@@ -297,7 +296,6 @@ def lora_of(model: Model, matrices: lora.Pairs, folder: Path) -> LoraAdapter:
     ("call", "kind", "message"),
     [
         (lambda e: e.generate([1, 7], seq_id=1), TypeError, "no argument 'seq_id': an engine chooses sequences"),
-        (lambda e: e.agenerate([1, 7], speculative="auto"), TypeError, r"Engine\(model, params, speculative"),
         (lambda e: e.chat([{"role": "user", "content": "x"}], mtmd=None), TypeError, "pictures and sound"),
         (lambda e: e.generate([1, 7], temprature=1), TypeError, "did you mean 'temperature'"),
         (lambda e: e.generate([1] * 600), ValueError, "prompt has 600 tokens; a sequence of this context takes 512"),
@@ -324,7 +322,6 @@ def test_refused_requests(engine: Engine, call: Callable[[Engine], object], kind
         (lambda m: Engine(m, n_ahead=0), ValueError, "n_ahead is 0"),
         (lambda m: Engine(m, max_waiting=-1), ValueError, "max_waiting is -1"),
         (lambda m: Engine(m, speculative="clever"), ValueError, "clever"),
-        (lambda m: Engine(m, speculative=Speculative), TypeError, "a draft model drafts for another context"),
         (
             lambda m: Engine(m, SMALL.with_n_batch(2).with_n_outputs_max(3).with_n_seq_max(3)),
             ValueError,

@@ -310,8 +310,8 @@ def test_ctrl_c(at_work: Drafting) -> None:
     # Anywhere: in a draft, in the target's computation, or between them.
     for delay in (0.01, 0.03):
         alarm = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
-        alarm.start()
         with pytest.raises(KeyboardInterrupt):
+            alarm.start()  # also while it waits for that thread to begin
             for _ in range(1000):
                 at_work.target.generate("the a of", max_tokens=450, speculative=at_work.made).complete()
         alarm.join()

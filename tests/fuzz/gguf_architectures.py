@@ -129,6 +129,8 @@ class Candidate:
             self.tensors[found[1]] = [1]
         elif found := re.search(r"tensor '([^']+)' has wrong shape; expected ([\d, ]+?),? got", complaint):
             self.tensors[found[1]] = [int(each) for each in found[2].replace(" ", "").strip(",").split(",")]
+        elif "only a vocabulary" in complaint:
+            self.tensors["token_embd.weight"] = [1]
         elif found := re.search(r"does without (.+?)(?: or |\n|$)", complaint):
             self.tensors |= {name: [1] for name in found[1].split(", ") if name not in self.tensors}
         elif found := re.search(r"key not found in model: [^.]+\.(\S+)", complaint):

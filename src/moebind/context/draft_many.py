@@ -1,4 +1,4 @@
-"""Drafts for ``generate_many``: for all texts that go on, in one call, and computed with the prompts of others."""
+"""Drafts for texts that are computed together: for all that go on, and computed with the prompts of others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from moebind.context.batch import Batch
     from moebind.context.decode import Decoding
-    from moebind.context.drafting import Drafting
     from moebind.context.schedule import Run
     from moebind.context.speculative import Speculative
 
@@ -26,110 +25,138 @@ __all__ = ["ManyDrafts"]
 
 
 class ManyDrafts:
-    """What is drafted for the texts of one ``generate_many``; nothing, without a ``Speculative``.
+    """What is drafted for texts that are computed together, for each by its own ``Speculative``, or by none.
 
     The caller holds the context in everything here.
+
+    Parameters
+    ----------
+    context
+        Computes the texts.
+    follower
+        The one that may follow what is computed, as a draft model does that reads hidden states. It looks at all texts;
+        those for which another one drafts would leave it behind.
     """
 
-    def __init__(self, context: Decoding, speculative: Speculative | None) -> None:
-        self._context, self._speculative = context, speculative
-        self._judge = None if speculative is None else speculative._judge
-        #: Whether each token has to be computed here, since its hidden states are needed.
-        self.follows = speculative is not None and speculative._drafting.follows
-        if self._judge is not None:
-            self._judge.text_begins()
-            # Nobody follows what has lost: then texts can have prefixes of others.
-            self.follows = self.follows and self._judge.drafts
+    def __init__(self, context: Decoding, follower: Speculative | None) -> None:
+        self._context = context
+        self._follower = follower if follower is not None and follower._drafting.follows else None
+        #: Whether each token has to be computed here, since its hidden states are needed. Nobody follows what has lost:
+        #: then texts can have prefixes of others.
+        self.follows = self._follower is not None and _goes_on(self._follower)
+        self._may_follow = self.follows
 
     def settle(self, running: Sequence[Run]) -> None:
         """Note which texts are new."""
-        if self._speculative is None:
+        fresh = [run for run in running if run.fresh]
+        if not fresh:
             return
-        drafting = self._speculative._drafting
-        for run in running:
-            if not run.fresh:
-                continue
+        follower = self._follower
+        if self._may_follow and len(fresh) == len(running) and follower is not None and _goes_on(follower):
+            self.follows = True  # it may have lost, and is tried again: no text goes on that it knows nothing of
+        begun = {id(run.speculative) for run in running if not run.fresh}
+        for run in fresh:
             run.fresh = False
-            run.may_draft = run.may_draft and self._may_begin(drafting)
-            if run.may_draft or self.follows:
-                drafting.keep(run.seq, np.array(run.tokens[: run.n_past], np.int32), run.n_past)
+            drafts = run.speculative
+            if drafts is not None:
+                if drafts._judge is not None and id(drafts) not in begun:
+                    drafts._judge.text_begins()
+                run.may_draft = run.may_draft and self._may_begin(drafts)
+            if self.follows and follower is not None:
+                follower._drafting.keep(run.seq, np.array(run.tokens[: run.n_past], np.int32), run.n_past)
+            elif drafts is not None and run.may_draft:
+                drafts._drafting.keep(run.seq, np.array(run.tokens[: run.n_past], np.int32), run.n_past)
 
-    def _may_begin(self, drafting: Drafting) -> bool:
+    def _may_begin(self, drafts: Speculative) -> bool:
         """Whether a text that begins now is drafted for; one that follows would know nothing of it later."""
-        if drafting.follows:
-            return self.follows
-        return self._judge is None or self._judge.drafts or drafting.anytime
+        return self.follows if drafts is self._follower else drafts._drafting.anytime or _goes_on(drafts)
 
     def draft(self, running: Sequence[Run], capacity: int) -> bool:
         """Draft for the texts that go on; returns whether there is something."""
+        groups: dict[Speculative, list[Run]] = {}
+        n_drafting = 0
+        alone = _drafts_alone(running)
         for run in running:
             run.drafted = []
-        speculative, context = self._speculative, self._context
-        if speculative is None or (self._judge is not None and not self._judge.wants_draft):
-            return False
-        ready = [run for run in running if run.begun and len(run.tokens) - run.n_past == 1]
-        if self._judge is not None and len(ready) < len(running):
-            return False  # what drafts cost beside prompts cannot be told, and would have no bound
-        # Each of the others has a token at least, and perhaps an output.
-        room = min(capacity, context.n_ubatch, context._n_outputs_max) - (len(running) - len(ready))
-        wanted = []
-        for run in ready:
-            share = room // len(ready) - 1
-            n_max = min(share, n_drafted_max(context, speculative, run.n_past, run.writer))
-            if n_max > 0 and run.may_draft:
-                wanted.append(Wanted(run.seq, run.tokens[:-1], run.tokens[-1], n_max))
-        if not wanted:
-            return False
-        with context._speculated.drafting():
-            speculative._drafting.draft(wanted)
-        drafted = {each.seq: each.drafted for each in wanted}
-        for run in ready:
-            run.drafted = drafted.get(run.seq, [])
-        return any(run.drafted for run in ready)
+            drafts = run.speculative
+            if drafts is None or not run.may_draft or not run.begun or len(run.tokens) - run.n_past != 1:
+                continue
+            if drafts._judge is None or (drafts is alone and drafts._judge.wants_draft and _go_on(running)):
+                groups.setdefault(drafts, []).append(run)
+                n_drafting += 1
+        context = self._context
+        for drafts, runs in groups.items():
+            # Each of the others has a token at least, and perhaps an output.
+            room = min(capacity, context.n_ubatch, context._n_outputs_max) - len(running)
+            wanted = []
+            for run in runs:
+                n_max = min(room // n_drafting, n_drafted_max(context, drafts, run.n_past, run.writer))
+                if n_max > 0:
+                    wanted.append(Wanted(run.seq, run.tokens[:-1], run.tokens[-1], n_max))
+            if wanted:
+                with context._speculated.drafting():
+                    drafts._drafting.draft(wanted)
+                drafted = {each.seq: each.drafted for each in wanted}
+                for run in runs:
+                    run.drafted = drafted.get(run.seq, [])
+        return any(run.drafted for run in running)
 
     def computed(self, batch: Batch) -> None:
         """The context has computed this batch."""
-        if self._speculative is not None and self.follows:
+        if self.follows and self._follower is not None:
             with self._context._speculated.drafting():
-                self._speculative._drafting.computed(batch)
+                self._follower._drafting.computed(batch)
 
     def chosen(self, native: CData, run: Run, n_right: int) -> None:
         """A token was chosen after so many that were drafted; the cache still holds the whole draft."""
-        context, speculative = self._context, self._speculative
-        if speculative is None:
-            return
+        context, drafts = self._context, run.speculative
         if not run.begun:
             run.begun = True
-            if run.may_draft:
-                speculative._drafting.begin(run.seq, run.tokens)
+            if drafts is not None and run.may_draft:
+                drafts._drafting.begin(run.seq, run.tokens)
             return
-        if not run.drafted:
+        if drafts is None or not run.drafted:
             return
         run.n_past += n_right
         if n_right < len(run.drafted) and not cut_back(context, native, run.seq, run.n_past):
             run.n_past, run.may_draft = 0, False  # its tokens are computed again, as a prompt
             logger.info("drafting is switched off for the rest of a text: its memory cannot take back tokens")
-            speculative._drafting.forget(run.seq)
+            drafts._drafting.forget(run.seq)
         context._speculated.add(len(run.drafted), n_right)
         with context._speculated.drafting():
-            speculative._drafting.accept(run.seq, n_right, run.n_past)
+            drafts._drafting.accept(run.seq, n_right, run.n_past)
 
     @contextmanager
     def measured(self, running: Sequence[Run]) -> Iterator[None]:
         """Stand around a computation, to see whether drafting pays. Those with prompts tell nothing."""
-        judge, speculative = self._judge, self._speculative
-        if judge is None or speculative is None:
+        drafts = _drafts_alone(running)
+        if drafts is None or drafts._judge is None:
             yield
             return
-        only_texts = all(run.begun and len(run.tokens) - run.n_past == 1 for run in running)
+        only_texts = _go_on(running)
         before = sum(len(run.tokens) for run in running)
-        step = Step(judge, self._context._speculated, speculative._drafting)
+        step = Step(drafts._judge, self._context._speculated, drafts._drafting)
         yield
         if not only_texts:
             return
         n_tokens = sum(len(run.tokens) for run in running) - before
         goes_on = step.ended(n_tokens, drafted=any(run.drafted for run in running))
-        if not goes_on and not speculative._drafting.anytime:
-            self.follows = False
+        if not goes_on and not drafts._drafting.anytime:
+            self.follows = self.follows and drafts is not self._follower
             for run in running:
-                run.may_draft = False
+                run.may_draft = run.may_draft and run.speculative is not drafts
+
+
+def _drafts_alone(running: Sequence[Run]) -> Speculative | None:
+    """What drafts for these, if it is one: of what several cost, nobody can tell which of them pays."""
+    all_that_draft = {run.speculative for run in running if run.speculative is not None}
+    return all_that_draft.pop() if len(all_that_draft) == 1 else None
+
+
+def _go_on(running: Sequence[Run]) -> bool:
+    """Whether all are texts that go on: what drafts cost beside prompts cannot be told, and would have no bound."""
+    return all(run.begun and len(run.tokens) - run.n_past == 1 for run in running)
+
+
+def _goes_on(drafts: Speculative) -> bool:
+    return drafts._judge is None or drafts._judge.drafts

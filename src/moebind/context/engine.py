@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
@@ -17,13 +18,13 @@ from moebind.context.asynchronous import in_thread
 from moebind.context.context import Context
 from moebind.context.conversation import Conversation
 from moebind.context.deliveries import Asked, Reader, ToTask, ToThread
+from moebind.context.engine_drafts import Drafts, drafts_for
 from moebind.context.engine_options import check_names
 from moebind.context.engine_streams import EngineChatReply, EnginePieces
 from moebind.context.engine_thread import EngineThread
 from moebind.context.generate import Generation
 from moebind.context.stepping import Steps
-from moebind.enums import SpeculativeType
-from moebind.errors import BatchError, ClosedError
+from moebind.errors import BatchError, ClosedError, SpeculativeError
 from moebind.params.params import ContextParams
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from moebind.context.pieces import Piece, Pieces, Record, Stream
     from moebind.context.prepare import Request
     from moebind.context.replies import ChatReply
+    from moebind.context.speculative import Speculative
+    from moebind.enums import SpeculativeType
     from moebind.model.adapters import LoraAdapter
     from moebind.model.model import Model
 
@@ -65,14 +68,32 @@ class _EngineContext(Context):
     """The context of an engine: it checks requests, and leaves them to be computed."""
 
     _numbers: Iterator[int]
+    #: What drafts for texts that do not say what else does.
+    _usual: Speculative | None = None
 
     def _request(self, *arguments: Any, **options: Any) -> Request:
         # Whoever asks may go on using a sampler, or ask with it twice.
         return super()._request(*arguments, **{**options, "copies": True})
 
-    def _generate(self, request: Request, *_: object) -> tuple[Iterator[Piece], Record]:
-        run = Asked.of(next(self._numbers), request, self)
+    def _generate(
+        self,
+        request: Request,
+        seq_id: SupportsIndex,
+        reuse_prefix: bool,
+        speculative: Speculative | SpeculativeType | str | None,
+    ) -> tuple[Iterator[Piece], Record]:
+        run = Asked.of(next(self._numbers), request, self, self._drafting_with(speculative))
         return _Prepared(run), run.record
+
+    def _check_drafting(self, speculative: Speculative | SpeculativeType | str | None) -> None:
+        super()._check_drafting(speculative)
+        usual = self._usual
+        if usual is not None and usual._drafting.follows and speculative is not None and speculative is not usual:
+            raise SpeculativeError(
+                f"speculative is {shown(speculative)}; this engine drafts from hidden states ({usual!r}), and follows "
+                "all that is computed, which other drafts would disturb: leave it out, or give None for a text without "
+                "drafts"
+            )
 
 
 class Engine(OfThisProcess):
@@ -99,8 +120,10 @@ class Engine(OfThisProcess):
         How many requests may wait besides as many as there are sequences; more are refused with
         :class:`EngineFullError`. None: any number.
     speculative
-        What drafts tokens, for all texts: a kind of n-grams such as ``"ngram-simple"``, or ``"auto"``, as for
-        ``Context.generate``; None: nothing.
+        What drafts tokens for texts whose request does not say: a kind of n-grams such as ``"ngram-simple"``, or
+        ``"auto"``, as for ``Context.generate``; a :class:`Draft`, which is loaded, and closed with the engine; a
+        function that is given the engine's context, and makes a :class:`Speculative` for it, which is closed with the
+        engine; None: nothing.
 
     Raises
     ------
@@ -110,6 +133,8 @@ class Engine(OfThisProcess):
         If the model writes no text, or encodes what it is asked first, as T5 does.
     ValueError
         If ``n_batch`` is smaller than ``n_seq_max``.
+    SpeculativeError, ModelLoadError
+        If what is to draft cannot draft for this model, or cannot be loaded.
 
     Notes
     -----
@@ -135,7 +160,7 @@ class Engine(OfThisProcess):
         prompt_chunk: SupportsIndex = 64,
         n_ahead: SupportsIndex = 64,
         max_waiting: SupportsIndex | None = None,
-        speculative: SpeculativeType | str | None = None,
+        speculative: Drafts = None,
     ) -> None:
         from moebind.model.model import Model
 
@@ -145,12 +170,7 @@ class Engine(OfThisProcess):
         chunk = checks.integer("prompt_chunk", prompt_chunk, 1)
         ahead = checks.integer("n_ahead", n_ahead, 1)
         waiting = None if max_waiting is None else checks.integer("max_waiting", max_waiting, 0)
-        if speculative is not None and not isinstance(speculative, (str, SpeculativeType)):
-            raise TypeError(
-                f"speculative is {shown(speculative)}; an engine takes a kind of n-grams, such as 'ngram-simple', or "
-                "'auto': a draft model drafts for another context than the engine's own"
-            )
-        context = _EngineContext._of(model, params, None, None)
+        context, opened = _EngineContext._of(model, params, None, None), ExitStack()
         try:
             context._check_generates()
             if context._has_cross_attention:
@@ -160,14 +180,15 @@ class Engine(OfThisProcess):
                     f"n_batch is {context._n_batch} and n_seq_max is {context._n_seq_max}; a batch of an engine has a "
                     "token of each sequence: make n_batch at least as large"
                 )
-            drafter = context._drafting_with(speculative)
             context._numbers = count()
-            steps = Steps(context, iter(()), drafter, keeps=True, n_prompt=chunk, use=context._use)
+            context._usual = usual = drafts_for(context, speculative, opened)
+            steps = Steps(context, iter(()), usual, keeps=True, n_prompt=chunk, use=context._use)
             n_open_max = None if waiting is None else waiting + context._n_seq_max
             self._context: _EngineContext = context
-            self._thread = EngineThread(context, steps, ahead, n_open_max)
+            self._thread = EngineThread(context, steps, ahead, n_open_max, opened)
         except BaseException:
-            context.close()
+            with opened:
+                context.close()
             raise
 
     if not TYPE_CHECKING:  # type checkers would take it for any attribute
@@ -205,8 +226,9 @@ class Engine(OfThisProcess):
             those that come later wait for it.
         options
             As for ``Context.generate``: ``sampler``, of which each request gets a clone, or its short forms,
-            ``json_schema``, ``max_tokens``, ``stop``, ``logprobs``. There is no ``seq_id``, ``reuse_prefix``, ``mtmd``
-            or ``speculative``.
+            ``json_schema``, ``max_tokens``, ``stop``, ``logprobs``. ``speculative`` is a kind of n-grams or ``"auto"``
+            for this text; None: no drafts; left out: as the engine was made. There is no ``seq_id``, ``reuse_prefix``
+            or ``mtmd``.
 
         Returns
         -------
@@ -235,7 +257,7 @@ class Engine(OfThisProcess):
         """
         check_names("generate", Generation.generate, options)
         place = self._place(priority, adapters)
-        return self._read(self._open().generate(prompt, **options), place)
+        return self._read(self._open().generate(prompt, **self._with_usual(options)), place)
 
     def chat(
         self,
@@ -260,7 +282,7 @@ class Engine(OfThisProcess):
         """
         check_names("chat", Conversation.chat, options)
         place = self._place(priority, adapters)
-        return self._read(self._open().chat(messages, **options), place)
+        return self._read(self._open().chat(messages, **self._with_usual(options)), place)
 
     def agenerate(
         self,
@@ -286,8 +308,9 @@ class Engine(OfThisProcess):
         ...         print(piece.text, end="", flush=True)
         """
         check_names("agenerate", Generation.generate, options)
-        self._open()._check_agenerate(prompt, dict(options))
-        make = partial(self._open().generate, prompt, **options)
+        context, given = self._open(), self._with_usual(options)
+        context._check_agenerate(prompt, dict(given))
+        make = partial(context.generate, prompt, **given)
         return EnginePieces(partial(self._prepare, make, self._place(priority, adapters)), _itself)
 
     def achat(
@@ -313,9 +336,14 @@ class Engine(OfThisProcess):
         >>> print((await reply.complete())["content"])
         """
         check_names("achat", Conversation.chat, options)
-        self._open()._check_achat(messages, dict(options))
-        make = partial(self._open().chat, messages, **options)
+        context, given = self._open(), self._with_usual(options)
+        context._check_achat(messages, dict(given))
+        make = partial(context.chat, messages, **given)
         return EngineChatReply(partial(self._prepare, make, self._place(priority, adapters)), _itself)
+
+    def _with_usual(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a request, with what drafts for it."""
+        return {"speculative": self._context._usual, **options}
 
     def _place(self, priority: SupportsIndex, adapters: Mapping[LoraAdapter, float] | None) -> tuple[int, Any]:
         """Before how many in the queue a request goes, and what it is computed with, checked."""

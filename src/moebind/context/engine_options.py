@@ -9,6 +9,8 @@ from moebind.context.stops import Stop
 from moebind.context.unknown_arguments import refuse, unknown_of
 
 if TYPE_CHECKING:
+    from moebind.context.speculative import Speculative
+    from moebind.enums import SpeculativeType
     from moebind.sampling.sampler import Sampler
 
 __all__ = ["NOT_TAKEN", "ChatOptions", "GenerateOptions", "check_names"]
@@ -18,7 +20,6 @@ NOT_TAKEN = {
     "seq_id": "an engine chooses sequences by itself",
     "reuse_prefix": "an engine always goes on from what its cache has of a prompt",
     "mtmd": "pictures and sound are for one text at a time: Context.generate(), or a ContextPool",
-    "speculative": "all texts of an engine are drafted for, or none: Engine(model, params, speculative=...)",
 }
 
 
@@ -39,6 +40,7 @@ class GenerateOptions(TypedDict, total=False):
     json_schema: Mapping[str, object] | str | None
     strict: bool
     logprobs: bool | SupportsIndex | None
+    speculative: Speculative | SpeculativeType | str | None
 
 
 class ChatOptions(GenerateOptions, total=False):

@@ -12,6 +12,7 @@ import copy
 import os
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -42,10 +43,12 @@ class EngineThread:
         How many pieces it computes for a reader who does not read.
     n_open_max
         How many texts there may be at a time; None: any number.
+    opened
+        What it closes at last.
     """
 
-    def __init__(self, context: Context, steps: Steps, n_ahead: int, n_open_max: int | None) -> None:
-        self._context, self._steps = context, steps
+    def __init__(self, context: Context, steps: Steps, n_ahead: int, n_open_max: int | None, opened: ExitStack) -> None:
+        self._context, self._steps, self._opened = context, steps, opened
         self.n_ahead, self._n_open_max = n_ahead, n_open_max
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = new_in_child(threading.RLock())
@@ -163,6 +166,7 @@ class EngineThread:
             for run in list(self._open.values()):
                 self._end(run, ClosedError(self.over) if failure is None else _another(failure))
             self._wake_all()
+            self._opened.close()
         if failure is not None and not isinstance(failure, ClosedError) and not n_told:
             raise failure
 

@@ -14,7 +14,7 @@ from moebind._core.arguments import explained
 from moebind._core.native import CData, lib
 from moebind._core.shown import shown
 from moebind.context.batch import Batch
-from moebind.context.draft_checks import NGRAM_NAMES, kinds_of
+from moebind.context.draft_checks import NGRAM_NAMES, check_draft, kinds_of
 from moebind.context.media import Media, MediaPrompt, has_media
 from moebind.context.media_messages import is_chat, refuse_bitmaps, with_markers
 from moebind.context.pieces import Piece, Pieces, Record
@@ -293,6 +293,31 @@ class Generation(Media):
             return speculate(self, request, chooses, seq, reuse, record, drafter), record
         return generate(self, request, sampler, seq, reuse, record), record
 
+    def _check_drafting(self, speculative: Speculative | SpeculativeType | str | None) -> None:
+        """Check the argument of that name, without waiting for whoever computes.
+
+        Raises
+        ------
+        TypeError, ValueError
+        SpeculativeError
+        """
+        if speculative is None:
+            return
+        if isinstance(speculative, Speculative):
+            if speculative.target_context is not self:
+                raise SpeculativeError(
+                    f"{speculative!r} drafts for another context: make one with this one as its target"
+                )
+            speculative._open()
+            return
+        if not isinstance(speculative, (str, SpeculativeType)):
+            raise TypeError(
+                f"speculative is {shown(speculative)}; it takes a Speculative, a kind of n-grams such as "
+                "'ngram-simple', 'auto', or None"
+            )
+        named = AUTO["kind"] if speculative == "auto" else speculative
+        check_draft(self, None, kinds_of(named, "speculative", ("auto", *NGRAM_NAMES)))
+
     def _drafting_with(self, speculative: Speculative | SpeculativeType | str | None) -> Speculative | None:
         """What drafts, by the argument of that name. N-grams that it names are kept for the next text.
 
@@ -301,24 +326,11 @@ class Generation(Media):
         TypeError, ValueError
         SpeculativeError
         """
-        if speculative is None:
-            return None
-        if isinstance(speculative, Speculative):
-            if speculative.target_context is not self:
-                raise SpeculativeError(
-                    f"{speculative!r} drafts for another context: make one with this one as its target"
-                )
-            speculative._open()
+        self._check_drafting(speculative)
+        if speculative is None or isinstance(speculative, Speculative):
             return speculative
-        if not isinstance(speculative, (str, SpeculativeType)):
-            raise TypeError(
-                f"speculative is {shown(speculative)}; it takes a Speculative, a kind of n-grams such as "
-                "'ngram-simple', 'auto', or None"
-            )
         known = self._own_speculatives.get(speculative)
         if not isinstance(known, Speculative) or known.closed:
-            if speculative != "auto":
-                kinds_of(speculative, "speculative", ("auto", *NGRAM_NAMES))
             known = Speculative(self, **AUTO) if speculative == "auto" else Speculative(self, kind=speculative)
             self._own_speculatives[speculative] = known
         return known
@@ -365,7 +377,7 @@ class Generation(Media):
         Settings(**{each.name: options.get(each.name) for each in fields(Settings)}).alone(sampler)
         self._checked_choice(sampler, max_tokens, logprobs)
         self._seq("seq_id", options.get("seq_id", 0))
-        self._drafting_with(options.get("speculative"))
+        self._check_drafting(options.get("speculative"))
         if options.get("mtmd") is not None:
             self._must_fit(options["mtmd"])
         checks.boolean("reuse_prefix", options.get("reuse_prefix", True))

@@ -258,7 +258,7 @@ class BatchedGeneration(Generation):
         if isinstance(prompts, (Sequence, np.ndarray)):
             requests.check_all()
 
-        runs = (Run.of(at, request, self) for at, request in enumerate(requests))
+        runs = (Run.of(at, request, self, drafter) for at, request in enumerate(requests))
         return NumberedPieces._of(self._generate_many(runs, drafter), requests)
 
     def _numbered_request(self, at: int, prompt: Any, common: dict[str, Any]) -> Request:

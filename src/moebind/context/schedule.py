@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from moebind.context.batch import Batch
     from moebind.context.decode import Decoding
+    from moebind.context.speculative import Speculative
     from moebind.sampling.sampler import Sampler
 
 __all__ = ["Loras", "Run", "Schedule", "pack"]
@@ -46,6 +47,8 @@ class Run:
     record: Record
     #: Those of the prompt, then those that were generated.
     tokens: list[int]
+    #: What drafts for it.
+    speculative: Speculative | None = None
     #: The lowest goes first; then the lowest index.
     rank: int = 0
     #: What it is computed with.
@@ -70,13 +73,13 @@ class Run:
     drafted: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, index: int, request: Request, context: Decoding) -> Self:
+    def of(cls, index: int, request: Request, context: Decoding, speculative: Speculative | None = None) -> Self:
         """The text that is asked for, of which nothing is computed."""
         sampler = request.sampler()
         if sampler is not None and sampler._is_greedy:
             sampler = None
         record = Record(request.tokens.size, "length" if request.limit == 0 else None)
-        return cls(index, request, request.writer(context), sampler, record, request.tokens.tolist())
+        return cls(index, request, request.writer(context), sampler, record, request.tokens.tolist(), speculative)
 
     @property
     def place(self) -> tuple[int, int]:

@@ -58,8 +58,8 @@ class Steps:
         Whose sequences are taken over, and emptied.
     runs
         The texts, which are taken when there is room; more can be added to the ``schedule``.
-    speculative
-        What drafts for them.
+    follower
+        Of what drafts for them, the one that may look at each computation.
     keeps
         Whether what ended stays in the cache while there is room.
     n_prompt
@@ -72,7 +72,7 @@ class Steps:
         self,
         context: Generation,
         runs: Iterator[Run],
-        speculative: Speculative | None = None,
+        follower: Speculative | None = None,
         *,
         keeps: bool = False,
         n_prompt: int | None = None,
@@ -80,7 +80,7 @@ class Steps:
     ) -> None:
         self._context, self._use = context, use
         self._batch = Batch(_batch_room(context))
-        self._drafts = ManyDrafts(context, speculative)
+        self._drafts = ManyDrafts(context, follower)
         #: Those of the last batch, whatever became of it.
         self.computed: list[Run] = []
         with context._exclusive() as native:
@@ -146,9 +146,9 @@ class Steps:
                     before = context._written.counted(native)
                     context._compute(native, batch._struct(), n_outputs)
                     context._flags = batch.logits.copy()
+                    drafts.computed(batch)
                     for run, n, _ in parts:
                         run.n_past += n
-                    drafts.computed(batch)
                     memory = lib.llama_get_memory(native)
                     # Now, while the sequence of each prompt that others wait for is no longer than their prefix.
                     schedule.hand_on(memory)
