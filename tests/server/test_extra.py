@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hub_server import REPO, Hub
 
 from moebind.server.arguments import ROWS, Settings
-from moebind.server.extra import _OURS, check_extra, given, left_open, option_names
+from moebind.server.extra import _OURS, check_extra, downloaded, given, left_open, option_names
 
 
 def test_names_are_read_from_the_help() -> None:
@@ -52,6 +53,16 @@ def test_what_is_no_list_of_texts_is_refused() -> None:
         check_extra(["--temp", 0])  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"extra\[0\]"):
         check_extra(["a\0b"])
+
+
+def test_only_files_have_addresses(hub: Hub) -> None:
+    arguments = ["--chat-template", f"hf://{REPO}/Q4_K is {{{{ x }}}}", "--lora", "a.gguf,./hf://b.gguf", "--temp", "0"]
+    assert downloaded(arguments) == arguments
+    assert not hub.requests
+    first, second = downloaded([f"a.gguf,hf://{REPO}/Q4_K:1e-2,b.gguf:-1", f"hf://{REPO}@main/tiny-Q4_K.gguf"])
+    assert first.startswith("a.gguf,/")
+    assert first.endswith("/tiny-Q4_K.gguf:1e-2,b.gguf:-1")
+    assert second == first.split(",")[1].removesuffix(":1e-2")
 
 
 def test_what_no_plan_depends_on_may_be_given() -> None:

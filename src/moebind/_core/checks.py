@@ -163,6 +163,14 @@ def on_hub(path: str) -> bool:
     return path.startswith(HUB) or (path.startswith(HUB[:-1]) and not os.path.lexists(path))
 
 
+def local_path(name: str, value: str | os.PathLike[str], takes: str) -> str:
+    """A path as :func:`path` has it, and no address on the Hugging Face Hub; ``takes`` says what it takes instead."""
+    given = path(name, value)
+    if on_hub(given):
+        raise ValueError(f"{name} is {shown(given)}, an address on the Hugging Face Hub; it takes {takes}")
+    return given
+
+
 def absolute(path: str) -> str:
     """A path from the root; the address of a file on the Hugging Face Hub is one."""
     return path if on_hub(path) else os.path.abspath(path)

@@ -21,8 +21,10 @@ def in_folder(folder: str | os.PathLike[str]) -> list[ModelFiles]:
     ------
     ModelNotFoundError
         If there is no such folder.
+    ValueError
+        If it is an address on the Hub.
     """
-    top = os.path.abspath(checks.path("folder", folder))
+    top = os.path.abspath(checks.local_path("folder", folder, "a folder of this machine"))
     if not os.path.isdir(top):
         what = "is a file; give its folder" if os.path.exists(top) else "does not exist"
         raise ModelNotFoundError(f"the folder {top} {what}")

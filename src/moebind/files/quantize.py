@@ -142,7 +142,6 @@ def quantize(
     --------
     >>> moebind.quantize("model-f16.gguf", "model-q4_k_m.gguf", Ftype.Q4_K_M)
     """
-    source = _open_source(src, kv_overrides)
     for name, flag in {
         "dry_run": dry_run,
         "allow_requantize": allow_requantize,
@@ -155,9 +154,7 @@ def quantize(
         checks.boolean(name, flag)
     if dst is None and not dry_run:
         raise TypeError("dst is None; it takes the path of the new file, or dry_run=True to write none")
-    finals = [] if dst is None else _targets(os.path.realpath(checks.path("dst", dst)), len(source.paths), keep_split)
-    if not dry_run:
-        _check_targets(finals, source, overwrite)
+    target = None if dst is None else checks.local_path("dst", dst, "the path of a file that is to be written")
     native = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
     native.ftype = chosen = checks.member("ftype", ftype, Ftype, _FTYPES)
     threads = lib.moebind_default_n_threads() if n_threads is None else n_threads
@@ -165,6 +162,10 @@ def quantize(
     native.allow_requantize, native.pure, native.only_copy = allow_requantize, pure, only_copy
     native.quantize_output_tensor, native.keep_split = quantize_output_tensor, keep_split
     native.max_buf_size = checks.integer("max_buf_size", max_buf_size, 0, 2**48)
+    source = _open_source(src, kv_overrides)  # only now: it may be downloaded
+    finals = [] if target is None else _targets(os.path.realpath(target), len(source.paths), keep_split)
+    if not dry_run:
+        _check_targets(finals, source, overwrite)
     for name, kind, tensors in (
         ("output_tensor_type", output_tensor_type, (OUTPUT, *EMBEDDINGS)),
         ("token_embedding_type", token_embedding_type, EMBEDDINGS),

@@ -44,7 +44,7 @@ class Saving(ModelBase):
         other texts that it merely passes on are lost, and so are tensors that it did not load.
         """
         pointer = self._open()
-        target = os.path.realpath(checks.path("path", path))
+        target = os.path.realpath(checks.local_path("path", path, "the path of a file that is to be written"))
         loaded = same_file(target, self._paths)
         if loaded is not None:
             raise ValueError(f"path is {target}, the file that the model is loaded from ({loaded}): choose another")

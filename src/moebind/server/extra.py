@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from moebind._core import checks
 from moebind._core.shown import shown
+from moebind.files.download import local_file
 from moebind.server.arguments import ROWS, Settings
 from moebind.server.isolation import environment
 from moebind.server.process import program
 
-__all__ = ["Refused", "check_extra", "first_refused", "given", "left_open", "option_names", "why_not"]
+__all__ = ["Refused", "check_extra", "downloaded", "first_refused", "given", "left_open", "option_names", "why_not"]
 
 #: Options that moebind sets, or that would undo what it sees to, and what to do instead.
 _OURS: Mapping[str, str] = {
@@ -58,6 +59,8 @@ _PARAMETERS = {row.option: name for name, row in ROWS.items() if row.option and 
 _UNPLANNED = [row.option for row in ROWS.values() if row.option and not row.planned]
 #: The names of an option at the beginning of its lines in llama-server's help.
 _NAMES = re.compile(r"-\S+?(?=,?\s|$)")
+#: An address in a list of files, some of which have a scale behind them (``--lora-scaled``).
+_ADDRESS = re.compile(rf"(?<![^,]){checks.HUB}.+?(?=(?::[\d.eE+-]+)?(?:,|$))")
 #: What its help says of options that it refuses.
 _REMOVED = "the argument has been removed"
 
@@ -110,6 +113,22 @@ def check_extra(extra: Iterable[str]) -> list[str]:
             f"{found.argument} is among the arguments for llama-server itself, {found.reason}: {found.instead}"
         )
     return arguments
+
+
+def downloaded(arguments: Iterable[str]) -> list[str]:
+    """The arguments with files in place of addresses on the Hub, such as those of adapters, after their download.
+
+    Raises
+    ------
+    ModelNotFoundError, ModelLoadError, ImportError
+        As :func:`moebind.download`.
+    """
+
+    def with_files(argument: str) -> str:
+        return _ADDRESS.sub(lambda found: local_file(found[0]), argument)
+
+    # What has spaces is a text, such as a template's.
+    return [each if re.search(r"\s", each) else with_files(each) for each in arguments]
 
 
 def first_refused(arguments: Iterable[str]) -> Refused | None:

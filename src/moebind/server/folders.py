@@ -56,8 +56,11 @@ def in_folder(folder: str | os.PathLike[str]) -> list[Found]:
     ------
     ModelNotFoundError
         If there is no such folder, or no model in it.
+    ValueError
+        If it is an address on the Hub.
     """
-    path = os.path.abspath(checks.path("models_dir", folder))
+    takes = "a folder of this machine; give the address as model"
+    path = os.path.abspath(checks.local_path("models_dir", folder, takes))
     if not os.path.isdir(path):
         raise ModelNotFoundError(f"the folder {path} does not exist")
     inner = sorted(entry.path for entry in os.scandir(path) if entry.is_dir())

@@ -22,7 +22,7 @@ from moebind.params.params import ContextParams, ModelParams
 from moebind.server.address import Address
 from moebind.server.arguments import Settings, check, command_line
 from moebind.server.chat_template import with_template
-from moebind.server.extra import check_extra, given, left_open
+from moebind.server.extra import check_extra, downloaded, given, left_open
 from moebind.server.folders import find
 from moebind.server.isolation import Folder
 from moebind.server.placed import (
@@ -81,7 +81,8 @@ class Server:
         How many requests are answered side by side. None: as many as ``context_params`` has sequences if that is not
         the default of 1; otherwise four, which share one cache.
     extra
-        Arguments for llama-server itself, such as ``["--temp", "0"]``; those that moebind sets are refused.
+        Arguments for llama-server itself, such as ``["--temp", "0"]``; those that moebind sets are refused. Files of
+        the Hub, such as ``["--lora", "hf://OWNER/REPO/lora.gguf"]``, are downloaded unless they are in the cache.
         ``"--chat-template"`` takes the names of templates that :meth:`moebind.Model.chat_format` takes with any model,
         such as ``"chatml-tools"``, Jinja source, or a file with that.
     mmproj
@@ -169,7 +170,7 @@ class Server:
             if not given("cors-origins", arguments):
                 options |= {"cors-origins": address.url, "cors-credentials": False}
             options |= self._several(wishes, alone, arguments) if several else self._single(wishes, arguments)
-            command = [program(), *command_line(options), *arguments]
+            command = [program(), *command_line(options), *downloaded(arguments)]
             self._supervisor = Supervisor(
                 command,
                 self._folder.environment(),
