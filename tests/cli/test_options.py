@@ -133,6 +133,8 @@ WRITTEN = [
     ("or an n_ctx of 256 shortens the context", "or --ctx-size 256 shortens the context"),
     ("set n_gpu_layers=0 if you want the CPU", "give --n-gpu-layers 0 if you want the CPU"),
     ("ContextParams(n_threads=2) if nothing", "--threads 2 if nothing"),
+    ("with fewer threads: ContextParams(n_threads=1, n_threads_batch=1)", "with fewer threads: --threads 1"),
+    ("ContextParams(n_threads=1, n_threads_batch=2)", "ContextParams(n_threads=1, n_threads_batch=2)"),
     ("moebind.doctor() says; moebind.fit finds", "moebind doctor says; moebind fit finds"),
     ("is moebind's to set: use host", "is moebind's to set: use --host"),
     ("would know of it: set n_ctx instead", "would know of it: use --ctx-size instead"),
