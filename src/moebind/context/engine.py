@@ -18,7 +18,7 @@ from moebind.context.asynchronous import in_thread
 from moebind.context.context import Context
 from moebind.context.conversation import Conversation
 from moebind.context.deliveries import Asked, Reader, ToTask, ToThread
-from moebind.context.engine_drafts import Drafts, drafts_for
+from moebind.context.engine_drafts import drafts_for
 from moebind.context.engine_options import check_names
 from moebind.context.engine_streams import EngineChatReply, EnginePieces
 from moebind.context.engine_thread import EngineThread
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from moebind.enums import SpeculativeType
     from moebind.model.adapters import LoraAdapter
     from moebind.model.model import Model
+    from moebind.params.draft import Draft
 
 __all__ = ["Engine"]
 
@@ -160,7 +161,7 @@ class Engine(OfThisProcess):
         prompt_chunk: SupportsIndex = 64,
         n_ahead: SupportsIndex = 64,
         max_waiting: SupportsIndex | None = None,
-        speculative: Drafts = None,
+        speculative: SpeculativeType | str | Draft | Callable[[Context], Speculative] | None = None,
     ) -> None:
         from moebind.model.model import Model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 from moebind._core.shown import shown
 from moebind.context.drafted_by import drafted_by
@@ -15,13 +15,14 @@ from moebind.params.draft import Draft
 if TYPE_CHECKING:
     from moebind.context.context import Context
 
-__all__ = ["Drafts", "drafts_for"]
-
-#: How an engine is told what drafts for its texts.
-Drafts = Union[SpeculativeType, str, Draft, "Callable[[Context], Speculative]", None]
+__all__ = ["drafts_for"]
 
 
-def drafts_for(context: Context, given: Drafts, opened: ExitStack) -> Speculative | None:
+def drafts_for(
+    context: Context,
+    given: SpeculativeType | str | Draft | Callable[[Context], Speculative] | None,
+    opened: ExitStack,
+) -> Speculative | None:
     """What drafts for an engine's context, unless a text says otherwise.
 
     Parameters
