@@ -5,9 +5,10 @@
 Each model is tuned in turn, for so many minutes. The speeds and the factor are of the last comparison, in which the
 defaults and what was found take turns in rounds that decided nothing before. Given again with ``--resume``, it goes on.
 
-Without models, the demo models are tuned: the one without experts, the one with them in two sizes, and once more with a
-worker process that plays a device. With ``--write-docs``, each result goes into docs/tuning.json as soon as it is
-there, and from that into the table of docs/tune.md; with ``--minutes 0`` without measuring.
+Without models, the demo models are tuned: the one without experts, and the one with them in two sizes; each for the
+processor alone, and with a worker process that plays a device, which has no room for all of it. With ``--write-docs``,
+each result goes into docs/tuning.json as soon as it is there, and from that into the table of docs/tune.md; with
+``--minutes 0`` without measuring.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,22 +37,21 @@ COLUMNS = [
         "model", "device", "kept", "prompt, tokens/s", "decode, tokens/s", "times as fast", "95 %", "rounds", "minutes",
     )
 ]  # fmt: skip
-#: A device with room for a part of the demo model.
-PART = "300MiB"
+#: Devices with room for a part of each demo model.
+PARTS = ("100MiB", "300MiB", "500MiB")
 
 
 def demo_models() -> Iterator[tuple[Path, str]]:
     """Models, and the devices that they are tuned for."""
     dense, experts = Path(demo_model(dense=True)), Path(demo_model())
-    yield dense, "none"
-    yield experts, "none"
     larger = experts.with_name(experts.name.replace("Q4_1", "Q8_0"))
     if not larger.exists():
         unfinished = larger.with_name(f"{larger.name}.{os.getpid()}")
         moebind.quantize(experts, unfinished, Ftype.Q8_0, allow_requantize=True)
         unfinished.replace(larger)
-    yield larger, "none"
-    yield experts, PART
+    for model in (dense, experts, larger):
+        yield model, "none"
+    yield from zip((dense, experts, larger), PARTS, strict=True)
 
 
 def result(found: Tuning, device: str, minutes: float) -> dict[str, Any]:
@@ -62,12 +63,20 @@ def result(found: Tuning, device: str, minutes: float) -> dict[str, Any]:
         "goal": found.goal.name,
         "tokens": [found.goal.n_prompt, found.goal.n_generate],
         "kept": [step.name for step in found.kept],
-        "speeds": medians(found) if found.kept else {},
+        "speeds": medians(found) if found.kept else _of_the_defaults(found),
         "gain": None if total is None else [total.gain, total.low, total.high],
         "rounds": None if total is None else len(total.differences),
         "minutes": round(minutes, 1),
         "complete": found.complete,
         "conditions": _about(found.conditions),
+    }
+
+
+def _of_the_defaults(found: Tuning) -> dict[str, list[float]]:
+    """Tokens a second of each part with the defaults, medians."""
+    measured = [each for each in found.trials if each.configuration == found.start and each.failure is None]
+    return {
+        part: [statistics.median(each.speeds[part] for each in measured)] for part in found.goal.weights if measured
     }
 
 
@@ -86,7 +95,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     found = [row["model"], f"a worker process of {device}" if device[:1].isdecimal() else device]
     found.append(", ".join(row["kept"]) or "nothing: the defaults")
     speeds = [row["speeds"].get(part) for part in ("prompt", "decode")]
-    found += ["" if each is None else "{:.1f} -> {:.1f}".format(*each) for each in speeds]
+    found += ["" if each is None else " -> ".join(f"{speed:.1f}" for speed in each) for each in speeds]
     gain, low, high = row["gain"] or (1.0, None, None)
     found += [f"{gain:.2f}", "" if low is None else f"{low:.2f} to {high:.2f}"]
     return [*found, "" if row["rounds"] is None else str(row["rounds"]), f"{row['minutes']:g}"]
