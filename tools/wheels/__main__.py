@@ -42,12 +42,14 @@ def build_and_repair(arguments: argparse.Namespace) -> None:
 
 def try_wheel(arguments: argparse.Namespace) -> None:
     """Install a wheel from a local index, and run it."""
+    if arguments.tests and not arguments.root:
+        raise TrialError("--tests are run in a distribution: give --root")
     with tempfile.TemporaryDirectory() as scratch:
         model = arguments.model or tiny_model(Path(scratch))
         if arguments.root:
             print(json.dumps(try_in(arguments.root, PYTHON, arguments.folder, model, arguments.tests)))
         else:
-            print(json.dumps(try_here(arguments.folder, model, Path(scratch) / "env")))
+            print(json.dumps(try_here(arguments.folder, model.resolve(), Path(scratch) / "env")))
 
 
 def commands() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ The index is a folder with the wheel and all that it depends on, so that pip nee
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from roots import enter
+from roots import STAMP, RootError, enter
 from tested import TESTERS
 
 __all__ = ["TrialError", "download", "fill_index", "libc_here", "plain_tags", "try_here", "try_in"]
@@ -30,7 +31,7 @@ TREE = (
 
 
 class TrialError(Exception):
-    """What is to be tried is not there."""
+    """What is to be tried is not there, or does not work."""
 
 
 def plain_tags(machine: str, minor: int) -> list[str]:
@@ -77,19 +78,23 @@ def installing(index: str, python: str) -> list[str]:
     return [python, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", index]
 
 
-def _must_be_index(index: Path) -> None:
+def _must_be_there(index: Path, model: Path) -> None:
     if not any(index.glob("moebind-*.whl")):
         raise TrialError(f"{index} is no index with a wheel of moebind: tools/wheels index makes one")
+    if not model.is_file():
+        raise TrialError(f"{model} is not there; without --model, the wheel is tried with a tiny one")
 
 
 def try_here(index: Path, model: Path, folder: Path) -> dict[str, Any]:
     """Install into an environment in a folder, and have a model write: what ``smoke.py`` prints."""
-    _must_be_index(index)
+    _must_be_there(index, model)
     venv.create(folder, with_pip=True, clear=True)
     python = str(folder / "bin/python")
     subprocess.run([*installing(str(index), python), "moebind"], check=True)
     smoke = [python, "-I", "-W", "error", str(ROOT / "tools/wheels/smoke.py"), str(model)]
-    done = subprocess.run(smoke, check=True, capture_output=True, text=True, cwd=folder)
+    done = subprocess.run(smoke, check=False, stdout=subprocess.PIPE, text=True, cwd=folder)
+    if done.returncode != 0:
+        raise TrialError("the wheel was installed and does not work; what it said is above")
     return dict(json.loads(done.stdout))
 
 
@@ -101,7 +106,11 @@ def try_in(root: Path, interpreter: str, index: Path, model: Path, tests: Sequen
     tests
         Which of them; empty: those of ``tested.py``.
     """
-    _must_be_index(index)
+    _must_be_there(index, model)
+    if not (root / STAMP).is_file():
+        raise TrialError(f"{root} is no distribution: tools/wheels root makes one")
+    if os.geteuid() != 0:
+        raise RootError("trying a wheel in a distribution takes root, for unshare and chroot")
     work = root / "trial"
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(index, work / "index")
