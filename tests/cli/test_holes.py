@@ -64,6 +64,6 @@ def test_a_vocabulary(tmp_path: Path, capsys: Capture) -> None:
         assert run(*command, "-c", 256) == 1
         said = capsys.readouterr()
         assert said.out == ""
-        assert said.err.startswith(f"moebind: {path} has no weights, only a vocabulary: ")
+        assert said.err.startswith(f"moebind: {path} has no weights, only a vocabulary: moebind tokenize takes that")
         assert "llama.cpp" not in said.err
     assert run("tokenize", path, "it") == 0

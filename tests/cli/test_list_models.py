@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny
 from commands import Capture, run
 from hub_server import Hub
 
@@ -30,6 +31,13 @@ def test_a_table(folder: Path, capsys: Capture) -> None:
     assert said.out.splitlines()[-1].startswith("moe.gguf")
     assert "all on GPU0" in said.out
     assert said.err == ""
+
+
+def test_what_a_command_takes_is_called_by_its_name(tmp_path: Path, capsys: Capture) -> None:
+    tiny.write(tmp_path / "words.gguf", tiny.Shape(), without="")
+    assert run("list", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "has no weights, only a vocabulary: moebind tokenize takes that" in said
 
 
 def test_json_and_budgets(folder: Path, capsys: Capture) -> None:

@@ -78,8 +78,9 @@ def test_what_has_no_text_is_an_error_of_every_command(
     file = tmp_path / "empty.txt"
     file.write_text("\n", encoding="utf-8")
     for command in ("tokenize", "generate", "embed"):
+        how = "; it takes one in each line" if command == "embed" else ": give it as an argument, --prompt or --file"
         for arguments, told in (
-            ([], "standard input has no text"),
+            ([], f"standard input has no text{how}"),
             (["-f", "-"], "standard input has no text"),
             (["-f", file], "empty.txt has no text"),
         ):

@@ -52,7 +52,7 @@ def command(
     if as_json:
         show_json({"models": [row.to_dict() for row in rows]})
     elif rows:
-        show(listing_text(rows))
+        show(o.calls_as_options(listing_text(rows)))
     else:
         where = ", ".join(folders) if folders else "the Hub's cache"
         show(f"There is no GGUF file in {where}. moebind get OWNER/REPO:QUANT brings one.")

@@ -131,7 +131,9 @@ def one_prompt(text: str | None, option: str | None, file: Path | None) -> str:
         return found
     read = read_prompt(file or Path("-"))
     if not read:
-        raise ValueError(f"{'standard input' if file is None or str(file) == '-' else file} has no text")
+        if file is None:
+            raise ValueError("standard input has no text: give it as an argument, --prompt or --file")
+        raise ValueError(f"{'standard input' if str(file) == '-' else file} has no text")
     return read
 
 
