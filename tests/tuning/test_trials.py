@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from conftest import SMALL
 from moebind import ModelParams
 from moebind.bench.record import FailedError
 from moebind.tuning import trials as module
-from moebind.tuning.configuration import Configuration
+from moebind.tuning.configuration import MIN_BATCH, Configuration
 from moebind.tuning.goals import checked_goal
 from moebind.tuning.journal import Journal
 from moebind.tuning.search import NoTimeError
@@ -107,6 +109,32 @@ def test_those_that_are_loaded_alike_share_a_process(
     small, pinned = made.start.with_context(n_ubatch=32), made.start.with_process(environment={"A": "1"})
     made.round("test", [("a", made.start), ("b", small), ("c", pinned), ("d", made.start)])
     assert loads == [2, 1, 1]
+
+
+def test_what_is_set_for_a_process_is_set_where_it_is_measured(
+    make: Callable[..., Trials], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the environment, ``test_configuration.py`` sees it: the kernel shows only what a process began with."""
+    seen: list[list[int]] = []
+
+    def child(name: str, request: Any, *, handlers: Any = None, **more: Any) -> Any:
+        def begins(pid: int, fields: Any) -> None:
+            seen.append(sorted(psutil.Process(pid).cpu_affinity()))
+            handlers["begins"](pid, fields)
+
+        watched = {**handlers, "begins": begins} if "contexts" in request else handlers
+        return run(name, request, handlers=watched, **more)
+
+    run = module.run_child
+    monkeypatch.setattr(module, "run_child", child)
+    made = make()
+    everywhere = sorted(os.sched_getaffinity(0))
+    one = made.start.with_process(cpus=(everywhere[0],))
+    nodes = made.start.with_process(numa="ISOLATE")
+    threshold = made.start.with_process(environment={MIN_BATCH: "8"})
+    found = made.round("test", [("all", made.start), ("one", one), ("numa", nodes), ("threshold", threshold)])
+    assert [each.failure for each in found] == [None] * 4
+    assert seen == [everywhere, everywhere[:1], everywhere, everywhere]
 
 
 def test_what_cannot_be_made_is_a_row(make: Callable[..., Trials]) -> None:
