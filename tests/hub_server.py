@@ -34,8 +34,9 @@ class Hub:
         #: Repositories that take this token: ("gated" are listed without it, "private" are not).
         self.gated: dict[str, str] = {}
         self.private: dict[str, str] = {}
-        #: Files that are kept in chunks, too, as the Hub's large ones are.
-        self.xet: set[str] = set()
+        #: Files that are kept in chunks, too, as the Hub's large ones are: by which hash, and in which storage.
+        self.xet: dict[str, str] = {}
+        self.xet_storage = ""
         #: Called before a file is sent, with the handler, its name and its bytes; True: it has answered.
         self.misbehave: Callable[[Handler, str, bytes], bool] | None = None
         #: What is said instead of a list.
@@ -88,6 +89,9 @@ class Handler(BaseHTTPRequestHandler):
             self.resolve(match[1], match[2], match[3])
         elif match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
             self.content(match[1], match[2])
+        elif path == "/xet-token" and self.hub.xet_storage:
+            told = {"Cas-Url": self.hub.xet_storage, "Access-Token": TOKEN, "Token-Expiration": str(2**32)}
+            self.reply(200, {f"X-Xet-{name}": value for name, value in told.items()})
         else:
             self.reply(404, {"X-Error-Code": "EntryNotFound"})
 
@@ -135,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
             etag = hashlib.sha256(f"{repo}/{name}/{hub.size(repo, name)}".encode()).hexdigest()
             headers |= {"X-Linked-Size": str(hub.size(repo, name)), "X-Linked-Etag": f'"{etag}"', "ETag": f'"{etag}"'}
             if name in hub.xet:
-                headers |= {"X-Xet-Hash": etag, "X-Xet-Refresh-Route": f"{hub.endpoint}/xet-token"}
+                headers |= {"X-Xet-Hash": hub.xet[name], "X-Xet-Refresh-Route": f"{hub.endpoint}/xet-token"}
             self.reply(302, {"Location": f"{hub.cdn}/cdn/{quote(f'{repo}/{name}')}", **headers})
 
     def content(self, repo: str, name: str) -> None:

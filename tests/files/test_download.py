@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lora
 import pytest
-from hub_server import F32, REPO, Hub, cached
+from hub_server import F32, REPO, Hub, cached, child
 
 import moebind
 from conftest import CPU
@@ -111,18 +113,115 @@ def test_files_in_chunks_are_left_to_hf_xet(hub: Hub, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(file_download, "xet_get", fetch)
     monkeypatch.setattr(file_download, "is_xet_available", lambda: True)
-    hub.xet.add("tiny-Q4_K.gguf")
+    hub.xet["tiny-Q4_K.gguf"] = "1" * 64
     (path,) = moebind.download(REPO, "Q4_K")
     assert hub.sent == 0
     ((digest, route, size),) = asked
-    assert (len(digest), route, size) == (64, f"{hub.endpoint}/xet-token", Path(path).stat().st_size)
+    assert (digest, route, size) == ("1" * 64, f"{hub.endpoint}/xet-token", Path(path).stat().st_size)
     assert moebind.inspect(path).n_expert == 4
     # Without it, as any other file.
     monkeypatch.setattr(file_download, "is_xet_available", lambda: False)
-    hub.xet.add("tiny-Q4_K_M.gguf")
+    hub.xet["tiny-Q4_K_M.gguf"] = "2" * 64
     (path,) = moebind.download(REPO, "Q4_K_M")
     assert hub.sent == Path(path).stat().st_size
     assert len(asked) == 1
+
+
+def stored(hub: Hub, name: str, storage: Path, tmp_path: Path) -> dict[str, str]:
+    """A file in a storage of hf_xet's own, in a folder, which the Hub names; what a process that downloads it needs."""
+    pytest.importorskip("hf_xet")
+    done = child(
+        f"""
+        import hf_xet
+        with hf_xet.XetSession().new_upload_commit(endpoint="local://{storage}") as commit:
+            file = commit.start_upload_file("{hub.repos[REPO][name]}")
+        print(file.result().xet_info.hash)
+        """,
+        HF_XET_CACHE=str(tmp_path / "xet"),
+    )
+    assert done.returncode == 0, done.stderr
+    hub.xet[name], hub.xet_storage = done.stdout.strip(), f"local://{storage}"
+    folders = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_XET_CACHE": str(tmp_path / "xet")}
+    return {**folders, "HF_HUB_DISABLE_XET": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+DOWNLOAD = f"""
+try:
+    print(*moebind.download("{REPO}", "Q4_K"))
+except moebind.ModelLoadError as error:
+    print(error)
+"""
+
+
+def test_files_in_chunks_are_put_together_by_hf_xet(hub: Hub, tmp_path: Path) -> None:
+    """With hf_xet itself, and its storage for tests: of the Hub there are only the list and the token."""
+    environment = stored(hub, "tiny-Q4_K.gguf", tmp_path / "storage", tmp_path)
+    whole = Path(str(hub.repos[REPO]["tiny-Q4_K.gguf"])).read_bytes()
+    done = child(DOWNLOAD, **environment)
+    path = Path(done.stdout.strip())
+    assert path.read_bytes() == whole, done.stderr
+    assert path.is_relative_to(tmp_path / "cache")
+    assert any("/xet-token" in request for request in hub.requests)
+    assert hub.sent == 0
+    shutil.rmtree(tmp_path / "cache")
+    done = child(DOWNLOAD, **{**environment, "HF_HUB_DISABLE_XET": "1"})
+    assert Path(done.stdout.strip()).read_bytes() == whole
+    assert hub.sent == len(whole)
+
+
+@pytest.mark.parametrize(
+    ("prelude", "storage", "told"),
+    [
+        ("", "local://{}/other", f"{REPO} cannot be downloaded: hf_xet says: .*; with HF_HUB_DISABLE_XET=1 in the"),
+        (
+            "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))",
+            "local://{}/storage",
+            f"{REPO} cannot be written to .*/cache: File too large. 0.00 GiB are needed, .* are free",
+        ),
+    ],
+)
+def test_what_hf_xet_cannot_do(hub: Hub, tmp_path: Path, prelude: str, storage: str, told: str) -> None:
+    environment = stored(hub, "tiny-Q4_K.gguf", tmp_path / "storage", tmp_path)
+    hub.xet_storage = storage.format(tmp_path)
+    done = child(prelude + DOWNLOAD, **environment)
+    assert re.match(told, done.stdout), done.stdout + done.stderr
+    assert cached(tmp_path) == []
+
+
+def test_ctrl_c_stops_hf_xet(hub: Hub, tmp_path: Path) -> None:
+    """While its storage says nothing. What is not in chunks is downloaded after that."""
+    pytest.importorskip("hf_xet")
+    hub.xet["tiny-Q4_K.gguf"] = "1" * 64
+    with socket.create_server(("127.0.0.1", 0)) as storage:
+        hub.xet_storage = f"http://127.0.0.1:{storage.getsockname()[1]}"
+        done = child(
+            f"""
+            import os, psutil, signal, threading, time
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+            def connected():
+                others = [each.raddr for each in psutil.Process().net_connections() if each.raddr]
+                return any(each.port == {storage.getsockname()[1]} for each in others)
+
+            def interrupt():
+                while not connected():
+                    time.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGINT)
+
+            threading.Thread(target=interrupt, daemon=True).start()
+            try:
+                moebind.download("{REPO}", "Q4_K")
+            except KeyboardInterrupt:
+                print("stopped")
+            print(len(moebind.download("{REPO}", "Q4_K_M")))
+            """,
+            HF_HUB_CACHE=str(tmp_path / "cache"),
+            HF_XET_CACHE=str(tmp_path / "xet"),
+            HF_HUB_DISABLE_XET="0",
+            HF_HUB_DISABLE_PROGRESS_BARS="1",
+        )
+    assert done.stdout == "stopped\n1\n", done.stderr
+    assert cached(tmp_path) == ["tiny-Q4_K_M.gguf"]
 
 
 def test_the_cache_is_that_of_huggingface_hub(hub: Hub, tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 #: Exceptions of HTTP libraries when nothing came back; these names have outlived three of them.
 _UNREACHABLE = {"ConnectError", "ConnectionError", "ProxyError", "Timeout", "TimeoutException"}
+#: How hf_xet tells of an error of the operating system.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _LINK = re.compile(r"For more information check: \S+")
 _LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token that may read it"
 
@@ -361,11 +363,7 @@ def _errors_explained(
     except (OSError, http_error) as error:
         number = error.errno if isinstance(error, OSError) else None
         if number is not None and cache_dir is not None and not isinstance(error, ConnectionError):
-            message = f"{repo} cannot be written to {cache_dir}: {os.strerror(number)}"
-            if number in _DISK_FULL:
-                message += f". {total / 2**30:.2f} GiB are needed, {_free_bytes(cache_dir) / 2**30:.2f} are free; "
-                message += "give another cache_dir, or set HF_HUB_CACHE"
-            raise ModelLoadError(message) from error
+            raise _unwritable(repo, cache_dir, number, total) from error
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise ModelLoadError(f"{repo}: the Hub refuses; {_LOG_IN} ({_reason(error)})") from error
@@ -376,6 +374,22 @@ def _errors_explained(
         raise unreachable(f"{repo}: {problem}: {_reason(error)}") from error
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ModelLoadError(f"{repo}: the Hub answered what huggingface_hub does not understand: {error!r}") from error
+    except RuntimeError as error:  # from hf_xet, which fetches files in chunks
+        said = _OS_ERROR.search(str(error))
+        if said is not None and int(said[1]) in _DISK_FULL and cache_dir is not None:
+            raise _unwritable(repo, cache_dir, int(said[1]), total) from error
+        raise ModelLoadError(
+            f"{repo} cannot be downloaded: hf_xet says: {_reason(error)}; with HF_HUB_DISABLE_XET=1 in the environment "
+            "it is not used"
+        ) from error
+
+
+def _unwritable(repo: str, cache_dir: str, number: int, total: int) -> ModelLoadError:
+    message = f"{repo} cannot be written to {cache_dir}: {os.strerror(number)}"
+    if number in _DISK_FULL:
+        message += f". {total / 2**30:.2f} GiB are needed, {_free_bytes(cache_dir) / 2**30:.2f} are free; "
+        message += "give another cache_dir, or set HF_HUB_CACHE"
+    return ModelLoadError(message)
 
 
 def _reason(error: BaseException) -> str:
