@@ -27,7 +27,7 @@ def hollow(tmp_path: Path) -> Path:
 
 
 def test_there_is_no_text_without_weights(hollow: Path, capsys: Capture) -> None:
-    for command in (["generate", hollow, "w5", "-n", 2], ["chat", hollow, "-n", 2]):
+    for command in (["generate", hollow, "w5", "-n", 2], ["chat", hollow, "-n", 2], ["serve", hollow, "--port", 0]):
         assert run(*command, "-c", 256, "-ngl", 0) == 1
         said = capsys.readouterr()
         assert said.out == ""

@@ -20,6 +20,7 @@ from moebind.cli.budgets import Margin
 from moebind.cli.devices import DevicesHere
 from moebind.cli.drafts import DRAFTS, asked_for, draft_of, passed_on
 from moebind.cli.given import RPC, TUNED, Chosen, Given, takes
+from moebind.cli.holes import check_written
 from moebind.cli.loading import with_devices
 from moebind.cli.model_argument import Hub, ModelOption, check_there, on_hub
 from moebind.cli.output import say, show, show_json
@@ -146,6 +147,7 @@ def command(
         raise ValueError("there is no model: give files (MODEL), folders (--models-dir), or -hf")
     for each in names:
         check_there(each)
+        check_written(each)
     single = not folders and len(names) == 1
     if given.values["params"] is not None and not single:
         raise ValueError(f"--params is {given.values['params']!r}, which is for one model; there are several")
