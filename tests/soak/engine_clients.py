@@ -7,10 +7,11 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import moebind
-from moebind import AbortedError, ClosedError, Engine, Model, Sampler
+from moebind import AbortedError, ClosedError, Draft, Engine, Model, Sampler
 
 MESSAGES = [{"role": "user", "content": "hello there"}]
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -38,6 +39,8 @@ def _options(chance: random.Random) -> dict[str, Any]:
         options["logprobs"] = 3
     elif kind == 3 and chance.random() < 0.3:
         options["sampler"] = Sampler.chain([Sampler.from_callable(_raises), Sampler.greedy()])
+    if chance.random() < 0.4:
+        options["speculative"] = chance.choice(["ngram-simple", "ngram-mod", "auto", None])
     return options
 
 
@@ -137,9 +140,10 @@ def at_once(engine: Engine, chance: random.Random, n_coroutines: int = 12, n_thr
         raise failed[0]
 
 
-def short_lived(model: Model, params: moebind.ContextParams, chance: random.Random) -> None:
+def short_lived(path: Path, model: Model, params: moebind.ContextParams, chance: random.Random) -> None:
     """Make an engine that drafts, and close it while it is asked, or leave it to the collector."""
-    engine = Engine(model, params, speculative=chance.choice([None, "ngram-simple"]), n_ahead=8)
+    drafts = chance.choice([None, "ngram-simple", Draft(str(path), model.params)])
+    engine = Engine(model, params, speculative=drafts, n_ahead=8)
     readers = [engine.generate(_prompt(chance), max_tokens=24) for _ in range(params.n_seq_max + 2)]
     try:
         for reader in readers[: chance.randrange(len(readers))]:

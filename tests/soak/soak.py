@@ -195,7 +195,7 @@ def engine(path: Path, record: Record, minutes: float) -> None:
         for turn in itertools.count():
             chance = random.Random(turn)
             engine_clients.at_once(kept, chance)
-            engine_clients.short_lived(model, FOUR, chance)
+            engine_clients.short_lived(path, model, FOUR, chance)
             engines.check(kept)
             record.add(left())
             if time.monotonic() >= end and record.enough:
