@@ -1,10 +1,14 @@
 """Plans against what loads then hold: models, placements, contexts, cache types, micro-batches, attention.
 
     python benchmarks/planned_against_actual.py [MODEL.gguf ...]
+    GGML_VK_VISIBLE_DEVICES=0 python benchmarks/planned_against_actual.py --described vulkan:2GiB    # Mesa's driver
 
 Without models: the demo model and the dense one that it is made from. The device is the first GPU, or else a worker
 process on this machine. Each row is a plan, a load and a context; the error is that of the device and class (weights,
 cache, scratch memory) where it is largest.
+
+With --described, the demo model alone, part by part, with its experts in pinned memory: each row is a plan for the
+device, a plan for such a device as is described, and a load. The error is the largest difference between the three.
 """
 
 from __future__ import annotations
@@ -17,7 +21,18 @@ from pathlib import Path
 from programs import demo_model
 
 import moebind
-from moebind import ContextParams, Device, DeviceType, FlashAttnType, GgmlType, LoadMode, Model, ModelParams
+from moebind import (
+    ContextParams,
+    Device,
+    DeviceType,
+    FlashAttnType,
+    GgmlType,
+    LoadMode,
+    MemoryBreakdown,
+    Model,
+    ModelParams,
+    Plan,
+)
 from moebind._core.tables import Column, markdown_table
 
 BASE = ContextParams(n_ctx=1024, n_threads=1, n_threads_batch=1)
@@ -85,17 +100,64 @@ def rows(paths: list[str], device: Device, errors: list[tuple[int, float, str]])
             yield [Path(path).name, placement, context, read, *sizes, f"{error} bytes ({share:.2%})" if error else "0"]
 
 
+READ = ModelParams(load_mode=LoadMode.NONE)
+PARTS: dict[str, tuple[ModelParams, ContextParams]] = {
+    "all on the device": (READ, BASE),
+    "with_n_cpu_moe(15)": (READ.with_n_cpu_moe(15), BASE),
+    "with_cpu_moe_all()": (READ.with_cpu_moe_all(), BASE),
+    "the same with a cache of 200MiB": (READ.with_cpu_moe_all(), BASE.with_moe_cache_size("200MiB")),
+}
+PART_COLUMNS = [
+    Column("placement"),
+    *(Column(name, ".2f") for name in ("weights", "cache", "scratch", "cache of experts", "device")),
+    *(Column(name, ".2f") for name in ("weights on the host, pinned", "scratch, pinned")),
+    Column("off by"),
+]
+
+
+def parts(memory: Plan | MemoryBreakdown) -> list[int]:
+    """What the first device holds, and the pinned memory of the host."""
+    device = memory.devices[0]
+    pinned = [each for each in memory.host.buffers if each.name.endswith("_Host")]
+    sums = [sum(getattr(each, part) for each in pinned) for part in ("model", "compute")]
+    return [device.model, device.context, device.compute, device.moe_cache, device.total, *sums]
+
+
+def part_rows(
+    path: str, device: Device, described: str, errors: list[tuple[int, float, str]]
+) -> Iterator[list[object]]:
+    """A row for each placement, of what a load holds; its largest error is added to ``errors``."""
+    for name, (params, context) in PARTS.items():
+        there = params.with_devices((device,))
+        planned = [moebind.plan(path, there, context), moebind.plan(path, params, context, devices=[described])]
+        with Model.load_from_file(path, there) as model, model.new_context(context) as live:
+            actual = parts(live.memory_breakdown())
+        error, size = max(
+            (abs(ours - theirs), theirs) for plan in planned for ours, theirs in zip(parts(plan), actual, strict=True)
+        )
+        errors.append((error, error / size if size else 0.0, name))
+        yield [name, *(each / 2**20 for each in actual), f"{error} bytes" if error else "0"]
+
+
 def main() -> None:
     """Print a table, and the worst error."""
     parser = argparse.ArgumentParser(description="What plans say, against what is allocated.")
     parser.add_argument("paths", nargs="*", metavar="FILE", help="models; the demo models by default")
-    paths = parser.parse_args().paths or [demo_model(), demo_model(dense=True)]
+    parser.add_argument("--described", metavar="DEVICE", help="such as vulkan:2GiB: part by part, and a plan for this")
+    chosen = parser.parse_args()
+    default = [demo_model()] if chosen.described else [demo_model(), demo_model(dense=True)]
+    paths: list[str] = chosen.paths or default
     gpus = [each for each in moebind.devices() if each.type in {DeviceType.GPU, DeviceType.IGPU}]
     errors: list[tuple[int, float, str]] = []
     with contextlib.ExitStack() as stack:
         device: Device = gpus[0] if gpus else stack.enter_context(moebind.loopback_device())
         print(f"{device.name}: {device.description}\n")
-        for line in markdown_table(COLUMNS, rows(paths, device, errors)):
+        if chosen.described:
+            columns = PART_COLUMNS
+            lines = (row for path in paths for row in part_rows(path, device, chosen.described, errors))
+        else:
+            columns, lines = COLUMNS, rows(paths, device, errors)
+        for line in markdown_table(columns, lines):
             print(line, flush=True)
     worst, share, where = max(errors)
     print(f"\n{len(errors)} combinations; sizes in MiB. Worst: {worst} bytes ({share:.2%} of {where})")

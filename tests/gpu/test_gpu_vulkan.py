@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from on_gpu import logits_of, program
 
 from conftest import SMALL
 from moebind import Device, Model, ModelParams
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import planned_against_actual
 
 pytestmark = pytest.mark.software
 
@@ -72,6 +76,17 @@ print(json.dumps(told))
     for told in (whole, parts):
         for planned, held in zip(told["planned"], told["held"], strict=True):
             assert abs(planned - held) <= max(0.01 * held, 4 * MIB), told
+
+
+def test_a_described_card_is_planned_as_this_one_and_holds_that(gpu: Device, demo_path: Path) -> None:
+    """The table of docs/offload.md. Pinned memory is aligned: its blocks may be a few bytes larger."""
+    errors: list[tuple[int, float, str]] = []
+    rows = [*planned_against_actual.part_rows(str(demo_path), gpu, "vulkan:2GiB", errors)]
+    assert [row[0] for row in rows] == [*planned_against_actual.PARTS]
+    assert all(error <= 64 for error, _, _ in errors)
+    device = [row[5] for row in rows]
+    assert device[0] > device[1] >= device[2]
+    assert device[3] > device[2]  # it has the cache, too
 
 
 LISTS = """
