@@ -65,8 +65,10 @@ def test_a_command_has_the_options_that_it_is_given(page: str, typed: str) -> No
 
 # --- programs of the checkout, in blocks and in sentences ---
 
-PAGES_AND_GUIDE = [*PAGES, ROOT / "CONTRIBUTING.md"]
-TEXTS = {page.name: re.sub(r"\\\n *", "", page.read_text(encoding="utf-8")) for page in PAGES_AND_GUIDE}
+TEXTS = {
+    page.relative_to(ROOT).as_posix(): re.sub(r"\\\n *", "", page.read_text(encoding="utf-8"))
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]
+}
 FOLDERS = "(?:benchmarks|examples|tests|tools|vendor)/"
 #: Programs that have commands of their own, which have the options.
 COMMANDS = ("tools/wheels", "tests/soak/soak.py")
@@ -126,3 +128,14 @@ def test_chores_and_extras_are_there() -> None:
     assert len(extras) > 8
     declared = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
     assert extras <= set(re.findall(r"^([\w-]+) = \[", declared, re.MULTILINE))
+
+
+def test_what_is_shown_and_not_compared_where_it_stands_is_compared_elsewhere() -> None:
+    """conftest.py compares the other blocks of text with what the Python block before them printed."""
+    skipped = {name: text.count("<!--- skip: next -->\n```text\n") for name, text in TEXTS.items()}
+    assert {name: count for name, count in skipped.items() if count} == {
+        "README.md": 1,  # tests/project/test_examples.py
+        "docs/build.md": 3,  # test_docs.py
+        "docs/doctor.md": 1,  # tests/diagnosis/test_diagnosis.py
+        "docs/offload.md": 1,  # a drawing
+    }

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packages import packages
 from pages import DOCS
+from transcripts import transcripts
 
 from conftest import EXAMPLES
 from moebind import ContextParams
@@ -19,6 +20,12 @@ from moebind.server import Server
 FOLDER = EXAMPLES / "frameworks"
 PROGRAMS = sorted(FOLDER.glob("with_*.py"))
 PAGE = (DOCS / "frameworks.md").read_text(encoding="utf-8")
+
+#: What some of them print, whatever the model says.
+FORMS = {
+    "instructor": r"name='.*' inhabitants=\d+\n",
+    "outlines": r"name='.*' country=<Country\.(france|italy): '(France|Italy)'>\n",
+}
 
 _spec = importlib.util.spec_from_file_location("frameworks_run", FOLDER / "run.py")
 assert _spec is not None and _spec.loader is not None
@@ -60,16 +67,13 @@ def test_a_framework_that_there_is_not() -> None:
 @pytest.mark.timeout(1800)
 def test_the_light_ones_run(demo_path: Path) -> None:
     """The others bring hundreds of megabytes. What a reply says is the model's; its form is enforced."""
-    forms = {
-        "instructor": r"name='.*' inhabitants=\d+\n",
-        "outlines": r"name='.*' country=<Country\.(france|italy): '(France|Italy)'>\n",
-    }
-    wanted = [each for name in forms for each in run.packages(run.FRAMEWORKS[name])]
-    environment = packages(*wanted)
+    wanted = [each for name in FORMS for each in run.packages(run.FRAMEWORKS[name])]
+    environment, shown = packages(*wanted), dict(transcripts("frameworks.md"))
     threads = ContextParams(n_threads=1, n_threads_batch=1)
     with Server(demo_path, n_ctx=2048, context_params=threads, extra=["--chat-template", "chatml"]) as server:
-        for name, form in forms.items():
+        for name, form in FORMS.items():
             program = [sys.executable, run.FRAMEWORKS[name], server.url, server.models[0].name]
             done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             assert re.fullmatch(form, done.stdout), done.stdout
+            assert re.fullmatch(form, shown[f"python examples/frameworks/with_{name}.py"])
