@@ -84,7 +84,7 @@ def programs() -> dict[str, set[str]]:
             for program, rest in re.findall(rf"(?<!\S)({FOLDERS}[\w/-]+(?:\.py)?)((?: (?!{FOLDERS})[^\s)]+)*)", own):
                 words = rest.split()
                 name = f"{program} {words[0]}" if program in COMMANDS else program
-                given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+                given = {option[0] for word in words if (option := re.match(r"--?[a-z][\w-]*", word))}
                 found.setdefault(name, set()).update(given)
     return found
 
