@@ -265,6 +265,19 @@ def test_what_is_to_be_tried_is_not_there(arguments: list[str], said: str, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_index_takes_a_wheel_for_other_systems(tmp_path: Path) -> None:
+    wheel = tmp_path / "moebind-0.1.0-cp310-abi3-linux_x86_64.whl"
+    wheel.touch()
+    command = [sys.executable, str(ROOT / "tools/wheels"), "index", wheel.name, "index"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"wheels: {wheel.name} is for the system that it was built on: an index takes a manylinux wheel, which "
+        "tools/wheels repair makes of it\n"
+    )
+    assert list(tmp_path.iterdir()) == [wheel]
+
+
 def test_a_distribution_has_no_compiler() -> None:
     for kind in roots.ROOTS.values():
         assert not {"g++", "gcc", "clang", "make", "build-essential"} & {*kind.packages}

@@ -57,11 +57,16 @@ def fill_index(wheel: Path, index: Path, python: str, minor: int, wanted: Sequen
     """
     if not wheel.is_file():
         raise TrialError(f"{wheel} is not there: tools/wheels build makes a wheel")
+    tag = re.search(r"-manylinux_\d+_\d+_(\w+)$", wheel.stem)
+    if tag is None:
+        raise TrialError(
+            f"{wheel.name} is for the system that it was built on: an index takes a manylinux wheel, which tools/wheels "
+            "repair makes of it"
+        )
     index.mkdir(parents=True, exist_ok=True)
     if wheel.parent != index:
         shutil.copy(wheel, index)
-    machine = re.sub(r".*manylinux_\d+_\d+_", "", wheel.stem)
-    download((str(wheel), *wanted), index, python, plain_tags(machine, minor))
+    download((str(wheel), *wanted), index, python, plain_tags(tag[1], minor))
 
 
 def download(wanted: Sequence[str], index: Path, python: str, tags: Sequence[str]) -> None:
