@@ -10,6 +10,7 @@ the model writes the same text as the original. Quantised blocks are copied, not
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import subprocess
@@ -135,4 +136,6 @@ def demo_model() -> Path:
 
 
 if __name__ == "__main__":
-    print(dense_model() if sys.argv[1:] == ["--dense"] else demo_model())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dense", action="store_true", help="the dense model of which the other is made")
+    print(dense_model() if parser.parse_args().dense else demo_model())

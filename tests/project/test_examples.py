@@ -110,6 +110,12 @@ def test_demo_model_is_made_once(demo_path: Path) -> None:
     assert demo_path.stat().st_mtime_ns == before
 
 
+def test_a_demo_model_that_there_is_not() -> None:
+    done = run(EXAMPLES / "demo_model.py", "--small", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("error: unrecognized arguments: --small\n")
+
+
 def test_the_dense_model_by_itself(demo_path: Path) -> None:
     path = Path(run(EXAMPLES / "demo_model.py", "--dense").stdout.strip())
     assert path.is_file()
@@ -123,8 +129,8 @@ def test_a_package_that_is_missing_is_a_sentence(
     name: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOEBIND_CACHE", str(tmp_path))  # whoever has the demo model needs nothing to make it
-    code = f"import runpy, sys; sys.modules[{missing!r}] = None; sys.path.insert(0, sys.argv[1])\n"
-    code += f"runpy.run_path(sys.argv[1] + '/{name}', run_name='__main__')"
+    code = f"import runpy, sys; sys.modules[{missing!r}] = None; sys.path.insert(0, sys.argv.pop())\n"
+    code += f"runpy.run_path(sys.path[0] + '/{name}', run_name='__main__')"
     done = run("-c", code, EXAMPLES, check=False)
     assert done.returncode == 1
     assert done.stdout == ""
