@@ -131,7 +131,12 @@ def test_chat_uses_it_too(path: Path, capsys: Capture) -> None:
     ("arguments", "said"),
     [
         (["--goal", "fast"], "it takes 'chat', 'long-prompt', 'batch', or weights such as decode=0.5,prompt=0.5"),
-        (["--goal", "decode=much"], "--goal is 'decode=much'; it takes weights as decode=0.5,prompt=0.5"),
+        (["--goal", "decode=much"], "--goal is 'decode=much'; it takes weights such as decode=0.5,prompt=0.5"),
+        (["--goal", "decode=-1"], "--goal has decode=-1; it takes weights of 0 or more, such as decode=0.5"),
+        (["--goal", "prompt=1,decode=nan"], "--goal has decode=nan; it takes weights of 0 or more"),
+        (["--goal", "decode=1,decode=2"], "--goal is 'decode=1,decode=2', which has decode twice"),
+        (["--goal", "decode=1,batch=1"], "--goal weighs decode and batch: "),
+        (["--moe-cache", "1MiB", "--device", "none"], "--moe-cache is 1.0 MiB, and there is no device besides"),
         (["--goal", "speed=1"], "--goal has 'speed'; it takes weights of prompt, decode, batch"),
         (["--only", "colour"], "--only has 'colour'; it takes placement"),
         (["--only", "cache types"], "--only has 'cache types', which changes results"),

@@ -43,7 +43,7 @@ def test_what_there_was_no_time_for_is_told_once(path: Path) -> None:
     assert lines[-1].endswith("no: there was no time for it")
     assert alone[-3].split(maxsplit=1) == ["cache", "no: there was no time for it"]
     nothing = tuple(Step(name, why=NO_MEASUREMENT) for name in ("cache", "threads"))
-    assert table(made_up(path, steps=nothing, total=None))[1:] == [
+    assert table(made_up(path, steps=nothing, total=None)) == [
         "cache, threads: there was no time for a single measurement"
     ]
 
@@ -76,8 +76,11 @@ def test_sentences_of_nothing(path: Path) -> None:
 
 
 def test_without_a_measurement_nothing_is_said_of_decisions(path: Path) -> None:
-    said = explained(made_up(path, steps=(), trials=(), total=None, complete=False))
-    assert said.endswith("There was no time for a single measurement: give more minutes; resume goes on.")
+    said = explained(made_up(path, steps=(), trials=(), total=None, complete=False, agreements={}))
+    assert said.splitlines()[1:] == [
+        "Nothing was measured: the defaults are kept.",
+        "There was no time for a single measurement: give more minutes; resume goes on.",
+    ]
     assert "measurements" not in said and "decisions" not in said
 
 

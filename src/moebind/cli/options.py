@@ -116,7 +116,7 @@ _OPTIONS = {
     "path": "MODEL",
     "model_path": "MODEL",
 }
-_BEGINS = re.compile(r"([a-z_]+)(?:\[[^]]*\])?(?= (?:is|has|holds|names|belongs)\b)")
+_BEGINS = re.compile(r"([a-z_]+)(?:\[[^]]*\])?(?= (?:is|has|holds|names|belongs|weighs)\b)")
 #: What a sentence tells Python's users to write, and what is written on a command line.
 _CALLS = [
     (re.compile(r"\bsuch as \{'decode': ([\d.]+), 'prompt': ([\d.]+)\}"), r"such as decode=\1,prompt=\2"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -116,6 +117,7 @@ def command(
     """
     picture = o.plot_path(plot, "results")
     chosen = given.read(model, given.measuring(device), n_ctx=N_CTX)
+    chosen.check_moe_cache(chosen.context_params.moe_cache_size)
     try:
         found = tune(
             model,
@@ -169,7 +171,15 @@ def _weights(given: str) -> str | dict[str, float]:
     if "=" not in given:
         return given
     pairs = [each.partition("=") for each in given.split(",")]
+    names = [name.strip() for name, _, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"--goal is {given!r}, which has {name} twice; it takes one weight for each")
     try:
-        return {name.strip(): float(value) for name, _, value in pairs}
+        weights = {name: float(value) for name, (_, _, value) in zip(names, pairs, strict=True)}
     except ValueError:
-        raise ValueError(f"--goal is {given!r}; it takes weights as decode=0.5,prompt=0.5") from None
+        raise ValueError(f"--goal is {given!r}; it takes weights such as decode=0.5,prompt=0.5") from None
+    for name, value in weights.items():
+        if not (0 <= value < math.inf):
+            raise ValueError(f"--goal has {name}={value:g}; it takes weights of 0 or more, such as {name}=0.5")
+    return weights

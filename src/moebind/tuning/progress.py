@@ -36,11 +36,11 @@ class Progress:
         self._elapsed = elapsed
         self._decided: set[str] = set()
         self._purpose = ""
-        #: Steps for which there was no time; others that follow share their line.
-        self._waiting: list[Step] = []
 
     def told(self, what: Step | Trial) -> None:
         """A dimension was decided, or a measurement made.
+
+        A dimension for which there was no time has no line: the result names all of these.
 
         Raises
         ------
@@ -49,25 +49,15 @@ class Progress:
         """
         if isinstance(what, Step):
             self._decided.add(what.dimension)
-            if self._waiting and self._waiting[0].why != what.why:
-                self.finish()
-            self._waiting.append(what)
             if not what.out_of_time:
-                self.finish()
+                self._say(line(what))
         elif what.purpose != self._purpose:
-            self.finish()
             self._purpose = what.purpose
             self._say(f"{what.purpose} ...")
         if self._callback is not None:
             share = max(min(len(self._decided) / max(self._total, 1), 1.0), min(self._elapsed(), 1.0))
             if self._callback(share) is False:
                 raise MoebindError("the progress callback stopped the search")
-
-    def finish(self) -> None:
-        """Write the line that waits for others to share it."""
-        if self._waiting:
-            self._say(line(*self._waiting))
-            self._waiting = []
 
     def _say(self, text: str) -> None:
         if self._lines:

@@ -49,7 +49,7 @@ class Findings:
 
 
 def table(found: Findings) -> list[str]:
-    """A line for each step; one for all for which there was no time."""
+    """A line for each step; one for all for which there was no time, and that alone where there was none for any."""
     columns = [Column("what", left=True), Column("best choice", left=True), Column("times as fast"), Column("95 %")]
     columns += [Column("rounds"), Column("kept", left=True)]
     rows: list[list[object]] = []
@@ -63,6 +63,8 @@ def table(found: Findings) -> list[str]:
         else:
             times = f"{step.low:.2f} to {step.high:.2f}"
             rows.append([step.dimension, step.name, f"{step.gain:.3f}", times, len(step.differences), verdict])
+    if rows and all(len(row) == 1 for row in rows):
+        return [str(row[0]) for row in rows]
     return text_table(columns, rows)
 
 
@@ -96,7 +98,9 @@ def explained(found: Findings) -> str:
     if found.goal.n_sequences > 1:
         work = f"{found.goal.n_sequences} sequences side by side, each of {work}"
     lines = [f"For {found.goal.name} ({parts}), measured with {work}."]
-    if found.total is None and not found.decided:
+    if not found.trials and not found.decided:
+        lines.append("Nothing was measured: the defaults are kept.")
+    elif found.total is None and not found.decided:
         lines.append("There was no time to compare anything with the defaults: they are kept.")
     elif found.total is None and not any(step.name for step in found.steps):
         lines.append("There was nothing to compare with the defaults: they are kept.")

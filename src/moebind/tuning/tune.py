@@ -176,7 +176,6 @@ def tune(
                 kl_max=most,
             )
             found = search(trials.start, asked.dimensions, trials)
-            bar.finish()
         except FailedError as error:
             raise _failure(str(error)) from None
         except KeyboardInterrupt:
