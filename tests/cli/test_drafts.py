@@ -80,6 +80,10 @@ def test_the_models_own_layers_draft(tiny_path: MakeTiny, capsys: Capture) -> No
         (["--spec-type", "ngram-simple", "--spec-ngram-mod-n-max", 3], "without --spec-type ngram-mod"),
         (["--spec-type", "ngrams"], "--spec-type is 'ngrams'; it takes auto, none, or some of draft-simple"),
         (["--spec-type", "draft-simple"], "takes a draft"),
+        (
+            ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", 40, "--spec-ngram-simple-size-m", 8],
+            "--spec-ngram-simple-size-m is 8 and --spec-ngram-simple-size-n is 40: ngram-simple drafts",
+        ),
         (["--spec-type", "draft-mtp"], "and no mtp-*.gguf lies beside it: add --model-draft FILE"),
         (["-md", "a.gguf", "-hfd", "someone/tiny"], "--model-draft and --spec-draft-hf are both given"),
         (["--image", "photo.jpg", "-mm", "m.gguf", "--spec-type", "auto"], "photo.jpg and --spec-type are both given"),

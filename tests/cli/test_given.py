@@ -135,7 +135,7 @@ def test_files_that_are_no_fits(path: Path, tmp_path: Path, capsys: Capture) -> 
     assert run("plan", path, "--params", tmp_path / "bad.json") == 2
     assert "bad.json: ContextParams has no 'n_ctxx'; did you mean 'n_ctx'?" in capsys.readouterr().err
     assert run("plan", path, "--params", path) == 2
-    assert "is not JSON, as fits are saved in" in capsys.readouterr().err
+    assert "is not JSON, as parameters are saved in" in capsys.readouterr().err
     assert run("plan", path, "--params", tmp_path / "none.json") == 1
     assert "none.json" in capsys.readouterr().err
 

@@ -74,6 +74,8 @@ def test_models_of_commands_that_take_nothing_else() -> None:
         (several, ["m.gguf", "-hf", "b/c", "q"], "'m.gguf', and --hf-repo is given too; .*: leave one out"),
         (several, ["hf://b/c", "-m", "m.gguf"], "'hf://b/c', and --model is given too; .*: leave one out"),
         (one, ["llama3"], "MODEL is 'llama3', which does not exist; it takes a GGUF file, or hf://OWNER/REPO"),
+        (one, ["a/b:Q4_K_M"], "does not exist; if it is on the Hugging Face Hub, write hf://a/b/Q4_K_M$"),
+        (one, ["HF://a/b"], "does not exist; if it is on the Hugging Face Hub, write hf://a/b$"),
         (one, ["-hf", "llama3"], "--hf-repo is 'llama3'; it takes OWNER/REPO, or"),
         (several, ["Hello"], "MODEL is 'Hello', which does not exist: MODEL comes first, as in MODEL QUERY TEXTS"),
         (several, ["Hello", "m.gguf"], "which does not exist, and 'm.gguf' is behind it: MODEL comes first"),

@@ -320,8 +320,10 @@ def test_a_draft_that_was_closed_ends_its_texts(moe: Model, drafters: dict[str, 
         (5, TypeError, r"speculative is 5; an engine takes a kind of n-grams.*lambda context: Speculative"),
         (lambda context: None, TypeError, "the function for speculative gave None; it is to make a Speculative"),
         (lambda context: 1 // 0, ZeroDivisionError, "by zero"),
-        ("clever", ValueError, "clever"),
-        ("draft-simple", SpeculativeError, "takes a draft"),
+        (Draft, TypeError, r"speculative is <class .*Draft'>; an engine takes .* Draft\('draft.gguf'\)"),
+        ("clever", ValueError, r"takes one of auto, ngram-simple.*: a model that drafts is .*Draft\('draft.gguf'\)"),
+        ("draft-simple", SpeculativeError, "which takes a model: a model that drafts is given to the engine"),
+        (SpeculativeType.DRAFT_MTP, SpeculativeError, "which takes a model: .* multi-token prediction"),
         (Draft("none.gguf"), ModelNotFoundError, "none.gguf"),
         (Draft(), SpeculativeError, "no layers that predict further ahead"),
     ],
@@ -335,18 +337,24 @@ def test_refused(moe: Model, given: Any, kind: type, message: str) -> None:
 
 def test_what_drafts_for_another_context(moe: Model, reference: Context, drafters: dict[str, Model]) -> None:
     with Speculative(reference) as other:
-        with pytest.raises(TypeError, match="speculative is <Speculative .* a function that is given the engine's"):
-            Engine(moe, MANY, speculative=other)  # type: ignore[arg-type]
+        for wrong in (other, moe, reference):
+            with pytest.raises(TypeError, match="speculative is <.* a function that is given the engine's"):
+                Engine(moe, MANY, speculative=wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="no argument 'draft'; it is 'speculative' here"):
+            Engine(moe, MANY, draft="draft.gguf")  # type: ignore[call-arg]
         with pytest.raises(SpeculativeError, match="drafts for another context"):
             Engine(moe, MANY, speculative=lambda context: other)
         with Engine(moe, MANY) as engine:
-            with pytest.raises(SpeculativeError, match="drafts for another context"):
-                engine.generate("the", speculative=other)  # type: ignore[typeddict-item]
+            with pytest.raises(SpeculativeError, match="drafts for another context: .* given to the engine, Engine"):
+                engine.generate("the", speculative=other)
             for ask in (engine.generate, engine.agenerate):
                 with pytest.raises(ValueError, match="clever"):
                     ask("the", speculative="clever")
-                with pytest.raises(TypeError, match="speculative is 5"):
-                    ask("the", speculative=5)  # type: ignore[typeddict-item]
+                for model in (5, Draft("draft.gguf")):
+                    with pytest.raises(TypeError, match="speculative is .*a model that drafts is given to the engine"):
+                        ask("the", speculative=model)  # type: ignore[typeddict-item]
+                with pytest.raises(SpeculativeError, match="which takes a model: .*given to the engine"):
+                    ask("the", speculative="draft-mtp")
             with Sampler.greedy() as sampler:
                 assert engine.generate("the", sampler=sampler, max_tokens=2, speculative="auto").complete().text
             check(engine)

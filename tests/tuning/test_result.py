@@ -174,6 +174,11 @@ def test_the_parameters_load_the_model(path: Path) -> None:
         assert context.n_ubatch == 128
 
 
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none.json does not exist: Fit\.save and Tuning\.save write such"):
+        Tuning.load(tmp_path / "none.json")
+
+
 def test_a_picture(path: Path, tmp_path: Path) -> None:
     made_up(path).plot(tmp_path / "steps.svg")
     drawn = (tmp_path / "steps.svg").read_text(encoding="utf-8")

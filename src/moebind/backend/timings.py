@@ -216,8 +216,8 @@ class Timings:
             f"prompt {self.n_p_eval} tokens in {self.t_p_eval_ms:.0f} ms ({self.prompt_tokens_per_second:.1f}/s); "
             f"decode {self.n_eval} tokens in {self.t_eval_ms + self.t_draft_ms:.0f} ms ({self.tokens_per_second:.1f}/s)"
             + (
-                f", {self.t_draft_ms:.0f} of them for drafts; {self.acceptance:.1%} of {self.n_drafted} drafted tokens "
-                "were right"
+                f", {self.t_draft_ms:.0f} ms of that for drafts; {self.acceptance:.1%} of {self.n_drafted} drafted "
+                "tokens were right"
                 if self.n_drafted
                 else ""
             )

@@ -165,7 +165,7 @@ def _checked_part(name: str, part: object) -> dict[str, object]:
     # A media marker is text too, around which llama.cpp adds no line breaks.
     if not isinstance(kind, str) or kind not in {"text", "media_marker"}:
         is_media = isinstance(kind, str) and kind in {"image_url", "input_audio", "image", "audio"}
-        seen = ": pictures and sound need mtmd=..., in generate() and chat()" if is_media else ""
+        seen = ": pictures and sound need mtmd=..., in Context.generate() and chat()" if is_media else ""
         raise ValueError(f"{name} is of type {shown(kind)}; a chat template takes 'text'{seen}")
     return {"type": kind, "text": _checked_text(f"{name}['text']", given.get("text"))}
 

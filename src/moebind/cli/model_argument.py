@@ -14,6 +14,7 @@ import typer
 from moebind._core import checks
 from moebind._core.shown import shown
 from moebind.cli.signatures import ARGUMENT, give_signature, is_list
+from moebind.files.hub_address import meant
 
 __all__ = ["Hub", "ModelOption", "check_there", "on_hub", "takes_model"]
 
@@ -105,7 +106,10 @@ def _check_place(model: str, others: Mapping[str, Any], metavars: Mapping[str, s
 def check_there(model: str) -> None:
     """Raise where a word is neither the name of a model's file, nor an address, nor a path: somebody else's name."""
     if not _is_model(model) and not os.path.exists(model):
-        raise ValueError(f"MODEL is {shown(model)}, which does not exist; it takes a GGUF file, or hf://OWNER/REPO")
+        address = meant(model)
+        takes = "it takes a GGUF file, or hf://OWNER/REPO"
+        meaning = takes if address is None else f"if it is on the Hugging Face Hub, write {address}"
+        raise ValueError(f"MODEL is {shown(model)}, which does not exist; {meaning}")
 
 
 def _is_model(word: str) -> bool:

@@ -131,6 +131,10 @@ _CALLS = [
     (re.compile(r"\bContextParams\(n_threads=(\d+), n_threads_batch=\1\)"), r"--threads \1"),  # which sets both
     (re.compile(r"moe_cache is not \"auto\""), "--moe-cache is not auto"),
     (re.compile(r"\bvocab_only=True loads that"), "moebind tokenize takes that"),
+    (
+        re.compile(r"\bn_max is (\d+) and n_match is (\d+): NGRAM_SIMPLE"),
+        r"--spec-ngram-simple-size-m is \1 and --spec-ngram-simple-size-n is \2: ngram-simple",
+    ),
     (re.compile(r"\ban n_gpu_layers of (\d+)"), r"--n-gpu-layers \1"),
     (re.compile(r"\ban n_ctx of (\d+)"), r"--ctx-size \1"),
     (re.compile(r"\bpass overwrite=True"), "give --overwrite"),

@@ -18,11 +18,12 @@ from moebind.context.asynchronous import in_thread
 from moebind.context.context import Context
 from moebind.context.conversation import Conversation
 from moebind.context.deliveries import Asked, Reader, ToTask, ToThread
-from moebind.context.engine_drafts import drafts_for
+from moebind.context.engine_drafts import MODELS, check_kind, drafts_for
 from moebind.context.engine_options import check_names
 from moebind.context.engine_streams import EngineChatReply, EnginePieces
 from moebind.context.engine_thread import EngineThread
 from moebind.context.generate import Generation
+from moebind.context.speculative import Speculative
 from moebind.context.stepping import Steps
 from moebind.errors import BatchError, ClosedError, SpeculativeError
 from moebind.params.params import ContextParams
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from moebind.context.pieces import Piece, Pieces, Record, Stream
     from moebind.context.prepare import Request
     from moebind.context.replies import ChatReply
-    from moebind.context.speculative import Speculative
     from moebind.enums import SpeculativeType
     from moebind.model.adapters import LoraAdapter
     from moebind.model.model import Model
@@ -87,8 +87,13 @@ class _EngineContext(Context):
         return _Prepared(run), run.record
 
     def _check_drafting(self, speculative: Speculative | SpeculativeType | str | None) -> None:
-        super()._check_drafting(speculative)
         usual = self._usual
+        if isinstance(speculative, Speculative):
+            if speculative.target_context is not self:
+                raise SpeculativeError(f"{speculative!r} drafts for another context: {MODELS}")
+        elif speculative is not None:
+            check_kind(speculative)
+        super()._check_drafting(speculative)
         if usual is not None and usual._drafting.follows and speculative is not None and speculative is not usual:
             raise SpeculativeError(
                 f"speculative is {shown(speculative)}; this engine drafts from hidden states ({usual!r}), and follows "
@@ -152,7 +157,7 @@ class Engine(OfThisProcess):
     _thread: EngineThread
     _elsewhere = "load the model there again, and make one with Engine(model, params)"
 
-    @explained({ContextParams: "Engine(model, {})"})
+    @explained({ContextParams: "Engine(model, {})"}, dict.fromkeys(("draft", "draft_model"), "speculative"))
     def __init__(
         self,
         model: Model,

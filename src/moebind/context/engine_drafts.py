@@ -6,16 +6,48 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from moebind._core.owner import Owner
 from moebind._core.shown import shown
+from moebind.context.draft_checks import NGRAM_NAMES, NGRAMS, kinds_of
 from moebind.context.drafted_by import drafted_by
 from moebind.context.speculative import Speculative
 from moebind.enums import SpeculativeType
+from moebind.errors import SpeculativeError
 from moebind.params.draft import Draft
 
 if TYPE_CHECKING:
     from moebind.context.context import Context
 
-__all__ = ["drafts_for"]
+__all__ = ["MODELS", "check_kind", "drafts_for"]
+
+#: Where a model that drafts is given.
+MODELS = (
+    "a model that drafts is given to the engine, Engine(model, params, speculative=Draft('draft.gguf')), and Draft() "
+    "is the model's own layers for multi-token prediction"
+)
+
+
+def check_kind(given: object) -> None:
+    """Raise for what is neither a kind of n-grams nor ``"auto"``.
+
+    Raises
+    ------
+    TypeError, ValueError
+    SpeculativeError
+    """
+    if isinstance(given, str) and given == "auto":
+        return
+    if not isinstance(given, (str, SpeculativeType)):
+        raise TypeError(
+            f"speculative is {shown(given)}; it takes a kind of n-grams, such as 'ngram-simple', 'auto', or None: "
+            f"{MODELS}"
+        )
+    try:
+        kinds = kinds_of(given, "speculative", ("auto", *NGRAM_NAMES))
+    except ValueError as error:
+        raise ValueError(f"{error}: {MODELS}") from None
+    if kinds[0] not in NGRAMS:
+        raise SpeculativeError(f"speculative is {shown(given)}, which takes a model: {MODELS}")
 
 
 def drafts_for(
@@ -47,7 +79,9 @@ def drafts_for(
         return opened.enter_context(drafted_by(context, given))
     if given is None or isinstance(given, (str, SpeculativeType)):
         return context._drafting_with(given)
-    if isinstance(given, Speculative) or not callable(given):
+    # Some of ours can be called, and say then what to call.
+    is_other_class = isinstance(given, type) and not issubclass(given, Speculative)
+    if isinstance(given, Owner) or is_other_class or not callable(given):
         raise TypeError(
             f"speculative is {shown(given)}; an engine takes a kind of n-grams, such as 'ngram-simple', 'auto', "
             "Draft('draft.gguf'), or a function that is given the engine's context, and makes a Speculative for it: "

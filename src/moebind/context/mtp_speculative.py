@@ -59,7 +59,8 @@ def own_layers(model: Model) -> Model:
     if not model.n_layer_nextn:
         raise SpeculativeError(
             f"{model!r} has no layers that predict further ahead (MTP): those in a file of their own, mtp-*.gguf, "
-            "draft through a context of theirs, draft_context (on a command line, --model-draft FILE)"
+            "draft through a context of theirs, draft_context, or for an Engine by Draft('mtp-....gguf') (on a command "
+            "line, --model-draft FILE)"
         )
     if not model.params.load_mtp:
         raise SpeculativeError(

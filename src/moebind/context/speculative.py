@@ -104,7 +104,7 @@ class Speculative(Owner):
         matched = None if n_match is None else checks.integer("n_match", n_match, 1, N_MAX)
         if SpeculativeType.NGRAM_SIMPLE in kinds and matched is not None and most is not None and most < matched:
             raise ValueError(
-                f"n_max is {most} and n_match {matched}: NGRAM_SIMPLE drafts at least as many as it compares"
+                f"n_max is {most} and n_match is {matched}: NGRAM_SIMPLE drafts at least as many as it compares"
             )
         hits = None if min_hits is None else checks.integer("min_hits", min_hits, 1, 2**16 - 1)
         self._judge = Judge() if checks.boolean("auto", auto) else None

@@ -20,12 +20,13 @@ MTP = "draft-mtp"
 
 @dataclass(frozen=True)
 class Draft:
-    """What is to draft for a model, for :func:`plan` and :func:`fit`, which count it with the model.
+    """What is to draft for a model: for an :class:`Engine`, and for :func:`plan` and :func:`fit`, which count it.
 
     Attributes
     ----------
     path : str or None
-        The draft's file. None: the model's own layers for multi-token prediction, or else ``mtp-*.gguf`` beside it.
+        The draft's file. None: the model's own layers for multi-token prediction; for a plan or a fit of a model that
+        has none, ``mtp-*.gguf`` beside it.
     model_params : ModelParams or None
         How it is loaded: without ``devices`` on those of the model. None: with as many layers on devices as was asked
         for the model.
