@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +37,16 @@ def allocated() -> int:
     gc.collect()
     found = _libc.mallinfo2()
     return int(found.uordblks + found.hblkhd)
+
+
+def make_room_for_names() -> None:
+    """Have Python's table of interned strings be so large that it is not made anew for hundreds of thousands of them.
+
+    Some come and go with every coroutine, and each takes a place until that is done: once in thousands of rounds, by a
+    MiB.
+    """
+    names = [sys.intern(f"no such name {number}") for number in range(200_000)]
+    names.clear()
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ import engines
 import server_clients
 import tiny
 from engine_clients import SCHEMA, Raised
-from held import Held, Record
+from held import Held, Record, make_room_for_names
 
 import moebind
 from moebind import ContextParams, Engine, EvalTensor, LoadMode, Model, ModelParams, Sampler
@@ -245,6 +245,7 @@ def soak(kind: str, warm_up: int, ignored: tuple[str, ...], run: Callable[[list[
         for seed, path in enumerate(paths):
             tiny.write(path, tiny.Shape(n_expert=4, seed=seed))
         # llama-server answers in a pool of threads, which has more of them for a while where several ask at once.
+        make_room_for_names()
         record = Record(warm_up, ignored, {"threads": server_clients.N_CLIENTS} if kind == "serve" else {})
         start = time.monotonic()
         run(paths, record, Path(folder))

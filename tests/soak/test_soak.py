@@ -53,6 +53,26 @@ print(*sorted(line.partition(":")[0] for line in record.leaks()))
 """
 
 
+#: Names that come and go, as many as of some thousand rounds.
+NAMES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from held import allocated, make_room_for_names
+make_room_for_names()
+before, most = allocated(), 0
+for number in range(100_000):
+    sys.intern(f"a name {number}")
+    if number % 1_000 == 0:
+        most = max(most, allocated() - before)
+print(most > 2**17)
+"""
+
+
+def test_names_that_come_and_go_are_no_growth() -> None:
+    command = [sys.executable, "-c", NAMES, str(SOAK.parents[1])]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
 def test_what_grows_is_told(tmp_path: Path) -> None:
     command = [sys.executable, "-c", GROWS, str(SOAK.parents[1])]
     own = os.environ | {"TMPDIR": str(tmp_path)}
