@@ -206,5 +206,5 @@ def test_files_and_folders_that_are_not_there(tiny_path: Callable[..., Path], tm
     found = moebind.fit(tiny_path(n_expert=4), devices=["1GiB"], n_ctx=256)
     with pytest.raises(FileNotFoundError, match=r"fit\.json cannot be saved: there is no folder .*nowhere"):
         found.save(tmp_path / "nowhere" / "fit.json")
-    with pytest.raises(FileNotFoundError, match=r"fit\.json does not exist: Fit\.save and moebind fit"):
+    with pytest.raises(FileNotFoundError, match=r"fit\.json does not exist: Fit\.save and Tuning\.save write"):
         Fit.load(tmp_path / "fit.json")
