@@ -42,8 +42,7 @@ def allocated() -> int:
 def make_room_for_names() -> None:
     """Have Python's table of interned strings be so large that it is not made anew for hundreds of thousands of them.
 
-    Some come and go with every coroutine, and each takes a place until that is done: once in thousands of rounds, by a
-    MiB.
+    Some come and go, and each takes a place until that is done: once in thousands of rounds, by a MiB.
     """
     names = [sys.intern(f"no such name {number}") for number in range(200_000)]
     names.clear()
