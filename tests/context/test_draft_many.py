@@ -22,6 +22,7 @@ from drafts import (
     prompts,
     repeating,
 )
+from engines import endless
 
 from conftest import CPU, EXACT
 from moebind import AbortedError, Context, ContextParams, ContextType, Model, Sampler, SpeculativeType
@@ -239,6 +240,23 @@ def test_what_has_lost_is_tried_again_with_a_text(
         check_many(made, list(prompts(3)), max_tokens=12)
         check_many(made, list(prompts(3)), max_tokens=12)
         assert made.target.timings().n_drafted > before
+
+
+def test_a_text_that_has_lost_its_drafts_goes_on_without(
+    moe: Model, drafters: dict[str, Model], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others may be drafted for again; of this one the draft model has missed too much."""
+    with drafting(moe, drafters["near"], MANY, auto=True) as made, endless(moe) as sampler:
+        judge = made.made._judge
+        assert judge is not None
+        judge.clock = Costs(made.target, 10**9, 10**11)
+        with caplog.at_level(logging.INFO, "moebind.speculative"):
+            text = {"prompt": [3, 4, 5], "max_tokens": 250}
+            made.target.generate_many([text], sampler=sampler, speculative=made.made).complete()
+        assert made.target.timings().n_drafted > 0
+    messages = [record.getMessage() for record in caplog.records]
+    assert "drafting is tried again" in messages
+    assert sum("switched off" in message for message in messages) == 1
 
 
 @pytest.mark.parametrize("name", ["draft model", "from states"])

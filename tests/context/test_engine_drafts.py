@@ -270,11 +270,14 @@ def test_what_follows_begins_again_when_no_text_goes_on(mtp: Model, caplog: pyte
         with caplog.at_level(logging.INFO, "moebind.speculative"):
             check_texts(reference, {each: engine.generate(each, max_tokens=24) for each in WORDS[:3]}, max_tokens=24)
         assert "drafting is switched off" in caplog.text
+        drafts = engine._thread._steps._drafts
+        assert not drafts.follows  # it computes nothing, either
         before = n_drafted(engine)
         judge.clock, judge._left = Costs(engine._context, 10**9, 10**6), 1
         for _ in range(3):
             check_texts(reference, {each: engine.generate(each, max_tokens=12) for each in WORDS[:3]}, max_tokens=12)
         assert n_drafted(engine) > before
+        assert drafts.follows
 
 
 def test_what_is_aborted_or_cancelled_in_a_draft(moe: Model, reference: Context, drafters: dict[str, Model]) -> None:

@@ -244,8 +244,8 @@ def soak(kind: str, warm_up: int, ignored: tuple[str, ...], run: Callable[[list[
         paths = [models / f"{name}.gguf" for name in "ab"]
         for seed, path in enumerate(paths):
             tiny.write(path, tiny.Shape(n_expert=4, seed=seed))
-        # llama-server answers in a pool of threads, which has more of them for a while where several ask at once.
         make_room_for_names()
+        # llama-server answers in a pool of threads, which has more of them for a while where several ask at once.
         record = Record(warm_up, ignored, {"threads": server_clients.N_CLIENTS} if kind == "serve" else {})
         start = time.monotonic()
         run(paths, record, Path(folder))
