@@ -58,30 +58,30 @@ def endless(model: Model) -> Sampler:
 
 
 @contextmanager
-def counted() -> Iterator[list[float]]:
-    """The seconds of the processor's time that the computing thread spends in each batch's llama_decode."""
-    seconds, compute = list[float](), Decoding._compute
+def counted() -> Iterator[list[tuple[float, float]]]:
+    """For each batch, seconds of the processor: what all threads had spent before it; what its llama_decode takes."""
+    batches, compute = list[tuple[float, float]](), Decoding._compute
 
     def counting(*arguments: Any) -> None:
-        begun = time.thread_time()
+        before, begun = time.process_time(), time.thread_time()
         compute(*arguments)
-        seconds.append(time.thread_time() - begun)
+        batches.append((before, time.thread_time() - begun))
 
     Decoding._compute = counting  # type: ignore[method-assign, assignment]
     try:
-        yield seconds
+        yield batches
     finally:
         Decoding._compute = compute  # type: ignore[method-assign]
 
 
 def our_speed(model: Model, threads: int, sequences: int, tokens: int) -> tuple[float, float]:
-    """Tokens per second, all sequences together, from when the last has its first; and the processor's seconds."""
+    """Tokens per second, all sequences together, from when the last has its first; the process's time at the end."""
     n_ctx = sequences * -(-(N_PROMPT + tokens + 1) // 256) * 256
     params = ContextParams(n_ctx=n_ctx, n_seq_max=sequences, n_threads=threads, n_threads_batch=threads)
     # Counting is what models go on with: nobody ends before the others.
     texts = [", ".join(str(number) for number in range(start, start + 20)) for start in range(1, sequences + 1)]
     prompts = [model.str_to_token(text)[:N_PROMPT] for text in texts]
-    times, spent = list[float](), list[float]()
+    times = list[float]()
 
     async def read(prompt: object) -> float:
         async with engine.agenerate(prompt, max_tokens=tokens + 1) as pieces:  # type: ignore[arg-type]
@@ -89,7 +89,6 @@ def our_speed(model: Model, threads: int, sequences: int, tokens: int) -> tuple[
                 times.append(time.perf_counter())
                 if piece.index == 0:
                     begun = times[-1]
-                    spent.append(time.process_time())
         return begun
 
     async def all_of_them() -> float:
@@ -97,10 +96,10 @@ def our_speed(model: Model, threads: int, sequences: int, tokens: int) -> tuple[
 
     with Engine(model, params, prompt_chunk=sequences * N_PROMPT, n_ahead=tokens + 1) as engine:
         begun = asyncio.run(all_of_them())
-        spent.append(time.process_time())
+        spent = time.process_time()
     if len(times) != sequences * (tokens + 1):
         raise SystemExit(f"the model ended after {len(times)} tokens: try fewer --tokens")
-    return sum(each > begun for each in times) / (times[-1] - begun), spent[-1] - spent[-2]
+    return sum(each > begun for each in times) / (times[-1] - begun), spent
 
 
 def native_speed(model: str, threads: int, sequences: int, tokens: int) -> float:
@@ -201,9 +200,11 @@ class Asked:
         if side == "engine":
             return {"engine": our_speed(self.model, self.threads, number, self.tokens)[0]}
         if side == "share":
-            with counted() as seconds:
+            with counted() as batches:
                 _, spent = our_speed(self.model, 1, number, self.tokens)
-            return {"inside": sum(seconds[-self.tokens :]), "all": spent}
+            # From the first batch that counts, not from when a reader saw what was before it: that may be later.
+            counting = batches[-self.tokens :]
+            return {"inside": sum(inside for _, inside in counting), "all": spent - counting[0][0]}
         return {f"first_{number}_ms": 1000 * first_token(self.model, self.threads, number)}
 
 
