@@ -30,6 +30,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from patience import seconds_of
+
 import moebind
 from moebind import Batch, ClosedError, ContextParams, Engine, Model, ModelParams, Sampler, Speculative
 from moebind.chat.named_templates import chatml_tools
@@ -193,12 +195,6 @@ def _child(path: str, inherited: Model, use: list[str], chance: random.Random) -
             DOES[name](mine, chance)
 
 
-def _seconds_of(process: int) -> float:
-    """Processor time that it took."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def _end_of(child: int) -> int:
     """Wait for a child; one that does nothing for a while hangs, and says where before it is killed."""
     worked, since = 0.0, time.monotonic()
@@ -206,8 +202,8 @@ def _end_of(child: int) -> int:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return status
-        if _seconds_of(child) > worked:  # a machine with much to do may let it wait for long
-            worked, since = _seconds_of(child), time.monotonic()
+        if seconds_of(child) > worked:  # a machine with much to do may let it wait for long
+            worked, since = seconds_of(child), time.monotonic()
         if time.monotonic() - since > HANG_SECONDS:
             print(f"a child hangs, {worked} s of processor time after it was made", file=sys.stderr, flush=True)
             if debugger := shutil.which("gdb"):

@@ -30,6 +30,7 @@ import numpy as np
 import tiny
 from gguf_files import ARRAY, STRING, File, Tensor, Value
 from gguf_recipes import RECIPES, SEEDS, WHOLE, WITHOUT_FLASH_ATTENTION
+from patience import answers
 
 import moebind
 from moebind import lib
@@ -233,7 +234,7 @@ class Loader:
         """``works``, what the exception says, or ``!`` and how the process ended."""
         try:
             self._pipe.send(str(candidate.write(self._path)))
-            if self._pipe.poll(HANG_SECONDS):
+            if answers(self._pipe, self._worker.pid or 0, HANG_SECONDS):
                 return str(self._pipe.recv())
             self._worker.kill()
             ended = "hangs"

@@ -25,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from gguf_changes import Base, bases, mutant
+from patience import answers
 
 #: What a worker may hold beyond what it held after the first (whole) model; mutants are all smaller than this.
 GROWTH_MAX = 192 * 2**20
@@ -217,12 +218,12 @@ def _run_worker(
     entry, what = "start", ""
     current: int | None = number
     try:
-        if not ours.poll(120) or ours.recv() != "ready":
+        if not answers(ours, worker.pid or 0, 120) or ours.recv() != "ready":
             raise RuntimeError("the worker did not start")
         while current is not None:
             ours.send(current)
             while True:
-                if not ours.poll(hang):
+                if not answers(ours, worker.pid or 0, hang):
                     report.findings.append(f"mutant {current}, {entry}: hangs ({what})")
                     return next(numbers, None)
                 said, told = ours.recv()

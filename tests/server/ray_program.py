@@ -34,16 +34,17 @@ def kill_one() -> None:
 
 
 def start(port: int) -> None:
-    """Start Ray, and Serve: Ray waits half a minute for itself, which a machine that is busy otherwise may not keep."""
+    """Start Ray, and Serve. They wait half a minute for one, and one for the other: that may be too short where the
+    machine is busy otherwise."""
     for more in (2, 1, 0):
         try:
             ray.init(num_cpus=4, resources={"host_ram": 64}, include_dashboard=False, log_to_driver=False)
-            break
-        except Exception as error:  # Ray has no class for it
-            if not more or "timed out during startup" not in str(error):
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            return
+        except Exception as error:  # for Ray itself, it has no class
+            if not more or not (isinstance(error, TimeoutError) or "timed out during startup" in str(error)):
                 raise
             ray.shutdown()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
 
 
 def until(condition: Callable[[], object]) -> None:
