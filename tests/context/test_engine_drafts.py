@@ -178,6 +178,7 @@ def test_a_file_is_loaded_and_closed_with_the_engine(
         assert usual is not None
         draft = usual.draft_context
         assert isinstance(draft, Context)
+        assert repr(engine).endswith(f", 3 sequences, 0 running, 0 waiting, drafts: {usual!r}>")
         check_texts(reference, {each: engine.generate(each, max_tokens=24) for each in WORDS}, max_tokens=24)
         assert n_drafted(engine) > 50
         check(engine)

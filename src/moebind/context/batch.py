@@ -299,6 +299,11 @@ class Batch(OfThisProcess):
             raise BatchError(f"{name} has {array.size} entries for {n} tokens; it takes one number, or {n}")
         return array
 
+    def _hold(self, tokens: list[int], positions: list[int], seq_ids: list[int], outputs: list[int]) -> None:
+        """Have it hold these tokens, of a sequence each, which are known to be good."""
+        self._n_tokens = n = len(tokens)
+        self._token[:n], self._pos[:n], self._seq_id[:n, 0], self._logits[:n] = tokens, positions, seq_ids, outputs
+
     def _struct(self) -> CData:
         """The ``llama_batch`` with its tokens so far; it points into this object."""
         self._native.n_tokens = self._n_tokens

@@ -484,8 +484,9 @@ class Engine(OfThisProcess):
     def __repr__(self) -> str:
         if self.closed:
             return "<Engine, closed>"
-        n_seq_max = self.n_seq_max
-        return f"<Engine of {self.model!r}, {n_seq_max} sequences, {self.n_running} running, {self.n_waiting} waiting>"
+        drafts = "" if self._context._usual is None else f", drafts: {self._context._usual!r}"
+        texts = f"{self.n_seq_max} sequences, {self.n_running} running, {self.n_waiting} waiting"
+        return f"<Engine of {self.model!r}, {texts}{drafts}>"
 
 
 def _itself(stream: Stream) -> Stream:

@@ -321,8 +321,9 @@ def pack(running: list[Run], batch: Batch, n_prompt: int | None = None) -> list[
     them.
     Returns each text in it, how many of its tokens, and where the last one of them is, if it has an output.
     """
-    at, parts = 0, list[tuple[Run, int, "int | None"]]()
-    batch._logits[:] = 0
+    # Gathered first: each write into an array takes as long as all of this does for a token.
+    tokens, positions, seq_ids, outputs = list[int](), list[int](), list[int](), list[int]()
+    parts = list[tuple[Run, int, "int | None"]]()
     ends = {id(run): len(run.tokens) for run in running}
     for run in running:
         if run.source is not None:
@@ -332,24 +333,22 @@ def pack(running: list[Run], batch: Batch, n_prompt: int | None = None) -> list[
     if n_prompt is not None:
         n_prompt = max(n_prompt, len(able))
     for n_before, run in enumerate(able):
+        at = len(tokens)
         room, is_prompt = batch.capacity - at, len(run.tokens) - run.n_past > 1
         if n_prompt is not None and is_prompt:
             room = min(room, -(-n_prompt // (len(able) - n_before)))
-        tokens = run.tokens[run.n_past : min(run.n_past + room, ends[id(run)])]
-        if not tokens:
+        own = run.tokens[run.n_past : min(run.n_past + room, ends[id(run)])]
+        if not own:
             break
-        n = len(tokens)
+        n = len(own)
         if n_prompt is not None and is_prompt:
             n_prompt -= n
         complete = run.n_past + n == len(run.tokens)
-        tokens += run.drafted
-        end = at + len(tokens)
-        batch._token[at:end] = tokens
-        batch._pos[at:end] = range(run.n_past, run.n_past + len(tokens))
-        batch._seq_id[at:end, 0] = run.seq
-        last = at + n - 1
-        batch._logits[last:end] = complete
-        parts.append((run, n, last if complete else None))
-        at = end
-    batch._n_tokens = at
+        own += run.drafted
+        tokens += own
+        positions += range(run.n_past, run.n_past + len(own))
+        seq_ids += [run.seq] * len(own)
+        outputs += [0] * (n - 1) + [complete] * (len(own) - n + 1)
+        parts.append((run, n, at + n - 1 if complete else None))
+    batch._hold(tokens, positions, seq_ids, outputs)
     return parts

@@ -141,8 +141,10 @@ class Steps:
                     self._must_own_all()
                     drafted = drafts.draft(able, batch.capacity) if may_draft else False
                     parts = pack(able, batch, self._room(able))
-                    ends = [(run, at) for run, _, at in parts if at is not None]
-                    n_outputs = batch.n_tokens if context._embeddings else int(batch.logits.sum())
+                    ends = [(run, n, at) for run, n, at in parts if at is not None]
+                    n_outputs = batch.n_tokens
+                    if not context._embeddings:
+                        n_outputs = len(ends) + sum([len(run.drafted) for run, _, _ in ends])
                     before = context._written.counted(native)
                     context._compute(native, batch._struct(), n_outputs)
                     context._flags = batch.logits.copy()
@@ -153,7 +155,7 @@ class Steps:
                     # Now, while the sequence of each prompt that others wait for is no longer than their prefix.
                     schedule.hand_on(memory)
                     made = self._choose(native, ends)
-                    self._count(native, before, parts, made)
+                    self._count(native, before, ends, made, len(parts))
                     for each in made:
                         if each.ended:
                             schedule.leave(memory, each.run)
@@ -167,19 +169,18 @@ class Steps:
                     raise
 
     def _count(
-        self, native: CData, before: Counted, parts: list[tuple[Run, int, int | None]], made: list[Progress]
+        self, native: CData, before: Counted, ends: list[tuple[Run, int, int]], made: list[Progress], n_texts: int
     ) -> None:
         """Note for the timings what was computed for texts that go on, or for a prompt, where llama.cpp cannot tell."""
-        pieces = {id(each.run): len(each.pieces) for each in made}
         n_computed = n_written = 0
-        for run, n, at in parts:
-            n_new = pieces.get(id(run), 0)
-            if n == 1 and at is not None and len(run.tokens) - n_new > run.record.n_prompt:
+        for (run, n, _), each in zip(ends, made, strict=True):
+            n_new = len(each.pieces)
+            if n == 1 and len(run.tokens) - n_new > run.record.n_prompt:
                 n_computed += 1 + len(run.drafted)
                 n_written += n_new
         if n_computed:
             self._context._written.add(native, before, n_computed, n_written)
-        elif len(parts) == 1 and parts[0][1] == 1 and parts[0][2] is not None:
+        elif n_texts == 1 and ends and ends[0][1] == 1:
             self._context._written.add_prompt(native, before)
 
     def _room(self, able: list[Run]) -> int | None:
@@ -202,34 +203,44 @@ class Steps:
             schedule.give_up(memory)
             return True
 
-    def _choose(self, native: CData, ends: list[tuple[Run, int]]) -> list[Progress]:
+    def _choose(self, native: CData, ends: list[tuple[Run, int, int]]) -> list[Progress]:
         """The pieces that come after these outputs, and after what was drafted. The caller holds the context."""
         if not ends:
             return []
-        context = self._context
-        places = [at + index for run, at in ends for index in range(len(run.drafted) + 1)]
+        places = [at + index for run, _, at in ends for index in range(len(run.drafted) + 1)]
         logits = self._logits_of(native, places)
-        likeliest = self._likeliest_of(logits) if any(run.sampler is None for run, _ in ends) else []
-        rows = {place: row for row, place in enumerate(places)}
-        chosen: list[Progress] = []
-        for run, at in ends:
-
-            def choose(native: CData, place: int, run: Run = run) -> tuple[int, Score | None]:
-                row, n_top = rows[place], run.request.n_top
-                token = likeliest[row] if run.sampler is None else context._sample_with(run.sampler, native, place)
-                return token, None if n_top is None else score(context._model, logits[row], token, n_top)
-
+        likeliest = self._likeliest_of(logits) if any(run.sampler is None for run, _, _ in ends) else []
+        chosen, row = list[Progress](), 0
+        for run, _, at in ends:
             error: BaseException | None
             try:
-                pieces, error = choose_drafted(native, choose, run.writer, run.drafted, at)
+                pieces, error = self._pieces_of(native, run, at, row, logits, likeliest)
             except BaseException as raised:  # it ends its own text
                 pieces, error = [], raised
-            if pieces:
+            row += 1 + len(run.drafted)
+            if pieces and (run.drafted or not run.begun):
                 self._drafts.chosen(native, run, len(pieces) - 1)
-            run.tokens += [piece.token for piece in pieces]
+            for piece in pieces:
+                run.tokens.append(piece.token)
             chosen.append(Progress(run, pieces, error))
             del error  # so that this frame, which its traceback leads to, has it no longer than who takes it
         return chosen
+
+    def _pieces_of(
+        self, native: CData, run: Run, at: int, row: int, logits: NDArray[np.float32], likeliest: list[int]
+    ) -> tuple[list[Piece], BaseException | None]:
+        """The pieces of one text, whose outputs begin at ``at``, and in ``row``; and what its sampler raised then."""
+        context, sampler, n_top = self._context, run.sampler, run.request.n_top
+        if n_top is None and not run.drafted:  # as most are, where Python's time counts
+            token = likeliest[row] if sampler is None else context._sample_with(sampler, native, at)
+            return [run.writer.take(token)], None
+
+        def choose(native: CData, place: int) -> tuple[int, Score | None]:
+            of_it = row + place - at
+            token = likeliest[of_it] if sampler is None else context._sample_with(sampler, native, place)
+            return token, None if n_top is None else score(context._model, logits[of_it], token, n_top)
+
+        return choose_drafted(native, choose, run.writer, run.drafted, at)
 
     def _logits_of(self, native: CData, places: list[int]) -> NDArray[np.float32]:
         """The logits of these tokens of the batch: all that have outputs."""
