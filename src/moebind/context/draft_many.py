@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,13 +15,17 @@ from moebind.context.speculative_judge import Step, logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from moebind.context.batch import Batch
     from moebind.context.decode import Decoding
     from moebind.context.schedule import Run
     from moebind.context.speculative import Speculative
+    from moebind.context.speculative_judge import Judge
 
 __all__ = ["ManyDrafts"]
+
+_NOTHING = nullcontext()
 
 
 class ManyDrafts:
@@ -126,16 +130,18 @@ class ManyDrafts:
         with context._speculated.drafting():
             drafts._drafting.accept(run.seq, n_right, run.n_past)
 
-    @contextmanager
-    def measured(self, running: Sequence[Run]) -> Iterator[None]:
-        """Stand around a computation, to see whether drafting pays. Those with prompts tell nothing."""
+    def measured(self, running: Sequence[Run]) -> AbstractContextManager[None]:
+        """What stands around a computation, to see whether drafting pays. Those with prompts tell nothing."""
         drafts = _drafts_alone(running)
         if drafts is None or drafts._judge is None:
-            yield
-            return
+            return _NOTHING
+        return self._measured(running, drafts, drafts._judge)
+
+    @contextmanager
+    def _measured(self, running: Sequence[Run], drafts: Speculative, judge: Judge) -> Iterator[None]:
         only_texts = _go_on(running)
         before = sum(len(run.tokens) for run in running)
-        step = Step(drafts._judge, self._context._speculated, drafts._drafting)
+        step = Step(judge, self._context._speculated, drafts._drafting)
         yield
         if not only_texts:
             return

@@ -116,6 +116,8 @@ class Schedule:
     waiting: list[tuple[tuple[int, int], Run]] = field(default_factory=list)
     #: Whether the cache has no room for another text until one ends.
     full: bool = False
+    #: Whether there are no more ``prompts``.
+    taken: bool = False
     #: What all that run are computed with.
     loras: Loras = ()
 
@@ -127,6 +129,13 @@ class Schedule:
         run.waits = True
         heapq.heappush(self.waiting, (run.place, run))
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to :meth:`fill`, and no text that is new."""
+        if self.waiting or (self.free and not (self.keeps and self.taken)):
+            return False
+        return not any(run.fresh for run in self.running)
+
     def fill(self, memory: CData) -> list[Run]:
         """Give free sequences to texts, and empty those that stay free.
 
@@ -136,6 +145,7 @@ class Schedule:
         while (self.free and not self.full) or (self.waiting and self._put_off(memory)):
             run = self._next_waiting() if self.waiting else next(self.prompts, None)
             if run is None:
+                self.taken = True
                 break
             if run.request.limit == 0:
                 nothing.append(run)

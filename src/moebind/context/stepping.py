@@ -106,6 +106,8 @@ class Steps:
             If adapters cannot be used; those who want them have their sequences.
         """
         context, schedule = self._context, self.schedule
+        if schedule.is_settled:
+            return []
         with context._exclusive() as native:
             self._must_own_all()
             nothing = schedule.fill(lib.llama_get_memory(native))
@@ -207,8 +209,7 @@ class Steps:
         """The pieces that come after these outputs, and after what was drafted. The caller holds the context."""
         if not ends:
             return []
-        places = [at + index for run, _, at in ends for index in range(len(run.drafted) + 1)]
-        logits = self._logits_of(native, places)
+        logits = self._logits_of(native, ends)
         likeliest = self._likeliest_of(logits) if any(run.sampler is None for run, _, _ in ends) else []
         chosen, row = list[Progress](), 0
         for run, _, at in ends:
@@ -242,12 +243,14 @@ class Steps:
 
         return choose_drafted(native, choose, run.writer, run.drafted, at)
 
-    def _logits_of(self, native: CData, places: list[int]) -> NDArray[np.float32]:
-        """The logits of these tokens of the batch: all that have outputs."""
+    def _logits_of(self, native: CData, ends: list[tuple[Run, int, int]]) -> NDArray[np.float32]:
+        """The logits after these, and after what was drafted: all outputs, unless every token has one."""
         shape = self._context._n_outputs, self._context._model._n_vocab
         memory = ffi.buffer(lib.llama_get_logits(native), 4 * shape[0] * shape[1])
         logits = np.frombuffer(memory, np.float32).reshape(shape)
-        return logits[places] if self._context._embeddings else logits
+        if not self._context._embeddings:
+            return logits
+        return logits[[at + index for run, _, at in ends for index in range(len(run.drafted) + 1)]]
 
     def _likeliest_of(self, logits: NDArray[np.float32]) -> list[int]:
         suppress = self._context._suppress
