@@ -174,6 +174,8 @@ def test_an_aborted_batch_is_done_again(tiny_path: Callable[..., Path], shape: d
         n_aborted = 0
         while True:
             steps.fill()
+            # What drafts knows of those that begin anew.
+            assert not any(run.fresh for run in steps.schedule.running)
             if not steps.schedule.running:
                 break
             try:
