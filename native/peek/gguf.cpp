@@ -149,7 +149,7 @@ class header_scan {
     }
 
     // Go behind those of the next n texts that are in memory whole; how many they are. A call for each text, with all that
-    // it looks at, took seven times as long.
+    // it looks at, takes several times as long.
     uint64_t strings_in_memory(uint64_t n) {
         if (position > begun + bytes.size()) {
             return 0;
