@@ -130,9 +130,9 @@ class WrittenCounts:
             self.t_ms += (now.t_several_ms - before.t_several_ms) * min(1, n_computed / n_tokens)
 
     def add_prompt(self, native: CData, before: Counted) -> None:
-        """Count the single token that was computed since ``before`` as one of a prompt; its outputs were read."""
+        """Count what was computed since ``before`` as a prompt, if it was a single token; its outputs were read."""
         now = self.counted(native)
-        if now.n_several == before.n_several:  # or it was computed with what came before it
+        if now.n_several == before.n_several:  # several are counted as a prompt already
             self.n_of_prompts += 1
             self.t_of_prompts_ms += now.t_single_ms - before.t_single_ms
 

@@ -157,7 +157,7 @@ class Steps:
                     # Now, while the sequence of each prompt that others wait for is no longer than their prefix.
                     schedule.hand_on(memory)
                     made = self._choose(native, ends)
-                    self._count(native, before, ends, made, len(parts))
+                    self._count(native, before, ends, made)
                     for each in made:
                         if each.ended:
                             schedule.leave(memory, each.run)
@@ -170,9 +170,7 @@ class Steps:
                 elif not self._make_room():
                     raise
 
-    def _count(
-        self, native: CData, before: Counted, ends: list[tuple[Run, int, int]], made: list[Progress], n_texts: int
-    ) -> None:
+    def _count(self, native: CData, before: Counted, ends: list[tuple[Run, int, int]], made: list[Progress]) -> None:
         """Note for the timings what was computed for texts that go on, or for a prompt, where llama.cpp cannot tell."""
         n_computed = n_written = 0
         for (run, n, _), each in zip(ends, made, strict=True):
@@ -182,7 +180,7 @@ class Steps:
                 n_written += n_new
         if n_computed:
             self._context._written.add(native, before, n_computed, n_written)
-        elif n_texts == 1 and ends and ends[0][1] == 1:
+        elif ends:
             self._context._written.add_prompt(native, before)
 
     def _room(self, able: list[Run]) -> int | None:
