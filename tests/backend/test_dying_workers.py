@@ -33,12 +33,17 @@ def others_work():
         with model.new_context(small) as context:
             assert len(list(context.generate("a", max_tokens=3)))
 
-def start(timeout=0.7):
+def start(timeout=60):
     global worker, device, pid, endpoint
     worker = moebind.loopback_device()
     device = worker.__enter__()
     pid, [endpoint] = worker_pids[device.name], sorted(_endpoints)
     moebind.add_rpc_server(endpoint, timeout=timeout)
+
+def send(number):
+    os.kill(pid, number)
+    # Only now: a worker that is well may be slow. Who waits already looks again how long it may.
+    moebind.lib.moebind_rpc_timeouts(endpoint.encode(), 60_000, 700)
 
 def loaded():
     global model, context
@@ -54,6 +59,21 @@ def fails(call, kind=RpcServerError):
         assert endpoint in str(error), error
     else:
         raise AssertionError("it works")
+
+def waits():
+    # Whether a native call of the main thread's lasts, as it does while it waits for a worker that is stopped.
+    begun = calls_begun[0]
+    time.sleep(0.5)
+    return calls_begun[0] == begun > calls_ended[0]
+
+calls_begun, calls_ended = [0], [0]
+
+def count(_frame, event, function):
+    if getattr(function, "__self__", None) is moebind.lib:
+        if event == "c_call":
+            calls_begun[0] += 1
+        else:
+            calls_ended[0] += 1
 
 def compute():
     context.kv_cache_clear()
@@ -71,7 +91,7 @@ def run(code: str, *arguments: object) -> None:
     """The process must go on to its end, and end by itself, well and in silence."""
     command = [sys.executable, "-W", "ignore", "-c", HEAD + code + TAIL, *map(str, arguments)]
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
@@ -89,8 +109,7 @@ calls = [
 for call, kind in calls:
     start()
     loaded()
-    os.kill(pid, signal.{sent})
-    time.sleep(0.05)
+    send(signal.{sent})
     fails(call, kind)
     fails(compute)
     others_work()
@@ -109,7 +128,7 @@ def test_in_the_middle_of_generate(tiny_path: MakeTiny, sent: str) -> None:
         f"""
 start()
 loaded()
-threading.Timer(0.1, lambda: os.kill(pid, signal.{sent})).start()
+threading.Timer(0.1, send, [signal.{sent}]).start()
 
 def for_ever():
     while True:
@@ -135,7 +154,7 @@ def load():
 
 def progress(fraction):
     if fraction > 0.5:
-        os.kill(pid, signal.{sent})
+        send(signal.{sent})
 
 fails(load, ModelLoadError)
 worker.__exit__(None, None, None)
@@ -153,7 +172,7 @@ loaded()
 view = context.get_logits()
 sys.modules["keep"] = [view, model, context]
 open(sys.argv[2], "w").write(str(pid))
-os.kill(pid, signal.{sent})
+send(signal.{sent})
 """,
         tiny_path(n_expert=4),
         tmp_path / "pid",
@@ -169,7 +188,7 @@ def test_close_after_it(tiny_path: MakeTiny, sent: str) -> None:
 start()
 loaded()
 view = context.get_logits()
-os.kill(pid, signal.{sent})
+send(signal.{sent})
 worker.__exit__(None, None, None)
 assert model.closed
 view.sum()
@@ -182,7 +201,7 @@ del view
 def test_a_worker_that_only_paused_is_waited_for(tiny_path: MakeTiny) -> None:
     run(
         """
-start(timeout=60)
+start()
 loaded()
 context.kv_cache_clear()
 expected = [piece.token for piece in context.generate("hello", max_tokens=5)]
@@ -206,9 +225,11 @@ os.kill(pid, signal.SIGSTOP)
 
 def press():
     for _ in range(2):
-        time.sleep(0.5)
+        while not waits():
+            pass
         os.kill(os.getpid(), signal.SIGINT)
 
+sys.setprofile(count)
 threading.Thread(target=press).start()
 try:
     compute()
@@ -238,11 +259,13 @@ expected = [piece.token for piece in context.generate("hello", max_tokens=5)]
 os.kill(pid, signal.SIGSTOP)
 
 def press():
-    time.sleep(0.3)
+    while not waits():
+        pass
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.3)
     os.kill(pid, signal.SIGCONT)
 
+sys.setprofile(count)
 thread = threading.Thread(target=press)
 thread.start()
 try:
