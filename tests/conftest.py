@@ -117,7 +117,7 @@ def no_child_is_left() -> Iterator[None]:
     """Fail if a test leaves a process behind."""
     before = set(psutil.Process().children(recursive=True))
     yield
-    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=60)
     assert not alive
 
 

@@ -21,7 +21,7 @@ def text(model):
 def in_child(function):
     child = os.fork()
     if child == 0:
-        faulthandler.dump_traceback_later(20, exit=True)  # says what it waits for
+        faulthandler.dump_traceback_later(60, exit=True)  # says what it waits for
         function()
         sys.exit(0)
     assert os.waitpid(child, 0)[1] == 0

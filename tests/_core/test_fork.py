@@ -195,7 +195,7 @@ def forks():
         child = os.fork()
         if child == 0:
             # This is no longer the main thread: sys.exit would end only the thread.
-            os._exit({at_most} < 0 and not lock.acquire(timeout=5))
+            os._exit({at_most} < 0 and not lock.acquire(timeout=60))
         assert os.waitpid(child, 0)[1] == 0
 
 threads = [threading.Thread(target=forks) for _ in range(3)]
@@ -203,7 +203,7 @@ for each in threads:
     each.start()
 for each in threads:
     each.join()
-assert lock.acquire(timeout=5)
+assert lock.acquire(timeout=60)
 """
     )
 
@@ -379,7 +379,7 @@ thread.start()
 for _ in range(300):
     child = os.fork()
     if child == 0:
-        faulthandler.dump_traceback_later(20, exit=True)
+        faulthandler.dump_traceback_later(60, exit=True)
         one()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0

@@ -143,11 +143,11 @@ def test_a_worker_finds_moebind_where_we_did(tmp_path: Path, monkeypatch: pytest
 
 def test_a_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moebind.backend.loopback._WORKER", "raise SystemExit('no such luck')")
-    before = len(psutil.Process().children())
+    before = set(psutil.Process().children())
     with pytest.raises(MoebindError, match="could not be started: no such luck"):
         with moebind.loopback_device():
             pass
-    assert len(psutil.Process().children()) == before
+    assert set(psutil.Process().children()) <= before
 
 
 def test_a_device_is_its_own_worker() -> None:
@@ -162,11 +162,11 @@ def test_no_worker_is_taken_for_another(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("moebind.backend.loopback.add_rpc_server", lambda endpoint: pytest.fail(endpoint))
     monkeypatch.setattr("moebind.backend.loopback.START_TIMEOUT", 0.5)
     monkeypatch.setattr("moebind.backend.loopback._WORKER", "import time; time.sleep(60)")
-    before = len(psutil.Process().children())
+    before = set(psutil.Process().children())
     with pytest.raises(MoebindError, match="did not begin to serve"):
         with moebind.loopback_device():
             pass
-    assert len(psutil.Process().children()) == before
+    assert set(psutil.Process().children()) <= before
 
 
 def test_a_port_that_was_used_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,8 +199,10 @@ def test_a_worker_does_not_outlive_who_started_it(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=5)
-    assert not psutil.pid_exists(pid)
+    give_up = time.monotonic() + 60
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
 
 
 def test_ctrl_c_leaves_the_worker_alone() -> None:

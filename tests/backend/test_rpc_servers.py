@@ -120,7 +120,7 @@ def test_servers_that_are_something_else(replies: list[bytes], message: str) -> 
         started = time.monotonic()
         with pytest.raises(RpcServerError, match=message) as raised:
             moebind.add_rpc_server(endpoint)
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60  # it does not wait as long as a server may be silent
         assert raised.value.endpoint == endpoint
         assert endpoint in str(raised.value)
     assert endpoint not in {device.description for device in moebind.devices()}

@@ -202,7 +202,7 @@ def test_ctrl_c_keeps_what_came(path: Path) -> None:
         first = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGINT)
         out = process.stdout.read()  # communicate() would leave out what was read ahead
-        assert process.wait(30) == 130
+        assert process.wait(60) == 130
         assert process.stderr is not None
         assert without_notes(process.stderr.read()) == ""
     *pieces, last = map(json.loads, out.splitlines())
@@ -217,7 +217,7 @@ def test_a_reader_who_has_seen_enough(path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(30) == 1
+        assert process.wait(60) == 1
         assert process.stderr is not None
         assert without_notes(process.stderr.read()) == ""
 
