@@ -103,18 +103,15 @@ def stop(*_):
 
 signal.signal(signal.SIGALRM, stop)
 before = lib.moebind_owned_alive()
-stopped = 0
-for number in range(60):
+for number in range(1, 60):
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.001 * number)
-        for _ in range(100):
+        while True:  # however fast the machine is
             prompt.parse(reply)
     except KeyboardInterrupt:
-        stopped += 1
-    signal.setitimer(signal.ITIMER_REAL, 0)
+        pass
     gc.collect()
     assert lib.moebind_owned_alive() == before
-assert stopped > 20, stopped
 """,
         tiny_path(n_expert=4),
     )
