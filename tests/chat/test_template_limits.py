@@ -196,8 +196,8 @@ def test_ctrl_c_stops_a_template(tmp_path: Path) -> None:
     loop = "{% for i in range(10000) %}{% for j in range(10000) %}{{ i }}{% endfor %}{% endfor %}"
     code = f"""
 for _ in range(2):
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         render({loop!r})
     except KeyboardInterrupt:
         pass

@@ -78,14 +78,14 @@ def long_prompt(demo: Model) -> np.ndarray:
 
 def test_abort_from_another_thread(demo: Model) -> None:
     with demo.new_context(SMALL.with_n_ctx(2048).with_n_batch(2048)) as context:
-        started = time.monotonic()
+        prompt = long_prompt(demo)
         timer = threading.Timer(0.2, context.abort)
         timer.start()
         with pytest.raises(AbortedError) as caught:
-            context.decode(Batch.get_one(long_prompt(demo)))
+            context.decode(Batch.get_one(prompt))
         assert caught.value.code == 2
         timer.join()
-        assert time.monotonic() - started < 5
+        assert context.kv_cache_seq_pos_max(0) < len(prompt) - 1, "it was computed to its end"
         context.kv_cache_clear()
         assert "".join(piece.text for piece in context.generate("The capital of France is", max_tokens=1)) == " Paris"
 
@@ -101,22 +101,17 @@ def test_abort_callback(demo: Model) -> None:
 @pytest.mark.parametrize("where", ["decode", "generate"])
 def test_ctrl_c_stops_within_a_moment(demo: Model, where: str) -> None:
     with demo.new_context(SMALL.with_n_ctx(2048).with_n_batch(2048)) as context:
-        pressed: list[float] = []
-
-        def press() -> None:
-            pressed.append(time.monotonic())
-            os.kill(os.getpid(), signal.SIGINT)
-
-        timer = threading.Timer(0.3, press)
-        timer.start()
+        prompt = long_prompt(demo)
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
+            timer.start()
             if where == "decode":
-                context.decode(Batch.get_one(long_prompt(demo)))
+                context.decode(Batch.get_one(prompt))
             else:
-                list(context.generate(long_prompt(demo)))
-        # A tenth of what is promised on a quiet machine would do; others may be using this one.
-        assert time.monotonic() - pressed[0] < 3
+                list(context.generate(prompt))
         timer.join()
+        # Whatever else the machine does: what a clock says of that tells nothing.
+        assert context.kv_cache_seq_pos_max(0) < len(prompt) - 1, "it was computed to its end"
         context.kv_cache_clear()
         assert "".join(piece.text for piece in context.generate("The capital of France is", max_tokens=1)) == " Paris"
 
