@@ -333,7 +333,7 @@ def test_refused_engines(dense: Model, make: Callable[[Model], object], kind: ty
     n_threads = threading.active_count()
     with pytest.raises(kind, match=message):
         make(dense)
-    assert threading.active_count() == n_threads
+    assert threading.active_count() <= n_threads
 
 
 def test_models_without_texts(bert: Model, t5: Model) -> None:

@@ -336,7 +336,7 @@ def test_refused(moe: Model, given: Any, kind: type, message: str) -> None:
     n_threads = threading.active_count()
     with pytest.raises(kind, match=message):
         Engine(moe, MANY, speculative=given)
-    assert threading.active_count() == n_threads
+    assert threading.active_count() <= n_threads
 
 
 def test_what_drafts_for_another_context(moe: Model, reference: Context, drafters: dict[str, Model]) -> None:
