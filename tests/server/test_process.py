@@ -10,6 +10,7 @@ import threading
 
 import psutil
 import pytest
+from held import descriptors
 from serving import PATIENCE, until
 from test_keeper import STUBBORN, all_gone
 
@@ -122,9 +123,9 @@ def test_a_command_that_cannot_be_run() -> None:
 
 
 def test_no_descriptors_are_left() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for _ in range(3):
         heard = Heard()
         heard.start("")
         assert heard.ended.wait(PATIENCE)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() <= before
