@@ -16,11 +16,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from engines import never_ends
 from generations import Gate, gone
 from leaving import WAYS_TO_LEAVE
 
 from conftest import SMALL
-from moebind import AbortedError, AsyncPieces, ClosedError, Context, Model
+from moebind import AbortedError, AsyncPieces, ClosedError, Context, Model, Sampler
 from moebind.context import asynchronous
 
 PROMPT = [1, 7, 8]
@@ -196,7 +197,8 @@ def test_ctrl_c(two: Context) -> None:
     """asyncio cancels what runs, or raises in the middle of it."""
 
     async def main() -> None:
-        async with two.agenerate(PROMPT, temperature=5.0, top_k=0) as pieces:
+        sampler = Sampler.chain([never_ends(two.model), Sampler.temp(5.0), Sampler.dist()])
+        async with two.agenerate(PROMPT, sampler=sampler) as pieces:
             async for piece in pieces:
                 if piece.index == 2:
                     signal.raise_signal(signal.SIGINT)
