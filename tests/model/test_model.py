@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from held import make_room_for_names
 
 import moebind
 from conftest import CPU, SMALL
@@ -262,6 +263,7 @@ def test_memory_returns(tiny_path: MakeTiny) -> None:
     import psutil
 
     path, process, sizes = tiny_path(n_expert=4), psutil.Process(), []
+    make_room_for_names()
     for _ in range(60):
         with Model.load_from_file(path, CPU) as model, model.new_context(SMALL) as context:
             list(context.generate("hello", max_tokens=2))

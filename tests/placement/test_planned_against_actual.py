@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from held import make_room_for_names
 
 import moebind
 from conftest import SMALL
@@ -179,6 +180,7 @@ def test_a_plan_leaves_nothing_behind(tiny_path: MakeTiny) -> None:
     path = tiny_path(n_expert=4)
     process = psutil.Process()
     context = ContextParams(n_ctx=8192, n_threads=1, n_threads_batch=1)
+    make_room_for_names()
     for _ in range(10):
         moebind.plan(path, ModelParams(), context, devices=["1GiB"])
     before, files = process.memory_info().rss, process.num_fds()
