@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -19,7 +20,8 @@ from engines import EXACT, PROMPTS, alone, check, endless, wait_until
 from generations import Gate
 from leaving import WAYS_TO_LEAVE
 
-from moebind import AbortedError, AsyncPieces, ClosedError, Engine, Model, Pieces, Sampler, TokenDataArray
+from moebind import AbortedError, AsyncPieces, ClosedError, Engine, Model, Pieces, Sampler, TokenDataArray, lib
+from moebind.context.deliveries import ToThread
 
 
 @pytest.fixture
@@ -131,18 +133,19 @@ def test_who_is_dropped_is_gone(dense: Model, engine: Engine) -> None:
 
 def test_a_computation_for_nobody_is_stopped(dense: Model) -> None:
     """In the middle of the prompt; what is computed with another text is computed to its end."""
-    computing, go_on = threading.Event(), threading.Event()
+    computing, engines = threading.Event(), list[Engine]()
 
     def slow() -> bool:
-        computing.set()
-        go_on.wait()
+        if not computing.is_set():
+            computing.set()
+            wait_until(lambda: engines and lib.moebind_hooks_aborted(engines[0]._thread._hooks.pointer))
         return False
 
     params = EXACT.with_n_ctx(3 * 512).with_n_ubatch(512).with_abort_callback(slow)
     with Engine(dense, params) as engine:
+        engines.append(engine)
         prompt = engine.generate([1, *(3 + i % 250 for i in range(400))])
         computing.wait()
-        threading.Timer(0.05, go_on.set).start()
         prompt.close()  # which waits until its room is there again
         assert engine._context.kv_cache_seq_pos_max(0) == -1
         check(engine)
@@ -155,8 +158,13 @@ def test_ctrl_c_while_waiting(dense: Model, engine: Engine) -> None:
     wait_until(gate.reached.is_set)
     main = threading.main_thread().ident
     assert main is not None
+
+    def interrupt() -> None:
+        wait_until(lambda: sys._current_frames()[main].f_code is ToThread.get.__code__)
+        signal.pthread_kill(main, signal.SIGINT)
+
     with pytest.raises(KeyboardInterrupt):
-        threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+        threading.Thread(target=interrupt).start()
         next(pieces)
     with pytest.raises(StopIteration):
         next(pieces)
@@ -378,7 +386,7 @@ def nothing_collected() -> Iterator[None]:
 
 def becomes(true: Callable[[], bool]) -> bool:
     """Whether it does, if only the engine's thread gets on; what a cycle keeps does not go."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not true() and time.monotonic() < until:
         time.sleep(0.002)
     return true()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,11 +254,22 @@ def test_ctrl_c_while_a_picture_is_encoded(seeing: SeeingMaker) -> None:
         assert ids(context, prompt, see) == expected
 
 
-def test_a_sequence_that_is_taken_over_while_a_picture_is_encoded(seeing: SeeingMaker) -> None:
+def test_a_sequence_that_is_taken_over_while_a_picture_is_encoded(
+    seeing: SeeingMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     see = seeing("qwen2vl_merger")
     large = Bitmap.from_image_data(projectors.pixels(600, 600))
     with see.context(n_ctx=4096) as context:
         raised: list[BaseException] = []
+        encodes, taken_over = threading.Event(), threading.Event()
+
+        def encode(native: Any, chunk: Any) -> int:
+            encodes.set()
+            code = int(lib.mtmd_encode_chunk(native, chunk))
+            taken_over.wait()  # however soon it is done
+            return code
+
+        monkeypatch.setattr(projector, "lib", Replaced(mtmd_encode_chunk=encode))
 
         def work() -> None:
             try:
@@ -269,9 +279,9 @@ def test_a_sequence_that_is_taken_over_while_a_picture_is_encoded(seeing: Seeing
 
         thread = threading.Thread(target=work)
         thread.start()
-        while not context._owners[0]:
-            time.sleep(1e-3)
+        encodes.wait()
         context.kv_cache_clear()
+        taken_over.set()
         thread.join()
         assert len(raised) == 1
 
