@@ -99,7 +99,7 @@ def test_ctrl_c_says_what_is_kept(kept: bool, tiny_path: MakeTiny, tmp_path: Pat
             assert process.poll() is None
             time.sleep(0.002)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     if kept:
         assert err == "moebind: interrupted: 1 of 2 placements is in results; the same command goes on\n"
@@ -121,12 +121,12 @@ def test_ctrl_c_leaves_nothing_behind(tiny_path: MakeTiny, tmp_path: Path) -> No
         started = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert (
         err.splitlines()[-1] == f"moebind: interrupted: 0 of 3 placements are in {tmp_path}; the same command goes on"
     )
-    _, alive = psutil.wait_procs(started, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive
 
 
@@ -141,5 +141,5 @@ def test_a_killed_benchmark_takes_its_processes_along(tiny_path: MakeTiny) -> No
         time.sleep(0.02)
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(started, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive

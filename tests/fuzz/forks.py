@@ -197,14 +197,16 @@ def _child(path: str, inherited: Model, use: list[str], chance: random.Random) -
 
 def _end_of(child: int) -> int:
     """Wait for a child; one that does nothing for a while hangs, and says where before it is killed."""
-    worked, since = 0.0, time.monotonic()
+    worked, idle, looked = 0.0, 0.0, time.monotonic()
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return status
+        now = time.monotonic()
+        idle, looked = idle + min(now - looked, 0.1), now  # the whole machine may stand still for a while
         if seconds_of(child) > worked:  # a machine with much to do may let it wait for long
-            worked, since = seconds_of(child), time.monotonic()
-        if time.monotonic() - since > HANG_SECONDS:
+            worked, idle = seconds_of(child), 0.0
+        if idle > HANG_SECONDS:
             print(f"a child hangs, {worked} s of processor time after it was made", file=sys.stderr, flush=True)
             if debugger := shutil.which("gdb"):
                 subprocess.run([debugger, "-p", str(child), "-batch", "-ex", "thread apply all backtrace"], check=False)

@@ -1,9 +1,11 @@
-"""When a process hangs, on a machine that may have much else to do: seconds of a clock alone do not tell."""
+"""When a process hangs, on a machine that may have much else to do: seconds of a clock alone do not tell.
+
+The whole machine may stand still for a while, too: so what counts is how often nothing was seen to have changed.
+"""
 
 from __future__ import annotations
 
 import os
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -17,11 +19,11 @@ def seconds_of(process: int) -> float:
 def answers(pipe: Connection, process: int, seconds: float) -> bool:
     """Wait for what a process sends, or its end. Not, once it took so many seconds, or did nothing for as long."""
     began = worked = seconds_of(process)
-    since = time.monotonic()
-    while not pipe.poll(min(seconds, 1)):
+    idle, look = 0.0, min(seconds, 1.0)
+    while not pipe.poll(look):
         now = seconds_of(process)
-        if now > worked:
-            worked, since = now, time.monotonic()
-        if worked - began > seconds or time.monotonic() - since > seconds:
+        idle = 0.0 if now > worked else idle + look
+        worked = now
+        if worked - began > seconds or idle > seconds:
             return False
     return True
