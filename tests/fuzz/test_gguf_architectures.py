@@ -22,6 +22,7 @@ def test_no_change_of_an_architecture_ends_the_process() -> None:
     assert outcomes["refused"] > 100
 
 
+@pytest.mark.timeout(600)
 def test_all_are_made_but_those_that_are_told(tmp_path: Path) -> None:
     vocabulary = gguf_architectures.vocabulary_in(tmp_path)
     loader = gguf_architectures.Loader(tmp_path)

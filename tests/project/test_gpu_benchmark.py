@@ -343,6 +343,7 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
         gpu.main(["--step", "report", "--device", "CUDA7", "--work", str(tmp_path)])
 
 
+@pytest.mark.timeout(960)
 def test_a_trial_from_one_end_to_the_other(tmp_path: Path, demo_path: Path) -> None:
     """In pieces: the first command has no time for anything, the second goes on, the third finds all of it done."""
     command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--device", "loopback", "--small", "--threads", "1"]
@@ -365,6 +366,7 @@ def test_a_trial_from_one_end_to_the_other(tmp_path: Path, demo_path: Path) -> N
         assert part in text
 
 
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize(
     ("chosen", "passed"),
     [

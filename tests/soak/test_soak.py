@@ -17,6 +17,7 @@ SOAK = Path(__file__).with_name("soak.py")
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(660)
 @pytest.mark.parametrize(
     "arguments",
     [
