@@ -7,6 +7,7 @@ what is there already is left alone. Plain standard library, since nothing is in
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -176,6 +177,15 @@ def done(name: str, state: str) -> None:
     (VENV / f".moebind-{name}").write_text(state, encoding="utf-8")
 
 
+def is_this_checkout() -> bool:
+    """Whether the moebind in .venv is this one: ``pip install .`` there puts a copy in its place."""
+    for record in VENV.glob("lib/python*/site-packages/moebind-*.dist-info/direct_url.json"):
+        told = json.loads(record.read_text(encoding="utf-8"))
+        if told.get("dir_info", {}).get("editable") and told["url"] == ROOT.as_uri():
+            return True
+    return False
+
+
 def main() -> None:
     """Bring the environment up to date."""
     if sys.version_info < (3, 10):  # noqa: UP036  # whatever python3 is, it begins here
@@ -191,7 +201,11 @@ def main() -> None:
     state += f" version={version()}"  # pip keeps the one that it installed
     # What backends and llama-server's web page are made with, where the build finds it.
     state += "".join(f" {name}={shutil.which(name) is not None}" for name in ("npm", "nvcc", "glslc"))
-    if once("build", state):
+    outdated = once("build", state)
+    if not outdated and not is_this_checkout():
+        say("the moebind in .venv is not this checkout: it was installed there in its place, and is replaced")
+        outdated = True
+    if outdated:
         say(f"building moebind ({to_build()})")
         pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--no-build-isolation")
         if build(*pip, "--no-index", "--editable", ROOT, "-v") != 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -29,9 +30,16 @@ def test_every_step_is_told_before_it_begins(
     def run(*command: str | Path, **options: object) -> int:
         words = [str(each) for each in command]
         if "--editable" in words:
+            install(editable=True)
             return step("build")
         failing = "--no-index" in words and not any(name == "download" for name, _ in steps)
         return step("--no-index" if failing else "download" if "download" in words else "install")
+
+    def install(editable: bool, folder: Path = ROOT) -> None:
+        record = tmp_path / ".venv/lib/python3.12/site-packages/moebind-0.1.0.dist-info/direct_url.json"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        about = {"editable": True} if editable else {}
+        record.write_text(json.dumps({"url": folder.as_uri(), "dir_info": about}), encoding="utf-8")
 
     monkeypatch.setattr(environment.shutil, "which", lambda name: None)
     monkeypatch.setattr(environment, "VENV", tmp_path / ".venv")
@@ -62,6 +70,13 @@ def test_every_step_is_told_before_it_begins(
     monkeypatch.setattr(environment.shutil, "which", lambda name: None)
     environment.main()
     assert [name for name, _ in steps] == ["build"]
+    # What was installed in its place would not follow the checkout.
+    for another in ({"editable": False}, {"editable": True, "folder": tmp_path}):
+        steps.clear()
+        install(**another)  # type: ignore[arg-type]
+        environment.main()
+        assert [name for name, _ in steps] == ["build"]
+        assert "the moebind in .venv is not this checkout: it was installed there in its place" in steps[0][1]
 
 
 NINJA = """
