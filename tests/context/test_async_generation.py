@@ -72,13 +72,18 @@ def test_replies_are_those_of_chat(talking: Context) -> None:
         reply = talking.achat(HELLO, max_tokens=8)
         assert isinstance(reply, AsyncChatReply)
         assert reply.prompt is None
-        assert "".join([piece.text async for piece in reply]) == expected.text
-        assert await reply.complete() == message
+        with pytest.raises(RuntimeError, match="there is no message yet: await the reply's first piece, or complete"):
+            _ = reply.message
+        first = await anext(reply)
+        assert reply.message["content"] == first.text
+        assert first.text + "".join([piece.text async for piece in reply]) == expected.text
+        assert await reply.complete() == reply.message == message
         assert reply.prompt == expected.prompt
         by_deltas = talking.achat(HELLO, max_tokens=8)
         deltas = by_deltas.deltas()
         assert "".join([delta["content"] async for delta in deltas]) == message["content"]
         assert (by_deltas.stop_reason, by_deltas.usage.generated_tokens) == ("length", 8)
+        assert by_deltas.message == message
         for late in (by_deltas, reply):
             with pytest.raises(RuntimeError, match="has begun"):
                 late.deltas()
@@ -88,6 +93,8 @@ def test_replies_are_those_of_chat(talking: Context) -> None:
         await unbegun.aclose()
         with pytest.raises(RuntimeError, match="before it began"):
             await unbegun.complete()
+        with pytest.raises(RuntimeError, match="before it began"):
+            _ = unbegun.message
 
     asyncio.run(main())
 

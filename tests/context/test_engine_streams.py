@@ -97,7 +97,7 @@ def test_chats_are_those_of_a_context(chatting: Engine, talking: Context) -> Non
     async def main() -> None:
         reply = chatting.achat(messages, max_tokens=12)
         assert reply.prompt is None
-        assert await reply.complete() == expected
+        assert await reply.complete() == reply.message == expected
         assert (reply.prompt and reply.prompt.prompt) == talking.chat(messages).prompt.prompt
         assert reply.usage.generated_tokens == 12
         streamed = chatting.achat(messages, max_tokens=12)

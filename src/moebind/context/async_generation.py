@@ -145,14 +145,34 @@ class AsyncChatReply(_AsyncGeneration):
         reply: ChatReply | None = self._source.stream
         return None if reply is None else reply.prompt
 
+    @property
+    def message(self) -> ChatMessage:
+        """The reply as a message, as far as it was fetched: ``ChatReply.message``.
+
+        It is parsed each time, in this thread; :meth:`complete` parses it in another one.
+
+        Raises
+        ------
+        RuntimeError
+            Before the first piece, when the chat is not rendered yet.
+        ChatTemplateError
+            If the reply does not have the form of the template's replies.
+        """
+        return message_of(self._begun_prompt(), self._known())
+
     async def complete(self) -> ChatMessage:
         """Wait for the rest, and return the whole as a message, as ``ChatReply.complete`` does."""
         async for _ in self:
             pass
-        record, prompt = self._known(), self.prompt
+        return await in_thread(partial(message_of, self._begun_prompt(), self._known()))
+
+    def _begun_prompt(self) -> ChatPrompt:
+        prompt = self.prompt
         if prompt is None:
-            raise RuntimeError("this reply was closed before it began, so there is no message")
-        return await in_thread(partial(message_of, prompt, record))
+            if self._over:
+                raise RuntimeError("this reply was closed before it began, so there is no message")
+            raise RuntimeError("there is no message yet: await the reply's first piece, or complete()")
+        return prompt
 
     def deltas(self) -> AsyncIterator[ChatDelta]:
         """What is new of the message, from its beginning on, as ``ChatReply.deltas`` gives it.
