@@ -68,8 +68,16 @@ def card() -> Device | None:
     return next((each for each in moebind.devices() if each.backend in {"CUDA", "Vulkan"}), None)
 
 
+#: Seconds that a test that takes long has at least: a limit finds what hangs, and says nothing of a slow machine.
+LONG = 1800
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests/gpu where there is no GPU, and what stands in for one lacks what only a GPU has."""
+    for item in items:
+        own = item.get_closest_marker("timeout")
+        if item.get_closest_marker("thorough") and (own is None or own.args[0] < LONG):
+            item.add_marker(pytest.mark.timeout(LONG), append=False)
     folder = Path(__file__).resolve().parent / "gpu"
     inside = [item for item in items if item.path.parent == folder]
     stand_in = os.environ.get(GPU_TESTS)
