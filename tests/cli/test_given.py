@@ -136,6 +136,11 @@ def test_files_that_are_no_fits(path: Path, tmp_path: Path, capsys: Capture) -> 
     assert "bad.json: ContextParams has no 'n_ctxx'; did you mean 'n_ctx'?" in capsys.readouterr().err
     assert run("plan", path, "--params", path) == 2
     assert "is not JSON, as parameters are saved in" in capsys.readouterr().err
+    (tmp_path / "preset.ini").write_text("[moe]\nmodel = moe.gguf\n", encoding="utf-8")
+    assert run("plan", path, "--params", tmp_path / "preset.ini") == 2
+    said = capsys.readouterr().err
+    assert "preset.ini is not JSON" in said
+    assert "(moebind fit --save, tune --save); a preset, which tune --preset writes, is for llama-server itself" in said
     assert run("plan", path, "--params", tmp_path / "none.json") == 1
     assert "none.json" in capsys.readouterr().err
 

@@ -33,11 +33,14 @@ def test_options_of_llama_server_go_behind_the_dashes(path: Path, capsys: Captur
     assert capsys.readouterr().err == f"moebind: there is no option --tempp; did you mean --temp? {told}\n"
     assert run("serve", path, "--", "--host", "::") == 2
     assert "is moebind's to set: give it before --" in capsys.readouterr().err
+    tuned = "give --tuned, or --params FILE, which moebind tune --save FILE wrote\n"
     for arguments, said in {
         ("-fa",): "-fa is the last word; it takes a value",
         ("--no-webui",): "but is moebind's to set: use --no-ui\n",
         ("--draft-max", "4"): "there is no --draft-max here: llama.cpp has taken it away: use --spec-draft-n-max",
         ("--mlock",): "there is no option --mlock; did you mean --load-mode mlock?",
+        ("--preset", "p.ini"): f"there is no --preset here: a preset is for llama-server itself; {tuned}",
+        ("--models-preset", "p.ini"): f"but is moebind's to set: moebind writes it; {tuned}",
     }.items():
         assert run("serve", path, *arguments) == 2
         told = capsys.readouterr().err
@@ -93,7 +96,8 @@ def test_every_option_that_is_to_be_used_instead_is_one(path: Path, capsys: Capt
         subject, _, told = capsys.readouterr().err.partition(" is behind --, ")
         assert subject == f"moebind: {name}"
         assert told.endswith("give it before --\n") == (name in own), told
-        assert set(re.findall(r"--[a-z][a-z-]*", told)) <= own, told
+        here = told.replace("moebind tune --save FILE", "")
+        assert set(re.findall(r"--[a-z][a-z-]*", here)) <= own, told
         assert not re.search(r"\b(?!kv_overrides|lazy_mode|no_host)[a-z]+_[a-z_]+", told), told
 
 

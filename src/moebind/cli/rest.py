@@ -12,6 +12,10 @@ from moebind.server.extra import Refused, first_refused, option_names, why_not
 __all__ = ["WithRest", "rest_of"]
 
 _REST = "moebind.serve.rest"
+#: What to give in place of presets, such as those that ``moebind tune`` writes.
+_TUNED = "give --tuned, or --params FILE, which moebind tune --save FILE wrote"
+#: What to do instead, where a command has another way than Python.
+_INSTEAD = {"models-preset": f"moebind writes it; {_TUNED}"}
 
 
 def rest_of(ctx: Any) -> list[str]:
@@ -48,6 +52,8 @@ class WithRest(OwnCommand):
 
     def why_not(self, name: str) -> str | None:
         """What is said of an option that it does not have: of llama-server's, that it may be given behind ``--``."""
+        if name == "--preset":
+            return f"there is no {name} here: a preset is for llama-server itself; {_TUNED}"
         if name not in option_names():
             return super().why_not(name)
         refused = why_not(name)
@@ -62,4 +68,4 @@ class WithRest(OwnCommand):
 
 def _told(refused: Refused) -> str:
     """Why llama-server must not get an argument, and the option to use."""
-    return in_options(f"{refused.reason}: {refused.instead}")
+    return in_options(f"{refused.reason}: {_INSTEAD.get(refused.option, refused.instead)}")

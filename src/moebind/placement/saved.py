@@ -130,7 +130,10 @@ class Saved:
                 f"{name} does not exist: Fit.save and Tuning.save write such files (moebind fit --save, tune --save)"
             ) from None
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{name} is not JSON, as parameters are saved in: {error}") from None
+            raise ValueError(
+                f"{name} is not JSON, as parameters are saved in: {error}. Fit.save and Tuning.save write such files "
+                "(moebind fit --save, tune --save); a preset, which tune --preset writes, is for llama-server itself"
+            ) from None
         if not isinstance(found, Mapping) or not {"model_params", "context_params"} & set(found):
             raise ValueError(f"{name} has neither model_params nor context_params: it is no saved fit")
         by = f", which moebind {found['moebind']} wrote" if "moebind" in found else ""

@@ -44,7 +44,7 @@ _OURS: Mapping[str, str] = {
     "ssl-key-file": "moebind could not ask whether it is ready; put a proxy in front",
     "ssl-cert-file": "moebind could not ask whether it is ready; put a proxy in front",
     "models-dir": "use models_dir",
-    "models-preset": "moebind writes it",
+    "models-preset": "moebind writes it; give what it would say as model_params and context_params, which a Tuning has",
     "models-max": "it follows from the models' sizes; use one_at_a_time",
     "fit": "use fit",
     "cpu-moe": "use ModelParams.with_cpu_moe_all",
@@ -66,9 +66,10 @@ _REMOVED = "the argument has been removed"
 
 
 class Refused(NamedTuple):
-    """An argument that llama-server must not get, why, and what to do instead in Python."""
+    """An argument that llama-server must not get, its option, why, and what to do instead in Python."""
 
     argument: str
+    option: str
     reason: str
     instead: str
 
@@ -138,7 +139,7 @@ def first_refused(arguments: Iterable[str]) -> Refused | None:
         if found is not None:
             return found
         if "--spec-type" in _named(each) and "draft-" in value:
-            return Refused(f"{each} {value}", "where no plan would count the draft", "use draft")
+            return Refused(f"{each} {value}", "spec-type", "where no plan would count the draft", "use draft")
     return None
 
 
@@ -147,10 +148,10 @@ def why_not(argument: str) -> Refused | None:
     names = _named(argument)
     for option, instead in _OURS.items():
         if f"--{option}" in names:
-            return Refused(argument, "but is moebind's to set", instead)
+            return Refused(argument, option, "but is moebind's to set", instead)
     for option, parameter in _PARAMETERS.items():
         if f"--{option}" in names:
-            return Refused(argument, "where no plan would know of it", f"set {parameter} instead")
+            return Refused(argument, option, "where no plan would know of it", f"set {parameter} instead")
     return None
 
 
