@@ -178,6 +178,9 @@ def test_arguments(path: Path) -> None:
         lm.model.close()
     with pytest.raises(ValueError, match="--model_args has 'cpu_mo'; the model moebind takes path, n_seq_max"):
         MoebindLM(path, cpu_mo=True)
+    for given, told in (({}, "path=FILE.gguf$"), ({"pretrained": str(path)}, "path=FILE.gguf, not pretrained$")):
+        with pytest.raises(ValueError, match=f"--model_args has no path; the model moebind takes {told}"):
+            MoebindLM(**given)
 
 
 TASKS = {

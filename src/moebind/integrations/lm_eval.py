@@ -76,7 +76,7 @@ class MoebindLM(TemplateLM):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         *,
         batch_size: int | str = 1,
         n_seq_max: int | None = None,
@@ -86,6 +86,9 @@ class MoebindLM(TemplateLM):
         **settings: Any,
     ) -> None:
         super().__init__()
+        if path is None:
+            other = ", not pretrained" if "pretrained" in settings else ""
+            raise ValueError(f"--model_args has no path; the model moebind takes path=FILE.gguf{other}")
         if unknown := [name for name in settings if name not in LOADING]:
             raise ValueError(
                 f"--model_args has {shown(unknown[0])}; the model moebind takes path, n_seq_max, max_gen_toks, "
