@@ -115,7 +115,8 @@ class Engine(OfThisProcess):
         What answers.
     context_params
         Of its context: ``n_seq_max`` is how many texts are computed at a time, and ``n_ctx`` is for all of them
-        together. With ``kv_unified`` they share it, so that a long one can use what short ones leave.
+        together. None: one text at a time, of at most 512 tokens with its prompt, and the others wait. With
+        ``kv_unified`` texts share ``n_ctx``, so that a long one can use what short ones leave.
     prompt_chunk
         How many tokens of prompts are computed together with a token of each text that goes on. Fewer stall running
         texts less, more have new ones begin sooner.
@@ -224,8 +225,8 @@ class Engine(OfThisProcess):
         prompt
             As for ``Context.generate``.
         priority
-            Higher ones go before lower ones, where requests wait for a sequence: with each level as if it had come 64
-            requests earlier, so that nobody waits forever.
+            Any integer. Higher ones go before lower ones, where requests wait for a sequence: with each level as if it
+            had come 64 requests earlier, so that nobody waits forever.
         adapters
             LoRA adapters with their scales, for this text: as for ``Context.set_lora_adapters``; None: none. What is
             computed together has the same ones, so a request with others waits until the running texts have ended, and
@@ -387,7 +388,7 @@ class Engine(OfThisProcess):
         return delivery
 
     def abort(self) -> None:
-        """End all requests that there are with :class:`AbortedError`; later ones are computed. For any thread."""
+        """End all requests that there are with :class:`AbortedError`, soon; later ones are computed. For any thread."""
         self._open()
         self._thread.abort()
 
