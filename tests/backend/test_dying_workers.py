@@ -62,9 +62,13 @@ def fails(call, kind=RpcServerError):
 
 def waits():
     # Whether a native call of the main thread's lasts, as it does while it waits for a worker that is stopped.
+    # By many looks: the whole machine may stand still for a while.
     begun = calls_begun[0]
-    time.sleep(0.5)
-    return calls_begun[0] == begun > calls_ended[0]
+    for _ in range(25):
+        time.sleep(0.02)
+        if not calls_begun[0] == begun > calls_ended[0]:
+            return False
+    return True
 
 calls_begun, calls_ended = [0], [0]
 
