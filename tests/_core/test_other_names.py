@@ -9,9 +9,11 @@ import re
 import pytest
 
 import moebind
+import moebind.mtmd
+import moebind.server
 from conftest import SMALL
 from moebind import Model
-from moebind._core.other_names import _CALLED, _MODULE, _OBJECTS, SETTINGS
+from moebind._core.other_names import _CALLED, _ENGINES, _MODULE, _OBJECTS, SETTINGS, missing
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,9 @@ from moebind._core.other_names import _CALLED, _MODULE, _OBJECTS, SETTINGS
         ("Llama", "Model.load_from_file(path, params), and a context of it"),
         ("LlamaGrammar", "Sampler.grammar(model, text)"),
         ("LlamaModel", "moebind.Model;"),
+        ("AutoModelForCausalLM", "Model.from_pretrained(repo_id"),
+        ("MtmdContext", "moebind.mtmd.MtmdContext;"),
+        ("Server", "moebind.server.Server;"),
         ("LlamaBatch", "moebind.Batch;"),
         ("LlamaModelParams", "moebind.ModelParams;"),
         ("llama_decode", "moebind.lib.llama_decode;"),
@@ -80,6 +85,32 @@ def test_objects_that_are_called(dense: Model) -> None:
     pool.close()
 
 
+def test_names_of_engines(dense: Model) -> None:
+    with moebind.Engine(dense, SMALL) as engine:
+        for name, here in (
+            ("generate_many", "[engine.generate(p) for p in prompts]"),
+            ("create_completion", "engine.generate(prompt).complete();"),
+            ("context", "engine.generate(prompt) and engine.chat(messages): its context is its own;"),
+            ("n_ctx", "engine.n_ctx_seq"),
+            ("tokenize", "model.str_to_token(text)"),
+        ):
+            said = f"'Engine' object has no attribute '{name}'. Here it is {here}"
+            with pytest.raises(AttributeError, match="^" + re.escape(said)):
+                getattr(engine, name)
+
+        class Own(moebind.Engine):
+            pass
+
+        assert str(missing(Own.__new__(Own), "generate_many")).startswith("'Own' object has no attribute")
+        assert "[engine.generate(p)" in str(missing(Own.__new__(Own), "generate_many"))
+
+
+def test_names_of_other_modules() -> None:
+    for module in (moebind.mtmd, moebind.server):
+        for name in set(module.__all__) - set(moebind.__all__):
+            assert _MODULE[name] == f"{module.__name__}.{name}"
+
+
 def test_names_of_texts(dense: Model) -> None:
     with dense.new_context(SMALL) as context:
         completion = context.generate("a", max_tokens=1).complete()
@@ -92,13 +123,20 @@ def test_names_of_texts(dense: Model) -> None:
         with pytest.raises(AttributeError, match="has no attribute 'nothing'$"):
             owner.nothing  # type: ignore[attr-defined]  # noqa: B018
         assert copy.deepcopy(owner) == pickle.loads(pickle.dumps(owner)) == owner  # noqa: S301
+    usage = completion.usage
+    for name, here in (("completion_tokens", "generated_tokens"), ("prompt_tokens_details", "cached_tokens")):
+        said = f"^'Usage' object has no attribute '{name}'. Here it is usage.{here};"
+        with pytest.raises(AttributeError, match=said):
+            getattr(usage, name)
+    assert copy.deepcopy(usage) == pickle.loads(pickle.dumps(usage)) == usage  # noqa: S301
 
 
 def test_the_answers_are_there() -> None:
-    for answers in (_MODULE, _OBJECTS, SETTINGS, _CALLED):
+    kinds = {"model": moebind.Model, "context": moebind.Context, "engine": moebind.Engine, "moebind": moebind}
+    for answers in (_MODULE, _OBJECTS, _ENGINES, SETTINGS, _CALLED):
         for answer in answers.values():
-            for owner, name in re.findall(r"\b(model|context|Model|Sampler|moebind)\.([a-z]\w*)", answer):
-                kind = {"model": moebind.Model, "context": moebind.Context, "moebind": moebind}.get(owner)
+            for owner, name in re.findall(r"\b(model|context|engine|Model|Sampler|moebind)\.([a-z]\w*)", answer):
+                kind = kinds.get(owner)
                 assert hasattr(kind or getattr(moebind, owner), name), answer
 
 

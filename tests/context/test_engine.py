@@ -318,6 +318,7 @@ def test_refused_requests(engine: Engine, call: Callable[[Engine], object], kind
         (lambda m: Engine("model"), TypeError, "model is 'model'; it takes a Model"),
         (lambda m: Engine(m, 5), TypeError, "params is 5"),
         (lambda m: Engine(m, n_ctx=5), TypeError, "n_ctx"),
+        (lambda m: Engine(m, params=SMALL), TypeError, "no argument 'params'; it is 'context_params' here"),
         (lambda m: Engine(m, prompt_chunk=0), ValueError, "prompt_chunk is 0"),
         (lambda m: Engine(m, n_ahead=0), ValueError, "n_ahead is 0"),
         (lambda m: Engine(m, max_waiting=-1), ValueError, "max_waiting is -1"),
@@ -367,7 +368,7 @@ def test_what_it_says(dense: Model) -> None:
             engine.generate_all  # type: ignore[attr-defined]  # noqa: B018
         with pytest.raises(TypeError, match=r"generate\("):
             engine("Hello")
-        with pytest.raises(TypeError, match="cannot be pickled"):
+        with pytest.raises(TypeError, match="^an Engine cannot be pickled"):
             __import__("pickle").dumps(engine)
     assert engine.closed
     assert repr(engine) == "<Engine, closed>"

@@ -237,9 +237,9 @@ def test_closing_the_model(tiny_path: Callable[..., Path]) -> None:
     pieces = engine.generate([1, 7], sampler=endless(model))
     next(pieces)
     model.close()
-    with pytest.raises(ClosedError):
+    with pytest.raises(ClosedError, match="^this Engine cannot be used: its model was closed$"):
         pieces.complete()
-    with pytest.raises(ClosedError, match="this Engine cannot be used"):
+    with pytest.raises(ClosedError, match="^this Engine cannot be used: its model was closed$"):
         engine.generate([1, 7])
     engine.close()
     assert not threads()

@@ -233,7 +233,11 @@ def test_closing_while_generating(demo: Model) -> None:
         ({"prompt": [-1]}, ValueError, r"prompt\[0\] is -1"),
         ({"prompt": [10**6]}, ValueError, "prompt"),
         ({"prompt": 3.5}, TypeError, "takes text, token ids"),
-        ({"prompt": ["a"]}, TypeError, r"it takes one text: several are for generate_many"),
+        (
+            {"prompt": ["a"]},
+            TypeError,
+            r"one text: several are for context\.generate_many\(.* \[engine\.generate\(p\) for p",
+        ),
         ({"prompt": "\ud800"}, ValueError, "surrogate"),
         ({"prompt": "a " * 3000}, ValueError, "larger n_ctx"),
         ({"max_tokens": -2}, ValueError, "max_tokens"),

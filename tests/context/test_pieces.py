@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import pickle
 
@@ -122,6 +123,18 @@ def test_they_are_no_dicts(context: Context) -> None:
     for each in (completion, *completion.pieces):
         with pytest.raises(TypeError, match=r"is no dict, and has no \['choices'\]: it has attributes, such as \.text"):
             each["choices"]  # type: ignore[index]
+
+
+def test_async_for_says_how_to_ask(context: Context) -> None:
+    async def main() -> None:
+        for made in (context.generate("a", max_tokens=1), context.chat(HELLO, template="chatml", max_tokens=1)):
+            with pytest.raises(
+                TypeError, match=rf"^{type(made).__name__} .* async for, .*agenerate\(prompt\) or achat"
+            ):
+                async for _ in made:  # type: ignore[attr-defined]
+                    pass
+
+    asyncio.run(main())
 
 
 def test_what_is_printed_says_what_to_do(context: Context, dense: Model) -> None:

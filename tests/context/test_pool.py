@@ -284,9 +284,9 @@ def test_pools_are_for_asyncio(pool: ContextPool, name: str, instead: str) -> No
 
 def test_what_is_asynchronous_says_how_it_is_read(pool: ContextPool) -> None:
     async def main() -> None:
-        with pytest.raises(TypeError, match=r"AsyncPieces is read with async for, or .*complete\(\)"):
+        with pytest.raises(TypeError, match=r"AsyncPieces is read with async for, or whole: .*await .*complete\(\)$"):
             list(pool.agenerate("a", max_tokens=1))  # type: ignore[call-overload]
-        with pytest.raises(TypeError, match=r"AsyncPieces is awaited with complete\(\): .* or use async for"):
+        with pytest.raises(TypeError, match=r"AsyncPieces is awaited whole: .*\)\.complete\(\); .* use async for$"):
             await pool.agenerate("a", max_tokens=1)  # type: ignore[misc]
 
     asyncio.run(main())

@@ -44,6 +44,10 @@ from moebind import ContextParams, ModelParams
             {"chat_format": "chatml"},
             r"no parameter 'chat_format'\. Here it is template='chatml'|template=NAME",
         ),
+        (ModelParams, {"num_gpu": 3}, r"'num_gpu'\. Write ModelParams\(n_gpu_layers=3\)$"),
+        (ModelParams, {"num_ctx": 512}, r"ContextParams has\. Write ContextParams\(n_ctx=512\)$"),
+        (ModelParams, {"device_map": "auto"}, r"'device_map'\. Here it is moebind\.fit\(path\), whose model_params"),
+        (ContextParams, {"n_parallel": 2}, r"'n_parallel'\. Write ContextParams\(n_seq_max=2\)$"),
         (ModelParams, {"lora_path": "x"}, r"context\.set_lora_adapters"),
     ],
 )

@@ -25,6 +25,11 @@ _MODULE = {
     **dict.fromkeys(("load_model", "loadmodel", "load", "load_from_file"), "Model.load_from_file(path, params)"),
     **dict.fromkeys(("from_pretrained", "from_hub"), "Model.from_pretrained(repo_id, filename, params)"),
     "LlamaBackend": "moebind.init(), which is called where it is needed",
+    **dict.fromkeys(("AutoModelForCausalLM", "AutoModel"), "Model.from_pretrained(repo_id, filename, params)"),
+    "AutoTokenizer": "model.str_to_token(text) and tokens_to_str(tokens)",
+    **{name: f"moebind.mtmd.{name}" for name in ("Bitmap", "MtmdContext", "MtmdContextParams", "default_marker")},
+    **{name: f"moebind.mtmd.{name}" for name in ("InputChunk", "InputChunkType", "InputChunks")},
+    **{name: f"moebind.server.{name}" for name in ("Server", "ServedModel")},
 }
 #: Of models and contexts, which are one object there.
 _OBJECTS = {
@@ -62,6 +67,22 @@ _OBJECTS = {
     "token_bos": "model.token_bos",
     "token_eos": "model.token_eos",
 }
+#: Of engines, which generate, and leave the rest to the model and to contexts that are made of it.
+_ENGINES = {
+    **_OBJECTS,
+    "create_completion": "engine.generate(prompt).complete()",
+    "create_chat_completion": "engine.chat(messages).complete()",
+    "create_chat_completion_openai_v1": "engine.chat(messages).complete()",
+    **dict.fromkeys(("generate_many", "generate_batch"), "[engine.generate(p) for p in prompts]"),
+    **dict.fromkeys(
+        ("context", "ctx", "native"), "engine.generate(prompt) and engine.chat(messages): its context is its own"
+    ),
+    **dict.fromkeys(("scores", "eval_logits"), "engine.generate(prompt, logprobs=5), whose pieces have them"),
+    **dict.fromkeys(("set_cache", "reset"), "what an engine does by itself"),
+    "n_ctx": "engine.n_ctx_seq, for one text; engine.params.n_ctx, for all",
+    "chat_format": "the template of engine.chat()",
+    "chat_handler": "the template of engine.chat()",
+}
 
 #: Of classes.
 _CLASSES: dict[str, dict[str, str]] = {
@@ -95,6 +116,12 @@ _TEXTS = {
     "message": "text; of a chat, the message that complete() gives",
     "delta": "text; of a chat, what deltas() gives",
 }
+#: Of counts of tokens.
+_USAGES = {
+    **dict.fromkeys(("completion_tokens", "output_tokens", "eval_count"), "usage.generated_tokens"),
+    **dict.fromkeys(("input_tokens", "prompt_eval_count"), "usage.prompt_tokens"),
+    **dict.fromkeys(("prompt_tokens_details", "input_tokens_details"), "usage.cached_tokens"),
+}
 #: Of fits.
 _FITS = {
     "params": "fit.model_params, and fit.context_params",
@@ -118,12 +145,22 @@ SETTINGS = {
     "numa": "moebind.init(NumaStrategy...), before the first load",
     "tokenizer": "the model's own: model.str_to_token(text)",
     "override_tensor": "ModelParams().with_tensor_override(pattern, target)",
+    **dict.fromkeys(("device_map", "max_memory"), "moebind.fit(path), whose model_params say what goes where"),
 }
 
 #: Of pools, which generate for asyncio only.
 _POOLS = {
     "generate": "await pool.agenerate(prompt).complete(), or async for piece in pool.agenerate(prompt)",
     "chat": "await pool.achat(messages).complete(), or async for piece in pool.achat(messages)",
+}
+#: Of objects, by their classes; those of others are as of models and contexts.
+_ATTRIBUTES: Mapping[str, Mapping[str, str]] = {
+    "Piece": _TEXTS,
+    "Completion": _TEXTS,
+    "Usage": _USAGES,
+    "Fit": _FITS,
+    "ContextPool": _POOLS,
+    "Engine": _ENGINES,
 }
 #: Of objects that are called there, by their classes.
 _CALLED = {
@@ -139,11 +176,10 @@ def elsewhere(name: str) -> str:
     return _hint(name, SETTINGS)
 
 
-def missing(
-    owner: object, name: str, *, of_text: bool = False, of_pool: bool = False, of_fit: bool = False
-) -> AttributeError:
+def missing(owner: object, name: str) -> AttributeError:
     """The error for an attribute that an object does not have, with what to write instead if that is known."""
-    hint = _hint(name, _TEXTS if of_text else _POOLS if of_pool else _FITS if of_fit else _OBJECTS)
+    known = next((_ATTRIBUTES[kind.__name__] for kind in type(owner).__mro__ if kind.__name__ in _ATTRIBUTES), _OBJECTS)
+    hint = _hint(name, known)
     return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=owner)
 
 

@@ -58,9 +58,10 @@ class OfThisProcess:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Refuse to be pickled or copied."""
+        name = type(self).__name__
         raise TypeError(
-            f"a {type(self).__name__} cannot be pickled or copied: it holds native memory of this process. To use one "
-            f"in another process, {self._elsewhere}"
+            f"{'an' if name[0] in 'AEIOU' else 'a'} {name} cannot be pickled or copied: it holds native memory of this "
+            f"process. To use one in another process, {self._elsewhere}"
         )
 
 
@@ -153,5 +154,5 @@ def close_all(children: WeakSet[Owner], why: str) -> None:
     """Close those that are still open; ``why`` is what they say when they are used."""
     for child in list(children):
         if not child.closed:
+            child._why_closed = why  # before others can meet it closed
             child.close()
-            child._why_closed = why

@@ -32,6 +32,8 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R")
 
+#: How a text is awaited whole.
+_WHOLE = "put .complete() behind it, as in await engine.agenerate(prompt).complete()"
 #: What gives back what a generation used, from any thread.
 Leave = Callable[[], None]
 #: What waits for a turn.
@@ -212,10 +214,10 @@ class AsyncStream(AsyncIterator[T]):
     if not TYPE_CHECKING:  # type checkers say it themselves
 
         def __iter__(self) -> NoReturn:
-            raise TypeError(f"{type(self).__name__} is read with async for, or as a whole with await ....complete()")
+            raise TypeError(f"{type(self).__name__} is read with async for, or whole: {_WHOLE}")
 
         def __await__(self) -> NoReturn:
-            raise TypeError(f"{type(self).__name__} is awaited with complete(): await ....complete(); or use async for")
+            raise TypeError(f"{type(self).__name__} is awaited whole: {_WHOLE}; or piece by piece: use async for")
 
     async def __anext__(self) -> T:
         if self._entering:

@@ -53,6 +53,8 @@ S = TypeVar("S", bound="Stream")
 
 #: A level of priority is worth so many places in the queue.
 PLACES = 64
+#: Names of other calls for arguments of its constructor.
+_ELSEWHERE = {"params": "context_params", "draft": "speculative", "draft_model": "speculative"}
 
 
 class _Prepared(Iterator["Piece"]):
@@ -158,7 +160,7 @@ class Engine(OfThisProcess):
     _thread: EngineThread
     _elsewhere = "load the model there again, and make one with Engine(model, params)"
 
-    @explained({ContextParams: "Engine(model, {})"}, dict.fromkeys(("draft", "draft_model"), "speculative"))
+    @explained({ContextParams: "Engine(model, {})"}, _ELSEWHERE)
     def __init__(
         self,
         model: Model,

@@ -160,11 +160,13 @@ class EngineThread:
         finally:
             lib.moebind_hooks_of_thread(ffi.NULL)
             with self._lock:
-                self.over = f"this Engine cannot be used: {_why_over(failure)}"
+                was_closed = isinstance(failure, ClosedError) and self._context.closed
+                why = self._context._why_closed if was_closed else _why_over(failure)
+                self.over = f"this Engine cannot be used: {why}"
             self._context.close()
             n_told = len(self._open)
             for run in list(self._open.values()):
-                self._end(run, ClosedError(self.over) if failure is None else _another(failure))
+                self._end(run, ClosedError(self.over) if failure is None or was_closed else _another(failure))
             self._wake_all()
             self._opened.close()
         if failure is not None and not isinstance(failure, ClosedError) and not n_told:
@@ -263,7 +265,7 @@ class EngineThread:
 
 
 def _why_over(failure: BaseException | None) -> str:
-    """What ended the thread; its context may have been closed by its model."""
+    """What ended the thread."""
     if failure is None or isinstance(failure, ClosedError):
         return "it was closed"
     return f"it was ended by {type(failure).__name__}: {failure}"

@@ -92,7 +92,7 @@ class Piece(_Attributes):
     if not TYPE_CHECKING:  # type checkers would take it for any attribute
 
         def __getattr__(self, name: str) -> object:
-            raise missing(self, name, of_text=True)
+            raise missing(self, name)
 
     def _with_score(self, logprob: float, top: tuple[TokenLogprob, ...]) -> Piece:
         """The piece, which nobody has yet, with its token's probability."""
@@ -124,6 +124,11 @@ class Usage:
         """Tokens of the prompt, and generated ones."""
         return self.prompt_tokens + self.generated_tokens
 
+    if not TYPE_CHECKING:  # type checkers would take it for any attribute
+
+        def __getattr__(self, name: str) -> object:
+            raise missing(self, name)
+
 
 @dataclass(frozen=True)
 class Completion(_Attributes):
@@ -152,7 +157,7 @@ class Completion(_Attributes):
     if not TYPE_CHECKING:  # type checkers would take it for any attribute
 
         def __getattr__(self, name: str) -> object:
-            raise missing(self, name, of_text=True)
+            raise missing(self, name)
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -227,6 +232,13 @@ class Stream(_Attributes, Iterator[Piece]):
         piece = next(self._pieces)
         self._record.pieces.append(piece)
         return piece
+
+    if not TYPE_CHECKING:  # type checkers say it themselves
+
+        def __aiter__(self) -> NoReturn:
+            raise TypeError(
+                f"{type(self).__name__} is read with for; for async for, ask with agenerate(prompt) or achat(messages)"
+            )
 
     def __repr__(self) -> str:
         so_far = f"{len(self._record.pieces)} tokens so far"

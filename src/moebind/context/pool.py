@@ -60,7 +60,7 @@ class ContextPool:
     if not TYPE_CHECKING:  # type checkers would take it for any attribute
 
         def __getattr__(self, name: str) -> object:
-            raise missing(self, name, of_pool=True)
+            raise missing(self, name)
 
         def __call__(self, *args: object, **kwargs: object) -> object:
             """Refuse, and say what to write: the object of llama-cpp-python is called."""

@@ -52,7 +52,10 @@ class Prompts(ChatTemplates, Hyperparameters):
             checked_messages(prompt)
             return list(prompt)
         if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(each, str) for each in prompt):
-            raise TypeError(f"prompt is {shown(prompt)}; it takes one text: several are for generate_many([...])")
+            raise TypeError(
+                f"prompt is {shown(prompt)}; it takes one text: several are for context.generate_many([...]), or for "
+                "an engine as [engine.generate(p) for p in prompts]"
+            )
         if prompt is None or isinstance(prompt, (int, float, bytes, Mapping)):
             raise TypeError(f"prompt is {shown(prompt)}; it takes text, token ids, or a list of chat messages")
         tokens = checks.int32_array("prompt", prompt, 0, self.n_vocab - 1)

@@ -71,7 +71,7 @@ class Fit:
     if not TYPE_CHECKING:  # type checkers would take it for any attribute
 
         def __getattr__(self, name: str) -> object:
-            raise missing(self, name, of_fit=True)
+            raise missing(self, name)
 
     def __str__(self) -> str:
         return "\n".join([self.explanation, *self.plan._text()])
