@@ -175,11 +175,20 @@ def test_after_ctrl_c_it_says_where_the_journal_is(
     path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tune(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt("interrupted: what was measured is in a file: resume goes on")
+        raise KeyboardInterrupt("interrupted: what was measured is in a file: resume=True goes on")
 
     monkeypatch.setattr(command, "tune", tune)
     assert run("tune", path) == 130
-    assert "interrupted: what was measured is in a file" in capsys.readouterr().err
+    assert "interrupted: what was measured is in a file: --resume goes on" in capsys.readouterr().err
+
+
+def test_too_few_minutes_are_told_in_options(path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "tune", lambda *_, **__: made_up(path, total=None, complete=False, needs=252.0))
+    assert run("tune", path) == 0
+    assert (
+        "about 4.2 minutes: give --minutes 17 or more (--resume goes on), or shorter texts, such as -p 64 -n 16, or "
+        "only some dimensions (--only WHAT,WHAT)."
+    ) in capsys.readouterr().out
 
 
 def kept(path: Path, **changes: Any) -> Path:

@@ -195,7 +195,7 @@ def test_caches_of_experts(planner: MakePlanner, dense_path: Path) -> None:
         }
         assert made.plan(each.subject).devices[0].moe_cache > 0
         assert reason(made, "repacking", each.subject) == "experts that are repacked cannot be cached"
-        assert "no cache of experts" in names(choices(made, "expert cache", each.subject))
+        assert "expert cache off" in names(choices(made, "expert cache", each.subject))
     assert reason(planner(file=dense_path), "expert cache") == "the model has no experts"
     # A placement that leaves nothing to cache is tried without a cache, with which no context can be made.
     placed = {each.name: each for each in choices(planner(1.0), "placement", taken[0].subject)}

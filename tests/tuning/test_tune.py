@@ -170,7 +170,7 @@ def test_several_sequences_have_room_for_each(path: Path, machine: Machine) -> N
 def test_it_goes_on_where_it_was_stopped(path: Path, machine: Machine, after: int, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {**QUICK, "dimensions": ["micro-batch", "load mode"], "journal": tmp_path / "journal"}
     machine.stop_after = after
-    with pytest.raises(KeyboardInterrupt, match=r"interrupted: what was measured is in .*journal: resume goes on"):
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted: what was measured is in .*journal: resume=True goes on"):
         moebind.tune(path, **arguments)
     machine.stop_after = 10**9
     found = moebind.tune(path, **arguments, resume=True)
@@ -239,7 +239,7 @@ def test_a_search_that_compared_nothing_says_so_and_is_not_kept(
     assert (found.needs, found.complete, found.total, found.steps[0].name) == (None, False, None, "")
     said = found.explanation.splitlines()
     assert said[1] == "There was no time to compare anything with the defaults: they are kept."
-    assert said[-1] == "There was no time for all of it: resume goes on."
+    assert said[-1] == "There was no time for all of it: resume=True goes on."
     assert not [each for each in Path(saved.folder()).rglob("*") if each.suffix == ".json"]
     again = moebind.tune(path, **QUICK, dimensions=["micro-batch"], resume=True)
     assert again.trials[: len(found.trials)] == found.trials
@@ -267,7 +267,7 @@ def test_the_time_is_kept_to(path: Path, machine: Machine, capsys: pytest.Captur
     assert found.needs is None
     said = found.explanation.splitlines()
     assert said[1] == "Nothing was measured: the defaults are kept."
-    assert said[-1] == "There was no time for a single measurement: give more minutes; resume goes on."
+    assert said[-1] == "There was no time for a single measurement: give more minutes; resume=True goes on."
 
 
 def test_too_few_minutes_are_known_after_two_measurements(

@@ -64,11 +64,11 @@ def test_sentences(path: Path) -> None:
 def test_sentences_of_nothing(path: Path) -> None:
     nothing = explained(made_up(path, total=None, complete=False))
     assert "Nothing was faster than the defaults beyond the noise: they are kept." in nothing
-    assert "There was no time for all of it: resume goes on." in nothing
+    assert "There was no time for all of it: resume=True goes on." in nothing
     undecided = tuple(replace(step, name="", gain=None, low=None, high=None, kept=False, why=NO_TIME) for step in STEPS)
     nothing = explained(made_up(path, steps=undecided, total=None, complete=False))
     assert "There was no time to compare anything with the defaults: they are kept." in nothing
-    assert "There was no time for all of it: resume goes on." in nothing
+    assert "There was no time for all of it: resume=True goes on." in nothing
     lost = replace(TOTAL, kept=False, why="no faster beyond the noise")
     assert "All of it together: no faster beyond the noise; the defaults are kept." in explained(
         made_up(path, total=lost)
@@ -79,20 +79,27 @@ def test_without_a_measurement_nothing_is_said_of_decisions(path: Path) -> None:
     said = explained(made_up(path, steps=(), trials=(), total=None, complete=False, agreements={}))
     assert said.splitlines()[1:] == [
         "Nothing was measured: the defaults are kept.",
-        "There was no time for a single measurement: give more minutes; resume goes on.",
+        "There was no time for a single measurement: give more minutes; resume=True goes on.",
     ]
     assert "measurements" not in said and "decisions" not in said
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(1.0, "0.1"), (133.0, "2.3"), (599.9, "10.0"), (601.0, "11"), (7200.0, "120")]
+    ("seconds", "said", "minutes"),
+    [(1.0, "0.1", 1), (133.0, "2.3", 9), (252.0, "4.2", 17), (599.9, "10.0", 40), (7200.0, "120", 480)],
 )
-def test_too_little_time_is_told_with_what_it_takes(path: Path, seconds: float, said: str) -> None:
+def test_too_little_time_is_told_with_what_it_takes(path: Path, seconds: float, said: str, minutes: int) -> None:
     sentence = explained(made_up(path, total=None, complete=False, needs=seconds)).splitlines()[-1]
     assert sentence == (
-        f"There was less time than a single comparison of this model takes, about {said} minutes: give minutes that "
-        "are several times as many; resume goes on."
+        f"There was less time than a single comparison of this model takes, about {said} minutes: give "
+        f"minutes={minutes} or more (resume=True goes on), or shorter texts, such as n_prompt=64 and n_generate=16, or "
+        "only some dimensions (dimensions=[...])."
     )
+
+
+def test_texts_that_are_short_already_are_not_told_to_be_shorter(path: Path) -> None:
+    found = made_up(path, total=None, complete=False, needs=60.0, steps=STEPS[:1], goal=checked_goal("chat", 16, 4))
+    assert explained(found).endswith("about 1.0 minutes: give minutes=4 or more (resume=True goes on).")
 
 
 def test_what_took_more_than_was_planned_is_told_once(path: Path) -> None:
@@ -124,6 +131,8 @@ def test_several_sequences_are_told(path: Path) -> None:
 def test_lines() -> None:
     assert line(STEPS[0]) == "placement: there is no device besides the processor"
     assert line(STEPS[1]) == "micro-batch: n_ubatch 128: 1.220 times as fast (1.10 to 1.30), kept"
+    off = Step("flash attention", "flash attention off", why="not faster")
+    assert line(off) == "flash attention off: not faster"
     assert line(STEPS[2]).endswith("not kept: no faster beyond the noise")
 
 

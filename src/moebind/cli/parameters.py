@@ -204,7 +204,7 @@ PARAMS: Option[Any] = Option(
     "params",
     ("--params",),
     str,
-    "A file that moebind fit --save wrote; other options win over it.",
+    "A file of fit --save or tune --save; other options win over it.",
     "",
     (),
     lambda params, value: params,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -82,6 +83,13 @@ Timeout = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--no-progress", help="Write no lines on the way.")]
 
+#: What a result tells Python's users to give, and the options for it.
+_CALLS = [
+    (re.compile(r"\bminutes=(\d+)"), r"--minutes \1"),
+    (re.compile(r"\bn_prompt=(\d+) and n_generate=(\d+)"), r"-p \1 -n \2"),
+    (re.compile(r"\bdimensions=\[\.\.\.\]"), "--only WHAT,WHAT"),
+    (re.compile(r"\bresume=True\b"), "--resume"),
+]
 _OPTIONS = (PARAMS, RPC_ELSEWHERE, *MODEL, *without(CONTEXT, "n_seq_max"))
 #: What is decided already can be said with any of them, and seldom is.
 _RARE = {option.name for option in _OPTIONS} - {"params", "n_ctx", "n_cpu_moe", "cpu_moe", "threads"}
@@ -140,7 +148,7 @@ def command(
             command=shlex.join(["moebind", *sys.argv[1:]]),
         )
     except KeyboardInterrupt as stopped:  # typer would end with the same, and say nothing
-        say(str(stopped) or "interrupted")
+        say(_in_options(str(stopped)) or "interrupted")
         raise typer.Exit(130) from None
     # The result names no workers, which other processes call otherwise.
     workers = given.workers()
@@ -152,7 +160,7 @@ def command(
     if as_json:
         show_json({**found.to_dict(), "options": options, "drafts": drafts})
     else:
-        show(o.calls_as_options(str(found)))
+        show(_in_options(str(found)))
         show(f"In Python: {found.model_params}, {found.context_params}")
         show(f"Options of moebind: {shlex.join(options)}")
         if drafts:
@@ -164,6 +172,12 @@ def command(
             found.plot(picture)
         else:
             say(f"{picture} is not written: nothing was measured that it would show")
+
+
+def _in_options(said: str) -> str:
+    for written, option in _CALLS:
+        said = written.sub(option, said)
+    return o.calls_as_options(said)
 
 
 def _weights(given: str) -> str | dict[str, float]:

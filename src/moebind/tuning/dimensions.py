@@ -242,7 +242,7 @@ def expert_cache(planner: Planner, current: Configuration) -> Choices:
     if context.moe_cache_size:
         without = planner.search.place(planner.unplaced(current), context.with_moe_cache_size(0))
         if without is not None:
-            found.append(planner.choice("no cache of experts", current, without.model_params, moe_cache_size=0))
+            found.append(planner.choice("expert cache off", current, without.model_params, moe_cache_size=0))
     for size in dict.fromkeys(sizes):
         name = f"a cache of {show_size(size)} of experts"
         if size == context.moe_cache_size or not size:
@@ -297,7 +297,7 @@ def pinned_memory(planner: Planner, current: Configuration) -> Choices:
     if not _host_weights(planner, current):
         return "no weights are in host memory"
     params = current.model_params
-    name = "pinned memory" if params.no_host else "no pinned memory"
+    name = f"pinned memory {'on' if params.no_host else 'off'}"
     return [planner.choice(name, current, params.with_no_host(not params.no_host))]
 
 
@@ -402,10 +402,10 @@ def flash_attention(planner: Planner, current: Configuration) -> Choices:
         return reason
     context = current.context_params
     if context.flash_attn_type == FlashAttnType.DISABLED:
-        return [planner.choice("flash attention", current, flash_attn_type=FlashAttnType.ENABLED.name)]
+        return [planner.choice("flash attention on", current, flash_attn_type=FlashAttnType.ENABLED.name)]
     if context.type_v not in (GgmlType.F16, GgmlType.F32, GgmlType.BF16):
         return f"a cache of {context.type_v.name} needs it"
-    return [planner.choice("no flash attention", current, flash_attn_type=FlashAttnType.DISABLED.name)]
+    return [planner.choice("flash attention off", current, flash_attn_type=FlashAttnType.DISABLED.name)]
 
 
 def speculation(planner: Planner, current: Configuration) -> Choices:

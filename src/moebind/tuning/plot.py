@@ -28,7 +28,7 @@ def plot_steps(steps: Sequence[Step], path: str) -> None:
         axes.errorbar(gain, at, xerr=[[gain - low], [high - gain]], fmt="o", color=colour, capsize=3)
         axes.annotate(f"{gain:.2f}", (gain, at), (0, 6), textcoords="offset points", ha="center", color=TEXT)
     axes.axvline(1.0, color=TEXT, linewidth=0.8)
-    axes.set_yticks(range(len(shown)), [f"{step.dimension}: {step.name}" for step in shown])
+    axes.set_yticks(range(len(shown)), [step.title for step in shown])
     axes.invert_yaxis()
     axes.set_xlabel("times as fast, with the interval of 95 %; grey: not kept", color=TEXT)
     axes.tick_params(colors=TEXT)

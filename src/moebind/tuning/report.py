@@ -19,6 +19,10 @@ from moebind.tuning.trials import Trial
 
 __all__ = ["Findings", "explained", "line", "medians", "table"]
 
+#: How many comparisons a search should have time for, and the tokens from which on its texts can well be shorter.
+SEVERAL = 4
+SHORT = 64
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -70,9 +74,7 @@ def table(found: Findings) -> list[str]:
 
 def line(step: Step, *others: Step) -> str:
     """A step in a line, with others for which there was no time either."""
-    what = ", ".join(each.dimension for each in (step, *others))
-    if step.name:
-        what += f": {step.name}"
+    what = ", ".join(each.title for each in (step, *others))
     if step.gain is None:
         return f"{what}: {step.why}"
     speed = f"{step.gain:.3f} times as fast ({step.low:.2f} to {step.high:.2f})"
@@ -140,12 +142,12 @@ def explained(found: Findings) -> str:
     if found.needs is not None:
         lines.append(
             f"There was less time than a single comparison of this model takes, about {_minutes(found.needs)} minutes: "
-            "give minutes that are several times as many; resume goes on."
+            f"{_instead(found, found.needs)}."
         )
     elif not found.trials:
-        lines.append("There was no time for a single measurement: give more minutes; resume goes on.")
+        lines.append("There was no time for a single measurement: give more minutes; resume=True goes on.")
     elif not found.complete:
-        lines.append("There was no time for all of it: resume goes on.")
+        lines.append("There was no time for all of it: resume=True goes on.")
     return "\n".join(lines)
 
 
@@ -157,6 +159,17 @@ def _unplanned(found: Findings) -> Iterator[str]:
             most[trial.name, device] = max(size, most.get((trial.name, device), 0))
     for (name, device), size in most.items():
         yield f"{name}: it took {show_size(size)} more of {device} than was planned."
+
+
+def _instead(found: Findings, seconds: float) -> str:
+    """What to give where so many seconds are too few for a single comparison."""
+    ways = [f"give minutes={math.ceil(SEVERAL * seconds / 60)} or more (resume=True goes on)"]
+    if found.goal.n_tokens >= SHORT:
+        n_prompt, n_generate = (max(1, count // 4) for count in (found.goal.n_prompt, found.goal.n_generate))
+        ways.append(f"shorter texts, such as n_prompt={n_prompt} and n_generate={n_generate}")
+    if len(found.steps) > 1:
+        ways.append("only some dimensions (dimensions=[...])")
+    return ", or ".join(ways)
 
 
 def _minutes(seconds: float) -> str:

@@ -108,6 +108,12 @@ class Step:
     refused: int = 0
 
     @property
+    def title(self) -> str:
+        """The dimension, and the choice if there was one."""
+        own = not self.name or self.name.startswith(self.dimension)
+        return self.name or self.dimension if own else f"{self.dimension}: {self.name}"
+
+    @property
     def out_of_time(self) -> bool:
         """Whether there is nothing to tell of it but that there was no time."""
         return not self.name and self.why in {NO_TIME, NO_MEASUREMENT}
@@ -339,7 +345,7 @@ def _in_time(dimension: str, best: S, clock: _Clock[S], level: float) -> tuple[S
             break
     chosen = alive[0]
     if _promise(gains[id(chosen)]) < GAIN_MIN:
-        return replace(plain, name=chosen.name, why="nothing was faster"), best
+        return replace(plain, name=chosen.name, why="not faster"), best
     step = _compare(replace(plain, name=chosen.name), best, chosen.subject, clock, level)
     if not step.kept:
         return step, best

@@ -179,7 +179,11 @@ def tune(
         except FailedError as error:
             raise _failure(str(error)) from None
         except KeyboardInterrupt:
-            told = "nothing is kept" if file.startswith(scratch) else f"what was measured is in {file}: resume goes on"
+            told = (
+                "nothing is kept"
+                if file.startswith(scratch)
+                else f"what was measured is in {file}: resume=True goes on"
+            )
             raise KeyboardInterrupt(f"interrupted: {told}") from None
         finally:
             written.close()
