@@ -272,8 +272,8 @@ def test_an_index_takes_a_wheel_for_other_systems(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"wheels: {wheel.name} is for the system that it was built on: an index takes a manylinux wheel, which "
-        "tools/wheels repair makes of it\n"
+        f"wheels: {wheel.name} is for the system that it was built on, and if pip made it, for its processor: an index "
+        "takes a manylinux wheel, which tools/wheels build makes\n"
     )
     assert list(tmp_path.iterdir()) == [wheel]
 

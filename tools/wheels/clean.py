@@ -60,8 +60,8 @@ def fill_index(wheel: Path, index: Path, python: str, minor: int, wanted: Sequen
     tag = re.search(r"-manylinux_\d+_\d+_(\w+)$", wheel.stem)
     if tag is None:
         raise TrialError(
-            f"{wheel.name} is for the system that it was built on: an index takes a manylinux wheel, which "
-            "tools/wheels repair makes of it"
+            f"{wheel.name} is for the system that it was built on, and if pip made it, for its processor: an index "
+            "takes a manylinux wheel, which tools/wheels build makes"
         )
     index.mkdir(parents=True, exist_ok=True)
     if wheel.parent != index:

@@ -140,7 +140,10 @@ def _of_binary(binary: Binary, names: set[str]) -> Iterator[str]:
 def _of_processors(found: list[Binary]) -> Iterator[str]:
     kinds = [binary for binary in found if binary.name.startswith("moebind/lib/libggml-cpu")]
     if len(kinds) < 2:
-        yield f"it has {len(kinds)} libraries for kinds of processors: build with MOEBIND_PORTABLE=ON"
+        yield (
+            f"it is for {'one kind' if kinds else 'no kind'} of processor: tools/wheels build makes one for all "
+            "(MOEBIND_PORTABLE=ON)"
+        )
         return
     for binary in kinds:
         if lacking := ENTRIES - binary.symbols:
