@@ -169,6 +169,12 @@ def test_several_files_are_as_a_folder(folder: Path) -> None:
         assert "In memory at once: 2 of 2." in str(server).splitlines()
         models = [model.to_dict() for model in server.models]
         assert server.to_dict() == {"url": server.url, "page": server.page, "at_once": 2, "models": models}
+        open_ = str(server)
+    assert repr(server) == f"<Server {server.url} of a, b, closed>"
+    closed = str(server)
+    assert closed.splitlines()[0] == f"{server.url}, which is closed"
+    assert set(closed.splitlines()[1:]) < set(open_.splitlines())
+    assert "browser" not in closed and "In memory" not in closed
 
 
 def test_threads_may_be_among_the_arguments_for_llama_server(folder: Path) -> None:

@@ -70,8 +70,9 @@ class Server:
     model_params, context_params
         How each model is loaded, and the context that is made for it. What is left open is fitted: tensors that do not
         fit on the devices stay in host memory, and the context takes what is left. None as the context: a cache that
-        all requests share, without full-size windows, as in llama-server. Parameters that llama-server does not know
-        are refused. A :func:`moebind.loopback_device` is used only if the parameters name it.
+        all requests share, without full-size windows, as in llama-server. Its default length, 512, counts as left
+        open: for so few tokens give ``n_ctx=512``. Parameters that llama-server does not know are refused. A
+        :func:`moebind.loopback_device` is used only if the parameters name it.
     n_ctx
         The length of context. None: that of ``context_params`` if it is not the default of 512; otherwise as many
         tokens as fit, up to what the model was trained with.
@@ -327,9 +328,12 @@ class Server:
         await asyncio.to_thread(self.close)
 
     def __repr__(self) -> str:
-        return f"<Server {self.url} of {', '.join(model.name for model in self._models if model.offered)}>"
+        closed = "" if self._end.alive else ", closed"
+        return f"<Server {self.url} of {', '.join(model.name for model in self._models if model.offered)}{closed}>"
 
     def __str__(self) -> str:
+        if not self._end.alive:
+            return "\n".join([f"{self.url}, which is closed", *table(self._models)])
         offered = sum(model.offered for model in self._models)
         many = [f"In memory at once: {self._at_once} of {offered}."] if offered > 1 else []
         page = [f"Chat in a browser: {self._page}"] if self._page else []
