@@ -39,6 +39,7 @@ check: environment ## lint, format, types, import contract, generated files
 
 docs: environment ## the documentation, in docs/_build/html
 	$(RUN) -m sphinx -nW --keep-going -q -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 bench: environment ## speed beside llama.cpp's own benchmarks and llama-cpp-python, on the same libraries
 	$(RUN) benchmarks/speed.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 from packages import packages
 from transcripts import VARIABLES, assert_shows, transcripts
 
-#: Questions like the first of docs/evaluation.md.
-OTHERS = {"Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin"}
+#: A question after those that docs/evaluation.md shows.
+LAST = '{"country": "Germany", "capital": "Berlin"}\n'
 PROGRAM = Path(__file__).with_name("with_lm_eval.py")
 
 
@@ -59,14 +60,14 @@ def test_the_harness_has_it_as_a_model() -> None:
 @pytest.mark.thorough
 @pytest.mark.timeout(1800)
 def test_what_the_page_shows(demo_path: Path, tmp_path: Path) -> None:
-    """docs/evaluation.md: a task file, its first question, and what the harness writes of it."""
+    """docs/evaluation.md: a task file, its first questions, and what the harness writes of it."""
     shown = dict(transcripts("evaluation.md"))
-    [first] = [output for command, output in shown.items() if command.startswith("head -1 ")]
+    [first] = [output for command, output in shown.items() if command.startswith("head -3 ")]
     [(command, table)] = [each for each in shown.items() if "lm_eval --model moebind" in each[0]]
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/capitals.yaml").write_text(shown["cat tasks/capitals.yaml"], encoding="utf-8")
-    others = [first.replace("France", country).replace("Paris", city) for country, city in OTHERS.items()]
-    (tmp_path / "capitals.jsonl").write_text(first + "".join(others), encoding="utf-8")
+    assert [json.loads(line)["capital"] for line in first.splitlines()] == ["Paris", "Rome", "Madrid"]
+    (tmp_path / "capitals.jsonl").write_text(first + LAST, encoding="utf-8")
     (tmp_path / "moe.gguf").symlink_to(demo_path)
     told = {**packages(*HARNESS), **VARIABLES, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     typed = command.replace("cpu_moe=True", "cpu_moe=True,n_threads=1")
