@@ -21,7 +21,7 @@ def text(model):
 def in_child(function):
     child = os.fork()
     if child == 0:
-        faulthandler.dump_traceback_later(60, exit=True)  # says what it waits for
+        faulthandler.dump_traceback_later(120, exit=True)  # says what it waits for
         function()
         sys.exit(0)
     assert os.waitpid(child, 0)[1] == 0
@@ -32,6 +32,6 @@ def run(code: str, *arguments: object, **environment: str) -> str:
     """What a process prints; it must end by itself, well and in silence."""
     command = [sys.executable, "-W", "ignore", "-c", HEAD + code, *map(str, arguments)]
     variables = {**os.environ, "OMP_WAIT_POLICY": "passive", **environment}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90, env=variables)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=variables)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

@@ -23,7 +23,7 @@ EXTRA = ("--no-warmup", "--log-verbosity", "4")
 #: The arguments of small servers.
 SMALL_SERVER: dict[str, Any] = {"model_params": CPU, "context_params": CONTEXT, "extra": EXTRA}
 #: Seconds that anything may take on a machine that is busy otherwise.
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 class Answer(NamedTuple):

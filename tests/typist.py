@@ -20,7 +20,7 @@ import pytest
 MOEBIND = Path(sys.executable).with_name("moebind")
 #: What Ctrl-D sends at the beginning of a line.
 CTRL_D = "\x04"
-PATIENCE = 60
+PATIENCE = 120
 
 
 def type_lines(patch: pytest.MonkeyPatch, *lines: str) -> None:

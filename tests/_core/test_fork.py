@@ -78,7 +78,7 @@ print("libgomp-ours" in maps, "libgomp.so.1" in maps, moebind.__file__)
 """
     command = [sys.executable, "-S", "-W", "ignore", "-c", code, str(tiny_path(n_expert=4))]
     variables = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90, env=variables)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["True", "False", str(tmp_path / "moebind/__init__.py")]
 
@@ -379,7 +379,7 @@ thread.start()
 for _ in range(300):
     child = os.fork()
     if child == 0:
-        faulthandler.dump_traceback_later(60, exit=True)
+        faulthandler.dump_traceback_later(120, exit=True)
         one()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0

@@ -95,7 +95,7 @@ def run(code: str, *arguments: object) -> None:
     """The process must go on to its end, and end by itself, well and in silence."""
     command = [sys.executable, "-W", "ignore", "-c", HEAD + code + TAIL, *map(str, arguments)]
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 

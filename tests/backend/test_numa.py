@@ -39,7 +39,7 @@ PLACES = {
 def child(program: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-c", program, *map(str, arguments)]
     variables = {**os.environ, "OMP_WAIT_POLICY": "passive", **environment}
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=90, env=variables)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=variables)
 
 
 @pytest.fixture(scope="module")

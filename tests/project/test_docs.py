@@ -93,6 +93,7 @@ def test_every_public_name_has_an_example(name: str, shown: set[str]) -> None:
     assert name in shown
 
 
+@pytest.mark.timeout(900)  # it waits for mypy
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_public_member_has_an_example(kind: str, used: set[Member]) -> None:
     missing = [
@@ -116,6 +117,7 @@ def of(context: Context, unknown, maybe: Model | None):
 """
 
 
+@pytest.mark.timeout(900)  # it waits for mypy
 def test_an_example_is_one_of_its_class_only(tmp_path: Path) -> None:
     tree = ast.parse(EXAMPLE)
     assert names_used(tree) == {"Batch", "Context", "Model", "Sampler", "bench", "plan"}

@@ -40,7 +40,7 @@ def computes(context):
 def child(code: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     """Run a program after BEGIN."""
     command = [sys.executable, "-W", "ignore", "-c", BEGIN + textwrap.dedent(code), *map(str, arguments)]
-    return subprocess.run(command, text=True, check=False, stdout=subprocess.PIPE, timeout=110, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, text=True, check=False, stdout=subprocess.PIPE, timeout=240, **options)  # type: ignore[call-overload,no-any-return]
 
 
 # --- the disk ---
