@@ -354,6 +354,8 @@ def test_what_drafts_for_another_context(moe: Model, reference: Context, drafter
             for ask in (engine.generate, engine.agenerate):
                 with pytest.raises(ValueError, match="clever"):
                     ask("the", speculative="clever")
+                with pytest.raises(TypeError, match=r"takes one kind of n-grams, not a list, such as 'ngram-simple'"):
+                    ask("the", speculative=["ngram-simple"])  # type: ignore[typeddict-item]
                 for model in (5, Draft("draft.gguf")):
                     with pytest.raises(TypeError, match="speculative is .*a model that drafts is given to the engine"):
                         ask("the", speculative=model)  # type: ignore[typeddict-item]

@@ -246,6 +246,7 @@ def test_closing_while_generating(demo: Model) -> None:
         ({"stop": [3.5]}, TypeError, "stop"),
         ({"seq_id": 1}, ValueError, "seq_id"),
         ({"sampler": 3}, TypeError, "Sampler"),
+        ({"sampler": "greedy"}, TypeError, r"sampler is 'greedy'; it takes a Sampler, such as Sampler\.greedy\(\)$"),
         ({"reuse_prefix": 1}, TypeError, "reuse_prefix"),
     ],
 )
@@ -253,6 +254,18 @@ def test_bad_arguments(demo_context: Context, options: dict[str, object], error:
     arguments = {"prompt": PROMPT, **options}
     with pytest.raises(error, match=message):
         demo_context.generate(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_prompt_for_which_sequences_would_share(dense: Model) -> None:
+    hint = r", or with kv_unified=True, so that its 2 sequences share it$"
+    with dense.new_context(SMALL.with_n_ctx(1024).with_n_seq_max(2).with_kv_unified(False)) as context:
+        with pytest.raises(ValueError, match="a sequence of this context takes 512: .*a larger n_ctx" + hint):
+            context.generate([1] * 600)
+        with pytest.raises(ValueError, match="a larger n_ctx$"):
+            context.generate([1] * 2000)
+    with dense.new_context(SMALL.with_n_ctx(1024).with_n_seq_max(2).with_kv_unified(True)) as context:
+        with pytest.raises(ValueError, match="a larger n_ctx$"):
+            context.generate([1] * 2000)
 
 
 def test_samplers_must_choose(demo_context: Context) -> None:

@@ -10,7 +10,7 @@ import pytest
 from drafts import NGRAMS, Drafting, drafting, prompts
 
 from conftest import EXACT
-from moebind import ClosedError, ContextParams, Model, Speculative, SpeculativeError, SpeculativeType, ffi, lib
+from moebind import ClosedError, ContextParams, Draft, Model, Speculative, SpeculativeError, SpeculativeType, ffi, lib
 
 
 def test_the_kinds_are_llama_cpps() -> None:
@@ -148,3 +148,13 @@ def test_kinds_by_a_name_that_none_has(moe: Model) -> None:
         for call in (context.generate, lambda prompt, **given: context.generate_many([prompt], **given)):
             with pytest.raises(ValueError, match="^speculative is 'ngram'; it takes one of auto, ngram-simple, "):
                 call([1, 2], speculative="ngram")
+
+
+@pytest.mark.parametrize("given", [Draft("d.gguf"), "d.gguf", "draft-simple", ["ngram-simple", "ngram-mod"]])
+def test_what_a_text_cannot_be_given_says_what_can(moe: Model, given: object) -> None:
+    with moe.new_context(EXACT) as context:
+        hint = r"Speculative\(context, draft_context\)"
+        if isinstance(given, list):
+            hint = r"several kinds as Speculative\(context, kind=\[\.\.\.\]\)$"
+        with pytest.raises((TypeError, ValueError, SpeculativeError), match=hint):
+            context.generate([1, 2], speculative=given)  # type: ignore[arg-type]

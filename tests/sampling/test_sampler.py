@@ -85,6 +85,8 @@ def test_a_chain_owns_its_samplers() -> None:
     with twice, pytest.raises(ClosedError, match="twice"):
         Sampler.chain([twice, twice])
     assert twice.closed
+    with pytest.raises(TypeError, match=r"samplers holds 'greedy'; it takes samplers, such as Sampler\.greedy\(\)$"):
+        Sampler.chain(["greedy"])  # type: ignore[list-item]
 
 
 def test_a_part_stays_in_its_chain() -> None:

@@ -123,7 +123,7 @@ def check_draft(target: Decoding, draft: Decoding | None, kinds: Sequence[Specul
     modelled = [kind for kind in kinds if kind not in NGRAMS]
     if draft is None:
         if modelled:
-            raise SpeculativeError(f"{modelled[0].name} takes a draft: a context of the model that drafts")
+            raise SpeculativeError(f"{modelled[0].name} takes a draft: Speculative(context, draft_context)")
         return
     if not modelled:
         names = ", ".join(kind.name for kind in kinds)

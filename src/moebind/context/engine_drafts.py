@@ -38,9 +38,9 @@ def check_kind(given: object) -> None:
     if isinstance(given, str) and given == "auto":
         return
     if not isinstance(given, (str, SpeculativeType)):
+        takes = "one kind of n-grams, not a list" if isinstance(given, (list, tuple)) else "a kind of n-grams"
         raise TypeError(
-            f"speculative is {shown(given)}; it takes a kind of n-grams, such as 'ngram-simple', 'auto', or None: "
-            f"{MODELS}"
+            f"speculative is {shown(given)}; it takes {takes}, such as 'ngram-simple', 'auto', or None: {MODELS}"
         )
     try:
         kinds = kinds_of(given, "speculative", ("auto", *NGRAM_NAMES))

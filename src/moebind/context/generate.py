@@ -40,6 +40,11 @@ __all__ = ["Generation"]
 
 #: What ``speculative="auto"`` is: few tokens have to match, and few are drafted, since it is measured anyway.
 AUTO: dict[str, Any] = {"kind": SpeculativeType.NGRAM_SIMPLE, "n_match": 4, "n_max": 8, "auto": True}
+#: How a model, and several kinds, are given.
+MODELS = (
+    "a model that drafts is given as Speculative(context, draft_context), several kinds as Speculative(context, "
+    "kind=[...])"
+)
 
 
 def generate(
@@ -313,10 +318,14 @@ class Generation(Media):
         if not isinstance(speculative, (str, SpeculativeType)):
             raise TypeError(
                 f"speculative is {shown(speculative)}; it takes a Speculative, a kind of n-grams such as "
-                "'ngram-simple', 'auto', or None"
+                f"'ngram-simple', 'auto', or None: {MODELS}"
             )
         named = AUTO["kind"] if speculative == "auto" else speculative
-        check_draft(self, None, kinds_of(named, "speculative", ("auto", *NGRAM_NAMES)))
+        try:
+            kinds = kinds_of(named, "speculative", ("auto", *NGRAM_NAMES))
+        except ValueError as error:
+            raise ValueError(f"{error}: {MODELS}") from None
+        check_draft(self, None, kinds)
 
     def _drafting_with(self, speculative: Speculative | SpeculativeType | str | None) -> Speculative | None:
         """What drafts, by the argument of that name. N-grams that it names are kept for the next text.
@@ -365,9 +374,11 @@ class Generation(Media):
 
     def _check_length(self, n_tokens: int) -> None:
         if n_tokens > self._length_max:
+            parts = not self._unified and self._n_seq_max > 1 and n_tokens <= self.n_ctx
+            shared = f", or with kv_unified=True, so that its {self._n_seq_max} sequences share it" if parts else ""
             raise ValueError(
                 f"prompt has {n_tokens} tokens; a sequence of this context takes {self._length_max}: make it with a "
-                "larger n_ctx"
+                f"larger n_ctx{shared}"
             )
 
     def _check_options(self, options: Mapping[str, Any]) -> None:

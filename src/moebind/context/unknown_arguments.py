@@ -21,6 +21,8 @@ _ELSEWHERE = {
     "top_logprobs": "logprobs",
     "stop_strings": "stop",
     "stop_sequences": "stop",
+    "eos_token_id": "stop",
+    "num_predict": "max_tokens",
 }
 #: What other libraries have an argument for, and what there is instead.
 _INSTEAD = {
@@ -34,6 +36,20 @@ _INSTEAD = {
     **dict.fromkeys(
         ("mirostat", "mirostat_mode", "mirostat_tau", "mirostat_eta"),
         "pass sampler=Sampler.chain([Sampler.mirostat_v2(seed, tau, eta)])",
+    ),
+    "do_sample": "temperature=0.8 samples; without it, the likeliest token is always chosen",
+    **dict.fromkeys(
+        ("num_beams", "beam_size"),
+        "there is no search with beams; generate_many([prompt] * n, temperature=0.8) gives several texts",
+    ),
+    "chat_format": "chat(messages, template='chatml') takes a template's name, or Jinja source; None is the file's own",
+    **dict.fromkeys(
+        ("system", "system_prompt", "system_message"),
+        "it is the first message, chat([{'role': 'system', 'content': text}, ...])",
+    ),
+    **dict.fromkeys(
+        ("functions", "function_call"),
+        "chat(messages, tools=[{'type': 'function', 'function': each}, ...], tool_choice='auto') has them",
     ),
     "tfs_z": "llama.cpp has no such sampler any more",
     "penalize_nl": "llama.cpp has no such switch any more",

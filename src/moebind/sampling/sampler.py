@@ -38,7 +38,7 @@ def check_sampler(sampler: object) -> None:
     """Raise TypeError if it is none."""
     if not isinstance(sampler, Sampler):
         made = getattr(sampler, "__self__", None) is Sampler
-        hint = f", which {getattr(sampler, '__qualname__', '')}(...) gives" if made else ""
+        hint = f", which {getattr(sampler, '__qualname__', '')}(...) gives" if made else ", such as Sampler.greedy()"
         raise TypeError(f"sampler is {shown(sampler)}; it takes a Sampler{hint}")
 
 
@@ -105,7 +105,7 @@ class Sampler(PythonKinds, metaclass=NamedClass):
         parts = list(samplers)
         for part in parts:
             if not isinstance(part, Sampler):
-                raise TypeError(f"samplers holds {shown(part)}; it takes samplers")
+                raise TypeError(f"samplers holds {shown(part)}; it takes samplers, such as Sampler.greedy()")
             part._open()
             if part._is_part:
                 raise ClosedError(f"{part!r} belongs to a chain already: put its clone() into this one")
