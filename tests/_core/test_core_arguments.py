@@ -63,6 +63,21 @@ from moebind.server import Server
             "Write Server(model, context_params=ContextParams(n_batch=9)",
         ),
         (lambda **given: bench.offload("x", **given), {"repetitions": 5}, "it is 'repeats' here"),
+        (lambda **given: bench.decode("x", **given), {"n_gen": 4}, "decode() has no argument 'n_gen'; it is 'n_gen"),
+        (lambda **given: bench.batch("x", **given), {"reps": 4}, "batch() has no argument 'reps'; it is 'repeats' h"),
+        (lambda **given: moebind.tune("x", **given), {"n_gen": 4}, "tune() has no argument 'n_gen'; it is 'n_generate"),
+        (lambda **given: moebind.tune("x", **given), {"only": []}, "tune() has no argument 'only'; it is 'dimensions'"),
+        (
+            lambda **given: Server("x", **given),
+            {"temperature": 0},
+            """no argument 'temperature': it is an option of llama-server's: extra=["--temp", "0"]""",
+        ),
+        (lambda **given: Server("x", **given), {"draft_model": "y"}, "it is 'draft' here"),
+        (
+            lambda **given: bench.prompt("x", **given),
+            {"n_gpu_layers": 0},
+            "Write prompt(model_path, ModelParams(n_gpu_layers=0))",
+        ),
         (lambda **given: bench.offload("x", **given), {"placement": ["all"]}, "did you mean 'placements'?"),
         (lambda **given: bench.default_placements("x", **given), {"n_cpu_mo": 5}, "did you mean 'n_cpu_moe'?"),
         (lambda **given: moebind.loopback_device(**given), {"n_thread": 5}, "did you mean 'n_threads'?"),
@@ -97,7 +112,7 @@ def test_names_of_embeddings(dense: moebind.Model) -> None:
 
 
 def test_everything_else_stays() -> None:
-    @explained({ModelParams: "f({})"}, {"other": "wide"})
+    @explained({ModelParams: "f({})"}, {"other": "wide", "tall": "other calls are"})
     def call(narrow: int, *, wide: int = 0) -> int:
         """What it does."""
         return narrow + wide
@@ -109,6 +124,8 @@ def test_everything_else_stays() -> None:
         call()  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="it is 'wide' here"):
         call(1, other=2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"call\(\) has no argument 'tall': other calls are$"):
+        call(1, tall=2)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"'n_gpu_layers': ModelParams has\. Write f\(ModelParams\(n_gpu_layers=3\)\)$"):
         call(1, n_gpu_layers=3)  # type: ignore[call-arg]
 

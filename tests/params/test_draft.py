@@ -80,3 +80,17 @@ def list_of(draft: Draft) -> tuple[ModelParams | None, ContextParams | None]:
 def test_what_is_refused(given: dict[str, object], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         Draft(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"n_max": 4}, "Draft() has no argument 'n_max': Speculative(context, draft_context, n_max=...) has it"),
+        ({"n_gpu_layers": 0}, "ModelParams has. Write Draft(path, ModelParams(n_gpu_layers=0))"),
+        ({"type_k": GgmlType.F16}, "ContextParams has. Write Draft(path, context_params=ContextParams(type_k="),
+        ({"params": None}, "Draft() has no argument 'params'"),
+    ],
+)
+def test_what_to_write_instead(given: dict[str, object], said: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(said)):
+        Draft("draft.gguf", **given)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import pytest
 from hub_server import REPO, Hub
 
 from moebind.server.arguments import ROWS, Settings
-from moebind.server.extra import _OURS, check_extra, downloaded, given, left_open, option_names
+from moebind.server.extra import _OURS, EXAMPLES, check_extra, downloaded, given, left_open, option_names
 
 
 def test_names_are_read_from_the_help() -> None:
@@ -44,6 +44,12 @@ def test_every_name_of_what_is_moebinds_is_refused(option: str) -> None:
         for written in {name, "--" + name[2:].replace("-", "_") if name.startswith("--") else name}:  # it reads both
             with pytest.raises(ValueError, match=f"^{written} is among the arguments for llama-server itself"):
                 check_extra(["--temp", "0", written, "1"])
+
+
+@pytest.mark.parametrize(("option", "value"), sorted(set(EXAMPLES.values())))
+def test_what_is_said_in_place_of_an_argument_may_be_given(option: str, value: str) -> None:
+    assert option in option_names()
+    assert check_extra([option, value])
 
 
 def test_what_is_no_list_of_texts_is_refused() -> None:

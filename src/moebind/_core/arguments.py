@@ -64,7 +64,7 @@ def explained(
         Classes of parameters whose fields may be meant, and a call that takes such parameters, with ``{}`` in place of
         them.
     other_names
-        Names for its arguments that other libraries and programs have.
+        Names for its arguments that other libraries and programs have; or, of what is no argument, a sentence.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -111,8 +111,9 @@ def _refuse(
     other_names: Mapping[str, str],
 ) -> NoReturn:
     begin = f"{call}() has no argument {shown(name)}"
-    if name in other_names:
-        raise TypeError(f"{begin}; it is {shown(other_names[name])} here")
+    answer = other_names.get(name)
+    if answer is not None:
+        raise TypeError(f"{begin}; it is {shown(answer)} here" if answer in own else f"{begin}: {answer}")
     if _SPELLED.get(name) in own:
         raise TypeError(f"{begin}; it is {shown(_SPELLED[name])} here")
     if fields and elsewhere(name):

@@ -22,7 +22,7 @@ from moebind.bench.record import Measurement, Record
 from moebind.bench.report import OffloadReport
 from moebind.bench.resident_memory import seen_from_outside
 from moebind.bench.rows import OffloadRow, read_row
-from moebind.bench.settings import Settings, checked_context, checked_devices, checked_prompts
+from moebind.bench.settings import OTHER_NAMES, Settings, checked_context, checked_devices, checked_prompts
 from moebind.bench.texts import AGREEMENT
 from moebind.files.download import local_file
 from moebind.files.gguf import Gguf
@@ -35,11 +35,9 @@ __all__ = ["offload"]
 _PLACEMENT = "placement"
 #: Parts of a report's conditions that the measuring process tells.
 _OF_THE_PROCESS = ("machine", "model")
-#: llama-bench's names for arguments.
-_ELSEWHERE = {"repetitions": "repeats", "n_gen": "n_generate", "reps": "repeats"}
 
 
-@explained_with_fields(context="offload(model_path, context_params={})", other_names=_ELSEWHERE)
+@explained_with_fields(context="offload(model_path, context_params={})", other_names=OTHER_NAMES)
 def offload(
     model_path: str | os.PathLike[str],
     placements: Sequence[Placement | str] | None = None,

@@ -17,7 +17,10 @@ from moebind.enums import DeviceType
 from moebind.files.gguf import Gguf
 from moebind.params.params import N_CTX, ContextParams
 
-__all__ = ["Settings", "checked_context", "checked_devices", "checked_prompts", "gpu_names"]
+__all__ = ["OTHER_NAMES", "Settings", "checked_context", "checked_devices", "checked_prompts", "gpu_names"]
+
+#: llama-bench's names for arguments.
+OTHER_NAMES = {"repetitions": "repeats", "reps": "repeats", "n_gen": "n_generate"}
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from moebind.bench import environment
 from moebind.bench.measure import TimedRun, check_room, prompt_text, timed_batch, timed_run
 from moebind.bench.progress import Progress
 from moebind.bench.rows import Samples
+from moebind.bench.settings import OTHER_NAMES
 from moebind.bench.texts import TEXT
 from moebind.context.context import Context
 from moebind.files.download import local_file
 from moebind.model.model import Model
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 
 __all__ = ["SpeedReport", "SpeedRow", "batch", "decode", "prompt"]
@@ -132,6 +134,9 @@ class SpeedReport:
         return html_of(str(self))
 
 
+@explained_with_fields(
+    model="decode(model_path, {})", context="decode(model_path, context_params={})", other_names=OTHER_NAMES
+)
 def decode(
     model_path: str | os.PathLike[str],
     model_params: ModelParams | None = None,
@@ -181,6 +186,9 @@ def decode(
     return _measure("decode", model_path, model_params, context_params, counts, (1,), progress)
 
 
+@explained_with_fields(
+    model="prompt(model_path, {})", context="prompt(model_path, context_params={})", other_names=OTHER_NAMES
+)
 def prompt(
     model_path: str | os.PathLike[str],
     model_params: ModelParams | None = None,
@@ -215,6 +223,9 @@ def prompt(
     return _measure("prompt", model_path, model_params, context_params, counts, (1,), progress)
 
 
+@explained_with_fields(
+    model="batch(model_path, {})", context="batch(model_path, context_params={})", other_names=OTHER_NAMES
+)
 def batch(
     model_path: str | os.PathLike[str],
     model_params: ModelParams | None = None,

@@ -10,12 +10,18 @@ from moebind._core import checks
 from moebind._core.shown import shown
 from moebind.enums import ContextType
 from moebind.params import serialize
+from moebind.params.misplaced import explained_with_fields
 from moebind.params.params import ContextParams, ModelParams
 
 __all__ = ["MTP", "Draft"]
 
 #: llama.cpp's name for drafts by layers that predict further ahead, as ``--spec-type`` takes it.
 MTP = "draft-mtp"
+#: What is said of the drafts, not of the model that makes them.
+_ELSEWHERE = {
+    name: f"Speculative(context, draft_context, {name}=...) has it"
+    for name in ("n_max", "n_min", "p_min", "kind", "auto")
+}
 
 
 @dataclass(frozen=True)
@@ -124,3 +130,8 @@ class Draft:
             None if model is None else ModelParams.from_dict(model),
             None if context is None else ContextParams.from_dict(context),
         )
+
+
+Draft.__init__ = explained_with_fields(  # type: ignore[method-assign]  # dataclasses wrote it
+    model="Draft(path, {})", context="Draft(path, context_params={})", other_names=_ELSEWHERE
+)(Draft.__init__)

@@ -28,6 +28,6 @@ def explained_with_fields(
     model, context
         Calls that take such parameters, with ``{}`` in their place: the function itself, if it does.
     other_names
-        Names for its arguments that other libraries and programs have.
+        Names for its arguments that other libraries and programs have; or, of what is no argument, a sentence.
     """
     return explained({ModelParams: model, ContextParams: context}, other_names)

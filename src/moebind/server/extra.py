@@ -16,7 +16,17 @@ from moebind.server.arguments import ROWS, Settings
 from moebind.server.isolation import environment
 from moebind.server.process import program
 
-__all__ = ["Refused", "check_extra", "downloaded", "first_refused", "given", "left_open", "option_names", "why_not"]
+__all__ = [
+    "EXAMPLES",
+    "Refused",
+    "check_extra",
+    "downloaded",
+    "first_refused",
+    "given",
+    "left_open",
+    "option_names",
+    "why_not",
+]
 
 #: Options that moebind sets, or that would undo what it sees to, and what to do instead.
 _OURS: Mapping[str, str] = {
@@ -54,6 +64,22 @@ _OURS: Mapping[str, str] = {
     "offline": "it is set",
     "ui": "use ui",
     "rerank": "set embeddings, and pooling_type to RANK",
+}
+#: Options that some think arguments of :class:`Server`, by those names, and what to write in place of them.
+EXAMPLES: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(("temperature", "temp"), ("--temp", "0")),
+    "top_k": ("--top-k", "40"),
+    "top_p": ("--top-p", "0.95"),
+    "min_p": ("--min-p", "0.05"),
+    "seed": ("--seed", "1"),
+    "repeat_penalty": ("--repeat-penalty", "1.1"),
+    "presence_penalty": ("--presence-penalty", "0.5"),
+    "frequency_penalty": ("--frequency-penalty", "0.5"),
+    **dict.fromkeys(("max_tokens", "n_predict", "num_predict"), ("--predict", "256")),
+    **dict.fromkeys(("template", "chat_template", "chat_format"), ("--chat-template", "chatml")),
+    "reasoning_format": ("--reasoning-format", "none"),
+    "n_max": ("--spec-draft-n-max", "4"),
+    **dict.fromkeys(("lora", "lora_path", "adapters"), ("--lora", "adapter.gguf")),
 }
 _PARAMETERS = {row.option: name for name, row in ROWS.items() if row.option and row.planned}
 _UNPLANNED = [row.option for row in ROWS.values() if row.option and not row.planned]

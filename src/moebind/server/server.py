@@ -22,7 +22,7 @@ from moebind.params.params import ContextParams, ModelParams
 from moebind.server.address import Address
 from moebind.server.arguments import Settings, check, command_line
 from moebind.server.chat_template import with_template
-from moebind.server.extra import check_extra, downloaded, given, left_open
+from moebind.server.extra import EXAMPLES, check_extra, downloaded, given, left_open
 from moebind.server.folders import find
 from moebind.server.isolation import Folder
 from moebind.server.placed import (
@@ -45,6 +45,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Server"]
+
+#: What is said of arguments that others have; of llama-server's own options, how they are given.
+_ELSEWHERE = {
+    **dict.fromkeys(("model_draft", "draft_model"), "draft"),
+    **{
+        name: f'it is an option of llama-server\'s: extra=["{option}", "{value}"]'
+        for name, (option, value) in EXAMPLES.items()
+    },
+}
 
 
 class Server:
@@ -121,7 +130,7 @@ class Server:
     @explained_with_fields(
         model="Server(model, model_params={})",
         context="Server(model, context_params={})",
-        other_names={"model_draft": "draft", "draft_model": "draft"},
+        other_names=_ELSEWHERE,
     )
     def __init__(
         self,

@@ -37,7 +37,11 @@ from moebind.tuning.trials import KL_MAX, Trials
 __all__ = ["tune"]
 
 
-@explained_with_fields(model="tune(path, model_params={})", context="tune(path, context_params={})")
+@explained_with_fields(
+    model="tune(path, model_params={})",
+    context="tune(path, context_params={})",
+    other_names={"only": "dimensions", "n_gen": "n_generate"},
+)
 def tune(
     path: str | os.PathLike[str],
     *,
