@@ -35,6 +35,7 @@ SHOWN = "moebind plan --help-all shows those that there are"
         (["plan", "m.gguf", "--max-tokens", "5"], f"there is no option --max-tokens: {SHOWN}"),
         (["plan", "m.gguf", "--zzz"], f"there is no option --zzz: {SHOWN}"),
         (["plan", "m.gguf", "-c"], "-c is the last word; it takes a value"),
+        (["generate", "m.gguf", "-fa"], "-fa is the last word; it takes a value: on, off or auto"),
         (["plan", "m.gguf", "--cpu-moe=yes"], "--cpu-moe has a value, and takes none"),
         (["plan", "m.gguf", "x y"], "'x y' is more than there is a place for: moebind plan takes MODEL"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,18 @@ def test_a_path_that_seems_to_be_an_address(text: str) -> None:
 def test_an_address_in_place_of_a_repository(text: str) -> None:
     with pytest.raises(ValueError, match=r"it takes 'OWNER/NAME': Model.load_from_file, .* write hf://o/r/x.gguf"):
         Model.from_pretrained(text)
+
+
+@pytest.mark.parametrize("text", ["moe.gguf", "./moe.gguf", "/models/MOE.GGUF", "C:\\models\\moe.gguf"])
+def test_a_file_in_place_of_a_repository(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"a file is loaded with Model.load_from_file({text!r})") + "$"):
+        Model.from_pretrained(text)
+
+
+def test_a_file_whose_path_looks_like_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    assert Address("models/moe.gguf").repo == "models/moe.gguf"
+    (tmp_path / "models" / "moe.gguf").touch()
+    with pytest.raises(ValueError, match=r"a file is loaded with Model\.load_from_file\('models/moe.gguf'\)$"):
+        Address("models/moe.gguf")

@@ -44,8 +44,15 @@ def usage_sentence(error: Any) -> str:
     for pattern, sentence in _SENTENCES:
         found = pattern.fullmatch(message)
         if found is not None:
-            return sentence.format(found[1])
+            return sentence.format(found[1]) + _choices(ctx, found[1])
     return str(error.format_message())
+
+
+def _choices(ctx: Any, name: str) -> str:
+    """The values of an option that has few, such as on, off and auto."""
+    params = [] if ctx is None else [each for each in ctx.command.params if name in names_of(each)]
+    *others, last = str(params[0].metavar or "").split("|") if params else [""]
+    return f": {', '.join(others)} or {last}" if all(each.islower() for each in (*others, last)) and others else ""
 
 
 def check_first(word: str, known: Iterable[str]) -> None:

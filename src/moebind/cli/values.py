@@ -42,6 +42,8 @@ class OwnCommand(TyperCommand):
             # Of an unknown option, whose class moved between versions of typer.
             if type(error).__name__ == "NoSuchOption":
                 error.message = why_not(error.option_name)  # type: ignore[attr-defined]
+            if type(error).__name__ == "BadOptionUsage" and getattr(error, "ctx", ctx) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]  # its sentence names the option's values
             raise
 
     def why_not(self, name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -51,11 +52,14 @@ class Address:
                 raise ValueError(f"{name} is {shown(value)}, with characters that no name has")
         if not isinstance(self.repo, str):
             raise TypeError(f"repo_id is {shown(self.repo)} ({type(self.repo).__name__}); it takes a str, 'OWNER/NAME'")
-        if not _REPO.fullmatch(self.repo):
+        is_file = self.repo.lower().endswith(".gguf") and (self.repo.startswith(".") or os.path.isfile(self.repo))
+        if is_file or not _REPO.fullmatch(self.repo):
             hint = ""
             address = meant(self.repo)
             if address is not None and ("//" in self.repo or on_hub(self.repo)):
                 hint = f": Model.load_from_file, plan and fit take an address, so write {address}"
+            elif self.repo.lower().endswith(".gguf"):
+                hint = f": a file is loaded with Model.load_from_file({shown(self.repo)})"
             elif ":" in self.repo:
                 hint = ": give what follows the colon as filename"
             elif "@" in self.repo:
