@@ -1,6 +1,6 @@
 """Clients that others wrote, each with what it is good for, at a server of moebind's.
 
-    pip install ".[clients]"
+    pip install ".[clients]"              # in .venv: "moebind[clients]"
     python examples/clients.py            # the demo model
     python examples/clients.py http://127.0.0.1:11435
 

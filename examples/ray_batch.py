@@ -1,6 +1,6 @@
 """Many prompts at once, by Ray Data, at a server that answers them over HTTP: ``moebind serve``, or replicas of it.
 
-pip install ".[ray]"
+pip install ".[ray]"   # in .venv: "moebind[ray]"
 python examples/ray_batch.py http://127.0.0.1:11435 prompts.txt answers.jsonl
 """
 

@@ -1,6 +1,6 @@
 """Many copies of moebind's server, as replicas of Ray Serve.
 
-    pip install ".[ray]"
+    pip install ".[ray]"   # in .venv: "moebind[ray]"
     python examples/ray_serve.py moe.gguf --replicas 1 4 --port 8000
 
 Any client of OpenAI's works with ``http://127.0.0.1:8000/v1``. docs/ray.md says more.
