@@ -233,13 +233,6 @@ class Stream(_Attributes, Iterator[Piece]):
         self._record.pieces.append(piece)
         return piece
 
-    if not TYPE_CHECKING:  # type checkers say it themselves
-
-        def __aiter__(self) -> NoReturn:
-            raise TypeError(
-                f"{type(self).__name__} is read with for; for async for, ask with agenerate(prompt) or achat(messages)"
-            )
-
     def __repr__(self) -> str:
         so_far = f"{len(self._record.pieces)} tokens so far"
         return f"<{type(self).__name__}, {so_far}: loop over it, or .complete() gives the whole>"
