@@ -112,7 +112,9 @@ def test_it_resumes(path: Path, capsys: Capture) -> None:
     assert run("tune", path, *QUICK, "--resume", "--no-progress", "--json") == 0
     assert json.loads(capsys.readouterr().out)["tuning"]["complete"] is True
     assert run("tune", path, *QUICK, "--resume", "--no-progress", "-b", 64) == 2
-    assert "asked differs" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "asked differs" in said
+    assert "; leave --resume out to" in said
 
 
 def test_without_a_result_a_sentence_says_so(path: Path, capsys: Capture) -> None:

@@ -138,6 +138,7 @@ _CALLS = [
     (re.compile(r"\ban n_gpu_layers of (\d+)"), r"--n-gpu-layers \1"),
     (re.compile(r"\ban n_ctx of (\d+)"), r"--ctx-size \1"),
     (re.compile(r"\bpass overwrite=True"), "give --overwrite"),
+    (re.compile(r"\bleave resume out\b"), "leave --resume out"),
     (re.compile(r"\btemplate='([\w-]+)'"), r"--chat-template \1"),
     (re.compile(r", tool_choice='auto', or use_grammar=False"), ", or --tool-choice auto"),
     (re.compile(r"\bpass tool_choice='(\w+)'"), r"give --tool-choice \1"),
