@@ -6,6 +6,7 @@
 #include "template_limits.h"
 
 #include "big_stack.h"
+#include "internal.h"
 #include "json.h"
 #include "jinja/lexer.h"
 #include "jinja/parser.h"
@@ -14,6 +15,7 @@
 #include "template_numbers.h"
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <typeinfo>
@@ -327,8 +329,15 @@ bool work() {
 namespace moebind {
 
 template_limits::template_limits(const std::atomic<bool> & stop) {
-    static const bool working = work();
-    if (!working) {
+    // A fork waits meanwhile: it takes a millisecond, and what another thread was making, a child would wait for.
+    static std::optional<bool> working;
+    {
+        const auto lock = fork_lock();
+        if (!working) {
+            working = work();
+        }
+    }
+    if (!*working) {
         throw std::runtime_error("templates are not run: this build of moebind cannot limit them, or keep their numbers");
     }
     current = { &stop, 0, 0, nullptr, 0 };

@@ -436,3 +436,35 @@ thread.join()
         PYTHONUNBUFFERED="",
     )
     assert "llama" in said
+
+
+def test_while_the_first_template_is_rendered(tiny_path: MakeTiny) -> None:
+    """What limits templates is made with the first one, which takes a while: a fork waits for it."""
+    run(
+        """
+import threading, time
+
+def load():
+    return Model.load_from_file(path, ModelParams(vocab_only=True, devices=()))
+
+def first(model):
+    model.apply_chat_template([{"role": "user", "content": "a"}], template="{{ messages[0].content }}")
+
+for number in range(150):
+    parent = os.fork()
+    if parent == 0:  # nobody has rendered one in it
+        model = load()
+        thread = threading.Thread(target=first, args=(model,))
+        thread.start()
+        time.sleep(number * 2e-5)
+        child = os.fork()
+        if child == 0:
+            faulthandler.dump_traceback_later(60, exit=True)
+            first(load())
+            os._exit(0)
+        thread.join()
+        os._exit(os.waitpid(child, 0)[1] != 0)
+    assert os.waitpid(parent, 0)[1] == 0, number
+""",
+        tiny_path(n_expert=4),
+    )
